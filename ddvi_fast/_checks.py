@@ -1,0 +1,71 @@
+"""Checks at the door: one line that names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import torch
+
+
+class InputError(ValueError):
+    """Input that cannot be used. Its text is one line; the command line prints it and exits with 2."""
+
+
+def fail(argument: str, expected: str, got: Any, hint: str = "") -> NoReturn:
+    """Raise `InputError` in the project's one form: ``argument: expected ..., got ...``."""
+    raise InputError(f"{argument}: expected {expected}, got {_describe(got)}" + (f" ({hint})" if hint else ""))
+
+
+def require(condition: bool, argument: str, expected: str, got: Any, hint: str = "") -> None:
+    """Do nothing if `condition` holds, otherwise `fail` with the same words."""
+    if not condition:
+        fail(argument, expected, got, hint)
+
+
+def choice(value: Any, valid: Iterable[str], argument: str) -> str:
+    """Return `value` if it is one of `valid`; otherwise name the nearest valid names."""
+    names = [str(name) for name in valid]
+    if value in names:
+        return value
+    fail(argument, f"one of {', '.join(names)}", value, nearest(value, names))
+
+
+def nearest(value: Any, names: Iterable[str]) -> str:
+    """A hint ``did you mean ...?`` for a misspelt name, or the empty string."""
+    close = difflib.get_close_matches(str(value), list(names), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def tensor(value: Any, argument: str, shape: tuple[int | None, ...] | None = None, floating: bool = True) -> torch.Tensor:
+    """Check that `value` is a tensor of `shape` (``None`` matches any size) and return it."""
+    if not isinstance(value, torch.Tensor):
+        fail(argument, "a tensor", value)
+    if floating:
+        require(value.is_floating_point(), argument, "a floating-point tensor", value)
+    if shape is not None:
+        fits = value.dim() == len(shape) and all(want in (None, have) for want, have in zip(shape, value.shape, strict=True))
+        wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+        require(fits, argument, f"shape {wanted}", value)
+    return value
+
+
+def same_device(argument: str, value: torch.Tensor, like: torch.Tensor) -> None:
+    """Check that two tensors stand on one device."""
+    require(value.device == like.device, argument, f"a tensor on {like.device}", value)
+
+
+def finite(value: torch.Tensor, argument: str) -> torch.Tensor:
+    """Check that nothing in `value` is NaN or infinite and return it."""
+    bad = ~torch.isfinite(value)
+    if bad.any():
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        fail(argument, "finite values", f"{value[where].item()} at index {where}, {int(bad.sum())} such values in all")
+    return value
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
+    return repr(value) if not isinstance(value, str) or len(value) < 40 else value
