@@ -81,7 +81,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
 
 
 def words(draws: Draws, shape: tuple[int, ...], stream: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Random 32-bit words as int64, shape [..., N, D]; `stream` may be a tensor that broadcasts over the rows [..., N]."""
+    """Random 32-bit words as int64, shape [..., N, D]; a `stream` tensor broadcasts against the rows, [T, 1] giving [T, N, D]."""
     _checks.require(len(shape) >= 2, "shape", "[..., N, D]", tuple(shape))
     *rows_shape, width = shape
     index = draws.indices(tuple(rows_shape), device).unsqueeze(-1)

@@ -1,0 +1,63 @@
+"""The one place that decides which backend an operation runs on, and says why one is not available.
+
+Every backend is a folder of five modules, `noise`, `chain`, `elbo`, `kde` and `mmd`, with the functions of `reference/`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+from ddvi_fast import _checks
+
+NAMES = ("auto", "reference", "cpp", "triton")
+ENVIRONMENT_VARIABLE = "DDVI_FAST_BACKEND"
+
+_PACKAGES = {"reference": "ddvi_fast.reference"}
+_chosen: str | None = None
+
+
+class use_backend:
+    """Choose the backend of the fused operations, as a call or for the length of a `with` block.
+
+    ``auto`` picks the fastest that can run the tensors at hand; the environment variable `DDVI_FAST_BACKEND` sets the default.
+
+    Raises:
+        InputError: an unknown name, or a backend that this installation does not have.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     current()
+        'reference'
+    """
+
+    def __init__(self, name: str) -> None:
+        global _chosen
+        _available(_checks.choice(name, NAMES, "backend"))
+        self._previous, _chosen = _chosen, name
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        global _chosen
+        _chosen = self._previous
+
+
+def current() -> str:
+    """The name in force: chosen, else from the environment, else ``auto``."""
+    return _chosen or _checks.choice(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), NAMES, ENVIRONMENT_VARIABLE)
+
+
+def operation(name: str) -> ModuleType:
+    """The module that computes operation `name` on the backend in force."""
+    backend = current()
+    return importlib.import_module(f"{_available('reference' if backend == 'auto' else backend)}.{name}")
+
+
+def _available(backend: str) -> str:
+    """The package of a backend; a backend that cannot run here is an error that says so."""
+    if backend != "auto" and backend not in _PACKAGES:
+        _checks.fail("backend", f"one that this version has ({', '.join(_PACKAGES)})", backend)
+    return _PACKAGES["reference" if backend == "auto" else backend]

@@ -1,0 +1,102 @@
+"""The small time-conditioned networks of the chain."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks
+from ddvi_fast.networks import uniform_
+from ddvi_fast.reference.chain import ChainWeights, denoise
+from ddvi_fast.rng import Draws
+
+
+class ResidualMLP(nn.Module):
+    """Four layers that each add a learned embedding of the timestep before their ReLU, then a linear layer to `D`.
+
+    With a context the input is `[y, context]` and the first hidden layer is added to the third, as in the released code.
+
+    Args:
+        latent_dim: D.
+        context_dim: C; 0 for an unconditional denoiser.
+        num_steps: T.
+        hidden_dim: width of the four layers.
+        groups: G independent networks side by side (class-conditional chains, seeds); None for one, without a group axis.
+        residual: add the first hidden layer to the third; by default exactly when there is a context.
+        zero_output: start the last layer at zero, so that an untrained chain only scales its state.
+        draws: where the initial weights are drawn.
+
+    Example:
+        >>> denoiser = ResidualMLP(latent_dim=2, context_dim=3, num_steps=10, groups=4)
+        >>> denoiser(torch.zeros(4, 5, 2), torch.zeros(4, 5, 3), torch.zeros(4, 5, dtype=torch.int64)).shape
+        torch.Size([4, 5, 2])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        context_dim: int,
+        num_steps: int,
+        hidden_dim: int = 128,
+        groups: int | None = None,
+        *,
+        residual: bool | None = None,
+        zero_output: bool = False,
+        draws: Draws = Draws(0),
+    ) -> None:
+        super().__init__()
+        _checks.require(latent_dim >= 1, "latent_dim", "at least 1", latent_dim)
+        _checks.require(context_dim >= 0, "context_dim", "at least 0", context_dim)
+        _checks.require(num_steps >= 2, "num_steps", "at least 2", num_steps)
+        _checks.require(groups is None or groups >= 1, "groups", "None or at least 1", groups)
+        self.latent_dim, self.context_dim, self.num_steps = latent_dim, context_dim, num_steps
+        self.hidden_dim, self.groups = hidden_dim, groups
+        self.residual = context_dim > 0 if residual is None else residual
+        lead, inputs = (() if groups is None else (groups,)), latent_dim + context_dim
+        self.first = nn.Parameter(torch.zeros(*lead, hidden_dim, inputs))
+        self.hidden = nn.Parameter(torch.zeros(*lead, 3, hidden_dim, hidden_dim))
+        self.bias = nn.Parameter(torch.zeros(*lead, 4, hidden_dim))
+        self.embedding = nn.Parameter(torch.zeros(*lead, num_steps, 4, hidden_dim))
+        self.last = nn.Parameter(torch.zeros(*lead, latent_dim, hidden_dim))
+        self.last_bias = nn.Parameter(torch.zeros(*lead, latent_dim))
+        self._initialise(draws, zero_output)
+
+    def _initialise(self, draws: Draws, zero_output: bool) -> None:
+        """Linear layers as torch starts them, embeddings uniform in [0, 1) as the released code does."""
+        narrow, wide = 1 / math.sqrt(self.latent_dim + self.context_dim), 1 / math.sqrt(self.hidden_dim)
+        bounds = {self.first: narrow, self.hidden: wide, self.bias: wide}
+        if not zero_output:
+            bounds |= {self.last: wide, self.last_bias: wide}
+        for layer, (parameter, bound) in enumerate(bounds.items()):
+            uniform_(parameter, -bound, bound, draws, layer)
+        uniform_(self.embedding, 0, 1, draws, len(bounds))
+
+    def chain_weights(self) -> ChainWeights:
+        """The weights as the fused chain takes them, biases folded into the time table."""
+        return ChainWeights(self.first, self.hidden, self.last, self.last_bias, self.embedding + self.bias.unsqueeze(-3))
+
+    def check_context(self, context: Tensor | None) -> None:
+        """A denoiser with a context needs one of its width, one without takes none."""
+        if self.context_dim == 0:
+            _checks.require(context is None, "context", "None, for a denoiser without context", context)
+        else:
+            _checks.tensor(context, "context")
+            _checks.require(context.shape[-1] == self.context_dim, "context", f"shape [.., N, {self.context_dim}]", context)
+
+    def forward(self, y: Tensor, context: Tensor | None, t: Tensor) -> Tensor:
+        """Predict at states `y` [.., N, D], context [.., N, C], 0-based timesteps `t` int64 [.., N]; grouped: [G, .., N, ..]."""
+        self.check_context(context)
+        weights = self.chain_weights()
+        lead = y.shape[:1] if weights.grouped else ()
+        flat = [None if value is None else value.reshape(*lead, -1, value.shape[-1]) for value in (y, context)]
+        steps = t.reshape(*lead, -1)
+        if weights.grouped:
+            rows = weights.time_table[torch.arange(lead[0], device=t.device).unsqueeze(-1), steps]
+        else:
+            rows = weights.time_table[steps]
+        return denoise(*flat, weights, rows, self.residual).reshape(y.shape)
+
+    def extra_repr(self) -> str:
+        return f"latent_dim={self.latent_dim}, context_dim={self.context_dim}, num_steps={self.num_steps}, hidden_dim={self.hidden_dim}, groups={self.groups}"

@@ -1,0 +1,110 @@
+"""Likelihoods `p(x | z)`: what a decoder's output means. Log-likelihoods are sums over the data's dimensions, in nats."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks, ops, rng
+from ddvi_fast.rng import Draws
+
+
+class Likelihood(nn.Module):
+    """The interface; a decoder's output is [.., P], and data of any shape are flattened to [.., P]."""
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        """log p(x | output) in nats, [..]; leading axes broadcast."""
+        raise NotImplementedError
+
+    def mean(self, output: Tensor) -> Tensor:
+        """E[x | output], [.., P]."""
+        raise NotImplementedError
+
+    def sample(self, output: Tensor, draws: Draws) -> Tensor:
+        """x ~ p(x | output), [.., N, P]."""
+        raise NotImplementedError
+
+    def pairwise(self, outputs: Tensor, x: Tensor) -> Tensor:
+        """log p(x_n | output_m) for all pairs: [M, P] and [N, P] -> [M, N]; the quadrature of the evidence needs it."""
+        return self.log_prob(outputs.unsqueeze(1), x)
+
+
+class Bernoulli(Likelihood):
+    """Bernoulli from logits. Grey data in [0, 1] count as cross-entropy targets."""
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        return ops.bernoulli_log_likelihood(output, x)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return torch.sigmoid(output)
+
+    def sample(self, output: Tensor, draws: Draws) -> Tensor:
+        return (_uniform(output, draws) < torch.sigmoid(output)).to(output.dtype)
+
+    def pairwise(self, outputs: Tensor, x: Tensor) -> Tensor:
+        return outputs @ x.mT - nn.functional.softplus(outputs).sum(-1, keepdim=True)
+
+
+class Gaussian(Likelihood):
+    """Gaussian around the output with one standard deviation, fixed or learned (``learn_scale``)."""
+
+    def __init__(self, scale: float = 1.0, learn_scale: bool = False) -> None:
+        super().__init__()
+        _checks.require(scale > 0, "scale", "a positive number", scale)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        return ops.gaussian_log_likelihood(output, x, self._scale(output))
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output
+
+    def sample(self, output: Tensor, draws: Draws) -> Tensor:
+        noise = rng.normal(draws, tuple(output.shape), rng.OBSERVATION, device=output.device, dtype=output.dtype)
+        return output + self._scale(output) * noise
+
+    def pairwise(self, outputs: Tensor, x: Tensor) -> Tensor:
+        squared = torch.cdist(outputs, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+        scale = self._scale(outputs)
+        return -0.5 * squared / scale**2 - x.shape[-1] * (torch.log(scale) + 0.5 * math.log(2 * math.pi))
+
+    def _scale(self, like: Tensor) -> Tensor:
+        return self.log_scale.exp().to(like)
+
+
+class Binomial(Likelihood):
+    """Binomial counts out of `total` from logits, as for genotypes (`total` = 2)."""
+
+    def __init__(self, total: int = 2) -> None:
+        super().__init__()
+        _checks.require(isinstance(total, int) and total >= 1, "total", "an integer of at least 1", total)
+        self.total = total
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        return ops.binomial_log_likelihood(output, x, self.total)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return self.total * torch.sigmoid(output)
+
+    def sample(self, output: Tensor, draws: Draws) -> Tensor:
+        trials = _uniform(output.repeat_interleave(self.total, dim=-1), draws).unflatten(-1, (-1, self.total))
+        return (trials < torch.sigmoid(output).unsqueeze(-1)).to(output.dtype).sum(-1)
+
+
+def _uniform(like: Tensor, draws: Draws) -> Tensor:
+    return rng.uniform(draws, tuple(like.shape), rng.OBSERVATION, device=like.device, dtype=like.dtype)
+
+
+_LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "binomial": Binomial}
+
+
+def make(name: str, **options: float) -> Likelihood:
+    """A likelihood by name: ``bernoulli``, ``gaussian`` (scale, learn_scale) or ``binomial`` (total).
+
+    Example:
+        >>> make("binomial", total=2).log_prob(torch.zeros(1, 3), torch.ones(1, 3)).exp().item()
+        0.125
+    """
+    return _LIKELIHOODS[_checks.choice(name, _LIKELIHOODS, "likelihood")](**options)

@@ -1,0 +1,9 @@
+"""Training objectives, each written once over `(z, log_ratio)`."""
+
+from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
+from ddvi_fast.objectives.ddvi import DDVI
+from ddvi_fast.objectives.elbo import ELBO
+from ddvi_fast.objectives.iwae import IWAE
+from ddvi_fast.objectives.weights import kl_weight
+
+__all__ = ["DDVI", "ELBO", "IWAE", "Objective", "Progress", "Terms", "Update", "kl_weight"]

@@ -1,0 +1,101 @@
+"""Denoising diffusion variational inference: the wake bound and the sleep regulariser (METHOD section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks, ops, rng
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
+from ddvi_fast.objectives.elbo import ELBO, KLSchedule
+from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.rng import Draws
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """The sleep term.
+
+    Args:
+        weight: of the denoising regression.
+        top_weight: of `-log q(y_T | x)` on fantasies.
+        loss: ``squared``, ``absolute`` or ``huber``.
+        alternating: separate sleep updates of the posterior after each wake update, instead of one joint update.
+        num_updates: sleep updates a batch, when alternating.
+        batch_factor: fantasies for each row of the batch.
+    """
+
+    weight: float = 0.2
+    top_weight: float = 0.2
+    loss: str = "squared"
+    alternating: bool = False
+    num_updates: int = 1
+    batch_factor: int = 1
+
+    def __post_init__(self) -> None:
+        _checks.choice(self.loss, ops.LOSSES, "sleep.loss")
+        _checks.require(self.weight >= 0 and self.top_weight >= 0, "sleep.weight, sleep.top_weight", "numbers of at least 0", (self.weight, self.top_weight))
+        _checks.require(self.num_updates >= 1 and self.batch_factor >= 1, "sleep.num_updates, sleep.batch_factor", "at least 1", (self.num_updates, self.batch_factor))
+        _checks.require(self.alternating or self.num_updates == 1, "sleep.num_updates", "1 unless sleep.alternating is true", self.num_updates)
+
+
+class DDVI(Objective):
+    """The wake bound on data plus a wake-sleep regulariser on fantasies `z ~ p(z)`, `x ~ p(x | z)`.
+
+    Terms: those of the bound, `sleep` (squared or other error, mean over latent dimensions) and `sleep_top`
+    (-log q(y_T | x), nats).
+
+    Args:
+        wake: the bound, an `ELBO` or `IWAE` over a `Diffusion` posterior.
+        sleep: how fantasies enter.
+
+    The decoder takes no gradient from fantasies: they are drawn without one.
+    """
+
+    def __init__(self, model: LatentVariableModel, posterior: Diffusion, sleep: Sleep = Sleep(), kl: KLSchedule = KLSchedule(), wake: Objective | None = None) -> None:
+        super().__init__()
+        _checks.require(isinstance(posterior, Diffusion), "posterior", "a Diffusion posterior", type(posterior).__name__)
+        self.wake = ELBO(model, posterior, kl) if wake is None else wake
+        self.model, self.posterior, self.sleep = model, posterior, sleep
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        groups = super().parameter_groups()
+        if self.sleep.alternating:
+            groups["sleep"] = [parameter for parameter in self.posterior.parameters() if parameter.requires_grad]
+        return groups
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        if not self.sleep.alternating:
+            yield Update("wake", lambda: self._joint_terms(x, progress, draws))
+            return
+        yield Update("wake", lambda: self.wake.wake_terms(x, progress, draws))
+        for update in range(self.sleep.num_updates):
+            yield Update("sleep", lambda update=update: self.sleep_terms(x, draws.importance(update)))
+
+    def _joint_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        wake = self.wake.wake_terms(x, progress, draws)
+        if self.sleep.weight == 0 and self.sleep.top_weight == 0:
+            return wake
+        sleep = self.sleep_terms(x, draws)
+        return Terms({**wake.values, **sleep.values}, {**wake.weights, **sleep.weights})
+
+    def sleep_terms(self, like: Tensor, draws: Draws) -> Terms:
+        """Fit the posterior to fantasies, `batch_factor` for each row of `like`."""
+        z, x = self.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
+        t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
+        x = x.view(len(x), *like.shape[1:])
+        values, weights = {}, {}
+        if self.sleep.weight > 0:
+            values["sleep"], weights["sleep"] = self.posterior.denoising_loss(x, z, t, draws, self.sleep.loss), self.sleep.weight
+        if self.sleep.top_weight > 0:
+            values["sleep_top"], weights["sleep_top"] = -self.posterior.top_log_prob(x, z, draws), self.sleep.top_weight
+        return Terms(values, weights)
+
+
+def uniform_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:
+    """Uniform 0-based timesteps, int64 [rows]: row `i` depends on its draw alone."""
+    return (rng.uniform(draws, (rows, 1), rng.TIME, device=device).squeeze(1) * num_steps).long().clamp(max=num_steps - 1)

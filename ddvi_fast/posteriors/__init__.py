@@ -1,0 +1,7 @@
+"""Posterior families `q(z | x)`, all returning `(z, log_ratio)`."""
+
+from ddvi_fast.posteriors.base import Posterior, PosteriorSample
+from ddvi_fast.posteriors.diffusion import Diffusion
+from ddvi_fast.posteriors.gaussian import Gaussian
+
+__all__ = ["Diffusion", "Gaussian", "Posterior", "PosteriorSample"]

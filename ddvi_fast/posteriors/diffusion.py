@@ -1,0 +1,150 @@
+"""The diffusion posterior: a small conditional denoising chain in latent space (METHOD section 1)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks, ops, rng
+from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.posteriors.base import Posterior, PosteriorSample, check_request, draw_start, split_top
+from ddvi_fast.rng import Draws
+from ddvi_fast.schedules import LearnedSchedule, NoiseSchedule
+
+
+class Encoded(NamedTuple):
+    """Mean and log-variance of `q(y_T | x)`, [N, D] each, and the chain's context [N, C] or None."""
+
+    mean: Tensor
+    log_var: Tensor
+    context: Tensor | None
+
+
+class Diffusion(Posterior):
+    """`q(y_T | x) = N(mean(x), diag exp(log_var(x)))`, then `T` denoising steps `q(y_{t-1} | y_t, x)` down to `z = y_0`.
+
+    Args:
+        encoder: `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean and log-variance of `y_T`.
+        denoiser: the network of the chain; its `num_steps` is T.
+        schedule: the noising process `r`; where `learn_schedule` is set, only its start.
+        context_encoder: `context_encoder(x, draws)`, from x to [N, C]; None for an unconditional denoiser.
+        parametrisation: what the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean``.
+        eta: 1 for ancestral sampling, 0 for the deterministic chain, which has no density.
+        final_variance: `s_1^2` before any learning; the schedule's posterior variance of step 2 if not given.
+        learn_schedule: train the betas through the bound.
+        learn_variances: train a factor `exp(delta_t)` of each step variance.
+
+    Raises:
+        InputError: parts that do not fit together.
+
+    Example:
+        >>> from ddvi_fast import denoisers, networks, schedules
+        >>> posterior = Diffusion(
+        ...     encoder=networks.MLP(5, [8], 4),
+        ...     context_encoder=networks.MLP(5, [8], 3),
+        ...     denoiser=denoisers.ResidualMLP(latent_dim=2, context_dim=3, num_steps=10),
+        ...     schedule=schedules.make("cosine", 10),
+        ... )
+        >>> sample = posterior.sample(torch.zeros(6, 5), num_samples=7)
+        >>> sample.z.shape, sample.log_ratio.shape
+        (torch.Size([7, 6, 2]), torch.Size([7, 6]))
+    """
+
+    why_no_density = "eta = 0 makes a deterministic chain, which has no log_ratio"
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        denoiser: ResidualMLP,
+        schedule: NoiseSchedule,
+        *,
+        context_encoder: nn.Module | None = None,
+        parametrisation: str = "v",
+        eta: float = 1.0,
+        final_variance: float | None = None,
+        learn_schedule: bool = False,
+        learn_variances: bool = False,
+    ) -> None:
+        super().__init__()
+        _checks.require(schedule.num_steps == denoiser.num_steps, "schedule", f"{denoiser.num_steps} steps, as the denoiser has", schedule.num_steps)
+        _checks.require((context_encoder is None) == (denoiser.context_dim == 0), "context_encoder", "one exactly when the denoiser has a context", context_encoder)
+        _checks.require(eta > 0 or not (learn_variances or learn_schedule), "eta", "above 0 to learn variances or a schedule", eta)
+        schedule.coefficients(parametrisation, eta, final_variance)
+        self.encoder, self.context_encoder, self.denoiser = encoder, context_encoder, denoiser
+        self.latent_dim, self.parametrisation, self.eta, self.final_variance = denoiser.latent_dim, parametrisation, eta, final_variance
+        self.learned_schedule = LearnedSchedule(schedule) if learn_schedule else None
+        self.schedule_kind = schedule.kind
+        self.register_buffer("betas", schedule.betas.clone())
+        self.log_variance_factors = nn.Parameter(torch.zeros(schedule.num_steps)) if learn_variances else None
+        self.active_steps = schedule.num_steps
+
+    @property
+    def has_density(self) -> bool:
+        return self.eta > 0
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noising process in force, with gradients where it is learned."""
+        return NoiseSchedule(self.betas, self.schedule_kind) if self.learned_schedule is None else self.learned_schedule()
+
+    def coefficients(self) -> Tensor:
+        """The chain's table, float32 [T, 5]."""
+        table = self.schedule.coefficients(self.parametrisation, self.eta, self.final_variance)
+        if self.log_variance_factors is None:
+            return table
+        deviations = table[:, 2] * torch.exp(0.5 * self.log_variance_factors)
+        return torch.cat((table[:, :2], deviations.unsqueeze(1), table[:, 3:]), dim=1)
+
+    def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
+        draws = draws if self.training else None
+        # Dropout of the two encoders must not share its draws, or both would drop the same units.
+        context = None if self.context_encoder is None else self.context_encoder(x, None if draws is None else draws.importance(1))
+        return Encoded(*split_top(self.encoder(x, draws)), context)
+
+    def sample(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
+        """As `Posterior.sample`; the path log-ratio is added up on the way down the chain."""
+        draws = check_request(x, num_samples, draws)
+        encoded = self.encode(x, draws)
+        y_T = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
+        chain = self._chain(encoded, y_T, draws, return_trajectory=False)
+        if chain.path is None:
+            return PosteriorSample(chain.z, None)
+        return PosteriorSample(chain.z, chain.path - ops.gaussian_log_prob(y_T, encoded.mean, encoded.log_var))
+
+    def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
+        """The trajectory [T + 1, K, N, D], `y_T` first."""
+        y_T = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
+        return self._chain(encoded, y_T, draws, return_trajectory=True).trajectory
+
+    def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
+        self.require_density()
+        along = ops.trajectory_log_ratio(path, encoded.context, self.denoiser, self.coefficients())
+        return along - ops.gaussian_log_prob(path[0], encoded.mean, encoded.log_var)
+
+    def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
+        """As in `Posterior`; refused with a learned schedule, whose noising half must keep its gradient."""
+        _checks.require(self.learned_schedule is None, "learn_schedule", "false with doubly reparametrised gradients", True)
+        return super().frozen_log_ratio(x, path, draws)
+
+    def denoising_loss(self, x: Tensor, z: Tensor, t: Tensor, draws: Draws, loss: str = "squared") -> Tensor:
+        """Regression of the chain's network on latents `z` [N, D] with data `x` [N, ...] at steps `t` [N] -> [N] (METHOD section 3)."""
+        encoded = self.encode(x, draws)
+        return ops.denoising_loss(
+            z, t, encoded.context, self.denoiser, self.schedule, parametrisation=self.parametrisation, loss=loss, draws=draws
+        )
+
+    def top_log_prob(self, x: Tensor, z: Tensor, draws: Draws) -> Tensor:
+        """log q(y_T | x) in nats, [N], at `y_T` noised from `z` [N, D]."""
+        encoded = self.encode(x, draws)
+        last = torch.full(z.shape[:1], self.schedule.num_steps - 1, device=z.device)
+        y_T, _ = ops.add_noise(z, last, self.schedule, draws=draws.importance(1))
+        return ops.gaussian_log_prob(y_T, encoded.mean, encoded.log_var)
+
+    def _chain(self, encoded: Encoded, y_T: Tensor, draws: Draws, return_trajectory: bool) -> ops.ChainSample:
+        source = draws if self.has_density else None
+        return ops.sample_chain(y_T, encoded.context, self.denoiser, self.coefficients(), draws=source, return_trajectory=return_trajectory)
+
+    def extra_repr(self) -> str:
+        return f"num_steps={self.denoiser.num_steps}, parametrisation={self.parametrisation}, eta={self.eta}"

@@ -1,0 +1,93 @@
+"""The denoiser and its chain: `T` affine steps around one small network, with the path log-ratio (METHOD sections 1, 2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import rng
+from ddvi_fast.rng import Draws
+
+
+class ChainWeights(NamedTuple):
+    """Weights of the time-conditioned residual network; all may carry a leading group axis `G`.
+
+    The bias of each hidden layer is folded into `time_table`, so that a step adds one row to each layer.
+    """
+
+    first: Tensor  # [.., H, D + C]
+    hidden: Tensor  # [.., 3, H, H]
+    last: Tensor  # [.., D, H]
+    last_bias: Tensor  # [.., D]
+    time_table: Tensor  # [.., T, 4, H]
+
+    @property
+    def grouped(self) -> bool:
+        return self.first.dim() == 3
+
+
+def denoise(y: Tensor, context: Tensor | None, weights: ChainWeights, rows: Tensor, residual: bool) -> Tensor:
+    """Network output [.., R, D] at states `y` [.., R, D] with time-table rows [.., R or 1, 4, H] (`..` is empty or `G`)."""
+    inputs = y if context is None else torch.cat((y, context), dim=-1)
+    first = torch.relu(inputs @ weights.first.mT + rows[..., 0, :])
+    second = torch.relu(first @ weights.hidden[..., 0, :, :].mT + rows[..., 1, :])
+    third = torch.relu(second @ weights.hidden[..., 1, :, :].mT + rows[..., 2, :])
+    if residual:
+        third = third + first
+    fourth = torch.relu(third @ weights.hidden[..., 2, :, :].mT + rows[..., 3, :])
+    return fourth @ weights.last.mT + weights.last_bias.unsqueeze(-2)
+
+
+def chain_noise(draws: Draws, num_steps: int, rows_shape: tuple[int, ...], latent_dim: int, like: Tensor) -> Tensor:
+    """The noise [T, *rows_shape, D] that the chain draws: entry `i` is for step `i`, from stream `CHAIN + i`."""
+    streams = rng.CHAIN + torch.arange(num_steps, device=like.device).view(-1, *[1] * len(rows_shape))
+    return rng.normal(draws, (*rows_shape, latent_dim), streams, device=like.device, dtype=like.dtype)
+
+
+def sample_chain(
+    y_T: Tensor, context: Tensor | None, weights: ChainWeights, coefficients: Tensor, noise: Tensor | None, residual: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Run the chain from `y_T` [.., R, D] down to `z`.
+
+    Returns `(z, path, trajectory)`: path [.., R] is None without noise (a deterministic chain has no density);
+    trajectory [T + 1, .., R, D] has the start first.
+    """
+    states, path = [y_T], None if noise is None else y_T.new_zeros(y_T.shape[:-1])
+    for step in reversed(range(coefficients.shape[0])):
+        weight_state, weight_output, deviation, scale, beta = coefficients[step].unbind()
+        output = denoise(states[-1], context, weights, weights.time_table[..., step, :, :].unsqueeze(-3), residual)
+        following = weight_state * states[-1] + weight_output * output
+        if noise is not None:
+            following = following + deviation * noise[step]
+            path = path + step_log_ratio(states[-1], following, noise[step], deviation, scale, beta)
+        states.append(following)
+    return states[-1], path, torch.stack(states)
+
+
+def step_log_ratio(y: Tensor, following: Tensor, noise: Tensor, deviation: Tensor, scale: Tensor, beta: Tensor) -> Tensor:
+    """`log r(y_t | y_{t-1}) - log q(y_{t-1} | y_t)`, shape of `y` less its last axis; the factors of 2 pi cancel.
+
+    `noise` is the standardised residual `(y_{t-1} - m_t) / s_t`; the three coefficients broadcast over rows.
+    """
+    forward = (y - scale.unsqueeze(-1) * following).square().sum(-1) / beta + y.shape[-1] * torch.log(beta)
+    reverse = noise.square().sum(-1) + 2 * y.shape[-1] * torch.log(deviation)
+    return 0.5 * (reverse - forward)
+
+
+def trajectory_log_ratio(trajectory: Tensor, context: Tensor | None, weights: ChainWeights, coefficients: Tensor, residual: bool) -> Tensor:
+    """The path log-ratio [R] of a given trajectory [T + 1, R, D] (start first), all steps in one call of the network.
+
+    Unlike the path of `sample_chain` it treats the states as data, which a doubly reparametrised gradient needs.
+    """
+    num_steps = coefficients.shape[0]
+    y, following = trajectory[:-1], trajectory[1:]
+    downwards = torch.arange(num_steps - 1, -1, -1, device=trajectory.device)
+    rows = weights.time_table[downwards].unsqueeze(1)
+    spread = None if context is None else context.expand(num_steps, *context.shape)
+    columns = coefficients[downwards].view(num_steps, 1, 5)
+    weight_state, weight_output, deviation, scale, beta = columns.unbind(-1)
+    mean = weight_state.unsqueeze(-1) * y + weight_output.unsqueeze(-1) * denoise(y, spread, weights, rows, residual)
+    noise = (following - mean) / deviation.unsqueeze(-1)
+    return step_log_ratio(y, following, noise, deviation, scale, beta).sum(0)

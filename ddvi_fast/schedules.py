@@ -1,0 +1,228 @@
+"""Noise schedules and their coefficient tables (METHOD section 1), built in float64 and handed to the chain in float32.
+
+A schedule is the noising process `r(y_t | y_{t-1}) = N(sqrt(alpha_t) y_{t-1}, beta_t I)`. Variance preserving (VP) sets
+`alpha_t = 1 - beta_t`; variance exploding (VE) sets `alpha_t = 1`, so that `beta_t` is what step `t` adds. Arrays are
+0-based: entry `i` is step `t = i + 1`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks
+
+PARAMETRISATIONS = ("eps", "x0", "v", "mean")
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A noising process of `T` steps.
+
+    Args:
+        betas: variance that each step adds, float64 [T].
+        kind: ``"vp"`` (signal shrinks as noise grows) or ``"ve"`` (signal stays as it is).
+
+    Example:
+        >>> schedule = make("cosine", 20)
+        >>> schedule.coefficients("v").shape
+        torch.Size([20, 5])
+    """
+
+    betas: Tensor
+    kind: str = "vp"
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.betas.shape[0]
+
+    @property
+    def alphas(self) -> Tensor:
+        """Squared factor by which a step scales its input, [T]."""
+        return 1 - self.betas if self.kind == "vp" else torch.ones_like(self.betas)
+
+    @property
+    def alpha_bars(self) -> Tensor:
+        """Product of the alphas so far, [T]: the squared factor of `y_0` in `y_t`."""
+        return torch.cumprod(self.alphas, 0)
+
+    @property
+    def noise_variances(self) -> Tensor:
+        """Variance of `y_t` given `y_0`, [T]; `1 - alpha_bar` for VP."""
+        return 1 - self.alpha_bars if self.kind == "vp" else torch.cumsum(self.betas, 0)
+
+    @property
+    def posterior_variances(self) -> Tensor:
+        """Variance of `r(y_{t-1} | y_t, y_0)`, [T]; zero at the first step."""
+        return _before(self.noise_variances, 0.0) / self.noise_variances * self.betas
+
+    def posterior_mean_weights(self) -> tuple[Tensor, Tensor]:
+        """Weights of `y_0` and of `y_t` in the mean of `r(y_{t-1} | y_t, y_0)`, both [T]."""
+        previous_signal = _before(self.alpha_bars, 1.0).sqrt()
+        previous_noise = _before(self.noise_variances, 0.0)
+        return previous_signal * self.betas / self.noise_variances, self.alphas.sqrt() * previous_noise / self.noise_variances
+
+    def terminal_snr(self) -> Tensor:
+        """Signal-to-noise ratio `alpha_bar_T / var(y_T | y_0)`, a scalar."""
+        return self.alpha_bars[-1] / self.noise_variances[-1]
+
+    def prediction_weights(self, parametrisation: str, eta: float = 1.0) -> tuple[Tensor, Tensor]:
+        """`A` and `B` of the mean `m_t = A_t y_t + B_t o` when the network predicts `parametrisation`, both float64 [T]."""
+        _checks.choice(parametrisation, PARAMETRISATIONS, "parametrisation")
+        signal, noise = self.alpha_bars.sqrt(), self.noise_variances.sqrt()
+        previous_signal = _before(self.alpha_bars, 1.0).sqrt()
+        remaining = _before(self.noise_variances, 0.0) - eta**2 * self.posterior_variances
+        # A square root has no finite gradient at 0, which a learned schedule meets at step 1, where nothing remains.
+        direction = torch.where(remaining > 0, remaining, 1.0).sqrt() * (remaining > 0)
+        if parametrisation == "eps":
+            return previous_signal / signal, direction - previous_signal * noise / signal
+        if parametrisation == "x0":
+            return direction / noise, previous_signal - direction * signal / noise
+        if parametrisation == "v":
+            norm = signal**2 + noise**2  # 1 for VP
+            return (previous_signal * signal + direction * noise) / norm, (direction * signal - previous_signal * noise) / norm
+        return torch.zeros_like(signal), torch.ones_like(signal)
+
+    def coefficients(
+        self, parametrisation: str = "eps", eta: float = 1.0, final_variance: float | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """The chain's table [T, 5] with columns `A`, `B`, `s`, `sqrt(alpha)`, `beta` (METHOD section 1).
+
+        Args:
+            parametrisation: what the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean``.
+            eta: 1 for ancestral sampling, 0 for the deterministic chain (which has no density).
+            final_variance: `s_1^2`, which `eta` alone would make 0; the posterior variance of step 2 if not given.
+            dtype: of the table; it is computed in float64 whatever this says.
+
+        Raises:
+            InputError: `eta` outside [0, 1], an unknown parametrisation, or a final variance for a deterministic chain.
+        """
+        _checks.require(0.0 <= eta <= 1.0, "eta", "a number in [0, 1]", eta)
+        weight_state, weight_output = self.prediction_weights(parametrisation, eta)
+        variances = eta**2 * self.posterior_variances
+        if eta > 0:
+            _checks.require(final_variance is None or final_variance > 0, "final_variance", "a positive number", final_variance)
+            last = self.posterior_variances[1:2] if final_variance is None else self.betas.new_tensor([final_variance])
+            variances = torch.cat((last, variances[1:]))
+        else:
+            _checks.require(final_variance is None, "final_variance", "None when eta = 0 (that chain has no density)", final_variance)
+        # The first variance of a deterministic chain is exactly 0; sqrt there is never differentiated.
+        deviations = variances.sqrt() if eta > 0 else torch.zeros_like(variances)
+        return torch.stack((weight_state, weight_output, deviations, self.alphas.sqrt(), self.betas), dim=1).to(dtype)
+
+    def target(self, parametrisation: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What a denoiser of `parametrisation` should output for `y_t = a x0 + s noise` at 0-based step `t` [N], shape of `x0`."""
+        _checks.choice(parametrisation, PARAMETRISATIONS, "parametrisation")
+        if parametrisation == "eps":
+            return noise
+        if parametrisation == "x0":
+            return x0
+        signal, deviation = (column[t].to(x0).unsqueeze(-1) for column in (self.alpha_bars.sqrt(), self.noise_variances.sqrt()))
+        if parametrisation == "v":
+            return signal * noise - deviation * x0
+        weight_x0, weight_state = (column[t].to(x0).unsqueeze(-1) for column in self.posterior_mean_weights())
+        return weight_x0 * x0 + weight_state * (signal * x0 + deviation * noise)
+
+    def to(self, device: torch.device | str) -> NoiseSchedule:
+        """The same schedule on another device."""
+        return NoiseSchedule(self.betas.to(device), self.kind)
+
+
+class LearnedSchedule(nn.Module):
+    """A schedule whose betas are trained through the bound: `beta_t = sigmoid(raw_t)` for VP, `exp(raw_t)` for VE.
+
+    Calling the module returns a `NoiseSchedule` that carries gradients. It starts as `initial`.
+    """
+
+    def __init__(self, initial: NoiseSchedule) -> None:
+        super().__init__()
+        self.kind = initial.kind
+        raw = torch.logit(initial.betas) if self.kind == "vp" else torch.log(initial.betas)
+        self.raw = nn.Parameter(raw.float())
+
+    def forward(self) -> NoiseSchedule:
+        raw = self.raw.double()
+        return NoiseSchedule(torch.sigmoid(raw) if self.kind == "vp" else torch.exp(raw), self.kind)
+
+
+def make(name: str, num_steps: int, *, kind: str = "vp", rescale: bool = False, **options: float) -> NoiseSchedule:
+    """Make a schedule by name.
+
+    Args:
+        name: ``constant`` (beta), ``linear``, ``quadratic``, ``sigmoid`` (start, end) or ``cosine`` (offset).
+        num_steps: T, at least 2.
+        kind: ``vp`` or ``ve``; for VE the named shape gives the variance that each step adds.
+        rescale: keep the signal-to-noise ratio at the end what the named schedule has after 1,000 steps, for any T.
+        options: the numbers of the named schedule.
+
+    Raises:
+        InputError: unknown name, option or kind, `num_steps` below 2, betas outside (0, 1).
+
+    Example:
+        >>> [round(float(make("linear", steps, rescale=True).terminal_snr()), 7) for steps in (5, 50)]
+        [4.04e-05, 4.04e-05]
+    """
+    _checks.choice(name, _SHAPES, "schedule")
+    _checks.choice(kind, ("vp", "ve"), "kind")
+    _checks.require(isinstance(num_steps, int) and num_steps >= 2, "num_steps", "an integer of at least 2", num_steps)
+    shape = _SHAPES[name]
+    for option in options:
+        _checks.choice(option, inspect.signature(shape).parameters.keys() - {"num_steps"}, f"option of the {name} schedule")
+    schedule = _validated(shape(num_steps, **options), kind)
+    return _resampled(_validated(shape(_REFERENCE_STEPS, **options), kind), num_steps) if rescale else schedule
+
+
+_REFERENCE_STEPS = 1000
+
+
+def _validated(betas: Tensor, kind: str) -> NoiseSchedule:
+    inside = (betas > 0).all() and (kind == "ve" or (betas < 1).all())
+    _checks.require(bool(inside), "betas", "values in (0, 1)" if kind == "vp" else "positive values", betas.tolist()[:3])
+    return NoiseSchedule(betas, kind)
+
+
+def _resampled(fine: NoiseSchedule, num_steps: int) -> NoiseSchedule:
+    """Read the accumulated noise of a fine schedule at `num_steps` evenly spaced times, and take differences."""
+    accumulated = -fine.alpha_bars.log() if fine.kind == "vp" else fine.noise_variances
+    times = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)[1:] * fine.num_steps
+    upper = times.ceil().long().clamp(1, fine.num_steps)
+    padded = torch.cat((accumulated.new_zeros(1), accumulated))
+    read = torch.lerp(padded[upper - 1], padded[upper], times - (upper - 1))
+    steps = read - _before(read, 0.0)
+    return NoiseSchedule(-torch.expm1(-steps) if fine.kind == "vp" else steps, fine.kind)
+
+
+def _before(values: Tensor, first: float) -> Tensor:
+    """Values one step earlier, with `first` before the first."""
+    return torch.cat((values.new_full((1,), first), values[:-1]))
+
+
+def _constant(num_steps: int, beta: float = 0.02) -> Tensor:
+    return torch.full((num_steps,), beta, dtype=torch.float64)
+
+
+def _linear(num_steps: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
+    return torch.linspace(start, end, num_steps, dtype=torch.float64)
+
+
+def _quadratic(num_steps: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
+    return torch.linspace(math.sqrt(start), math.sqrt(end), num_steps, dtype=torch.float64) ** 2
+
+
+def _sigmoid(num_steps: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
+    return torch.sigmoid(torch.linspace(-6, 6, num_steps, dtype=torch.float64)) * (end - start) + start
+
+
+def _cosine(num_steps: int, offset: float = 0.008) -> Tensor:
+    """Squared-cosine signal (Nichol and Dhariwal 2021), betas kept in [1e-4, 0.9999]."""
+    times = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    signal = torch.cos((times + offset) / (1 + offset) * math.pi / 2) ** 2
+    return (1 - signal[1:] / signal[:-1]).clamp(1e-4, 0.9999)
+
+
+_SHAPES = {"constant": _constant, "linear": _linear, "quadratic": _quadratic, "sigmoid": _sigmoid, "cosine": _cosine}
