@@ -1,0 +1,1 @@
+"""Training: one readable loop, and the engines that carry it out."""

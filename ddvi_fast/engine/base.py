@@ -1,0 +1,68 @@
+"""The interface of an engine: it owns devices, precision and optimisers, so that the loop need not know them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks
+from ddvi_fast.objectives import Objective, Terms
+
+LR_SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How parameters move.
+
+    Args:
+        lr: peak learning rate of Adam.
+        lr_schedule: ``constant``, or ``cosine`` decay to zero over the phase.
+        warmup_fraction: of the phase in which the rate rises linearly from zero.
+        max_norm: clip the gradient's norm; None for no clipping.
+        group_lr: a factor on the rate of some groups of updates.
+    """
+
+    lr: float = 1e-3
+    lr_schedule: str = "cosine"
+    warmup_fraction: float = 0.0
+    max_norm: float | None = None
+    group_lr: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _checks.choice(self.lr_schedule, LR_SCHEDULES, "lr_schedule")
+        _checks.require(self.lr > 0, "lr", "a positive number", self.lr)
+        _checks.require(0 <= self.warmup_fraction < 1, "warmup_fraction", "a number in [0, 1)", self.warmup_fraction)
+        _checks.require(self.max_norm is None or self.max_norm > 0, "max_norm", "None or a positive number", self.max_norm)
+
+    def rate(self, fraction: float) -> float:
+        """The learning rate at `fraction` of the phase."""
+        if fraction < self.warmup_fraction:
+            return self.lr * fraction / self.warmup_fraction
+        if self.lr_schedule == "constant":
+            return self.lr
+        progress = (fraction - self.warmup_fraction) / (1 - self.warmup_fraction)
+        return self.lr * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64)).item())
+
+
+class Engine(Protocol):
+    """One phase's optimisers around its objective."""
+
+    objective: Objective
+    device: torch.device
+
+    def step(self, group: str, terms: Terms, fraction: float) -> Tensor:
+        """One optimiser step of `group` on `terms` at `fraction` of the phase; returns the loss, on the device."""
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimiser of each group, for checkpoints."""
+
+
+def set_trainable(modules: Iterable[nn.Module], trainable: bool) -> None:
+    """Freeze or thaw modules, as warm-up phases do."""
+    for module in modules:
+        module.requires_grad_(trainable)

@@ -1,0 +1,119 @@
+"""What is reported of a model and its posterior. Bounds are nats per example; streaming keeps memory constant in K."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, ops
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.posteriors import Posterior
+from ddvi_fast.rng import Draws
+
+LATENT_NLL_BANDWIDTHS = (0.05, 0.8, 0.1, 0.3, 0.5)  # of the released code's metric
+PRIOR_BANDWIDTHS = (0.005, 0.008, 0.01, 0.03, 0.05)  # of its prior density
+MMD_SIGMAS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
+NEIGHBOURS = 20
+
+_ROWS = 1 << 14  # chain rows (examples times samples) held at a time
+
+
+@torch.no_grad()
+def elbo(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_samples: int = 100, draws: Draws | None = None) -> Tensor:
+    """The evidence lower bound `E_q[log w]` of each row, nats [N], averaged over `num_samples` draws."""
+    total = x.new_zeros(len(x))
+    for weights in _streamed_weights(model, posterior, x, num_samples, draws):
+        total = total + weights.sum(0)
+    return total / num_samples
+
+
+@torch.no_grad()
+def iwae_bound(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_samples: int = 1000, draws: Draws | None = None) -> Tensor:
+    """`log (1/K) sum_k w_k` of each row, nats [N] (Burda et al. 2016), by an online log-sum-exp over K samples."""
+    total = x.new_full((len(x),), -math.inf)
+    for weights in _streamed_weights(model, posterior, x, num_samples, draws):
+        total = torch.logaddexp(total, torch.logsumexp(weights, 0))
+    return total - math.log(num_samples)
+
+
+def _streamed_weights(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_samples: int, draws: Draws | None) -> Iterator[Tensor]:
+    """Log-weights [K', N] in chunks of K, which draw the very samples that one large call would."""
+    _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
+    _checks.require(len(x) >= 1, "x", "at least one example", x)
+    draws, chunk = Draws(0) if draws is None else draws, max(1, _ROWS // len(x))
+    for first in range(0, num_samples, chunk):
+        yield posterior.log_weights(model, x, min(chunk, num_samples - first), draws.importance(first))
+
+
+@torch.no_grad()
+def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, draws: Draws | None = None) -> Tensor:
+    """The released code's "ELBO" of each row, [N], on its own scale; higher is better.
+
+    Reconstruction is averaged over pixels instead of summed, the prior is its clamped kernel estimate, and the ratio is
+    averaged over latent dimensions, as its per-step divergences are (ORIGINAL_RELEASE). Not nats, and no bound.
+    """
+    draws = Draws(0) if draws is None else draws
+    posterior.require_density()
+    z, log_ratio = posterior.sample(x, 1, draws)
+    pixels = x.flatten(1).shape[1]
+    reconstruction = model.log_likelihood(x, z)[0] / pixels
+    return reconstruction + model.prior.log_prob_kde(z[0]) + log_ratio[0] / posterior.latent_dim
+
+
+@torch.no_grad()
+def encode(posterior: Posterior, x: Tensor, draws: Draws | None = None) -> Tensor:
+    """One posterior sample for each row of `x`, [N, D]: the latents that the metrics below are about."""
+    draws = Draws(0) if draws is None else draws
+    parts, start = [], 0
+    for part in x.split(_ROWS):
+        parts.append(posterior.sample(part, 1, draws.advance(start)).z[0])
+        start += len(part)
+    return torch.cat(parts)
+
+
+def knn_accuracy(train_latents: Tensor, train_labels: Tensor, latents: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
+    """Share of `latents` [N, D] whose label a vote of the nearest training latents [M, D] gets right."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    _checks.require(len(train_latents) >= neighbours, "train_latents", f"at least {neighbours} rows", train_latents)
+    classifier = KNeighborsClassifier(neighbours).fit(train_latents.cpu().numpy(), train_labels.cpu().numpy())
+    return float(classifier.score(latents.cpu().numpy(), labels.cpu().numpy()))
+
+
+def latent_nll(latents: Tensor, prior_samples: Tensor, bandwidths: Sequence[float] = LATENT_NLL_BANDWIDTHS) -> float:
+    """Minus the mean log-density, nats, of prior samples [M, D] under a kernel density of the latents [N, D]: low if they cover the prior."""
+    return -float(ops.kde_log_density(prior_samples, latents, bandwidths).mean())
+
+
+def mmd(samples: Tensor, data: Tensor, sigmas: Sequence[float] = MMD_SIGMAS) -> float:
+    """Maximum mean discrepancy between decoded prior samples and data, both [.., ...] flattened (see `ops.mmd`)."""
+    return float(ops.mmd(samples.flatten(1), data.flatten(1), sigmas))
+
+
+def purity(labels: Sequence[int] | Tensor, clusters: Sequence[int] | Tensor) -> float:
+    """Share of examples that belong to the commonest label of their cluster."""
+    from sklearn.metrics.cluster import contingency_matrix
+
+    table = contingency_matrix(_array(labels), _array(clusters))
+    return float(table.max(axis=0).sum() / table.sum())
+
+
+def completeness(labels: Sequence[int] | Tensor, clusters: Sequence[int] | Tensor) -> float:
+    """How far all members of a label share a cluster, in [0, 1] (Rosenberg and Hirschberg 2007)."""
+    from sklearn.metrics import completeness_score
+
+    return float(completeness_score(_array(labels), _array(clusters)))
+
+
+def nmi(labels: Sequence[int] | Tensor, clusters: Sequence[int] | Tensor) -> float:
+    """Normalised mutual information of two partitions, arithmetic mean of their entropies below."""
+    from sklearn.metrics import normalized_mutual_info_score
+
+    return float(normalized_mutual_info_score(_array(labels), _array(clusters)))
+
+
+def _array(values: Sequence[int] | Tensor):
+    return values.cpu().numpy() if isinstance(values, Tensor) else values
