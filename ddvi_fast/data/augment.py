@@ -1,0 +1,30 @@
+"""Augmentation of training images on the device, from the counter-based generator. Never for test data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, rng
+
+# The order of an epoch uses stream ORDER itself; its neighbours up to ORDER + 2^16 are free.
+AUGMENT = rng.ORDER + 1
+
+
+def flip(images: Tensor, draws: rng.Draws) -> Tensor:
+    """Mirror each image left to right with probability one half.
+
+    Args:
+        images: [B, ..., W], the last axis running from left to right.
+        draws: row `i` is draw ``draws.first_index + i``, so an image's fate does not depend on the batch around it.
+
+    Example:
+        >>> images = torch.arange(4.0).repeat(6, 1)
+        >>> mirrored = flip(images, rng.Draws(seed=0))
+        >>> bool((mirrored[2:] == flip(images[2:], rng.Draws(seed=0, first_index=2))).all())
+        True
+    """
+    _checks.require(images.dim() >= 2, "images", "shape [B, ..., W]", images)
+    bit = rng.words(draws, (len(images), 1), AUGMENT, images.device) >> 31
+    chosen = bit.bool().reshape(-1, *(1,) * (images.dim() - 1))
+    return torch.where(chosen, images.flip(-1), images)

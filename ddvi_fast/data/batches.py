@@ -1,0 +1,55 @@
+"""The order of the examples: a function of seed and epoch alone, computed where the data live.
+
+Epoch `e` of seed `s` orders the examples by the words of draws `e * 2^32 + i` of the `ORDER` stream. Nothing is carried
+from one epoch to the next, so a resumed run, or one spread over more processes, walks through the same global batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, rng
+
+_EPOCH_BITS = 32  # an epoch owns 2^32 draws, one an example
+
+
+def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
+    """The order of `size` examples in `epoch`, int64 [size]: the same bits on every device and in every process."""
+    _checks.require(type(size) is int and 1 <= size < 1 << _EPOCH_BITS, "size", "a number of examples of at least 1", size)
+    _checks.require(type(epoch) is int and 0 <= epoch < 1 << 30, "epoch", "an integer in [0, 2^30)", epoch)
+    return rng.permutation(rng.Draws(seed, epoch << _EPOCH_BITS), size, device)
+
+
+def num_batches(size: int, batch_size: int, drop_last: bool = True) -> int:
+    """Batches in an epoch of `size` examples.
+
+    Raises:
+        InputError: `batch_size` below 1 or above `size`.
+
+    Example:
+        >>> num_batches(1400, 128), num_batches(1400, 128, drop_last=False)
+        (10, 11)
+    """
+    whole = type(batch_size) is int and 1 <= batch_size <= size
+    _checks.require(whole, "batch_size", f"an integer from 1 to {size}, the number of examples", batch_size)
+    return size // batch_size if drop_last else -(-size // batch_size)
+
+
+def epoch_batches(size: int, batch_size: int, seed: int, epoch: int, device: torch.device | str = "cpu", drop_last: bool = True) -> Iterator[Tensor]:
+    """Index tensors of the batches of one epoch, int64 [batch_size] each, views of one order made on `device`.
+
+    With `drop_last` the ``size % batch_size`` examples at the end of this epoch's order wait for another epoch, so that all
+    batches have one shape (which captured graphs need); without it the last batch is shorter.
+
+    Raises:
+        InputError: `batch_size` below 1 or above `size`; `epoch` or `seed` out of range. Raised by the call, not by the loop.
+
+    Example:
+        >>> [len(batch) for batch in epoch_batches(10, 4, seed=0, epoch=0, drop_last=False)]
+        [4, 4, 2]
+    """
+    used = min(size, num_batches(size, batch_size, drop_last) * batch_size)
+    return iter(epoch_order(size, seed, epoch, device)[:used].split(batch_size))

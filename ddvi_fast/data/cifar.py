@@ -1,0 +1,101 @@
+"""CIFAR-10 from files without pickles: the original binary version, or a NumPy archive.
+
+A record of the binary version is one label byte and 3,072 pixel bytes: the red, green and blue plane, each row by row.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddvi_fast import _checks
+from ddvi_fast.data.dataset import Dataset
+
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+BINARY_FOLDER, ARCHIVE, SUBSET = "cifar-10-batches-bin", "cifar10.npz", "cifar10_subset.npz"
+PYTHON_FOLDER = "cifar-10-batches-py"
+
+_SHAPE = (3, 32, 32)
+_RECORDS = 10_000  # in each of the six files of the binary version
+
+
+def load_cifar10(data_dir: Path | None) -> Dataset:
+    """Read CIFAR-10: uint8 [N, 3, 32, 32], as floats in [0, 1].
+
+    Looks in `data_dir` and ``data_dir/cifar10`` for, in this order, ``cifar-10-batches-bin/`` and ``cifar10.npz`` (50,000 and
+    10,000 images), then ``cifar10_subset.npz`` (the data set's name is then ``cifar10_subset``). An archive holds
+    ``train_images`` and ``test_images``, uint8 [N, 32, 32, 3], and ``train_labels`` and ``test_labels``.
+
+    Raises:
+        InputError: no file, a truncated or corrupt one, arrays of the wrong shape, or only the pickled Python version.
+    """
+    path = find_full(data_dir) or _first(data_dir, SUBSET)
+    if path is None:
+        _refuse(data_dir)
+    name = "cifar10_subset" if path.name == SUBSET else "cifar10"
+    train, train_labels, test, test_labels = _read_binary(path) if path.name == BINARY_FOLDER else _read_archive(path)
+    return Dataset(
+        name, train, train_labels, test, test_labels, num_classes=10,
+        scale=1 / 255, value_range=(0.0, 1.0), class_names=CLASS_NAMES,
+    )  # fmt: skip
+
+
+def find_full(data_dir: Path | None) -> Path | None:
+    """The complete data set's folder or archive, or None."""
+    return _first(data_dir, BINARY_FOLDER) or _first(data_dir, ARCHIVE)
+
+
+def _folders(data_dir: Path | None) -> list[Path]:
+    return [] if data_dir is None else [data_dir, data_dir / "cifar10"]
+
+
+def _first(data_dir: Path | None, name: str) -> Path | None:
+    return next((folder / name for folder in _folders(data_dir) if (folder / name).exists()), None)
+
+
+def _refuse(data_dir: Path | None) -> None:
+    advice = f"download=true, or put the binary version there as {BINARY_FOLDER}/"
+    pickled = _first(data_dir, PYTHON_FOLDER)
+    if pickled is not None:
+        _checks.fail("cifar10", "the binary version", f"the Python version, {pickled}", f"reading it would run its pickles; {advice}")
+    looked = ", ".join(str(folder) for folder in _folders(data_dir)) or "no folder (data_dir and DDVI_FAST_DATA are not set)"
+    _checks.fail("cifar10", f"{BINARY_FOLDER}/, {ARCHIVE} or {SUBSET}", f"none; looked in {looked}", advice)
+
+
+def _read_binary(folder: Path) -> tuple[torch.Tensor, ...]:
+    parts = [_read_records(folder / f"data_batch_{number}.bin") for number in range(1, 6)]
+    train, train_labels = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return (train, train_labels, *_read_records(folder / "test_batch.bin"))
+
+
+def _read_records(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    _checks.require(path.is_file(), "cifar10", f"the file {path.name} in {path.parent}", None)
+    width = 1 + int(np.prod(_SHAPE))
+    data = np.fromfile(path, np.uint8)
+    _checks.require(len(data) == _RECORDS * width, str(path), f"{_RECORDS * width} bytes, {_RECORDS} records of {width}", len(data))
+    records = torch.from_numpy(data).reshape(_RECORDS, width)
+    return records[:, 1:].reshape(-1, *_SHAPE), records[:, 0].long()
+
+
+def _read_archive(path: Path) -> tuple[torch.Tensor, ...]:
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = [archive[name] for name in names]
+    except KeyError as error:
+        _checks.fail(str(path), f"the arrays {', '.join(names)}", str(error.args[0]))
+    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        _checks.fail(str(path), "a NumPy archive (.npz) without pickled objects", str(error).splitlines()[0] if str(error) else type(error).__name__)
+    return (*_split_of(path, "train", *arrays[:2]), *_split_of(path, "test", *arrays[2:]))
+
+
+def _split_of(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    right = images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3)
+    _checks.require(right, f"{path}: {split}_images", "uint8 of shape [N, 32, 32, 3]", f"{images.dtype} of shape {list(images.shape)}")
+    one_each = labels.dtype.kind in "ui" and labels.shape == images.shape[:1]
+    _checks.require(one_each, f"{path}: {split}_labels", f"{len(images)} integer labels", f"{labels.dtype} of shape {list(labels.shape)}")
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))

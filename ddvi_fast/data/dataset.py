@@ -1,0 +1,236 @@
+"""A data set that lives on the device: one tensor a split, in its smallest dtype, made float as batches are gathered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, rng
+
+SPLITS = ("train", "test")
+
+# The split is drawn from draws that no epoch's order reaches (see `batches`), so the two are independent for one seed.
+_SPLIT_INDEX = 1 << 62
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test examples, kept as they were measured.
+
+    Args:
+        name: what tables and figures call it.
+        train_inputs, test_inputs: raw values, [N, *input_shape], one dtype; ``raw * scale + shift`` is what models see.
+        train_labels, test_labels: int64 [N] in ``[0, num_classes)``, or None.
+        num_classes: number of classes; 0 without labels.
+        scale, shift: from raw values to model inputs.
+        value_range: smallest and largest value that a model input can take; by default those seen in either split.
+        class_names: one name a class, or empty.
+
+    Raises:
+        InputError: an empty split, inputs and labels of different length, labels out of range, NaN or infinite values.
+
+    Example:
+        >>> pixels = torch.arange(12, dtype=torch.uint8).reshape(3, 2, 2)
+        >>> data = Dataset("tiny", pixels, None, pixels[:1], None, scale=1 / 11, value_range=(0.0, 1.0))
+        >>> data.inputs(torch.tensor([2, 0])).shape, data.num_dimensions
+        (torch.Size([2, 2, 2]), 4)
+    """
+
+    name: str
+    train_inputs: Tensor
+    train_labels: Tensor | None
+    test_inputs: Tensor
+    test_labels: Tensor | None
+    num_classes: int = 0
+    scale: float = 1.0
+    shift: float = 0.0
+    value_range: tuple[float, float] | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for split in SPLITS:
+            inputs, labels = self._split(split)
+            _check_inputs(inputs, f"{split}_inputs")
+            _checks.require(labels is None or self.num_classes >= 1, "num_classes", "at least 1 where there are labels", self.num_classes)
+            _check_labels(labels, f"{split}_labels", len(inputs), self.num_classes)
+        same = self.train_inputs.shape[1:] == self.test_inputs.shape[1:] and self.train_inputs.dtype == self.test_inputs.dtype
+        _checks.require(same, "test_inputs", f"shape {list(self.train_inputs.shape[1:])} and dtype of train_inputs", self.test_inputs)
+        named = len(self.class_names) in (0, self.num_classes)
+        _checks.require(named, "class_names", f"{self.num_classes} names, one for each class", len(self.class_names))
+        if self.value_range is None:
+            object.__setattr__(self, "value_range", self._seen_range())
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return tuple(self.train_inputs.shape[1:])
+
+    @property
+    def num_dimensions(self) -> int:
+        """Number of values of one example, flattened."""
+        return math.prod(self.input_shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors stand."""
+        return self.train_inputs.device
+
+    def size(self, split: str = "train") -> int:
+        """Number of examples of `split`, ``"train"`` or ``"test"``."""
+        return len(self._split(split)[0])
+
+    def inputs(self, indices: Tensor | slice | None = None, split: str = "train") -> Tensor:
+        """Examples `indices` (int64 [B] on the data's device; None: all), float32 [B, *input_shape], scaled.
+
+        The gather moves the small dtype, and nothing here waits for the device.
+        """
+        raw = self._split(split)[0]
+        chosen = raw if indices is None else raw[indices]
+        floats = chosen.float() * self.scale
+        return floats + self.shift if self.shift else floats
+
+    def labels(self, indices: Tensor | slice | None = None, split: str = "train") -> Tensor:
+        """Labels of examples `indices` (None: all), int64 [B]; InputError if the split has none."""
+        labels = self._split(split)[1]
+        _checks.require(labels is not None, f"{split}_labels", f"labels of {self.name}", None)
+        return labels if indices is None else labels[indices]
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data on `device`."""
+        moved = {key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+    def take(self, limit: int) -> Dataset:
+        """The first `limit` training and the first `limit` test examples (all, where there are fewer)."""
+        _checks.require(type(limit) is int and limit >= 1, "limit", "an integer of at least 1", limit)
+        # Cloned, so that the rest of the data can be freed.
+        fewer = {key: value[:limit].clone() for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **fewer)
+
+    def _split(self, split: str) -> tuple[Tensor, Tensor | None]:
+        _checks.choice(split, SPLITS, "split")
+        return (self.train_inputs, self.train_labels) if split == "train" else (self.test_inputs, self.test_labels)
+
+    def _seen_range(self) -> tuple[float, float]:
+        ends = [float(end) * self.scale + self.shift for raw in (self.train_inputs, self.test_inputs) for end in (raw.min(), raw.max())]
+        return min(ends), max(ends)
+
+
+def from_arrays(
+    name: str,
+    inputs: Any,
+    labels: Any = None,
+    *,
+    test_inputs: Any = None,
+    test_labels: Any = None,
+    test_size: int | float = 0.2,
+    seed: int = 0,
+    num_classes: int | None = None,
+    scale: float = 1.0,
+    shift: float = 0.0,
+    value_range: tuple[float, float] | None = None,
+    class_names: Sequence[str] = (),
+) -> Dataset:
+    """A `Dataset` from arrays or tensors in memory.
+
+    Without `test_inputs` the examples are put into a random order, a function of `seed` alone, and the last `test_size`
+    of them (a count, or a fraction below 1) become the test set. Integers are kept in the smallest dtype that holds
+    them, anything else in float32. `num_classes` defaults to the largest label plus one.
+
+    Raises:
+        InputError: as `Dataset`, and a `test_size` that leaves a split empty, arrays that are not numbers.
+
+    Example:
+        >>> data = from_arrays("grid", np.arange(20).reshape(10, 2), np.arange(10) % 2, test_size=3)
+        >>> data.size("train"), data.size("test"), data.train_inputs.dtype, data.num_classes
+        (7, 3, torch.uint8, 2)
+    """
+    train, train_classes = _numbers(inputs, "inputs"), _classes(labels, "labels")
+    _checks.require(train.dim() >= 1 and len(train) > 0, "inputs", "at least one example", train)
+    _check_labels(train_classes, "labels", len(train), num_classes)
+    if test_inputs is None:
+        _checks.require(test_labels is None, "test_labels", "None without test_inputs", "labels")
+        train_part, test_part = _random_split(len(train), test_size, seed)
+        test, train = train[test_part], train[train_part]
+        if train_classes is not None:
+            train_classes, test_classes = train_classes[train_part], train_classes[test_part]
+        else:
+            test_classes = None
+    else:
+        test, test_classes = _numbers(test_inputs, "test_inputs"), _classes(test_labels, "test_labels")
+    train, test = _smallest((train, test))
+    if num_classes is None:
+        num_classes = max((int(part.max()) + 1 for part in (train_classes, test_classes) if part is not None and len(part)), default=0)
+    return Dataset(name, train, train_classes, test, test_classes, num_classes, scale, shift, value_range, tuple(class_names))
+
+
+def _random_split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
+    wanted = f"a count from 1 to {size - 1}, or a fraction that leaves both sets at least one of {size} examples"
+    _checks.require(type(test_size) in (int, float) and math.isfinite(test_size), "test_size", wanted, test_size)
+    count = test_size if isinstance(test_size, int) else round(test_size * size)
+    _checks.require(0 < count < size, "test_size", wanted, test_size)
+    order = rng.permutation(rng.Draws(seed, _SPLIT_INDEX), size)
+    return order[: size - count], order[size - count :]
+
+
+def _numbers(value: Any, argument: str) -> Tensor:
+    if isinstance(value, Tensor):
+        result = value.detach()
+    else:
+        result = torch.from_numpy(_native(np.asarray(value), argument))
+    _checks.require(not result.is_complex(), argument, "real numbers", result)
+    return result.to(torch.uint8) if result.dtype == torch.bool else result
+
+
+def _native(array: np.ndarray, argument: str) -> np.ndarray:
+    """A writable copy in a dtype that torch computes with: unsigned integers beyond uint8, for one, have no minimum there."""
+    _checks.require(array.dtype.kind in "buif", argument, "an array of numbers", f"dtype {array.dtype}")
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        _checks.require(not array.size or int(array.max()) < 1 << 63, argument, "integers below 2^63", str(array.max(initial=0)))
+        return array.astype(np.int64)
+    return array.astype(array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.float64, order="C", copy=True)
+
+
+def _classes(value: Any, argument: str) -> Tensor | None:
+    if value is None:
+        return None
+    labels = _numbers(value, argument)
+    _checks.require(not labels.is_floating_point(), argument, "whole numbers", labels)
+    return labels.long()
+
+
+def _smallest(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if any(part.is_floating_point() for part in parts):
+        return tuple(part.float().contiguous() for part in parts)
+    values = [int(end) for part in parts if part.numel() for end in (part.amin(), part.amax())] or [0]
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        if torch.iinfo(dtype).min <= min(values) and max(values) <= torch.iinfo(dtype).max:
+            return tuple(part.to(dtype).contiguous() for part in parts)
+    return tuple(part.long().contiguous() for part in parts)
+
+
+def _check_inputs(inputs: Tensor, argument: str) -> None:
+    _checks.require(isinstance(inputs, Tensor), argument, "a tensor", type(inputs).__name__, "from_arrays takes other arrays")
+    _checks.require(inputs.dim() >= 2 and inputs.numel() > 0, argument, "shape [N, ...] with at least one example", inputs)
+    if inputs.is_floating_point():
+        _checks.finite(inputs, argument)
+
+
+def _check_labels(labels: Tensor | None, argument: str, size: int, num_classes: int | None) -> None:
+    """Labels against the number of inputs and of classes (None: any number of classes)."""
+    if labels is None:
+        return
+    _checks.require(isinstance(labels, Tensor), argument, "a tensor", type(labels).__name__, "from_arrays takes other arrays")
+    _checks.require(labels.dim() == 1 and labels.dtype == torch.int64, argument, "an int64 tensor of shape [N]", labels)
+    _checks.require(len(labels) == size, argument, f"{size} labels, one for each input", len(labels))
+    wrong = labels < 0 if num_classes is None else (labels < 0) | (labels >= num_classes)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        top = "non-negative labels" if num_classes is None else f"labels from 0 to {num_classes - 1}"
+        _checks.fail(argument, top, f"{int(labels[first])} at index {first}, {int(wrong.sum())} such labels in all")

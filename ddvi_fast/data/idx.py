@@ -1,0 +1,137 @@
+"""MNIST and Fashion-MNIST in IDX files, plain or gzip'd, read without torchvision.
+
+An IDX file is a big-endian header (two zero bytes, a type code, the number of axes, the size of each axis) and then the
+values. These sets hold unsigned bytes: 3 axes for images, 1 for labels.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddvi_fast import _checks
+from ddvi_fast.data.dataset import Dataset
+
+_UNSIGNED_BYTE = 0x08
+_GZIP = 16 + zlib.MAX_WBITS  # what zlib calls a gzip header and trailer
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts the files
+
+
+@dataclass(frozen=True)
+class IdxSource:
+    """Where a set may lie: sub-folders of the data folder, system folders, and how to get it."""
+
+    folders: tuple[str, ...]
+    class_names: tuple[str, ...]
+    system_folders: tuple[Path, ...] = ()
+    advice: str = "download=true, or put the four IDX files there"
+
+
+SOURCES = {
+    "mnist": IdxSource(("mnist", "MNIST"), tuple(str(digit) for digit in range(10))),
+    "fashion_mnist": IdxSource(
+        ("fashion_mnist", "fashion-mnist", "FashionMNIST"),
+        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        (DEBIAN_FASHION_MNIST,),
+        "download=true, or on Debian: apt install dataset-fashion-mnist",
+    ),
+}
+
+
+def load_idx(name: str, data_dir: Path | None) -> Dataset:
+    """Read ``"mnist"`` or ``"fashion_mnist"``: uint8 [N, 28, 28], as floats in [0, 1], the original training and test sets.
+
+    Looks in ``data_dir/NAME``, ``data_dir/NAME/raw`` and `data_dir`; for Fashion-MNIST also where Debian installs it.
+
+    Raises:
+        InputError: missing, truncated or corrupt file, wrong magic number, labels and images of different length.
+    """
+    folder = find_folder(name, data_dir)
+    if folder is None:
+        looked = ", ".join(str(path) for path in _candidates(name, data_dir)) or "no folder (data_dir and DDVI_FAST_DATA are not set)"
+        _checks.fail(name, "the file train-images-idx3-ubyte(.gz)", f"none; looked in {looked}", SOURCES[name].advice)
+    train, train_labels = _read_split(folder, "train", name)
+    test, test_labels = _read_split(folder, "t10k", name)
+    return Dataset(
+        name, train, train_labels, test, test_labels, num_classes=10,
+        scale=1 / 255, value_range=(0.0, 1.0), class_names=SOURCES[name].class_names,
+    )  # fmt: skip
+
+
+def find_folder(name: str, data_dir: Path | None) -> Path | None:
+    """The first folder that holds the training images of `name`, or None."""
+    return next((folder for folder in _candidates(name, data_dir) if _find(folder, "train", "images") is not None), None)
+
+
+def read_idx(path: Path, num_axes: int) -> np.ndarray:
+    """Read one IDX file of unsigned bytes with `num_axes` axes, gzip'd if its name ends in ``.gz``: uint8 [sizes].
+
+    Raises:
+        InputError: truncated or corrupt file, wrong magic number, bytes after the end.
+    """
+    data, complete = _read_bytes(path)
+    header = 4 + 4 * num_axes
+    _checks.require(len(data) >= header, str(path), f"at least {header} bytes of IDX data", len(data), "the file is cut short")
+    magic, wanted = int.from_bytes(data[:4], "big"), (_UNSIGNED_BYTE << 8) + num_axes
+    _checks.require(magic == wanted, str(path), f"magic number {wanted} (unsigned bytes, axes: {num_axes})", magic)
+    shape = [int(size) for size in np.frombuffer(data, ">u4", num_axes, offset=4)]
+    expected = header + int(np.prod(shape, dtype=object))
+    what = "the file is cut short" if len(data) < expected else "bytes after the end"
+    _checks.require(len(data) == expected, str(path), f"{expected} bytes of IDX data for sizes {shape}", len(data), what)
+    _checks.require(complete, str(path), "a complete gzip file", "one without its end", "the file is cut short")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def _candidates(name: str, data_dir: Path | None) -> list[Path]:
+    source, folders = SOURCES[name], []
+    if data_dir is not None:
+        folders = [data_dir / sub / inner for sub in source.folders for inner in ("", "raw")]
+        # Both sets use the same file names: a folder named after the other set is not ours.
+        others = {sub for other, rest in SOURCES.items() if other != name for sub in rest.folders}
+        if others.isdisjoint({data_dir.name, data_dir.parent.name if data_dir.name == "raw" else ""}):
+            folders.append(data_dir)
+    return [*folders, *source.system_folders]
+
+
+def _find(folder: Path, part: str, kind: str) -> Path | None:
+    for name in _file_names(part, kind):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def _file_names(part: str, kind: str) -> list[str]:
+    axes = "idx3" if kind == "images" else "idx1"
+    return [f"{part}-{kind}{dot}{axes}-ubyte{suffix}" for suffix in ("", ".gz") for dot in ("-", ".")]
+
+
+def _read_split(folder: Path, part: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    paths = []
+    for kind in ("images", "labels"):
+        path = _find(folder, part, kind)
+        _checks.require(path is not None, name, f"the file {_file_names(part, kind)[0]}(.gz) in {folder}", None, SOURCES[name].advice)
+        paths.append(path)
+    images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
+    _checks.require(len(labels) == len(images), str(paths[1]), f"{len(images)} labels, one for each image of {paths[0].name}", len(labels))
+    # Copied because a bytes object's memory is read-only, which torch tensors cannot be.
+    return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
+
+
+def _read_bytes(path: Path) -> tuple[bytes, bool]:
+    """The file's content, and whether a gzip'd one came to its end (so that a cut file can say how much is missing)."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        _checks.fail(str(path), "a readable file", error.strerror)
+    if path.suffix != ".gz":
+        return raw, True
+    stream = zlib.decompressobj(_GZIP)
+    try:
+        return stream.decompress(raw), stream.eof
+    except zlib.error as error:
+        _checks.fail(str(path), "a gzip file", f"corrupt data: {error}")

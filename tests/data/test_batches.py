@@ -1,0 +1,76 @@
+"""The order of the examples: a permutation that depends on seed and epoch alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ddvi_fast import rng
+from ddvi_fast._checks import InputError
+from ddvi_fast.data import epoch_batches, epoch_order, num_batches
+from ddvi_fast.data.dataset import _SPLIT_INDEX
+
+
+@pytest.mark.parametrize("size, batch_size", [(1, 1), (7, 3), (128, 128), (1000, 33)])
+def test_an_epoch_visits_every_example_once(size, batch_size):
+    batches = list(epoch_batches(size, batch_size, seed=3, epoch=2, drop_last=False))
+    assert torch.cat(batches).sort().values.tolist() == list(range(size))
+    assert len(batches) == num_batches(size, batch_size, drop_last=False) == math.ceil(size / batch_size)
+    assert all(batch.dtype == torch.int64 and batch.dim() == 1 for batch in batches)
+
+
+def test_dropping_the_last_batch_leaves_whole_ones_with_the_same_content():
+    kept, all_of_them = (list(epoch_batches(10, 4, seed=0, epoch=0, drop_last=drop)) for drop in (True, False))
+    assert [len(batch) for batch in kept] == [4, 4]
+    assert all(torch.equal(one, other) for one, other in zip(kept, all_of_them, strict=False))
+
+
+def test_order_has_the_same_bits_whatever_was_called_before_and_whatever_the_batch_size():
+    expected = epoch_order(500, seed=11, epoch=6)
+    torch.manual_seed(5)
+    list(epoch_batches(500, 20, seed=11, epoch=5))
+    assert torch.equal(torch.cat(list(epoch_batches(500, 50, seed=11, epoch=6))), expected)
+    assert torch.equal(torch.cat(list(epoch_batches(500, 125, seed=11, epoch=6))), expected)
+
+
+def test_order_leaves_torch_generator_alone():
+    before = torch.random.get_rng_state()
+    list(epoch_batches(100, 10, seed=0, epoch=0))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_orders_of_epochs_seeds_and_splits_are_unrelated():
+    size = 4000
+    orders = [epoch_order(size, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]]
+    orders.append(rng.permutation(rng.Draws(0, _SPLIT_INDEX), size))
+    orders.append(torch.arange(size))
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            # Two unrelated permutations agree in Poisson(1) places and have rank correlation of standard deviation 1 / sqrt(size - 1).
+            assert int((one == other).sum()) <= 1 + 4 + 4
+            correlation = torch.corrcoef(torch.stack((one, other)).double())[0, 1]
+            assert abs(correlation) < 4 / math.sqrt(size - 1)
+
+
+def test_every_example_is_equally_likely_in_every_place():
+    size, epochs = 5, 4000
+    orders = torch.stack([epoch_order(size, seed=9, epoch=epoch) for epoch in range(epochs)])
+    counts = torch.stack([(orders == example).sum(0) for example in range(size)]).double()
+    standard_error = math.sqrt(epochs * (1 / size) * (1 - 1 / size))
+    assert (counts - epochs / size).abs().max() < 4 * standard_error
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 11, 2.5, None, True])
+def test_refuses_a_batch_size_that_does_not_fit(batch_size):
+    with pytest.raises(InputError, match=r"batch_size: expected an integer from 1 to 10, the number of examples, got"):
+        epoch_batches(10, batch_size, seed=0, epoch=0)
+
+
+@pytest.mark.parametrize(
+    "change, name", [({"epoch": -1}, "epoch"), ({"epoch": 1 << 30}, "epoch"), ({"seed": -1}, "seed"), ({"seed": 1 << 64}, "seed")]
+)
+def test_refuses_an_epoch_or_seed_out_of_range(change, name):
+    with pytest.raises(InputError, match=f"{name}: expected an integer in"):
+        epoch_batches(10, 5, **{"seed": 0, "epoch": 0, **change})

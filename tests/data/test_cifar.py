@@ -1,0 +1,147 @@
+"""CIFAR-10: known pixels of the real subset, and small files in both formats."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from ddvi_fast._checks import InputError
+from ddvi_fast.data import cifar, load
+
+SUBSET_TRAIN_COUNTS = [396, 366, 420, 384, 422, 393, 414, 385, 407, 413]
+SUBSET_TEST_COUNTS = [103, 89, 100, 103, 90, 86, 112, 102, 106, 109]
+
+
+def test_real_subset_has_known_pixels_and_labels(shared_data):
+    data = load("cifar10", data_dir=shared_data("cifar10/cifar10_subset.npz").parents[1])
+    assert data.name == "cifar10_subset" and data.train_inputs.dtype == torch.uint8
+    assert data.train_inputs.shape == (4000, 3, 32, 32) and data.test_inputs.shape == (1000, 3, 32, 32)
+    assert data.train_inputs[0, 0, 0, :10].tolist() == [59, 43, 50, 68, 98, 119, 139, 145, 149, 149]
+    assert data.test_inputs[0, 0, 0, :3].tolist() == [158, 159, 165]
+    assert data.labels(slice(0, 10)).tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    assert data.labels(slice(0, 10), "test").tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
+    assert data.labels().bincount().tolist() == SUBSET_TRAIN_COUNTS and data.labels(split="test").bincount().tolist() == SUBSET_TEST_COUNTS
+    assert data.class_names[6] == "frog" and data.value_range == (0.0, 1.0) and data.inputs().max() == 1.0
+
+
+def random_arrays(train=20, test=4):
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, (size, 32, 32, 3), np.uint8) for size in (train, test)]
+    labels = [generator.integers(0, 10, size, np.uint8) for size in (train, test)]
+    return {"train_images": images[0], "train_labels": labels[0], "test_images": images[1], "test_labels": labels[1]}
+
+
+def write_binary(folder, arrays, records):
+    """The layout of the binary version, pixel by pixel, as its documentation words it."""
+    folder.mkdir(parents=True)
+    blocks = [(f"data_batch_{i + 1}.bin", "train", i * records) for i in range(5)] + [("test_batch.bin", "test", 0)]
+    for name, split, start in blocks:
+        content = bytearray()
+        for image, label in zip(arrays[f"{split}_images"][start : start + records], arrays[f"{split}_labels"][start:], strict=False):
+            content.append(label)
+            for channel in range(3):
+                content += image[:, :, channel].tobytes()
+        (folder / name).write_bytes(content)
+
+
+@pytest.fixture
+def small_binary(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "_RECORDS", 4)
+    arrays = random_arrays()
+    write_binary(tmp_path / "cifar-10-batches-bin", arrays, 4)
+    return tmp_path, arrays
+
+
+def test_binary_version_and_archive_give_the_same_data(small_binary):
+    folder, arrays = small_binary
+    (folder / "other" / "cifar10").mkdir(parents=True)
+    np.savez(folder / "other" / "cifar10" / "cifar10.npz", **arrays)
+    binary, archive = load("cifar10", data_dir=folder), load("cifar10", data_dir=folder / "other")
+    assert binary.name == archive.name == "cifar10"
+    for field in ("train_inputs", "train_labels", "test_inputs", "test_labels"):
+        assert torch.equal(getattr(binary, field), getattr(archive, field))
+    assert torch.equal(binary.train_inputs[7, 2], torch.from_numpy(arrays["train_images"][7, :, :, 2]))
+    assert binary.train_inputs.is_contiguous() and archive.train_inputs.is_contiguous()
+
+
+def test_the_whole_set_is_preferred_to_the_subset(small_binary):
+    folder, _ = small_binary
+    np.savez(folder / "cifar10_subset.npz", **random_arrays(2, 2))
+    assert load("cifar10", data_dir=folder).size() == 20
+
+
+def test_binary_version_cut_short_or_incomplete(small_binary):
+    folder, _ = small_binary
+    path = folder / "cifar-10-batches-bin" / "data_batch_3.bin"
+    path.write_bytes(path.read_bytes()[:-3073])
+    with pytest.raises(InputError, match=r"data_batch_3.bin: expected 12292 bytes, 4 records of 3073, got 9219"):
+        load("cifar10", data_dir=folder)
+    path.unlink()
+    with pytest.raises(InputError, match=r"cifar10: expected the file data_batch_3.bin in .*cifar-10-batches-bin, got None"):
+        load("cifar10", data_dir=folder)
+
+
+def test_pickled_version_is_refused_and_never_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("unpickled",))
+
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InputError, match=r"the binary version, got the Python version, .*reading it would run its pickles; download=true"):
+        load("cifar10", data_dir=tmp_path)
+
+
+def test_nothing_there_says_where_it_looked(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=f"cifar10_subset.npz, got none; looked in {tmp_path}, {tmp_path}/cifar10 .download=true"):
+        load("cifar10", data_dir=tmp_path)
+    monkeypatch.delenv("DDVI_FAST_DATA", raising=False)
+    with pytest.raises(InputError, match=r"data_dir and DDVI_FAST_DATA are not set"):
+        load("cifar10")
+
+
+def drop(arrays, name):
+    return {key: value for key, value in arrays.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda a: drop(a, "test_labels"), "expected the arrays train_images, train_labels, test_images, test_labels"),
+        (lambda a: {**a, "train_images": a["train_images"].astype(np.float32)}, "train_images: expected uint8 of shape .*, got '?float32"),
+        (lambda a: {**a, "train_images": a["train_images"].transpose(0, 3, 1, 2)}, r"expected uint8 of shape \[N, 32, 32, 3\]"),
+        (lambda a: {**a, "test_labels": a["test_labels"][:-1]}, r"test_labels: expected 4 integer labels, got '?uint8 of shape \[3\]"),
+        (lambda a: {**a, "test_labels": a["test_labels"] / 2}, "test_labels: expected 4 integer labels, got '?float64"),
+        (lambda a: {**a, "train_labels": a["train_labels"] + 10}, "train_labels: expected labels from 0 to 9"),
+        (lambda a: {**a, "train_labels": np.array([{}] * 20, object)}, "expected a NumPy archive .* without pickled objects"),
+    ],
+)
+def test_archive_with_wrong_arrays(tmp_path, change, message):
+    np.savez(tmp_path / "cifar10.npz", **change(random_arrays()))
+    with pytest.raises(InputError, match=message) as caught:
+        load("cifar10", data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "flipped", "npy", "pickle", "other zip"])
+def test_file_that_is_no_archive(tmp_path, kind):
+    path = tmp_path / "cifar10.npz"
+    np.savez(path, **random_arrays())
+    whole = path.read_bytes()
+    if kind == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif kind == "other zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("train_images", b"no array")
+    else:
+        middle = len(whole) // 3
+        flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+        path.write_bytes({"empty": b"", "text": b"hello", "cut": whole[: len(whole) // 2], "flipped": flipped, "pickle": pickle.dumps([1])}[kind])
+    with pytest.raises(InputError) as caught:
+        load("cifar10", data_dir=tmp_path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

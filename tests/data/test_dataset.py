@@ -1,0 +1,165 @@
+"""The data set object: values, dtypes, splits, and every refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from ddvi_fast._checks import InputError
+from ddvi_fast.data import Dataset, from_arrays
+
+NAN, INF = float("nan"), float("inf")
+
+
+def tiny(**changes) -> Dataset:
+    fields = {
+        "name": "tiny", "train_inputs": torch.arange(12, dtype=torch.uint8).reshape(4, 3), "train_labels": torch.tensor([0, 1, 1, 0]),
+        "test_inputs": torch.full((2, 3), 20, dtype=torch.uint8), "test_labels": torch.tensor([1, 0]), "num_classes": 2,
+    }  # fmt: skip
+    return Dataset(**{**fields, **changes})
+
+
+def test_inputs_are_raw_values_scaled_and_shifted():
+    data = tiny(scale=0.5, shift=-1.0)
+    got = data.inputs(torch.tensor([3, 0, 3]))
+    assert got.dtype == torch.float32
+    assert got.tolist() == [[3.5, 4.0, 4.5], [-1.0, -0.5, 0.0], [3.5, 4.0, 4.5]]
+    assert data.inputs(split="test").tolist() == [[9.0] * 3] * 2
+    assert data.inputs(slice(1, 2)).tolist() == [[0.5, 1.0, 1.5]]
+
+
+def test_labels_sizes_and_shapes():
+    data = tiny()
+    assert data.labels(torch.tensor([1, 3])).tolist() == [1, 0]
+    assert data.labels(split="test").tolist() == [1, 0]
+    assert (data.size(), data.size("test"), data.input_shape, data.num_dimensions) == (4, 2, (3,), 3)
+
+
+def test_range_is_seen_over_both_splits_or_given():
+    assert tiny(scale=0.5, shift=1.0).value_range == (1.0, 11.0)
+    assert tiny(scale=-1.0).value_range == (-20.0, 0.0)
+    assert tiny(value_range=(0.0, 255.0)).value_range == (0.0, 255.0)
+
+
+def test_inputs_may_be_asked_for_on_another_device():
+    moved = tiny().to("cpu")
+    assert moved.device.type == "cpu" and torch.equal(moved.inputs(), tiny().inputs())
+
+
+def test_take_keeps_the_first_examples_and_frees_the_rest():
+    fewer = tiny().take(3)
+    assert fewer.size() == 3 and fewer.size("test") == 2
+    assert torch.equal(fewer.train_inputs, tiny().train_inputs[:3])
+    assert fewer.train_inputs.untyped_storage().nbytes() == 9
+
+
+def test_fields_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny().name = "other"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"train_labels": torch.tensor([0, 1, 1])}, "train_labels: expected 4 labels, one for each input, got 3"),
+        ({"test_labels": torch.tensor([0, 1, 1])}, "test_labels: expected 2 labels, one for each input, got 3"),
+        ({"train_labels": torch.tensor([0, 1, 2, 5])}, "train_labels: expected labels from 0 to 1, got '?2 at index 2, 2 such labels in all"),
+        ({"train_labels": torch.tensor([0, -1, 1, 1])}, "got '?-1 at index 1"),
+        ({"train_labels": torch.tensor([0, 1, 1, 0], dtype=torch.int32)}, "train_labels: expected an int64 tensor of shape"),
+        ({"num_classes": 0}, "num_classes: expected at least 1 where there are labels, got 0"),
+        ({"train_inputs": torch.zeros(0, 3), "train_labels": None}, "train_inputs: expected shape .* with at least one example"),
+        ({"test_inputs": torch.zeros(0, 3), "test_labels": None}, "test_inputs: expected shape .* with at least one example"),
+        ({"train_inputs": torch.tensor([[1.0, NAN]] * 4)}, r"train_inputs: expected finite values, got nan at index \(0, 1\), 4 such"),
+        ({"test_inputs": torch.tensor([[1.0, INF]] * 2)}, r"test_inputs: expected finite values, got inf at index \(0, 1\)"),
+        ({"test_inputs": torch.zeros(2, 4, dtype=torch.uint8)}, r"test_inputs: expected shape \[3\] and dtype of train_inputs"),
+        ({"test_inputs": torch.zeros(2, 3)}, "test_inputs: expected shape .* and dtype of train_inputs"),
+        ({"train_inputs": np.zeros((4, 3))}, "train_inputs: expected a tensor, got 'ndarray' .from_arrays"),
+        ({"class_names": ("one",)}, "class_names: expected 2 names, one for each class, got 1"),
+    ],
+)
+def test_refuses(changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        tiny(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_unknown_split_absent_labels_and_bad_limit():
+    with pytest.raises(InputError, match=r"split: expected one of train, test, got 'trian' .did you mean train"):
+        tiny().size("trian")
+    with pytest.raises(InputError, match=r"test_labels: expected labels of tiny"):
+        tiny(test_labels=None).labels(split="test")
+    for limit in (0, -1, 2.0):
+        with pytest.raises(InputError, match=r"limit: expected an integer of at least 1"):
+            tiny().take(limit)
+
+
+def test_split_is_a_partition_and_keeps_labels_with_inputs():
+    values = np.arange(50).reshape(50, 1) * 7
+    data = from_arrays("line", values, np.arange(50), test_size=0.3, seed=4)
+    assert (data.size(), data.size("test"), data.num_classes) == (35, 15, 50)
+    both = torch.cat([data.train_inputs, data.test_inputs]).squeeze(1)
+    assert both.sort().values.tolist() == (7 * np.arange(50)).tolist()
+    assert torch.equal(both, 7 * torch.cat([data.train_labels, data.test_labels]).to(both.dtype))
+
+
+def test_split_depends_on_the_seed_alone():
+    values = np.arange(60).reshape(30, 2)
+    first, again, other = (from_arrays("line", values, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.train_inputs, again.train_inputs)
+    assert set(first.test_inputs[:, 0].tolist()) != set(other.test_inputs[:, 0].tolist())
+
+
+def test_given_test_set_is_kept_apart_in_order():
+    data = from_arrays("two", [[1.0], [2.0]], [0, 2], test_inputs=[[3.0]], test_labels=[1])
+    assert data.train_inputs.tolist() == [[1.0], [2.0]] and data.test_inputs.tolist() == [[3.0]]
+    assert data.num_classes == 3 and data.train_inputs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("top, dtype", [(255, torch.uint8), (256, torch.int16), (-128, torch.int8), (1 << 15, torch.int32), (1 << 31, torch.int64)])
+def test_integers_take_the_smallest_dtype_of_both_splits(top, dtype):
+    data = from_arrays("sizes", [[0], [1]], test_inputs=[[top]])
+    assert data.train_inputs.dtype == data.test_inputs.dtype == dtype
+    assert data.test_inputs.item() == top
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint16", ">i4", ">f8", "float16", "longdouble"])
+def test_numpy_dtypes_that_torch_lacks_or_computes_badly(dtype):
+    values = np.array([[0], [1], [1]], dtype=dtype)
+    data = from_arrays("odd", values, test_inputs=values)
+    assert data.inputs().tolist() == [[0.0], [1.0], [1.0]]
+
+
+def test_arrays_are_copied_not_shared():
+    values = np.zeros((4, 2), np.float32)
+    data = from_arrays("copy", values, test_inputs=values)
+    values[:] = 9
+    assert data.train_inputs.sum() == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"inputs": []}, "inputs: expected at least one example"),
+        ({"inputs": [["a"], ["b"]]}, "inputs: expected an array of numbers"),
+        ({"inputs": [[1j], [2j]]}, "inputs: expected an array of numbers"),
+        ({"inputs": np.array([[2**63], [0]], np.uint64)}, "inputs: expected integers below"),
+        ({"inputs": [[1.0], [NAN], [2.0]]}, "expected finite values, got nan"),
+        ({"labels": [0, 1]}, "labels: expected 3 labels, one for each input, got 2"),
+        ({"labels": [0.5, 1, 1]}, "labels: expected whole numbers"),
+        ({"labels": [0, -2, 1]}, "labels: expected non-negative labels, got '?-2 at index 1"),
+        ({"labels": [0, 1, 2], "num_classes": 2}, "labels: expected labels from 0 to 1, got '?2 at index 2"),
+        ({"test_labels": [1]}, "test_labels: expected None without test_inputs"),
+        ({"test_size": 0}, "test_size: expected a count from 1 to 2"),
+        ({"test_size": 3}, "test_size: expected a count from 1 to 2"),
+        ({"test_size": 0.01}, "test_size: expected a count from 1 to 2"),
+        ({"test_size": NAN}, "test_size: expected a count from 1 to 2"),
+        ({"seed": -1}, "seed: expected an integer"),
+    ],
+)
+def test_from_arrays_refuses(arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        from_arrays("bad", **{"inputs": [[1.0], [2.0], [3.0]], **arguments})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,223 @@
+"""IDX files: the real MNIST against published facts, and tiny files written here for everything that can be wrong."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddvi_fast._checks import InputError
+from ddvi_fast.data import idx, load
+
+TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def encode(array: np.ndarray, type_code: int = 8) -> bytes:
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, type_code, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+
+
+def write_set(folder: Path, sizes=(5, 3), dot: str = "-", gz: bool = False, first: int = 0) -> Path:
+    """Four files of 2 x 3 images whose pixels count up from `first`; labels are 0, 1, 2, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, size in zip(("train", "t10k"), sizes, strict=True):
+        images = (first + np.arange(size * 6)).reshape(size, 2, 3)
+        for kind, axes, array in (("images", "idx3", images), ("labels", "idx1", np.arange(size))):
+            data = encode(array)
+            (folder / f"{part}-{kind}{dot}{axes}-ubyte{'.gz' if gz else ''}").write_bytes(gzip.compress(data) if gz else data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    """Loaded once: shared by the tests below (which skip before they get here where the files are absent)."""
+    cache = {}
+
+    def get(folder: Path):
+        if not cache:
+            cache["data"] = load("mnist", data_dir=folder)
+        return cache["data"]
+
+    return get
+
+
+@pytest.fixture
+def real_mnist(shared_data, mnist):
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        path = shared_data(f"mnist/{part}-ubyte.gz")
+    return mnist(path.parent.parent)
+
+
+def test_real_mnist_has_its_published_labels_and_moments(real_mnist):
+    assert real_mnist.train_inputs.shape == (60000, 28, 28) and real_mnist.test_inputs.shape == (10000, 28, 28)
+    assert real_mnist.train_inputs.dtype == torch.uint8
+    assert real_mnist.labels().bincount().tolist() == TRAIN_COUNTS
+    assert real_mnist.labels(split="test").bincount().tolist() == TEST_COUNTS
+    inputs = real_mnist.inputs()
+    assert inputs.mean().item() == pytest.approx(0.1307, abs=5e-5)
+    assert inputs.std().item() == pytest.approx(0.3081, abs=5e-5)
+    assert (inputs.min().item(), inputs.max().item()) == (0.0, 1.0)
+
+
+def test_real_mnist_pixels_are_the_bytes_of_the_file(real_mnist, shared_data):
+    path = shared_data("mnist/train-images-idx3-ubyte.gz")
+    with gzip.open(path) as file:
+        file.seek(16)
+        first, second = file.read(784), file.read(784)
+    assert hashlib.sha256(real_mnist.train_inputs[0].numpy().tobytes()).digest() == hashlib.sha256(first).digest()
+    assert real_mnist.train_inputs[1].numpy().tobytes() == second
+    # The first training image is the well-known five: its label, its ink, its first row with any.
+    assert real_mnist.labels(slice(0, 10)).tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert int(real_mnist.train_inputs[0].sum()) == 27525
+    assert real_mnist.train_inputs[0, 5, 12:20].tolist() == [3, 18, 18, 18, 126, 136, 175, 26]
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("dot", ["-", "."])
+@pytest.mark.parametrize("sub", ["", "mnist", "MNIST/raw", "mnist/raw"])
+def test_every_name_and_place_gives_the_same_data(tmp_path, sub, dot, gz):
+    write_set(tmp_path / sub, dot=dot, gz=gz)
+    data = load("mnist", data_dir=tmp_path)
+    assert data.train_inputs.tolist() == np.arange(30).reshape(5, 2, 3).tolist()
+    assert data.labels(split="test").tolist() == [0, 1, 2] and data.size("test") == 3
+
+
+def test_folder_comes_from_the_environment(tmp_path, monkeypatch):
+    write_set(tmp_path / "mnist")
+    monkeypatch.setenv("DDVI_FAST_DATA", str(tmp_path))
+    assert load("mnist").size() == 5
+    assert load("mnist", limit=2).size() == 2
+
+
+def test_fashion_mnist_is_found_where_debian_installs_it(tmp_path, monkeypatch):
+    system = write_set(tmp_path / "system", first=100)
+    monkeypatch.setitem(idx.SOURCES, "fashion_mnist", replace_system(system))
+    monkeypatch.delenv("DDVI_FAST_DATA", raising=False)
+    assert load("fashion_mnist").train_inputs[0, 0, 0] == 100
+    own = write_set(tmp_path / "own" / "FashionMNIST" / "raw", first=7)
+    assert load("fashion_mnist", data_dir=own.parents[1]).train_inputs[0, 0, 0] == 7
+    assert load("fashion_mnist", data_dir=own.parents[1]).class_names[9] == "Ankle boot"
+
+
+def replace_system(*folders: Path) -> idx.IdxSource:
+    source = idx.SOURCES["fashion_mnist"]
+    return idx.IdxSource(source.folders, source.class_names, folders, source.advice)
+
+
+@pytest.mark.parametrize("sub", ["mnist", "MNIST/raw"])
+def test_a_folder_of_digits_is_never_read_as_fashion(tmp_path, monkeypatch, sub):
+    monkeypatch.setitem(idx.SOURCES, "fashion_mnist", replace_system())
+    folder = write_set(tmp_path / sub)
+    assert load("mnist", data_dir=folder).size() == 5
+    with pytest.raises(InputError, match=r"fashion_mnist: expected the file train-images"):
+        load("fashion_mnist", data_dir=folder)
+
+
+def test_missing_set_names_the_folders_and_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(idx.SOURCES, "fashion_mnist", replace_system(tmp_path / "absent"))
+    monkeypatch.delenv("DDVI_FAST_DATA", raising=False)
+    with pytest.raises(InputError) as caught:
+        load("fashion_mnist", data_dir=tmp_path)
+    line = str(caught.value)
+    for part in (f"{tmp_path},", str(tmp_path / "fashion-mnist"), str(tmp_path / "absent"), "download=true", "apt install dataset-fashion-mnist"):
+        assert part in line
+    assert "\n" not in line
+    with pytest.raises(InputError, match=r"no folder .data_dir and DDVI_FAST_DATA are not set.*download=true"):
+        load("mnist")
+
+
+def test_missing_file_of_a_set_is_named(tmp_path):
+    folder = write_set(tmp_path / "mnist")
+    (folder / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(InputError, match=r"mnist: expected the file t10k-labels-idx1-ubyte\(.gz\) in .*mnist, got None"):
+        load("mnist", data_dir=tmp_path)
+
+
+def break_file(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+PIXELS = np.arange(30).reshape(5, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (IMAGES, encode(PIXELS)[:-4], r"expected 46 bytes of IDX data for sizes \[5, 2, 3\], got 42 \(the file is cut short\)"),
+        (IMAGES, encode(PIXELS)[:9], r"expected at least 16 bytes of IDX data, got 9 \(the file is cut short\)"),
+        (IMAGES, b"", "expected at least 16 bytes of IDX data, got 0"),
+        (IMAGES, encode(PIXELS) + b"ab", r"expected 46 bytes .* got 48 \(bytes after the end\)"),
+        (IMAGES, encode(np.arange(16)), r"magic number 2051 \(unsigned bytes, axes: 3\), got 2049"),
+        (IMAGES, encode(PIXELS, type_code=13), "magic number 2051 .*, got 3331"),
+        (IMAGES, b"\x89PNG" + bytes(50), "magic number 2051 .*, got 2303741511"),
+        (IMAGES, bytes([0, 0, 8, 3]) + b"\xff" * 12 + bytes(30), r"expected 79228162458924105385300197391 bytes .* got 46"),
+        (LABELS, encode(PIXELS), "magic number 2049 .*, got 2051"),
+        (LABELS, encode(np.arange(4)), "expected 5 labels, one for each image of train-images-idx3-ubyte, got 4"),
+        (LABELS, encode(np.array([0, 1, 10, 3, 4])), "train_labels: expected labels from 0 to 9, got '?10 at index 2"),
+    ],
+)
+def test_broken_file_is_one_clear_line(tmp_path, name, content, message):
+    path = break_file(write_set(tmp_path / "mnist"), name, content)
+    with pytest.raises(InputError, match=message) as caught:
+        load("mnist", data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "train_labels" in message or str(path) in str(caught.value)
+
+
+def test_empty_set_is_refused(tmp_path):
+    write_set(tmp_path / "mnist", sizes=(0, 3))
+    with pytest.raises(InputError, match=r"train_inputs: expected shape .* with at least one example"):
+        load("mnist", data_dir=tmp_path)
+
+
+def gzip_damage(kind: str) -> bytes:
+    packed = gzip.compress(encode(np.random.default_rng(0).integers(0, 256, (5, 20, 30))))
+    changed = bytearray(packed)
+    if kind == "checksum":
+        changed[-8] ^= 1
+    elif kind == "body":
+        changed[10:14] = b"\xff\xff\xff\xff"
+    elif kind == "not gzip":
+        changed[:2] = b"PK"
+    elif kind == "cut":
+        del changed[len(changed) // 2 :]
+    elif kind == "no end":
+        del changed[-4:]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("checksum", "a gzip file, got corrupt data: .*incorrect data check"),
+        ("body", "a gzip file, got corrupt data"),
+        ("not gzip", "a gzip file, got corrupt data: .*incorrect header check"),
+        ("cut", r"expected 3016 bytes of IDX data for sizes \[5, 20, 30\], got \d+ \(the file is cut short\)"),
+        ("no end", r"a complete gzip file, got '?one without its end'? \(the file is cut short\)"),
+    ],
+)
+def test_broken_gzip_is_one_clear_line(tmp_path, kind, message):
+    path = break_file(tmp_path, f"{IMAGES}.gz", gzip_damage(kind))
+    with pytest.raises(InputError, match=message) as caught:
+        idx.read_idx(path, 3)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_truncated_copy_of_real_mnist_says_how_much_is_missing(tmp_path, shared_data):
+    source = shared_data("mnist/t10k-images-idx3-ubyte.gz")
+    copy = tmp_path / source.name
+    shutil.copyfile(source, copy)
+    copy.chmod(0o644)
+    with copy.open("r+b") as file:
+        file.truncate(100_000)
+    with pytest.raises(InputError, match=r"expected 7840016 bytes of IDX data for sizes \[10000, 28, 28\], got \d+ \(the file is cut short\)"):
+        idx.read_idx(copy, 3)
