@@ -25,7 +25,7 @@ class ResidualMLP(nn.Module):
         hidden_dim: width of the four layers.
         groups: G independent networks side by side (class-conditional chains, seeds); None for one, without a group axis.
         residual: add the first hidden layer to the third; by default exactly when there is a context.
-        zero_output: start the last layer at zero, so that an untrained chain only scales its state.
+        zero_output: start the last layer and the embeddings at zero, so that an untrained chain only scales its state.
         draws: where the initial weights are drawn.
 
     Example:
@@ -71,7 +71,8 @@ class ResidualMLP(nn.Module):
             bounds |= {self.last: wide, self.last_bias: wide}
         for layer, (parameter, bound) in enumerate(bounds.items()):
             uniform_(parameter, -bound, bound, draws, layer)
-        uniform_(self.embedding, 0, 1, draws, len(bounds))
+        if not zero_output:
+            uniform_(self.embedding, 0, 1, draws, len(bounds) + 1)
 
     def chain_weights(self) -> ChainWeights:
         """The weights as the fused chain takes them, biases folded into the time table."""
@@ -100,3 +101,22 @@ class ResidualMLP(nn.Module):
 
     def extra_repr(self) -> str:
         return f"latent_dim={self.latent_dim}, context_dim={self.context_dim}, num_steps={self.num_steps}, hidden_dim={self.hidden_dim}, groups={self.groups}"
+
+
+class StepView:
+    """A denoiser seen at some of its timesteps only, for a chain that is run with fewer steps than it has."""
+
+    def __init__(self, denoiser: ResidualMLP, steps: Tensor) -> None:
+        self._denoiser, self._steps = denoiser, steps
+        self.num_steps = len(steps)
+
+    def __getattr__(self, name: str):
+        return getattr(self._denoiser, name)
+
+    def chain_weights(self) -> ChainWeights:
+        """Those of the whole denoiser, with the chosen rows of the time table."""
+        weights = self._denoiser.chain_weights()
+        return weights._replace(time_table=weights.time_table[..., self._steps, :, :])
+
+    def __call__(self, y: Tensor, context: Tensor | None, t: Tensor) -> Tensor:
+        return self._denoiser(y, context, self._steps[t])

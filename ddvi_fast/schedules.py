@@ -128,6 +128,14 @@ class NoiseSchedule:
         weight_x0, weight_state = (column[t].to(x0).unsqueeze(-1) for column in self.posterior_mean_weights())
         return weight_x0 * x0 + weight_state * (signal * x0 + deviation * noise)
 
+    def at(self, steps: Tensor) -> NoiseSchedule:
+        """The coarser schedule that stops only at some 0-based steps, int64 increasing: noise adds up to the same at each of them."""
+        if self.kind == "ve":
+            variances = self.noise_variances[steps]
+            return NoiseSchedule(variances - _before(variances, 0.0), self.kind)
+        signals = self.alpha_bars[steps]
+        return NoiseSchedule(1 - signals / _before(signals, 1.0), self.kind)
+
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """The same schedule on another device."""
         return NoiseSchedule(self.betas.to(device), self.kind)
@@ -154,7 +162,8 @@ def make(name: str, num_steps: int, *, kind: str = "vp", rescale: bool = False, 
     """Make a schedule by name.
 
     Args:
-        name: ``constant`` (beta), ``linear``, ``quadratic``, ``sigmoid`` (start, end) or ``cosine`` (offset).
+        name: ``constant`` (beta), ``linear``, ``quadratic``, ``sigmoid`` (start, end), ``cosine`` (offset) or ``geometric``
+            (start, end: the ratio of noise to signal after the first and the last step).
         num_steps: T, at least 2.
         kind: ``vp`` or ``ve``; for VE the named shape gives the variance that each step adds.
         rescale: keep the signal-to-noise ratio at the end what the named schedule has after 1,000 steps, for any T.
@@ -225,4 +234,18 @@ def _cosine(num_steps: int, offset: float = 0.008) -> Tensor:
     return (1 - signal[1:] / signal[:-1]).clamp(1e-4, 0.9999)
 
 
-_SHAPES = {"constant": _constant, "linear": _linear, "quadratic": _quadratic, "sigmoid": _sigmoid, "cosine": _cosine}
+def _geometric(num_steps: int, start: float = 0.01, end: float = 0.5) -> Tensor:
+    """Noise-to-signal ratio rising geometrically from `start` to `end`: as many steps for every octave of detail."""
+    ratios = torch.logspace(math.log10(start), math.log10(end), num_steps, dtype=torch.float64)
+    signal = 1 / (1 + ratios**2)
+    return 1 - signal / _before(signal, 1.0)
+
+
+_SHAPES = {
+    "constant": _constant,
+    "linear": _linear,
+    "quadratic": _quadratic,
+    "sigmoid": _sigmoid,
+    "cosine": _cosine,
+    "geometric": _geometric,
+}

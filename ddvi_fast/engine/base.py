@@ -24,14 +24,14 @@ class Optimisation:
         lr_schedule: ``constant``, or ``cosine`` decay to zero over the phase.
         warmup_fraction: of the phase in which the rate rises linearly from zero.
         max_norm: clip the gradient's norm; None for no clipping.
-        group_lr: a factor on the rate of some groups of updates.
+        factors: on the rate of parameters whose name contains a word, such as ``learned_schedule``.
     """
 
     lr: float = 1e-3
     lr_schedule: str = "cosine"
     warmup_fraction: float = 0.0
     max_norm: float | None = None
-    group_lr: dict[str, float] = field(default_factory=dict)
+    factors: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _checks.choice(self.lr_schedule, LR_SCHEDULES, "lr_schedule")
@@ -47,6 +47,10 @@ class Optimisation:
             return self.lr
         progress = (fraction - self.warmup_fraction) / (1 - self.warmup_fraction)
         return self.lr * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64)).item())
+
+    def factor(self, name: str) -> float:
+        """The factor on the rate of the parameter called `name`."""
+        return next((factor for word, factor in self.factors.items() if word in name), 1.0)
 
 
 class Engine(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from ddvi_fast import _checks
@@ -21,11 +21,16 @@ class LocalEngine:
     def __init__(self, objective: Objective, optimisation: Optimisation, device: torch.device | str = "cpu") -> None:
         self.objective, self.optimisation, self.device = objective.to(device), optimisation, torch.device(device)
         self._parameters = objective.parameter_groups()
-        unknown = optimisation.group_lr.keys() - self._parameters.keys()
-        _checks.require(not unknown, "group_lr", f"groups among {', '.join(self._parameters)}", sorted(unknown))
-        self._optimisers = {
-            group: torch.optim.Adam(parameters, lr=optimisation.lr, fused=True) for group, parameters in self._parameters.items()
-        }
+        names = {id(parameter): name for name, parameter in objective.named_parameters()}
+        self._optimisers = {group: self._adam(parameters, names) for group, parameters in self._parameters.items()}
+
+    def _adam(self, parameters: list[nn.Parameter], names: dict[int, str]) -> torch.optim.Adam:
+        """Adam with one parameter group for each factor of the learning rate."""
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_factor.setdefault(self.optimisation.factor(names[id(parameter)]), []).append(parameter)
+        groups = [{"params": members, "factor": factor} for factor, members in by_factor.items()]
+        return torch.optim.Adam(groups, lr=self.optimisation.lr, fused=True)
 
     def step(self, group: str, terms: Terms, fraction: float) -> Tensor:
         loss = terms.total()
@@ -37,7 +42,7 @@ class LocalEngine:
         if self.optimisation.max_norm is not None:
             clip_grad_norm_(self._parameters[group], self.optimisation.max_norm)
         for options in optimiser.param_groups:
-            options["lr"] = self.optimisation.rate(fraction) * self.optimisation.group_lr.get(group, 1.0)
+            options["lr"] = self.optimisation.rate(fraction) * options["factor"]
         optimiser.step()
         return loss.detach()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops, rng
-from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.posteriors.base import Posterior, PosteriorSample, check_request, draw_start, split_top
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import LearnedSchedule, NoiseSchedule
@@ -78,7 +78,7 @@ class Diffusion(Posterior):
         self.schedule_kind = schedule.kind
         self.register_buffer("betas", schedule.betas.clone())
         self.log_variance_factors = nn.Parameter(torch.zeros(schedule.num_steps)) if learn_variances else None
-        self.active_steps = schedule.num_steps
+        self.num_active_steps = schedule.num_steps
 
     @property
     def has_density(self) -> bool:
@@ -86,15 +86,30 @@ class Diffusion(Posterior):
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noising process in force, with gradients where it is learned."""
-        return NoiseSchedule(self.betas, self.schedule_kind) if self.learned_schedule is None else self.learned_schedule()
+        """The noising process in force, with gradients where it is learned, at the steps in use."""
+        whole = NoiseSchedule(self.betas, self.schedule_kind) if self.learned_schedule is None else self.learned_schedule()
+        return whole if self.num_active_steps == self.denoiser.num_steps else whole.at(self._active())
+
+    def use_steps(self, number: int) -> None:
+        """Run the chain with `number` evenly spread steps of its `T`, as annealing does; the last one is always among them."""
+        _checks.require(2 <= number <= self.denoiser.num_steps, "number", f"from 2 to {self.denoiser.num_steps}", number)
+        self.num_active_steps = number
+
+    def _active(self) -> Tensor:
+        """The 0-based steps in use."""
+        number = torch.arange(1, self.num_active_steps + 1, device=self.betas.device)
+        return number * self.denoiser.num_steps // self.num_active_steps - 1
+
+    def active_denoiser(self) -> ResidualMLP | StepView:
+        """The chain's network at the steps in use."""
+        return self.denoiser if self.num_active_steps == self.denoiser.num_steps else StepView(self.denoiser, self._active())
 
     def coefficients(self) -> Tensor:
         """The chain's table, float32 [T, 5]."""
         table = self.schedule.coefficients(self.parametrisation, self.eta, self.final_variance)
         if self.log_variance_factors is None:
             return table
-        deviations = table[:, 2] * torch.exp(0.5 * self.log_variance_factors)
+        deviations = table[:, 2] * torch.exp(0.5 * self.log_variance_factors[self._active()])
         return torch.cat((table[:, :2], deviations.unsqueeze(1), table[:, 3:]), dim=1)
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
@@ -120,7 +135,7 @@ class Diffusion(Posterior):
 
     def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
         self.require_density()
-        along = ops.trajectory_log_ratio(path, encoded.context, self.denoiser, self.coefficients())
+        along = ops.trajectory_log_ratio(path, encoded.context, self.active_denoiser(), self.coefficients())
         return along - ops.gaussian_log_prob(path[0], encoded.mean, encoded.log_var)
 
     def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
@@ -132,7 +147,7 @@ class Diffusion(Posterior):
         """Regression of the chain's network on latents `z` [N, D] with data `x` [N, ...] at steps `t` [N] -> [N] (METHOD section 3)."""
         encoded = self.encode(x, draws)
         return ops.denoising_loss(
-            z, t, encoded.context, self.denoiser, self.schedule, parametrisation=self.parametrisation, loss=loss, draws=draws
+            z, t, encoded.context, self.active_denoiser(), self.schedule, parametrisation=self.parametrisation, loss=loss, draws=draws
         )
 
     def top_log_prob(self, x: Tensor, z: Tensor, draws: Draws) -> Tensor:
@@ -144,7 +159,7 @@ class Diffusion(Posterior):
 
     def _chain(self, encoded: Encoded, y_T: Tensor, draws: Draws, return_trajectory: bool) -> ops.ChainSample:
         source = draws if self.has_density else None
-        return ops.sample_chain(y_T, encoded.context, self.denoiser, self.coefficients(), draws=source, return_trajectory=return_trajectory)
+        return ops.sample_chain(y_T, encoded.context, self.active_denoiser(), self.coefficients(), draws=source, return_trajectory=return_trajectory)
 
     def extra_repr(self) -> str:
         return f"num_steps={self.denoiser.num_steps}, parametrisation={self.parametrisation}, eta={self.eta}"

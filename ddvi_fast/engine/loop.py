@@ -1,0 +1,121 @@
+"""The training loop: phases of epochs of batches of updates, and nothing else.
+
+Order and noise are functions of (seed, step), so a run needs no random state to be repeated or resumed: batch `b` of the
+whole run stands at draws `b * batch_size`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from ddvi_fast.data.batches import epoch_batches, num_batches
+from ddvi_fast.data.dataset import Dataset
+from ddvi_fast.engine.base import Engine, Optimisation, set_trainable
+from ddvi_fast.objectives import Objective, Progress
+from ddvi_fast.rng import Draws
+
+_PHASE_BITS = 24  # a phase owns 2^24 passes over the data
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training under one objective.
+
+    Args:
+        name: for logs.
+        objective: what is minimised.
+        epochs: how long; an epoch is one pass over the data, or `steps_per_epoch` batches.
+        optimisation: learning rates and clipping.
+        steps_per_epoch: batches in an epoch, where it is not one pass over the data.
+        frozen: modules that stand still in the first `frozen_epochs`.
+        before_epoch: called with the progress before each epoch, for what anneals with time.
+    """
+
+    name: str
+    objective: Objective
+    epochs: int
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    steps_per_epoch: int | None = None
+    frozen: Sequence[nn.Module] = ()
+    frozen_epochs: int = 0
+    before_epoch: Callable[[Progress], None] | None = None
+
+    def num_steps(self, batches: int) -> int:
+        """Batches in the phase, when one pass over the data has `batches`."""
+        return self.epochs * (self.steps_per_epoch or batches)
+
+
+class Observer(Protocol):
+    """Who wants to know how training goes."""
+
+    def step(self, step: int, phase: str, epoch: float, terms: dict[str, Tensor]) -> None:
+        """After a batch; `terms` are unweighted means on the device."""
+
+    def epoch(self, step: int, phase: str, epoch: int, engine: Engine) -> None:
+        """After an epoch."""
+
+
+def train(
+    phases: Sequence[Phase],
+    dataset: Dataset,
+    batch_size: int,
+    seed: int,
+    make_engine: Callable[[Objective, Optimisation], Engine],
+    observer: Observer,
+    augment: Callable[[Tensor, Draws], Tensor] | None = None,
+) -> None:
+    """Train phase after phase on the dataset's training split.
+
+    Args:
+        phases: in order; modules shared between their objectives carry over.
+        dataset: lives on the engine's device as one tensor.
+        batch_size: rows of a batch; a last incomplete batch is left out.
+        seed: of order and noise.
+        make_engine: builds the engine of a phase.
+        observer: told after every batch and epoch.
+        augment: `augment(x, draws)`, applied to training data.
+    """
+    step = 0
+    for number, phase in enumerate(phases):
+        engine = make_engine(phase.objective, phase.optimisation)
+        phase.objective.train()
+        for epoch in range(phase.epochs):
+            set_trainable(phase.frozen, epoch >= phase.frozen_epochs)
+            if phase.before_epoch is not None:
+                phase.before_epoch(Progress(epoch, phase.epochs))
+            batches = _batches(dataset, batch_size, seed, number, epoch, phase.steps_per_epoch)
+            for position, indices in enumerate(batches):
+                draws = Draws(seed, step * batch_size)
+                x = dataset.inputs(indices)
+                x = x if augment is None else augment(x, draws)
+                progress = Progress(epoch + position / len(batches), phase.epochs)
+                terms = _run_batch(engine, x, progress, draws)
+                step += 1
+                observer.step(step, phase.name, epoch + (position + 1) / len(batches), terms)
+            observer.epoch(step, phase.name, epoch + 1, engine)
+        phase.objective.eval()
+
+
+def _run_batch(engine: Engine, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
+    """All updates of one batch; the terms of repeated updates are those of the last."""
+    means: dict[str, Tensor] = {}
+    for update in engine.objective.updates(x, progress, draws):
+        terms = update.terms()
+        engine.step(update.group, terms, progress.fraction)
+        means.update(terms.means())
+    return means
+
+
+def _batches(dataset: Dataset, batch_size: int, seed: int, phase: int, epoch: int, steps: int | None) -> list[Tensor]:
+    """The index tensors of one epoch: one pass over the data, or as many as `steps` batches need."""
+    one_pass = num_batches(dataset.size(), batch_size)
+    steps = one_pass if steps is None else steps
+    passes = -(-steps // one_pass)
+    first = (phase << _PHASE_BITS) + epoch * passes
+    orders = (epoch_batches(dataset.size(), batch_size, seed, first + number, dataset.device) for number in range(passes))
+    return list(itertools.islice(itertools.chain.from_iterable(orders), steps))

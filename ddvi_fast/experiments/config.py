@@ -1,0 +1,126 @@
+"""The schema of an experiment's configuration; its values stand in `conf/`, one file a choice.
+
+Every field says what it means and in which unit, once, here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+
+@dataclass
+class NetworkConfig:
+    hidden: list[int] = field(default_factory=lambda: [256, 256])  # widths of the hidden layers
+    activation: str = "relu"  # relu, leaky_relu, silu or tanh
+    dropout: float = 0.0  # rate after each hidden layer of the encoders, while training
+
+
+@dataclass
+class DatasetConfig:
+    name: str = "digits"
+    likelihood: str = "bernoulli"  # bernoulli, gaussian or binomial
+    likelihood_options: dict[str, Any] = field(default_factory=dict)
+    encoder: NetworkConfig = field(default_factory=NetworkConfig)
+    decoder: NetworkConfig = field(default_factory=NetworkConfig)
+    flip: bool = False  # mirror half of the training images
+
+
+@dataclass
+class PriorConfig:
+    name: str = "pinwheel"
+    options: dict[str, Any] = field(default_factory=dict)
+    resolution: int = 200  # quadrature nodes along each arm or edge
+
+
+@dataclass
+class ChainConfig:
+    num_steps: int = 10  # T
+    hidden_dim: int = 64  # width of the denoiser
+    context_dim: int = 32  # width of c(x)
+    parametrisation: str = "v"  # what the denoiser predicts: eps, x0, v or mean
+    schedule: str = "geometric"
+    schedule_options: dict[str, Any] = field(default_factory=dict)
+    eta: float = 1.0  # 1 ancestral sampling, 0 deterministic
+    final_variance: Optional[float] = None  # s_1^2; the posterior variance of step 2 if null
+    learn_schedule: bool = True  # train the betas
+    learn_variances: bool = True  # train a factor of each step variance
+    first_num_steps: Optional[int] = None  # T annealing: steps in use at first, doubled until T
+
+
+@dataclass
+class SleepConfig:
+    weight: float = 0.2  # of the denoising regression on fantasies
+    top_weight: float = 0.04  # of -log q(y_T | x) on fantasies
+    loss: str = "squared"  # squared, absolute or huber
+    alternating: bool = False  # separate sleep updates instead of one joint update
+    num_updates: int = 1  # sleep updates a batch, when alternating
+
+
+@dataclass
+class MethodConfig:
+    name: str = "ddvi"
+    posterior: str = "diffusion"  # gaussian or diffusion
+    objective: str = "ddvi"  # elbo, iwae or ddvi
+    num_samples: int = 1  # importance samples a row
+    doubly_reparametrised: bool = False  # iwae: the gradient of Tucker et al.
+    chain: ChainConfig = field(default_factory=ChainConfig)
+    sleep: SleepConfig = field(default_factory=SleepConfig)
+
+
+@dataclass
+class KLConfig:
+    kind: str = "linear"  # constant, linear, cyclic or reverse_warmup
+    weight: float = 1.0  # at the end
+    fraction: float = 0.4  # of the epochs by which the ramp has ended
+    hold: float = 0.0  # of the epochs at full weight before it
+
+
+@dataclass
+class RecipeConfig:
+    name: str = "default"
+    epochs: int = 400
+    batch_size: int = 128
+    lr: float = 1e-3  # peak learning rate of Adam
+    lr_schedule: str = "cosine"  # cosine or constant
+    warmup_fraction: float = 0.0  # of the epochs in which the rate rises
+    max_norm: Optional[float] = 5.0  # gradient clipping
+    schedule_lr: float = 10.0  # factor on the rate of learned schedules and variances
+    kl: KLConfig = field(default_factory=KLConfig)
+    prior_blur: float = 0.1  # width by which the prior is blurred at first
+    prior_blur_fraction: float = 0.5  # of the epochs by which the blur is gone
+    match_prior: bool = True  # start the encoder's means with the prior's centre and spread
+    prior_epochs: int = 0  # released: of fitting the unconditional chain
+    prior_steps: int = 1000  # released: batches in such an epoch
+    warmup_epochs: int = 0  # released: of the unconditional warm-up
+    frozen_fraction: float = 0.0  # released: of the epochs in which the decoder stands still
+
+
+@dataclass
+class EvaluationConfig:
+    elbo_samples: int = 100  # draws a row for the ELBO
+    iwae_samples: int = 1000  # K of the IWAE bound
+    limit: Optional[int] = 2000  # test examples for evidence and bounds; null for all
+    prior_samples: int = 10000  # for latent NLL and MMD
+
+
+@dataclass
+class Config:
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0  # of initial weights, order and noise
+    split_seed: int = 0  # of the train and test split, where the data set has none
+    latent_dim: int = 2  # D
+    epochs: Optional[int] = None  # overrides the recipe's
+    data_dir: Optional[str] = None  # where files of data sets lie; DDVI_FAST_DATA if null
+    download: bool = False  # fetch missing files with torchvision
+    limit: Optional[int] = None  # first so many training examples
+    device: str = "cpu"
+    run_dir: Optional[str] = None  # runs/DATASET-METHOD-PRIOR-seedN if null
+    overwrite: bool = False  # replace another run in run_dir
+    progress: str = "auto"  # auto, on or off
+    tensorboard: bool = True
+    figures: bool = True

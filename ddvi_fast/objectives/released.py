@@ -1,0 +1,127 @@
+"""The released code's three stages (METHOD section 3), kept so that its numbers can be reproduced.
+
+Its scale is its own: reconstruction is a mean over pixels, the chain is deterministic, and the prior's density is a
+clamped kernel estimate. None of these objectives is a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ddvi_fast import _checks, ops
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
+from ddvi_fast.objectives.ddvi import uniform_timesteps
+from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.priors import Prior
+from ddvi_fast.rng import Draws
+
+
+class PriorFit(Objective):
+    """Stage 1: fit an unconditional chain to prior samples. Term: `noise`, Huber error of the predicted noise."""
+
+    def __init__(self, prior: Prior, posterior: Diffusion) -> None:
+        super().__init__()
+        _checks.require(posterior.denoiser.context_dim == 0, "posterior", "an unconditional chain", posterior)
+        self.prior, self.posterior = prior, posterior
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"wake": list(self.posterior.denoiser.parameters())}
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: Terms({"noise": self.noise_loss(x, draws)}, {"noise": 1.0}))
+
+    def noise_loss(self, like: Tensor, draws: Draws) -> Tensor:
+        """Huber error [N] on as many prior samples as `like` has rows."""
+        z = self.prior.sample(len(like), draws=draws, dtype=like.dtype, device=like.device)
+        t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
+        return ops.denoising_loss(z, t, None, self.posterior.denoiser, self.posterior.schedule, loss="huber", draws=draws)
+
+
+class WarmUp(Objective):
+    """Stage 2 (`diff_vae`): encoder to `y_T`, deterministic chain, decoder, together with the prior fit.
+
+    Terms: `reconstruction` (mean over pixels), `kl` of `q(y_T | x)` to N(0, I) (nats), `noise`.
+    """
+
+    def __init__(self, model: LatentVariableModel, posterior: Diffusion, kl: KLSchedule) -> None:
+        super().__init__()
+        self.model, self.kl = model, kl
+        self.prior_fit = PriorFit(model.prior, posterior)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return Objective.parameter_groups(self)
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: self._terms(x, progress, draws))
+
+    def _terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        posterior = self.prior_fit.posterior
+        encoded = posterior.encode(x, draws)
+        z = posterior.latent_path(encoded, 1, draws)[-1, 0]
+        values = {
+            "reconstruction": pixel_mean(self.model, x, z),
+            "kl": ops.gaussian_kl(encoded.mean, encoded.log_var),
+            "noise": self.prior_fit.noise_loss(x, draws),
+        }
+        return Terms(values, {"reconstruction": 1.0, "kl": self.kl.at(progress), "noise": 1.0})
+
+
+class ReleasedDDVI(Objective):
+    """Stage 3 (`diff_vae_warmup`): a conditional deterministic chain, then separate sleep updates.
+
+    Terms: `reconstruction` (mean over pixels), `kl` of `q(y_T | x)` to N(0, I), `prior` = -log p_kde(z),
+    `matching` (Huber error between the noising process's mean and the chain's, at one random step), and `sleep`.
+    """
+
+    def __init__(self, model: LatentVariableModel, posterior: Diffusion, kl: KLSchedule, num_sleep_updates: int = 3) -> None:
+        super().__init__()
+        self.model, self.posterior, self.kl = model, posterior, kl
+        self.num_sleep_updates = num_sleep_updates
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        chain = [*self.posterior.denoiser.parameters(), *self.posterior.context_encoder.parameters()]
+        return {**super().parameter_groups(), "sleep": chain}
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: self._wake_terms(x, progress, draws))
+        for update in range(self.num_sleep_updates):
+            yield Update("sleep", lambda update=update: self._sleep_terms(x, draws.importance(update)))
+
+    def _wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        encoded = self.posterior.encode(x, draws)
+        trajectory = self.posterior.latent_path(encoded, 1, draws)[:, 0]
+        t = uniform_timesteps(draws, len(x), self.posterior.schedule.num_steps, x.device)
+        values = {
+            "reconstruction": pixel_mean(self.model, x, trajectory[-1]),
+            "kl": ops.gaussian_kl(encoded.mean, encoded.log_var),
+            "prior": -self.model.prior.log_prob_kde(trajectory[-1]),
+            "matching": mean_matching(self.posterior, encoded.context, trajectory, t).mean(-1),
+        }
+        kl = self.kl.at(progress)
+        return Terms(values, {"reconstruction": 1.0, "kl": kl, "prior": kl, "matching": 1.0})
+
+    def _sleep_terms(self, like: Tensor, draws: Draws) -> Terms:
+        z, x = self.model.simulate(len(like), draws, like)
+        t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
+        return Terms({"sleep": self.posterior.denoising_loss(x.view_as(like), z, t, draws, "huber")}, {"sleep": 1.0})
+
+
+def pixel_mean(model: LatentVariableModel, x: Tensor, z: Tensor) -> Tensor:
+    """Minus the log-likelihood averaged over the data's dimensions, [N]."""
+    return -model.log_likelihood(x, z) / x.flatten(1).shape[1]
+
+
+def mean_matching(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> Tensor:
+    """Huber error [N, D] between `mu~_t(z, y_t)` and the chain's mean at 0-based steps `t` of a trajectory [T + 1, N, D]."""
+    schedule = posterior.schedule
+    y = trajectory[schedule.num_steps - 1 - t, torch.arange(len(t), device=t.device)]
+    weight_z, weight_y = (column[t].to(y).unsqueeze(1) for column in schedule.posterior_mean_weights())
+    weight_state, weight_output = (column[t].unsqueeze(1) for column in posterior.coefficients()[:, :2].unbind(1))
+    predicted = weight_state * y + weight_output * posterior.denoiser(y, context, t)
+    return functional.smooth_l1_loss(predicted, weight_z * trajectory[-1] + weight_y * y, reduction="none")
