@@ -1,0 +1,265 @@
+"""Checkpoints: a folder with weights.safetensors (every tensor) and state.json (everything else). Nothing is ever unpickled.
+
+A checkpoint is written into a hidden folder beside its place, synced to the disk, and only then renamed into it; the one
+that stood there is set aside first and removed last. So at every moment a whole checkpoint can be read: `load` looks
+for the one set aside where a crash fell between the two renames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ddvi_fast import _checks
+
+WEIGHTS, STATE = "weights.safetensors", "state.json"
+FORMAT = 1
+
+
+def save(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write `tensors` (any device, any strides) and `state` (what JSON can hold, keys are strings) as the checkpoint `path`.
+
+    A checkpoint that stands at `path` is replaced, and stays whole until the new one is on the disk.
+
+    Raises:
+        InputError: `state` holds what JSON cannot (NaN and infinity included), or `path` is something else than a checkpoint.
+        OSError: the disk is full or not writable; the old checkpoint is intact.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "last"
+        >>> save(folder, {"w": torch.arange(3.0)}, {"step": 7})
+        >>> load(folder)
+        ({'w': tensor([0., 1., 2.])}, {'step': 7})
+    """
+    path = Path(path)
+    weights = safetensors.save({name: _on_host(name, value) for name, value in tensors.items()})
+    manifest = _manifest(weights, state)
+    _refuse_foreign(path)
+    fresh, previous = _beside(path, "partial"), _beside(path, "previous")
+    if previous.is_dir() and not path.exists():  # a crash between the two renames below
+        previous.rename(path)
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    write_synced(fresh / WEIGHTS, weights)
+    write_synced(fresh / STATE, manifest)
+    _sync_folder(fresh)
+    shutil.rmtree(previous, ignore_errors=True)
+    if path.exists():
+        path.rename(previous)
+    fresh.rename(path)
+    _sync_folder(path.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint and verify its checksums: (tensors on `device`, state).
+
+    Raises:
+        InputError: missing, truncated, altered or foreign file; the message names the file and the cause.
+    """
+    folder = _standing(Path(path))
+    envelope = _read_envelope(folder / STATE)
+    weights = _read(folder / WEIGHTS)
+    found = hashlib.sha256(weights).hexdigest()
+    wanted = envelope["weights_sha256"]
+    if found != wanted:
+        _bad(folder / WEIGHTS, f"contents with sha256 {str(wanted)[:12]}...", f"{found[:12]}... in {len(weights)} bytes", "truncated or altered")
+    try:
+        tensors = safetensors.load(weights)
+    except (SafetensorError, ValueError, KeyError) as error:
+        _bad(folder / WEIGHTS, "a safetensors file", _one_line(error))
+    return {name: value.to(device) for name, value in tensors.items()}, envelope["state"]
+
+
+def module_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters and persistent buffers under dotted names, ``{"model": net}`` giving ``model.weight`` and so on.
+
+    Example:
+        >>> sorted(module_tensors({"decoder": nn.Linear(2, 3)}))
+        ['decoder.bias', 'decoder.weight']
+    """
+    for name in modules:
+        _checks.require("." not in name, "modules", "names without a dot", name)
+    return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def load_modules(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module]) -> None:
+    """Copy `tensors` into the modules in place; tensors under other first names (an optimiser's, say) are left aside.
+
+    Raises:
+        InputError: a name is missing or unexpected, or a shape or dtype differs. Nothing has been copied then.
+    """
+    wanted = module_tensors(modules)
+    given = {name: value for name, value in tensors.items() if name.split(".", 1)[0] in modules}
+    if missing := wanted.keys() - given.keys():
+        _checks.fail("checkpoint", f"the tensors {_listed(wanted)}", f"none for {_listed(missing)}")
+    if unexpected := given.keys() - wanted.keys():
+        _checks.fail("checkpoint", f"only tensors of {', '.join(modules)}", f"unexpected {_listed(unexpected)}")
+    for name, target in wanted.items():
+        _require_like(name, given[name], target)
+    with torch.no_grad():
+        for name, target in wanted.items():
+            target.copy_(given[name])
+
+
+def optimizer_tensors(name: str, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The tensors of an optimiser's state as ``name.state.INDEX.KEY``, INDEX counting parameters over all groups.
+
+    For Adam the keys are ``exp_avg``, ``exp_avg_sq`` and ``step``. A parameter that never had a gradient has none.
+    """
+    state = optimizer.state_dict()["state"]
+    return {f"{name}.state.{index}.{key}": value for index, entry in state.items() for key, value in entry.items() if isinstance(value, Tensor)}
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """The rest of an optimiser's state, ready for JSON: scalars of each group (``lr`` ...) and of each parameter."""
+    packed = optimizer.state_dict()
+    groups = [{key: _plain(value) for key, value in group.items() if key != "params"} for group in packed["param_groups"]]
+    sizes = [len(group["params"]) for group in packed["param_groups"]]
+    scalars = {str(index): {k: v for k, v in entry.items() if not isinstance(v, Tensor)} for index, entry in packed["state"].items()}
+    return {"groups": groups, "group_sizes": sizes, "scalars": scalars}
+
+
+def load_optimizer(name: str, optimizer: Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Put back what `optimizer_tensors` and `optimizer_state` gave, so that the next step is the same bit for bit.
+
+    Group values that are tensors (the `lr` of a captured CUDA graph) are filled in place and keep their address.
+
+    Raises:
+        InputError: groups of other sizes, or a tensor whose parameter does not exist or has another shape.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    _checks.require(state["group_sizes"] == sizes, f"checkpoint, optimiser {name}", f"groups of {sizes} parameters", state["group_sizes"])
+    entries: dict[int, dict[str, Any]] = {int(index): dict(scalars) for index, scalars in state["scalars"].items()}
+    prefix = f"{name}.state."
+    for full, value in tensors.items():
+        if full.startswith(prefix):
+            index, key = full.removeprefix(prefix).split(".", 1)
+            _checks.require(index.isdigit() and int(index) < len(parameters), full, f"a parameter below {len(parameters)}", index)
+            shape = parameters[int(index)].shape
+            _checks.require(value.dim() == 0 or value.shape == shape, full, f"shape {list(shape)}", value)
+            entries.setdefault(int(index), {})[key] = value.clone()  # optimisers update in place: leave the caller's tensors alone
+    kept = [{key: value for key, value in group.items() if isinstance(value, Tensor)} for group in optimizer.param_groups]
+    numbering = optimizer.state_dict()["param_groups"]
+    groups = [{**_as_before(saved, now), "params": now["params"]} for saved, now in zip(state["groups"], numbering, strict=True)]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    for group, tensors_of_group in zip(optimizer.param_groups, kept, strict=True):
+        for key, value in tensors_of_group.items():
+            group[key] = value.fill_(group[key])
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _manifest(weights: bytes, state: Mapping[str, Any]) -> bytes:
+    state = dict(state)
+    envelope = {"format": FORMAT, "weights_sha256": hashlib.sha256(weights).hexdigest(), "state_sha256": _state_digest(state), "state": state}
+    return (json.dumps(envelope, indent=1) + "\n").encode()
+
+
+def _state_digest(state: Any) -> str:
+    try:
+        return hashlib.sha256(json.dumps(state, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    except (TypeError, ValueError) as error:
+        _checks.fail("state", "what JSON can hold", _one_line(error))
+
+
+def _read_envelope(path: Path) -> dict[str, Any]:
+    try:
+        envelope = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:  # text that is no UTF-8 is a ValueError as well
+        _bad(path, "JSON", _one_line(error), "truncated or altered")
+    known = isinstance(envelope, dict) and {"format", "weights_sha256", "state_sha256", "state"} == envelope.keys()
+    if not known or not isinstance(envelope["state"], dict):
+        _bad(path, "the state of a checkpoint", "something else", "truncated or altered")
+    if envelope["format"] != FORMAT:
+        _bad(path, f"format {FORMAT}", envelope["format"])
+    if _state_digest(envelope["state"]) != envelope["state_sha256"]:
+        _bad(path, "contents that fit their sha256", "others", "altered")
+    return envelope
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        _bad(path, "a readable file", error.strerror or _one_line(error))
+
+
+def _standing(path: Path) -> Path:
+    """The folder to read: `path`, or the one set aside if a crash fell between the two renames of `save`."""
+    if path.is_dir():
+        return path
+    previous = _beside(path, "previous")
+    if not path.exists() and previous.is_dir():
+        return previous
+    _bad(path, f"a checkpoint folder with {WEIGHTS} and {STATE}", "a file" if path.exists() else "nothing there")
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.exists():
+        return
+    foreign = not path.is_dir() or any(entry.name not in (WEIGHTS, STATE) for entry in path.iterdir())
+    _checks.require(not foreign, str(path), "a new folder or a checkpoint to replace", "something else that stands there")
+
+
+def _beside(path: Path, role: str) -> Path:
+    return path.parent / f".{path.name}.{role}"
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "posix":  # elsewhere folders cannot be opened
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _on_host(name: str, value: Tensor) -> Tensor:
+    return _checks.tensor(value, name, floating=False).detach().to("cpu", copy=True).contiguous()
+
+
+def _require_like(name: str, given: Tensor, target: Tensor) -> None:
+    wanted = f"a {str(target.dtype).removeprefix('torch.')} tensor of shape {list(target.shape)}"
+    _checks.require(given.shape == target.shape and given.dtype == target.dtype, f"checkpoint, {name}", wanted, given)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _as_before(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples: give those of the optimiser (Adam's `betas`) back their type."""
+    return {key: tuple(value) if isinstance(now.get(key), tuple) else value for key, value in saved.items()}
+
+
+def _listed(names: Any) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:4]) + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _bad(path: Path, expected: str, got: Any, hint: str = "") -> Any:
+    _checks.fail(str(path), expected, got, hint)

@@ -1,0 +1,235 @@
+"""The folder of one run: resolved configuration, environment, metrics, figures, checkpoints, TensorBoard events.
+
+A folder counts as a run's by its environment.json, which says so; a folder of anything else is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ddvi_fast
+from ddvi_fast import _checks
+from ddvi_fast.engine.checkpoint import STATE, WEIGHTS, write_synced
+
+CONFIG, CONFIG_YAML, ENVIRONMENT = "config.json", "config.yaml", "environment.json"
+KIND = "ddvi_fast run"
+
+# All that a run writes, and so all that overwrite=True removes. What else lies in the folder stays.
+OWNED = (
+    "metrics.jsonl",
+    "evaluation.json",
+    "figures/*.png",
+    "tensorboard/events.out.tfevents.*",
+    f"checkpoints/*/{WEIGHTS}",
+    f"checkpoints/*/{STATE}",
+    CONFIG_YAML,
+    CONFIG,
+    ENVIRONMENT,  # the mark goes last: a removal that is cut short can be repeated
+)
+_FOLDERS = ("figures", "checkpoints", "tensorboard")
+_NOT_COMPARED = ("overwrite", "resume")  # they say how to start, not what to run
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run. Made by `create` (to train) or `open` (to evaluate).
+
+    Example:
+        >>> import tempfile
+        >>> run = RunFolder.create(Path(tempfile.mkdtemp()) / "first", {"dataset": "digits", "seed": 0})
+        >>> RunFolder.open(run.path).config
+        {'dataset': 'digits', 'seed': 0}
+    """
+
+    path: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def create(cls, path: str | Path, config: Mapping[str, Any], overwrite: bool = False, resume: bool = False) -> RunFolder:
+        """Make the folder and write the resolved `config` (plain values) and the environment into it.
+
+        With `overwrite` a run that stands there is removed first. With `resume` it is kept, provided that its
+        configuration is the same; where none stands yet, `resume` starts one, so that one command serves both.
+
+        Raises:
+            InputError: the folder holds another run, or files that are no run's, or `config` holds what JSON cannot.
+        """
+        path = Path(path)
+        plain = _plain(config)
+        _checks.require(not (overwrite and resume), "run folder", "overwrite or resume", "both")
+        if not _vacant(path):
+            _require_run(path)
+            if resume and (path / CONFIG).exists():
+                return cls._resume(path, plain)
+            hint = "overwrite=true replaces it, resume=true continues it"
+            _checks.require(overwrite or resume, f"run folder {path}", "a new or empty folder", "one that holds another run", hint)
+            _remove_owned(path)
+        for name in _FOLDERS:
+            (path / name).mkdir(parents=True, exist_ok=True)
+        _write_json(path / ENVIRONMENT, {"kind": KIND, **environment(), "resumed": []})
+        _write(path / CONFIG_YAML, _as_yaml(plain))
+        _write_json(path / CONFIG, plain)  # last: a folder with it is complete
+        return cls(path, plain)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The run that stands at `path`, with its configuration.
+
+        Raises:
+            InputError: there is none, or its files cannot be read.
+        """
+        path = Path(path)
+        _checks.require(path.is_dir(), "run folder", "the folder of a run", f"{path}, which is {'a file' if path.exists() else 'missing'}")
+        _require_run(path)
+        return cls(path, _read_json(path / CONFIG))
+
+    @classmethod
+    def _resume(cls, path: Path, config: dict[str, Any]) -> RunFolder:
+        stands = cls.open(path)
+        if different := _differences(stands.config, config):
+            shown = "; ".join(different[:4]) + (f"; and {len(different) - 4} more" if len(different) > 4 else "")
+            _checks.fail(f"run folder {path}", "the configuration of the run to resume", shown)
+        record = _read_json(path / ENVIRONMENT)
+        _write_json(path / ENVIRONMENT, {**record, "resumed": [*record.get("resumed", []), environment()]})
+        return stands
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl: one record a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the pictures."""
+        return self.path / "figures"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints, each a folder of its own."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: versions, machine, commit of the source tree (None outside one), time and command."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": {
+            "ddvi_fast": ddvi_fast.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("torch", "numpy", "triton", "deepspeed")},
+        },
+        "machine": {
+            "host": platform.node(),
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "cuda": torch.version.cuda,
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+        "commit": _commit(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the tree that the package is run from, marked -dirty if it was changed; a tree around an installed package is not it."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _vacant(path: Path) -> bool:
+    _checks.require(path.is_dir() or not path.exists(), "run folder", "a folder", f"{path}, which is a file")
+    return not path.exists() or not any(path.iterdir())
+
+
+def _require_run(path: Path) -> None:
+    marked = (path / ENVIRONMENT).is_file() and _read_json(path / ENVIRONMENT).get("kind") == KIND
+    _checks.require(marked, f"run folder {path}", f"a run's folder (one with our {ENVIRONMENT})", "a folder with other files", "it is left as it is")
+
+
+def _remove_owned(path: Path) -> None:
+    for pattern in OWNED:
+        for file in path.glob(pattern):
+            if _inside(file, path):
+                file.unlink()
+    for folder in (*path.glob("checkpoints/*/"), *(path / name for name in _FOLDERS)):
+        if _inside(folder, path) and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _inside(entry: Path, folder: Path) -> bool:
+    """Whether no symbolic link leads from `folder` out to `entry`; the entry itself must be none either."""
+    return not entry.is_symlink() and entry.resolve().is_relative_to(folder.resolve())
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """``name=new (was old)`` for every leaf that differs."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new and type(old) is type(new) else [f"{name}={json.dumps(new)} (was {json.dumps(old)})"]
+    keys = [key for key in {**old, **new} if name or key not in _NOT_COMPARED]
+    return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(dict(config), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        _checks.fail("config", "plain values that JSON can hold", str(error))
+
+
+def _as_yaml(config: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    _write(path, json.dumps(value, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    fresh = path.with_name(f".{path.name}.partial")
+    write_synced(fresh, text.encode())
+    fresh.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        _checks.fail(str(path), "a readable file", error.strerror)
+    except ValueError as error:
+        _checks.fail(str(path), "JSON", str(error))
+    _checks.require(isinstance(value, dict), str(path), "a JSON object", value)
+    return value

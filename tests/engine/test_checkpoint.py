@@ -1,0 +1,260 @@
+"""Checkpoints survive crashes, notice damage, execute nothing, and put an optimiser back bit for bit."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ddvi_fast import InputError
+from ddvi_fast.engine import checkpoint
+
+OLD, NEW = {"w": torch.arange(6.0).reshape(2, 3)}, {"w": torch.ones(2, 3)}
+
+
+def test_everything_comes_back_with_its_type(tmp_path):
+    tensors = {
+        "half": torch.randn(4, 3).bfloat16(),
+        "turned": torch.arange(12.0).reshape(3, 4).T,
+        "count": torch.tensor(7),
+        "flag": torch.tensor([True, False]),
+        "none": torch.empty(0, 5, dtype=torch.float64),
+    }
+    state = {"step": 12, "best": -23.456789012345678, "names": ["a", "ü"], "nothing": None}
+    checkpoint.save(tmp_path / "deep" / "last", tensors, state)
+    loaded, found = checkpoint.load(tmp_path / "deep" / "last")
+    assert found == state and loaded.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert loaded[name].dtype == value.dtype and torch.equal(loaded[name], value)
+
+
+def test_tensors_that_share_memory_are_saved_each(tmp_path):
+    whole = torch.arange(8.0)
+    checkpoint.save(tmp_path / "c", {"whole": whole, "part": whole[2:4]}, {})
+    loaded, _ = checkpoint.load(tmp_path / "c")
+    assert torch.equal(loaded["whole"], whole) and torch.equal(loaded["part"], whole[2:4])
+
+
+@pytest.mark.parametrize("call", ["write_synced", "_sync_folder", "rename"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_crash_at_any_point_leaves_a_whole_checkpoint(tmp_path, monkeypatch, call, nth):
+    path = tmp_path / "last"
+    checkpoint.save(path, OLD, {"step": 1})
+    owner = Path if call == "rename" else checkpoint
+    real, calls = getattr(owner, call), []
+
+    def crash(*arguments):
+        calls.append(arguments)
+        if len(calls) == nth:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, call, crash)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save(path, NEW, {"step": 2})
+    tensors, state = checkpoint.load(path)
+    assert state["step"] in (1, 2)
+    assert torch.equal(tensors["w"], (OLD if state["step"] == 1 else NEW)["w"])
+    if call != "_sync_folder":
+        assert state["step"] == 1
+    checkpoint.save(path, NEW, {"step": 3})
+    assert checkpoint.load(path)[1] == {"step": 3}
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["last"]
+
+
+def test_a_half_written_file_leaves_the_old_one(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "last", OLD, {"step": 1})
+
+    def half(path, data):
+        path.write_bytes(data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_synced", half)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path / "last", NEW, {"step": 2})
+    tensors, state = checkpoint.load(tmp_path / "last")
+    assert state == {"step": 1} and torch.equal(tensors["w"], OLD["w"])
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.STATE])
+def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path, name):
+    checkpoint.save(tmp_path / "c", OLD, {"step": 1, "lr": 1e-3, "phase": "joint"})
+    file = tmp_path / "c" / name
+    good = file.read_bytes()
+    for offset in range(len(good)):
+        bad = bytearray(good)
+        bad[offset] ^= 1 << offset % 8
+        file.write_bytes(bytes(bad))
+        with pytest.raises(InputError, match=r"altered|expected format"):
+            checkpoint.load(tmp_path / "c")
+    for length in range(0, len(good) - 1, 7):  # all but the final newline
+        file.write_bytes(good[:length])
+        with pytest.raises(InputError, match=name):
+            checkpoint.load(tmp_path / "c")
+    file.write_bytes(good)
+    assert checkpoint.load(tmp_path / "c")[1]["step"] == 1
+
+
+class _Trap:
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_a_malicious_pickle_executes_nothing(tmp_path):
+    sprung = tmp_path / "sprung"
+    poison = pickle.dumps(_Trap(str(sprung)))
+    checkpoint.save(tmp_path / "c", OLD, {})
+    (tmp_path / "c" / checkpoint.WEIGHTS).write_bytes(poison)
+    envelope = json.loads((tmp_path / "c" / checkpoint.STATE).read_text())
+    envelope["weights_sha256"] = hashlib.sha256(poison).hexdigest()  # the attacker signs as well
+    (tmp_path / "c" / checkpoint.STATE).write_text(json.dumps(envelope))
+    with pytest.raises(InputError, match="expected a safetensors file"):
+        checkpoint.load(tmp_path / "c")
+    (tmp_path / "c" / checkpoint.STATE).write_bytes(poison)
+    with pytest.raises(InputError, match="expected JSON"):
+        checkpoint.load(tmp_path / "c")
+    (tmp_path / "model.pt").write_bytes(poison)
+    with pytest.raises(InputError, match="expected a checkpoint folder"):
+        checkpoint.load(tmp_path / "model.pt")
+    assert not sprung.exists()
+    pickle.loads(poison)
+    assert sprung.exists()  # the trap does work
+
+
+def test_what_is_missing_is_named_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="nothing there") as caught:
+        checkpoint.load(tmp_path / "none")
+    assert str(tmp_path / "none") in str(caught.value) and "\n" not in str(caught.value)
+    checkpoint.save(tmp_path / "c", OLD, {})
+    (tmp_path / "c" / checkpoint.WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"weights\.safetensors: expected a readable file, got 'No such file"):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="something else"):
+        checkpoint.save(tmp_path, OLD, {})
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])
+def test_state_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path, value):
+    with pytest.raises(InputError, match="state: expected what JSON can hold"):
+        checkpoint.save(tmp_path / "c", OLD, {"best": value})
+    assert not any(tmp_path.iterdir())
+
+
+def test_modules_round_trip_and_say_what_does_not_fit():
+    encoder, decoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Linear(4, 3)
+    tensors = checkpoint.module_tensors({"encoder": encoder, "decoder": decoder})
+    assert {"encoder.0.weight", "encoder.1.running_mean", "decoder.bias"} < tensors.keys()
+    saved = {name: value.clone() for name, value in tensors.items()}
+    other = nn.Linear(4, 3)
+    before = other.weight
+    checkpoint.load_modules({**saved, "adam.state.0.step": torch.tensor(1.0)}, {"decoder": other})
+    assert torch.equal(other.weight, decoder.weight) and other.weight is before
+
+    with pytest.raises(InputError, match=r"got .none for decoder\.bias"):
+        checkpoint.load_modules({"decoder.weight": saved["decoder.weight"]}, {"decoder": other})
+    with pytest.raises(InputError, match=r"unexpected decoder\.extra"):
+        checkpoint.load_modules({**saved, "decoder.extra": torch.zeros(1)}, {"decoder": other})
+    untouched = other.weight.detach().clone()
+    wrong = {"decoder.weight": torch.zeros(3, 4), "decoder.bias": torch.zeros(5)}
+    with pytest.raises(InputError, match=r"decoder\.bias: expected a float32 tensor of shape \[3\], got .*\[5\]"):
+        checkpoint.load_modules(wrong, {"decoder": other})
+    with pytest.raises(InputError, match="float64"):
+        checkpoint.load_modules({"decoder.weight": saved["decoder.weight"].double(), "decoder.bias": saved["decoder.bias"]}, {"decoder": other})
+    assert torch.equal(other.weight, untouched)
+    with pytest.raises(InputError, match="without a dot"):
+        checkpoint.module_tensors({"a.b": decoder})
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def _optimizer(kind: str, net: nn.Module) -> torch.optim.Optimizer:
+    groups = [{"params": net[0].parameters(), "lr": 3e-3}, {"params": net[2].parameters()}]
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=1e-2, momentum=0.9)
+    return torch.optim.Adam(groups, lr=1e-2, amsgrad=True, fused=kind == "fused")
+
+
+def _train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        x = torch.randn(16, 5, generator=torch.Generator().manual_seed(step))
+        optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["adam", "fused", "sgd"])
+def test_an_optimiser_goes_on_bit_for_bit(tmp_path, kind):
+    whole = _network()
+    _train(whole, _optimizer(kind, whole), range(20))
+
+    first = _network()
+    optimizer = _optimizer(kind, first)
+    _train(first, optimizer, range(10))
+    tensors = {**checkpoint.module_tensors({"net": first}), **checkpoint.optimizer_tensors("wake", optimizer)}
+    checkpoint.save(tmp_path / "c", tensors, {"wake": checkpoint.optimizer_state(optimizer)})
+
+    tensors, state = checkpoint.load(tmp_path / "c")
+    second = _network()
+    resumed = _optimizer(kind, second)
+    _train(second, _optimizer(kind, second), range(100, 103))  # somewhere else
+    checkpoint.load_modules(tensors, {"net": second})
+    checkpoint.load_optimizer("wake", resumed, tensors, state["wake"])
+    for now, before in zip(resumed.param_groups, optimizer.param_groups, strict=True):
+        assert {k: v for k, v in now.items() if k != "params"} == {k: v for k, v in before.items() if k != "params"}  # tuples too
+    assert resumed.param_groups[0]["lr"] == 1e-2 / 10
+    held = {name: value.clone() for name, value in tensors.items()}
+    _train(second, resumed, range(10, 20))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+    assert all(torch.equal(held[name], tensors[name]) for name in held)  # training leaves the loaded tensors alone
+
+    fresh = _network()  # without the optimiser's state the end is another one: the comparison above can fail
+    checkpoint.load_modules(tensors, {"net": fresh})
+    _train(fresh, _optimizer(kind, fresh), range(10, 20))
+    assert not torch.equal(fresh[0].weight, whole[0].weight)
+
+
+def test_a_learning_rate_that_is_a_tensor_keeps_its_address():
+    net = _network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=torch.tensor(0.25))
+    loss = sum(p.square().sum() for p in net.parameters())
+    loss.backward()
+    optimizer.step()
+    tensors, state = checkpoint.optimizer_tensors("a", optimizer), json.loads(json.dumps(checkpoint.optimizer_state(optimizer)))
+    rate = optimizer.param_groups[0]["lr"]
+    rate.fill_(9.0)
+    checkpoint.load_optimizer("a", optimizer, tensors, state)
+    assert optimizer.param_groups[0]["lr"] is rate and rate.item() == 0.25
+
+
+def test_an_optimiser_of_another_shape_is_refused():
+    net = _network()
+    optimizer = _optimizer("adam", net)
+    _train(net, optimizer, range(1))
+    tensors, state = checkpoint.optimizer_tensors("a", optimizer), checkpoint.optimizer_state(optimizer)
+    with pytest.raises(InputError, match=r"groups of \[4\] parameters, got \[2, 2\]"):
+        checkpoint.load_optimizer("a", torch.optim.Adam(net.parameters()), tensors, state)
+    with pytest.raises(InputError, match=r"a\.state\.0\.exp_avg: expected shape \[8, 5\]"):
+        checkpoint.load_optimizer("a", optimizer, {**tensors, "a.state.0.exp_avg": torch.zeros(2)}, state)
+    with pytest.raises(InputError, match="a parameter below 4"):
+        checkpoint.load_optimizer("a", optimizer, {**tensors, "a.state.7.exp_avg": torch.zeros(2)}, state)
