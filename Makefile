@@ -1,0 +1,45 @@
+# Two commands need nothing but Python 3.10 to 3.13 and make: `make demo` and `make test`.
+# Each creates .venv and installs everything at the versions of constraints.txt; a second call installs nothing.
+#   make demo PYTHON=python3.12      another interpreter
+#   make demo ARGS="seeds=1"         arguments for the command
+#   make test ARGS="-k chain -x"
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ARGS ?=
+
+# The networks are small: more threads than this cost more in hand-over than they save.
+export OMP_NUM_THREADS ?= 2
+# DeepSpeed would otherwise compile its operators while it is being installed.
+export DS_BUILD_OPS ?= 0
+
+.PHONY: demo test lint install clean
+
+demo: $(STAMP)
+	$(VENV)/bin/ddvi-fast demo $(ARGS)
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+
+install: $(STAMP)
+
+# Three steps, because DeepSpeed's source package asks for torch while it is being built and a separate build environment
+# would fetch the newest one: setuptools first, torch second, the rest without build isolation.
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; ok = (3, 10) <= v <= (3, 13); ok or sys.exit("Python 3.10 to 3.13 is needed, $(PYTHON) is %d.%d; choose another: make PYTHON=python3.12" % v)'
+	@echo "installing into $(VENV): torch and everything else of constraints.txt, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) setuptools wheel
+	@$(PIP) torch numpy
+	@$(PIP) --no-build-isolation --editable ".[all,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks
+	rm -f ddvi_fast/_native*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,102 @@
+"""Fixtures of every test: real data, golden values, poisoned memory, and a guard against traces left behind."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# Triton reads this when it is first imported: without a GPU its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+PROJECT = Path(__file__).resolve().parent.parent
+# A relative DDVI_FAST_DATA starts from the project root, wherever pytest is called from.
+DATA = (PROJECT / os.environ.get("DDVI_FAST_DATA", "../shared/data")).resolve()
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"{path} is missing (the environment variable DDVI_FAST_DATA names the data folder)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """``shared_data("mnist/train-images-idx3-ubyte.gz")``: the path of a data file; skips the test where it is missing."""
+    return lambda name: _existing(DATA / name)
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, np.ndarray]:
+    """Reference values computed with the paper's code, by name (read-only arrays)."""
+    with np.load(_existing(DATA.parent / "golden" / "ddvi_golden.npz"), allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
+
+
+# Process-wide settings: name -> (read, put back).
+GLOBAL_SETTINGS: dict[str, tuple[Callable, Callable]] = {
+    "torch default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch default device": (torch.get_default_device, torch.set_default_device),
+    "torch number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "torch grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "torch anomaly mode": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "torch deterministic algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "torch float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "torch.distributions validation": (
+        lambda: torch.distributions.Distribution._validate_args,
+        torch.distributions.Distribution.set_default_validate_args,
+    ),
+    "torch global generator": (lambda: torch.get_rng_state().numpy().tobytes(), lambda state: torch.set_rng_state(_as_state(state))),
+    "numpy global generator": (
+        lambda: tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in np.random.get_state()),
+        lambda state: np.random.set_state((state[0], np.frombuffer(state[1], dtype=np.uint32), *state[2:])),
+    ),
+    "random's global generator": (random.getstate, random.setstate),
+}
+
+
+def _as_state(state: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_traces() -> Iterator[None]:
+    """Fails a test that changes a process-wide setting or draws from a global generator, and puts the setting back."""
+    before = {name: read() for name, (read, _) in GLOBAL_SETTINGS.items()}
+    yield
+    changed = [name for name, (read, _) in GLOBAL_SETTINGS.items() if read() != before[name]]
+    for name in changed:
+        GLOBAL_SETTINGS[name][1](before[name])
+    if changed:
+        pytest.fail(
+            f"process-wide state changed: {', '.join(changed)}. Draw from ddvi_fast.rng or a torch.Generator, or wrap code that is not ours "
+            "in torch.random.fork_rng()",
+            pytrace=False,
+        )
+
+
+def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def make_and_poison(*args, **kwargs) -> torch.Tensor:
+        made = make(*args, **kwargs)
+        if made.is_floating_point() or made.is_complex():
+            return made.fill_(float("nan"))
+        return made if made.dtype == torch.bool else made.fill_(torch.iinfo(made.dtype).max)
+
+    return make_and_poison
+
+
+@pytest.fixture
+def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uninitialised memory holds NaN (integers: their largest value), so that an element nobody wrote is noticed at once."""
+    for owner, names in ((torch, ("empty", "empty_like", "empty_strided")), (torch.Tensor, ("new_empty", "new_empty_strided"))):
+        for name in names:
+            monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
