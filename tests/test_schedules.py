@@ -1,0 +1,182 @@
+"""Schedules and coefficient tables against golden values, textbook formulas, Bayes' rule and Monte Carlo."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddvi_fast import InputError, rng, schedules
+from ddvi_fast.rng import Draws
+from ddvi_fast.testing import assert_close
+
+NAMES = ("constant", "linear", "quadratic", "sigmoid", "cosine")
+EPS32 = 2.0**-24
+
+
+@pytest.fixture(params=[(name, kind) for name in NAMES for kind in ("vp", "ve")], ids="-".join)
+def schedule(request):
+    name, kind = request.param
+    return schedules.make(name, 12, kind=kind)
+
+
+@pytest.mark.parametrize("steps", [5, 20, 40, 100])
+@pytest.mark.parametrize("name", ["linear", "quadratic", "sigmoid", "cosine"])
+def test_golden_betas(golden, name, steps):
+    # A cosine beta is 1 - (ratio near 1), so the float32 golden value carries an absolute error of a few roundings of 1.
+    atol = 10 * EPS32 if name == "cosine" else 0.0
+    assert_close(schedules.make(name, steps).betas, torch.tensor(golden[f"betas/{name}/{steps}"]), rtol=1e-5, atol=atol)
+
+
+@pytest.mark.parametrize("key", ["posterior_variance", "posterior_mean_weight_x0", "posterior_mean_weight_xt"])
+def test_golden_posterior(golden, key):
+    def values(schedule):
+        weight_x0, weight_state = schedule.posterior_mean_weights()
+        return {"posterior_variance": schedule.posterior_variances, "posterior_mean_weight_x0": weight_x0, "posterior_mean_weight_xt": weight_state}[key]
+
+    expected = torch.tensor(golden[f"uncond/{key}"])
+    same_precision = schedules.NoiseSchedule(torch.tensor(golden["betas/linear/20"]))
+    # An absolute 1e-12 stands for the weight of y_1 at step 1, which is 0.
+    assert_close(values(same_precision), expected, rtol=1e-5, atol=1e-12)
+    # In float32 1 - abar_t loses eps / (1 - abar_t) of its relative accuracy, 1e-3 at step 1 where it is 1e-4. The float64
+    # table does not, so it may differ from golden by that much: here with 3 roundings for each of two such factors.
+    exact = schedules.make("linear", 20)
+    noise = exact.noise_variances
+    budget = 6 * EPS32 * (1 / noise + torch.cat((1 / noise[:1], 1 / noise[:-1])))
+    assert ((values(exact) - expected).abs() <= budget * expected.abs() + 1e-12).all()
+
+
+def test_ancestral_eps_is_the_ddpm_mean():
+    """mean = (y - beta / sqrt(1 - abar) eps) / sqrt(alpha) (Ho et al. 2020, equation 11)."""
+    for name in NAMES:
+        schedule = schedules.make(name, 30)
+        alpha, abar = 1 - schedule.betas, torch.cumprod(1 - schedule.betas, 0)
+        weight_state, weight_output = schedule.prediction_weights("eps", 1.0)
+        assert_close(weight_state, alpha.rsqrt(), rtol=1e-12)
+        assert_close(weight_output, -schedule.betas / (1 - abar).sqrt() * alpha.rsqrt(), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_all_parametrisations_give_the_same_mean(schedule, eta):
+    shape = (schedule.num_steps, 3)
+    y, eps = (rng.normal(Draws(seed), shape, rng.NOISE, dtype=torch.float64) for seed in (1, 2))
+    signal, noise = schedule.alpha_bars.sqrt().unsqueeze(1), schedule.noise_variances.sqrt().unsqueeze(1)
+    x0 = (y - noise * eps) / signal
+
+    def mean(parametrisation, output):
+        weight_state, weight_output = (weight.unsqueeze(1) for weight in schedule.prediction_weights(parametrisation, eta))
+        return weight_state * y + weight_output * output
+
+    expected = mean("eps", eps)
+    assert_close(mean("x0", x0), expected, rtol=1e-9, atol=1e-9)
+    assert_close(mean("v", signal * eps - noise * x0), expected, rtol=1e-9, atol=1e-9)
+    assert_close(mean("mean", expected), expected, rtol=0)
+
+
+def test_true_prediction_gives_the_posterior_mean(schedule):
+    """Fed the truth, the ancestral chain's mean is the mean of r(y_{t-1} | y_t, y_0), whatever is predicted."""
+    t = torch.arange(schedule.num_steps)
+    y0, eps = (rng.normal(Draws(seed), (schedule.num_steps, 3), rng.NOISE, dtype=torch.float64) for seed in (1, 2))
+    y = schedule.alpha_bars.sqrt().unsqueeze(1) * y0 + schedule.noise_variances.sqrt().unsqueeze(1) * eps
+    weight_y0, weight_y = (weight.unsqueeze(1) for weight in schedule.posterior_mean_weights())
+    for parametrisation in schedules.PARAMETRISATIONS:
+        weight_state, weight_output = (weight.unsqueeze(1) for weight in schedule.prediction_weights(parametrisation, 1.0))
+        output = schedule.target(parametrisation, y0, eps, t)
+        assert_close(weight_state * y + weight_output * output, weight_y0 * y0 + weight_y * y, rtol=1e-9, atol=1e-9, name=parametrisation)
+
+
+def test_posterior_follows_from_bayes(schedule):
+    """r(y' | y, y0) r(y | y0) = r(y | y') r(y' | y0) at arbitrary points, with densities written out by torch."""
+    normal = torch.distributions.Normal
+    weight_y0, weight_y = schedule.posterior_mean_weights()
+    y0, before, y = 0.7, -0.4, 1.1
+    for i in range(1, schedule.num_steps):
+        posterior = normal(weight_y0[i] * y0 + weight_y[i] * y, schedule.posterior_variances[i].sqrt())
+
+        def marginal(step):
+            return normal(schedule.alpha_bars[step].sqrt() * y0, schedule.noise_variances[step].sqrt())
+
+        forward = normal(schedule.alphas[i].sqrt() * before, schedule.betas[i].sqrt())
+        left = posterior.log_prob(torch.tensor(before)) + marginal(i).log_prob(torch.tensor(y))
+        right = forward.log_prob(torch.tensor(y)) + marginal(i - 1).log_prob(torch.tensor(before))
+        # Small variances make these log-densities large, so their difference is judged on their own scale.
+        scale = posterior.log_prob(torch.tensor(before)).abs() + forward.log_prob(torch.tensor(y)).abs() + 1
+        assert (left - right).abs() < 1e-7 * scale
+
+
+@pytest.mark.parametrize("kind", ["vp", "ve"])
+def test_marginals_by_monte_carlo(kind):
+    """Noising step by step gives the mean and variance that `alpha_bars` and `noise_variances` state."""
+    schedule, count = schedules.make("linear", 4, kind=kind, start=0.1, end=0.4), 40_000
+    y = torch.full((count,), 1.5, dtype=torch.float64)
+    for i in range(schedule.num_steps):
+        noise = rng.normal(Draws(3), (count, 1), rng.CHAIN + i, dtype=torch.float64).squeeze(1)
+        y = schedule.alphas[i].sqrt() * y + schedule.betas[i].sqrt() * noise
+        variance = schedule.noise_variances[i]
+        assert (y.mean() - 1.5 * schedule.alpha_bars[i].sqrt()).abs() < 4 * (variance / count).sqrt()
+        assert (y.var() - variance).abs() < 4 * variance * (2 / count) ** 0.5
+
+
+def test_table_columns(schedule):
+    table = schedule.coefficients("v", 0.5, final_variance=0.03, dtype=torch.float64)
+    weight_state, weight_output = schedule.prediction_weights("v", 0.5)
+    variances = 0.25 * schedule.posterior_variances
+    variances[0] = 0.03
+    expected = torch.stack((weight_state, weight_output, variances.sqrt(), schedule.alphas.sqrt(), schedule.betas), 1)
+    assert_close(table, expected, rtol=1e-12)
+    assert schedule.coefficients().dtype == torch.float32
+    assert_close(schedule.coefficients()[0, 2], schedule.posterior_variances[1].sqrt().float(), rtol=1e-6)
+    assert (schedule.coefficients(eta=0.0)[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rescale_keeps_terminal_snr(name):
+    for kind in ("vp", "ve"):
+        expected = schedules.make(name, 1000, kind=kind).terminal_snr()
+        for steps in (2, 7, 100, 1000, 1500):
+            rescaled = schedules.make(name, steps, kind=kind, rescale=True)
+            assert rescaled.num_steps == steps and (rescaled.betas > 0).all()
+            # The linear schedule's signal ends at 4e-5, whose complement to 1 is read back through 1 - beta.
+            assert_close(rescaled.terminal_snr(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["vp", "ve"])
+@pytest.mark.parametrize("parametrisation", schedules.PARAMETRISATIONS)
+def test_learned_schedule_has_finite_gradients(kind, parametrisation):
+    initial = schedules.make("linear", 6, kind=kind)
+    learned = schedules.LearnedSchedule(initial)
+    assert_close(learned().betas, initial.betas, rtol=1e-5)
+    for eta in (0.0, 0.5, 1.0):
+        table = learned().coefficients(parametrisation, eta)
+        learned.raw.grad = None
+        (table * rng.normal(Draws(1), tuple(table.shape), 0)).sum().backward()
+        assert torch.isfinite(learned.raw.grad).all() and (learned.raw.grad != 0).all()
+
+
+def test_learned_schedule_gradient_is_right():
+    raw = torch.tensor([-4.0, -3.0, -2.0, -3.5], dtype=torch.float64, requires_grad=True)
+    for parametrisation in schedules.PARAMETRISATIONS:
+        assert torch.autograd.gradcheck(
+            lambda r, p=parametrisation: schedules.NoiseSchedule(torch.sigmoid(r)).coefficients(p, 0.7, dtype=torch.float64), (raw,)
+        )
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: schedules.make("linear", 1), "num_steps: expected an integer of at least 2, got 1"),
+        (lambda: schedules.make("linear", 2.5), "num_steps"),
+        (lambda: schedules.make("cosin", 10), "did you mean cosine"),
+        (lambda: schedules.make("linear", 10, strat=1e-3), "did you mean start"),
+        (lambda: schedules.make("linear", 10, kind="vpp"), "did you mean vp"),
+        (lambda: schedules.make("constant", 10, beta=1.5), "betas: expected values in"),
+        (lambda: schedules.make("linear", 10).coefficients("epss"), "did you mean eps"),
+        (lambda: schedules.make("linear", 10).coefficients(eta=1.01), "eta: expected a number in"),
+        (lambda: schedules.make("linear", 10).coefficients(eta=-0.1), "eta: expected a number in"),
+        (lambda: schedules.make("linear", 10).coefficients(eta=0.0, final_variance=0.1), "final_variance: expected None"),
+        (lambda: schedules.make("linear", 10).coefficients(final_variance=0.0), "final_variance: expected a positive"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(InputError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
