@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops, rng
-from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
-from ddvi_fast.objectives.elbo import ELBO, KLSchedule
+from ddvi_fast.objectives.elbo import ELBO
+from ddvi_fast.objectives.iwae import IWAE
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.rng import Draws
 
@@ -50,17 +50,21 @@ class DDVI(Objective):
     (-log q(y_T | x), nats).
 
     Args:
-        wake: the bound, an `ELBO` or `IWAE` over a `Diffusion` posterior.
+        wake: the bound on data, an `ELBO` or `IWAE` over a `Diffusion` posterior; its model draws the fantasies.
         sleep: how fantasies enter.
 
     The decoder takes no gradient from fantasies: they are drawn without one.
     """
 
-    def __init__(self, model: LatentVariableModel, posterior: Diffusion, sleep: Sleep = Sleep(), kl: KLSchedule = KLSchedule(), wake: Objective | None = None) -> None:
+    def __init__(self, wake: ELBO | IWAE, sleep: Sleep = Sleep()) -> None:
         super().__init__()
-        _checks.require(isinstance(posterior, Diffusion), "posterior", "a Diffusion posterior", type(posterior).__name__)
-        self.wake = ELBO(model, posterior, kl) if wake is None else wake
-        self.model, self.posterior, self.sleep = model, posterior, sleep
+        _checks.require(isinstance(wake.posterior, Diffusion), "posterior", "a Diffusion posterior", type(wake.posterior).__name__)
+        self.wake, self.sleep = wake, sleep
+
+    @property
+    def posterior(self) -> Diffusion:
+        """The posterior that both halves train."""
+        return self.wake.posterior
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         groups = super().parameter_groups()
@@ -85,7 +89,7 @@ class DDVI(Objective):
 
     def sleep_terms(self, like: Tensor, draws: Draws) -> Terms:
         """Fit the posterior to fantasies, `batch_factor` for each row of `like`."""
-        z, x = self.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
+        z, x = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
         x = x.view(len(x), *like.shape[1:])
         values, weights = {}, {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,8 +11,11 @@ from ddvi_fast import _checks, ops
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.weights import Blur
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import Draws
+
+LogWeights = Callable[[Tensor, Tensor], Tensor]  # (z, log_ratio) -> log w
 
 
 class IWAE(Objective):
@@ -27,40 +30,48 @@ class IWAE(Objective):
         doubly_reparametrised: replace the posterior's gradient by the one whose signal does not fade as K grows: each
             sample's path gradient is scaled by its normalised weight once more, and the score term is left out.
         kl: how the KL weight moves.
+        blur: of the prior, while training.
     """
 
     def __init__(
-        self, model: LatentVariableModel, posterior: Posterior, num_samples: int = 10, doubly_reparametrised: bool = False, kl: KLSchedule = KLSchedule()
+        self,
+        model: LatentVariableModel,
+        posterior: Posterior,
+        num_samples: int = 10,
+        doubly_reparametrised: bool = False,
+        kl: KLSchedule = KLSchedule(),
+        blur: Blur = Blur(),
     ) -> None:
         super().__init__()
         posterior.require_density()
         _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
-        self.model, self.posterior, self.kl = model, posterior, kl
+        self.model, self.posterior, self.kl, self.blur = model, posterior, kl, blur
         self.num_samples, self.doubly_reparametrised = num_samples, doubly_reparametrised
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
         yield Update("wake", lambda: self.wake_terms(x, progress, draws))
 
     def wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        prior, kl = self.model.prior.blurred(self.blur.at(progress.fraction)), self.kl.at(progress)
+
+        def log_weights(z: Tensor, log_ratio: Tensor) -> Tensor:
+            return self.model.log_likelihood(x, z) + kl * (prior.log_prob(z) + log_ratio)
+
         bound = self._doubly_reparametrised if self.doubly_reparametrised else self._plain
-        return Terms({"bound": bound(x, self.kl.at(progress), draws)}, {"bound": 1.0})
+        return Terms({"bound": -bound(x, log_weights, draws)}, {"bound": 1.0})
 
-    def _plain(self, x: Tensor, kl: float, draws: Draws) -> Tensor:
-        z, log_ratio = self.posterior.sample(x, self.num_samples, draws)
-        return -ops.log_mean_exp(self._log_weights(x, z, log_ratio, kl), 0)
+    def _plain(self, x: Tensor, log_weights: LogWeights, draws: Draws) -> Tensor:
+        return ops.log_mean_exp(log_weights(*self.posterior.sample(x, self.num_samples, draws)), 0)
 
-    def _doubly_reparametrised(self, x: Tensor, kl: float, draws: Draws) -> Tensor:
+    def _doubly_reparametrised(self, x: Tensor, log_weights: LogWeights, draws: Draws) -> Tensor:
         path = self.posterior.latent_path(self.posterior.encode(x, draws), self.num_samples, draws)
-        scaled, set_weights = _scale_gradient(path)
-        log_weights = self._log_weights(x, scaled[-1], self.posterior.frozen_log_ratio(x, scaled, draws), kl)
-        normalised = torch.softmax(log_weights.detach(), 0)
-        set_weights(normalised)
+        scaled, set_scale = _scale_gradient(path)
+        weights = log_weights(scaled[-1], self.posterior.frozen_log_ratio(x, scaled, draws))
+        normalised = torch.softmax(weights.detach(), 0)
+        set_scale(normalised)
         # The value is the bound; the gradient is that of sum_k w~_k log w_k with w~ held fixed.
-        surrogate = (normalised * log_weights).sum(0)
-        return -(ops.log_mean_exp(log_weights.detach(), 0) + surrogate - surrogate.detach())
-
-    def _log_weights(self, x: Tensor, z: Tensor, log_ratio: Tensor, kl: float) -> Tensor:
-        return self.model.log_likelihood(x, z) + kl * (self.model.prior.log_prob(z) + log_ratio)
+        surrogate = (normalised * weights).sum(0)
+        return ops.log_mean_exp(weights.detach(), 0) + surrogate - surrogate.detach()
 
 
 def _scale_gradient(path: Tensor):

@@ -1,6 +1,8 @@
-"""How the weight of the KL term moves over the epochs of a phase."""
+"""How the weight of the KL term, and the blur of the prior, move over the epochs of a phase."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from ddvi_fast import _checks
 
@@ -40,3 +42,23 @@ def _cycle_fraction(since: float, period: float) -> float:
     """Position in the current cycle, whose first 80% ramp; cycles start at whole epochs."""
     start = max(int(cycle * period) for cycle in range(CYCLES) if int(cycle * period) <= since)
     return (since - start) / (0.8 * period)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """A width by which the prior is blurred early in a phase, falling to a hundredth of `width` and then to nothing.
+
+    A thin prior gives latents beside it a KL of thousands of nats, from which a posterior only recoils; a blurred one
+    draws them in first. Bounds that are reported always use the prior itself.
+    """
+
+    width: float = 0.0
+    fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        _checks.require(self.width >= 0, "prior_blur", "a width of at least 0", self.width)
+        _checks.require(0 < self.fraction <= 1, "prior_blur_fraction", "a number in (0, 1]", self.fraction)
+
+    def at(self, fraction: float) -> float:
+        """The width at `fraction` of the phase."""
+        return self.width * 0.01 ** (fraction / self.fraction) if fraction < self.fraction else 0.0

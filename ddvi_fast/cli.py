@@ -1,0 +1,89 @@
+"""The command line: `ddvi-fast COMMAND [name=value ...]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from ddvi_fast import InputError, _checks
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+USAGE = """usage: ddvi-fast COMMAND [name=value ...]
+
+  train      train and evaluate one run      ddvi-fast train dataset=mnist prior=pinwheel epochs=5
+  evaluate   evaluate a run's weights again  ddvi-fast evaluate run_dir=runs/... overwrite=true
+  demo       Gaussian against diffusion posterior on digits, in a few minutes
+  settings   every setting with its default
+
+Settings are Hydra overrides; `dataset`, `prior`, `method` and `recipe` choose files, `ddvi-fast settings` lists the rest."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input (one line on standard error), 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else EXIT_BAD_INPUT
+    try:
+        command = _COMMANDS[_checks.choice(arguments[0], _COMMANDS, "command")]
+        command(arguments[1:])
+    except InputError as error:
+        print(f"ddvi-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("ddvi-fast: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _train(overrides: Sequence[str]) -> None:
+    from ddvi_fast.experiments.compose import compose
+    from ddvi_fast.experiments.run import train_run
+    from ddvi_fast.experiments.tables import print_result
+
+    print_result(train_run(compose(overrides)))
+
+
+def _evaluate(overrides: Sequence[str]) -> None:
+    from ddvi_fast.experiments.run import evaluate_run
+    from ddvi_fast.experiments.tables import print_result
+
+    options = _options(overrides, {"run_dir": None, "overwrite": "false"})
+    _checks.require(options["run_dir"] is not None, "run_dir", "the folder of a run (run_dir=...)", None)
+    print_result(evaluate_run(options["run_dir"], _checks.choice(options["overwrite"], ("true", "false"), "overwrite") == "true"))
+
+
+def _demo(overrides: Sequence[str]) -> None:
+    from ddvi_fast.experiments.demo import demo
+
+    demo(overrides)
+
+
+def _settings(overrides: Sequence[str]) -> None:
+    import dataclasses
+    import json
+
+    from ddvi_fast.experiments.compose import GROUPS, choices, compose
+
+    for group in GROUPS:
+        print(f"# {group}: {', '.join(choices(group))}")
+    print(json.dumps(dataclasses.asdict(compose(overrides)), indent=2))
+
+
+def _options(overrides: Sequence[str], defaults: dict[str, str | None]) -> dict[str, str | None]:
+    """Plain `name=value` options of a command that takes no configuration."""
+    options = dict(defaults)
+    for override in overrides:
+        name, sign, value = override.partition("=")
+        _checks.require(bool(sign), "option", "name=value", override)
+        options[_checks.choice(name, defaults, "option")] = value
+    return options
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": _train, "evaluate": _evaluate, "demo": _demo, "settings": _settings}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""From a configuration to a model, a posterior and the phases that train them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, likelihoods, priors, schedules
+from ddvi_fast.data import Dataset
+from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.engine.base import Optimisation
+from ddvi_fast.engine.loop import Phase
+from ddvi_fast.experiments.config import ChainConfig, Config, MethodConfig, NetworkConfig, RecipeConfig
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.networks import MLP
+from ddvi_fast.objectives import DDVI, ELBO, IWAE, Objective, Progress
+from ddvi_fast.objectives.ddvi import Sleep
+from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.released import PriorFit, ReleasedDDVI, WarmUp
+from ddvi_fast.objectives.weights import Blur
+from ddvi_fast.posteriors import Diffusion, Gaussian, Posterior
+from ddvi_fast.priors import Prior
+from ddvi_fast.rng import Draws
+
+# Networks of one run draw their initial weights from different places of the same seed.
+_DECODER, _ENCODER, _CONTEXT, _DENOISER, _WARMUP_DENOISER = range(5)
+_INITIAL_LOG_VARIANCE = -2.0  # of q(y_T | x), where its means start with the prior's spread
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a configuration stands for."""
+
+    model: LatentVariableModel
+    posterior: Posterior
+    phases: Sequence[Phase]
+
+
+def build(config: Config, dataset: Dataset) -> Experiment:
+    """Build networks with initial weights from `config.seed`, and the phases that train them.
+
+    Raises:
+        InputError: a combination of settings that makes no sense, naming what would.
+    """
+    _checks.choice(config.method.posterior, ("gaussian", "diffusion"), "method.posterior")
+    _checks.choice(config.method.objective, ("elbo", "iwae", "ddvi"), "method.objective")
+    _checks.choice(config.recipe.name, ("default", "released"), "recipe.name")
+    model = build_model(config, dataset)
+    if config.recipe.name == "released":
+        return _released(config, dataset, model)
+    posterior = build_posterior(config, dataset)
+    if config.recipe.match_prior:
+        _match_prior(posterior.encoder, dataset, model.prior)
+    objective = _objective(config, model, posterior)
+    phase = Phase("train", objective, _epochs(config), _optimisation(config.recipe), before_epoch=_annealing(config.method.chain, posterior))
+    return Experiment(model, posterior, [phase])
+
+
+def build_model(config: Config, dataset: Dataset) -> LatentVariableModel:
+    """The generative half: prior, decoder, likelihood."""
+    prior = priors.make(config.prior.name, **({"dim": config.latent_dim} if config.prior.name == "gaussian" else {}), **config.prior.options)
+    _checks.require(prior.dim == config.latent_dim, "latent_dim", f"{prior.dim}, as the {config.prior.name} prior has", config.latent_dim)
+    likelihood = likelihoods.make(config.dataset.likelihood, **config.dataset.likelihood_options)
+    decoder = _mlp(config, config.dataset.decoder, config.latent_dim, dataset.num_dimensions, _DECODER, dropout=0.0)
+    return LatentVariableModel(prior, decoder, likelihood)
+
+
+def build_posterior(config: Config, dataset: Dataset) -> Posterior:
+    """The inference half: a Gaussian or a diffusion posterior."""
+    encoder = _mlp(config, config.dataset.encoder, dataset.num_dimensions, 2 * config.latent_dim, _ENCODER)
+    if config.method.posterior == "gaussian":
+        return Gaussian(encoder, config.latent_dim)
+    return _diffusion(config, config.method.chain, dataset, encoder)
+
+
+def _diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder: MLP) -> Diffusion:
+    context = _mlp(config, config.dataset.encoder, dataset.num_dimensions, chain.context_dim, _CONTEXT) if chain.context_dim else None
+    denoiser = ResidualMLP(
+        config.latent_dim, chain.context_dim, chain.num_steps, chain.hidden_dim, zero_output=config.recipe.match_prior, draws=_place(config, _DENOISER)
+    )
+    return Diffusion(
+        encoder,
+        denoiser,
+        schedules.make(chain.schedule, chain.num_steps, **chain.schedule_options),
+        context_encoder=context,
+        parametrisation=chain.parametrisation,
+        eta=chain.eta,
+        final_variance=chain.final_variance,
+        learn_schedule=chain.learn_schedule,
+        learn_variances=chain.learn_variances,
+    )
+
+
+def _objective(config: Config, model: LatentVariableModel, posterior: Posterior) -> Objective:
+    method, recipe = config.method, config.recipe
+    kl = KLSchedule(recipe.kl.kind, recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
+    blur = Blur(recipe.prior_blur, recipe.prior_blur_fraction)
+    if method.objective == "iwae":
+        return IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, kl, blur)
+    _checks.require(not method.doubly_reparametrised, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
+    wake = ELBO(model, posterior, kl, method.num_samples, blur)
+    if method.objective == "elbo":
+        return wake
+    return DDVI(wake, _sleep(method))
+
+
+def _sleep(method: MethodConfig) -> Sleep:
+    sleep = method.sleep
+    return Sleep(sleep.weight, sleep.top_weight, sleep.loss, sleep.alternating, sleep.num_updates)
+
+
+def _optimisation(recipe: RecipeConfig) -> Optimisation:
+    factors = {"learned_schedule": recipe.schedule_lr, "log_variance_factors": recipe.schedule_lr}
+    return Optimisation(recipe.lr, recipe.lr_schedule, recipe.warmup_fraction, recipe.max_norm, factors)
+
+
+def _annealing(chain: ChainConfig, posterior: Posterior):
+    """Run the chain with few steps at first and twice as many in each later stretch of the first half of the phase."""
+    if not isinstance(posterior, Diffusion) or chain.first_num_steps is None:
+        return None
+    _checks.require(2 <= chain.first_num_steps <= chain.num_steps, "first_num_steps", f"from 2 to {chain.num_steps}", chain.first_num_steps)
+    doublings = math.ceil(math.log2(chain.num_steps / chain.first_num_steps))
+
+    def before_epoch(progress: Progress) -> None:
+        doubled = math.floor(2 * progress.fraction * (doublings + 1)) if progress.fraction < 0.5 else doublings
+        posterior.use_steps(min(chain.num_steps, chain.first_num_steps << min(doubled, doublings)))
+
+    return before_epoch
+
+
+def _released(config: Config, dataset: Dataset, model: LatentVariableModel) -> Experiment:
+    """The three stages of the released code (METHOD section 3); encoder and decoder carry over from stage to stage."""
+    recipe = config.recipe
+    _checks.require(config.method.name == "ddvi", "recipe", "default, for this method (released stands for method=ddvi)", "released")
+    encoder = _mlp(config, config.dataset.encoder, dataset.num_dimensions, 2 * config.latent_dim, _ENCODER)
+    first_denoiser = ResidualMLP(config.latent_dim, 0, 20, draws=_place(config, _WARMUP_DENOISER))
+    warm = Diffusion(encoder, first_denoiser, schedules.make("linear", 20), parametrisation="eps", eta=0.0)
+    chain = ChainConfig(40, 128, 2, "eps", "linear", {}, eta=0.0, learn_schedule=False, learn_variances=False)
+    posterior = _diffusion(config, chain, dataset, encoder)
+    kl = KLSchedule(recipe.kl.kind, recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
+    optimisation, epochs = _optimisation(recipe), _epochs(config)
+    frozen_epochs = round(recipe.frozen_fraction * epochs)
+    stages = [
+        Phase("prior", PriorFit(model.prior, warm), recipe.prior_epochs, Optimisation(1e-3, "constant"), steps_per_epoch=recipe.prior_steps),
+        Phase("warmup", WarmUp(model, warm, KLSchedule("linear", 0.01, 0.8)), recipe.warmup_epochs, optimisation),
+        Phase("train", ReleasedDDVI(model, posterior, kl), epochs, optimisation, frozen=[model.decoder], frozen_epochs=frozen_epochs),
+    ]
+    return Experiment(model, posterior, [stage for stage in stages if stage.epochs > 0])
+
+
+@torch.no_grad()
+def _match_prior(encoder: MLP, dataset: Dataset, prior: Prior) -> None:
+    """Scale and shift the encoder's means so that over the data they start with the prior's centre and spread.
+
+    Means that start in one point leave most of a thin prior far away, and the KL term then pulls all of them together.
+    """
+    x = dataset.inputs(slice(0, 2048))
+    latent_dim = prior.dim
+    means = encoder(x)[:, :latent_dim]
+    target = prior.sample(4096, draws=Draws(0))
+    last = encoder.layers[-1]
+    factor = target.std(0) / means.std(0)
+    last.weight[:latent_dim] *= factor.unsqueeze(1)
+    last.bias[:latent_dim] = (last.bias[:latent_dim] - means.mean(0)) * factor + target.mean(0)
+    last.weight[latent_dim:] *= 0.1
+    last.bias[latent_dim:] = _INITIAL_LOG_VARIANCE
+
+
+def _mlp(config: Config, network: NetworkConfig, inputs: int, outputs: int, place: int, dropout: float | None = None) -> MLP:
+    rate = network.dropout if dropout is None else dropout
+    return MLP(inputs, network.hidden, outputs, activation=network.activation, dropout=rate, draws=_place(config, place))
+
+
+def _place(config: Config, number: int) -> Draws:
+    return Draws(config.seed).importance(number)
+
+
+def _epochs(config: Config) -> int:
+    epochs = config.recipe.epochs if config.epochs is None else config.epochs
+    _checks.require(epochs >= 1, "epochs", "at least 1", epochs)
+    return epochs
+
+
+def augmentation(config: Config):
+    """The training-time augmentation of the data set, or None."""
+    if not config.dataset.flip:
+        return None
+    from ddvi_fast.data.augment import flip
+
+    def augment(x: Tensor, draws: Draws) -> Tensor:
+        return flip(x, draws)
+
+    return augment

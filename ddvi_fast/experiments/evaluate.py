@@ -1,0 +1,104 @@
+"""The figures of merit of a trained model and posterior, and the pictures of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import evidence, figures, metrics
+from ddvi_fast.data import Dataset
+from ddvi_fast.experiments.build import Experiment
+from ddvi_fast.experiments.config import Config
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.rng import Draws
+
+# Evaluation draws from a seed of its own, so that how long training ran does not change what is drawn here.
+EVALUATION_SEED_OFFSET = 1 << 32
+_TRAIN, _TEST, _BOUND, _PRIOR = (index << 32 for index in range(4))
+_GRID = 20  # decoded images along each latent axis
+
+
+@torch.no_grad()
+def evaluate(config: Config, experiment: Experiment, dataset: Dataset) -> dict[str, float]:
+    """Test figures: bounds and evidence in nats per example; what a family or a latent size does not have is left out."""
+    model, posterior = experiment.model, experiment.posterior
+    result = _bounds(config, model, posterior, dataset)
+    latents = metrics.encode(posterior, dataset.inputs(split="test"), _draws(config, _TEST))
+    prior_samples = model.prior.sample(config.evaluation.prior_samples, draws=_draws(config, _PRIOR)).to(latents)
+    if dataset.test_labels is not None:
+        train_latents = metrics.encode(posterior, dataset.inputs(), _draws(config, _TRAIN))
+        result["knn_accuracy"] = metrics.knn_accuracy(train_latents, dataset.labels(), latents, dataset.labels(split="test"))
+    result["latent_nll"] = metrics.latent_nll(latents, prior_samples)
+    result["latent_nll_narrow"] = metrics.latent_nll(latents, prior_samples, metrics.PRIOR_BANDWIDTHS)
+    result["mmd"] = _mmd(config, model, prior_samples, dataset)
+    return result
+
+
+def _bounds(config: Config, model: LatentVariableModel, posterior: Posterior, dataset: Dataset) -> dict[str, float]:
+    options, result = config.evaluation, {}
+    x = dataset.inputs(None if options.limit is None else slice(0, options.limit), "test")
+    draws = _draws(config, _BOUND)
+    if model.prior.dim <= 2:
+        result["evidence"] = float(evidence.log_evidence_quadrature(model, x, resolution=config.prior.resolution).mean())
+    if posterior.has_density:
+        bound = metrics.elbo(model, posterior, x, options.elbo_samples, draws)
+        result["elbo"], result["elbo_error"] = float(bound.mean()), float(bound.std() / len(bound) ** 0.5)
+        result["iwae"] = float(metrics.iwae_bound(model, posterior, x, options.iwae_samples, draws).mean())
+        if "evidence" in result:
+            result["gap"] = result["evidence"] - result["elbo"]
+    result["elbo_released"] = float(metrics.elbo_released(model, posterior, x, draws).mean())
+    return result
+
+
+def _mmd(config: Config, model: LatentVariableModel, prior_samples: Tensor, dataset: Dataset) -> float:
+    """Between decoded prior samples and the test set, as many of each as the smaller has."""
+    test = dataset.inputs(split="test")
+    return metrics.mmd(model.likelihood.mean(model.decoder(prior_samples[: len(test)])), test)
+
+
+@torch.no_grad()
+def draw_figures(config: Config, experiment: Experiment, dataset: Dataset, folder: Path, records: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Latents beside the prior, decoded grid, loss terms, and the trajectory of a diffusion posterior; those need D = 2."""
+    model, posterior = experiment.model, experiment.posterior
+    title = f"{dataset.name}, {config.method.name}, {config.prior.name} prior, seed {config.seed}"
+    paths = [figures.loss_terms(folder / "loss_terms.png", records, title, overwrite=True)]
+    if model.prior.dim != 2:
+        return paths
+    x, labels = dataset.inputs(split="test"), dataset.test_labels
+    draws = _draws(config, _TEST)
+    prior_samples, prior_labels = sample_prior(config, model)
+    latents = metrics.encode(posterior, x, draws)
+    names = dataset.class_names or None
+    paths.append(
+        figures.latents(folder / "latents.png", latents, labels, prior_samples, prior_labels, title, class_names=names, overwrite=True)
+    )
+    paths.append(_decoded(model, dataset, prior_samples, folder, title))
+    if isinstance(posterior, Diffusion):
+        path = posterior.latent_path(posterior.encode(x), 1, draws)[:, 0]
+        paths.append(figures.trajectory(folder / "trajectory.png", path, labels, prior_samples, title, class_names=names, overwrite=True))
+    return paths
+
+
+def sample_prior(config: Config, model: LatentVariableModel) -> tuple[Tensor, Tensor | None]:
+    """Prior samples for pictures, [2000, D], and their classes where the prior has any."""
+    draws = _draws(config, _PRIOR)
+    labels = model.prior.sample_labels(2000, draws) if model.prior.num_classes else None
+    return model.prior.sample(2000, draws=draws, labels=labels), labels
+
+
+def _decoded(model: LatentVariableModel, dataset: Dataset, prior_samples: Tensor, folder: Path, title: str) -> Path:
+    """Decoder means over a square grid that holds the prior."""
+    reach = float(prior_samples.abs().max())
+    axis = torch.linspace(-reach, reach, _GRID)
+    z = torch.cartesian_prod(axis.flip(0), axis).flip(1).to(prior_samples)
+    images = model.likelihood.mean(model.decoder(z)).view(-1, *dataset.input_shape)
+    return figures.decoded_grid(folder / "decoded.png", images, title, columns=_GRID, bounds=(-reach, reach), overwrite=True)
+
+
+def _draws(config: Config, place: int) -> Draws:
+    return Draws(config.seed + EVALUATION_SEED_OFFSET, place)

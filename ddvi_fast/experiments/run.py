@@ -1,0 +1,147 @@
+"""One run: train what a configuration says, in a folder of its own, and evaluate it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, data
+from ddvi_fast.data import Dataset
+from ddvi_fast.data.batches import num_batches
+from ddvi_fast.engine import checkpoint
+from ddvi_fast.engine.base import Engine
+from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.logs import RunLog, read_metrics
+from ddvi_fast.engine.loop import train
+from ddvi_fast.engine.run_folder import RunFolder
+from ddvi_fast.experiments.build import Experiment, augmentation, build
+from ddvi_fast.experiments.compose import from_dict
+from ddvi_fast.experiments.config import Config
+from ddvi_fast.experiments.evaluate import draw_figures, evaluate
+
+FINAL = "final"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run leaves: its folder, its figures of merit, the paths of its pictures."""
+
+    folder: RunFolder
+    metrics: dict[str, float]
+    figures: list[Path]
+
+
+def train_run(config: Config) -> Result:
+    """Train, save and evaluate one run.
+
+    Raises:
+        InputError: bad settings or data, or a run folder that holds another run (`overwrite=true` replaces it).
+    """
+    dataset = load_dataset(config)
+    experiment = build(config, dataset)
+    batches = num_batches(dataset.size(), config.recipe.batch_size)
+    folder = RunFolder.create(run_dir(config), dataclasses.asdict(config), overwrite=config.overwrite)
+    started = time.perf_counter()
+    total = sum(phase.num_steps(batches) for phase in experiment.phases)
+    with RunLog(folder.path, total_steps=total, tensorboard=config.tensorboard, progress=config.progress) as log:
+        train(
+            experiment.phases,
+            dataset,
+            config.recipe.batch_size,
+            config.seed,
+            lambda objective, optimisation: LocalEngine(objective, optimisation, config.device),
+            _Recorder(log, folder, experiment),
+            augmentation(config),
+        )
+    return _finish(config, experiment, dataset, folder, time.perf_counter() - started)
+
+
+def evaluate_run(path: str | Path, overwrite: bool = False) -> Result:
+    """Evaluate the final checkpoint of the run at `path` again, as its configuration says."""
+    folder = RunFolder.open(path)
+    _checks.require(overwrite or not _evaluation_path(folder).exists(), f"run folder {path}", "one not evaluated yet", "evaluation.json", "overwrite=true replaces it")
+    config = from_dict(folder.config)
+    dataset = load_dataset(config)
+    experiment = build(config, dataset)
+    state = restore(experiment, folder, config.device)
+    return _finish(config, experiment, dataset, folder, state["seconds"], save=False)
+
+
+def restore(experiment: Experiment, folder: RunFolder, device: str) -> dict[str, Any]:
+    """Load a run's final weights into `experiment`, ready for evaluation; returns what was saved beside them."""
+    tensors, state = checkpoint.load(folder.checkpoints / FINAL, device)
+    checkpoint.load_modules(tensors, _modules(experiment))
+    for module in _modules(experiment).values():
+        module.eval()
+    return state
+
+
+def load_dataset(config: Config) -> Dataset:
+    """The data set of a configuration, on its device."""
+    _checks.require(config.seed >= 0, "seed", "at least 0", config.seed)
+    dataset = data.load(config.dataset.name, config.data_dir, config.download, config.split_seed, config.limit)
+    return dataset.to(_device(config.device))
+
+
+def run_dir(config: Config) -> Path:
+    """Where the run goes."""
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    return Path("runs") / f"{config.dataset.name}-{config.method.name}-{config.prior.name}-seed{config.seed}"
+
+
+def _finish(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFolder, seconds: float, save: bool = True) -> Result:
+    for module in _modules(experiment).values():
+        module.eval()
+    if save:
+        state = {"seconds": round(seconds, 3), "seed": config.seed}
+        checkpoint.save(folder.checkpoints / FINAL, checkpoint.module_tensors(_modules(experiment)), state)
+    metrics = {**evaluate(config, experiment, dataset), "seconds": round(seconds, 1)}
+    _evaluation_path(folder).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    figures = draw_figures(config, experiment, dataset, folder.figures, read_metrics(folder.metrics)) if config.figures else []
+    return Result(folder, metrics, figures)
+
+
+class _Recorder:
+    """Sends the loop's news to the run's log, and saves the weights at the end of each phase."""
+
+    def __init__(self, log: RunLog, folder: RunFolder, experiment: Experiment) -> None:
+        self._log, self._folder, self._experiment = log, folder, experiment
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def step(self, step: int, phase: str, epoch: float, terms: Mapping[str, Tensor]) -> None:
+        # Sums stay on the device: reading every step's terms back would stall it.
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in terms.items()}
+        self._count += 1
+        self._log.advance(step, phase=phase)
+
+    def epoch(self, step: int, phase: str, epoch: int, engine: Engine) -> None:
+        means = {name: total / self._count for name, total in self._sums.items()}
+        self._log.log(step, epoch=epoch, phase=phase, terms=means)
+        self._sums, self._count = {}, 0
+
+
+def _modules(experiment: Experiment) -> dict[str, torch.nn.Module]:
+    return {"model": experiment.model, "posterior": experiment.posterior}
+
+
+def _evaluation_path(folder: RunFolder) -> Path:
+    return folder.path / "evaluation.json"
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason: Any = str(error).splitlines()[0]
+        _checks.fail("device", "a device that this machine has, such as cpu or cuda", name, reason)
+    return device

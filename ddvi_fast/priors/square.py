@@ -1,0 +1,100 @@
+"""The square: the perimeter of [-1, 1]^2 with noise across its edges (METHOD section 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, rng
+from ddvi_fast.priors.base import Prior, normal_nodes, pick, uniform_nodes
+from ddvi_fast.rng import Draws
+
+_PERIMETER, _EDGE = 8.0, 2.0
+_CORNERS = ((-1.0, 1.0), (1.0, 1.0), (1.0, -1.0), (-1.0, -1.0))  # clockwise from the top left
+_ALONG = ((1.0, 0.0), (0.0, -1.0), (-1.0, 0.0), (0.0, 1.0))
+_ACROSS = ((0.0, 1.0), (1.0, 0.0), (0.0, -1.0), (-1.0, 0.0))
+
+
+class Square(Prior):
+    """Position uniform along the perimeter, clockwise from the top left, with noise N(0, (noise_level / 50)^2) across the edge.
+
+    Args:
+        noise_level: 3 in the "less noisy" variant.
+        num_classes: equal stretches of the perimeter; one may turn a corner.
+        corner_width: standard deviation of a slight noise along the edge. METHOD's square has 0: its density then ends abruptly at
+            the corners, is zero beyond them, and gives a posterior that starts there nothing to follow.
+    """
+
+    dim = 2
+
+    def __init__(self, noise_level: float = 3.0, num_classes: int = 10, corner_width: float = 0.01) -> None:
+        super().__init__()
+        _checks.require(noise_level > 0, "noise_level", "a positive number", noise_level)
+        _checks.require(num_classes >= 1, "num_classes", "at least 1", num_classes)
+        _checks.require(corner_width >= 0, "corner_width", "at least 0", corner_width)
+        self.noise_level, self.noise, self.num_classes, self.corner_width = noise_level, noise_level / 50, num_classes, corner_width
+        stretches = list(_stretches(num_classes))
+        columns = {name: torch.tensor([stretch[index] for stretch in stretches]) for index, name in enumerate(("classes", "edges", "starts", "ends"))}
+        for name, column in columns.items():
+            self.register_buffer(name, column, persistent=False)  # [S] straight stretches
+
+    def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
+        nodes, log_nodes = uniform_nodes(max(8, resolution // 4))
+        lengths = (self.ends - self.starts).double().unsqueeze(1)
+        positions = self.starts.double().unsqueeze(1) + lengths * nodes
+        (around, log_around), (across, log_across) = normal_nodes(3), normal_nodes(7)
+        along = positions[..., None, None] + self.corner_width * around[:, None] + torch.zeros_like(across)
+        points = _place(self.edges[:, None, None, None], along, self.noise * across)
+        log_weights = (log_nodes + torch.log(lengths / _PERIMETER))[..., None, None] + log_around[:, None] + log_across
+        return points.flatten(0, 3), log_weights.flatten()
+
+    def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
+        within = rng.uniform(draws, (n, 1), rng.PRIOR + 1, device=device, dtype=torch.float64).squeeze(1)
+        position = (labels + within) / self.num_classes * _PERIMETER
+        edge = (position / _EDGE).floor().clamp(max=3)
+        across, along = rng.normal(draws, (n, 2), rng.PRIOR + 2, device=device, dtype=torch.float64).unbind(1)
+        return _place(edge.long(), position - _EDGE * edge + self.corner_width * along, self.noise * across)
+
+    def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        corner, along, across = (z.new_tensor(table)[self.edges] for table in (_CORNERS, _ALONG, _ACROSS))
+        offset = z.unsqueeze(-2) - corner  # [.., S, 2]
+        position, height = (offset * along).sum(-1), (offset * across).sum(-1)
+        noise = -0.5 * (height / self.noise).square() - 0.5 * math.log(2 * math.pi) - math.log(self.noise)
+        stretches = noise + self._log_uniform(position) - math.log(_PERIMETER)
+        if labels is None:
+            return torch.logsumexp(stretches, -1)
+        members = torch.where(self.classes.unsqueeze(0) == torch.arange(self.num_classes, device=z.device).unsqueeze(1), 0.0, -math.inf)
+        return pick(torch.logsumexp(stretches.unsqueeze(-2) + members.to(z), -1) + math.log(self.num_classes), labels)
+
+    def _log_uniform(self, position: Tensor) -> Tensor:
+        """Log of the share of a stretch's unit rate that lies at `position` [.., S], its ends rounded by `corner_width`."""
+        starts, ends = self.starts.to(position), self.ends.to(position)
+        if self.corner_width == 0:
+            return torch.where((position >= starts) & (position < ends), 0.0, -math.inf).to(position)
+        # Distances inside the nearer and the farther end; both Gaussian tails are then subtracted on their small side.
+        near = torch.minimum(position - starts, ends - position) / self.corner_width
+        far = torch.maximum(position - starts, ends - position) / self.corner_width
+        upper, lower = torch.special.log_ndtr(near), torch.special.log_ndtr(-far)
+        return upper + torch.log1p(-torch.exp((lower - upper).clamp(max=-1e-6)))
+
+    def _blurred(self, width: float) -> Square:
+        return Square(50 * math.hypot(self.noise, width), self.num_classes, math.hypot(self.corner_width, width))
+
+
+def _stretches(num_classes: int) -> Iterator[tuple[int, int, float, float]]:
+    """(class, edge, start, end) of the straight pieces of each class, positions counted along the edge."""
+    for label in range(num_classes):
+        position, end = label * _PERIMETER / num_classes, (label + 1) * _PERIMETER / num_classes
+        for edge in range(4):
+            first, last = max(position, edge * _EDGE), min(end, (edge + 1) * _EDGE)
+            if last - first > 1e-9:
+                yield label, edge, first - edge * _EDGE, last - edge * _EDGE
+
+
+def _place(edge: Tensor, along: Tensor, across: Tensor) -> Tensor:
+    """Points [.., 2] at distances `along` edge `edge` from its first corner and `across` it outwards."""
+    corner, forwards, outwards = (along.new_tensor(table)[edge] for table in (_CORNERS, _ALONG, _ACROSS))
+    return corner + along.unsqueeze(-1) * forwards + across.unsqueeze(-1) * outwards

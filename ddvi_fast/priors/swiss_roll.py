@@ -1,0 +1,79 @@
+"""The swiss roll: a spiral with isotropic noise (METHOD section 5)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, rng
+from ddvi_fast.priors.base import Prior, normal_nodes, pick, uniform_nodes
+from ddvi_fast.rng import Draws
+
+_TURNS = 4.5 * math.pi
+_RADIUS = 3.0
+_SPACING = 0.4  # of quadrature nodes, in units of the noise: Gauss-Legendre is then exact to float32
+_LENGTH = 0.5 * _RADIUS * _TURNS + _RADIUS  # of the curve, from above
+
+
+class SwissRoll(Prior):
+    """Radius `3 sqrt(u)`, angle `4.5 pi sqrt(u)`, `u` uniform, plus isotropic noise; class `c` owns `u` in `[c/C, (c+1)/C)`.
+
+    The density integrates the noise along the curve; without noise there is none.
+    """
+
+    dim = 2
+
+    def __init__(self, noise: float = 0.0, num_classes: int = 10) -> None:
+        super().__init__()
+        _checks.require(noise >= 0, "noise", "at least 0", noise)
+        _checks.require(num_classes >= 1, "num_classes", "at least 1", num_classes)
+        self.noise, self.num_classes = noise, num_classes
+        if noise > 0:
+            nodes = math.ceil(_LENGTH / num_classes / (_SPACING * noise)) + 8
+            points, log_weights = self._curve_nodes(nodes)
+            self.register_buffer("curve", points, persistent=False)  # [C, M, 2]
+            self.register_buffer("log_weights", log_weights, persistent=False)  # [C, M]
+
+    def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
+        points, log_weights = self._curve_nodes(max(8, resolution // 4))
+        if self.noise == 0:
+            return points.flatten(0, 1), log_weights.flatten() - math.log(self.num_classes)
+        nodes, log_noise = normal_nodes(5)
+        around = self.noise * torch.cartesian_prod(nodes, nodes)
+        log_around = torch.cartesian_prod(log_noise, log_noise).sum(-1)
+        spread = points.unsqueeze(2) + around
+        return spread.flatten(0, 2), (log_weights.unsqueeze(2) + log_around).flatten() - math.log(self.num_classes)
+
+    def _curve_nodes(self, count: int) -> tuple[Tensor, Tensor]:
+        """Nodes [C, count, 2] on each class's stretch of the curve and their log-weights, which sum to 1 a class."""
+        nodes, log_weights = uniform_nodes(count)
+        edges = torch.sqrt(torch.arange(self.num_classes + 1, dtype=torch.float64) / self.num_classes)
+        width = (edges[1:] - edges[:-1]).unsqueeze(1)
+        root = edges[:-1].unsqueeze(1) + width * nodes
+        # u = root^2 has density 2 root in root, and a class holds 1/C of it.
+        return _spiral(root), log_weights + torch.log(2 * root * width * self.num_classes)
+
+    def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
+        within = rng.uniform(draws, (n, 1), rng.PRIOR + 1, device=device, dtype=torch.float64).squeeze(1)
+        points = _spiral(torch.sqrt((labels + within) / self.num_classes))
+        return points + self.noise * rng.normal(draws, (n, 2), rng.PRIOR + 2, device=device, dtype=torch.float64)
+
+    def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        hint = "take noise=0.1, the swiss_roll_noisy prior"
+        _checks.require(self.noise > 0, "prior", "a density, which the noiseless swiss roll does not have", "noise = 0", hint)
+        nodes = self.curve.to(z).flatten(0, 1)
+        squared = (z.unsqueeze(-2) - nodes).square().sum(-1)
+        each = squared / (-2 * self.noise**2) + self.log_weights.to(z).flatten() - math.log(2 * math.pi) - 2 * math.log(self.noise)
+        if labels is None:
+            return torch.logsumexp(each, -1) - math.log(self.num_classes)
+        return pick(torch.logsumexp(each.unflatten(-1, (self.num_classes, -1)), -1), labels)
+
+    def _blurred(self, width: float) -> SwissRoll:
+        return SwissRoll(math.hypot(self.noise, width), self.num_classes)
+
+
+def _spiral(root: Tensor) -> Tensor:
+    """Points [.., 2] of the curve at `root = sqrt(u)` [..]."""
+    return _RADIUS * root.unsqueeze(-1) * torch.stack((torch.cos(_TURNS * root), torch.sin(_TURNS * root)), -1)

@@ -1,0 +1,161 @@
+"""The command line: bad input ends in one line and exit code 2, and nothing is overwritten unasked."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from ddvi_fast import cli
+
+SMALL = ["epochs=1", "limit=256", "progress=off", "tensorboard=false", "figures=false", "evaluation.iwae_samples=5", "evaluation.elbo_samples=5"]
+
+
+def write_idx(path, array):
+    magic = struct.pack(">HBB", 0, 8, array.ndim)
+    path.write_bytes(gzip.compress(magic + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()))
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path):
+    """Sixty-four images in MNIST's files."""
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 64), ("t10k", 32)):
+        write_idx(folder / f"{split}-images-idx3-ubyte.gz", generator.integers(0, 256, (count, 28, 28), dtype=np.uint8))
+        write_idx(folder / f"{split}-labels-idx1-ubyte.gz", generator.integers(0, 10, count, dtype=np.uint8))
+    return folder
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["command", "train", "trian"]),
+        (["train", "dataset=mnits"], ["dataset", "mnist", "mnits"]),
+        (["train", "prior=pinwhel"], ["prior", "pinwheel", "pinwhel"]),
+        (["train", "epoch=3"], ["epochs", "epoch"]),
+        (["train", "epochs=many"], ["epochs", "many"]),
+        (["train", "epochs"], ["name=value", "epochs"]),
+        (["train", "epochs=0"], ["epochs", "at least 1", "0"]),
+        (["train", "method.chain.num_steps=1"], ["num_steps", "at least 2", "1"]),
+        (["train", "method.chain.schedule=cosin"], ["schedule", "cosine", "cosin"]),
+        (["train", "method.chain.parametrisation=epsilon"], ["parametrisation", "eps", "epsilon"]),
+        (["train", "method.chain.eta=0"], ["eta", "above 0"]),
+        (["train", "method.chain.eta=0", "method.chain.learn_schedule=false", "method.chain.learn_variances=false"], ["eta = 0", "log_ratio"]),
+        (["train", "prior=swiss_roll", "prior.name=swiss_roll"], ["density", "noise"]),
+        (["train", "prior=gaussian", "latent_dim=3", "prior.options.dims=3"], ["dim", "dims"]),
+        (["train", "recipe.batch_size=0"], ["batch_size", "0"]),
+        (["train", "dataset=mnist", "data_dir=nowhere"], ["mnist", "nowhere"]),
+        (["train", "method=vae", "recipe=released"], ["recipe", "default", "released"]),
+        (["train", "device=quantum"], ["device", "quantum"]),
+        (["evaluate", "run_dir=nowhere"], ["run folder", "nowhere"]),
+        (["evaluate"], ["run_dir"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments, *(SMALL[2:] if arguments[0] == "train" else []))
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1 and "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_files_that_are_damaged_are_named(capsys, tmp_path, tiny_mnist):
+    images, labels = tiny_mnist / "train-images-idx3-ubyte.gz", tiny_mnist / "train-labels-idx1-ubyte.gz"
+    whole_images, whole_labels = images.read_bytes(), labels.read_bytes()
+    raw = gzip.decompress(whole_images)
+    damages = {
+        "truncated": (images, gzip.compress(raw[:-100])),
+        "magic": (images, gzip.compress(b"\x00\x00\x09\x03" + raw[4:])),
+        "labels": (labels, gzip.compress(gzip.decompress(whole_labels)[:4] + struct.pack(">I", 63) + gzip.decompress(whole_labels)[8:-1])),
+        "missing": (images, None),
+    }
+    for name, (path, content) in damages.items():
+        images.write_bytes(whole_images)
+        labels.write_bytes(whole_labels)
+        path.unlink() if content is None else path.write_bytes(content)
+        code, _, err = run(capsys, "train", "dataset=mnist", f"data_dir={tmp_path}", f"run_dir={tmp_path / 'run'}", *SMALL[2:], "epochs=1")
+        assert code == 2 and err.count("\n") == 1 and "Traceback" not in err, (name, err)
+        assert not (tmp_path / "run").exists(), name
+
+
+def test_a_run_can_be_trained_evaluated_and_is_not_overwritten(capsys, tmp_path):
+    folder = tmp_path / "run"
+    code, out, err = run(capsys, "train", f"run_dir={folder}", *SMALL)
+    assert code == 0, err
+    assert "ELBO" in out and str(folder) in out
+    first = json.loads((folder / "evaluation.json").read_text())
+    assert {"evidence", "elbo", "iwae", "gap", "knn_accuracy", "latent_nll", "mmd", "elbo_released", "seconds"} <= first.keys()
+    weights = (folder / "checkpoints" / "final" / "weights.safetensors").read_bytes()
+
+    code, _, err = run(capsys, "train", f"run_dir={folder}", "seed=1", *SMALL)
+    assert code == 2 and "overwrite=true" in err
+    assert (folder / "checkpoints" / "final" / "weights.safetensors").read_bytes() == weights
+
+    code, _, err = run(capsys, "evaluate", f"run_dir={folder}")
+    assert code == 2 and "overwrite=true" in err
+    code, _, err = run(capsys, "evaluate", f"run_dir={folder}", "overwrite=true")
+    assert code == 0, err
+    assert json.loads((folder / "evaluation.json").read_text()) == first
+
+
+@pytest.mark.parametrize("method", ["vae", "iwae", "ddvi"])
+def test_the_same_command_twice_gives_the_same_weights(capsys, tmp_path, method):
+    weights = []
+    for name in ("first", "second"):
+        code, _, err = run(capsys, "train", f"method={method}", f"run_dir={tmp_path / name}", *SMALL)
+        assert code == 0, err
+        weights.append((tmp_path / name / "checkpoints" / "final" / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_mnist_files_train(capsys, tmp_path, tiny_mnist):
+    code, _, err = run(
+        capsys, "train", "dataset=mnist", f"data_dir={tmp_path}", f"run_dir={tmp_path / 'run'}", "recipe.batch_size=16", *SMALL,
+        "dataset.encoder.hidden=[16]", "dataset.decoder.hidden=[16]",
+    )
+    assert code == 0, err
+
+
+def test_real_mnist_trains(capsys, tmp_path, shared_data):
+    folder = shared_data("mnist/train-images-idx3-ubyte.gz").parent.parent
+    code, out, err = run(
+        capsys, "train", "dataset=mnist", f"data_dir={folder}", f"run_dir={tmp_path / 'run'}", *SMALL,
+        "dataset.encoder.hidden=[64]", "dataset.decoder.hidden=[64]", "evaluation.limit=64", "evaluation.prior_samples=500",
+    )
+    assert code == 0, err
+    assert "evidence" in out
+
+
+def test_the_released_recipe_runs_its_three_stages(capsys, tmp_path):
+    folder = tmp_path / "run"
+    code, _, err = run(
+        capsys, "train", "recipe=released", f"run_dir={folder}", "recipe.prior_epochs=1", "recipe.prior_steps=3", "recipe.warmup_epochs=1", *SMALL
+    )
+    assert code == 0, err
+    phases = [json.loads(line)["phase"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert phases == ["prior", "warmup", "train"]
+    assert "elbo" not in json.loads((folder / "evaluation.json").read_text())
+
+
+def test_figures_and_event_files_are_written(capsys, tmp_path):
+    folder = tmp_path / "run"
+    wanted = [setting for setting in SMALL if not setting.startswith(("figures", "tensorboard"))]
+    code, out, err = run(capsys, "train", f"run_dir={folder}", *wanted)
+    assert code == 0, err
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert names == {"latents.png", "decoded.png", "loss_terms.png", "trajectory.png"}
+    assert all(f"figure: {folder / 'figures' / name}" in out for name in names)
+    assert list((folder / "tensorboard").iterdir())
