@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from ddvi_fast import _backend
+
 # Triton reads this when it is first imported: without a GPU its interpreter runs the kernels.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -55,6 +57,7 @@ GLOBAL_SETTINGS: dict[str, tuple[Callable, Callable]] = {
         lambda: torch.distributions.Distribution._validate_args,
         torch.distributions.Distribution.set_default_validate_args,
     ),
+    "ddvi_fast backend": (lambda: _backend._chosen, lambda name: setattr(_backend, "_chosen", name)),
     "torch global generator": (lambda: torch.get_rng_state().numpy().tobytes(), lambda state: torch.set_rng_state(_as_state(state))),
     "numpy global generator": (
         lambda: tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in np.random.get_state()),

@@ -1,0 +1,169 @@
+"""Imports go one way, and importing the package is quick and touches nothing: no device, no optional library, no global setting."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGE = PROJECT / "ddvi_fast"
+
+# Lowest first. A module imports from its own layer and the layers before it, never from a later one. A folder is one module here.
+LAYERS = (
+    ("_checks", "rng"),
+    ("schedules", "_backend"),
+    ("reference", "kernels", "extension"),
+    ("networks", "denoisers"),
+    ("ops",),
+    ("likelihoods", "priors", "models"),
+    ("posteriors",),
+    ("evidence", "metrics", "objectives", "testing"),
+    ("data",),
+    ("engine",),
+    ("figures", "report", "estimator", "interop", "experiments"),
+    ("cli", "train"),
+    ("__init__",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# `kernels/` and `csrc/` know nothing of the package above `rng`.
+KERNELS_MAY_IMPORT = {"_checks", "rng", "kernels"}
+OPTIONAL = ("triton", "deepspeed", "torchvision", "matplotlib", "tensorboard")
+
+
+def _unit(path: Path) -> str:
+    """The module of LAYERS that a file of the package belongs to: its name, or that of its top folder."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _is_unit(name: str) -> bool:
+    return (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
+
+
+def _imported_units(source: str, package: tuple[str, ...] = ("ddvi_fast",)) -> set[str]:
+    """Modules of ddvi_fast that `source`, a file of `package`, imports anywhere, in functions too.
+
+    ``__init__`` stands for the package itself; its version is a constant that everybody may read.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            targets = [base + (node.module.split(".") if node.module else []) + [alias.name] for alias in node.names]
+        else:
+            continue
+        for parts in targets:
+            if parts[0] == "ddvi_fast" and parts[1:] != ["__version__"]:
+                found.add(parts[1] if len(parts) > 1 and _is_unit(parts[1]) else "__init__")
+    return found
+
+
+def _package_of(path: Path) -> tuple[str, ...]:
+    return ("ddvi_fast", *path.relative_to(PACKAGE).parent.parts)
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_go_one_way(path: Path) -> None:
+    unit = _unit(path)
+    assert unit in LEVEL, f"ddvi_fast.{unit} has no place in LAYERS of {Path(__file__).name}: put it after everything it imports"
+    upward = sorted(name for name in _imported_units(path.read_text(), _package_of(path)) if LEVEL.get(name, -1) > LEVEL[unit])
+    assert not upward, f"{path.relative_to(PROJECT)} is below what it imports: {', '.join(upward)}; pass the thing in, or move it down"
+
+
+def test_modules_of_one_layer_do_not_import_each_other_in_a_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for path in SOURCES:
+        edges.setdefault(_unit(path), set()).update(_imported_units(path.read_text(), _package_of(path)) - {_unit(path)})
+    remaining = dict(edges)
+    while free := [name for name, needs in remaining.items() if not needs & remaining.keys()]:
+        for name in free:
+            del remaining[name]
+    assert not remaining, f"these import each other in a circle: {', '.join(sorted(remaining))}"
+
+
+def test_kernels_know_nothing_above_rng() -> None:
+    for path in (PROJECT / "kernels").glob("*.py"):
+        above = _imported_units(path.read_text()) - KERNELS_MAY_IMPORT
+        assert not above, f"kernels/{path.name} imports {', '.join(sorted(above))}; a kernel may import {', '.join(sorted(KERNELS_MAY_IMPORT))}"
+    for path in (PROJECT / "csrc").glob("*.py"):
+        assert not _imported_units(path.read_text()), f"csrc/{path.name} imports ddvi_fast"
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "units"),
+    [
+        ("import ddvi_fast.ops.chain as c", ("ddvi_fast",), {"ops"}),
+        ("from ddvi_fast import rng, __version__", ("ddvi_fast",), {"rng"}),
+        ("import ddvi_fast", ("ddvi_fast",), {"__init__"}),
+        ("from ddvi_fast import InputError", ("ddvi_fast",), {"__init__"}),
+        ("def f():\n    from ddvi_fast.ops.chain import sample_chain", ("ddvi_fast",), {"ops"}),
+        ("from . import chain", ("ddvi_fast", "ops"), {"ops"}),
+        ("from ..reference import chain", ("ddvi_fast", "ops"), {"reference"}),
+        ("import torch\nfrom ddvi_fastest import ops", ("ddvi_fast",), set()),
+    ],
+)
+def test_the_reader_of_imports_sees_every_form(source: str, package: tuple[str, ...], units: set[str]) -> None:
+    assert _imported_units(source, package) == units
+
+
+def _run(code: str) -> dict:
+    """What `code`, run in a fresh interpreter, prints as JSON."""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+IMPORT = """
+import json, random, sys, time
+import numpy, torch
+
+def state():
+    return {
+        "default dtype": str(torch.get_default_dtype()), "threads": torch.get_num_threads(), "interop threads": torch.get_num_interop_threads(),
+        "grad": torch.is_grad_enabled(), "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul precision": torch.get_float32_matmul_precision(), "generator": torch.get_rng_state().tolist(),
+        "numpy generator": numpy.random.get_state()[1].tolist(), "random generator": str(random.getstate()),
+        "validation": torch.distributions.Distribution._validate_args,
+    }
+
+before, loaded = state(), set(sys.modules)
+start = time.perf_counter()
+IMPORTS
+seconds = time.perf_counter() - start
+after = state()
+print(json.dumps({
+    "seconds": seconds,
+    "changed": [name for name in before if before[name] != after[name]],
+    "loaded": sorted({name.split(".")[0] for name in set(sys.modules) - loaded}),
+    "cuda": torch.cuda.is_initialized(),
+}))
+"""
+
+
+def test_importing_the_package_touches_nothing() -> None:
+    seen = _run(IMPORT.replace("IMPORTS", "import ddvi_fast"))
+    assert seen["changed"] == []
+    assert not seen["cuda"], "import ddvi_fast initialised CUDA"
+    assert not {*OPTIONAL, "hydra", "omegaconf", "sklearn", "scipy", "zuko"} & set(seen["loaded"])
+
+
+def test_importing_every_module_loads_no_optional_library() -> None:
+    modules = [".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES]
+    seen = _run(IMPORT.replace("IMPORTS", "\n".join(f"import {name}" for name in modules if not name.endswith("__main__"))))
+    assert seen["changed"] == []
+    assert not seen["cuda"]
+    assert not set(OPTIONAL) & set(seen["loaded"])
+
+
+def test_importing_the_package_is_quick_beyond_torch() -> None:
+    seconds = min(_run(IMPORT.replace("IMPORTS", "import ddvi_fast"))["seconds"] for _ in range(3))
+    assert seconds < 2.5, f"import ddvi_fast took {seconds:.2f} s beyond torch's own import"

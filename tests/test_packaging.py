@@ -1,0 +1,132 @@
+"""What people install: the source archive and the wheel, used from another folder, with and without a C++ compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+SHIPPED = (
+    "ddvi_fast", "kernels", "csrc", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CONTRIBUTING.md", "Makefile", "constraints.txt", "run.sh",
+)  # fmt: skip
+PROBE = 'extern "C" int ddvi_probe(int x) { return x + 1; }\n'
+NO_COMPILER = {"CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
+
+
+def _copy_project(to: Path) -> Path:
+    """The project's files without build products, so that building leaves nothing in the source tree."""
+    to.mkdir()
+    for name in SHIPPED:
+        source = PROJECT / name
+        if source.is_dir():
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        elif source.is_file():
+            shutil.copy(source, to / name)
+    return to
+
+
+def _python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    ran = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran
+
+
+def _build_wheel(source: Path, to: Path, **environment: str) -> tuple[Path, str]:
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check", "--verbose", "--wheel-dir", str(to))
+    ran = _python("-m", "pip", "wheel", *options, str(source), cwd=to.parent, **environment)
+    (wheel,) = to.glob("ddvi_fast-*.whl")
+    return wheel, ran.stdout + ran.stderr
+
+
+def _use(wheel: Path, target: Path, code: str) -> str:
+    """What `code` prints where only the unpacked wheel, and nothing of the source tree, is importable as ddvi_fast."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    head = f"import sys; sys.path.insert(0, {str(target)!r}); import ddvi_fast; assert ddvi_fast.__file__.startswith({str(target)!r}); "
+    return _python("-c", head + code, cwd=target.parent).stdout
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The project as it is: (source archive, wheel built from that archive)."""
+    folder = tmp_path_factory.mktemp("plain")
+    source = _copy_project(folder / "source")
+    _python("setup.py", "-q", "sdist", "--dist-dir", str(folder), cwd=source)
+    (archive,) = folder.glob("ddvi_fast-*.tar.gz")
+    return archive, _build_wheel(archive, folder / "wheel")[0]
+
+
+def _expected_in_wheel() -> set[str]:
+    names = {path.relative_to(PROJECT).as_posix() for pattern in ("*.py", "*.yaml") for path in (PROJECT / "ddvi_fast").rglob(pattern)}
+    beside = [path for folder in ("kernels", "csrc") for path in (PROJECT / folder).glob("*.*") if path.suffix not in (".so", ".pyc")]
+    return names | {f"ddvi_fast/{path.parent.name}/{path.name}" for path in beside}
+
+
+def test_wheel_holds_every_module_kernel_and_configuration(plain: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(plain[1]) as archive:
+        names = set(archive.namelist())
+    assert _expected_in_wheel() - names == set()
+    assert not [name for name in names if not name.startswith(("ddvi_fast/", "ddvi_fast-"))], "a top-level name of ours could shadow another package"
+
+
+def test_source_archive_holds_what_a_build_needs(plain: tuple[Path, Path]) -> None:
+    with tarfile.open(plain[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {path for path in ("setup.py", "pyproject.toml", "LICENSE", "constraints.txt", "Makefile")} <= names
+    assert {name for name in _expected_in_wheel() if not name.startswith(("ddvi_fast/kernels/", "ddvi_fast/csrc/"))} <= names
+
+
+def test_wheel_works_from_another_folder(plain: tuple[Path, Path], tmp_path: Path) -> None:
+    code = "import ddvi_fast.kernels, ddvi_fast.cli; print(ddvi_fast.rng.normal(ddvi_fast.rng.Draws(1), (3, 2), 0).shape)"
+    assert "[3, 2]" in _use(plain[1], tmp_path / "target", code)
+
+
+def test_no_kernels_package_of_ours_can_shadow_another() -> None:
+    assert not (PROJECT / "kernels" / "__init__.py").exists()
+
+
+def test_kernels_resolve_beside_and_inside_the_package(tmp_path: Path) -> None:
+    source = _copy_project(tmp_path / "source")
+    (source / "kernels").mkdir(exist_ok=True)
+    (source / "kernels" / "packaging_probe.py").write_text("VALUE = 7\n")
+    code = "from ddvi_fast.kernels.packaging_probe import VALUE; print(VALUE)"
+    assert _python("-c", f"import sys; sys.path.insert(0, {str(source)!r}); {code}", cwd=tmp_path).stdout == "7\n"
+    wheel, _ = _build_wheel(source, tmp_path / "wheel")
+    assert _use(wheel, tmp_path / "target", code) == "7\n"
+
+
+def _with_extension_source(folder: Path) -> Path:
+    source = _copy_project(folder / "source")
+    (source / "csrc").mkdir(exist_ok=True)
+    (source / "csrc" / "packaging_probe.cpp").write_text(PROBE)
+    return source
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
+def test_extension_is_built_where_there_is_a_compiler(tmp_path: Path) -> None:
+    wheel, _ = _build_wheel(_with_extension_source(tmp_path), tmp_path / "wheel")
+    assert "-py3-none-" in wheel.name, "the library calls nothing of Python, so one wheel serves every version"
+    with zipfile.ZipFile(wheel) as archive:
+        library = ctypes.CDLL(archive.extract("ddvi_fast/_native.so", tmp_path / "target"))
+    assert library.ddvi_probe(41) == 42
+
+
+def test_install_succeeds_without_a_compiler_and_says_so_in_one_line(tmp_path: Path) -> None:
+    wheel, said = _build_wheel(_with_extension_source(tmp_path), tmp_path / "wheel", **NO_COMPILER)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "ddvi_fast/_native.so" not in names
+    assert "ddvi_fast/csrc/packaging_probe.cpp" in names
+    assert len([line for line in said.splitlines() if "compiled extension left out" in line]) == 1
+    assert "Traceback" not in said
+    assert "ok" in _use(wheel, tmp_path / "target", "print('ok')")
