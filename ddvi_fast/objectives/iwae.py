@@ -58,17 +58,18 @@ class IWAE(Objective):
             return self.model.log_likelihood(x, z) + kl * (prior.log_prob(z) + log_ratio)
 
         bound = self._doubly_reparametrised if self.doubly_reparametrised else self._plain
-        return Terms({"bound": -bound(x, log_weights, draws)}, {"bound": 1.0})
+        return Terms({"bound": -bound(x, log_weights, kl, draws)}, {"bound": 1.0})
 
-    def _plain(self, x: Tensor, log_weights: LogWeights, draws: Draws) -> Tensor:
+    def _plain(self, x: Tensor, log_weights: LogWeights, kl: float, draws: Draws) -> Tensor:
         return ops.log_mean_exp(log_weights(*self.posterior.sample(x, self.num_samples, draws)), 0)
 
-    def _doubly_reparametrised(self, x: Tensor, log_weights: LogWeights, draws: Draws) -> Tensor:
+    def _doubly_reparametrised(self, x: Tensor, log_weights: LogWeights, kl: float, draws: Draws) -> Tensor:
         path = self.posterior.latent_path(self.posterior.encode(x, draws), self.num_samples, draws)
         scaled, set_scale = _scale_gradient(path)
         weights = log_weights(scaled[-1], self.posterior.frozen_log_ratio(x, scaled, draws))
         normalised = torch.softmax(weights.detach(), 0)
-        set_scale(normalised)
+        # The score of q enters log w through kl * log_ratio alone, so only that share of it is reparametrised once more.
+        set_scale(1 - kl + kl * normalised)
         # The value is the bound; the gradient is that of sum_k w~_k log w_k with w~ held fixed.
         surrogate = (normalised * weights).sum(0)
         return ops.log_mean_exp(weights.detach(), 0) + surrogate - surrogate.detach()
