@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ class Sleep:
     Args:
         weight: of the denoising regression.
         top_weight: of `-log q(y_T | x)` on fantasies.
-        loss: ``squared``, ``absolute`` or ``huber``.
+        loss: ``squared``, ``absolute`` or ``huber`` error of the network's prediction, or ``kl``: nats, each step weighted as in
+            the divergence that the sleep term stands for, which also fits learned variances.
         alternating: separate sleep updates of the posterior after each wake update, instead of one joint update.
         num_updates: sleep updates a batch, when alternating.
         batch_factor: fantasies for each row of the batch.
@@ -37,10 +38,15 @@ class Sleep:
     batch_factor: int = 1
 
     def __post_init__(self) -> None:
-        _checks.choice(self.loss, ops.LOSSES, "sleep.loss")
+        _checks.choice(self.loss, (*ops.LOSSES, "kl"), "sleep.loss")
         _checks.require(self.weight >= 0 and self.top_weight >= 0, "sleep.weight, sleep.top_weight", "numbers of at least 0", (self.weight, self.top_weight))
         _checks.require(self.num_updates >= 1 and self.batch_factor >= 1, "sleep.num_updates, sleep.batch_factor", "at least 1", (self.num_updates, self.batch_factor))
         _checks.require(self.alternating or self.num_updates == 1, "sleep.num_updates", "1 unless sleep.alternating is true", self.num_updates)
+
+    @property
+    def active(self) -> bool:
+        """Whether fantasies enter at all."""
+        return self.weight > 0 or self.top_weight > 0
 
 
 class DDVI(Objective):
@@ -68,36 +74,45 @@ class DDVI(Objective):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         groups = super().parameter_groups()
-        if self.sleep.alternating:
+        if self.sleep.alternating and self.sleep.active:
             groups["sleep"] = [parameter for parameter in self.posterior.parameters() if parameter.requires_grad]
         return groups
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        if not self.sleep.active:
+            yield from self.wake.updates(x, progress, draws)
+            return
         if not self.sleep.alternating:
             yield Update("wake", lambda: self._joint_terms(x, progress, draws))
             return
         yield Update("wake", lambda: self.wake.wake_terms(x, progress, draws))
         for update in range(self.sleep.num_updates):
-            yield Update("sleep", lambda update=update: self.sleep_terms(x, draws.importance(update)))
+            # Every second importance sample: the one between belongs to the noise of y_T.
+            yield Update("sleep", lambda update=update: self.sleep_terms(x, draws.importance(2 * update)))
 
     def _joint_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         wake = self.wake.wake_terms(x, progress, draws)
-        if self.sleep.weight == 0 and self.sleep.top_weight == 0:
-            return wake
         sleep = self.sleep_terms(x, draws)
         return Terms({**wake.values, **sleep.values}, {**wake.weights, **sleep.weights})
 
     def sleep_terms(self, like: Tensor, draws: Draws) -> Terms:
         """Fit the posterior to fantasies, `batch_factor` for each row of `like`."""
+        # Row i of the run owns fantasies i * batch_factor and on, so that no two batches share any.
+        draws = replace(draws, first_index=draws.first_index * self.sleep.batch_factor)
         z, x = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
         x = x.view(len(x), *like.shape[1:])
         values, weights = {}, {}
         if self.sleep.weight > 0:
-            values["sleep"], weights["sleep"] = self.posterior.denoising_loss(x, z, t, draws, self.sleep.loss), self.sleep.weight
+            values["sleep"], weights["sleep"] = self._chain_loss(x, z, t, draws), self.sleep.weight
         if self.sleep.top_weight > 0:
             values["sleep_top"], weights["sleep_top"] = -self.posterior.top_log_prob(x, z, draws), self.sleep.top_weight
         return Terms(values, weights)
+
+    def _chain_loss(self, x: Tensor, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
+        if self.sleep.loss == "kl":
+            return self.posterior.step_divergence(x, z, t, draws)
+        return self.posterior.denoising_loss(x, z, t, draws, self.sleep.loss)
 
 
 def uniform_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:
