@@ -40,6 +40,8 @@ def log_evidence_quadrature(
         [0.125]
     """
     dim = model.prior.dim
+    _checks.tensor(x, "x")
+    _checks.require(x.dim() >= 2, "x", "shape [N, ...]", x)
     _checks.require(dim <= 2, "model", "at most 2 latent dimensions, for quadrature", f"D = {dim}")
     _checks.require(resolution >= 2, "resolution", "at least 2", resolution)
     _checks.require(len(x) >= 1, "x", "at least one example", x)
@@ -60,7 +62,7 @@ def _blocks(nodes: Tensor, log_weights: Tensor, examples: int) -> Iterator[tuple
 def _grid(model: LatentVariableModel, bounds: Sequence[Sequence[float]], resolution: int) -> tuple[Tensor, Tensor]:
     """Midpoints of a grid over `bounds`, weighted by cell size times prior density."""
     dim = model.prior.dim
-    _checks.require(len(bounds) == dim and all(len(pair) == 2 and pair[0] < pair[1] for pair in bounds), "bounds", f"{dim} pairs (low, high)", bounds)
+    _check_bounds(bounds, dim)
     axes, log_cell = [], 0.0
     for low, high in bounds:
         width = (high - low) / resolution
@@ -69,3 +71,12 @@ def _grid(model: LatentVariableModel, bounds: Sequence[Sequence[float]], resolut
     nodes = torch.cartesian_prod(*axes).view(-1, dim)
     parts = [model.prior.log_prob(part) for part in nodes.split(1 << 16)]
     return nodes, torch.cat(parts) + log_cell
+
+
+def _check_bounds(bounds: Sequence[Sequence[float]], dim: int) -> None:
+    """One finite pair `low < high` for each latent dimension."""
+    try:
+        fits = len(bounds) == dim and all(-math.inf < low < high < math.inf for low, high in bounds)
+    except (TypeError, ValueError):  # not pairs, or not of numbers
+        fits = False
+    _checks.require(fits, "bounds", f"one finite pair (low, high) for each of {dim} latent dimensions", bounds)

@@ -92,6 +92,10 @@ class Binomial(Likelihood):
         trials = _uniform(output.repeat_interleave(self.total, dim=-1), draws).unflatten(-1, (-1, self.total))
         return (trials < torch.sigmoid(output).unsqueeze(-1)).to(output.dtype).sum(-1)
 
+    def pairwise(self, outputs: Tensor, x: Tensor) -> Tensor:
+        constant = ops.binomial_log_likelihood(torch.zeros_like(x), x, self.total) + self.total * x.shape[-1] * math.log(2)
+        return outputs @ x.mT - self.total * nn.functional.softplus(outputs).sum(-1, keepdim=True) + constant
+
 
 def _uniform(like: Tensor, draws: Draws) -> Tensor:
     return rng.uniform(draws, tuple(like.shape), rng.OBSERVATION, device=like.device, dtype=like.dtype)
