@@ -26,8 +26,8 @@ LAYERS = (
     ("data",),
     ("engine",),
     ("figures", "report", "estimator", "interop", "experiments"),
-    ("cli", "train"),
     ("__init__",),
+    ("cli", "train"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `kernels/` and `csrc/` know nothing of the package above `rng`.

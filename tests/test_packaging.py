@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-SHIPPED = (
-    "ddvi_fast", "kernels", "csrc", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CONTRIBUTING.md", "Makefile", "constraints.txt", "run.sh",
-)  # fmt: skip
+FOLDERS = ("ddvi_fast", "kernels", "csrc")
+FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CONTRIBUTING.md", "Makefile", "constraints.txt", "run.sh")
 PROBE = 'extern "C" int ddvi_probe(int x) { return x + 1; }\n'
 NO_COMPILER = {"CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
 
@@ -24,7 +23,7 @@ NO_COMPILER = {"CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
 def _copy_project(to: Path) -> Path:
     """The project's files without build products, so that building leaves nothing in the source tree."""
     to.mkdir()
-    for name in SHIPPED:
+    for name in FOLDERS + FILES:
         source = PROJECT / name
         if source.is_dir():
             shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
@@ -82,7 +81,7 @@ def test_wheel_holds_every_module_kernel_and_configuration(plain: tuple[Path, Pa
 def test_source_archive_holds_what_a_build_needs(plain: tuple[Path, Path]) -> None:
     with tarfile.open(plain[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {path for path in ("setup.py", "pyproject.toml", "LICENSE", "constraints.txt", "Makefile")} <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE", "constraints.txt", "Makefile"} <= names
     assert {name for name in _expected_in_wheel() if not name.startswith(("ddvi_fast/kernels/", "ddvi_fast/csrc/"))} <= names
 
 
