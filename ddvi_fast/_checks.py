@@ -68,4 +68,4 @@ def finite(value: torch.Tensor, argument: str) -> torch.Tensor:
 def _describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
-    return repr(value) if not isinstance(value, str) or len(value) < 40 else value
+    return value if isinstance(value, str) else " ".join(repr(value).split())

@@ -43,7 +43,9 @@ def _train(overrides: Sequence[str]) -> None:
     from ddvi_fast.experiments.run import train_run
     from ddvi_fast.experiments.tables import print_result
 
-    print_result(train_run(compose(overrides)))
+    config = compose(overrides)
+    _use_threads(config.threads)
+    print_result(train_run(config))
 
 
 def _evaluate(overrides: Sequence[str]) -> None:
@@ -53,6 +55,14 @@ def _evaluate(overrides: Sequence[str]) -> None:
     options = _options(overrides, {"run_dir": None, "overwrite": "false"})
     _checks.require(options["run_dir"] is not None, "run_dir", "the folder of a run (run_dir=...)", None)
     print_result(evaluate_run(options["run_dir"], _checks.choice(options["overwrite"], ("true", "false"), "overwrite") == "true"))
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        _checks.require(threads >= 1, "threads", "at least 1", threads)
+        torch.set_num_threads(threads)
 
 
 def _demo(overrides: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.posteriors.iaf import AutoregressiveStep
 
 _LAYERS = ("lin1", "lin2", "lin3", "lin4")
 
@@ -24,9 +25,7 @@ def denoiser_from_ddvi(state_dict: Mapping[str, Tensor]) -> ResidualMLP:
         InputError: names missing or left over, or a shape that does not fit.
     """
     expected = {f"{layer}.{part}" for layer in _LAYERS for part in ("lin.weight", "lin.bias", "embed.weight")} | {"lin_mean.weight", "lin_mean.bias"}
-    missing, unexpected = sorted(expected - state_dict.keys()), sorted(state_dict.keys() - expected)
-    _checks.require(not missing and not unexpected, "state_dict", "the names of a released denoiser", f"missing {missing}, unexpected {unexpected}")
-    state = {name: torch.as_tensor(value) for name, value in state_dict.items()}
+    state = _named(state_dict, expected, "a released denoiser")
     num_steps, hidden_dim = state["lin1.embed.weight"].shape
     latent_dim = state["lin_mean.weight"].shape[0]
     context_dim = state["lin1.lin.weight"].shape[1] - latent_dim
@@ -40,7 +39,40 @@ def denoiser_from_ddvi(state_dict: Mapping[str, Tensor]) -> ResidualMLP:
         "last_bias": state["lin_mean.bias"],
     }
     for name, value in ours.items():
-        parameter = getattr(denoiser, name)
-        _checks.require(parameter.shape == value.shape, f"state_dict ({name})", f"shape {list(parameter.shape)}", value)
+        _same_shape(name, getattr(denoiser, name), value)
     denoiser.load_state_dict(ours)
     return denoiser
+
+
+def iaf_step_from_ddvi(state_dict: Mapping[str, Tensor], reverse: bool) -> AutoregressiveStep:
+    """An IAF step of the released code as an `AutoregressiveStep`; `reverse` is its parity.
+
+    Args:
+        state_dict: `net.net.h_layer.{weight,bias}` and `net.net.net.{0,2,4,6}.{weight,bias,mask}`; masks are checked, not used.
+        reverse: whether the step turns the dimensions round.
+    """
+    layers = (0, 2, 4, 6)
+    parts = {f"net.net.net.{layer}.{part}" for layer in layers for part in ("weight", "bias", "mask")}
+    state = _named(state_dict, parts | {"net.net.h_layer.weight", "net.net.h_layer.bias"}, "a released IAF step")
+    hidden_dim, context_dim = state["net.net.h_layer.weight"].shape
+    step = AutoregressiveStep(state["net.net.net.0.weight"].shape[1], context_dim, hidden_dim, reverse).to(state["net.net.h_layer.weight"].dtype)
+    ours = {f"layers.{index}.{part}": state[f"net.net.net.{layer}.{part}"] for index, layer in enumerate(layers) for part in ("weight", "bias")}
+    ours |= {f"context_layer.{part}": state[f"net.net.h_layer.{part}"] for part in ("weight", "bias")}
+    for name, parameter in step.named_parameters():
+        _same_shape(name, parameter, ours[name])
+    for index, layer in enumerate(layers):
+        same = torch.equal(getattr(step, f"mask{index}"), state[f"net.net.net.{layer}.mask"])
+        _checks.require(same, "state_dict", "masks in the released order", f"another mask of layer {layer}")
+    step.load_state_dict(ours)
+    return step
+
+
+def _named(state_dict: Mapping[str, Tensor], expected: set[str], what: str) -> dict[str, Tensor]:
+    """The tensors of a state dictionary that has exactly the `expected` names."""
+    missing, unexpected = sorted(expected - state_dict.keys()), sorted(state_dict.keys() - expected)
+    _checks.require(not missing and not unexpected, "state_dict", f"the names of {what}", f"missing {missing}, unexpected {unexpected}")
+    return {name: torch.as_tensor(value) for name, value in state_dict.items()}
+
+
+def _same_shape(name: str, parameter: Tensor, value: Tensor) -> None:
+    _checks.require(parameter.shape == value.shape, f"state_dict ({name})", f"shape {list(parameter.shape)}", value)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddvi_fast import _checks, ops
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.posteriors import Posterior
+from ddvi_fast.objectives import released
+from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
 
 LATENT_NLL_BANDWIDTHS = (0.05, 0.8, 0.1, 0.3, 0.5)  # of the released code's metric
@@ -52,15 +53,25 @@ def _streamed_weights(model: LatentVariableModel, posterior: Posterior, x: Tenso
 def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, draws: Draws | None = None) -> Tensor:
     """The released code's "ELBO" of each row, [N], on its own scale; higher is better.
 
-    Reconstruction is averaged over pixels instead of summed, the prior is its clamped kernel estimate, and the ratio is
-    averaged over latent dimensions, as its per-step divergences are (ORIGINAL_RELEASE). Not nats, and no bound.
+    Reconstruction is averaged over pixels instead of summed and the prior is its clamped kernel estimate (ORIGINAL_RELEASE). The
+    ratio is averaged over latent dimensions; for a deterministic chain, which has none, it is minus the divergence of `y_T` from
+    N(0, I) and of each step from the noising process, as the released code reports it. Not nats, and no bound.
+
+    Raises:
+        InputError: a family without either.
     """
     draws = Draws(0) if draws is None else draws
-    posterior.require_density()
-    z, log_ratio = posterior.sample(x, 1, draws)
-    pixels = x.flatten(1).shape[1]
-    reconstruction = model.log_likelihood(x, z)[0] / pixels
-    return reconstruction + model.prior.log_prob_kde(z[0]) + log_ratio[0] / posterior.latent_dim
+    if isinstance(posterior, Diffusion) and not posterior.has_density:
+        encoded = posterior.encode(x)
+        trajectory = posterior.latent_path(encoded, 1, draws)[:, 0]
+        z = trajectory[-1]
+        steps = released.kl_per_step(posterior, encoded.context, trajectory).sum(0) / posterior.latent_dim
+        ratio = -ops.gaussian_kl(encoded.mean, encoded.log_var) - steps
+    else:
+        posterior.require_density()
+        sample = posterior.sample(x, 1, draws)
+        z, ratio = sample.z[0], sample.log_ratio[0] / posterior.latent_dim
+    return model.prior.log_prob_kde(z) + ratio - released.pixel_mean(model, x, z)
 
 
 @torch.no_grad()

@@ -22,12 +22,13 @@ from ddvi_fast.objectives.ddvi import Sleep
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.objectives.released import PriorFit, ReleasedDDVI, WarmUp
 from ddvi_fast.objectives.weights import Blur
-from ddvi_fast.posteriors import Diffusion, Gaussian, Posterior
+from ddvi_fast.posteriors import IAF, Diffusion, Gaussian, Posterior
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
 # Networks of one run draw their initial weights from different places of the same seed.
 _DECODER, _ENCODER, _CONTEXT, _DENOISER, _WARMUP_DENOISER = range(5)
+_IAF_CONTEXT = 10  # width of its context, as in the released code
 _INITIAL_LOG_VARIANCE = -2.0  # of q(y_T | x), where its means start with the prior's spread
 
 
@@ -46,7 +47,7 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     Raises:
         InputError: a combination of settings that makes no sense, naming what would.
     """
-    _checks.choice(config.method.posterior, ("gaussian", "diffusion"), "method.posterior")
+    _checks.choice(config.method.posterior, ("gaussian", "iaf", "diffusion"), "method.posterior")
     _checks.choice(config.method.objective, ("elbo", "iwae", "ddvi"), "method.objective")
     _checks.choice(config.recipe.name, ("default", "released"), "recipe.name")
     model = build_model(config, dataset)
@@ -70,10 +71,13 @@ def build_model(config: Config, dataset: Dataset) -> LatentVariableModel:
 
 
 def build_posterior(config: Config, dataset: Dataset) -> Posterior:
-    """The inference half: a Gaussian or a diffusion posterior."""
+    """The inference half."""
     encoder = _mlp(config, config.dataset.encoder, dataset.num_dimensions, 2 * config.latent_dim, _ENCODER)
     if config.method.posterior == "gaussian":
         return Gaussian(encoder, config.latent_dim)
+    if config.method.posterior == "iaf":
+        context = _mlp(config, config.dataset.encoder, dataset.num_dimensions, _IAF_CONTEXT, _CONTEXT)
+        return IAF(encoder, context, config.latent_dim, _IAF_CONTEXT, draws=_place(config, _DENOISER))
     return _diffusion(config, config.method.chain, dataset, encoder)
 
 

@@ -50,9 +50,9 @@ class ChainConfig:
 
 @dataclass
 class SleepConfig:
-    weight: float = 0.2  # of the denoising regression on fantasies
+    weight: float = 0.4  # of the denoising regression on fantasies
     top_weight: float = 0.04  # of -log q(y_T | x) on fantasies
-    loss: str = "squared"  # squared, absolute or huber
+    loss: str = "squared"  # squared, absolute, huber or kl
     alternating: bool = False  # separate sleep updates instead of one joint update
     num_updates: int = 1  # sleep updates a batch, when alternating
 
@@ -60,7 +60,7 @@ class SleepConfig:
 @dataclass
 class MethodConfig:
     name: str = "ddvi"
-    posterior: str = "diffusion"  # gaussian or diffusion
+    posterior: str = "diffusion"  # gaussian, iaf or diffusion
     objective: str = "ddvi"  # elbo, iwae or ddvi
     num_samples: int = 1  # importance samples a row
     doubly_reparametrised: bool = False  # iwae: the gradient of Tucker et al.
@@ -119,6 +119,7 @@ class Config:
     download: bool = False  # fetch missing files with torchvision
     limit: Optional[int] = None  # first so many training examples
     device: str = "cpu"
+    threads: Optional[int] = None  # of torch on the CPU; its own choice if null
     run_dir: Optional[str] = None  # runs/DATASET-METHOD-PRIOR-seedN if null
     overwrite: bool = False  # replace another run in run_dir
     progress: str = "auto"  # auto, on or off

@@ -118,10 +118,26 @@ def pixel_mean(model: LatentVariableModel, x: Tensor, z: Tensor) -> Tensor:
 
 
 def mean_matching(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> Tensor:
-    """Huber error [N, D] between `mu~_t(z, y_t)` and the chain's mean at 0-based steps `t` of a trajectory [T + 1, N, D]."""
+    """Huber error [N, D] between `mu~_t(z, y_t)` and the chain's mean at 0-based steps `t` [N] of a trajectory [T + 1, N, D]."""
+    return functional.smooth_l1_loss(*_means(posterior, context, trajectory, t), reduction="none")
+
+
+def kl_per_step(posterior: Diffusion, context: Tensor | None, trajectory: Tensor) -> Tensor:
+    """KL [T - 1, N] in nats between the noising process's step, given `z`, and the chain's with the same variance, steps 2 to T."""
+    num_steps, rows = trajectory.shape[0] - 1, trajectory.shape[1]
+    variances = posterior.schedule.posterior_variances.to(trajectory)
+    steps = []
+    for step in range(1, num_steps):
+        predicted, target = _means(posterior, context, trajectory, torch.full((rows,), step, device=trajectory.device))
+        steps.append((predicted - target).square().sum(-1) / (2 * variances[step]))
+    return torch.stack(steps)
+
+
+def _means(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The chain's mean and the noising process's, [N, D] each, at steps `t` [N]."""
     schedule = posterior.schedule
     y = trajectory[schedule.num_steps - 1 - t, torch.arange(len(t), device=t.device)]
     weight_z, weight_y = (column[t].to(y).unsqueeze(1) for column in schedule.posterior_mean_weights())
     weight_state, weight_output = (column[t].unsqueeze(1) for column in posterior.coefficients()[:, :2].unbind(1))
-    predicted = weight_state * y + weight_output * posterior.denoiser(y, context, t)
-    return functional.smooth_l1_loss(predicted, weight_z * trajectory[-1] + weight_y * y, reduction="none")
+    predicted = weight_state * y + weight_output * posterior.active_denoiser()(y, context, t)
+    return predicted, weight_z * trajectory[-1] + weight_y * y

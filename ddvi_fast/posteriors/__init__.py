@@ -3,5 +3,6 @@
 from ddvi_fast.posteriors.base import Posterior, PosteriorSample
 from ddvi_fast.posteriors.diffusion import Diffusion
 from ddvi_fast.posteriors.gaussian import Gaussian
+from ddvi_fast.posteriors.iaf import IAF
 
-__all__ = ["Diffusion", "Gaussian", "Posterior", "PosteriorSample"]
+__all__ = ["IAF", "Diffusion", "Gaussian", "Posterior", "PosteriorSample"]

@@ -22,6 +22,14 @@ class PosteriorSample(NamedTuple):
     log_ratio: Tensor | None
 
 
+class Encoded(NamedTuple):
+    """Mean and log-variance of the first Gaussian draw, [N, D] each, and a context [N, C] or None."""
+
+    mean: Tensor
+    log_var: Tensor
+    context: Tensor | None
+
+
 class Posterior(nn.Module):
     """A variational posterior `q(z | x)`.
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops, rng
 from ddvi_fast.denoisers import ResidualMLP, StepView
-from ddvi_fast.posteriors.base import Posterior, PosteriorSample, check_request, draw_start, split_top
+from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_request, draw_start, split_top
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import LearnedSchedule, NoiseSchedule
-
-
-class Encoded(NamedTuple):
-    """Mean and log-variance of `q(y_T | x)`, [N, D] each, and the chain's context [N, C] or None."""
-
-    mean: Tensor
-    log_var: Tensor
-    context: Tensor | None
 
 
 class Diffusion(Posterior):
@@ -149,6 +141,20 @@ class Diffusion(Posterior):
         return ops.denoising_loss(
             z, t, encoded.context, self.active_denoiser(), self.schedule, parametrisation=self.parametrisation, loss=loss, draws=draws
         )
+
+    def step_divergence(self, x: Tensor, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
+        """`T KL( r(y_{t-1} | y_t, z) || q(y_{t-1} | y_t, x) )` in nats, less the entropy of `r`, at steps `t` [N] -> [N].
+
+        Averaged over uniform `t` this is the chain's part of the sleep term, exact in every weight (METHOD section 3); the first
+        step, where `r` is a point mass, gives `-log q(z | y_1, x)`.
+        """
+        encoded, schedule = self.encode(x, draws), self.schedule
+        y, _ = ops.add_noise(z, t, schedule, draws=draws)
+        weight_z, weight_y = (column[t].to(y).unsqueeze(1) for column in schedule.posterior_mean_weights())
+        weight_state, weight_output, deviation = (column[t].unsqueeze(1) for column in self.coefficients()[:, :3].unbind(1))
+        mean = weight_state * y + weight_output * self.active_denoiser()(y, encoded.context, t)
+        squared = (weight_z * z + weight_y * y - mean).square() + schedule.posterior_variances[t].to(y).unsqueeze(1)
+        return schedule.num_steps * (0.5 * squared / deviation.square() + torch.log(deviation) + 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def top_log_prob(self, x: Tensor, z: Tensor, draws: Draws) -> Tensor:
         """log q(y_T | x) in nats, [N], at `y_T` noised from `z` [N, D]."""
