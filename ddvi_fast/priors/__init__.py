@@ -22,13 +22,15 @@ _PRIORS = {
     "pinwheel": Pinwheel,
     "swiss_roll": SwissRoll,
     "swiss_roll_noisy": partial(SwissRoll, noise=0.1),
+    "less_noisy_swiss_roll": partial(SwissRoll, noise=0.1),
     "square": Square,
     "less_noisy_square": partial(Square, noise_level=3.0),
 }
 
 
 def make(name: str, **options: Any) -> Prior:
-    """A prior by name: ``gaussian``, ``mixture``, ``pinwheel``, ``swiss_roll``, ``swiss_roll_noisy``, ``square``, ``less_noisy_square``.
+    """A prior by name: ``gaussian``, ``mixture``, ``pinwheel``, ``swiss_roll``, ``square``, ``less_noisy_square`` (the square with
+    ``noise_level=3``), ``swiss_roll_noisy`` and ``less_noisy_swiss_roll`` (both the swiss roll with ``noise=0.1``).
 
     Raises:
         InputError: an unknown name or option, with the nearest valid ones.

@@ -11,16 +11,21 @@ from ddvi_fast import _checks, rng
 from ddvi_fast.priors.base import Prior, bell_nodes, normal_nodes, pick
 from ddvi_fast.rng import Draws
 
-_NEWTON_STEPS = 6
-_MAX_RADIUS = 3.0  # where the twist stops growing: no arm reaches it, and exp would overflow beyond
-_MIN_SLOPE = 0.05  # folds of the map lie hundreds of standard deviations from an arm
+_MIN_SLOPE = 0.12  # of the map's angle, up to the core radius; where it reaches 0 the map folds
+_OUTER_RADIUS = 2.5  # from here on the arms run straight: exp would wind them ever faster, then overflow
+_TABLE_SIZE = 65
 
 
 class Pinwheel(Prior):
     """`z = f R(angle_c(f_1))` with `f ~ N((1, 0), diag(radial_std^2, tangential_std^2))`, `angle_c = 2 pi c / C + rate exp(f_1)`.
 
-    The density is that of `f` at the point that the map takes to `z`, found by Newton's method on its polar angle, over the
-    map's Jacobian determinant `1 + rate exp(f_1) f_2`.
+    The map keeps the radius and takes the polar angle phi of `f` to `g(phi) = phi - rate exp(radius cos phi)`, less the arm's
+    angle. So the density is that of `f` at the root of `g`, over the Jacobian determinant `g'(phi) = 1 + rate exp(f_1) f_2`.
+
+    Past radius 1.68 that map would fold, hundreds of standard deviations from an arm: points there would have many roots, and
+    the density poles. So beyond 1.6, four standard deviations out, the winding no longer varies across an arm (its ridge stays
+    where it is), and beyond 2.5 the arms run straight. Then every point belongs to each arm once, and the density is finite and
+    falls however far out. Samples and density share the map; samples move by less than 1e-2 of the arm's width for it.
 
     Args:
         num_classes: C arms, each a class.
@@ -40,7 +45,13 @@ class Pinwheel(Prior):
         super().__init__()
         _checks.require(num_classes >= 1, "num_classes", "at least 1", num_classes)
         _checks.require(radial_std > 0 and tangential_std > 0, "radial_std, tangential_std", "positive numbers", (radial_std, tangential_std))
+        _checks.require(rate >= 0, "rate", "at least 0", rate)
         self.num_classes, self.radial_std, self.tangential_std, self.rate = num_classes, radial_std, tangential_std, rate
+        grid = torch.linspace(-math.pi, math.pi, _TABLE_SIZE, dtype=torch.float64)
+        self.register_buffer("table_phi", grid, persistent=False)
+        radii = torch.linspace(0, _OUTER_RADIUS, 1001, dtype=torch.float64)
+        lowest = (1 + radii[:, None] * grid.sin() * rate * torch.exp(radii[:, None] * grid.cos())).amin(1)
+        self.core_radius = radii[lowest >= _MIN_SLOPE].max().item()
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         along, log_along = bell_nodes(resolution)
@@ -57,18 +68,19 @@ class Pinwheel(Prior):
 
     def _place(self, f: Tensor, labels: Tensor) -> Tensor:
         """The map from `f` [.., 2] in the frame of arm `labels` [..] to the plane."""
-        angle = 2 * math.pi * labels / self.num_classes + self.rate * torch.exp(f[..., 0])
-        cos, sin = torch.cos(angle), torch.sin(angle)
-        return torch.stack((f[..., 0] * cos + f[..., 1] * sin, f[..., 1] * cos - f[..., 0] * sin), -1)
+        radius, phi = torch.hypot(f[..., 0], f[..., 1]), torch.atan2(f[..., 1], f[..., 0])
+        winding = self._twist(radius.clamp(max=self.core_radius) * torch.cos(phi)) + self._outer_winding(radius)
+        theta = phi - winding - 2 * math.pi * labels / self.num_classes
+        return torch.stack((radius * torch.cos(theta), radius * torch.sin(theta)), -1)
 
     def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
         radius, phase = self._polar(z)
-        phi = self._solve(radius, phase)
+        core = radius.clamp(max=self.core_radius)
+        phi = self._solve(core, phase + self._outer_winding(radius))
         first, second = radius * torch.cos(phi), radius * torch.sin(phi)
-        slope = (1 + self._twist(first) * second).abs().clamp(min=_MIN_SLOPE)
         standardised = ((first - 1) / self.radial_std).square() + (second / self.tangential_std).square()
         constant = math.log(2 * math.pi * self.radial_std * self.tangential_std)
-        return pick(-0.5 * standardised - constant - torch.log(slope), labels)
+        return pick(-0.5 * standardised - constant - torch.log(self._slope(phi, core)), labels)
 
     def _polar(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Radius [..., 1], and [..., C]: the angle of `z` in the frame of each arm, before its twist."""
@@ -77,29 +89,36 @@ class Pinwheel(Prior):
         arms = 2 * math.pi / self.num_classes * torch.arange(self.num_classes, device=z.device, dtype=z.dtype)
         return beside.norm(dim=-1, keepdim=True), torch.atan2(beside[..., 1:], beside[..., :1]) + arms
 
-    def _solve(self, radius: Tensor, phase: Tensor) -> Tensor:
-        """The angle of `f` [..., C]: the root of `phi = phase + rate exp(radius cos phi)` nearest to the arm's axis."""
+    def _solve(self, core: Tensor, phase: Tensor) -> Tensor:
+        """The angle of `f` [..., C], the one root of `g(phi) = phase` modulo a turn; `core` is [..., 1]."""
         with torch.no_grad():
-            phi = _wrap(phase + self._twist(radius))
-            for _ in range(_NEWTON_STEPS):
-                phi = _wrap(phi - self._residual(phi, radius, phase) / self._slope(phi, radius))
-            slope = self._slope(phi, radius)
-        # One more step with a fixed slope carries the derivative of the root, by the implicit function theorem.
-        return phi - self._residual(phi, radius, phase) / slope
+            table = self.table_phi.to(phase) - self._twist(core * torch.cos(self.table_phi.to(phase)))
+            turns = -2 * math.pi * torch.floor((phase - table[..., :1]) / (2 * math.pi))
+            phi = self._interpolate(table, phase + turns)
+            for _ in range(2):
+                phi = self._newton(phi, core, phase + turns)
+        # Two steps at the root carry its first three derivatives, so that gradients can be differentiated again.
+        return self._newton(self._newton(phi, core, phase + turns), core, phase + turns)
 
-    def _residual(self, phi: Tensor, radius: Tensor, phase: Tensor) -> Tensor:
-        return _wrap(phi - phase - self._twist(radius * torch.cos(phi)))
+    def _interpolate(self, table: Tensor, goal: Tensor) -> Tensor:
+        """Where a `table` [..., K] of g over `table_phi` passes `goal` [..., C]."""
+        grid = self.table_phi.to(goal)
+        right = torch.searchsorted(table, goal).clamp(1, _TABLE_SIZE - 1)
+        below, above = table.gather(-1, right - 1), table.gather(-1, right)
+        return grid[right - 1] + (goal - below) / (above - below) * (grid[1] - grid[0])
 
-    def _slope(self, phi: Tensor, radius: Tensor) -> Tensor:
-        return (1 + self._twist(radius * torch.cos(phi)) * radius * torch.sin(phi)).clamp(min=_MIN_SLOPE)
+    def _newton(self, phi: Tensor, core: Tensor, goal: Tensor) -> Tensor:
+        return phi - (phi - self._twist(core * torch.cos(phi)) - goal) / self._slope(phi, core)
+
+    def _slope(self, phi: Tensor, core: Tensor) -> Tensor:
+        return 1 + self._twist(core * torch.cos(phi)) * core * torch.sin(phi)
+
+    def _outer_winding(self, radius: Tensor) -> Tensor:
+        """How much further the ridge turns beyond the core. It depends on the radius alone, so it keeps areas."""
+        return self._twist(radius.clamp(self.core_radius, _OUTER_RADIUS)) - self.rate * math.exp(self.core_radius)
 
     def _twist(self, first: Tensor) -> Tensor:
-        return self.rate * torch.exp(first.clamp(max=_MAX_RADIUS))
+        return self.rate * torch.exp(first)
 
     def _blurred(self, width: float) -> Pinwheel:
         return Pinwheel(self.num_classes, math.hypot(self.radial_std, width), math.hypot(self.tangential_std, width), self.rate)
-
-
-def _wrap(angle: Tensor) -> Tensor:
-    """The same angle in [-pi, pi]."""
-    return angle - 2 * math.pi * torch.round(angle.detach() / (2 * math.pi))

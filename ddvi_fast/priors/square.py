@@ -37,7 +37,8 @@ class Square(Prior):
         _checks.require(corner_width >= 0, "corner_width", "at least 0", corner_width)
         self.noise_level, self.noise, self.num_classes, self.corner_width = noise_level, noise_level / 50, num_classes, corner_width
         stretches = list(_stretches(num_classes))
-        columns = {name: torch.tensor([stretch[index] for stretch in stretches]) for index, name in enumerate(("classes", "edges", "starts", "ends"))}
+        kinds = {"classes": torch.int64, "edges": torch.int64, "starts": torch.float64, "ends": torch.float64}
+        columns = {name: torch.tensor(column, dtype=kinds[name]) for name, column in zip(kinds, zip(*stretches, strict=True), strict=True)}
         for name, column in columns.items():
             self.register_buffer(name, column, persistent=False)  # [S] straight stretches
 
@@ -74,14 +75,27 @@ class Square(Prior):
         starts, ends = self.starts.to(position), self.ends.to(position)
         if self.corner_width == 0:
             return torch.where((position >= starts) & (position < ends), 0.0, -math.inf).to(position)
-        # Distances inside the nearer and the farther end; both Gaussian tails are then subtracted on their small side.
         near = torch.minimum(position - starts, ends - position) / self.corner_width
         far = torch.maximum(position - starts, ends - position) / self.corner_width
-        upper, lower = torch.special.log_ndtr(near), torch.special.log_ndtr(-far)
-        return upper + torch.log1p(-torch.exp((lower - upper).clamp(max=-1e-6)))
+        return _log_normal_interval(near, far)
 
     def _blurred(self, width: float) -> Square:
         return Square(50 * math.hypot(self.noise, width), self.num_classes, math.hypot(self.corner_width, width))
+
+
+def _log_normal_interval(near: Tensor, far: Tensor) -> Tensor:
+    """`log(Phi(near) + Phi(far) - 1)`: the mass between ends at distances `near` <= `far` inside them, negative when beyond one.
+
+    Written with erfcx, as the derivative of `torch.special.log_ndtr` loses its digits in float32 from 100 on, then turns NaN.
+    """
+    near, far = near / math.sqrt(2), far / math.sqrt(2)
+    # Each branch sees only arguments it can take: an infinity in the unused one would make the gradient NaN.
+    outside, beyond = -near.clamp(max=0), far.clamp(min=1e-6)
+    top = torch.special.erfcx(outside)
+    rest = torch.exp((outside.square() - beyond.square()).clamp(max=0)) * torch.special.erfcx(beyond) / top
+    tail = torch.log(top / 2) - outside.square() + torch.log1p(-rest.clamp(max=1 - 1e-6))
+    inside = torch.log((torch.erf(near.clamp(min=0)) + torch.erf(beyond)) / 2)
+    return torch.where(near < 0, tail, inside)
 
 
 def _stretches(num_classes: int) -> Iterator[tuple[int, int, float, float]]:
