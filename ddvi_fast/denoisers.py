@@ -64,7 +64,7 @@ class ResidualMLP(nn.Module):
         self._initialise(draws, zero_output)
 
     def _initialise(self, draws: Draws, zero_output: bool) -> None:
-        """Linear layers as torch starts them, embeddings uniform in [0, 1) as the released code does."""
+        """Weights as torch starts linear layers, hidden biases within 1/sqrt(H), embeddings uniform in [0, 1) as the released code does."""
         narrow, wide = 1 / math.sqrt(self.latent_dim + self.context_dim), 1 / math.sqrt(self.hidden_dim)
         bounds = {self.first: narrow, self.hidden: wide, self.bias: wide}
         if not zero_output:
@@ -100,7 +100,8 @@ class ResidualMLP(nn.Module):
         return denoise(*flat, weights, rows, self.residual).reshape(y.shape)
 
     def extra_repr(self) -> str:
-        return f"latent_dim={self.latent_dim}, context_dim={self.context_dim}, num_steps={self.num_steps}, hidden_dim={self.hidden_dim}, groups={self.groups}"
+        names = ("latent_dim", "context_dim", "num_steps", "hidden_dim", "groups")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 class StepView:

@@ -26,9 +26,17 @@ def denoiser_from_ddvi(state_dict: Mapping[str, Tensor]) -> ResidualMLP:
     """
     expected = {f"{layer}.{part}" for layer in _LAYERS for part in ("lin.weight", "lin.bias", "embed.weight")} | {"lin_mean.weight", "lin_mean.bias"}
     state = _named(state_dict, expected, "a released denoiser")
+    for name in ("lin1.embed.weight", "lin_mean.weight", "lin1.lin.weight"):
+        _checks.tensor(state[name], f"state_dict ({name})", (None, None))
     num_steps, hidden_dim = state["lin1.embed.weight"].shape
     latent_dim = state["lin_mean.weight"].shape[0]
     context_dim = state["lin1.lin.weight"].shape[1] - latent_dim
+    # Checked here because layers of different shapes cannot even be stacked below.
+    for layer in _LAYERS[1:]:
+        _checks.tensor(state[f"{layer}.lin.weight"], f"state_dict ({layer}.lin.weight)", (hidden_dim, hidden_dim))
+    for layer in _LAYERS:
+        _checks.tensor(state[f"{layer}.lin.bias"], f"state_dict ({layer}.lin.bias)", (hidden_dim,))
+        _checks.tensor(state[f"{layer}.embed.weight"], f"state_dict ({layer}.embed.weight)", (num_steps, hidden_dim))
     denoiser = ResidualMLP(latent_dim, context_dim, num_steps, hidden_dim).to(state["lin_mean.weight"].dtype)
     ours = {
         "first": state["lin1.lin.weight"],

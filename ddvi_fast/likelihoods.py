@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
@@ -111,4 +112,9 @@ def make(name: str, **options: float) -> Likelihood:
         >>> make("binomial", total=2).log_prob(torch.zeros(1, 3), torch.ones(1, 3)).exp().item()
         0.125
     """
-    return _LIKELIHOODS[_checks.choice(name, _LIKELIHOODS, "likelihood")](**options)
+    family = _LIKELIHOODS[_checks.choice(name, _LIKELIHOODS, "likelihood")]
+    # A family without options inherits `*args, **kwargs` from its base; those name nothing.
+    known = [argument.name for argument in inspect.signature(family).parameters.values() if argument.kind is argument.POSITIONAL_OR_KEYWORD]
+    for option in options:
+        _checks.choice(option, known, f"option of the {name} likelihood")
+    return family(**options)

@@ -181,7 +181,7 @@ def make(name: str, num_steps: int, *, kind: str = "vp", rescale: bool = False, 
     _checks.require(isinstance(num_steps, int) and num_steps >= 2, "num_steps", "an integer of at least 2", num_steps)
     shape = _SHAPES[name]
     for option in options:
-        _checks.choice(option, inspect.signature(shape).parameters.keys() - {"num_steps"}, f"option of the {name} schedule")
+        _checks.choice(option, list(inspect.signature(shape).parameters)[1:], f"option of the {name} schedule")
     schedule = _validated(shape(num_steps, **options), kind)
     return _resampled(_validated(shape(_REFERENCE_STEPS, **options), kind), num_steps) if rescale else schedule
 

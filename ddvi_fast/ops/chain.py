@@ -71,7 +71,7 @@ def sample_chain(
             noise = kernel.chain_noise(draws, num_steps, tuple(y_T.shape[:-1]), y_T.shape[-1], y_T)
     weights = denoiser.chain_weights()
     flat = _flattener(y_T.shape, weights.grouped)
-    spread = None if context is None else flat(context.expand(*y_T.shape[:-1], context.shape[-1]))
+    spread = None if context is None else flat(_spread(context, y_T.shape[:-1]))
     flat_noise = None if noise is None else torch.stack([flat(step) for step in noise])
     z, path, trajectory = kernel.sample_chain(flat(y_T), spread, weights, coefficients.to(y_T), flat_noise, denoiser.residual)
     return ChainSample(
@@ -87,12 +87,15 @@ def trajectory_log_ratio(trajectory: Tensor, context: Tensor | None, denoiser: R
     The states are data here: gradients reach the denoiser only through its density, and the states only through the
     formula. A doubly reparametrised gradient (Tucker et al. 2019) needs just that. The denoiser must not be grouped.
     """
+    _checks.tensor(trajectory, "trajectory")
+    fits = trajectory.dim() >= 3 and trajectory.shape[0] == denoiser.num_steps + 1
+    _checks.require(fits, "trajectory", f"shape [{denoiser.num_steps + 1}, .., N, {denoiser.latent_dim}]", trajectory)
     _check_chain(trajectory[0], context, denoiser, coefficients)
     _check_source(coefficients, True)
     weights = denoiser.chain_weights()
     _checks.require(not weights.grouped, "denoiser", "one without groups", f"{denoiser.groups} groups")
     rows = trajectory.shape[1:-1]
-    spread = None if context is None else context.expand(*rows, context.shape[-1]).reshape(-1, context.shape[-1])
+    spread = None if context is None else _spread(context, rows).reshape(-1, context.shape[-1])
     flat = trajectory.reshape(trajectory.shape[0], -1, trajectory.shape[-1])
     kernel = _backend.operation("chain")
     return kernel.trajectory_log_ratio(flat, spread, weights, coefficients.to(trajectory), denoiser.residual).reshape(rows)
@@ -154,11 +157,19 @@ def _check_source(coefficients: Tensor, stochastic: bool) -> None:
     """A density needs `s > 0` at every step; reading values back from a device would stall it, so only host tables are looked at."""
     if coefficients.device.type != "cpu":
         return
-    has_noise = bool((coefficients[:, 2] > 0).all())
-    if stochastic and not has_noise:
+    noisy = coefficients[:, 2] > 0
+    if stochastic and not bool(noisy.all()):
         _checks.fail("coefficients", "positive step deviations, for a chain with a density", "a table of eta = 0", "leave out draws and noise")
-    if not stochastic and has_noise:
+    if not stochastic and bool(noisy.any()):
         _checks.fail("draws", "draws or noise, for a table with positive step deviations", None, "eta = 0 gives a deterministic chain")
+
+
+def _spread(context: Tensor, rows: torch.Size) -> Tensor:
+    """`context` [.., N, C] broadcast to one row for each of `rows`."""
+    paired = list(zip(reversed(context.shape[:-1]), reversed(rows), strict=False))
+    fits = context.dim() - 1 <= len(rows) and all(have in (1, want) for have, want in paired)
+    _checks.require(fits, "context", f"leading axes that broadcast to {list(rows)}", context)
+    return context.expand(*rows, context.shape[-1])
 
 
 def _flattener(shape: torch.Size, grouped: bool):
