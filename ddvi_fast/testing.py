@@ -87,5 +87,6 @@ def _fail_beyond(got: Tensor, expected: Tensor, allowed: Tensor, name: str) -> N
     lines = [f"{name}: {int(bad.sum())} of {bad.numel()} elements differ; the worst:"]
     for flat in excess.topk(min(_SHOWN, int(bad.sum()))).indices:
         where = tuple(int(i) for i in torch.unravel_index(flat, bad.shape))
-        lines.append(f"  at {where}: got {got[where]:.9g}, expected {expected[where]:.9g}, off by {difference[where]:.3g}, allowed {allowed[where]:.3g}")
+        off = f"off by {difference[where]:.3g}, allowed {allowed[where]:.3g}"
+        lines.append(f"  at {where}: got {got[where]:.9g}, expected {expected[where]:.9g}, {off}")
     raise AssertionError("\n".join(lines))

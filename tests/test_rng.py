@@ -148,7 +148,7 @@ def test_permutation():
 
 @pytest.mark.parametrize("arguments", [(-1,), (2**64,), (0.5,), (0, -1), (0, 2**63)])
 def test_bad_draws(arguments):
-    with pytest.raises(InputError, match="seed|first_index"):
+    with pytest.raises(InputError, match=r"seed|first_index"):
         Draws(*arguments)
 
 

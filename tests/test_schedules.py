@@ -31,7 +31,8 @@ def test_golden_betas(golden, name, steps):
 def test_golden_posterior(golden, key):
     def values(schedule):
         weight_x0, weight_state = schedule.posterior_mean_weights()
-        return {"posterior_variance": schedule.posterior_variances, "posterior_mean_weight_x0": weight_x0, "posterior_mean_weight_xt": weight_state}[key]
+        weights = {"posterior_mean_weight_x0": weight_x0, "posterior_mean_weight_xt": weight_state}
+        return weights.get(key, schedule.posterior_variances)
 
     expected = torch.tensor(golden[f"uncond/{key}"])
     same_precision = schedules.NoiseSchedule(torch.tensor(golden["betas/linear/20"]))

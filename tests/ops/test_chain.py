@@ -1,0 +1,171 @@
+"""The chain: its path log-ratio against torch.distributions, its shapes, its gradients, its sources of noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddvi_fast import InputError, ops, rng, schedules
+from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.reference import chain as reference
+from ddvi_fast.rng import Draws
+from ddvi_fast.testing import assert_close, strided
+
+STEPS, DIM, CONTEXT = 6, 3, 2
+
+
+def small(groups=None, context_dim=CONTEXT, dtype=torch.float64, hidden_dim=8):
+    return ResidualMLP(DIM, context_dim, STEPS, hidden_dim, groups, draws=Draws(9)).to(dtype)
+
+
+def table(parametrisation="v", eta=0.8, kind="vp"):
+    return schedules.make("linear", STEPS, kind=kind, start=0.05, end=0.4).coefficients(parametrisation, eta, dtype=torch.float64)
+
+
+def normals(*shape, seed=0, dtype=torch.float64):
+    return rng.normal(Draws(seed), shape, rng.START, dtype=dtype)
+
+
+@pytest.mark.parametrize("parametrisation", schedules.PARAMETRISATIONS)
+@pytest.mark.parametrize("kind", ["vp", "ve"])
+def test_path_against_distributions(parametrisation, kind):
+    """Every density of the path written out from the trajectory, with means from the module called on its own."""
+    denoiser, coefficients, y, context = small(), table(parametrisation, kind=kind), normals(5, DIM), normals(5, CONTEXT, seed=1)
+    sample = ops.sample_chain(y, context, denoiser, coefficients, draws=Draws(2), return_trajectory=True)
+    schedule = schedules.make("linear", STEPS, kind=kind, start=0.05, end=0.4)
+    scale = (1 - schedule.betas).sqrt() if kind == "vp" else torch.ones(STEPS, dtype=torch.float64)
+    normal, expected = torch.distributions.Normal, torch.zeros(5, dtype=torch.float64)
+    for step in range(STEPS):
+        above, below = sample.trajectory[STEPS - 1 - step], sample.trajectory[STEPS - step]
+        weight_state, weight_output = (weight[step] for weight in schedule.prediction_weights(parametrisation, 0.8))
+        mean = weight_state * above + weight_output * denoiser(above, context, torch.full((5,), step))
+        expected = expected + normal(scale[step] * below, schedule.betas[step].sqrt()).log_prob(above).sum(-1)
+        expected = expected - normal(mean, coefficients[step, 2]).log_prob(below).sum(-1)
+    assert_close(sample.path, expected, rtol=1e-9)
+    assert_close(ops.trajectory_log_ratio(sample.trajectory, context, denoiser, coefficients), sample.path, rtol=1e-9)
+
+
+def test_draws_are_the_chain_streams():
+    draws, y, context, denoiser = Draws(5, 77), normals(2, 4, DIM), normals(4, CONTEXT, seed=1), small()
+    noise = torch.stack([rng.normal(draws, (2, 4, DIM), rng.CHAIN + step, dtype=torch.float64) for step in range(STEPS)])
+    drawn = ops.sample_chain(y, context, denoiser, table(), draws=draws)
+    given = ops.sample_chain(y, context, denoiser, table(), noise=noise)
+    assert torch.equal(drawn.z, given.z) and torch.equal(drawn.path, given.path)
+
+
+def test_tables_of_all_parametrisations_give_the_same_chain():
+    """One noise prediction, handed to each table in the form it wants: the states agree step after step."""
+    schedule, eta = schedules.make("cosine", STEPS), 0.7
+    y_start, eps, noise = normals(4, DIM), normals(STEPS, 4, DIM, seed=1), normals(STEPS, 4, DIM, seed=2)
+    signal, deviation = schedule.alpha_bars.sqrt(), schedule.noise_variances.sqrt()
+    ends = {}
+    for parametrisation in schedules.PARAMETRISATIONS:
+        coefficients, y = schedule.coefficients(parametrisation, eta, dtype=torch.float64), y_start
+        as_mean = schedule.coefficients("eps", eta, dtype=torch.float64)
+        for step in reversed(range(STEPS)):
+            x0 = (y - deviation[step] * eps[step]) / signal[step]
+            mean = as_mean[step, 0] * y + as_mean[step, 1] * eps[step]
+            output = {"eps": eps[step], "x0": x0, "v": signal[step] * eps[step] - deviation[step] * x0, "mean": mean}[parametrisation]
+            y = coefficients[step, 0] * y + coefficients[step, 1] * output + coefficients[step, 2] * noise[step]
+        ends[parametrisation] = y
+    for parametrisation, end in ends.items():
+        assert_close(end, ends["eps"], rtol=1e-8, atol=1e-8, name=parametrisation)
+
+
+@pytest.mark.parametrize("context_dim", [0, CONTEXT])
+def test_groups_equal_separate_chains(context_dim):
+    grouped = small(groups=3, context_dim=context_dim)
+    y, noise = normals(3, 2, 5, DIM), normals(STEPS, 3, 2, 5, DIM, seed=2)
+    context = normals(3, 2, 5, context_dim, seed=1) if context_dim else None
+    together = ops.sample_chain(y, context, grouped, table(), noise=noise, return_trajectory=True)
+    for group in range(3):
+        single = small(context_dim=context_dim)
+        single.load_state_dict({name: value[group] for name, value in grouped.state_dict().items()})
+        own = None if context is None else context[group]
+        alone = ops.sample_chain(y[group], own, single, table(), noise=noise[:, group], return_trajectory=True)
+        assert_close(together.z[group], alone.z, rtol=1e-12, atol=1e-12)
+        assert_close(together.path[group], alone.path, rtol=1e-10)
+        assert_close(together.trajectory[:, group], alone.trajectory, rtol=1e-12, atol=1e-12)
+
+
+def test_context_broadcasts_over_samples():
+    y, context, denoiser = normals(4, 5, DIM), normals(5, CONTEXT, seed=1), small()
+    together = ops.sample_chain(y, context, denoiser, table(), draws=Draws(1))
+    for sample in range(4):
+        alone = ops.sample_chain(y[sample], context, denoiser, table(), draws=Draws(1).importance(sample))
+        assert_close(together.z[sample], alone.z, rtol=1e-12, atol=1e-12)
+    with pytest.raises(InputError, match="context: expected leading axes that broadcast to"):
+        ops.sample_chain(y, normals(4, CONTEXT), denoiser, table(), draws=Draws(1))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_rows_and_strides(rows):
+    denoiser, y, context = small(dtype=torch.float32), normals(rows, DIM, dtype=torch.float32), normals(rows, CONTEXT, dtype=torch.float32)
+    sample = ops.sample_chain(y, context, denoiser, table(), draws=Draws(1), return_trajectory=True)
+    assert sample.z.shape == (rows, DIM) and sample.path.shape == (rows,) and sample.trajectory.shape == (STEPS + 1, rows, DIM)
+    apart = ops.sample_chain(strided(y), strided(context), denoiser, table(), draws=Draws(1))
+    assert torch.equal(apart.z, sample.z) and torch.equal(apart.path, sample.path)
+
+
+def test_gradcheck_of_the_chain():
+    denoiser, noise = small(hidden_dim=4), normals(STEPS, 2, DIM, seed=3)
+    weights = [weight.detach().requires_grad_() for weight in denoiser.chain_weights()]
+    inputs = [normals(2, DIM).requires_grad_(), normals(2, CONTEXT, seed=1).requires_grad_(), table().requires_grad_(), *weights]
+
+    def chain(y, context, coefficients, *weights):
+        return reference.sample_chain(y, context, reference.ChainWeights(*weights), coefficients, noise, True)
+
+    assert torch.autograd.gradcheck(chain, inputs, fast_mode=True)
+    trajectory = chain(*inputs)[2].detach().requires_grad_()
+
+    def log_ratio(trajectory, context, coefficients, *weights):
+        return reference.trajectory_log_ratio(trajectory, context, reference.ChainWeights(*weights), coefficients, True)
+
+    assert torch.autograd.gradcheck(log_ratio, [trajectory, *inputs[1:]], fast_mode=True)
+
+
+@pytest.mark.parametrize("loss", ops.LOSSES)
+@pytest.mark.parametrize("parametrisation", schedules.PARAMETRISATIONS)
+def test_denoising_loss(loss, parametrisation):
+    denoiser, schedule = small(context_dim=0), schedules.make("cosine", STEPS)
+    x0, noise, t = normals(STEPS, DIM), normals(STEPS, DIM, seed=1), torch.arange(STEPS)
+    got = ops.denoising_loss(x0, t, None, denoiser, schedule, parametrisation=parametrisation, loss=loss, noise=noise)
+    signal, deviation = schedule.alpha_bars.sqrt().unsqueeze(1), schedule.noise_variances.sqrt().unsqueeze(1)
+    x_t = signal * x0 + deviation * noise
+    weight_x0, weight_state = (weight.unsqueeze(1) for weight in schedule.posterior_mean_weights())
+    target = {"eps": noise, "x0": x0, "v": signal * noise - deviation * x0, "mean": weight_x0 * x0 + weight_state * x_t}[parametrisation]
+    error = (denoiser(x_t, None, t) - target).abs()
+    each = {"squared": error**2, "absolute": error, "huber": torch.where(error < 1, error**2 / 2, error - 0.5)}[loss]
+    assert_close(got, each.mean(-1), rtol=1e-9)
+
+
+def test_sources_of_noise():
+    y, context, denoiser = normals(2, DIM), normals(2, CONTEXT), small()
+    deterministic, partly = table(eta=0.0), table()
+    partly[2, 2] = 0.0
+    assert ops.sample_chain(y, context, denoiser, deterministic).path is None
+    for bad in (deterministic, partly):
+        with pytest.raises(InputError, match="coefficients: expected positive step deviations"):
+            ops.sample_chain(y, context, denoiser, bad, draws=Draws(0))
+    for bad in (table(), partly):
+        with pytest.raises(InputError, match="draws: expected draws or noise"):
+            ops.sample_chain(y, context, denoiser, bad)
+    trajectory = normals(STEPS + 1, 2, DIM)
+    with pytest.raises(InputError, match="coefficients"):
+        ops.trajectory_log_ratio(trajectory, context, denoiser, deterministic)
+    with pytest.raises(InputError, match=r"trajectory: expected shape \[7, .., N, 3\]"):
+        ops.trajectory_log_ratio(trajectory[1:], context, denoiser, table())
+
+
+@pytest.mark.parametrize(
+    "y, context, message",
+    [
+        (torch.zeros(2, 4), torch.zeros(2, 2), "y_T: expected 3 latent dimensions"),
+        (torch.zeros(3), torch.zeros(2, 2), r"y_T: expected shape \[..., N, D\]"),
+        (torch.zeros(2, 3), None, "context: expected a tensor, got None"),
+        (torch.zeros(2, 3), torch.zeros(2, 5), r"context: expected shape \[.., N, 2\]"),
+    ],
+)
+def test_bad_shapes(y, context, message):
+    with pytest.raises(InputError, match=message):
+        ops.sample_chain(y, context, small(dtype=torch.float32), table(), draws=Draws(0))

@@ -1,0 +1,81 @@
+"""The denoiser against its layers written out, its groups, its initial weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddvi_fast import InputError, rng
+from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.rng import Draws
+from ddvi_fast.testing import assert_close
+
+
+def by_hand(denoiser, y, context, t, residual):
+    linear = torch.nn.functional.linear
+    first = (linear(torch.cat((y, context), -1), denoiser.first, denoiser.bias[0]) + denoiser.embedding[t, 0]).clamp(min=0)
+    hidden = first
+    for layer in range(3):
+        hidden = (linear(hidden, denoiser.hidden[layer], denoiser.bias[layer + 1]) + denoiser.embedding[t, layer + 1]).clamp(min=0)
+        if layer == 1 and residual:
+            hidden = hidden + first
+    return linear(hidden, denoiser.last, denoiser.last_bias)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("context_dim", [0, 3])
+def test_layers(residual, context_dim):
+    denoiser = ResidualMLP(2, context_dim, 5, 16, residual=residual, draws=Draws(1)).double()
+    y, context = (rng.normal(Draws(2), (7, width), 0, dtype=torch.float64) for width in (2, context_dim))
+    t = torch.arange(7) % 5
+    got = denoiser(y, context if context_dim else None, t)
+    assert_close(got, by_hand(denoiser, y, context, t, residual), rtol=1e-12, atol=1e-14)
+
+
+def test_skip_connection_goes_with_the_context():
+    assert ResidualMLP(2, 3, 5).residual and not ResidualMLP(2, 0, 5).residual
+
+
+def test_groups_and_leading_axes():
+    grouped = ResidualMLP(2, 3, 5, 16, groups=4, draws=Draws(1)).double()
+    y, context = (rng.normal(Draws(2), (4, 3, 7, width), 0, dtype=torch.float64) for width in (2, 3))
+    t = rng.words(Draws(3), (4, 3, 7), 0) % 5
+    together = grouped(y, context, t)
+    for group in range(4):
+        single = ResidualMLP(2, 3, 5, 16).double()
+        single.load_state_dict({name: value[group] for name, value in grouped.state_dict().items()})
+        assert_close(together[group], single(y[group], context[group], t[group]), rtol=1e-12, atol=1e-14)
+    assert not torch.equal(grouped.first[0], grouped.first[1])
+
+
+def test_every_weight_gets_a_gradient_and_empty_batches_work():
+    denoiser = ResidualMLP(2, 3, 5, 16)
+    t = torch.arange(5)
+    denoiser(rng.normal(Draws(2), (5, 2), 0), rng.normal(Draws(2), (5, 3), 1), t).square().sum().backward()
+    assert all(bool((weight.grad != 0).any()) for weight in denoiser.parameters())
+    assert denoiser(torch.zeros(0, 2), torch.zeros(0, 3), t[:0]).shape == (0, 2)
+
+
+def test_initial_weights():
+    first, same, other = (ResidualMLP(4, 12, 50, 64, draws=Draws(seed)) for seed in (1, 1, 2))
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, same.state_dict()[name]) and not torch.equal(value, other.state_dict()[name])
+    # The largest of many uniforms comes close to the bound and never passes it.
+    for value, bound in [(first.first, 1 / 4), (first.hidden, 1 / 8), (first.last, 1 / 8), (first.bias, 1 / 8)]:
+        assert 0.9 * bound < value.abs().max() <= bound
+    assert first.embedding.min() >= 0 and 0.99 < first.embedding.max() <= 1
+    zero = ResidualMLP(4, 0, 5, zero_output=True)
+    assert (zero(torch.ones(3, 4), None, torch.zeros(3, dtype=torch.int64)) == 0).all()
+
+
+@pytest.mark.parametrize("argument, value", [("latent_dim", 0), ("context_dim", -1), ("num_steps", 1), ("groups", 0)])
+def test_bad_sizes(argument, value):
+    with pytest.raises(InputError, match=f"{argument}: expected .*at least"):
+        ResidualMLP(**({"latent_dim": 2, "context_dim": 0, "num_steps": 5} | {argument: value}))
+
+
+def test_context_must_fit():
+    with pytest.raises(InputError, match="context: expected None, for a denoiser without context"):
+        ResidualMLP(2, 0, 5)(torch.zeros(1, 2), torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(InputError, match="context: expected a tensor, got None"):
+        ResidualMLP(2, 1, 5)(torch.zeros(1, 2), None, torch.zeros(1, dtype=torch.int64))
