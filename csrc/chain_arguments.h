@@ -1,0 +1,43 @@
+// What a call of the chain hands over: plain numbers and pointers to contiguous float32 arrays, mirrored by ddvi_fast/native/chain.py.
+// Every field has eight bytes, so that the two sides cannot disagree on padding.
+#pragma once
+
+#include "draws.h"
+
+enum NoiseSource : int64_t { kNoNoise = 0, kGivenNoise = 1, kDrawnNoise = 2 };
+
+struct ChainArguments {
+  int64_t groups, rows, latent, context_width, hidden_width, steps;  // G, R, D, C, H, T
+  int64_t residual, bf16, threads, noise_source;
+  Draws draws;
+
+  const float* start;         // (G, R, D)
+  const float* context;       // (G, R, C)
+  const float* first;         // (G, H, D + C)
+  const float* hidden;        // (G, 3, H, H)
+  const float* last;          // (G, D, H)
+  const float* last_bias;     // (G, D)
+  const float* time_table;    // (G, T, 4, H)
+  const float* coefficients;  // (T, 5)
+  const float* noise;         // (T, G, R, D) or null
+
+  float* z;           // (G, R, D)
+  float* path;        // (G, R) or null
+  float* trajectory;  // (T + 1, G, R, D), start first, or null; backward reads it
+
+  // Upstream gradients, each null if there is none.
+  const float* z_upstream;           // (G, R, D)
+  const float* path_upstream;        // (G, R)
+  const float* trajectory_upstream;  // (T + 1, G, R, D)
+
+  // Gradients, each null if nobody asks. The weights' six stand or fall together.
+  float* d_start;
+  float* d_context;
+  float* d_first;
+  float* d_hidden;
+  float* d_last;
+  float* d_last_bias;
+  float* d_time_table;
+  float* d_coefficients;
+  float* d_noise;
+};

@@ -1,0 +1,15 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+
+#include "chain_arguments.h"
+#include "threads.h"
+
+#define DDVI_KERNEL_BF16
+#define DDVI_KERNEL "chain_backward_kernel.h"
+#include "each_isa.h"
+
+// From the upstream gradients of z, path and trajectory to those of everything that went in.
+DDVI_EXPORT void ddvi_chain_backward(const ChainArguments* arguments) { DDVI_DISPATCH(chain_backward(*arguments)) }

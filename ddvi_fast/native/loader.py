@@ -1,0 +1,76 @@
+"""Finds and opens the compiled library, when something first needs it, and says in one line why it cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks
+
+LIBRARY = Path(__file__).resolve().parent.parent / "_native.so"
+ISA_NAMES = ("portable", "avx2", "avx512", "avx512 with bf16 products")
+
+_ABI_VERSION = 1
+
+
+def available() -> tuple[bool, str]:
+    """Whether the library can be used, and if not, why."""
+    return _open()[0] is not None, _open()[1]
+
+
+def library() -> ctypes.CDLL:
+    """The opened library.
+
+    Raises:
+        InputError: it is missing or does not fit.
+    """
+    opened, reason = _open()
+    if opened is None:
+        _checks.fail("backend", "an installation with the compiled extension", "none", reason)
+    return opened
+
+
+def isa() -> str:
+    """The instruction set in force; the environment variable `DDVI_FAST_ISA` (portable, avx2, avx512) lowers it."""
+    return ISA_NAMES[library().ddvi_isa()]
+
+
+def unusable(**tensors: Tensor | None) -> str | None:
+    """Why the kernels cannot take these tensors, or None: they take float32 on the CPU."""
+    if not available()[0]:
+        return available()[1]
+    for name, value in tensors.items():
+        if value is not None and value.device.type != "cpu":
+            return f"{name}: the C++ kernels run on the CPU, got a tensor on {value.device}"
+        if value is not None and value.dtype != torch.float32:
+            return f"{name}: the C++ kernels are float32, got {str(value.dtype).removeprefix('torch.')}"
+    return None
+
+
+def require_usable(reason: str | None) -> None:
+    """Raise the reason, if there is one, as an `InputError`."""
+    if reason is not None:
+        raise _checks.InputError(reason)
+
+
+def pointer(value: Tensor | None) -> int | None:
+    """The address of a contiguous tensor, None for None."""
+    return None if value is None else value.data_ptr()
+
+
+@functools.cache
+def _open() -> tuple[ctypes.CDLL | None, str]:
+    if not LIBRARY.is_file():
+        return None, f"{LIBRARY.name} was not built: install with a C++17 compiler, or use the reference backend"
+    try:
+        opened = ctypes.CDLL(str(LIBRARY))
+        version = opened.ddvi_abi_version()
+    except (OSError, AttributeError) as error:
+        return None, f"{LIBRARY.name} cannot be loaded: {str(error).splitlines()[0]}"
+    if version != _ABI_VERSION:
+        return None, f"{LIBRARY.name} is of another version of ddvi_fast: install again"
+    return opened, ""
