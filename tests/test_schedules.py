@@ -85,6 +85,17 @@ def test_true_prediction_gives_the_posterior_mean(schedule):
         assert_close(weight_state * y + weight_output * output, weight_y0 * y0 + weight_y * y, rtol=1e-9, atol=1e-9, name=parametrisation)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_any_eta_keeps_the_marginals(schedule, eta):
+    """With the true noise, y_t ~ r(y_t | y_0) goes to y_{t-1} ~ r(y_{t-1} | y_0) (Song et al. 2021, lemma 1)."""
+    weight_state, weight_output = schedule.prediction_weights("eps", eta)
+    signal, noise = schedule.alpha_bars.sqrt(), schedule.noise_variances.sqrt()
+    # y_t = signal y_0 + noise eps, so y_{t-1} = (A signal) y_0 + (A noise + B) eps + s xi.
+    variance = (weight_state * noise + weight_output).square() + eta**2 * schedule.posterior_variances
+    assert_close((weight_state * signal)[1:], signal[:-1], rtol=1e-10)
+    assert_close(variance[1:], schedule.noise_variances[:-1], rtol=1e-8)
+
+
 def test_posterior_follows_from_bayes(schedule):
     """r(y' | y, y0) r(y | y0) = r(y | y') r(y' | y0) at arbitrary points, with densities written out by torch."""
     normal = torch.distributions.Normal

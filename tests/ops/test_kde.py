@@ -40,6 +40,13 @@ def test_far_points_and_clamp():
     assert ops.kde_log_density(z, centres, WIDTHS, clamp=50)[2] == pytest.approx(-50)
 
 
+def test_clamp_cuts_both_ends():
+    point, narrow = torch.zeros(1, 1, dtype=torch.float64), [1e-3]
+    assert ops.kde_log_density(point, point, narrow).item() > 5
+    assert ops.kde_log_density(point, point, narrow, clamp=2.0).item() == 2
+    assert ops.kde_log_density(point + 1, point, narrow, clamp=2.0).item() == -2
+
+
 def test_integrates_to_one():
     grid, centres = torch.linspace(-12, 12, 4001, dtype=torch.float64).unsqueeze(1), normals(5, 1)
     total = torch.trapezoid(ops.kde_log_density(grid, centres, WIDTHS).exp(), grid.squeeze(1))
