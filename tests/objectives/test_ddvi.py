@@ -1,0 +1,145 @@
+"""Wake and sleep: which terms, which groups, which gradients, which draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddvi_fast._checks import InputError
+from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress
+from ddvi_fast.objectives.ddvi import Sleep, uniform_timesteps
+from ddvi_fast.rng import Draws
+from tests.linear_gaussian import diffusion_posterior, gaussian_posterior, make_model, observations
+
+END = Progress(9, 10)
+
+
+def objective(sleep: Sleep, wake=ELBO) -> DDVI:
+    return DDVI(wake(make_model().requires_grad_(True), diffusion_posterior()), sleep)
+
+
+def test_joint_update_adds_weighted_terms():
+    ddvi, x, draws = objective(Sleep(0.3, 0.4)), observations(5), Draws(1, 10)
+    (update,) = ddvi.updates(x, END, draws)
+    terms = update.terms()
+    assert update.group == "wake" and list(ddvi.parameter_groups()) == ["wake"]
+    assert terms.weights == {"reconstruction": 1.0, "kl": 1.0, "sleep": 0.3, "sleep_top": 0.4}
+    assert all(value.shape == (5,) for value in terms.values.values())
+    expected = ddvi.wake.wake_terms(x, END, draws).total() + ddvi.sleep_terms(x, draws).total()
+    torch.testing.assert_close(terms.total(), expected)
+
+
+def test_sleep_terms_are_the_posteriors_on_fantasies():
+    ddvi, x, draws = objective(Sleep(0.3, 0.4, loss="huber")), observations(5), Draws(1, 10)
+    terms = ddvi.sleep_terms(x, draws)
+    z, fantasies = ddvi.wake.model.simulate(5, draws)
+    t = uniform_timesteps(draws, 5, 6, "cpu")
+    torch.testing.assert_close(terms.values["sleep"], ddvi.posterior.denoising_loss(fantasies, z, t, draws, "huber"))
+    torch.testing.assert_close(terms.values["sleep_top"], -ddvi.posterior.top_log_prob(fantasies, z, draws))
+
+
+def test_alternating_updates_have_groups_of_their_own():
+    ddvi, x = objective(Sleep(0.3, 0.4, alternating=True, num_updates=3)), observations(5)
+    updates = list(ddvi.updates(x, END, Draws(1)))
+    assert [update.group for update in updates] == ["wake", "sleep", "sleep", "sleep"]
+    assert list(updates[0].terms().values) == ["reconstruction", "kl"]
+    groups = ddvi.parameter_groups()
+    assert {id(p) for p in groups["sleep"]} == {id(p) for p in ddvi.posterior.parameters()}
+    assert {id(p) for p in ddvi.wake.model.decoder.parameters()} < {id(p) for p in groups["wake"]}
+    values = [update.terms().values["sleep"] for update in updates[1:]]
+    assert not torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
+
+
+@pytest.mark.parametrize("alternating", [False, True])
+def test_without_weights_only_the_wake_bound_is_left(alternating):
+    ddvi, x = objective(Sleep(0.0, 0.0, alternating=alternating)), observations(4)
+    (update,) = ddvi.updates(x, END, Draws(0))
+    assert list(update.terms().values) == ["reconstruction", "kl"]
+    torch.testing.assert_close(update.terms().total(), ddvi.wake.wake_terms(x, END, Draws(0)).total(), rtol=0, atol=0)
+    assert list(ddvi.parameter_groups()) == ["wake"]
+
+
+def test_one_sleep_term_alone():
+    x = observations(3)
+    assert list(objective(Sleep(0.5, 0.0)).sleep_terms(x, Draws(0)).values) == ["sleep"]
+    assert list(objective(Sleep(0.0, 0.5)).sleep_terms(x, Draws(0)).values) == ["sleep_top"]
+
+
+def test_sleep_gives_the_decoder_no_gradient():
+    ddvi = objective(Sleep(1.0, 1.0))
+    ddvi.sleep_terms(observations(8), Draws(0)).total().backward()
+    assert all(parameter.grad is None for parameter in ddvi.wake.model.parameters())
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in ddvi.posterior.parameters())
+
+
+def test_iwae_as_the_wake_bound():
+    (update,) = objective(Sleep(0.3, 0.4), wake=IWAE).updates(observations(3), END, Draws(0))
+    assert list(update.terms().values) == ["bound", "sleep", "sleep_top"]
+
+
+def test_images_keep_their_shape_in_fantasies():
+    ddvi, seen = objective(Sleep(1.0, 0.0)), []
+    ddvi.posterior.denoising_loss = lambda x, z, t, draws, loss: seen.append(x.shape) or z.sum(-1)
+    ddvi.sleep_terms(observations(4).view(4, 1, 3), Draws(0))
+    assert seen == [(4, 1, 3)]
+
+
+def fantasies(ddvi: DDVI, x, draws: Draws, monkeypatch) -> list:
+    """All (z, noise source) pairs that one batch's sleep updates are given."""
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ddvi.posterior, "denoising_loss", lambda x, z, t, draws, loss: seen.append((z, draws)) or z.sum(-1))
+        for update in ddvi.updates(x, END, draws):
+            update.terms()
+    return seen
+
+
+def test_fantasies_of_two_batches_share_nothing(monkeypatch):
+    ddvi, x = objective(Sleep(1.0, 1.0, alternating=True, num_updates=2, batch_factor=3)), observations(4)
+    seen = fantasies(ddvi, x, Draws(0, 0), monkeypatch) + fantasies(ddvi, x, Draws(0, 4), monkeypatch)
+    latents = torch.cat([z for z, _ in seen])
+    assert len(latents) == 2 * 2 * 12
+    assert len(latents.unique(dim=0)) == len(latents)
+
+
+def test_noise_of_the_top_is_not_that_of_another_update(monkeypatch):
+    ddvi = objective(Sleep(1.0, 1.0, alternating=True, num_updates=4))
+    sources = [draws for _, draws in fantasies(ddvi, observations(4), Draws(0), monkeypatch)]
+    tops = [draws.importance(1) for draws in sources]  # where `top_log_prob` draws
+    assert len({*sources, *tops}) == 8
+
+
+def test_fantasies_do_not_depend_on_the_split():
+    ddvi, x, draws = objective(Sleep(1.0, 1.0, batch_factor=2)), observations(6), Draws(3, 12)
+    whole = ddvi.sleep_terms(x, draws).values
+    parts = [ddvi.sleep_terms(x[:2], draws).values, ddvi.sleep_terms(x[2:], draws.advance(2)).values]
+    for name, value in whole.items():
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), value, rtol=1e-4, atol=1e-5)
+
+
+def test_timesteps_are_uniform_and_stand_at_their_draws():
+    t = uniform_timesteps(Draws(5), 12_000, 6, torch.device("cpu"))
+    counts = torch.bincount(t, minlength=6).double()
+    assert len(counts) == 6
+    assert ((counts - 2000).abs() < 4 * (12_000 * (1 / 6) * (5 / 6)) ** 0.5).all()
+    assert torch.equal(t[100:], uniform_timesteps(Draws(5, 100), 11_900, 6, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("argument", "options"),
+    [
+        ("sleep.num_updates", {"num_updates": 3}),
+        ("sleep.num_updates, sleep.batch_factor", {"num_updates": 0, "alternating": True}),
+        ("sleep.num_updates, sleep.batch_factor", {"batch_factor": 0}),
+        ("sleep.weight, sleep.top_weight", {"weight": -0.1}),
+        ("sleep.loss", {"loss": "hubr"}),
+    ],
+)
+def test_refuses_unusable_options(argument, options):
+    with pytest.raises(InputError, match=rf"^{argument}: expected[^\n]*$"):
+        Sleep(**options)
+
+
+def test_refuses_another_family():
+    with pytest.raises(InputError, match=r"^posterior: expected a Diffusion posterior, got Gaussian"):
+        DDVI(ELBO(make_model(), gaussian_posterior()))

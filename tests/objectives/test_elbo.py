@@ -1,0 +1,77 @@
+"""The ELBO objective against its formula written by hand for the same draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from ddvi_fast._checks import InputError
+from ddvi_fast.objectives import ELBO, Progress, Terms
+from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.weights import Blur
+from ddvi_fast.rng import Draws
+from tests.linear_gaussian import BIAS, SCALE, WEIGHT, diffusion_posterior, gaussian_posterior, make_model, observations
+
+START = Progress(0, 10)
+
+
+def test_terms_by_hand():
+    posterior, x, draws = gaussian_posterior(), observations(5), Draws(2, 9)
+    terms = ELBO(make_model(), posterior, KLSchedule("constant", 0.7), num_samples=3).wake_terms(x, START, draws)
+    z = posterior.sample(x, 3, draws).z
+    mean, log_var = posterior.encoder(x).chunk(2, -1)
+    reconstruction = -Normal(z @ torch.tensor(WEIGHT).mT + torch.tensor(BIAS), SCALE).log_prob(x).sum(-1).mean(0)
+    kl = (Normal(mean, (0.5 * log_var).exp()).log_prob(z) - Normal(0.0, 1.0).log_prob(z)).sum(-1).mean(0)
+    assert list(terms.values) == ["reconstruction", "kl"] and terms.weights == {"reconstruction": 1.0, "kl": 0.7}
+    torch.testing.assert_close(terms.values["reconstruction"], reconstruction)
+    torch.testing.assert_close(terms.values["kl"], kl)
+    torch.testing.assert_close(terms.total(), reconstruction.mean() + 0.7 * kl.mean())
+    torch.testing.assert_close(terms.means()["kl"], kl.mean().detach())
+
+
+@pytest.mark.parametrize("make_posterior", [gaussian_posterior, diffusion_posterior])
+def test_value_and_gradient_are_those_of_the_mean_log_weight(make_posterior):
+    model, posterior, x, draws = make_model().requires_grad_(True), make_posterior(), observations(6), Draws(1)
+    parameters = [*model.decoder.parameters(), *posterior.parameters()]
+    loss = ELBO(model, posterior, KLSchedule("constant"), num_samples=4).wake_terms(x, START, draws).total()
+    expected = -posterior.log_weights(model, x, 4, draws).mean()
+    torch.testing.assert_close(loss, expected)
+    for found, wanted in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_kl_weight_follows_progress():
+    objective = ELBO(make_model(), gaussian_posterior(), KLSchedule("linear", 2.0, fraction=0.5))
+    weights = [objective.wake_terms(observations(2), Progress(epoch, 10), Draws(0)).weights["kl"] for epoch in (0, 2.5, 5, 9)]
+    assert weights == [0.0, 1.0, 2.0, 2.0]
+
+
+def test_blur_enters_the_prior_of_training_alone():
+    posterior, x = gaussian_posterior(), observations(4)
+    objective = ELBO(make_model(), posterior, KLSchedule("constant"), blur=Blur(width=0.75, fraction=0.5))
+    z, log_ratio = posterior.sample(x, 1, Draws(0))
+    expected = -(Normal(0.0, 1.25).log_prob(z).sum(-1) + log_ratio)[0]  # sqrt(1 + 0.75^2)
+    torch.testing.assert_close(objective.wake_terms(x, START, Draws(0)).values["kl"], expected)
+    plain = -(Normal(0.0, 1.0).log_prob(z).sum(-1) + log_ratio)[0]
+    torch.testing.assert_close(objective.wake_terms(x, Progress(5, 10), Draws(0)).values["kl"], plain)
+
+
+def test_one_update_of_the_wake_group():
+    objective, x = ELBO(make_model(), gaussian_posterior()), observations(3)
+    (update,) = objective.updates(x, START, Draws(0))
+    assert update.group == "wake"
+    torch.testing.assert_close(update.terms().total(), objective.wake_terms(x, START, Draws(0)).total(), rtol=0, atol=0)
+    # The model stands still, so that only the posterior is trained.
+    assert {id(p) for p in objective.parameter_groups()["wake"]} == {id(p) for p in objective.posterior.parameters()}
+
+
+def test_a_term_of_weight_zero_cannot_spoil_the_total():
+    terms = Terms({"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([float("nan")])}, {"a": 0.5, "b": 0.0})
+    assert terms.total().item() == 1.0
+    assert terms.means()["b"].isnan()
+
+
+def test_refuses_a_posterior_without_density():
+    with pytest.raises(InputError, match=r"^posterior: expected one with a density[^\n]*eta = 0[^\n]*$"):
+        ELBO(make_model(), diffusion_posterior(eta=0.0))

@@ -1,0 +1,79 @@
+"""What every posterior family promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddvi_fast._checks import InputError
+from ddvi_fast.rng import Draws
+from tests.linear_gaussian import diffusion_posterior, exact_evidence, gaussian_posterior, make_model, observations
+
+FAMILIES = pytest.mark.parametrize("make_posterior", [gaussian_posterior, diffusion_posterior])
+
+
+@FAMILIES
+def test_shapes_and_same_draws_same_bits(make_posterior):
+    posterior, x = make_posterior(), observations(5)
+    first, second = posterior.sample(x, 4, Draws(7, 30)), posterior.sample(x, 4, Draws(7, 30))
+    assert first.z.shape == (4, 5, 2) and first.log_ratio.shape == (4, 5)
+    assert torch.equal(first.z, second.z) and torch.equal(first.log_ratio, second.log_ratio)
+    assert not torch.equal(first.z, posterior.sample(x, 4, Draws(8, 30)).z)
+
+
+@FAMILIES
+def test_rows_get_their_samples_in_any_batch(make_posterior):
+    posterior, x, draws = make_posterior(), observations(9), Draws(7, 30)
+    whole = posterior.sample(x, 3, draws)
+    parts = [posterior.sample(x[:4], 3, draws), posterior.sample(x[4:], 3, draws.advance(4))]
+    # Matrix products of different heights may round differently; the noise is the same to the bit.
+    torch.testing.assert_close(torch.cat([part.z for part in parts], 1), whole.z, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.cat([part.log_ratio for part in parts], 1), whole.log_ratio, rtol=1e-5, atol=1e-5)
+
+
+@FAMILIES
+def test_importance_samples_stand_at_their_place(make_posterior):
+    posterior, x = make_posterior(), observations(3)
+    whole, later = posterior.sample(x, 5, Draws(1)), posterior.sample(x, 2, Draws(1).importance(3))
+    torch.testing.assert_close(later.z, whole.z[3:], rtol=1e-5, atol=1e-5)
+
+
+@FAMILIES
+def test_log_ratio_of_the_path_is_the_samplers(make_posterior):
+    posterior, x, draws = make_posterior().double(), observations(6).double(), Draws(3)
+    z, log_ratio = posterior.sample(x, 4, draws)
+    path = posterior.latent_path(posterior.encode(x), 4, draws)
+    assert torch.equal(path[-1], z)
+    torch.testing.assert_close(posterior(x, path), log_ratio)
+    torch.testing.assert_close(posterior.frozen_log_ratio(x, path), log_ratio)
+
+
+@FAMILIES
+def test_frozen_log_ratio_reaches_the_path_alone(make_posterior):
+    posterior, x = make_posterior(), observations(3)
+    path = posterior.latent_path(posterior.encode(x), 2, Draws(0)).detach().requires_grad_()
+    posterior.frozen_log_ratio(x, path).sum().backward()
+    assert path.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in posterior.parameters())
+
+
+@FAMILIES
+def test_untrained_bound_stays_below_the_evidence(make_posterior):
+    model, posterior, x = make_model(), make_posterior(), observations(64)
+    weights = posterior.log_weights(model, x, 500).detach().double()
+    excess = weights.mean() - exact_evidence(x).mean()
+    assert excess < 4 * weights.mean(1).std() / 500**0.5
+
+
+@FAMILIES
+def test_refuses_bad_requests(make_posterior):
+    posterior = make_posterior()
+    for x, samples, argument in ((torch.zeros(3), 1, "x"), (torch.zeros(2, 3, dtype=torch.int64), 1, "x"), (torch.zeros(2, 3), 0, "num_samples")):
+        with pytest.raises(InputError, match=rf"^{argument}: expected"):
+            posterior.sample(x, samples)
+
+
+@FAMILIES
+def test_empty_batch(make_posterior):
+    z, log_ratio = make_posterior().sample(torch.zeros(0, 3), 4)
+    assert z.shape == (4, 0, 2) and log_ratio.shape == (4, 0)

@@ -1,0 +1,118 @@
+"""Quadrature against closed forms, and its refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.stats import binom, norm
+
+from ddvi_fast import likelihoods, priors
+from ddvi_fast._checks import InputError
+from ddvi_fast.evidence import log_evidence_quadrature
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.networks import MLP
+from ddvi_fast.rng import Draws
+from tests.linear_gaussian import exact_evidence, make_model, observations
+
+BOUNDS = [(-6.0, 6.0), (-6.0, 6.0)]
+
+
+@pytest.mark.parametrize("bounds", [BOUNDS, None], ids=["grid", "prior nodes"])
+def test_agrees_with_closed_form(bounds):
+    x = observations(50)
+    found = log_evidence_quadrature(make_model(), x, bounds, resolution=100)
+    assert found.shape == (50,)
+    assert (found - exact_evidence(x)).abs().max() < 1e-3
+
+
+def test_float64_is_exact_to_rounding():
+    x = observations(20).double()
+    found = log_evidence_quadrature(make_model(torch.float64), x, [(-9.0, 9.0)] * 2, resolution=150)
+    # W and s of the model went through float32, which leaves about 1e-7.
+    assert (found - exact_evidence(x)).abs().max() < 1e-6
+
+
+def test_error_falls_with_resolution():
+    x = observations(20).double()
+    model, exact = make_model(torch.float64), exact_evidence(x)
+    errors = [float((log_evidence_quadrature(model, x, BOUNDS, n) - exact).abs().max()) for n in (6, 12, 24)]
+    assert errors[0] > 4 * errors[1] > 16 * errors[2]
+
+
+def test_blocks_change_nothing(monkeypatch):
+    x = observations(7)
+    whole = log_evidence_quadrature(make_model(), x, resolution=40)
+    monkeypatch.setattr("ddvi_fast.evidence._PAIRS", 7 * 13)
+    torch.testing.assert_close(log_evidence_quadrature(make_model(), x, resolution=40), whole, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "binomial", "gaussian"])
+def test_all_pairs_equal_one_by_one(name):
+    outputs, likelihood = torch.linspace(-2, 2, 15, dtype=torch.float64).view(5, 3), likelihoods.make(name)
+    x = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]], dtype=torch.float64)
+    one_by_one = torch.stack([torch.stack([likelihood.log_prob(output, row) for row in x]) for output in outputs])
+    # The Gaussian's scale is a float32 parameter.
+    torch.testing.assert_close(likelihood.pairwise(outputs, x), one_by_one, rtol=1e-6, atol=1e-9)
+
+
+def test_a_decoder_that_ignores_its_latent_gives_the_likelihood():
+    model = LatentVariableModel(priors.make("gaussian", dim=1), MLP(1, [4], 2, zero_output=True), likelihoods.make("binomial", total=2))
+    found = log_evidence_quadrature(model, torch.tensor([[0.0, 1.0], [2.0, 2.0]]))
+    expected = torch.tensor([math.log(binom.pmf(0, 2, 0.5) * binom.pmf(1, 2, 0.5)), 2 * math.log(binom.pmf(2, 2, 0.5))])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bounds_cut_the_integral():
+    model = LatentVariableModel(priors.make("gaussian", dim=1), MLP(1, [4], 1, zero_output=True), likelihoods.make("bernoulli")).double()
+    found = log_evidence_quadrature(model, torch.ones(1, 1, dtype=torch.float64), [(0.0, 1.0)], resolution=100)
+    # Only midpoints are this close where the integrand does not vanish at its ends.
+    assert found.exp().item() == pytest.approx(0.5 * (norm.cdf(1) - norm.cdf(0)), abs=1e-5)
+
+
+def test_evidence_of_a_discrete_model_sums_to_one():
+    model = LatentVariableModel(priors.make("gaussian", dim=2), MLP(2, [8], 4, draws=Draws(3)), likelihoods.make("bernoulli"))
+    every_x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
+    assert log_evidence_quadrature(model, every_x, resolution=80).exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        (-4, 4),
+        [(-4, 4)],
+        [(-4, 4)] * 3,
+        [(-4, 4), (4, -4)],
+        [(-4, 4), (1, 1)],
+        [(-4, 4, 5)] * 2,
+        [(-math.inf, math.inf)] * 2,
+        [("a", "b")] * 2,
+        [(0, math.nan)] * 2,
+    ],
+    ids=str,
+)
+def test_refuses_malformed_bounds(bounds):
+    with pytest.raises(InputError, match=r"^bounds: expected one finite pair .* got [^\n]*$"):
+        log_evidence_quadrature(make_model(), observations(2), bounds)
+
+
+def test_refuses_more_than_two_dimensions():
+    model = LatentVariableModel(priors.make("gaussian", dim=3), MLP(3, [4], 2), likelihoods.make("bernoulli"))
+    with pytest.raises(InputError, match=r"at most 2 latent dimensions.*D = 3"):
+        log_evidence_quadrature(model, torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.zeros(0, 3), torch.zeros(3), torch.zeros(2, 3, dtype=torch.int64), [[0.0, 0.0, 0.0]]],
+    ids=["empty", "1-D", "integer", "list"],
+)
+def test_refuses_unusable_data(x):
+    with pytest.raises(InputError, match=r"^x: expected"):
+        log_evidence_quadrature(make_model(), x)
+
+
+def test_refuses_a_resolution_of_one():
+    with pytest.raises(InputError, match=r"^resolution: expected at least 2, got 1"):
+        log_evidence_quadrature(make_model(), observations(1), resolution=1)

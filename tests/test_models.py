@@ -1,0 +1,51 @@
+"""The joint density and fantasies of a latent-variable model."""
+
+from __future__ import annotations
+
+import torch
+
+from ddvi_fast import likelihoods, priors
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.networks import MLP
+from ddvi_fast.rng import Draws
+from tests.linear_gaussian import BIAS, SCALE, WEIGHT, make_model
+
+
+def test_log_joint_is_the_sum_of_two_normals():
+    model, x, z = make_model(), torch.linspace(-1, 1, 12).view(4, 3), torch.linspace(-2, 2, 24).view(3, 4, 2)
+    mean = z @ torch.tensor(WEIGHT).mT + torch.tensor(BIAS)
+    expected = torch.distributions.Normal(mean, SCALE).log_prob(x).sum(-1) + torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(model.log_joint(x, z), expected)
+    assert expected.shape == (3, 4)
+
+
+def test_images_are_flattened():
+    model = LatentVariableModel(priors.make("gaussian", dim=2), MLP(2, [8], 6), likelihoods.make("bernoulli"))
+    x, z = torch.rand(5, 6, generator=torch.Generator().manual_seed(0)), torch.linspace(-1, 1, 10).view(1, 5, 2)
+    torch.testing.assert_close(model.log_likelihood(x.view(5, 2, 3), z), model.log_likelihood(x, z), rtol=0, atol=0)
+
+
+def test_fantasies_follow_the_model():
+    n = 20_000
+    z, x = make_model().simulate(n, Draws(1))
+    weight = torch.tensor(WEIGHT)
+    covariance = weight @ weight.mT + SCALE**2 * torch.eye(3)
+    for found, expected in ((z.T.cov(), torch.eye(2)), (x.T.cov(), covariance)):
+        # The variance of an entry of a normal sample's covariance is (c_ii c_jj + c_ij^2) / n.
+        error = ((expected.diagonal().outer(expected.diagonal()) + expected**2) / n).sqrt()
+        assert ((found - expected).abs() < 4 * error).all()
+    assert ((x.mean(0) - torch.tensor(BIAS)).abs() < 4 * (covariance.diagonal() / n).sqrt()).all()
+
+
+def test_fantasies_stand_at_their_draws():
+    model, draws = make_model(), Draws(9, 100)
+    whole, part = model.simulate(7, draws), model.simulate(3, draws.advance(4))
+    assert torch.equal(whole.z[4:], part.z)
+    torch.testing.assert_close(whole.x[4:], part.x)
+
+
+def test_fantasies_take_no_gradient_and_the_dtype_asked_for():
+    model = make_model().double().requires_grad_(True)
+    z, x = model.simulate(3, Draws(0), like=torch.zeros(1, 3, dtype=torch.float64))
+    assert not x.requires_grad
+    assert z.dtype == x.dtype == torch.float64
