@@ -73,7 +73,7 @@ def test_nothing_moves_at_a_rate_of_zero():
 def test_factors_scale_the_rate_of_named_parameters():
     posterior = diffusion_posterior(learn_schedule=True)
     objective = ELBO(make_model(), posterior, KLSchedule("constant"))
-    before = {name: value.clone() for name, value in objective.named_parameters()}
+    before = {name: value.detach().clone() for name, value in objective.named_parameters()}
     step(LocalEngine(objective, Optimisation(lr=1e-3, lr_schedule="constant", factors={"learned_schedule": 10.0})), 0.0, observations(8), Draws(0))
     # The first step of Adam moves every parameter with a gradient by its rate.
     moved = {name: float((value.detach() - before[name]).abs().max()) for name, value in objective.named_parameters() if value.requires_grad}
