@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets  # noqa: F401 - its import draws from random once; here, so that no test is blamed for it
 import torch
 
 from ddvi_fast import _backend

@@ -137,9 +137,8 @@ def environment() -> dict[str, Any]:
             **{name: _version(name) for name in ("torch", "numpy", "triton", "deepspeed")},
         },
         "machine": {
-            "host": platform.node(),
             "system": platform.platform(),
-            "processor": platform.machine(),
+            "processor": _processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "cuda": torch.version.cuda,
@@ -147,6 +146,15 @@ def environment() -> dict[str, Any]:
         },
         "commit": _commit(),
     }
+
+
+def _processor() -> str:
+    """The processor's model where the system tells, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
 
 
 def _version(name: str) -> str | None:

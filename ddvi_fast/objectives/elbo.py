@@ -45,6 +45,7 @@ class ELBO(Objective):
     ) -> None:
         super().__init__()
         posterior.require_density()
+        model.prior.require_density()
         self.model, self.posterior, self.kl, self.num_samples, self.blur = model, posterior, kl, num_samples, blur
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:

@@ -44,6 +44,7 @@ class IWAE(Objective):
     ) -> None:
         super().__init__()
         posterior.require_density()
+        model.prior.require_density()
         _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
         self.model, self.posterior, self.kl, self.blur = model, posterior, kl, blur
         self.num_samples, self.doubly_reparametrised = num_samples, doubly_reparametrised

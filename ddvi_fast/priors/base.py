@@ -58,14 +58,25 @@ class Prior(nn.Module):
         _checks.require(z.shape[-1] == self.dim, "z", f"shape [..., {self.dim}]", z)
         if labels is not None:
             self._check_labels(labels)
+        self.require_density()
         return self._log_prob(z, labels)
+
+    def require_density(self) -> None:
+        """Refuse a prior without a density; every prior that has width passes."""
 
     def log_prob_kde(
         self, z: Tensor, num_points: int = KDE_POINTS, bandwidths: Sequence[float] = KDE_BANDWIDTHS, clamp: float | None = KDE_CLAMP, seed: int = 0
     ) -> Tensor:
         """The released code's log-density of `z` [N, D]: kernels on `num_points` samples, averaged over bandwidths, each clamped first."""
-        points = self.sample(num_points, Draws(seed), dtype=z.dtype, device=z.device)
+        points = self._kde_points(num_points, seed, z)
         return ops.kde_log_density(z, points, bandwidths, clamp)
+
+    def _kde_points(self, num_points: int, seed: int, like: Tensor) -> Tensor:
+        """Samples for the kernel estimate, kept for the next call unless the prior is learned."""
+        key = (num_points, seed, like.dtype, like.device)
+        if getattr(self, "_kept_points", (None,))[0] != key or any(parameter.requires_grad for parameter in self.parameters()):
+            self._kept_points = (key, self.sample(num_points, Draws(seed), dtype=like.dtype, device=like.device))
+        return self._kept_points[1]
 
     def blurred(self, width: float) -> Prior:
         """The prior with Gaussian noise of standard deviation `width` added in its own coordinates; the prior itself at 0."""

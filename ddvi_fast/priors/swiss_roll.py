@@ -60,9 +60,11 @@ class SwissRoll(Prior):
         points = _spiral(torch.sqrt((labels + within) / self.num_classes))
         return points + self.noise * rng.normal(draws, (n, 2), rng.PRIOR + 2, device=device, dtype=torch.float64)
 
-    def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
+    def require_density(self) -> None:
         hint = "take noise=0.1, the swiss_roll_noisy prior"
         _checks.require(self.noise > 0, "prior", "a density, which the noiseless swiss roll does not have", "noise = 0", hint)
+
+    def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
         nodes = self.curve.to(z).flatten(0, 1)
         squared = (z.unsqueeze(-2) - nodes).square().sum(-1)
         each = squared / (-2 * self.noise**2) + self.log_weights.to(z).flatten() - math.log(2 * math.pi) - 2 * math.log(self.noise)
