@@ -30,7 +30,7 @@ install: $(STAMP)
 
 # Three steps, because DeepSpeed's source package asks for torch while it is being built and a separate build environment
 # would fetch the newest one: setuptools first, torch second, the rest without build isolation.
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; ok = (3, 10) <= v <= (3, 13); ok or sys.exit("Python 3.10 to 3.13 is needed, $(PYTHON) is %d.%d; choose another: make PYTHON=python3.12" % v)'
 	@echo "installing into $(VENV): torch and everything else of constraints.txt, once"
 	@$(PYTHON) -m venv $(VENV)

@@ -19,7 +19,10 @@ HERE = Path(__file__).parent
 BESIDE = {"kernels": [], "csrc": ["*.cpp", "*.h", "*.hpp", "*.cu", "*.cuh"]}
 PRESENT = [folder for folder in BESIDE if any((HERE / folder).glob("*.*"))]
 SOURCES = sorted(path.relative_to(HERE).as_posix() for path in (HERE / "csrc").glob("*.cpp"))
-OPTIMISE = ["/O2", "/std:c++17"] if sys.platform == "win32" else ["-O3", "-std=c++17"]
+HEADERS = sorted(path.relative_to(HERE).as_posix() for path in (HERE / "csrc").glob("*.h*"))
+# -g0: Python's own flags ask for debugging symbols, nine tenths of the file.
+OPTIMISE = ["/O2", "/std:c++17"] if sys.platform == "win32" else ["-O3", "-std=c++17", "-g0"]
+NATIVE = Extension("ddvi_fast._native", SOURCES, depends=HEADERS, language="c++", extra_compile_args=OPTIMISE, optional=True)
 
 
 class BuildNative(build_ext):
@@ -50,6 +53,6 @@ setup(
     packages=find_packages(include=["ddvi_fast", "ddvi_fast.*"]) + [f"ddvi_fast.{folder}" for folder in PRESENT],
     package_dir={f"ddvi_fast.{folder}": folder for folder in PRESENT},
     package_data={"ddvi_fast": ["experiments/conf/**/*.yaml"], **{f"ddvi_fast.{folder}": BESIDE[folder] for folder in PRESENT}},
-    ext_modules=[Extension("ddvi_fast._native", SOURCES, language="c++", extra_compile_args=OPTIMISE, optional=True)] if SOURCES else [],
+    ext_modules=[NATIVE] if SOURCES else [],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPythonWheel},
 )

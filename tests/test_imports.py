@@ -17,7 +17,7 @@ PACKAGE = PROJECT / "ddvi_fast"
 LAYERS = (
     ("_checks", "rng"),
     ("schedules", "_backend"),
-    ("reference", "kernels", "extension"),
+    ("reference", "kernels", "native"),
     ("networks", "denoisers"),
     ("ops",),
     ("likelihoods", "priors", "models"),

@@ -21,7 +21,11 @@ NO_COMPILER = {"CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
 
 
 def _copy_project(to: Path) -> Path:
-    """The project's files without build products, so that building leaves nothing in the source tree."""
+    """The project's files without build products, so that building leaves nothing in the source tree.
+
+    The extension's own sources take half a minute to compile, and the development install has compiled them already: a test that needs
+    a compiler puts a one-line source in their place, the others do without a compiler.
+    """
     to.mkdir()
     for name in FOLDERS + FILES:
         source = PROJECT / name
@@ -62,7 +66,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     source = _copy_project(folder / "source")
     _python("setup.py", "-q", "sdist", "--dist-dir", str(folder), cwd=source)
     (archive,) = folder.glob("ddvi_fast-*.tar.gz")
-    return archive, _build_wheel(archive, folder / "wheel")[0]
+    return archive, _build_wheel(archive, folder / "wheel", **NO_COMPILER)[0]
 
 
 def _expected_in_wheel() -> set[str]:
@@ -100,13 +104,14 @@ def test_kernels_resolve_beside_and_inside_the_package(tmp_path: Path) -> None:
     (source / "kernels" / "packaging_probe.py").write_text("VALUE = 7\n")
     code = "from ddvi_fast.kernels.packaging_probe import VALUE; print(VALUE)"
     assert _python("-c", f"import sys; sys.path.insert(0, {str(source)!r}); {code}", cwd=tmp_path).stdout == "7\n"
-    wheel, _ = _build_wheel(source, tmp_path / "wheel")
+    wheel, _ = _build_wheel(source, tmp_path / "wheel", **NO_COMPILER)
     assert _use(wheel, tmp_path / "target", code) == "7\n"
 
 
 def _with_extension_source(folder: Path) -> Path:
     source = _copy_project(folder / "source")
-    (source / "csrc").mkdir(exist_ok=True)
+    shutil.rmtree(source / "csrc", ignore_errors=True)
+    (source / "csrc").mkdir()
     (source / "csrc" / "packaging_probe.cpp").write_text(PROBE)
     return source
 
