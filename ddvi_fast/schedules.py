@@ -136,6 +136,10 @@ class NoiseSchedule:
         signals = self.alpha_bars[steps]
         return NoiseSchedule(1 - signals / _before(signals, 1.0), self.kind)
 
+    def detach(self) -> NoiseSchedule:
+        """The same schedule without gradients."""
+        return NoiseSchedule(self.betas.detach(), self.kind)
+
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """The same schedule on another device."""
         return NoiseSchedule(self.betas.to(device), self.kind)
@@ -234,7 +238,7 @@ def _cosine(num_steps: int, offset: float = 0.008) -> Tensor:
     return (1 - signal[1:] / signal[:-1]).clamp(1e-4, 0.9999)
 
 
-def _geometric(num_steps: int, start: float = 0.01, end: float = 0.5) -> Tensor:
+def _geometric(num_steps: int, start: float = 0.005, end: float = 0.7) -> Tensor:
     """Noise-to-signal ratio rising geometrically from `start` to `end`: as many steps for every octave of detail."""
     ratios = torch.logspace(math.log10(start), math.log10(end), num_steps, dtype=torch.float64)
     signal = 1 / (1 + ratios**2)

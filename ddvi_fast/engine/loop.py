@@ -98,6 +98,7 @@ def train(
                 step += 1
                 observer.step(step, phase.name, epoch + (position + 1) / len(batches), terms)
             observer.epoch(step, phase.name, epoch + 1, engine)
+        set_trainable(phase.frozen, True)
         phase.objective.eval()
 
 

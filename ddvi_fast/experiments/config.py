@@ -36,23 +36,23 @@ class PriorConfig:
 @dataclass
 class ChainConfig:
     num_steps: int = 10  # T
-    hidden_dim: int = 64  # width of the denoiser
+    hidden_dim: int = 128  # width of the denoiser
     context_dim: int = 32  # width of c(x)
     parametrisation: str = "v"  # what the denoiser predicts: eps, x0, v or mean
     schedule: str = "geometric"
     schedule_options: dict[str, Any] = field(default_factory=dict)
     eta: float = 1.0  # 1 ancestral sampling, 0 deterministic
     final_variance: Optional[float] = None  # s_1^2; the posterior variance of step 2 if null
-    learn_schedule: bool = True  # train the betas
+    learn_schedule: bool = False  # train the betas
     learn_variances: bool = True  # train a factor of each step variance
     first_num_steps: Optional[int] = None  # T annealing: steps in use at first, doubled until T
 
 
 @dataclass
 class SleepConfig:
-    weight: float = 0.4  # of the denoising regression on fantasies
-    top_weight: float = 0.04  # of -log q(y_T | x) on fantasies
-    loss: str = "squared"  # squared, absolute, huber or kl
+    weight: float = 0.25  # of the chain's loss on fantasies
+    top_weight: float = 0.25  # of -log q(y_T | x) on fantasies
+    loss: str = "kl"  # kl, or the squared, absolute or huber error of the prediction
     alternating: bool = False  # separate sleep updates instead of one joint update
     num_updates: int = 1  # sleep updates a batch, when alternating
 
@@ -81,14 +81,14 @@ class RecipeConfig:
     name: str = "default"
     epochs: int = 400
     batch_size: int = 128
-    lr: float = 1e-3  # peak learning rate of Adam
+    lr: float = 2e-3  # peak learning rate of Adam
     lr_schedule: str = "cosine"  # cosine or constant
     warmup_fraction: float = 0.0  # of the epochs in which the rate rises
-    max_norm: Optional[float] = 5.0  # gradient clipping
+    max_norm: Optional[float] = 50.0  # gradient clipping
     schedule_lr: float = 10.0  # factor on the rate of learned schedules and variances
     kl: KLConfig = field(default_factory=KLConfig)
-    prior_blur: float = 0.1  # width by which the prior is blurred at first
-    prior_blur_fraction: float = 0.5  # of the epochs by which the blur is gone
+    prior_blur: float = 0.3  # width by which the prior is blurred at first
+    prior_blur_fraction: float = 0.6  # of the epochs by which the blur is gone
     match_prior: bool = True  # start the encoder's means with the prior's centre and spread
     prior_epochs: int = 0  # released: of fitting the unconditional chain
     prior_steps: int = 1000  # released: batches in such an epoch

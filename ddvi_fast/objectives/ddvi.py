@@ -13,6 +13,7 @@ from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.iwae import IWAE
 from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.posteriors.base import Encoded
 from ddvi_fast.rng import Draws
 
 
@@ -101,18 +102,18 @@ class DDVI(Objective):
         draws = replace(draws, first_index=draws.first_index * self.sleep.batch_factor)
         z, x = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
-        x = x.view(len(x), *like.shape[1:])
+        encoded = self.posterior.encode(x.view(len(x), *like.shape[1:]), draws)
         values, weights = {}, {}
         if self.sleep.weight > 0:
-            values["sleep"], weights["sleep"] = self._chain_loss(x, z, t, draws), self.sleep.weight
+            values["sleep"], weights["sleep"] = self._chain_loss(encoded, z, t, draws), self.sleep.weight
         if self.sleep.top_weight > 0:
-            values["sleep_top"], weights["sleep_top"] = -self.posterior.top_log_prob(x, z, draws), self.sleep.top_weight
+            values["sleep_top"], weights["sleep_top"] = -self.posterior.top_log_prob(encoded, z, draws), self.sleep.top_weight
         return Terms(values, weights)
 
-    def _chain_loss(self, x: Tensor, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
+    def _chain_loss(self, encoded: Encoded, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
         if self.sleep.loss == "kl":
-            return self.posterior.step_divergence(x, z, t, draws)
-        return self.posterior.denoising_loss(x, z, t, draws, self.sleep.loss)
+            return self.posterior.step_divergence(encoded, z, t, draws)
+        return self.posterior.denoising_loss(encoded, z, t, draws, self.sleep.loss)
 
 
 def uniform_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:

@@ -109,7 +109,8 @@ class ReleasedDDVI(Objective):
     def _sleep_terms(self, like: Tensor, draws: Draws) -> Terms:
         z, x = self.model.simulate(len(like), draws, like)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
-        return Terms({"sleep": self.posterior.denoising_loss(x.view_as(like), z, t, draws, "huber")}, {"sleep": 1.0})
+        encoded = self.posterior.encode(x.view_as(like), draws)
+        return Terms({"sleep": self.posterior.denoising_loss(encoded, z, t, draws, "huber")}, {"sleep": 1.0})
 
 
 def pixel_mean(model: LatentVariableModel, x: Tensor, z: Tensor) -> Tensor:

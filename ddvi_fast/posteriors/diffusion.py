@@ -135,20 +135,21 @@ class Diffusion(Posterior):
         _checks.require(self.learned_schedule is None, "learn_schedule", "false with doubly reparametrised gradients", True)
         return super().frozen_log_ratio(x, path, draws)
 
-    def denoising_loss(self, x: Tensor, z: Tensor, t: Tensor, draws: Draws, loss: str = "squared") -> Tensor:
-        """Regression of the chain's network on latents `z` [N, D] with data `x` [N, ...] at steps `t` [N] -> [N] (METHOD section 3)."""
-        encoded = self.encode(x, draws)
+    def denoising_loss(self, encoded: Encoded, z: Tensor, t: Tensor, draws: Draws, loss: str = "squared") -> Tensor:
+        """Regression of the chain's network on latents `z` [N, D], given their encoded data, at steps `t` [N] -> [N] (METHOD section 3)."""
+        schedule = self.schedule.detach()
         return ops.denoising_loss(
-            z, t, encoded.context, self.active_denoiser(), self.schedule, parametrisation=self.parametrisation, loss=loss, draws=draws
+            z, t, encoded.context, self.active_denoiser(), schedule, parametrisation=self.parametrisation, loss=loss, draws=draws
         )
 
-    def step_divergence(self, x: Tensor, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
+    def step_divergence(self, encoded: Encoded, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
         """`T KL( r(y_{t-1} | y_t, z) || q(y_{t-1} | y_t, x) )` in nats, less the entropy of `r`, at steps `t` [N] -> [N].
 
         Averaged over uniform `t` this is the chain's part of the sleep term, exact in every weight (METHOD section 3); the first
-        step, where `r` is a point mass, gives `-log q(z | y_1, x)`.
+        step, where `r` is a point mass, gives `-log q(z | y_1, x)`. Like all sleep terms it fits the chain to the noising process, not
+        the noising process to the chain: a learned schedule takes no gradient from `r`.
         """
-        encoded, schedule = self.encode(x, draws), self.schedule
+        schedule = self.schedule.detach()
         y, _ = ops.add_noise(z, t, schedule, draws=draws)
         weight_z, weight_y = (column[t].to(y).unsqueeze(1) for column in schedule.posterior_mean_weights())
         weight_state, weight_output, deviation = (column[t].unsqueeze(1) for column in self.coefficients()[:, :3].unbind(1))
@@ -156,11 +157,10 @@ class Diffusion(Posterior):
         squared = (weight_z * z + weight_y * y - mean).square() + schedule.posterior_variances[t].to(y).unsqueeze(1)
         return schedule.num_steps * (0.5 * squared / deviation.square() + torch.log(deviation) + 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    def top_log_prob(self, x: Tensor, z: Tensor, draws: Draws) -> Tensor:
-        """log q(y_T | x) in nats, [N], at `y_T` noised from `z` [N, D]."""
-        encoded = self.encode(x, draws)
+    def top_log_prob(self, encoded: Encoded, z: Tensor, draws: Draws) -> Tensor:
+        """log q(y_T | x) in nats, [N], at `y_T` noised from `z` [N, D], given the encoded data."""
         last = torch.full(z.shape[:1], self.schedule.num_steps - 1, device=z.device)
-        y_T, _ = ops.add_noise(z, last, self.schedule, draws=draws.importance(1))
+        y_T, _ = ops.add_noise(z, last, self.schedule.detach(), draws=draws.importance(1))
         return ops.gaussian_log_prob(y_T, encoded.mean, encoded.log_var)
 
     def _chain(self, encoded: Encoded, y_T: Tensor, draws: Draws, return_trajectory: bool) -> ops.ChainSample:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ddvi_fast import ops, rng
 from ddvi_fast._checks import InputError
 from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress
 from ddvi_fast.objectives.ddvi import Sleep, uniform_timesteps
@@ -34,8 +35,8 @@ def test_sleep_terms_are_the_posteriors_on_fantasies():
     terms = ddvi.sleep_terms(x, draws)
     z, fantasies = ddvi.wake.model.simulate(5, draws)
     t = uniform_timesteps(draws, 5, 6, "cpu")
-    torch.testing.assert_close(terms.values["sleep"], ddvi.posterior.denoising_loss(fantasies, z, t, draws, "huber"))
-    torch.testing.assert_close(terms.values["sleep_top"], -ddvi.posterior.top_log_prob(fantasies, z, draws))
+    torch.testing.assert_close(terms.values["sleep"], ddvi.posterior.denoising_loss(ddvi.posterior.encode(fantasies, draws), z, t, draws, "huber"))
+    torch.testing.assert_close(terms.values["sleep_top"], -ddvi.posterior.top_log_prob(ddvi.posterior.encode(fantasies, draws), z, draws))
 
 
 def test_alternating_updates_have_groups_of_their_own():
@@ -79,7 +80,8 @@ def test_iwae_as_the_wake_bound():
 
 def test_images_keep_their_shape_in_fantasies():
     ddvi, seen = objective(Sleep(1.0, 0.0)), []
-    ddvi.posterior.denoising_loss = lambda x, z, t, draws, loss: seen.append(x.shape) or z.sum(-1)
+    encode = ddvi.posterior.encode
+    ddvi.posterior.encode = lambda x, draws: seen.append(x.shape) or encode(x, draws)
     ddvi.sleep_terms(observations(4).view(4, 1, 3), Draws(0))
     assert seen == [(4, 1, 3)]
 
@@ -143,3 +145,34 @@ def test_refuses_unusable_options(argument, options):
 def test_refuses_another_family():
     with pytest.raises(InputError, match=r"^posterior: expected a Diffusion posterior, got Gaussian"):
         DDVI(ELBO(make_model(), gaussian_posterior()))
+
+
+def test_the_exact_divergence_is_that_of_the_joint_densities():
+    """Summed over its steps it is `-E_r log q(y_{0:T-1} | y_T, x)`: Monte Carlo with torch.distributions, at a trained step variance."""
+    posterior = diffusion_posterior(3, learn_variances=True).double()
+    with torch.no_grad():
+        posterior.log_variance_factors.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(0))
+    rows, schedule = 4000, posterior.schedule
+    z = torch.tensor([[0.3, -0.7]], dtype=torch.float64).expand(rows, 2)
+    encoded = posterior.encode(observations(1).double().expand(rows, -1))
+    table = posterior.coefficients().double()
+    for step in (0, 1, schedule.num_steps - 1):
+        t = torch.full((rows,), step)
+        exact = posterior.step_divergence(encoded, z, t, Draws(1)) / schedule.num_steps
+        y, _ = ops.add_noise(z, t, schedule, draws=Draws(2))
+        weight_z, weight_y = (column[step] for column in schedule.posterior_mean_weights())
+        noise = rng.normal(Draws(3), (rows, 2), rng.START, dtype=torch.float64)
+        following = weight_z * z + weight_y * y + schedule.posterior_variances[step].sqrt() * noise
+        mean = table[step, 0] * y + table[step, 1] * posterior.denoiser(y, encoded.context, t)
+        sampled = -torch.distributions.Normal(mean, table[step, 2]).log_prob(following).sum(-1)
+        error = (exact.var() / rows + sampled.var() / rows).sqrt()
+        assert abs(float(exact.mean() - sampled.mean())) < 4 * float(error)
+
+
+def test_the_exact_divergence_trains_variances_but_not_the_schedule():
+    posterior = diffusion_posterior(3, learn_variances=True, learn_schedule=True)
+    ddvi = DDVI(ELBO(make_model(), posterior), Sleep(1.0, 1.0, "kl"))
+    ddvi.sleep_terms(observations(8), Draws(0)).total().backward()
+    assert posterior.log_variance_factors.grad.abs().sum() > 0
+    denoiser_gradient = torch.cat([parameter.grad.flatten() for parameter in posterior.denoiser.parameters()])
+    assert bool(torch.isfinite(denoiser_gradient).all()) and denoiser_gradient.abs().sum() > 0
