@@ -71,7 +71,8 @@ def _run(cells: list[Cell], folder: Path, jobs: int | None) -> list[dict[str, An
 
 def _config(cell: Cell, folder: Path) -> Config:
     prior, method, seed = cell
-    config = compose([f"prior={prior}", f"method={method}", f"seed={seed}", f"split_seed={seed}", "progress=off", "tensorboard=false", "figures=false"])
+    quiet = ["progress=off", "tensorboard=false", "figures=false"]
+    config = compose([f"prior={prior}", f"method={method}", f"seed={seed}", f"split_seed={seed}", *quiet])
     # A run that was cut short left no evaluation: it is started anew.
     return dataclasses.replace(config, run_dir=str(folder / f"{prior}-{method}-{seed}"), overwrite=True)
 

@@ -6,13 +6,10 @@ Importing this package touches no device, and neither Triton nor DeepSpeed: they
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddvi_fast._backend import use_backend
 from ddvi_fast._checks import InputError
-
-if TYPE_CHECKING:
-    from ddvi_fast import data, denoisers, evidence, interop, likelihoods, metrics, models, networks, objectives, ops, posteriors, priors, rng, schedules
 
 __version__ = "0.1.0"
 

@@ -68,4 +68,5 @@ def finite(value: torch.Tensor, argument: str) -> torch.Tensor:
 def _describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
-    return value if isinstance(value, str) else " ".join(repr(value).split())
+    # A sentence stands as it is; a name is quoted, so that an empty one can be seen.
+    return value if isinstance(value, str) and len(value) >= 40 else " ".join(repr(value).split())

@@ -15,9 +15,7 @@ _PAIRS = 1 << 24  # node-example pairs held at a time
 
 
 @torch.no_grad()
-def log_evidence_quadrature(
-    model: LatentVariableModel, x: Tensor, bounds: Sequence[Sequence[float]] | None = None, resolution: int = 200
-) -> Tensor:
+def log_evidence_quadrature(model: LatentVariableModel, x: Tensor, bounds: Sequence[Sequence[float]] | None = None, resolution: int = 200) -> Tensor:
     """`log p(x) = log integral p(z) p(x | z) dz`, exact for D <= 2 (METHOD section 2).
 
     Args:

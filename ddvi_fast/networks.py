@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -54,7 +55,15 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, hidden: Sequence[int], outputs: int, *, activation: str = "relu", dropout: float = 0.0, draws: Draws = Draws(0), zero_output: bool = False
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        draws: Draws = Draws(0),
+        zero_output: bool = False,
     ) -> None:
         super().__init__()
         self.activation = _checks.choice(activation, ACTIVATIONS, "activation")
@@ -63,7 +72,8 @@ class MLP(nn.Module):
         widths = [inputs, *hidden, outputs]
         last = len(widths) - 2
         self.layers = nn.ModuleList(
-            linear(before, after, draws, layer, zero=zero_output and layer == last) for layer, (before, after) in enumerate(zip(widths, widths[1:]))
+            linear(before, after, draws, layer, zero=zero_output and layer == last)
+            for layer, (before, after) in enumerate(itertools.pairwise(widths))
         )
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:

@@ -46,8 +46,8 @@ class Draws:
     first_index: int = 0
 
     def __post_init__(self) -> None:
-        _checks.require(isinstance(self.seed, int) and 0 <= self.seed < 1 << 64, "seed", "an integer in [0, 2^64)", self.seed)
-        _checks.require(isinstance(self.first_index, int) and 0 <= self.first_index < 1 << 63, "first_index", "an integer in [0, 2^63)", self.first_index)
+        for name, value, bits in (("seed", self.seed, 64), ("first_index", self.first_index, 63)):
+            _checks.require(isinstance(value, int) and 0 <= value < 1 << bits, name, f"an integer in [0, 2^{bits})", value)
 
     def advance(self, rows: int) -> Draws:
         """The draws that start `rows` rows further on."""

@@ -126,8 +126,15 @@ def test_the_same_command_twice_gives_the_same_weights(capsys, tmp_path, method)
 
 def test_mnist_files_train(capsys, tmp_path, tiny_mnist):
     code, _, err = run(
-        capsys, "train", "dataset=mnist", f"data_dir={tmp_path}", f"run_dir={tmp_path / 'run'}", "recipe.batch_size=16", *SMALL,
-        "dataset.encoder.hidden=[16]", "dataset.decoder.hidden=[16]",
+        capsys,
+        "train",
+        "dataset=mnist",
+        f"data_dir={tmp_path}",
+        f"run_dir={tmp_path / 'run'}",
+        "recipe.batch_size=16",
+        *SMALL,
+        "dataset.encoder.hidden=[16]",
+        "dataset.decoder.hidden=[16]",
     )
     assert code == 0, err
 
@@ -135,8 +142,16 @@ def test_mnist_files_train(capsys, tmp_path, tiny_mnist):
 def test_real_mnist_trains(capsys, tmp_path, shared_data):
     folder = shared_data("mnist/train-images-idx3-ubyte.gz").parent.parent
     code, out, err = run(
-        capsys, "train", "dataset=mnist", f"data_dir={folder}", f"run_dir={tmp_path / 'run'}", *SMALL,
-        "dataset.encoder.hidden=[64]", "dataset.decoder.hidden=[64]", "evaluation.limit=64", "evaluation.prior_samples=500",
+        capsys,
+        "train",
+        "dataset=mnist",
+        f"data_dir={folder}",
+        f"run_dir={tmp_path / 'run'}",
+        *SMALL,
+        "dataset.encoder.hidden=[64]",
+        "dataset.decoder.hidden=[64]",
+        "evaluation.limit=64",
+        "evaluation.prior_samples=500",
     )
     assert code == 0, err
     assert "evidence" in out

@@ -37,9 +37,7 @@ def _copy_project(to: Path) -> Path:
 
 
 def _python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    ran = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
-    )
+    ran = subprocess.run([sys.executable, *arguments], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran
 

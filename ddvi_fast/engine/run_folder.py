@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-import ddvi_fast
-from ddvi_fast import _checks
+from ddvi_fast import __version__, _checks
 from ddvi_fast.engine.checkpoint import STATE, WEIGHTS, write_synced
 
 CONFIG, CONFIG_YAML, ENVIRONMENT = "config.json", "config.yaml", "environment.json"
@@ -132,7 +131,7 @@ def environment() -> dict[str, Any]:
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
         "versions": {
-            "ddvi_fast": ddvi_fast.__version__,
+            "ddvi_fast": __version__,
             "python": platform.python_version(),
             **{name: _version(name) for name in ("torch", "numpy", "triton", "deepspeed")},
         },

@@ -21,7 +21,7 @@ from ddvi_fast.objectives import DDVI, ELBO, IWAE, Objective, Progress
 from ddvi_fast.objectives.ddvi import Sleep
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.objectives.released import PriorFit, ReleasedDDVI, WarmUp
-from ddvi_fast.objectives.weights import Blur
+from ddvi_fast.objectives.weights import PriorGuide
 from ddvi_fast.posteriors import IAF, Diffusion, Gaussian, Posterior
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
@@ -63,7 +63,8 @@ def build(config: Config, dataset: Dataset) -> Experiment:
 
 def build_model(config: Config, dataset: Dataset) -> LatentVariableModel:
     """The generative half: prior, decoder, likelihood."""
-    prior = priors.make(config.prior.name, **({"dim": config.latent_dim} if config.prior.name == "gaussian" else {}), **config.prior.options)
+    sized = {"dim": config.latent_dim} if config.prior.name == "gaussian" else {}
+    prior = priors.make(config.prior.name, **sized, **config.prior.options)
     _checks.require(prior.dim == config.latent_dim, "latent_dim", f"{prior.dim}, as the {config.prior.name} prior has", config.latent_dim)
     likelihood = likelihoods.make(config.dataset.likelihood, **config.dataset.likelihood_options)
     decoder = _mlp(config, config.dataset.decoder, config.latent_dim, dataset.num_dimensions, _DECODER, dropout=0.0)
@@ -84,7 +85,12 @@ def build_posterior(config: Config, dataset: Dataset) -> Posterior:
 def _diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder: MLP) -> Diffusion:
     context = _mlp(config, config.dataset.encoder, dataset.num_dimensions, chain.context_dim, _CONTEXT) if chain.context_dim else None
     denoiser = ResidualMLP(
-        config.latent_dim, chain.context_dim, chain.num_steps, chain.hidden_dim, zero_output=config.recipe.match_prior, draws=_place(config, _DENOISER)
+        config.latent_dim,
+        chain.context_dim,
+        chain.num_steps,
+        chain.hidden_dim,
+        zero_output=config.recipe.match_prior,
+        draws=_place(config, _DENOISER),
     )
     return Diffusion(
         encoder,
@@ -102,11 +108,11 @@ def _diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder: ML
 def _objective(config: Config, model: LatentVariableModel, posterior: Posterior) -> Objective:
     method, recipe = config.method, config.recipe
     kl = KLSchedule(recipe.kl.kind, recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
-    blur = Blur(recipe.prior_blur, recipe.prior_blur_fraction)
+    guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score)
     if method.objective == "iwae":
-        return IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, kl, blur)
+        return IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, kl, guide)
     _checks.require(not method.doubly_reparametrised, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
-    wake = ELBO(model, posterior, kl, method.num_samples, blur)
+    wake = ELBO(model, posterior, kl, method.num_samples, guide)
     if method.objective == "elbo":
         return wake
     return DDVI(wake, _sleep(method))

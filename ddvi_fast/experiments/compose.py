@@ -105,5 +105,3 @@ def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     where = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key:")), "")
     return f"{where}: {lines[0]}" if where else lines[0]
-
-

@@ -6,7 +6,7 @@ Every field says what it means and in which unit, once, here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 
 @dataclass
@@ -42,10 +42,10 @@ class ChainConfig:
     schedule: str = "geometric"
     schedule_options: dict[str, Any] = field(default_factory=dict)
     eta: float = 1.0  # 1 ancestral sampling, 0 deterministic
-    final_variance: Optional[float] = None  # s_1^2; the posterior variance of step 2 if null
+    final_variance: float | None = None  # s_1^2; the posterior variance of step 2 if null
     learn_schedule: bool = False  # train the betas
     learn_variances: bool = True  # train a factor of each step variance
-    first_num_steps: Optional[int] = None  # T annealing: steps in use at first, doubled until T
+    first_num_steps: int | None = None  # T annealing: steps in use at first, doubled until T
 
 
 @dataclass
@@ -84,11 +84,12 @@ class RecipeConfig:
     lr: float = 2e-3  # peak learning rate of Adam
     lr_schedule: str = "cosine"  # cosine or constant
     warmup_fraction: float = 0.0  # of the epochs in which the rate rises
-    max_norm: Optional[float] = 50.0  # gradient clipping
+    max_norm: float | None = 50.0  # gradient clipping
     schedule_lr: float = 10.0  # factor on the rate of learned schedules and variances
     kl: KLConfig = field(default_factory=KLConfig)
     prior_blur: float = 0.3  # width by which the prior is blurred at first
     prior_blur_fraction: float = 0.6  # of the epochs by which the blur is gone
+    prior_max_score: float | None = 200.0  # limit of each sample's gradient of log p(z); null for none
     match_prior: bool = True  # start the encoder's means with the prior's centre and spread
     prior_epochs: int = 0  # released: of fitting the unconditional chain
     prior_steps: int = 1000  # released: batches in such an epoch
@@ -100,7 +101,7 @@ class RecipeConfig:
 class EvaluationConfig:
     elbo_samples: int = 100  # draws a row for the ELBO
     iwae_samples: int = 1000  # K of the IWAE bound
-    limit: Optional[int] = 2000  # test examples for evidence and bounds; null for all
+    limit: int | None = 2000  # test examples for evidence and bounds; null for all
     prior_samples: int = 10000  # for latent NLL and MMD
 
 
@@ -114,13 +115,13 @@ class Config:
     seed: int = 0  # of initial weights, order and noise
     split_seed: int = 0  # of the train and test split, where the data set has none
     latent_dim: int = 2  # D
-    epochs: Optional[int] = None  # overrides the recipe's
-    data_dir: Optional[str] = None  # where files of data sets lie; DDVI_FAST_DATA if null
+    epochs: int | None = None  # overrides the recipe's
+    data_dir: str | None = None  # where files of data sets lie; DDVI_FAST_DATA if null
     download: bool = False  # fetch missing files with torchvision
-    limit: Optional[int] = None  # first so many training examples
+    limit: int | None = None  # first so many training examples
     device: str = "cpu"
-    threads: Optional[int] = None  # of torch on the CPU; its own choice if null
-    run_dir: Optional[str] = None  # runs/DATASET-METHOD-PRIOR-seedN if null
+    threads: int | None = None  # of torch on the CPU; its own choice if null
+    run_dir: str | None = None  # runs/DATASET-METHOD-PRIOR-seedN if null
     overwrite: bool = False  # replace another run in run_dir
     progress: str = "auto"  # auto, on or off
     tensorboard: bool = True

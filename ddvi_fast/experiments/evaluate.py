@@ -74,9 +74,7 @@ def draw_figures(config: Config, experiment: Experiment, dataset: Dataset, folde
     prior_samples, prior_labels = sample_prior(config, model)
     latents = metrics.encode(posterior, x, draws)
     names = dataset.class_names or None
-    paths.append(
-        figures.latents(folder / "latents.png", latents, labels, prior_samples, prior_labels, title, class_names=names, overwrite=True)
-    )
+    paths.append(figures.latents(folder / "latents.png", latents, labels, prior_samples, prior_labels, title, class_names=names, overwrite=True))
     paths.append(_decoded(model, dataset, prior_samples, folder, title))
     if isinstance(posterior, Diffusion):
         path = posterior.latent_path(posterior.encode(x), 1, draws)[:, 0]

@@ -66,7 +66,8 @@ def train_run(config: Config) -> Result:
 def evaluate_run(path: str | Path, overwrite: bool = False) -> Result:
     """Evaluate the final checkpoint of the run at `path` again, as its configuration says."""
     folder = RunFolder.open(path)
-    _checks.require(overwrite or not _evaluation_path(folder).exists(), f"run folder {path}", "one not evaluated yet", "evaluation.json", "overwrite=true replaces it")
+    fresh = overwrite or not _evaluation_path(folder).exists()
+    _checks.require(fresh, f"run folder {path}", "one not evaluated yet", "evaluation.json", "overwrite=true replaces it")
     config = from_dict(folder.config)
     dataset = load_dataset(config)
     experiment = build(config, dataset)

@@ -4,6 +4,6 @@ from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.ddvi import DDVI
 from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.iwae import IWAE
-from ddvi_fast.objectives.weights import kl_weight
+from ddvi_fast.objectives.weights import PriorGuide, kl_weight
 
-__all__ = ["DDVI", "ELBO", "IWAE", "Objective", "Progress", "Terms", "Update", "kl_weight"]
+__all__ = ["DDVI", "ELBO", "IWAE", "Objective", "PriorGuide", "Progress", "Terms", "Update", "kl_weight"]

@@ -40,8 +40,10 @@ class Sleep:
 
     def __post_init__(self) -> None:
         _checks.choice(self.loss, (*ops.LOSSES, "kl"), "sleep.loss")
-        _checks.require(self.weight >= 0 and self.top_weight >= 0, "sleep.weight, sleep.top_weight", "numbers of at least 0", (self.weight, self.top_weight))
-        _checks.require(self.num_updates >= 1 and self.batch_factor >= 1, "sleep.num_updates, sleep.batch_factor", "at least 1", (self.num_updates, self.batch_factor))
+        for name in ("weight", "top_weight"):
+            _checks.require(getattr(self, name) >= 0, f"sleep.{name}", "a number of at least 0", getattr(self, name))
+        for name in ("num_updates", "batch_factor"):
+            _checks.require(getattr(self, name) >= 1, f"sleep.{name}", "at least 1", getattr(self, name))
         _checks.require(self.alternating or self.num_updates == 1, "sleep.num_updates", "1 unless sleep.alternating is true", self.num_updates)
 
     @property

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
-from ddvi_fast.objectives.weights import Blur, kl_weight
+from ddvi_fast.objectives.weights import PriorGuide, kl_weight
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import Draws
 
@@ -37,25 +37,25 @@ class ELBO(Objective):
         posterior: a family with a density.
         kl: how the KL weight moves.
         num_samples: importance samples a row, averaged.
-        blur: of the prior, while training.
+        guide: how the prior enters while training.
     """
 
     def __init__(
-        self, model: LatentVariableModel, posterior: Posterior, kl: KLSchedule = KLSchedule(), num_samples: int = 1, blur: Blur = Blur()
+        self, model: LatentVariableModel, posterior: Posterior, kl: KLSchedule = KLSchedule(), num_samples: int = 1, guide: PriorGuide = PriorGuide()
     ) -> None:
         super().__init__()
         posterior.require_density()
         model.prior.require_density()
-        self.model, self.posterior, self.kl, self.num_samples, self.blur = model, posterior, kl, num_samples, blur
+        self.model, self.posterior, self.kl, self.num_samples, self.guide = model, posterior, kl, num_samples, guide
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
         yield Update("wake", lambda: self.wake_terms(x, progress, draws))
 
     def wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         z, log_ratio = self.posterior.sample(x, self.num_samples, draws)
-        prior = self.model.prior.blurred(self.blur.at(progress.fraction))
+        log_prior = self.guide.log_prob(self.model.prior, z, progress.fraction)
         values = {
             "reconstruction": -self.model.log_likelihood(x, z).mean(0),
-            "kl": -(prior.log_prob(z) + log_ratio).mean(0),
+            "kl": -(log_prior + log_ratio).mean(0),
         }
         return Terms(values, {"reconstruction": 1.0, "kl": self.kl.at(progress)})

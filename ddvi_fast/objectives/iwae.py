@@ -11,7 +11,7 @@ from ddvi_fast import _checks, ops
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.elbo import KLSchedule
-from ddvi_fast.objectives.weights import Blur
+from ddvi_fast.objectives.weights import PriorGuide
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import Draws
 
@@ -30,7 +30,7 @@ class IWAE(Objective):
         doubly_reparametrised: replace the posterior's gradient by the one whose signal does not fade as K grows: each
             sample's path gradient is scaled by its normalised weight once more, and the score term is left out.
         kl: how the KL weight moves.
-        blur: of the prior, while training.
+        guide: how the prior enters while training.
     """
 
     def __init__(
@@ -40,23 +40,23 @@ class IWAE(Objective):
         num_samples: int = 10,
         doubly_reparametrised: bool = False,
         kl: KLSchedule = KLSchedule(),
-        blur: Blur = Blur(),
+        guide: PriorGuide = PriorGuide(),
     ) -> None:
         super().__init__()
         posterior.require_density()
         model.prior.require_density()
         _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
-        self.model, self.posterior, self.kl, self.blur = model, posterior, kl, blur
+        self.model, self.posterior, self.kl, self.guide = model, posterior, kl, guide
         self.num_samples, self.doubly_reparametrised = num_samples, doubly_reparametrised
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
         yield Update("wake", lambda: self.wake_terms(x, progress, draws))
 
     def wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
-        prior, kl = self.model.prior.blurred(self.blur.at(progress.fraction)), self.kl.at(progress)
+        kl = self.kl.at(progress)
 
         def log_weights(z: Tensor, log_ratio: Tensor) -> Tensor:
-            return self.model.log_likelihood(x, z) + kl * (prior.log_prob(z) + log_ratio)
+            return self.model.log_likelihood(x, z) + kl * (self.guide.log_prob(self.model.prior, z, progress.fraction) + log_ratio)
 
         bound = self._doubly_reparametrised if self.doubly_reparametrised else self._plain
         return Terms({"bound": -bound(x, log_weights, kl, draws)}, {"bound": 1.0})

@@ -1,10 +1,14 @@
-"""How the weight of the KL term, and the blur of the prior, move over the epochs of a phase."""
+"""How the KL term enters over the epochs of a phase: its weight, and how the prior guides it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from ddvi_fast import _checks
+from ddvi_fast.priors import Prior
 
 KINDS = ("constant", "linear", "cyclic", "reverse_warmup")
 CYCLES = 4
@@ -45,20 +49,39 @@ def _cycle_fraction(since: float, period: float) -> float:
 
 
 @dataclass(frozen=True)
-class Blur:
-    """A width by which the prior is blurred early in a phase, falling to a hundredth of `width` and then to nothing.
+class PriorGuide:
+    """How the prior's density enters while training; bounds that are reported always use the prior itself.
 
-    A thin prior gives latents beside it a KL of thousands of nats, from which a posterior only recoils; a blurred one
-    draws them in first. Bounds that are reported always use the prior itself.
+    A thin prior gives latents beside it a KL of thousands of nats and a score to match, from which a posterior only recoils. So
+    the prior is blurred early in a phase, and no sample's score may exceed a limit.
+
+    Args:
+        blur: width of the blur, falling to a hundredth of it and then to nothing.
+        fraction: of the phase by which the blur is gone.
+        max_score: limit of the norm of each sample's `d log p(z) / dz`; None for none.
     """
 
-    width: float = 0.0
+    blur: float = 0.0
     fraction: float = 0.5
+    max_score: float | None = None
 
     def __post_init__(self) -> None:
-        _checks.require(self.width >= 0, "prior_blur", "a width of at least 0", self.width)
+        _checks.require(self.blur >= 0, "prior_blur", "a width of at least 0", self.blur)
         _checks.require(0 < self.fraction <= 1, "prior_blur_fraction", "a number in (0, 1]", self.fraction)
+        _checks.require(self.max_score is None or self.max_score > 0, "prior_max_score", "None or a positive number", self.max_score)
 
-    def at(self, fraction: float) -> float:
-        """The width at `fraction` of the phase."""
-        return self.width * 0.01 ** (fraction / self.fraction) if fraction < self.fraction else 0.0
+    def width(self, fraction: float) -> float:
+        """The blur's width at `fraction` of the phase."""
+        return self.blur * 0.01 ** (fraction / self.fraction) if fraction < self.fraction else 0.0
+
+    def log_prob(self, prior: Prior, z: Tensor, fraction: float) -> Tensor:
+        """log p(z) in nats under the blurred prior, [..., D] -> [...], its gradient to `z` limited."""
+        prior = prior.blurred(self.width(fraction))
+        if self.max_score is None or not torch.is_grad_enabled():
+            return prior.log_prob(z)
+        leaf = z.detach().requires_grad_()
+        log_prob = prior.log_prob(leaf)
+        (score,) = torch.autograd.grad(log_prob.sum(), leaf, retain_graph=True)
+        limited = score * (self.max_score / score.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+        # The added term is zero; its gradient is the limited score.
+        return log_prob + ((z - z.detach()) * limited).sum(-1)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, ops, rng
+from ddvi_fast import _checks, ops
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_request, draw_start, split_top
 from ddvi_fast.rng import Draws
@@ -61,7 +61,8 @@ class Diffusion(Posterior):
     ) -> None:
         super().__init__()
         _checks.require(schedule.num_steps == denoiser.num_steps, "schedule", f"{denoiser.num_steps} steps, as the denoiser has", schedule.num_steps)
-        _checks.require((context_encoder is None) == (denoiser.context_dim == 0), "context_encoder", "one exactly when the denoiser has a context", context_encoder)
+        same = (context_encoder is None) == (denoiser.context_dim == 0)
+        _checks.require(same, "context_encoder", "one exactly when the denoiser has a context", context_encoder)
         _checks.require(eta > 0 or not (learn_variances or learn_schedule), "eta", "above 0 to learn variances or a schedule", eta)
         schedule.coefficients(parametrisation, eta, final_variance)
         self.encoder, self.context_encoder, self.denoiser = encoder, context_encoder, denoiser

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid
@@ -29,7 +31,7 @@ class AutoregressiveStep(nn.Module):
         super().__init__()
         self.latent_dim, self.context_dim, self.reverse = latent_dim, context_dim, reverse
         widths = [latent_dim, hidden_dim, hidden_dim, hidden_dim, 2 * latent_dim]
-        self.layers = nn.ModuleList(make_linear(*pair, draws, layer) for layer, pair in enumerate(zip(widths, widths[1:], strict=False)))
+        self.layers = nn.ModuleList(make_linear(*pair, draws, layer) for layer, pair in enumerate(itertools.pairwise(widths)))
         self.context_layer = make_linear(context_dim, hidden_dim, draws, len(self.layers))
         for layer, mask in enumerate(_masks(latent_dim, hidden_dim)):
             self.register_buffer(f"mask{layer}", mask, persistent=False)

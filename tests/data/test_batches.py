@@ -13,6 +13,13 @@ from ddvi_fast.data import epoch_batches, epoch_order, num_batches
 from ddvi_fast.data.dataset import _SPLIT_INDEX
 
 
+@pytest.fixture(autouse=True)
+def forked_generator():
+    """Layers are made with torch's own initialisation here; its generator is put back afterwards."""
+    with torch.random.fork_rng():
+        yield
+
+
 @pytest.mark.parametrize("size, batch_size", [(1, 1), (7, 3), (128, 128), (1000, 33)])
 def test_an_epoch_visits_every_example_once(size, batch_size):
     batches = list(epoch_batches(size, batch_size, seed=3, epoch=2, drop_last=False))

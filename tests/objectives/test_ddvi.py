@@ -131,9 +131,9 @@ def test_timesteps_are_uniform_and_stand_at_their_draws():
     ("argument", "options"),
     [
         ("sleep.num_updates", {"num_updates": 3}),
-        ("sleep.num_updates, sleep.batch_factor", {"num_updates": 0, "alternating": True}),
-        ("sleep.num_updates, sleep.batch_factor", {"batch_factor": 0}),
-        ("sleep.weight, sleep.top_weight", {"weight": -0.1}),
+        ("sleep.num_updates", {"num_updates": 0, "alternating": True}),
+        ("sleep.batch_factor", {"batch_factor": 0}),
+        ("sleep.weight", {"weight": -0.1}),
         ("sleep.loss", {"loss": "hubr"}),
     ],
 )
