@@ -69,4 +69,4 @@ def _describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
     # A sentence stands as it is; a name is quoted, so that an empty one can be seen.
-    return value if isinstance(value, str) and len(value) >= 40 else " ".join(repr(value).split())
+    return value if isinstance(value, str) and " " in value else " ".join(repr(value).split())

@@ -81,7 +81,7 @@ class RecipeConfig:
     name: str = "default"
     epochs: int = 400
     batch_size: int = 128
-    lr: float = 2e-3  # peak learning rate of Adam
+    lr: float = 1e-3  # peak learning rate of Adam
     lr_schedule: str = "cosine"  # cosine or constant
     warmup_fraction: float = 0.0  # of the epochs in which the rate rises
     max_norm: float | None = 50.0  # gradient clipping

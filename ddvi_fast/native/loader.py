@@ -62,6 +62,26 @@ def pointer(value: Tensor | None) -> int | None:
     return None if value is None else value.data_ptr()
 
 
+def pointers(*values: Tensor | None) -> list[ctypes.c_void_p]:
+    """Arguments of a call for contiguous tensors."""
+    return [ctypes.c_void_p(pointer(value)) for value in values]
+
+
+def integers(*values: int) -> list[ctypes.c_int64]:
+    """64-bit arguments: a bare Python number would be cut to 32 bits."""
+    return [ctypes.c_int64(value) for value in values]
+
+
+def unsigned(*values: int) -> list[ctypes.c_uint64]:
+    """Unsigned 64-bit arguments."""
+    return [ctypes.c_uint64(value) for value in values]
+
+
+def number(value: float) -> ctypes.c_float:
+    """A float32 argument."""
+    return ctypes.c_float(value)
+
+
 @functools.cache
 def _open() -> tuple[ctypes.CDLL | None, str]:
     if not LIBRARY.is_file():
@@ -71,6 +91,7 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         version = opened.ddvi_abi_version()
     except (OSError, AttributeError) as error:
         return None, f"{LIBRARY.name} cannot be loaded: {str(error).splitlines()[0]}"
+    opened.ddvi_mmd_sum.restype = ctypes.c_double
     if version != _ABI_VERSION:
         return None, f"{LIBRARY.name} is of another version of ddvi_fast: install again"
     return opened, ""

@@ -147,7 +147,7 @@ def test_what_is_missing_is_named_in_one_line(tmp_path):
     assert str(tmp_path / "none") in str(caught.value) and "\n" not in str(caught.value)
     checkpoint.save(tmp_path / "c", OLD, {})
     (tmp_path / "c" / checkpoint.WEIGHTS).unlink()
-    with pytest.raises(InputError, match=r"weights\.safetensors: expected a readable file, got 'No such file"):
+    with pytest.raises(InputError, match=r"weights\.safetensors: expected a readable file, got No such file"):
         checkpoint.load(tmp_path / "c")
 
 
@@ -175,7 +175,7 @@ def test_modules_round_trip_and_say_what_does_not_fit():
     checkpoint.load_modules({**saved, "adam.state.0.step": torch.tensor(1.0)}, {"decoder": other})
     assert torch.equal(other.weight, decoder.weight) and other.weight is before
 
-    with pytest.raises(InputError, match=r"got .none for decoder\.bias"):
+    with pytest.raises(InputError, match=r"got none for decoder\.bias"):
         checkpoint.load_modules({"decoder.weight": saved["decoder.weight"]}, {"decoder": other})
     with pytest.raises(InputError, match=r"unexpected decoder\.extra"):
         checkpoint.load_modules({**saved, "decoder.extra": torch.zeros(1)}, {"decoder": other})
