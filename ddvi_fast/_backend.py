@@ -14,14 +14,15 @@ from ddvi_fast import _checks
 NAMES = ("auto", "reference", "cpp", "triton")
 ENVIRONMENT_VARIABLE = "DDVI_FAST_BACKEND"
 
-_PACKAGES = {"reference": "ddvi_fast.reference"}
+_PACKAGES = {"reference": "ddvi_fast.reference", "cpp": "ddvi_fast.native"}
 _chosen: str | None = None
 
 
 class use_backend:
     """Choose the backend of the fused operations, as a call or for the length of a `with` block.
 
-    ``auto`` picks the fastest that can run the tensors at hand; the environment variable `DDVI_FAST_BACKEND` sets the default.
+    ``reference`` runs everywhere and in float64; ``cpp`` runs float32 on the CPU and refuses anything else. ``auto`` is ``reference``.
+    The environment variable `DDVI_FAST_BACKEND` sets the default.
 
     Raises:
         InputError: an unknown name, or a backend that this installation does not have.
@@ -53,11 +54,16 @@ def current() -> str:
 def operation(name: str) -> ModuleType:
     """The module that computes operation `name` on the backend in force."""
     backend = current()
-    return importlib.import_module(f"{_available('reference' if backend == 'auto' else backend)}.{name}")
+    return importlib.import_module(f"{_available(backend)}.{name}")
 
 
 def _available(backend: str) -> str:
-    """The package of a backend; a backend that cannot run here is an error that says so."""
-    if backend != "auto" and backend not in _PACKAGES:
+    """The package of a backend; a backend that cannot run here is an error that says why."""
+    backend = "reference" if backend == "auto" else backend
+    if backend not in _PACKAGES:
         _checks.fail("backend", f"one that this version has ({', '.join(_PACKAGES)})", backend)
-    return _PACKAGES["reference" if backend == "auto" else backend]
+    if backend == "cpp":
+        # Imported here because the wrappers draw on modules above this one.
+        built, reason = importlib.import_module("ddvi_fast.native.loader").available()
+        _checks.require(built, "backend", "one that is installed", backend, reason)
+    return _PACKAGES[backend]

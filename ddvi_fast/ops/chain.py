@@ -64,16 +64,17 @@ def sample_chain(
     _check_chain(y_T, context, denoiser, coefficients)
     stochastic = draws is not None or noise is not None
     _check_source(coefficients, stochastic)
-    num_steps, kernel = coefficients.shape[0], _backend.operation("chain")
-    if stochastic:
-        check_noise(noise, draws, (num_steps, *y_T.shape))
-        if noise is None:
-            noise = kernel.chain_noise(draws, num_steps, tuple(y_T.shape[:-1]), y_T.shape[-1], y_T)
-    weights = denoiser.chain_weights()
+    num_steps, kernel, weights = coefficients.shape[0], _backend.operation("chain"), denoiser.chain_weights()
     flat = _flattener(y_T.shape, weights.grouped)
     spread = None if context is None else flat(_spread(context, y_T.shape[:-1]))
-    flat_noise = None if noise is None else torch.stack([flat(step) for step in noise])
-    z, path, trajectory = kernel.sample_chain(flat(y_T), spread, weights, coefficients.to(y_T), flat_noise, denoiser.residual)
+    inputs, wanted = (flat(y_T), spread, weights, coefficients.to(y_T)), {"return_trajectory": return_trajectory}
+    if stochastic:
+        check_noise(noise, draws, (num_steps, *y_T.shape))
+    if draws is not None:
+        z, path, trajectory = kernel.sample_chain_from_draws(*inputs, draws, tuple(y_T.shape[:-1]), denoiser.residual, **wanted)
+    else:
+        flat_noise = None if noise is None else torch.stack([flat(step) for step in noise])
+        z, path, trajectory = kernel.sample_chain(*inputs, flat_noise, denoiser.residual, **wanted)
     return ChainSample(
         z.reshape(y_T.shape),
         None if path is None else path.reshape(y_T.shape[:-1]),

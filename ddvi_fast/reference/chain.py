@@ -47,8 +47,15 @@ def chain_noise(draws: Draws, num_steps: int, rows_shape: tuple[int, ...], laten
 
 
 def sample_chain(
-    y_T: Tensor, context: Tensor | None, weights: ChainWeights, coefficients: Tensor, noise: Tensor | None, residual: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
+    y_T: Tensor,
+    context: Tensor | None,
+    weights: ChainWeights,
+    coefficients: Tensor,
+    noise: Tensor | None,
+    residual: bool,
+    *,
+    return_trajectory: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run the chain from `y_T` [.., R, D] down to `z`.
 
     Returns `(z, path, trajectory)`: path [.., R] is None without noise (a deterministic chain has no density);
@@ -63,7 +70,23 @@ def sample_chain(
             following = following + deviation * noise[step]
             path = path + step_log_ratio(states[-1], following, noise[step], deviation, scale, beta)
         states.append(following)
-    return states[-1], path, torch.stack(states)
+    return states[-1], path, torch.stack(states) if return_trajectory else None
+
+
+def sample_chain_from_draws(
+    y_T: Tensor,
+    context: Tensor | None,
+    weights: ChainWeights,
+    coefficients: Tensor,
+    draws: Draws,
+    rows_shape: tuple[int, ...],
+    residual: bool,
+    *,
+    return_trajectory: bool = True,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`sample_chain` with the noise of `chain_noise(draws, T, rows_shape, D)`; `rows_shape` is that of the rows before they were flattened."""
+    noise = chain_noise(draws, coefficients.shape[0], rows_shape, y_T.shape[-1], y_T)
+    return sample_chain(y_T, context, weights, coefficients, noise.view(len(noise), *y_T.shape), residual, return_trajectory=return_trajectory)
 
 
 def step_log_ratio(y: Tensor, following: Tensor, noise: Tensor, deviation: Tensor, scale: Tensor, beta: Tensor) -> Tensor:
