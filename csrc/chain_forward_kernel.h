@@ -56,7 +56,7 @@ template <class P>
 void forward_as(const ChainArguments& c) {
   // Every sample is computed alike whatever tile it stands in, so the tiles may follow the number of threads.
   const int64_t fair = (c.groups * c.rows + c.threads - 1) / c.threads;
-  const int64_t size = std::min(kTile, (fair + 15) / 16 * 16), tiles = (c.rows + size - 1) / size;
+  const int64_t size = std::min(kTile, std::max<int64_t>(16, (fair + 15) / 16 * 16)), tiles = (c.rows + size - 1) / size;
   const float* packed = pack_weights<P>(c);
   ddvi::parallel_for(c.threads, c.groups * tiles, [&](int64_t item) {
     const int64_t group = item / tiles, row = item % tiles * size;

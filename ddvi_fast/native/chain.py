@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ddvi_fast.native import loader
 from ddvi_fast.reference.chain import ChainWeights, chain_noise, denoise, trajectory_log_ratio
@@ -128,7 +127,7 @@ class _Chain(Function):
         return z, path, trajectory if options["return_trajectory"] else None
 
     @staticmethod
-    @once_differentiable
+    @loader.first_derivative_only
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, trajectory = ctx.saved_tensors
         upstream = [None if value is None else value.contiguous() for value in upstream]

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ddvi_fast.native import loader
 
@@ -82,7 +81,7 @@ class _Reduction(Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @loader.first_derivative_only
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         operands, shape = ctx.saved_tensors, ctx.call[2]
         gradients = [upstream.new_empty(shape) if need else None for need in ctx.needs_input_grad[3:]]
@@ -121,6 +120,6 @@ class _LogMeanExp(Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @loader.first_derivative_only
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
         return upstream.unsqueeze(-1) * torch.softmax(ctx.saved_tensors[0], -1)

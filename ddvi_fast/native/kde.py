@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ddvi_fast.native import loader
 
@@ -46,7 +45,7 @@ class _PerBandwidth(Function):
         return each
 
     @staticmethod
-    @once_differentiable
+    @loader.first_derivative_only
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         z, columns, bandwidths, each = ctx.saved_tensors
         upstream = upstream.contiguous()

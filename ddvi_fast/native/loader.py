@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +57,18 @@ def require_usable(reason: str | None) -> None:
     """Raise the reason, if there is one, as an `InputError`."""
     if reason is not None:
         raise _checks.InputError(reason)
+
+
+def first_derivative_only(backward: Callable) -> Callable:
+    """Refuses to be part of a graph: a gradient without one would make second derivatives silently wrong."""
+
+    @functools.wraps(backward)
+    def refusing(ctx: Any, *upstream: Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            _checks.fail("create_graph", "False, as the C++ kernels have first derivatives only", True, "use the reference backend")
+        return backward(ctx, *upstream)
+
+    return refusing
 
 
 def pointer(value: Tensor | None) -> int | None:

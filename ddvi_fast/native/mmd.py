@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ddvi_fast.native import loader
 
@@ -44,7 +43,7 @@ class _Squared(Function):
         return x.new_tensor(squared)
 
     @staticmethod
-    @once_differentiable
+    @loader.first_derivative_only
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, y, sigmas = ctx.saved_tensors
         return (

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ddvi_fast import rng
 from ddvi_fast.native import loader
@@ -56,7 +55,7 @@ class _AddNoise(Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @loader.first_derivative_only
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x0, t, signal, deviation, noise = ctx.saved_tensors
         need = ctx.needs_input_grad
