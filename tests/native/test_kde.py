@@ -63,4 +63,5 @@ def test_same_bits_for_any_number_of_threads(isa, threads):
 
 def test_strided_inputs(isa):
     (z, points), bandwidths = _case(9, 40, 3), torch.tensor([0.2, 0.7])
-    assert torch.equal(kde.kde_log_density(testing.strided(z), testing.strided(points), bandwidths, None), kde.kde_log_density(z, points, bandwidths, None))
+    got = kde.kde_log_density(testing.strided(z), testing.strided(points), bandwidths, None)
+    assert torch.equal(got, kde.kde_log_density(z, points, bandwidths, None))
