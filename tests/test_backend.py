@@ -53,7 +53,7 @@ def test_unknown_name_changes_nothing():
 
 @pytest.mark.parametrize("name", sorted(set(_backend.NAMES) - set(_backend._PACKAGES) - {"auto"}))
 def test_missing_backend_is_an_error(name):
-    with pytest.raises(InputError, match=f"backend: expected one that this version has .*got '?{name}"):
+    with pytest.raises(InputError, match=f"backend: expected auto or one that this version has .*got '?{name}"):
         ddvi_fast.use_backend(name)
     assert _backend.current() == "auto"
 

@@ -9,9 +9,20 @@ from __future__ import annotations
 import pytest
 import torch
 
+import ddvi_fast
 from ddvi_fast import interop, metrics, ops, schedules
+from ddvi_fast.native import loader
 from ddvi_fast.objectives.weights import kl_weight
 from ddvi_fast.testing import assert_close
+
+
+@pytest.fixture(autouse=True, params=["reference", "cpp"])
+def backend(request):
+    """Golden values hold on every backend."""
+    if request.param == "cpp" and not loader.available()[0]:
+        pytest.skip(f"the compiled extension is missing: {loader.available()[1]}")
+    with ddvi_fast.use_backend(request.param):
+        yield request.param
 
 
 class Chain:
@@ -126,8 +137,9 @@ def test_mmd(golden):
     assert_close(ops.mmd(x, y, golden["mmd/sigma"].tolist()), torch.tensor(golden["mmd/value"]), rtol=1e-5)
 
 
-def test_latent_nll(golden):
-    latents, samples = torch.tensor(golden["latent_nll/latents"]), torch.tensor(golden["latent_nll/prior_samples"]).double()
+def test_latent_nll(golden, backend):
+    dtype = torch.float32 if backend == "cpp" else torch.float64
+    latents, samples = torch.tensor(golden["latent_nll/latents"]).to(dtype), torch.tensor(golden["latent_nll/prior_samples"]).to(dtype)
     value = metrics.latent_nll(latents, samples, tuple(golden["latent_nll/bandwidths"].tolist()))
     assert value == pytest.approx(float(golden["latent_nll/value"]), rel=1e-5)
 

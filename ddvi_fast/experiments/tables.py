@@ -15,7 +15,7 @@ COLUMNS = {
     "knn_accuracy": "KNN accuracy",
     "latent_nll": "latent NLL",
     "mmd": "MMD",
-    "elbo_released": "ELBO, released scale",
+    "elbo_released": "released ELBO",
     "seconds": "seconds",
 }
 
@@ -35,9 +35,9 @@ def print_table(rows: Sequence[tuple[str, Mapping[str, float]]], title: str = "t
 
     shown = [name for name in COLUMNS if any(name in metrics for _, metrics in rows)]
     table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in shown:
-        table.add_column(COLUMNS[name], justify="right")
+        table.add_column(COLUMNS[name], justify="right", no_wrap=True)
     for label, metrics in rows:
         table.add_row(label, *[f"{metrics[name]:.3f}" if name in metrics else "-" for name in shown])
-    Console(width=max(120, Console().width)).print(table)
+    Console(width=max(150, Console().width)).print(table)

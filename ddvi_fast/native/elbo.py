@@ -14,8 +14,10 @@ from ddvi_fast.native import loader
 _BERNOULLI, _GAUSSIAN, _BINOMIAL, _GAUSSIAN_KL, _GAUSSIAN_LOG_PROB = range(5)
 
 
-def unsupported(*operands: Tensor | float) -> str | None:
-    """Why the kernels cannot take these operands, or None."""
+def unsupported(*operands: Tensor | float, constant: Tensor | None = None) -> str | None:
+    """Why the kernels cannot take these operands, or None; `constant` is one to which they give no gradient."""
+    if constant is not None and constant.requires_grad and torch.is_grad_enabled():
+        return "counts: the C++ likelihood has no gradient to them"
     return loader.unusable(**{f"operand {i}": value for i, value in enumerate(operands) if isinstance(value, Tensor)})
 
 
@@ -45,8 +47,7 @@ def binomial_log_likelihood(logits: Tensor, counts: Tensor, total: float) -> Ten
     Raises:
         InputError: `counts` asks for a gradient, or tensors that the kernels do not take.
     """
-    if counts.requires_grad and torch.is_grad_enabled():
-        loader.require_usable("counts: the C++ likelihood has no gradient to them")
+    loader.require_usable(unsupported(logits, counts, constant=counts))
     choose = math.lgamma(total + 1) - torch.lgamma(counts + 1) - torch.lgamma(total - counts + 1)
     return _reduce(_BINOMIAL, logits, counts, choose, total=total)
 

@@ -64,10 +64,11 @@ def sample_chain(
     _check_chain(y_T, context, denoiser, coefficients)
     stochastic = draws is not None or noise is not None
     _check_source(coefficients, stochastic)
-    num_steps, kernel, weights = coefficients.shape[0], _backend.operation("chain"), denoiser.chain_weights()
+    num_steps, weights = coefficients.shape[0], denoiser.chain_weights()
     flat = _flattener(y_T.shape, weights.grouped)
     spread = None if context is None else flat(_spread(context, y_T.shape[:-1]))
     inputs, wanted = (flat(y_T), spread, weights, coefficients.to(y_T)), {"return_trajectory": return_trajectory}
+    kernel = _backend.operation("chain", *inputs)
     if stochastic:
         check_noise(noise, draws, (num_steps, *y_T.shape))
     if draws is not None:
@@ -98,7 +99,7 @@ def trajectory_log_ratio(trajectory: Tensor, context: Tensor | None, denoiser: R
     rows = trajectory.shape[1:-1]
     spread = None if context is None else _spread(context, rows).reshape(-1, context.shape[-1])
     flat = trajectory.reshape(trajectory.shape[0], -1, trajectory.shape[-1])
-    kernel = _backend.operation("chain")
+    kernel = _backend.operation("chain", flat, spread, weights, coefficients)
     return kernel.trajectory_log_ratio(flat, spread, weights, coefficients.to(trajectory), denoiser.residual).reshape(rows)
 
 

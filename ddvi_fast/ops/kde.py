@@ -33,4 +33,4 @@ def kde_log_density(z: Tensor, points: Tensor, bandwidths: Sequence[float] | Ten
     _checks.require(widths.dim() == 1 and len(widths) >= 1, "bandwidths", "a sequence of positive numbers", bandwidths)
     # Reading values back from a device would stall it, so only host values are looked at.
     _checks.require(widths.device.type != "cpu" or bool((widths > 0).all()), "bandwidths", "a sequence of positive numbers", bandwidths)
-    return _backend.operation("kde").kde_log_density(z, points, widths, clamp)
+    return _backend.operation("kde", z, points, widths).kde_log_density(z, points, widths, clamp)

@@ -28,4 +28,5 @@ def mmd(x: Tensor, y: Tensor, sigmas: Sequence[float] | Tensor) -> Tensor:
     _checks.tensor(x, "x", (None, None))
     _checks.tensor(y, "y", (None, x.shape[1]))
     _checks.require(min(len(x), len(y)) >= 1, "x, y", "at least one row each", f"{len(x)} and {len(y)} rows")
-    return _backend.operation("mmd").mmd(x, y, torch.as_tensor(sigmas, dtype=x.dtype, device=x.device))
+    widths = torch.as_tensor(sigmas, dtype=x.dtype, device=x.device)
+    return _backend.operation("mmd", x, y, widths).mmd(x, y, widths)

@@ -36,7 +36,7 @@ def add_noise(x0: Tensor, t: Tensor, schedule: NoiseSchedule, *, noise: Tensor |
     check_timesteps(t, x0.shape[:-1], schedule.num_steps)
     check_noise(noise, draws, x0.shape)
     signal, deviation = (column.to(x0) for column in (schedule.alpha_bars.sqrt(), schedule.noise_variances.sqrt()))
-    return _backend.operation("noise").add_noise(x0, t, signal, deviation, noise, draws)
+    return _backend.operation("noise", x0, t, signal, deviation, noise).add_noise(x0, t, signal, deviation, noise, draws)
 
 
 def check_latents(value: Tensor, argument: str) -> None:

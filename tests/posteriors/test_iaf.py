@@ -54,11 +54,11 @@ def test_the_log_ratio_of_a_path_is_that_of_the_sample():
 def test_the_density_integrates_to_one():
     posterior = posteriors.IAF(networks.MLP(5, [8], 4), networks.MLP(5, [8], 4, draws=Draws(1)), latent_dim=2, context_dim=4).double()
     x = torch.rand(1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    axis = torch.linspace(-9, 9, 1201, dtype=torch.float64)
+    axis = torch.linspace(-8, 8, 401, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis).unsqueeze(1)
     with torch.no_grad():
         density = torch.exp(-posterior(x, grid.unsqueeze(0)))
-    assert float(density.sum() * 0.015**2) == pytest.approx(1, abs=1e-4)
+    assert float(density.sum() * 0.04**2) == pytest.approx(1, abs=1e-3)
 
 
 def test_every_parameter_has_a_gradient():
