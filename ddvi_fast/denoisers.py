@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
-from ddvi_fast.networks import uniform_
+from ddvi_fast.networks import take_rows, uniform_
 from ddvi_fast.reference.chain import ChainWeights, denoise
 from ddvi_fast.rng import Draws
 
@@ -94,9 +94,8 @@ class ResidualMLP(nn.Module):
         flat = [None if value is None else value.reshape(*lead, -1, value.shape[-1]) for value in (y, context)]
         steps = t.reshape(*lead, -1)
         if weights.grouped:
-            rows = weights.time_table[torch.arange(lead[0], device=t.device).unsqueeze(-1), steps]
-        else:
-            rows = weights.time_table[steps]
+            steps = steps + self.num_steps * torch.arange(lead[0], device=t.device).unsqueeze(-1)
+        rows = take_rows(weights.time_table.reshape(-1, 4 * self.hidden_dim), steps).unflatten(-1, (4, -1))
         return denoise(*flat, weights, rows, self.residual).reshape(y.shape)
 
     def extra_repr(self) -> str:

@@ -31,6 +31,14 @@ def linear(inputs: int, outputs: int, draws: Draws, layer: int, zero: bool = Fal
     return module
 
 
+def take_rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` [...] of `table` [M, W], as [..., W].
+
+    Plain indexing would add up its gradient from several threads at once, in an order that changes from run to run.
+    """
+    return nn.functional.embedding(index, table)
+
+
 def dropout(x: Tensor, rate: float, draws: Draws | None, layer: int) -> Tensor:
     """Drop each value with probability `rate`; without draws (evaluation) nothing is dropped."""
     if draws is None or rate == 0:

@@ -79,3 +79,16 @@ def test_context_must_fit():
         ResidualMLP(2, 0, 5)(torch.zeros(1, 2), torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(InputError, match="context: expected a tensor, got None"):
         ResidualMLP(2, 1, 5)(torch.zeros(1, 2), None, torch.zeros(1, dtype=torch.int64))
+
+
+def test_gradients_have_the_same_bits_with_several_threads():
+    denoiser, threads = ResidualMLP(2, 3, 5, draws=Draws(1)), torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    y, context = torch.randn(4096, 2, generator=generator), torch.randn(4096, 3, generator=generator)
+    t = torch.randint(0, 5, (4096,), generator=generator)
+    torch.set_num_threads(4)
+    try:
+        runs = [torch.autograd.grad(denoiser(y, context, t).square().sum(), denoiser.embedding)[0] for _ in range(10)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(run, runs[0]) for run in runs)

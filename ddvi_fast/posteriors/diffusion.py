@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops
 from ddvi_fast.denoisers import ResidualMLP, StepView
+from ddvi_fast.networks import take_rows
 from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_request, draw_start, split_top
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import LearnedSchedule, NoiseSchedule
@@ -153,7 +154,7 @@ class Diffusion(Posterior):
         schedule = self.schedule.detach()
         y, _ = ops.add_noise(z, t, schedule, draws=draws)
         weight_z, weight_y = (column[t].to(y).unsqueeze(1) for column in schedule.posterior_mean_weights())
-        weight_state, weight_output, deviation = (column[t].unsqueeze(1) for column in self.coefficients()[:, :3].unbind(1))
+        weight_state, weight_output, deviation = take_rows(self.coefficients()[:, :3], t).split(1, dim=1)
         mean = weight_state * y + weight_output * self.active_denoiser()(y, encoded.context, t)
         squared = (weight_z * z + weight_y * y - mean).square() + schedule.posterior_variances[t].to(y).unsqueeze(1)
         return schedule.num_steps * (0.5 * squared / deviation.square() + torch.log(deviation) + 0.5 * math.log(2 * math.pi)).sum(-1)
