@@ -116,3 +116,26 @@ def test_refuses_unusable_data(x):
 def test_refuses_a_resolution_of_one():
     with pytest.raises(InputError, match=r"^resolution: expected at least 2, got 1"):
         log_evidence_quadrature(make_model(), observations(1), resolution=1)
+
+
+@pytest.mark.parametrize(
+    ("prior", "x", "bounds"),
+    [
+        (priors.make("pinwheel", tangential_std=0.02), [[1.3, 0.9], [0.0, 0.0], [-0.2, 1.9]], [(-2.0, 2.5), (-2.0, 2.5)]),
+        (priors.make("swiss_roll_noisy"), [[0.6, 3.3], [0.1, 0.2]], [(-4.0, 4.5), (-4.0, 4.5)]),
+        (priors.make("square"), [[1.3, 1.2], [0.6, 0.2]], [(-1.5, 2.0), (-1.5, 2.0)]),
+        (priors.make("mixture"), [[4.0, 1.0], [0.0, 0.0]], [(-4.0, 6.0), (-4.0, 6.0)]),
+        (priors.make("gaussian"), [[6.0, 0.0], [0.5, -7.0]], [(-10.0, 10.0), (-10.0, 10.0)]),
+    ],
+)
+def test_the_priors_nodes_reach_where_data_outweigh_the_prior(prior, x, bounds):
+    """Observations of z itself with noise 0.15, many deviations off the prior: a fine grid over the plane agrees."""
+
+    class Identity(torch.nn.Module):
+        def forward(self, z):
+            return z
+
+    model = LatentVariableModel(prior.double(), Identity(), likelihoods.make("gaussian", scale=0.15).double())
+    x = torch.tensor(x, dtype=torch.float64)
+    grid = log_evidence_quadrature(model, x, bounds, resolution=500)
+    torch.testing.assert_close(log_evidence_quadrature(model, x, resolution=300), grid, rtol=0, atol=5e-3)

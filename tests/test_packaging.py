@@ -114,7 +114,7 @@ def _with_extension_source(folder: Path) -> Path:
     return source
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler on this machine")
 def test_extension_is_built_where_there_is_a_compiler(tmp_path: Path) -> None:
     wheel, _ = _build_wheel(_with_extension_source(tmp_path), tmp_path / "wheel")
     assert "-py3-none-" in wheel.name, "the library calls nothing of Python, so one wheel serves every version"

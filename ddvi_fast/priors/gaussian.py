@@ -28,7 +28,7 @@ class Gaussian(Prior):
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         _checks.require(self.dim <= 2, "prior", "at most 2 latent dimensions, for integration nodes", f"D = {self.dim}")
-        nodes, log_weights = bell_nodes(resolution)
+        nodes, log_weights = bell_nodes(resolution, reach=15)
         grid = torch.cartesian_prod(*[nodes] * self.dim).view(-1, self.dim)
         weights = torch.cartesian_prod(*[log_weights] * self.dim).view(-1, self.dim).sum(-1)
         return self.scale * grid, weights

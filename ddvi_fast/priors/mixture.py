@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, rng
-from ddvi_fast.priors.base import Prior, normal_nodes, pick
+from ddvi_fast.priors.base import Prior, across, bell_nodes, pick
 from ddvi_fast.rng import Draws
 
 
@@ -34,7 +34,7 @@ class Mixture(Prior):
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         _checks.require(self.dim <= 2, "prior", "at most 2 latent dimensions, for integration nodes", f"D = {self.dim}")
-        nodes, log_weights = normal_nodes(min(resolution, 40))
+        nodes, log_weights = bell_nodes(across(resolution), reach=30)
         grid = self.scale * torch.cartesian_prod(*[nodes] * self.dim).view(-1, self.dim)
         weights = torch.cartesian_prod(*[log_weights] * self.dim).view(-1, self.dim).sum(-1) - math.log(self.num_classes)
         centred = self.means.detach().double().cpu().unsqueeze(1) + grid

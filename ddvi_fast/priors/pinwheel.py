@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, rng
-from ddvi_fast.priors.base import Prior, bell_nodes, normal_nodes, pick
+from ddvi_fast.priors.base import Prior, across, bell_nodes, pick
 from ddvi_fast.rng import Draws
 
 _MIN_SLOPE = 0.12  # of the map's angle, up to the core radius; where it reaches 0 the map folds
@@ -54,11 +54,11 @@ class Pinwheel(Prior):
         self.core_radius = radii[lowest >= _MIN_SLOPE].max().item()
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
-        along, log_along = bell_nodes(resolution)
-        across, log_across = normal_nodes(7)
+        along, log_along = bell_nodes(resolution, reach=15)
+        beside, log_beside = bell_nodes(across(resolution), reach=200)
         labels = torch.arange(self.num_classes, dtype=torch.float64)
-        first, second, label = torch.meshgrid(1 + self.radial_std * along, self.tangential_std * across, labels, indexing="ij")
-        log_weights = log_along[:, None, None] + log_across[:, None] - math.log(self.num_classes) + torch.zeros(self.num_classes)
+        first, second, label = torch.meshgrid(1 + self.radial_std * along, self.tangential_std * beside, labels, indexing="ij")
+        log_weights = log_along[:, None, None] + log_beside[:, None] - math.log(self.num_classes) + torch.zeros(self.num_classes)
         return self._place(torch.stack((first, second), -1), label).flatten(0, 2), log_weights.flatten()
 
     def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, rng
-from ddvi_fast.priors.base import Prior, normal_nodes, pick, uniform_nodes
+from ddvi_fast.priors.base import Prior, across, bell_nodes, pick, uniform_nodes
 from ddvi_fast.rng import Draws
 
 _PERIMETER, _EDGE = 8.0, 2.0
@@ -46,10 +46,10 @@ class Square(Prior):
         nodes, log_nodes = uniform_nodes(max(8, resolution // 4))
         lengths = (self.ends - self.starts).double().unsqueeze(1)
         positions = self.starts.double().unsqueeze(1) + lengths * nodes
-        (around, log_around), (across, log_across) = normal_nodes(3), normal_nodes(7)
-        along = positions[..., None, None] + self.corner_width * around[:, None] + torch.zeros_like(across)
-        points = _place(self.edges[:, None, None, None], along, self.noise * across)
-        log_weights = (log_nodes + torch.log(lengths / _PERIMETER))[..., None, None] + log_around[:, None] + log_across
+        (around, log_around), (beside, log_beside) = bell_nodes(1, reach=10), bell_nodes(across(resolution), reach=40)
+        along = positions[..., None, None] + self.corner_width * around[:, None] + torch.zeros_like(beside)
+        points = _place(self.edges[:, None, None, None], along, self.noise * beside)
+        log_weights = (log_nodes + torch.log(lengths / _PERIMETER))[..., None, None] + log_around[:, None] + log_beside
         return points.flatten(0, 3), log_weights.flatten()
 
     def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, rng
-from ddvi_fast.priors.base import Prior, normal_nodes, pick, uniform_nodes
+from ddvi_fast.priors.base import Prior, across, bell_nodes, pick, uniform_nodes
 from ddvi_fast.rng import Draws
 
 _TURNS = 4.5 * math.pi
@@ -40,7 +40,7 @@ class SwissRoll(Prior):
         points, log_weights = self._curve_nodes(max(8, resolution // 4))
         if self.noise == 0:
             return points.flatten(0, 1), log_weights.flatten() - math.log(self.num_classes)
-        nodes, log_noise = normal_nodes(5)
+        nodes, log_noise = bell_nodes(across(resolution) // 2 + 1, reach=25)
         around = self.noise * torch.cartesian_prod(nodes, nodes)
         log_around = torch.cartesian_prod(log_noise, log_noise).sum(-1)
         spread = points.unsqueeze(2) + around
