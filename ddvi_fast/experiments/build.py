@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ddvi_fast import _checks, likelihoods, priors, schedules
 from ddvi_fast.data import Dataset
+from ddvi_fast.data.augment import flip
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.loop import Phase
@@ -199,9 +199,4 @@ def augmentation(config: Config):
     """The training-time augmentation of the data set, or None."""
     if not config.dataset.flip:
         return None
-    from ddvi_fast.data.augment import flip
-
-    def augment(x: Tensor, draws: Draws) -> Tensor:
-        return flip(x, draws)
-
-    return augment
+    return flip

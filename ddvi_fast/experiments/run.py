@@ -57,7 +57,7 @@ def train_run(config: Config) -> Result:
             config.recipe.batch_size,
             config.seed,
             lambda objective, optimisation: LocalEngine(objective, optimisation, config.device),
-            _Recorder(log, folder, experiment),
+            _Recorder(log),
             augmentation(config),
         )
     return _finish(config, experiment, dataset, folder, time.perf_counter() - started)
@@ -99,8 +99,6 @@ def run_dir(config: Config) -> Path:
 
 
 def _finish(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFolder, seconds: float, save: bool = True) -> Result:
-    for module in _modules(experiment).values():
-        module.eval()
     if save:
         state = {"seconds": round(seconds, 3), "seed": config.seed}
         checkpoint.save(folder.checkpoints / FINAL, checkpoint.module_tensors(_modules(experiment)), state)
@@ -111,10 +109,10 @@ def _finish(config: Config, experiment: Experiment, dataset: Dataset, folder: Ru
 
 
 class _Recorder:
-    """Sends the loop's news to the run's log, and saves the weights at the end of each phase."""
+    """Sends the loop's news to the run's log: a record an epoch, the bar at every step."""
 
-    def __init__(self, log: RunLog, folder: RunFolder, experiment: Experiment) -> None:
-        self._log, self._folder, self._experiment = log, folder, experiment
+    def __init__(self, log: RunLog) -> None:
+        self._log = log
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 

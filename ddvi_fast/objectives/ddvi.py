@@ -55,8 +55,8 @@ class Sleep:
 class DDVI(Objective):
     """The wake bound on data plus a wake-sleep regulariser on fantasies `z ~ p(z)`, `x ~ p(x | z)`.
 
-    Terms: those of the bound, `sleep` (squared or other error, mean over latent dimensions) and `sleep_top`
-    (-log q(y_T | x), nats).
+    Terms: those of the bound, `sleep` (nats for the loss ``kl``, else an error averaged over latent dimensions) and
+    `sleep_top` (-log q(y_T | x), nats).
 
     Args:
         wake: the bound on data, an `ELBO` or `IWAE` over a `Diffusion` posterior; its model draws the fantasies.

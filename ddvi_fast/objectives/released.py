@@ -135,10 +135,6 @@ def kl_per_step(posterior: Diffusion, context: Tensor | None, trajectory: Tensor
 
 
 def _means(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The chain's mean and the noising process's, [N, D] each, at steps `t` [N]."""
-    schedule = posterior.schedule
-    y = trajectory[schedule.num_steps - 1 - t, torch.arange(len(t), device=t.device)]
-    weight_z, weight_y = (column[t].to(y).unsqueeze(1) for column in schedule.posterior_mean_weights())
-    weight_state, weight_output = (column[t].unsqueeze(1) for column in posterior.coefficients()[:, :2].unbind(1))
-    predicted = weight_state * y + weight_output * posterior.active_denoiser()(y, context, t)
-    return predicted, weight_z * trajectory[-1] + weight_y * y
+    """The chain's mean and the noising process's, [N, D] each, at steps `t` [N] of a trajectory."""
+    y = trajectory[trajectory.shape[0] - 2 - t, torch.arange(len(t), device=t.device)]
+    return posterior.step_means(context, y, trajectory[-1], t, posterior.coefficients())

@@ -153,16 +153,23 @@ class Diffusion(Posterior):
         """
         schedule = self.schedule.detach()
         y, _ = ops.add_noise(z, t, schedule, draws=draws)
-        weight_z, weight_y = (column[t].to(y).unsqueeze(1) for column in schedule.posterior_mean_weights())
-        weight_state, weight_output, deviation = take_rows(self.coefficients()[:, :3], t).split(1, dim=1)
-        mean = weight_state * y + weight_output * self.active_denoiser()(y, encoded.context, t)
-        squared = (weight_z * z + weight_y * y - mean).square() + schedule.posterior_variances[t].to(y).unsqueeze(1)
+        coefficients = self.coefficients()
+        mean, noising_mean = self.step_means(encoded.context, y, z, t, coefficients)
+        deviation = take_rows(coefficients[:, 2:3], t)
+        squared = (noising_mean - mean).square() + schedule.posterior_variances[t].to(y).unsqueeze(1)
         return schedule.num_steps * (0.5 * squared / deviation.square() + torch.log(deviation) + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def step_means(self, context: Tensor | None, y: Tensor, z: Tensor, t: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """Means [N, D] of `q(y_{t-1} | y_t, x)` and of `r(y_{t-1} | y_t, z)` at states `y` [N, D] of steps `t` [N]; `coefficients` is the table."""
+        weight_z, weight_y = (column[t].to(y).unsqueeze(1) for column in self.schedule.detach().posterior_mean_weights())
+        weight_state, weight_output = take_rows(coefficients[:, :2], t).split(1, dim=1)
+        return weight_state * y + weight_output * self.active_denoiser()(y, context, t), weight_z * z + weight_y * y
 
     def top_log_prob(self, encoded: Encoded, z: Tensor, draws: Draws) -> Tensor:
         """log q(y_T | x) in nats, [N], at `y_T` noised from `z` [N, D], given the encoded data."""
-        last = torch.full(z.shape[:1], self.schedule.num_steps - 1, device=z.device)
-        y_T, _ = ops.add_noise(z, last, self.schedule.detach(), draws=draws.importance(1))
+        schedule = self.schedule.detach()
+        last = torch.full(z.shape[:1], schedule.num_steps - 1, device=z.device)
+        y_T, _ = ops.add_noise(z, last, schedule, draws=draws.importance(1))
         return ops.gaussian_log_prob(y_T, encoded.mean, encoded.log_var)
 
     def _chain(self, encoded: Encoded, y_T: Tensor, draws: Draws, return_trajectory: bool) -> ops.ChainSample:
