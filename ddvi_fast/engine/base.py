@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
-from ddvi_fast.objectives import Objective, Terms
+from ddvi_fast.objectives import Objective, Progress
+from ddvi_fast.rng import Draws
 
 LR_SCHEDULES = ("constant", "cosine")
 
@@ -59,8 +60,14 @@ class Engine(Protocol):
     objective: Objective
     device: torch.device
 
-    def step(self, group: str, terms: Terms, fraction: float) -> Tensor:
-        """One optimiser step of `group` on `terms` at `fraction` of the phase; returns the loss, on the device."""
+    def run(self, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
+        """All updates of one batch; returns the terms' means, on the device."""
+
+    def check(self) -> None:
+        """Raise if a loss since the last check was not finite."""
+
+    def refresh(self) -> None:
+        """Something in the objective changed between steps, such as what is frozen."""
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimiser of each group, for checkpoints."""

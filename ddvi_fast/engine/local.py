@@ -2,27 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, rng
 from ddvi_fast.engine.base import Optimisation
-from ddvi_fast.objectives import Objective, Terms
+from ddvi_fast.engine.captured import CapturedStep, CudaGraph, DeviceProgress, Recording
+from ddvi_fast.networks import MLP
+from ddvi_fast.objectives import Objective, Progress, Terms
+from ddvi_fast.rng import Draws
 
 
 class LocalEngine:
     """Adam on the parameters of one objective, one optimiser for each of its groups.
 
+    Args:
+        objective: what is minimised; it moves to `device`.
+        optimisation: learning rates and clipping.
+        device: where to train.
+        capture: record the training step once and replay it; by default on a GPU.
+        compile_networks: let `torch.compile` fuse what lies between the matrix products of the dense networks.
+        make_recording: how a step is recorded.
+
     Raises:
-        InputError: a loss that is not finite, naming the terms to blame.
+        InputError: a loss that is not finite, naming the terms to blame; at once on the CPU, from `check` on a device, which
+            leaves its parameters as they were before that step.
     """
 
-    def __init__(self, objective: Objective, optimisation: Optimisation, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        optimisation: Optimisation,
+        device: torch.device | str = "cpu",
+        *,
+        capture: bool | None = None,
+        compile_networks: bool = False,
+        make_recording: Callable[[], Recording] = CudaGraph,
+    ) -> None:
         self.objective, self.optimisation, self.device = objective.to(device), optimisation, torch.device(device)
+        capture = self.device.type == "cuda" if capture is None else capture
+        # Reading each loss back would stall a device, so there the losses are watched where they are.
+        self._watches = capture or self.device.type != "cpu"
+        self._captured = CapturedStep(self._run, self.device, make_recording) if capture else None
         self._parameters = objective.parameter_groups()
         names = {id(parameter): name for name, parameter in objective.named_parameters()}
         self._optimisers = {group: self._adam(parameters, names) for group, parameters in self._parameters.items()}
+        self._lost: dict[str, Tensor] = {}
+        if compile_networks:
+            for module in objective.modules():
+                if isinstance(module, MLP):
+                    module.compile()
 
     def _adam(self, parameters: list[nn.Parameter], names: dict[int, str]) -> torch.optim.Adam:
         """Adam with one parameter group for each factor of the learning rate."""
@@ -30,26 +62,64 @@ class LocalEngine:
         for parameter in parameters:
             by_factor.setdefault(self.optimisation.factor(names[id(parameter)]), []).append(parameter)
         groups = [{"params": members, "factor": factor} for factor, members in by_factor.items()]
-        return torch.optim.Adam(groups, lr=self.optimisation.lr, fused=True)
+        return torch.optim.Adam(groups, lr=self.optimisation.lr, fused=True, capturable=self.device.type == "cuda")
 
-    def step(self, group: str, terms: Terms, fraction: float) -> Tensor:
-        loss = terms.total()
-        if not torch.isfinite(loss):
-            self._refuse(terms)
-        optimiser = self._optimisers[group]
+    def run(self, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
+        """All updates of one batch; returns the terms' means, those of the last where an update is repeated."""
+        return (self._captured or self._run)(x, progress, draws)
+
+    def _run(self, x: Tensor, progress: Progress | DeviceProgress, draws: Draws | rng.DeviceDraws) -> dict[str, Tensor]:
+        means: dict[str, Tensor] = {}
+        for update in self.objective.updates(x, progress, draws):
+            terms = update.terms()
+            self.step(update.group, terms, progress)
+            means.update(terms.means())
+        return means
+
+    def step(self, group: str, terms: Terms, progress: Progress | DeviceProgress) -> Tensor:
+        """One optimiser step of `group`; returns the loss."""
+        optimiser, loss = self._optimisers[group], terms.total()
+        if self._watches:
+            optimiser.found_inf, optimiser.grad_scale = self._watch(terms, loss), None
+        elif not torch.isfinite(loss):
+            _refuse([name for name, value in terms.values.items() if not torch.isfinite(value).all()])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if self.optimisation.max_norm is not None:
             clip_grad_norm_(self._parameters[group], self.optimisation.max_norm)
+        rate = progress.varying(self._rate)
         for options in optimiser.param_groups:
-            options["lr"] = self.optimisation.rate(fraction) * options["factor"]
+            options["lr"] = rate * options["factor"]
         optimiser.step()
         return loss.detach()
+
+    def _rate(self, progress: Progress) -> float:
+        return self.optimisation.rate(progress.fraction)
+
+    def _watch(self, terms: Terms, loss: Tensor) -> Tensor:
+        """Notes which terms are not finite; 1.0 from the first such loss on, which tells Adam to stand still."""
+        for name, value in {**terms.values, _THE_SUM: loss}.items():
+            if name not in self._lost:
+                self._lost[name] = torch.zeros((), dtype=torch.bool, device=self.device)
+            self._lost[name].logical_or_(~torch.isfinite(value.detach()).all())
+        return torch.stack(list(self._lost.values())).any().float()
+
+    def check(self) -> None:
+        """Raise if a loss since the last check was not finite."""
+        if self._lost and bool(torch.stack(list(self._lost.values())).any()):
+            _refuse([name for name, lost in self._lost.items() if lost and name != _THE_SUM])
+
+    def refresh(self) -> None:
+        """Something in the objective changed between steps, such as what is frozen: a recorded step is void."""
+        if self._captured is not None:
+            self._captured.forget()
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         return self._optimisers
 
-    @staticmethod
-    def _refuse(terms: Terms) -> None:
-        bad = [name for name, value in terms.values.items() if not torch.isfinite(value).all()]
-        _checks.fail("loss", "a finite number", f"NaN or infinity in {', '.join(bad) or 'the sum'}", "a smaller lr or max_norm may help")
+
+_THE_SUM = "the sum"
+
+
+def _refuse(bad: list[str]) -> None:
+    _checks.fail("loss", "a finite number", f"NaN or infinity in {', '.join(bad) or _THE_SUM}", "a smaller lr or max_norm may help")

@@ -85,31 +85,29 @@ def train(
         engine = make_engine(phase.objective, phase.optimisation)
         phase.objective.train()
         for epoch in range(phase.epochs):
-            set_trainable(phase.frozen, epoch >= phase.frozen_epochs)
-            if phase.before_epoch is not None:
-                phase.before_epoch(Progress(epoch, phase.epochs))
+            _prepare_epoch(phase, engine, epoch)
             batches = _batches(dataset, batch_size, seed, number, epoch, phase.steps_per_epoch)
             for position, indices in enumerate(batches):
                 draws = Draws(seed, step * batch_size)
                 x = dataset.inputs(indices)
                 x = x if augment is None else augment(x, draws)
-                progress = Progress(epoch + position / len(batches), phase.epochs)
-                terms = _run_batch(engine, x, progress, draws)
+                progress = Progress(epoch + position / len(batches), phase.epochs, phase.epochs * len(batches))
+                terms = engine.run(x, progress, draws)
                 step += 1
                 observer.step(step, phase.name, epoch + (position + 1) / len(batches), terms)
+            engine.check()
             observer.epoch(step, phase.name, epoch + 1, engine)
         set_trainable(phase.frozen, True)
         phase.objective.eval()
 
 
-def _run_batch(engine: Engine, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
-    """All updates of one batch; the terms of repeated updates are those of the last."""
-    means: dict[str, Tensor] = {}
-    for update in engine.objective.updates(x, progress, draws):
-        terms = update.terms()
-        engine.step(update.group, terms, progress.fraction)
-        means.update(terms.means())
-    return means
+def _prepare_epoch(phase: Phase, engine: Engine, epoch: int) -> None:
+    """What a phase changes between epochs."""
+    set_trainable(phase.frozen, epoch >= phase.frozen_epochs)
+    if phase.before_epoch is not None:
+        phase.before_epoch(Progress(epoch, phase.epochs))
+    if phase.before_epoch is not None or phase.frozen:
+        engine.refresh()
 
 
 def _batches(dataset: Dataset, batch_size: int, seed: int, phase: int, epoch: int, steps: int | None) -> list[Tensor]:

@@ -13,15 +13,33 @@ from ddvi_fast.rng import Draws
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a phase has come; `epoch` counts within the phase and may be fractional."""
+    """How far a phase has come; `epoch` counts within the phase and may be fractional.
+
+    Whatever moves with time is asked of `varying` or `fixed`, so that a training step can be recorded once and replayed: then the
+    first gives a scalar on the device, and a change of the second makes the engine record the step anew.
+
+    Args:
+        epoch: how far.
+        epochs: length of the phase.
+        num_steps: the same length in training steps; None if nobody counts them.
+    """
 
     epoch: float
     epochs: int
+    num_steps: int | None = None
 
     @property
     def fraction(self) -> float:
         """In [0, 1]."""
         return self.epoch / max(1, self.epochs)
+
+    def varying(self, number: Callable[[Progress], float]) -> float | Tensor:
+        """`number(self)`, which may differ at every step."""
+        return number(self)
+
+    def fixed(self, number: Callable[[Progress], float]) -> float:
+        """`number(self)`, which stays the same for many steps and is needed on the host."""
+        return number(self)
 
 
 @dataclass(frozen=True)
@@ -32,11 +50,15 @@ class Terms:
     """
 
     values: Mapping[str, Tensor]
-    weights: Mapping[str, float]
+    weights: Mapping[str, float | Tensor]
 
     def total(self) -> Tensor:
         """The scalar to minimise: the weighted sum of means."""
-        return torch.stack([self.weights[name] * value.mean() for name, value in self.values.items() if self.weights[name] != 0]).sum()
+        return torch.stack([self.weights[name] * value.mean() for name, value in self.values.items() if self._counts(name)]).sum()
+
+    def _counts(self, name: str) -> bool:
+        # The value of a weight on a device is not known here; one on the host that is zero spares its term's gradient.
+        return isinstance(self.weights[name], Tensor) or self.weights[name] != 0
 
     def means(self) -> dict[str, Tensor]:
         """Unweighted means, for the log."""

@@ -23,7 +23,11 @@ class KLSchedule:
     fraction: float = 0.4
     hold: float = 0.0
 
-    def at(self, progress: Progress) -> float:
+    def at(self, progress: Progress) -> float | Tensor:
+        """The weight, a scalar on the device in a recorded step."""
+        return progress.varying(self._number)
+
+    def _number(self, progress: Progress) -> float:
         return kl_weight(self.kind, progress.epoch, progress.epochs, self.weight, fraction=self.fraction, hold=self.hold)
 
 
@@ -53,7 +57,7 @@ class ELBO(Objective):
 
     def wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         z, log_ratio = self.posterior.sample(x, self.num_samples, draws)
-        log_prior = self.guide.log_prob(self.model.prior, z, progress.fraction)
+        log_prior = self.guide.log_prob(self.model.prior, z, progress)
         values = {
             "reconstruction": -self.model.log_likelihood(x, z).mean(0),
             "kl": -(log_prior + log_ratio).mean(0),

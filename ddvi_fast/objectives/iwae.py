@@ -56,15 +56,15 @@ class IWAE(Objective):
         kl = self.kl.at(progress)
 
         def log_weights(z: Tensor, log_ratio: Tensor) -> Tensor:
-            return self.model.log_likelihood(x, z) + kl * (self.guide.log_prob(self.model.prior, z, progress.fraction) + log_ratio)
+            return self.model.log_likelihood(x, z) + kl * (self.guide.log_prob(self.model.prior, z, progress) + log_ratio)
 
         bound = self._doubly_reparametrised if self.doubly_reparametrised else self._plain
         return Terms({"bound": -bound(x, log_weights, kl, draws)}, {"bound": 1.0})
 
-    def _plain(self, x: Tensor, log_weights: LogWeights, kl: float, draws: Draws) -> Tensor:
+    def _plain(self, x: Tensor, log_weights: LogWeights, kl: float | Tensor, draws: Draws) -> Tensor:
         return ops.log_mean_exp(log_weights(*self.posterior.sample(x, self.num_samples, draws)), 0)
 
-    def _doubly_reparametrised(self, x: Tensor, log_weights: LogWeights, kl: float, draws: Draws) -> Tensor:
+    def _doubly_reparametrised(self, x: Tensor, log_weights: LogWeights, kl: float | Tensor, draws: Draws) -> Tensor:
         path = self.posterior.latent_path(self.posterior.encode(x, draws), self.num_samples, draws)
         scaled, set_scale = _scale_gradient(path)
         weights = log_weights(scaled[-1], self.posterior.frozen_log_ratio(x, scaled, draws))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
+from ddvi_fast.objectives.base import Progress
 from ddvi_fast.priors import Prior
 
 KINDS = ("constant", "linear", "cyclic", "reverse_warmup")
 CYCLES = 4
 SILENT_EPOCHS = 5  # of reverse_warmup
+_STAIRS = 40  # in which the blur narrows
 
 
 def kl_weight(kind: str, epoch: float, epochs: int, weight: float = 1.0, *, fraction: float = 0.8, hold: float = 0.0) -> float:
@@ -56,7 +59,7 @@ class PriorGuide:
     the prior is blurred early in a phase, and no sample's score may exceed a limit.
 
     Args:
-        blur: width of the blur, falling to a hundredth of it and then to nothing.
+        blur: width of the blur, falling in 40 stairs to a hundredth of it and then to nothing.
         fraction: of the phase by which the blur is gone.
         max_score: limit of the norm of each sample's `d log p(z) / dz`; None for none.
     """
@@ -72,11 +75,16 @@ class PriorGuide:
 
     def width(self, fraction: float) -> float:
         """The blur's width at `fraction` of the phase."""
-        return self.blur * 0.01 ** (fraction / self.fraction) if fraction < self.fraction else 0.0
+        if self.blur == 0 or fraction >= self.fraction:
+            return 0.0
+        return self.blur * 0.01 ** (math.floor(_STAIRS * fraction / self.fraction) / _STAIRS)
 
-    def log_prob(self, prior: Prior, z: Tensor, fraction: float) -> Tensor:
+    def _width_at(self, progress: Progress) -> float:
+        return self.width(progress.fraction)
+
+    def log_prob(self, prior: Prior, z: Tensor, progress: Progress) -> Tensor:
         """log p(z) in nats under the blurred prior, [..., D] -> [...], its gradient to `z` limited."""
-        prior = prior.blurred(self.width(fraction))
+        prior = prior.blurred(progress.fixed(self._width_at))
         if self.max_score is None or not torch.is_grad_enabled():
             return prior.log_prob(z)
         leaf = z.detach().requires_grad_()

@@ -80,7 +80,12 @@ class Prior(nn.Module):
 
     def blurred(self, width: float) -> Prior:
         """The prior with Gaussian noise of standard deviation `width` added in its own coordinates; the prior itself at 0."""
-        return self if width == 0 else self._blurred(width)
+        if width == 0:
+            return self
+        # Kept for the next call, unless the prior is learned; in a tuple, so that it is no submodule.
+        if getattr(self, "_kept_blur", (None,))[0] != width or any(parameter.requires_grad for parameter in self.parameters()):
+            self._kept_blur = (width, self._blurred(width))
+        return self._kept_blur[1]
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         """Nodes [M, D] and log-weights [M], float64, with `E_p[f(z)] ~ sum_m w_m f(z_m)`: `resolution` along an arm or edge."""

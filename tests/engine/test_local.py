@@ -25,7 +25,7 @@ def elbo() -> ELBO:
 
 def step(engine: LocalEngine, fraction: float, x: Tensor, draws: Draws) -> Tensor:
     (update,) = engine.objective.updates(x, Progress(0, 1), draws)
-    return engine.step(update.group, update.terms(), fraction)
+    return engine.step(update.group, update.terms(), Progress(fraction, 1))
 
 
 @pytest.mark.parametrize("max_norm", [None, 0.1])
@@ -99,9 +99,9 @@ def test_each_group_has_an_optimiser_of_its_own():
     engine, decoder = LocalEngine(ddvi, Optimisation()), ddvi.wake.model.decoder
     assert list(engine.optimisers()) == ["wake", "sleep"]
     wake, sleep = ddvi.updates(observations(4), Progress(0, 1), Draws(0))
-    engine.step(wake.group, wake.terms(), 0.0)
+    engine.step(wake.group, wake.terms(), Progress(0, 1))
     before = copy.deepcopy(decoder.state_dict())
-    engine.step(sleep.group, sleep.terms(), 0.0)
+    engine.step(sleep.group, sleep.terms(), Progress(0, 1))
     assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
     assert all(state["step"] == 1 for optimiser in engine.optimisers().values() for state in optimiser.state.values())
 
@@ -113,7 +113,7 @@ def test_refuses_a_loss_that_is_not_finite(bad):
     before = parameter.clone()
     terms = Terms({"reconstruction": parameter.sum().expand(2), "kl": torch.tensor([1.0, bad])}, {"reconstruction": 1.0, "kl": 1.0})
     with pytest.raises(InputError, match=r"^loss: expected a finite number, got NaN or infinity in kl \([^\n]*\)$"):
-        LocalEngine(objective, Optimisation()).step("wake", terms, 0.0)
+        LocalEngine(objective, Optimisation()).step("wake", terms, Progress(0, 1))
     assert torch.equal(parameter, before)
 
 

@@ -35,7 +35,7 @@ def train(objective: Objective, steps: int, batch: int, lr: float) -> None:
     for step in range(steps):
         x = model.simulate(batch, Draws(77, step * batch)).x
         for update in objective.updates(x, Progress(step, steps), Draws(3, step * batch)):
-            engine.step(update.group, update.terms(), step / steps)
+            engine.step(update.group, update.terms(), Progress(step / steps, 1))
 
 
 @pytest.fixture(scope="module")

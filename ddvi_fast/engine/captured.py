@@ -1,0 +1,141 @@
+"""A training step recorded once and replayed: one launch instead of thousands, with nothing asked of the host.
+
+What changes from step to step reaches the recording as device memory: the batch, the place of its draws in the run, and the
+number of the step, which picks learning rates and term weights out of tables. What changes seldom and stands in the recording
+as a number (the width of a blurred prior) makes it void, and the next step records anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, rng
+from ddvi_fast.objectives import Progress
+from ddvi_fast.rng import Draws
+
+WARM_UP_STEPS = 3  # that run as they are first: libraries choose algorithms, optimisers make their state
+
+Step = Callable[[Tensor, "DeviceProgress", "rng.DeviceDraws"], dict[str, Tensor]]
+
+
+class Recording(Protocol):
+    """Work on a device, recorded in one piece."""
+
+    def warm_up(self, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Run `work` as it is."""
+
+    def record(self, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Record `work` without running it; returns the tensors that a replay will fill."""
+
+    def replay(self) -> None:
+        """Run what was recorded."""
+
+
+class CudaGraph:
+    """A recording in a CUDA graph."""
+
+    def __init__(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+
+    def warm_up(self, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        # Not on the default stream, from which a recording may not borrow memory or handles.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            result = work()
+        torch.cuda.current_stream().wait_stream(stream)
+        return result
+
+    def record(self, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        with torch.cuda.graph(self._graph):
+            return work()
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+class DeviceProgress:
+    """`Progress` inside a recorded step: varying numbers come from tables on the device, at a step that lives there too."""
+
+    def __init__(self, num_steps: int, epochs: int, device: torch.device) -> None:
+        self._num_steps, self._epochs = num_steps, epochs
+        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._now = Progress(0, epochs, num_steps)
+        self._tables: dict[Callable, Tensor] = {}
+        self._fixed: dict[Callable, float] = {}
+
+    def move_to(self, now: Progress) -> None:
+        """Stand where `now` stands."""
+        self._now = now
+        self._step.fill_(min(self._num_steps - 1, round(now.fraction * self._num_steps)))
+
+    def varying(self, number: Callable[[Progress], float]) -> Tensor:
+        """`number` at the current step, a scalar on the device."""
+        if number not in self._tables:
+            places = (self._epochs * step / self._num_steps for step in range(self._num_steps))
+            values = [number(Progress(place, self._epochs, self._num_steps)) for place in places]
+            self._tables[number] = torch.tensor(values, device=self._step.device)
+        return self._tables[number].index_select(0, self._step).squeeze(0)
+
+    def fixed(self, number: Callable[[Progress], float]) -> float:
+        """`number` now, which becomes part of the recording."""
+        self._fixed[number] = number(self._now)
+        return self._fixed[number]
+
+    def still_holds(self) -> bool:
+        """Whether every number that became part of the recording is what it was."""
+        return all(number(self._now) == value for number, value in self._fixed.items())
+
+
+class CapturedStep:
+    """Calls a training step through a recording of it.
+
+    Args:
+        step: `step(x, progress, draws)`, which may not ask the device for anything.
+        device: where it runs.
+        make_recording: a new, empty recording.
+    """
+
+    def __init__(self, step: Step, device: torch.device, make_recording: Callable[[], Recording] = CudaGraph) -> None:
+        self._step, self._device, self._make_recording = step, device, make_recording
+        self._warmed = 0
+        self._x: Tensor | None = None
+        self._progress: DeviceProgress | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the recording, because something that it contains has changed."""
+        self._recording: Recording | None = None
+        self._result: dict[str, Tensor] = {}
+
+    def __call__(self, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
+        """One step; the tensors returned are overwritten by the next."""
+        self._move_to(x, progress, draws)
+        if self._warmed < WARM_UP_STEPS:
+            self._warmed += 1
+            return self._make_recording().warm_up(self._work)
+        if self._recording is not None and not self._progress.still_holds():
+            self.forget()
+        if self._recording is None:
+            self._recording = self._make_recording()
+            self._result = self._recording.record(self._work)
+        self._recording.replay()
+        return self._result
+
+    def _move_to(self, x: Tensor, progress: Progress, draws: Draws) -> None:
+        _checks.require(progress.num_steps is not None, "progress", "one that counts steps, to record a training step", progress)
+        if self._x is None or self._x.shape != x.shape or self._x.dtype != x.dtype:
+            self.forget()
+            self._x = torch.empty_like(x, device=self._device)
+            self._draws = rng.DeviceDraws(draws.state(self._device))
+            self._progress = DeviceProgress(progress.num_steps, progress.epochs, self._device)
+        self._x.copy_(x)
+        self._draws.move_to(draws)
+        self._progress.move_to(progress)
+
+    def _work(self) -> dict[str, Tensor]:
+        return self._step(self._x, self._progress, self._draws)
