@@ -1,0 +1,109 @@
+"""Philox 4x32-10 in registers: words and uniforms bit for bit those of `ddvi_fast.rng`, normals to a few units in the last place.
+
+A row's *draw index* comes from `draw_index`, once a tile; numbers of a tile then are `word_tile`, `uniform_tile` or `normal_tile`.
+`state` is the int64 tensor (seed, first index) on the device: a captured CUDA graph sees fresh numbers when it changes.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def draw_index(state, offset, row, rows_per_sample):
+    """Draw of the flattened `row` (int64): rows count up within a sample, samples stand 2^40 draws apart."""
+    sample = row // rows_per_sample
+    return tl.load(state + 1) + offset + (row - sample * rows_per_sample) + (sample << 40)
+
+
+@triton.jit
+def philox(index, block, stream, seed):
+    """Four tensors of 32-bit words; draw `index` (int64) and `block` broadcast, `stream` and `seed` (int64) are scalars."""
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    c0 = index.to(tl.uint32)
+    c1 = (index >> 32).to(tl.uint32)
+    c2 = tl.to_tensor(block).to(tl.uint32)
+    c3 = tl.to_tensor(stream).to(tl.uint32)
+    for _ in tl.static_range(10):
+        # One 32 x 32 -> 64 bit product gives both halves in one instruction.
+        low = c0.to(tl.uint64) * 0xD2511F53
+        high = c2.to(tl.uint64) * 0xCD9E8D57
+        c0 = (high >> 32).to(tl.uint32) ^ c1 ^ k0
+        c2 = (low >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1 = high.to(tl.uint32)
+        c3 = low.to(tl.uint32)
+        k0 = (k0 + 0x9E3779B9).to(tl.uint32)
+        k1 = (k1 + 0xBB67AE85).to(tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def to_uniform(word):
+    """`((r >> 8) + 0.5) 2^-24`: the sum rounds to float32 once, as the float64 of the specification does when it is narrowed."""
+    return ((word >> 8).to(tl.float32) + 0.5) * (1.0 / 16777216.0)
+
+
+@triton.jit
+def box_muller(u1, u2):
+    """`sqrt(-2 ln u1)` times cosine and sine of `2 pi u2`.
+
+    Quarter turns are taken off `u2` without rounding, so two short polynomials on [-pi/4, pi/4] do: the library's cosine carries
+    a reduction for huge arguments, with a stack frame.
+    """
+    radius = tl.sqrt(-2.0 * tl.log(u1))
+    quarter = tl.floor(u2 * 4.0 + 0.5)
+    angle = (u2 - quarter * 0.25) * 6.283185307179586
+    s = angle * angle
+    odd = ((-0.00019517 * s + 0.00833218) * s - 0.16666655) * (s * angle) + angle
+    even = ((2.44384489e-05 * s - 1.38873675e-03) * s + 4.16666469e-02) * (s * s) + (1.0 - 0.5 * s)
+    turn = quarter.to(tl.int32)
+    swapped = (turn & 1) != 0
+    cosine = tl.where(swapped, odd, even)
+    sine = tl.where(swapped, even, odd)
+    cosine = tl.where(((turn + 1) & 2) != 0, -cosine, cosine)
+    sine = tl.where((turn & 2) != 0, -sine, sine)
+    return radius * cosine, radius * sine
+
+
+@triton.jit
+def _philox_blocks(index, stream, seed, WIDTH: tl.constexpr):
+    BLOCKS: tl.constexpr = (WIDTH + 3) // 4
+    return philox(index[:, None], tl.arange(0, BLOCKS)[None, :], stream, seed)
+
+
+@triton.jit
+def _side_by_side(a, b, c, d, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Four tensors [ROWS, ceil(WIDTH / 4)], the four numbers of each block, as [ROWS, WIDTH]."""
+    if WIDTH == 1:
+        return a
+    elif WIDTH == 2:
+        return tl.reshape(tl.join(a, b), (ROWS, 2))
+    else:
+        return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, WIDTH))
+
+
+@triton.jit
+def word_tile(index, stream, seed, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Words, uint32 [ROWS, WIDTH], of the draws `index` (int64 [ROWS]); WIDTH is a power of two."""
+    a, b, c, d = _philox_blocks(index, stream, seed, WIDTH)
+    return _side_by_side(a, b, c, d, ROWS, WIDTH)
+
+
+@triton.jit
+def uniform_tile(index, stream, seed, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Uniforms, float32 [ROWS, WIDTH]."""
+    return to_uniform(word_tile(index, stream, seed, ROWS, WIDTH))
+
+
+@triton.jit
+def normal_tile(index, stream, seed, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Standard normals, float32 [ROWS, WIDTH]."""
+    a, b, c, d = _philox_blocks(index, stream, seed, WIDTH)
+    a, b = box_muller(to_uniform(a), to_uniform(b))
+    if WIDTH > 2:
+        c, d = box_muller(to_uniform(c), to_uniform(d))
+    else:
+        c, d = a, b
+    return _side_by_side(a, b, c, d, ROWS, WIDTH)
