@@ -6,24 +6,9 @@
 #include "gemm.h"
 #include "layers.h"
 #include "network.h"
+#include "tile.h"
+#include "partials.h"
 #include "chain_common.h"
-
-// Where the sums of one chunk of samples stand in its part of the partial sums.
-struct PartialLayout {
-  int64_t hidden, first_turned, last, last_bias, table, coefficients, size;
-
-  explicit PartialLayout(const ChainArguments& c) {
-    int64_t next = 0;
-    auto take = [&](int64_t floats) { return (next += (floats + 15) / 16 * 16) - (floats + 15) / 16 * 16; };
-    hidden = take(3 * c.hidden_width * c.hidden_width);
-    first_turned = take((c.latent + c.context_width) * c.hidden_width);
-    last = take(c.latent * c.hidden_width);
-    last_bias = take(c.latent);
-    table = take(c.steps * 4 * c.hidden_width);
-    coefficients = take(c.steps * 5);
-    size = next;
-  }
-};
 
 // The state of a tile on its way up the steps; arrays are (D, kTile) unless said.
 struct Ascent {
@@ -112,7 +97,7 @@ void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& t
       network_output(net, a, tile.columns, [&](int64_t d, int64_t column, auto& v) DDVI_INLINE_CLOSURE {
         for (size_t i = 0; i < sizeof(v) / sizeof(v[0]); ++i) store(s.output + (d + i) * kTile + column, v[i]);
       });
-    step_backward(c, tile, step, a.input, s, c.d_coefficients ? partial + layout.coefficients + 5 * step : nullptr);
+    step_backward(c, tile, step, a.input, s, c.d_coefficients ? partial + layout.columns + 5 * step : nullptr);
     if (c.d_noise) scatter(s.noise, tile.samples, width, c.d_noise + (step * all_rows + row) * width);
     float* table = partial + layout.table + step * 4 * net.hidden;
     auto add_to_table = [&](int64_t layer, const auto& panel) {
@@ -140,59 +125,12 @@ void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& t
   if (c.d_context) scatter(s.d_context, tile.samples, c.context_width, c.d_context + row * c.context_width);
 }
 
-// Adds the chunks' partial sums in their order. Absent outputs are skipped.
-inline void reduce_partials(const ChainArguments& c, const PartialLayout& layout, const float* partial, int64_t chunks) {
-  const int64_t inputs = c.latent + c.context_width, hidden = c.hidden_width, square = hidden * hidden;
-  auto reduce = [&](float* out, int64_t group, int64_t offset, int64_t floats) {
-    if (out == nullptr) return;
-    const float* first = partial + group * chunks * layout.size + offset;
-    for (int64_t i = 0; i < floats; i += kLanes) {
-      vf total = load_some(first + i, floats - i);
-      for (int64_t chunk = 1; chunk < chunks; ++chunk) total += load_some(first + chunk * layout.size + i, floats - i);
-      store_some(out + i, total, floats - i);
-    }
-  };
-  ddvi::parallel_for(c.threads, 5 * c.groups, [&](int64_t item) {
-    const int64_t group = item / 5, part = item % 5;
-    if (c.d_hidden == nullptr) return;
-    if (part < 3) reduce(c.d_hidden + (3 * group + part) * square, group, layout.hidden + part * square, square);
-    if (part == 3) reduce(c.d_time_table + group * c.steps * 4 * hidden, group, layout.table, c.steps * 4 * hidden);
-    if (part != 4) return;
-    reduce(c.d_last + group * c.latent * hidden, group, layout.last, c.latent * hidden);
-    reduce(c.d_last_bias + group * c.latent, group, layout.last_bias, c.latent);
-    for (int64_t h = 0; h < hidden; ++h)
-      for (int64_t i = 0; i < inputs; ++i) {
-        float total = 0.0f;
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial[(group * chunks + chunk) * layout.size + layout.first_turned + i * hidden + h];
-        c.d_first[(group * hidden + h) * inputs + i] = total;
-      }
-  });
-  if (c.d_coefficients == nullptr) return;
-  for (int64_t i = 0; i < 5 * c.steps; ++i) {
-    double total = 0.0;
-    for (int64_t part = 0; part < c.groups * chunks; ++part) total += partial[part * layout.size + layout.coefficients + i];
-    c.d_coefficients[i] = (float)total;
-  }
-}
-
 template <class P>
 void backward_as(const ChainArguments& c) {
-  // Tiles and chunks follow from the shape alone: sums have one order whatever the number of threads.
-  const int64_t wanted = std::max<int64_t>(c.rows > 16 ? 2 : 1, (c.rows + kTile - 1) / kTile);
-  const int64_t size = std::max<int64_t>(16, ((c.rows + wanted - 1) / wanted + 15) / 16 * 16), tiles = (c.rows + size - 1) / size;
-  const int64_t chunks = std::max<int64_t>(1, std::min(tiles, 16 / c.groups));
-  const PartialLayout layout(c);
   const float* packed = pack_weights<P>(c);
-  float* partials = ddvi::scratch(ddvi::kPartialSlot, (size_t)(c.groups * chunks * layout.size));
-  ddvi::parallel_for(c.threads, c.groups * chunks, [&](int64_t item) {
-    const int64_t group = item / chunks, chunk = item % chunks;
-    float* partial = partials + item * layout.size;
-    std::memset(partial, 0, (size_t)layout.size * sizeof(float));
-    const Network<P> net = group_network<P>(c, group, packed);
-    for (int64_t tile = tiles * chunk / chunks; tile < tiles * (chunk + 1) / chunks; ++tile)
-      backward_tile(c, net, make_tile(group, tile * size, std::min(size, c.rows - tile * size)), layout, partial);
+  sum_over_tiles(c, c.d_coefficients, [&](const Tile& tile, const PartialLayout& layout, float* partial) {
+    backward_tile(c, group_network<P>(c, tile.group, packed), tile, layout, partial);
   });
-  reduce_partials(c, layout, partials, chunks);
 }
 
 inline void chain_backward(const ChainArguments& c) {

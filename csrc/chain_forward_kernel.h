@@ -5,6 +5,7 @@
 #include "gemm.h"
 #include "layers.h"
 #include "network.h"
+#include "tile.h"
 #include "chain_common.h"
 
 template <class P>
@@ -54,13 +55,11 @@ void forward_tile(const ChainArguments& c, const Network<P>& net, const Tile& ti
 
 template <class P>
 void forward_as(const ChainArguments& c) {
-  // Every sample is computed alike whatever tile it stands in, so the tiles may follow the number of threads.
-  const int64_t fair = (c.groups * c.rows + c.threads - 1) / c.threads;
-  const int64_t size = std::min(kTile, std::max<int64_t>(16, (fair + 15) / 16 * 16)), tiles = (c.rows + size - 1) / size;
+  const Split split = Split::by_threads(c.groups, c.rows, c.threads);
   const float* packed = pack_weights<P>(c);
-  ddvi::parallel_for(c.threads, c.groups * tiles, [&](int64_t item) {
-    const int64_t group = item / tiles, row = item % tiles * size;
-    forward_tile(c, group_network<P>(c, group, packed), make_tile(group, row, std::min(size, c.rows - row)));
+  ddvi::parallel_for(c.threads, c.groups * split.tiles, [&](int64_t item) {
+    const int64_t group = item / split.tiles;
+    forward_tile(c, group_network<P>(c, group, packed), split.tile(group, item % split.tiles, c.rows));
   });
 }
 

@@ -78,9 +78,9 @@ inline void gemm(const float* a, int64_t row_stride, int64_t column_stride, cons
   if (column < columns) gemm_strip<Op, 1>(a, row_stride, column_stride, b, b_stride, rows, depth, column, epilogue);
 }
 
-// out [columns, rows] = transpose of in [rows, columns], 32-bit elements, both sizes multiples of 16.
-template <class Element>
-inline void transpose(const Element* in, int64_t in_stride, int64_t rows, int64_t columns, Element* out, int64_t out_stride) {
+// out [columns, rows] = transpose of rows that may lie anywhere: `in(r)` points to row r. 32-bit elements, both sizes multiples of 16.
+template <class Element, class Rows>
+inline void transpose_rows(const Rows& in, int64_t rows, int64_t columns, Element* out, int64_t out_stride) {
   static_assert(sizeof(Element) == 4, "32-bit elements");
 #if DDVI_LEVEL >= 2
   for (int64_t r = 0; r < rows; r += 16)
@@ -89,11 +89,11 @@ inline void transpose(const Element* in, int64_t in_stride, int64_t rows, int64_
       __m512 q[4];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        const float* source = reinterpret_cast<const float*>(in + (r + i) * in_stride + c);
-        __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(source));
-        v = _mm512_insertf32x4(v, _mm_loadu_ps(source + 4 * in_stride), 1);
-        v = _mm512_insertf32x4(v, _mm_loadu_ps(source + 8 * in_stride), 2);
-        q[i] = _mm512_insertf32x4(v, _mm_loadu_ps(source + 12 * in_stride), 3);
+        auto quad = [&](int64_t row) DDVI_INLINE_CLOSURE { return _mm_loadu_ps(reinterpret_cast<const float*>(in(row) + c)); };
+        __m512 v = _mm512_castps128_ps512(quad(r + i));
+        v = _mm512_insertf32x4(v, quad(r + i + 4), 1);
+        v = _mm512_insertf32x4(v, quad(r + i + 8), 2);
+        q[i] = _mm512_insertf32x4(v, quad(r + i + 12), 3);
       }
       const __m512 a = _mm512_unpacklo_ps(q[0], q[1]), b = _mm512_unpackhi_ps(q[0], q[1]);
       const __m512 d = _mm512_unpacklo_ps(q[2], q[3]), e = _mm512_unpackhi_ps(q[2], q[3]);
@@ -109,7 +109,7 @@ inline void transpose(const Element* in, int64_t in_stride, int64_t rows, int64_
   for (int64_t r = 0; r < rows; r += 4)
     for (int64_t c = 0; c < columns; c += 4) {
       quad q[4];
-      for (int i = 0; i < 4; ++i) q[i] = *reinterpret_cast<const quad*>(in + (r + i) * in_stride + c);
+      for (int i = 0; i < 4; ++i) q[i] = *reinterpret_cast<const quad*>(in(r + i) + c);
       const quad a = __builtin_shuffle(q[0], q[1], order{0, 4, 1, 5}), b = __builtin_shuffle(q[0], q[1], order{2, 6, 3, 7});
       const quad d = __builtin_shuffle(q[2], q[3], order{0, 4, 1, 5}), e = __builtin_shuffle(q[2], q[3], order{2, 6, 3, 7});
       *reinterpret_cast<quad*>(out + c * out_stride + r) = __builtin_shuffle(a, d, order{0, 1, 4, 5});
@@ -118,4 +118,10 @@ inline void transpose(const Element* in, int64_t in_stride, int64_t rows, int64_
       *reinterpret_cast<quad*>(out + (c + 3) * out_stride + r) = __builtin_shuffle(b, e, order{2, 3, 6, 7});
     }
 #endif
+}
+
+// out [columns, rows] = transpose of in [rows, columns].
+template <class Element>
+inline void transpose(const Element* in, int64_t in_stride, int64_t rows, int64_t columns, Element* out, int64_t out_stride) {
+  transpose_rows([&](int64_t row) DDVI_INLINE_CLOSURE { return in + row * in_stride; }, rows, columns, out, out_stride);
 }

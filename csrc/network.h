@@ -10,6 +10,28 @@ struct Network {
   typename P::Matrix matrix[3];
 };
 
+// One group's network; `packed` is what `pack_weights` returned. Works on the arguments of every operation that runs the denoiser.
+template <class P, class Arguments>
+Network<P> group_network(const Arguments& c, int64_t group, const float* packed) {
+  const int64_t inputs = c.latent + c.context_width, square = c.hidden_width * c.hidden_width;
+  Network<P> net{c.latent, inputs, c.hidden_width, c.residual != 0, c.first + group * c.hidden_width * inputs, c.last + group * c.latent * c.hidden_width,
+                 c.last_bias + group * c.latent, {}};
+  for (int64_t layer = 0; layer < 3; ++layer) {
+    const int64_t index = 3 * group + layer;
+    net.matrix[layer] = P::matrix(c.hidden + index * square, packed + index * P::packed_floats(c.hidden_width), c.hidden_width);
+  }
+  return net;
+}
+
+template <class P, class Arguments>
+const float* pack_weights(const Arguments& c) {
+  const int64_t each = P::packed_floats(c.hidden_width), square = c.hidden_width * c.hidden_width;
+  if (each == 0) return nullptr;
+  float* packed = ddvi::scratch(ddvi::kPackSlot, (size_t)(3 * c.groups * each));
+  ddvi::parallel_for(c.threads, 3 * c.groups, [&](int64_t i) { P::pack(c.hidden + i * square, c.hidden_width, packed + i * each); });
+  return packed;
+}
+
 template <class P>
 struct Activations {
   float* input;  // (D + C, kTile): the state, then the context

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
-from ddvi_fast.networks import take_rows, uniform_
-from ddvi_fast.reference.chain import ChainWeights, denoise
+from ddvi_fast.networks import uniform_
+from ddvi_fast.reference.chain import ChainWeights, denoise, time_rows
 from ddvi_fast.rng import Draws
 
 
@@ -92,11 +92,7 @@ class ResidualMLP(nn.Module):
         weights = self.chain_weights()
         lead = y.shape[:1] if weights.grouped else ()
         flat = [None if value is None else value.reshape(*lead, -1, value.shape[-1]) for value in (y, context)]
-        steps = t.reshape(*lead, -1)
-        if weights.grouped:
-            steps = steps + self.num_steps * torch.arange(lead[0], device=t.device).unsqueeze(-1)
-        rows = take_rows(weights.time_table.reshape(-1, 4 * self.hidden_dim), steps).unflatten(-1, (4, -1))
-        return denoise(*flat, weights, rows, self.residual).reshape(y.shape)
+        return denoise(*flat, weights, time_rows(weights.time_table, t.reshape(*lead, -1)), self.residual).reshape(y.shape)
 
     def extra_repr(self) -> str:
         names = ("latent_dim", "context_dim", "num_steps", "hidden_dim", "groups")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from ddvi_fast import rng
 from ddvi_fast.rng import Draws
@@ -38,6 +39,17 @@ def denoise(y: Tensor, context: Tensor | None, weights: ChainWeights, rows: Tens
         third = third + first
     fourth = torch.relu(third @ weights.hidden[..., 2, :, :].mT + rows[..., 3, :])
     return fourth @ weights.last.mT + weights.last_bias.unsqueeze(-2)
+
+
+def time_rows(time_table: Tensor, t: Tensor) -> Tensor:
+    """Rows [.., R, 4, H] of the time table [.., T, 4, H] at steps `t` [.., R]; each group has its own table.
+
+    An embedding adds up the gradients of equal rows in one order; plain indexing would do it from several threads at once.
+    """
+    num_steps, _, hidden = time_table.shape[-3:]
+    if time_table.dim() == 4:
+        t = t + num_steps * torch.arange(time_table.shape[0], device=t.device).unsqueeze(-1)
+    return embedding(t, time_table.reshape(-1, 4 * hidden)).unflatten(-1, (4, hidden))
 
 
 def chain_noise(draws: Draws, num_steps: int, rows_shape: tuple[int, ...], latent_dim: int, like: Tensor) -> Tensor:

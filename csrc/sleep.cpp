@@ -1,0 +1,34 @@
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+
+#include "sleep_arguments.h"
+#include "threads.h"
+
+#define DDVI_KERNEL_BF16
+#define DDVI_KERNEL "sleep_kernel.h"
+#include "each_isa.h"
+
+// The position of the first row whose step is not in [0, T), or -1.
+static int64_t misplaced(const SleepArguments& s) {
+  for (int64_t row = 0; row < s.groups * s.rows; ++row)
+    if ((uint64_t)s.t[row] >= (uint64_t)s.steps) return row;
+  return -1;
+}
+
+// The loss of every row. Both functions return -1, or the position of a row whose step does not exist; then nothing was computed.
+DDVI_EXPORT int64_t ddvi_sleep_forward(const SleepArguments* arguments) {
+  const int64_t bad = misplaced(*arguments);
+  if (bad >= 0) return bad;
+  DDVI_DISPATCH(sleep_forward(*arguments))
+  return -1;
+}
+
+// From the upstream gradient of the losses to those of everything that went in.
+DDVI_EXPORT int64_t ddvi_sleep_backward(const SleepArguments* arguments) {
+  const int64_t bad = misplaced(*arguments);
+  if (bad >= 0) return bad;
+  DDVI_DISPATCH(sleep_backward(*arguments))
+  return -1;
+}

@@ -1,0 +1,38 @@
+// What a call of the sleep term's regression hands over, mirrored by ddvi_fast/native/sleep.py. Every field has eight bytes, so that the
+// two sides cannot disagree on padding.
+#pragma once
+
+#include "draws.h"
+
+enum Loss : int64_t { kSquared = 0, kAbsolute = 1, kHuber = 2 };
+
+struct SleepArguments {
+  int64_t groups, rows, latent, context_width, hidden_width, steps;  // G, R, D, C, H, T
+  int64_t residual, bf16, threads, loss;
+  Draws draws;
+
+  const float* x0;          // (G, R, D)
+  const int64_t* t;         // (G, R), each in [0, T)
+  const float* context;     // (G, R, C)
+  const float* first;       // (G, H, D + C)
+  const float* hidden;      // (G, 3, H, H)
+  const float* last;        // (G, D, H)
+  const float* last_bias;   // (G, D)
+  const float* time_table;  // (G, T, 4, H)
+  const float* table;       // (T, 5): signal, deviation, c0, c1, weight
+  const float* noise;       // (G, R, D), or null where it is drawn
+
+  float* value;           // (G, R)
+  const float* upstream;  // (G, R); backward reads it
+
+  // Gradients, each null if nobody asks. The weights' five stand or fall together.
+  float* d_x0;
+  float* d_context;
+  float* d_first;
+  float* d_hidden;
+  float* d_last;
+  float* d_last_bias;
+  float* d_time_table;
+  float* d_table;
+  float* d_noise;
+};

@@ -1,0 +1,33 @@
+"""The sleep term's regression: noising to one random step per row, the denoiser there, and its loss (METHOD section 3)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from ddvi_fast.reference.chain import ChainWeights, denoise, time_rows
+
+ERRORS = {"squared": functional.mse_loss, "absolute": functional.l1_loss, "huber": functional.smooth_l1_loss}
+
+
+def denoising_loss(
+    x0: Tensor, t: Tensor, context: Tensor | None, weights: ChainWeights, table: Tensor, noise: Tensor, loss: str, residual: bool
+) -> Tensor:
+    """`weight_t sum_d rho(o_d - target_d)` with `o` the denoiser at `y_t = signal_t x0 + deviation_t noise` and `target = c0_t x0 + c1_t noise`.
+
+    Args:
+        x0: clean latents [.., R, D], `..` empty or the weights' group axis `G`.
+        t: 0-based steps, int64 [.., R].
+        context: [.., R, C] or None.
+        weights: of one network, or of G.
+        table: [T, 5] with columns signal, deviation, c0, c1, weight.
+        noise: standard normals, shape of `x0`.
+        loss: `rho`: ``squared`` (e^2), ``absolute`` (|e|) or ``huber`` (e^2 / 2 below 1, else |e| - 1/2).
+        residual: whether the first hidden layer is added to the third.
+
+    Returns:
+        [.., R], in the units of `rho` times the weight.
+    """
+    signal, deviation, c0, c1, weight = functional.embedding(t, table).split(1, dim=-1)
+    output = denoise(signal * x0 + deviation * noise, context, weights, time_rows(weights.time_table, t), residual)
+    return (weight * ERRORS[loss](output, c0 * x0 + c1 * noise, reduction="none")).sum(-1)
