@@ -82,13 +82,13 @@ class PriorGuide:
     def _width_at(self, progress: Progress) -> float:
         return self.width(progress.fraction)
 
-    def log_prob(self, prior: Prior, z: Tensor, progress: Progress) -> Tensor:
-        """log p(z) in nats under the blurred prior, [..., D] -> [...], its gradient to `z` limited."""
+    def log_prob(self, prior: Prior, z: Tensor, progress: Progress, labels: Tensor | None = None) -> Tensor:
+        """log p(z), or log p(z | labels), in nats under the blurred prior, [..., D] -> [...], its gradient to `z` limited."""
         prior = prior.blurred(progress.fixed(self._width_at))
         if self.max_score is None or not torch.is_grad_enabled():
-            return prior.log_prob(z)
+            return prior.log_prob(z, labels)
         leaf = z.detach().requires_grad_()
-        log_prob = prior.log_prob(leaf)
+        log_prob = prior.log_prob(leaf, labels)
         (score,) = torch.autograd.grad(log_prob.sum(), leaf, retain_graph=True)
         limited = score * (self.max_score / score.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
         # The added term is zero; its gradient is the limited score.

@@ -45,7 +45,10 @@ class Posterior(nn.Module):
         `draws` says where the rows stand in the run (`Draws(0)` if not given): a row gets the same samples in any batch.
         """
         draws = check_request(x, num_samples, draws)
-        encoded = self.encode(x, draws)
+        return self.sample_encoded(self.encode(x, draws), num_samples, draws)
+
+    def sample_encoded(self, encoded: Any, num_samples: int, draws: Draws) -> PosteriorSample:
+        """`sample`, given what `encode` made of the rows."""
         path = self.latent_path(encoded, num_samples, draws)
         return PosteriorSample(path[-1], self.log_ratio(encoded, path) if self.has_density else None)
 

@@ -10,7 +10,7 @@ from torch.nn.functional import linear, logsigmoid
 
 from ddvi_fast import _checks, ops
 from ddvi_fast.networks import linear as make_linear
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_request, draw_start, split_top
+from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start, split_top
 from ddvi_fast.rng import Draws
 
 
@@ -96,10 +96,8 @@ class IAF(Posterior):
         context = self.context_encoder(x, None if draws is None else draws.importance(1))
         return Encoded(*split_top(self.encoder(x, draws)), context)
 
-    def sample(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
-        """As `Posterior.sample`; the log-determinants come with the forward pass, so that nothing is inverted."""
-        draws = check_request(x, num_samples, draws)
-        encoded = self.encode(x, draws)
+    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
+        """As in `Posterior`; the log-determinants come with the forward pass, so that nothing is inverted."""
         start = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
         z, log_det = self._push(encoded, start)
         return PosteriorSample(z, log_det - ops.gaussian_log_prob(start, encoded.mean, encoded.log_var))
