@@ -107,7 +107,7 @@ class NoiseSchedule:
         variances = eta**2 * self.posterior_variances
         if eta > 0:
             _checks.require(final_variance is None or final_variance > 0, "final_variance", "a positive number", final_variance)
-            last = self.posterior_variances[1:2] if final_variance is None else self.betas.new_tensor([final_variance])
+            last = self.posterior_variances[1:2] if final_variance is None else self.betas.new_full((1,), final_variance)
             variances = torch.cat((last, variances[1:]))
         else:
             _checks.require(final_variance is None, "final_variance", "None when eta = 0 (that chain has no density)", final_variance)

@@ -84,7 +84,8 @@ class Prior(nn.Module):
             return self
         # Kept for the next call, unless the prior is learned; in a tuple, so that it is no submodule.
         if getattr(self, "_kept_blur", (None,))[0] != width or any(parameter.requires_grad for parameter in self.parameters()):
-            self._kept_blur = (width, self._blurred(width))
+            here = next((buffer.device for buffer in self.buffers()), None)
+            self._kept_blur = (width, self._blurred(width).to(here))
         return self._kept_blur[1]
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:

@@ -63,8 +63,7 @@ class Pinwheel(Prior):
 
     def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
         f = rng.normal(draws, (n, 2), rng.PRIOR + 1, device=device, dtype=torch.float64)
-        spread = f.new_tensor([self.radial_std, self.tangential_std])
-        return self._place(f * spread + f.new_tensor([1.0, 0.0]), labels)
+        return self._place(torch.stack((1 + self.radial_std * f[:, 0], self.tangential_std * f[:, 1]), 1), labels)
 
     def _place(self, f: Tensor, labels: Tensor) -> Tensor:
         """The map from `f` [.., 2] in the frame of arm `labels` [..] to the plane."""
@@ -85,7 +84,8 @@ class Pinwheel(Prior):
     def _polar(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Radius [..., 1], and [..., C]: the angle of `z` in the frame of each arm, before its twist."""
         # At the origin the angle has no derivative: look a little beside it.
-        beside = torch.where(z.square().sum(-1, keepdim=True) < 1e-12, z.new_tensor([1e-6, 0.0]), z)
+        at_origin = z.square().sum(-1) < 1e-12
+        beside = torch.stack((torch.where(at_origin, 1e-6, z[..., 0]), torch.where(at_origin, 0.0, z[..., 1])), -1)
         arms = 2 * math.pi / self.num_classes * torch.arange(self.num_classes, device=z.device, dtype=z.dtype)
         return beside.norm(dim=-1, keepdim=True), torch.atan2(beside[..., 1:], beside[..., :1]) + arms
 

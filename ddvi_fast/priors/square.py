@@ -41,6 +41,8 @@ class Square(Prior):
         columns = {name: torch.tensor(column, dtype=kinds[name]) for name, column in zip(kinds, zip(*stretches, strict=True), strict=True)}
         for name, column in columns.items():
             self.register_buffer(name, column, persistent=False)  # [S] straight stretches
+        frames = torch.tensor([_CORNERS, _ALONG, _ACROSS], dtype=torch.float64)
+        self.register_buffer("frames", frames, persistent=False)  # [3, 4, 2] of each edge: first corner, unit vectors along and outwards
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         nodes, log_nodes = uniform_nodes(max(8, resolution // 4))
@@ -48,7 +50,7 @@ class Square(Prior):
         positions = self.starts.double().unsqueeze(1) + lengths * nodes
         (around, log_around), (beside, log_beside) = bell_nodes(1, reach=10), bell_nodes(across(resolution), reach=40)
         along = positions[..., None, None] + self.corner_width * around[:, None] + torch.zeros_like(beside)
-        points = _place(self.edges[:, None, None, None], along, self.noise * beside)
+        points = self._place(self.edges[:, None, None, None], along, self.noise * beside)
         log_weights = (log_nodes + torch.log(lengths / _PERIMETER))[..., None, None] + log_around[:, None] + log_beside
         return points.flatten(0, 3), log_weights.flatten()
 
@@ -57,10 +59,15 @@ class Square(Prior):
         position = (labels + within) / self.num_classes * _PERIMETER
         edge = (position / _EDGE).floor().clamp(max=3)
         across, along = rng.normal(draws, (n, 2), rng.PRIOR + 2, device=device, dtype=torch.float64).unbind(1)
-        return _place(edge.long(), position - _EDGE * edge + self.corner_width * along, self.noise * across)
+        return self._place(edge.long(), position - _EDGE * edge + self.corner_width * along, self.noise * across)
+
+    def _place(self, edge: Tensor, along: Tensor, across: Tensor) -> Tensor:
+        """Points [.., 2] at distances `along` edge `edge` from its first corner and `across` it outwards."""
+        corner, forwards, outwards = self.frames.to(along)[:, edge]
+        return corner + along.unsqueeze(-1) * forwards + across.unsqueeze(-1) * outwards
 
     def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        corner, along, across = (z.new_tensor(table)[self.edges] for table in (_CORNERS, _ALONG, _ACROSS))
+        corner, along, across = self.frames.to(z)[:, self.edges]
         offset = z.unsqueeze(-2) - corner  # [.., S, 2]
         position, height = (offset * along).sum(-1), (offset * across).sum(-1)
         noise = -0.5 * (height / self.noise).square() - 0.5 * math.log(2 * math.pi) - math.log(self.noise)
@@ -106,9 +113,3 @@ def _stretches(num_classes: int) -> Iterator[tuple[int, int, float, float]]:
             first, last = max(position, edge * _EDGE), min(end, (edge + 1) * _EDGE)
             if last - first > 1e-9:
                 yield label, edge, first - edge * _EDGE, last - edge * _EDGE
-
-
-def _place(edge: Tensor, along: Tensor, across: Tensor) -> Tensor:
-    """Points [.., 2] at distances `along` edge `edge` from its first corner and `across` it outwards."""
-    corner, forwards, outwards = (along.new_tensor(table)[edge] for table in (_CORNERS, _ALONG, _ACROSS))
-    return corner + along.unsqueeze(-1) * forwards + across.unsqueeze(-1) * outwards

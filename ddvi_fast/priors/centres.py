@@ -1,0 +1,92 @@
+"""A base prior around learned centres: the clustering prior of METHOD section 4."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks, rng
+from ddvi_fast.priors.base import Prior, pick
+from ddvi_fast.priors.gaussian import Gaussian
+from ddvi_fast.rng import Draws
+
+ETA = 1.5  # distance below which two centres repel each other
+REACH = 2.5  # centres stay inside [-REACH, REACH]
+BASE_SCALE = 0.125  # of the paper's Gaussian base
+
+
+class Centres(Prior):
+    """Equally likely components: the base prior, shrunk by `scale` and moved to one of `num_centres` learned centres.
+
+    `p(z | c) = p_base((z - mean_c) / scale) / scale^D`; component `c` is class `c`. A centre is `REACH tanh(raw_c)`, so that it
+    cannot leave the square.
+
+    Args:
+        base: the prior around each centre; by default the Gaussian of standard deviation 0.125.
+        num_centres: C.
+        scale: by which the base shrinks.
+        learnable: train the centres.
+        draws: where the initial centres are drawn, evenly over the square.
+
+    Example:
+        >>> prior = Centres(num_centres=20)
+        >>> prior.centres.shape, prior.sample(3).shape
+        (torch.Size([20, 2]), torch.Size([3, 2]))
+    """
+
+    def __init__(self, base: Prior | None = None, num_centres: int = 20, scale: float = 1.0, learnable: bool = True, draws: Draws = Draws(0)) -> None:
+        super().__init__()
+        _checks.require(num_centres >= 1, "num_centres", "at least 1", num_centres)
+        _checks.require(scale > 0, "scale", "a positive number", scale)
+        self.base = Gaussian(2, BASE_SCALE) if base is None else base
+        self.base.require_density()
+        self.scale, self.num_classes, self.dim = scale, num_centres, self.base.dim
+        self.raw = nn.Parameter(torch.atanh(_spread(num_centres, self.dim, draws)), requires_grad=learnable)
+
+    @property
+    def centres(self) -> Tensor:
+        """The centres [C, D], inside [-REACH, REACH]."""
+        return REACH * torch.tanh(self.raw)
+
+    def crowding(self, eta: float = ETA) -> Tensor:
+        """The hinge on distances: for each centre the sum of `max(0, eta - distance)` over the others, [C]."""
+        distances = (self.centres.unsqueeze(0) - self.centres.unsqueeze(1)).square().sum(-1)
+        itself = torch.eye(self.num_classes, dtype=torch.bool, device=distances.device)
+        # A square root has no finite gradient at 0, where a centre meets itself, or another.
+        apart = torch.where(itself, eta**2, distances.clamp(min=1e-12)).sqrt()
+        return torch.relu(eta - apart).sum(-1)
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """The cluster of latents [..., D]: the index of the nearest centre, int64 [...]."""
+        return torch.cdist(z, self.centres.to(z)).argmin(-1)
+
+    def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
+        nodes, log_weights = self.base.integration_nodes(max(2, resolution // 5))
+        centred = self.centres.detach().double().cpu().unsqueeze(1) + self.scale * nodes
+        return centred.flatten(0, 1), log_weights.repeat(self.num_classes) - math.log(self.num_classes)
+
+    def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
+        # The base draws its own classes, so it stands where the class of the centre does not.
+        base = self.base.sample(n, draws.importance(1), device=device)
+        return self.centres.to(device)[labels] + self.scale * base
+
+    def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        centred = (z.unsqueeze(-2) - self.centres.to(z)) / self.scale
+        return pick(self.base.log_prob(centred) - self.dim * math.log(self.scale), labels)
+
+    def _blurred(self, width: float) -> Centres:
+        blurred = Centres(self.base.blurred(width / self.scale), self.num_classes, self.scale)
+        blurred.raw = self.raw  # the very parameter: centres take their gradient through the blur
+        return blurred
+
+
+def _spread(count: int, dim: int, draws: Draws) -> Tensor:
+    """Starting places [count, dim] in (-1, 1): each the candidate farthest from all before it."""
+    candidates = 1.8 * rng.uniform(draws, (50 * count, dim), rng.INITIAL) - 0.9
+    chosen = candidates[:1]
+    for _ in range(count - 1):
+        farthest = torch.cdist(candidates, chosen).amin(1).argmax()
+        chosen = torch.cat((chosen, candidates[farthest : farthest + 1]))
+    return chosen

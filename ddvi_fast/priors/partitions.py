@@ -1,0 +1,76 @@
+"""Class partitions `p(z | c)` of a prior: all at once, and the prior whose latents carry their class."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks
+from ddvi_fast.priors.base import Prior
+from ddvi_fast.priors.gaussian import Gaussian
+from ddvi_fast.rng import Draws
+
+
+def require_partitions(prior: Prior) -> int:
+    """The number C of the prior's equally likely classes.
+
+    Raises:
+        InputError: a prior without classes, such as the Gaussian.
+    """
+    hint = "pinwheel, swiss_roll_noisy, square, mixture and centres have them"
+    _checks.require(prior.num_classes is not None, "prior", "one that is cut into classes", f"a {type(prior).__name__} prior, which is not", hint)
+    return prior.num_classes
+
+
+def class_log_probs(prior: Prior, z: Tensor) -> Tensor:
+    """log p(z | c) in nats of the same latents under every class: [..., D] -> [C, ...]."""
+    classes = torch.arange(require_partitions(prior), device=z.device)
+    return torch.stack([prior.log_prob(z, label.expand(z.shape[:-1])) for label in classes])
+
+
+def log_class_posterior(prior: Prior, z: Tensor, labels: Tensor) -> Tensor:
+    """log p(labels | z) in nats under the prior, [...]; `labels` broadcast against the latents [..., D]."""
+    labels = labels.expand(z.shape[:-1])
+    return prior.log_prob(z, labels) - math.log(require_partitions(prior)) - prior.log_prob(z)
+
+
+class OneHotGaussian(Prior):
+    """Latents `(z, e_c)`: a standard normal `z` of `style_dim` dimensions beside the one-hot code of an independent class.
+
+    Its partitions are the classes, so that a decoder of these latents is the model M2 of Kingma et al. (2014), p(x | z, c), and
+    everything written for partitioned priors serves it. Densities are with respect to length in `z` and counting in `c`.
+
+    Args:
+        style_dim: dimensions of `z`.
+        num_classes: C; the latents have `style_dim + C` dimensions.
+
+    Example:
+        >>> prior = OneHotGaussian(style_dim=2, num_classes=3)
+        >>> prior.sample(2, labels=torch.tensor([2, 0]))[:, 2:].tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, style_dim: int = 50, num_classes: int = 10) -> None:
+        super().__init__()
+        _checks.require(num_classes >= 1, "num_classes", "at least 1", num_classes)
+        self.style = Gaussian(style_dim)
+        self.num_classes, self.dim = num_classes, style_dim + num_classes
+
+    def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
+        style = self.style.sample(n, draws, device=device)
+        return torch.cat((style, torch.nn.functional.one_hot(labels, self.num_classes).to(style)), -1)
+
+    def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        style, code = z.split((self.style.dim, self.num_classes), -1)
+        log_prob = self.style.log_prob(style)
+        if labels is None:
+            return log_prob - math.log(self.num_classes)
+        fits = code.argmax(-1) == labels.expand(log_prob.shape)
+        return torch.where(fits, log_prob, -math.inf)
+
+    def _blurred(self, width: float) -> OneHotGaussian:
+        blurred = OneHotGaussian(self.style.dim, self.num_classes)
+        blurred.style = self.style.blurred(width)
+        return blurred
