@@ -127,7 +127,7 @@ void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& t
 
 template <class P>
 void backward_as(const ChainArguments& c) {
-  const float* packed = pack_weights<P>(c);
+  const float* packed = pack_weights<P>(c, true);
   sum_over_tiles(c, c.d_coefficients, [&](const Tile& tile, const PartialLayout& layout, float* partial) {
     backward_tile(c, group_network<P>(c, tile.group, packed), tile, layout, partial);
   });

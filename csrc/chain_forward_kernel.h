@@ -56,7 +56,7 @@ void forward_tile(const ChainArguments& c, const Network<P>& net, const Tile& ti
 template <class P>
 void forward_as(const ChainArguments& c) {
   const Split split = Split::by_threads(c.groups, c.rows, c.threads);
-  const float* packed = pack_weights<P>(c);
+  const float* packed = pack_weights<P>(c, false);
   ddvi::parallel_for(c.threads, c.groups * split.tiles, [&](int64_t item) {
     const int64_t group = item / split.tiles;
     forward_tile(c, group_network<P>(c, group, packed), split.tile(group, item % split.tiles, c.rows));

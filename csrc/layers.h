@@ -25,7 +25,7 @@ struct Float32 {
   static int64_t panel_floats(int64_t hidden) { return hidden * kTile; }
   static Panel panel(float* memory, int64_t, bool) { return {memory}; }
   static int64_t packed_floats(int64_t) { return 0; }
-  static void pack(const float*, int64_t, float*) {}
+  static void pack(const float*, int64_t, bool, float*) {}
   static Matrix matrix(const float* weight, const float*, int64_t) { return {weight}; }
 
   // weight times panel
@@ -103,18 +103,22 @@ struct BFloat16 {
     return {memory, for_backward ? (half_word*)(memory + hidden / 2 * kTile) : nullptr};
   }
   static int64_t packed_floats(int64_t hidden) { return hidden * hidden; }
+  static constexpr int64_t kStrip = 256;
 
-  static void pack(const float* weight, int64_t hidden, float* packed) {
+  static void pack(const float* weight, int64_t hidden, bool for_backward, float* packed) {
     half_word* plain = (half_word*)packed;
-    half_word* turned = plain + hidden * hidden;
-    for (int64_t row = 0; row < hidden; ++row)
-      for (int64_t column = 0; column < hidden; column += kLanes) {
-        const __m256i narrow = (__m256i)_mm512_cvtneps_pbh((__m512)load(weight + row * hidden + column));
-        _mm256_storeu_si256((__m256i*)(plain + row * hidden + column), narrow);
+    narrow(weight, hidden * hidden, plain);
+    if (!for_backward) return;
+    float turned[16 * kStrip];
+    for (int64_t column = 0; column < hidden; column += 16)
+      for (int64_t row = 0; row < hidden; row += kStrip) {
+        const int64_t rows = std::min(kStrip, hidden - row);
+        transpose(weight + row * hidden + column, hidden, rows, 16, turned, kStrip);
+        for (int64_t i = 0; i < 16; ++i) narrow(turned + i * kStrip, rows, plain + (hidden + column + i) * hidden + row);
       }
-    for (int64_t row = 0; row < hidden; row += 8)
-      for (int64_t column = 0; column < hidden; ++column)
-        for (int64_t i = 0; i < 8; ++i) turned[column * hidden + row + i] = plain[(row + i) * hidden + column];
+  }
+  static void narrow(const float* in, int64_t count, half_word* out) {
+    for (int64_t i = 0; i < count; i += kLanes) _mm256_storeu_si256((__m256i*)(out + i), (__m256i)_mm512_cvtneps_pbh((__m512)load(in + i)));
   }
   static Matrix matrix(const float*, const float* packed, int64_t hidden) { return {packed, packed + hidden * hidden / 2}; }
 

@@ -24,11 +24,11 @@ Network<P> group_network(const Arguments& c, int64_t group, const float* packed)
 }
 
 template <class P, class Arguments>
-const float* pack_weights(const Arguments& c) {
+const float* pack_weights(const Arguments& c, bool for_backward) {
   const int64_t each = P::packed_floats(c.hidden_width), square = c.hidden_width * c.hidden_width;
   if (each == 0) return nullptr;
   float* packed = ddvi::scratch(ddvi::kPackSlot, (size_t)(3 * c.groups * each));
-  ddvi::parallel_for(c.threads, 3 * c.groups, [&](int64_t i) { P::pack(c.hidden + i * square, c.hidden_width, packed + i * each); });
+  ddvi::parallel_for(c.threads, 3 * c.groups, [&](int64_t i) { P::pack(c.hidden + i * square, c.hidden_width, for_backward, packed + i * each); });
   return packed;
 }
 

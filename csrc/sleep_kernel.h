@@ -188,7 +188,7 @@ void sleep_backward_tile(const SleepArguments& c, const Network<P>& net, const T
 template <class P>
 void sleep_forward_as(const SleepArguments& c) {
   const Split split = Split::by_threads(c.groups, c.rows, c.threads);
-  const float* packed = pack_weights<P>(c);
+  const float* packed = pack_weights<P>(c, false);
   ddvi::parallel_for(c.threads, c.groups * split.tiles, [&](int64_t item) {
     const int64_t group = item / split.tiles;
     sleep_forward_tile(c, group_network<P>(c, group, packed), split.tile(group, item % split.tiles, c.rows));
@@ -197,7 +197,7 @@ void sleep_forward_as(const SleepArguments& c) {
 
 template <class P>
 void sleep_backward_as(const SleepArguments& c) {
-  const float* packed = pack_weights<P>(c);
+  const float* packed = pack_weights<P>(c, true);
   sum_over_tiles(c, c.d_table, [&](const Tile& tile, const PartialLayout& layout, float* partial) {
     sleep_backward_tile(c, group_network<P>(c, tile.group, packed), tile, layout, partial);
   });
