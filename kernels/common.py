@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import ASTSource
 from triton.runtime.interpreter import InterpretedFunction
 
 ARCHITECTURES = (80, 90, 100)  # compute capabilities that every kernel is compiled for ahead of time
@@ -32,10 +33,18 @@ class Compilation:
     constexprs: dict[str, Any]
     num_warps: int
     num_stages: int
+    architectures: tuple[int, ...] = ARCHITECTURES  # on which this variant is launched
+
+    def source(self) -> ASTSource:
+        """What `triton.compile` takes; pointers are aligned to 16 bytes, as those of fresh tensors are."""
+        aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(self.signature.values()) if kind.startswith("*")}
+        return ASTSource(self.kernel, self.signature, self.constexprs, aligned)
 
 
-def compilation(name: str, kernel: Any, types: dict[str, str], constexprs: dict[str, Any], num_warps: int, num_stages: int) -> Compilation:
+def compilation(name: str, kernel: Any, types: dict[str, str], constexprs: dict[str, Any], **options: Any) -> Compilation:
     """A `Compilation` from the types of the run-time parameters and the values of all others, in the kernel's order.
+
+    `options` are `num_warps`, `num_stages` and perhaps `architectures`.
 
     Raises:
         ValueError: a parameter of the kernel has neither a type nor a value.
@@ -44,7 +53,7 @@ def compilation(name: str, kernel: Any, types: dict[str, str], constexprs: dict[
     if missing:
         raise ValueError(f"{name}: neither type nor value for {', '.join(missing)}")
     signature = {parameter: types.get(parameter, "constexpr") for parameter in kernel.arg_names}
-    return Compilation(name, kernel, signature, constexprs, num_warps, num_stages)
+    return Compilation(name, kernel, signature, constexprs, **options)
 
 
 def interpreted(kernel: Any) -> bool:
