@@ -1,0 +1,312 @@
+"""The bound's reductions in Triton: log-likelihoods, Gaussian terms and the log-mean-exp, one pass over the data each way.
+
+A program owns a few rows and walks along them in blocks, so any width runs in fixed registers. Lanes collect terms in float32
+and are added up in float64: the sum over an image's pixels cancels in part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ddvi_fast.kernels.common import Compilation, compilation, on_device, unusable
+
+KINDS = ("bernoulli", "gaussian", "binomial", "gaussian_kl", "gaussian_log_prob")
+
+# How an operand stands against the rows of the result.
+_ABSENT, _NUMBER, _FULL, _PERIODIC = range(4)
+
+_TILE = 1024  # elements a program holds at a time
+
+
+def forward(kind: str, operands: list[Tensor], shape: list[int], total: float) -> Tensor:
+    """Sums over the last axis, in nats: float32 [shape[:-1]].
+
+    Args:
+        kind: one of `KINDS`; their operands are (logits, x), (mean, x, scale), (logits, counts), (mean, log_var) and (z, mean, log_var).
+        operands: contiguous; each has the last axes of `shape` and repeats over those it lacks, or is a single number.
+        shape: of the broadcast operands.
+        total: trials of the binomial; not read by the others.
+    """
+    out = operands[0].new_empty(shape[:-1])
+    rows, width = out.numel(), shape[-1]
+    if rows > 0:
+        options = launch_options(width)
+        grid = (triton.cdiv(rows, options["ROWS"]),)
+        with on_device(out):
+            forward_kernel[grid](*_described(operands, shape), out, rows, width, *_trials(kind, total), KIND=KINDS.index(kind), **options)
+    return out
+
+
+def backward(kind: str, operands: list[Tensor], shape: list[int], total: float, upstream: Tensor, needed: list[bool]) -> list[Tensor | None]:
+    """Gradients of full `shape` to the operands that need one, from `upstream` [shape[:-1]]; none to the binomial's counts."""
+    gradients = [operands[0].new_empty(shape) if need else None for need in needed]
+    rows, width = upstream.numel(), shape[-1]
+    if rows > 0 and width > 0 and any(needed):
+        options = launch_options(width)
+        grid = (triton.cdiv(rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"]))
+        padded = (*gradients, *[None] * (3 - len(gradients)))
+        call = (*_described(operands, shape), upstream, *padded, rows, width, float(total))
+        with on_device(upstream):
+            backward_kernel[grid](*call, KIND=KINDS.index(kind), **options)
+    return gradients
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """`log mean exp` of every row: [R, K] -> [R]."""
+    rows, width = log_weights.shape
+    out = log_weights.new_empty(rows)
+    if rows > 0:
+        options = launch_options(width)
+        with on_device(out):
+            log_mean_exp_kernel[(triton.cdiv(rows, options["ROWS"]),)](log_weights, out, rows, width, **options)
+    return out
+
+
+def log_mean_exp_backward(log_weights: Tensor, out: Tensor, upstream: Tensor) -> Tensor:
+    """`upstream` [R] times the normalised weights: [R, K]."""
+    rows, width = log_weights.shape
+    gradient = torch.empty_like(log_weights)
+    if rows > 0:
+        options = launch_options(width)
+        grid = (triton.cdiv(rows, options["ROWS"]),)
+        with on_device(gradient):
+            log_mean_exp_backward_kernel[grid](log_weights, out, upstream, gradient, rows, width, **options)
+    return gradient
+
+
+def unsupported(*, counts: Tensor | None = None, **operands: Tensor | None) -> str | None:
+    """Why the kernels cannot take these operands, or None; `counts` are those of a binomial."""
+    if counts is not None and counts.requires_grad and torch.is_grad_enabled():
+        return "counts: the Triton likelihood has no gradient to them"
+    return unusable(forward_kernel, counts=counts, **operands)
+
+
+def launch_options(width: int) -> dict[str, int]:
+    """Rows and columns of a program's tile, and its warps: whole rows while they are short."""
+    block = min(triton.next_power_of_2(max(1, width)), _TILE)
+    return {"ROWS": _TILE // block, "WIDTH": block, "num_warps": 4}
+
+
+def compilations() -> Iterator[Compilation]:
+    """Every kind and layout of operands, for rows of an image and of a latent."""
+    floats = {name: "*fp32" for name in ("a", "b", "c", "upstream", "d_a", "d_b", "d_c", "log_weights", "out", "gradient")}
+    sizes = {"rows": "i64", "width": "i32", "total": "fp32", "log_factorial": "fp32", "a_period": "i64", "b_period": "i64", "c_period": "i64"}
+    for width in (2, 784):
+        options = launch_options(width)
+        blocks = {"ROWS": options["ROWS"], "WIDTH": options["WIDTH"]}
+        for kind, name in enumerate(KINDS):
+            third = name in ("gaussian", "gaussian_log_prob")
+            layouts = {"A": _FULL, "B": _PERIODIC, "C": _NUMBER if name == "gaussian" else _FULL if third else _ABSENT}
+            absent: dict[str, Any] = {} if third else {"c": None}
+            constants = {"KIND": kind, **layouts, **blocks, **absent}
+            present = {key: value for key, value in {**floats, **sizes}.items() if key not in absent}
+            yield compilation(f"elbo.{name}.forward/width={width}", forward_kernel, present, constants, 4, 3)
+            none = {} if third else {"d_c": None}
+            present = {key: value for key, value in present.items() if key not in none}
+            yield compilation(f"elbo.{name}.backward/width={width}", backward_kernel, present, {**constants, **none}, 4, 3)
+    for width in (8, 5000):
+        options = launch_options(width)
+        blocks = {"ROWS": options["ROWS"], "WIDTH": options["WIDTH"]}
+        yield compilation(f"elbo.log_mean_exp/width={width}", log_mean_exp_kernel, {**floats, **sizes}, blocks, 4, 3)
+        yield compilation(f"elbo.log_mean_exp_backward/width={width}", log_mean_exp_backward_kernel, {**floats, **sizes}, blocks, 4, 3)
+
+
+def _described(operands: list[Tensor], shape: list[int]) -> list[Any]:
+    """The three operands of a kernel, the rows after which they repeat, and their layouts."""
+    rows = math.prod(shape[:-1])
+    periods, layouts = [], []
+    for value in operands:
+        single = value.numel() == 1 and math.prod(shape) != 1
+        periods.append(1 if single else max(1, math.prod(value.shape[:-1])))
+        layouts.append(_NUMBER if single else _FULL if periods[-1] == rows else _PERIODIC)
+    missing = 3 - len(operands)
+    return [*operands, *[None] * missing, *periods, *[1] * missing, *layouts, *[_ABSENT] * missing]
+
+
+def _trials(kind: str, total: float) -> tuple[float, float]:
+    """`total` and the logarithm of its factorial."""
+    return (float(total), math.lgamma(total + 1)) if kind == "binomial" else (0.0, 0.0)
+
+
+@triton.jit
+def softplus(x):
+    """`log(1 + exp(x))`, accurate where it is tiny: what rounding took from `1 + e` is given back to first order."""
+    small = tl.exp(-tl.abs(x))
+    one_more = 1.0 + small
+    return tl.maximum(x, 0.0) + (tl.log(one_more) + (small - (one_more - 1.0)) / one_more)
+
+
+@triton.jit
+def sigmoid(x):
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+@triton.jit
+def log_gamma(x):
+    """log Gamma for `x >= 1`, exactly 0 at 1 and 2, which are the arguments of rare counts.
+
+    Below 8 the recurrence leads to `[1.5, 2.5]`, where `log Gamma(2 + u) = (1 - gamma) u + sum_k (-1)^k (zeta(k) - 1) u^k / k`
+    (Abramowitz and Stegun 1964, 6.1.33); above stands Stirling's series (6.1.41).
+    """
+    near = tl.minimum(x, 8.0)
+    product = near * 0.0 + 1.0
+    for _ in tl.static_range(6):
+        over = near > 2.5
+        near = tl.where(over, near - 1.0, near)
+        product = tl.where(over, product * near, product)
+    under = near < 1.5
+    product = tl.where(under, 1.0 / near, product)
+    u = tl.where(under, near - 1.0, near - 2.0)
+    series = u * -9.43948828e-06 + 2.05072128e-05
+    series = series * u - 4.49262367e-05
+    series = series * u + 9.94575128e-05
+    series = series * u - 2.23154758e-04
+    series = series * u + 5.09669525e-04
+    series = series * u - 1.19275391e-03
+    series = series * u + 2.89051033e-03
+    series = series * u - 7.38555103e-03
+    series = series * u + 2.05808084e-02
+    series = series * u - 6.73523011e-02
+    series = series * u + 3.22467033e-01
+    series = series * u + 4.22784335e-01
+    far = tl.maximum(x, 8.0)
+    inverse = 1.0 / far
+    logarithm = tl.log(tl.where(x < 8.0, product, far))
+    tail = inverse * (0.0833333333 - inverse * inverse * (0.00277777778 - inverse * inverse * 7.93650794e-04))
+    return tl.where(x < 8.0, logarithm + series * u, (far - 0.5) * logarithm - far + 0.918938533 + tail)
+
+
+@triton.jit
+def _value(a, b, c, total, log_factorial, KIND: tl.constexpr):
+    """One element's term."""
+    if KIND == 0:  # bernoulli: logits, x
+        return a * b - softplus(a)
+    elif KIND == 1:  # gaussian: mean, x, scale
+        away = (b - a) / c
+        return -0.5 * away * away - tl.log(c) - 0.918938533
+    elif KIND == 2:  # binomial: logits, counts; the coefficient in place, as reading it would cost more than making it
+        choose = log_factorial - log_gamma(b + 1.0) - log_gamma(total - b + 1.0)
+        return choose + (b * a - total * softplus(a))
+    elif KIND == 3:  # gaussian_kl: mean, log variance
+        return 0.5 * (a * a + tl.exp(b) - 1.0 - b)
+    else:  # gaussian_log_prob: z, mean, log variance
+        away = a - b
+        return -0.5 * (away * away * tl.exp(-c) + c + 1.837877066)
+
+
+@triton.jit
+def _derivatives(a, b, c, total, KIND: tl.constexpr):
+    """One element's derivatives by a, b and c; what a kind has not is 0."""
+    if KIND == 0:
+        return b - sigmoid(a), a, 0.0
+    elif KIND == 1:
+        away = (b - a) / c
+        return away / c, -away / c, (away * away - 1.0) / c
+    elif KIND == 2:
+        return b - total * sigmoid(a), 0.0, 0.0
+    elif KIND == 3:
+        return a, 0.5 * (tl.exp(b) - 1.0), 0.0
+    else:
+        precision = tl.exp(-c)
+        pull = (b - a) * precision
+        return pull, -pull, 0.5 * ((a - b) * (a - b) * precision - 1.0)
+
+
+@triton.jit
+def _operand(data, period, row, column, width, mask, LAYOUT: tl.constexpr):
+    """An operand's tile, or the single number; 1 behind the edges, so that a scale there divides by something."""
+    if LAYOUT == 0:
+        return 0.0
+    elif LAYOUT == 1:
+        return tl.load(data)
+    else:
+        if LAYOUT == 3:
+            row = row % period
+        return tl.load(data + row[:, None] * width + column[None, :], mask=mask, other=1.0)
+
+
+@triton.jit
+def forward_kernel(
+    a, b, c, a_period, b_period, c_period, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    out, rows, width, total, log_factorial, KIND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    lanes = tl.zeros((ROWS, WIDTH), tl.float32)
+    for start in range(0, width, WIDTH):
+        column = start + tl.arange(0, WIDTH)
+        mask = (row < rows)[:, None] & (column < width)[None, :]
+        first = _operand(a, a_period, row, column, width, mask, A)
+        second = _operand(b, b_period, row, column, width, mask, B)
+        third = _operand(c, c_period, row, column, width, mask, C)
+        lanes += tl.where(mask, _value(first, second, third, total, log_factorial, KIND), 0.0)
+    tl.store(out + row, tl.sum(lanes.to(tl.float64), axis=1).to(tl.float32), mask=row < rows)
+
+
+@triton.jit
+def backward_kernel(
+    a, b, c, a_period, b_period, c_period, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    upstream, d_a, d_b, d_c, rows, width, total, KIND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    mask = (row < rows)[:, None] & (column < width)[None, :]
+    first = _operand(a, a_period, row, column, width, mask, A)
+    second = _operand(b, b_period, row, column, width, mask, B)
+    third = _operand(c, c_period, row, column, width, mask, C)
+    by_first, by_second, by_third = _derivatives(first, second, third, total, KIND)
+    given = tl.load(upstream + row, mask=row < rows, other=0.0)[:, None]
+    # An operand that is one number has the same derivative in every element of a row.
+    given = given + tl.zeros((ROWS, WIDTH), tl.float32)
+    place = row[:, None] * width + column[None, :]
+    if d_a is not None:
+        tl.store(d_a + place, given * by_first, mask=mask)
+    if d_b is not None:
+        tl.store(d_b + place, given * by_second, mask=mask)
+    if d_c is not None:
+        tl.store(d_c + place, given * by_third, mask=mask)
+
+
+@triton.jit
+def _weights(log_weights, row, rows, column, width):
+    mask = (row < rows)[:, None] & (column < width)[None, :]
+    return tl.load(log_weights + row[:, None] * width + column[None, :], mask=mask, other=-float("inf"))
+
+
+@triton.jit
+def log_mean_exp_kernel(log_weights, out, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    highest = tl.full((ROWS,), -float("inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, width, WIDTH):
+        tile = _weights(log_weights, row, rows, start + tl.arange(0, WIDTH), width)
+        higher = tl.maximum(highest, tl.max(tile, axis=1))
+        # Measured from 0 where there is nothing finite to measure from: infinite weights stay infinite.
+        reference = tl.where(tl.abs(higher) == float("inf"), 0.0, higher)
+        total = total * tl.exp(highest - reference) + tl.sum(tl.exp(tile - reference[:, None]), axis=1)
+        highest = higher
+    reference = tl.where(tl.abs(highest) == float("inf"), 0.0, highest)
+    tl.store(out + row, reference + tl.log(total / width), mask=row < rows)
+
+
+@triton.jit
+def log_mean_exp_backward_kernel(log_weights, out, upstream, gradient, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    reference = tl.load(out + row, mask=row < rows, other=0.0)[:, None]
+    # Normalised anew: `out` is rounded to float32, which at -500 nats is worth five digits of a weight.
+    total = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, width, WIDTH):
+        total += tl.sum(tl.exp(_weights(log_weights, row, rows, start + tl.arange(0, WIDTH), width) - reference), axis=1)
+    scale = (tl.load(upstream + row, mask=row < rows, other=0.0) / tl.where(row < rows, total, 1.0))[:, None]
+    for start in range(0, width, WIDTH):
+        column = start + tl.arange(0, WIDTH)
+        tile = _weights(log_weights, row, rows, column, width)
+        mask = (row < rows)[:, None] & (column < width)[None, :]
+        tl.store(gradient + row[:, None] * width + column[None, :], scale * tl.exp(tile - reference), mask=mask)
