@@ -117,16 +117,56 @@ class NoiseSchedule:
 
     def target(self, parametrisation: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What a denoiser of `parametrisation` should output for `y_t = a x0 + s noise` at 0-based step `t` [N], shape of `x0`."""
+        weight_x0, weight_noise = (column[t].to(x0).unsqueeze(-1) for column in self.target_weights(parametrisation))
+        return weight_x0 * x0 + weight_noise * noise
+
+    def target_weights(self, parametrisation: str) -> tuple[Tensor, Tensor]:
+        """`c0` and `c1` of the target `c0_t x0 + c1_t noise` of a denoiser at `y_t`, both float64 [T]."""
         _checks.choice(parametrisation, PARAMETRISATIONS, "parametrisation")
+        signal, deviation = self.alpha_bars.sqrt(), self.noise_variances.sqrt()
         if parametrisation == "eps":
-            return noise
+            return torch.zeros_like(signal), torch.ones_like(signal)
         if parametrisation == "x0":
-            return x0
-        signal, deviation = (column[t].to(x0).unsqueeze(-1) for column in (self.alpha_bars.sqrt(), self.noise_variances.sqrt()))
+            return torch.ones_like(signal), torch.zeros_like(signal)
         if parametrisation == "v":
-            return signal * noise - deviation * x0
-        weight_x0, weight_state = (column[t].to(x0).unsqueeze(-1) for column in self.posterior_mean_weights())
-        return weight_x0 * x0 + weight_state * (signal * x0 + deviation * noise)
+            return -deviation, signal
+        weight_x0, weight_state = self.posterior_mean_weights()
+        return weight_x0 + weight_state * signal, weight_state * deviation
+
+    def regression_table(self, parametrisation: str, weight: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The sleep term's table [T, 5]: columns signal, deviation, `c0`, `c1` of `target_weights`, and `weight` at every step.
+
+        Its regression noises `x0` to `y_t = signal_t x0 + deviation_t eps` and takes the error `e` of the denoiser's output against
+        `c0_t x0 + c1_t eps` to the loss `weight_t sum_d rho(e_d)` (METHOD section 3).
+
+        Example:
+            >>> make("cosine", 20).regression_table("v").shape
+            torch.Size([20, 5])
+        """
+        signal, deviation = self.alpha_bars.sqrt(), self.noise_variances.sqrt()
+        return torch.stack((signal, deviation, *self.target_weights(parametrisation), torch.full_like(signal, weight)), dim=1).to(dtype)
+
+    def divergence_table(self, parametrisation: str, eta: float, deviations: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """A table [T, 5] as `regression_table`, and constants [T], with which squared errors become step divergences in nats.
+
+        With `m = A y_t + B o` the mean of `q(y_{t-1} | y_t, x)`, `s` its deviation (`deviations` [T]), and `w_0 x0 + w_y y_t` and `v` the
+        mean and the variance of `r(y_{t-1} | y_t, x0)`,
+
+            T KL(r || q) + T H(r) = T sum_d [ (w_0 x0 + w_y y_t - m)^2 / (2 s^2) + v / (2 s^2) + log s + log(2 pi) / 2 ]
+
+        is a squared error of `o` against `(w_0 x0 + (w_y - A) y_t) / B` of weight `T B^2 / (2 s^2)`, plus D times a constant of the step.
+        Gradients reach `A`, `B` and `s`, the chain's half of a learned schedule, and not the noising process.
+        """
+        noising = self.detach()
+        signal, deviation = noising.alpha_bars.sqrt(), noising.noise_variances.sqrt()
+        weight_x0, weight_state = noising.posterior_mean_weights()
+        scale_state, scale_output = self.prediction_weights(parametrisation, eta)
+        deviations = deviations.double()
+        left = (weight_state - scale_state) / scale_output
+        precision = 0.5 * self.num_steps / deviations.square()
+        columns = (signal, deviation, weight_x0 / scale_output + left * signal, left * deviation, precision * scale_output.square())
+        constant = precision * noising.posterior_variances + self.num_steps * (torch.log(deviations) + 0.5 * math.log(2 * math.pi))
+        return torch.stack(columns, dim=1).to(dtype), constant.to(dtype)
 
     def at(self, steps: Tensor) -> NoiseSchedule:
         """The coarser schedule that stops only at some 0-based steps, int64 increasing: noise adds up to the same at each of them."""

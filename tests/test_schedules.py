@@ -140,6 +140,71 @@ def test_table_columns(schedule):
     assert (schedule.coefficients(eta=0.0)[:, 2] == 0).all()
 
 
+@pytest.mark.parametrize("parametrisation", schedules.PARAMETRISATIONS)
+def test_regression_table(schedule, parametrisation):
+    """Its columns are the process's own marginal, and a target from which the chain's mean is that of `r`, checked at random points."""
+    table = schedule.regression_table(parametrisation, 0.25, dtype=torch.float64)
+    signal, deviation, c0, c1, weight = table.unbind(1)
+    assert_close(signal**2, schedule.alpha_bars, rtol=1e-12)
+    assert_close(deviation**2, schedule.noise_variances, rtol=1e-12)
+    assert bool((weight == 0.25).all())
+    x0, eps = rng.normal(Draws(1), (12, 2), 0, dtype=torch.float64).unbind(1)
+    y = signal * x0 + deviation * eps
+    scale_state, scale_output = schedule.prediction_weights(parametrisation)
+    weight_x0, weight_state = schedule.posterior_mean_weights()
+    assert_close(scale_state * y + scale_output * (c0 * x0 + c1 * eps), weight_x0 * x0 + weight_state * y, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+@pytest.mark.parametrize("parametrisation", schedules.PARAMETRISATIONS)
+def test_divergence_table(schedule, parametrisation, eta):
+    """The squared error in its weights, plus the constant, is the divergence of two normals plus the entropy of the first."""
+    steps, draws = schedule.num_steps, Draws(2)
+    deviations = torch.exp(rng.normal(draws, (steps, 1), 0, dtype=torch.float64)[:, 0])
+    table, constant = schedule.divergence_table(parametrisation, eta, deviations, dtype=torch.float64)
+    c0, c1, weight = table[:, 2:].unbind(1)
+    x0, eps, output = rng.normal(draws, (steps, 3), 1, dtype=torch.float64).unbind(1)
+    got = weight * (output - (c0 * x0 + c1 * eps)) ** 2 + constant
+
+    y = schedule.alpha_bars.sqrt() * x0 + schedule.noise_variances.sqrt() * eps
+    scale_state, scale_output = schedule.prediction_weights(parametrisation, eta)
+    weight_x0, weight_state = schedule.posterior_mean_weights()
+    chain = torch.distributions.Normal(scale_state * y + scale_output * output, deviations)
+    later = slice(1, None)  # at the first step r is a point
+    variance = schedule.posterior_variances[later]
+    noising = torch.distributions.Normal((weight_x0 * x0 + weight_state * y)[later], variance.sqrt())
+    chain_later = torch.distributions.Normal(chain.loc[later], deviations[later])
+    expected = steps * (torch.distributions.kl_divergence(noising, chain_later) + noising.entropy())
+    assert_close(got[later], expected, rtol=1e-6, name="later steps")
+    assert_close(got[0], -steps * chain.log_prob(x0)[0], rtol=1e-6, name="the first step")
+
+
+def test_divergence_table_trains_the_chain_and_not_the_noising():
+    """A learned schedule's gradient passes through A, B and s, as finite differences of these alone say."""
+    betas = schedules.make("geometric", 4).betas
+    deviations = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64, requires_grad=True)
+    upstream = rng.normal(Draws(3), (4, 5), 0, dtype=torch.float64)
+
+    def columns(learned):
+        return schedules.NoiseSchedule(learned).divergence_table("v", 1.0, deviations, dtype=torch.float64)[0]
+
+    learned = betas.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((columns(learned) * upstream).sum(), learned)
+    noising = schedules.NoiseSchedule(betas)
+
+    def by_hand(at):
+        signal, deviation = noising.alpha_bars.sqrt(), noising.noise_variances.sqrt()
+        weight_x0, weight_state = noising.posterior_mean_weights()
+        a, b = schedules.NoiseSchedule(at).prediction_weights("v", 1.0)
+        c0, c1 = (weight_x0 + (weight_state - a) * signal) / b, (weight_state - a) * deviation / b
+        return (torch.stack((c0, c1, 2 * b**2 / deviations.detach() ** 2), 1) * upstream[:, 2:]).sum()
+
+    step = 1e-6
+    differences = [(by_hand(betas + step * unit) - by_hand(betas - step * unit)) / (2 * step) for unit in torch.eye(4, dtype=torch.float64)]
+    assert_close(gradient, torch.stack(differences), rtol=1e-5)
+    assert not torch.autograd.grad(columns(learned)[:, :2].sum(), learned)[0].any()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_rescale_keeps_terminal_snr(name):
     for kind in ("vp", "ve"):
