@@ -12,6 +12,7 @@ from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
 
 _PAIRS = 1 << 24  # node-example pairs held at a time
+_VALUES = 1 << 23  # decoded values held at a time
 
 
 @torch.no_grad()
@@ -46,14 +47,16 @@ def log_evidence_quadrature(model: LatentVariableModel, x: Tensor, bounds: Seque
     flat = x.flatten(1)
     nodes, log_weights = model.prior.integration_nodes(resolution) if bounds is None else _grid(model, bounds, resolution)
     total = flat.new_full((len(flat),), -math.inf)
-    for part, weights in _blocks(nodes.to(flat), log_weights.to(flat), len(flat)):
+    for part, weights in _blocks(nodes.to(flat), log_weights.to(flat), flat.shape):
         joint = model.likelihood.pairwise(model.decoder(part), flat) + weights.unsqueeze(1)
         total = torch.logaddexp(total, torch.logsumexp(joint, 0))
     return total
 
 
-def _blocks(nodes: Tensor, log_weights: Tensor, examples: int) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = max(1, _PAIRS // examples)
+def _blocks(nodes: Tensor, log_weights: Tensor, shape: torch.Size) -> Iterator[tuple[Tensor, Tensor]]:
+    """Nodes in parts that fit into memory beside data of `shape` [N, P]."""
+    examples, values = shape
+    rows = max(1, min(_PAIRS // examples, _VALUES // max(values, 1)))
     return zip(nodes.split(rows), log_weights.split(rows), strict=True)
 
 

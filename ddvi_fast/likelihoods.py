@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,25 +51,41 @@ class Bernoulli(Likelihood):
 
 
 class Gaussian(Likelihood):
-    """Gaussian around the output with one standard deviation, fixed or learned (``learn_scale``)."""
+    """Gaussian around the output with one standard deviation, fixed or learned.
 
-    def __init__(self, scale: float = 1.0, learn_scale: bool = False) -> None:
+    Args:
+        scale: the standard deviation, or where it starts.
+        learn_scale: train it.
+        value_range: smallest and largest value of the data; the output then is the logit of the mean's place between them, so that
+            no mean lies where no datum can. None: the output is the mean.
+    """
+
+    def __init__(self, scale: float = 1.0, learn_scale: bool = False, value_range: Sequence[float] | None = None) -> None:
         super().__init__()
         _checks.require(scale > 0, "scale", "a positive number", scale)
+        pair = value_range is None or (len(value_range) == 2 and value_range[0] < value_range[1])
+        _checks.require(pair, "value_range", "None or (low, high) with low < high", value_range)
+        self.value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        return ops.gaussian_log_likelihood(output, x, self._scale(output))
+        return ops.gaussian_log_likelihood(self.mean(output), x, self._scale(output))
 
     def mean(self, output: Tensor) -> Tensor:
-        return output
+        if self.value_range is None:
+            return output
+        low, high = self.value_range
+        return low + (high - low) * torch.sigmoid(output)
 
     def sample(self, output: Tensor, draws: Draws) -> Tensor:
         noise = rng.normal(draws, tuple(output.shape), rng.OBSERVATION, device=output.device, dtype=output.dtype)
-        return output + self._scale(output) * noise
+        return self.mean(output) + self._scale(output) * noise
 
     def pairwise(self, outputs: Tensor, x: Tensor) -> Tensor:
-        squared = torch.cdist(outputs, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+        # One matrix product; taken from the data's mean, so that little is lost where the squares cancel.
+        centre = x.mean(0)
+        means, x = self.mean(outputs) - centre, x - centre
+        squared = means.square().sum(-1, keepdim=True) - 2 * means @ x.mT + x.square().sum(-1)
         scale = self._scale(outputs)
         return -0.5 * squared / scale**2 - x.shape[-1] * (torch.log(scale) + 0.5 * math.log(2 * math.pi))
 
@@ -105,8 +123,8 @@ def _uniform(like: Tensor, draws: Draws) -> Tensor:
 _LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "binomial": Binomial}
 
 
-def make(name: str, **options: float) -> Likelihood:
-    """A likelihood by name: ``bernoulli``, ``gaussian`` (scale, learn_scale) or ``binomial`` (total).
+def make(name: str, **options: Any) -> Likelihood:
+    """A likelihood by name: ``bernoulli``, ``gaussian`` (scale, learn_scale, value_range) or ``binomial`` (total).
 
     Example:
         >>> make("binomial", total=2).log_prob(torch.zeros(1, 3), torch.ones(1, 3)).exp().item()

@@ -20,6 +20,7 @@ MMD_SIGMAS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
 NEIGHBOURS = 20
 
 _ROWS = 1 << 14  # chain rows (examples times samples) held at a time
+_VALUES = 1 << 24  # decoded values held at a time
 
 
 @torch.no_grad()
@@ -44,7 +45,8 @@ def _streamed_weights(model: LatentVariableModel, posterior: Posterior, x: Tenso
     """Log-weights [K', N] in chunks of K, which draw the very samples that one large call would."""
     _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
     _checks.require(len(x) >= 1, "x", "at least one example", x)
-    draws, chunk = Draws(0) if draws is None else draws, max(1, _ROWS // len(x))
+    rows = min(_ROWS, _VALUES // max(1, math.prod(x.shape[1:])))
+    draws, chunk = Draws(0) if draws is None else draws, max(1, rows // len(x))
     for first in range(0, num_samples, chunk):
         yield posterior.log_weights(model, x, min(chunk, num_samples - first), draws.importance(first))
 
@@ -102,6 +104,23 @@ def latent_nll(latents: Tensor, prior_samples: Tensor, bandwidths: Sequence[floa
 def mmd(samples: Tensor, data: Tensor, sigmas: Sequence[float] = MMD_SIGMAS) -> float:
     """Maximum mean discrepancy between decoded prior samples and data, both [.., ...] flattened (see `ops.mmd`)."""
     return float(ops.mmd(samples.flatten(1), data.flatten(1), sigmas))
+
+
+def accuracy(labels: Tensor, predicted: Tensor) -> float:
+    """Share of examples [N] whose predicted class is their label."""
+    _checks.require(predicted.shape == labels.shape and len(labels) > 0, "predicted", f"shape {list(labels.shape)} with at least one", predicted)
+    return float((predicted == labels).float().mean())
+
+
+def cluster_scores(labels: Sequence[int] | Tensor, clusters: Sequence[int] | Tensor) -> dict[str, float]:
+    """Purity, completeness and normalised mutual information of clusters against labels, and how many clusters have members.
+
+    Example:
+        >>> cluster_scores([0, 0, 1, 1], [2, 2, 2, 5])["purity"]
+        0.75
+    """
+    scores = {"purity": purity(labels, clusters), "completeness": completeness(labels, clusters), "nmi": nmi(labels, clusters)}
+    return scores | {"clusters_used": float(len(set(_array(clusters).tolist() if isinstance(clusters, Tensor) else clusters)))}
 
 
 def purity(labels: Sequence[int] | Tensor, clusters: Sequence[int] | Tensor) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, rng
 from ddvi_fast.rng import Draws
 
+IMAGE_SHAPE = (3, 32, 32)  # of the convolutional networks
 ACTIVATIONS = {"relu": torch.relu, "leaky_relu": lambda x: nn.functional.leaky_relu(x, 0.2), "silu": nn.functional.silu, "tanh": torch.tanh}
 
 
@@ -84,9 +86,134 @@ class MLP(nn.Module):
             for layer, (before, after) in enumerate(itertools.pairwise(widths))
         )
 
+    @property
+    def output_layer(self) -> nn.Linear:
+        """The last layer."""
+        return self.layers[-1]
+
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """[N, ...] flattened to [N, inputs] -> [N, outputs]; leading axes are kept if the last one already is `inputs` wide."""
         hidden = x if x.shape[-1] == self.inputs else x.flatten(1)
         for index, layer in enumerate(self.layers[:-1]):
             hidden = dropout(ACTIVATIONS[self.activation](layer(hidden)), self.dropout, draws, index)
         return self.layers[-1](hidden)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of images [N, C, H, W], whose running statistics are those of data alone.
+
+    Training on data normalises by the batch and moves the running statistics. Evaluation, and training inside `fixed_statistics`,
+    normalises by the running ones and leaves them: fantasies of a model are not data, and must not pass for them.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum, self.fixed = momentum, False
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        moving = self.training and not self.fixed
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, moving, self.momentum)
+
+
+@contextmanager
+def fixed_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation inside `module` uses its running statistics and leaves them as they are."""
+    layers = [layer for layer in module.modules() if isinstance(layer, BatchNorm)]
+    before = [layer.fixed for layer in layers]
+    for layer in layers:
+        layer.fixed = True
+    try:
+        yield
+    finally:
+        for layer, fixed in zip(layers, before, strict=True):
+            layer.fixed = fixed
+
+
+class ConvEncoder(nn.Module):
+    """The released code's CIFAR-10 encoder: four strided convolutions with batch normalisation down to 128 values, then an `MLP`.
+
+    Args:
+        outputs: width of the output.
+        hidden: widths of the layers after the convolutions.
+        activation, dropout: of those layers, as in `MLP`.
+        value_range: smallest and largest value of the data, which the first layer sees as -1 and 1.
+        draws: where the initial weights are drawn.
+
+    Example:
+        >>> ConvEncoder(4, [32])(torch.zeros(5, 3, 32, 32)).shape
+        torch.Size([5, 4])
+    """
+
+    CHANNELS, KERNELS, STRIDES = (3, 16, 32, 64, 128), (3, 4, 5, 5), (1, 2, 2, 2)
+
+    def __init__(
+        self,
+        outputs: int,
+        hidden: Sequence[int] = (1000,),
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        draws: Draws = Draws(0),
+    ) -> None:
+        super().__init__()
+        self.centre, self.half = (value_range[0] + value_range[1]) / 2, (value_range[1] - value_range[0]) / 2
+        pairs = zip(itertools.pairwise(self.CHANNELS), self.KERNELS, self.STRIDES, strict=True)
+        self.convolutions = nn.ModuleList(_convolution(nn.Conv2d, *pair, kernel, stride, draws, i) for i, (pair, kernel, stride) in enumerate(pairs))
+        self.norms = nn.ModuleList(BatchNorm(channels) for channels in self.CHANNELS[1:])
+        self.head = MLP(self.CHANNELS[-1], hidden, outputs, activation=activation, dropout=dropout, draws=draws)
+
+    @property
+    def output_layer(self) -> nn.Linear:
+        """The last layer."""
+        return self.head.output_layer
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """[N, 3, 32, 32], or flattened, -> [N, outputs]."""
+        hidden = (x.reshape(-1, *IMAGE_SHAPE) - self.centre) / self.half
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            hidden = torch.relu(norm(convolution(hidden)))
+        return self.head(hidden.flatten(1), draws)
+
+
+class ConvDecoder(nn.Module):
+    """The released code's CIFAR-10 decoder: a linear layer to 64 values, then four transposed convolutions up to 3 x 32 x 32.
+
+    Without batch normalisation: the likelihood of one latent does not depend on the others it is decoded with.
+
+    Example:
+        >>> ConvDecoder(2)(torch.zeros(7, 5, 2)).shape
+        torch.Size([7, 5, 3072])
+    """
+
+    CHANNELS, KERNELS, STRIDES = (64, 64, 32, 16, 3), (5, 5, 5, 4), (2, 2, 2, 1)
+
+    def __init__(self, latent_dim: int, *, draws: Draws = Draws(0)) -> None:
+        super().__init__()
+        self.first = linear(latent_dim, self.CHANNELS[0], draws, 0)
+        pairs = zip(itertools.pairwise(self.CHANNELS), self.KERNELS, self.STRIDES, strict=True)
+        layers = (_convolution(nn.ConvTranspose2d, *pair, kernel, stride, draws, i) for i, (pair, kernel, stride) in enumerate(pairs))
+        self.convolutions = nn.ModuleList(layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Latents [.., D] -> [.., 3072], without a limit on their range: that is the likelihood's."""
+        hidden = self.first(z.reshape(-1, z.shape[-1]))[..., None, None]
+        for convolution in self.convolutions:
+            hidden = convolution(torch.relu(hidden))
+        return hidden.reshape(*z.shape[:-1], math.prod(IMAGE_SHAPE))
+
+
+def _convolution(family: type[nn.Module], inputs: int, outputs: int, kernel: int, stride: int, draws: Draws, number: int) -> nn.Module:
+    """A convolution whose weights start in U(+-1/sqrt(n)), n the inputs that reach an output."""
+    module = nn.utils.skip_init(family, inputs, outputs, kernel, stride)
+    reach = kernel**2 if family is nn.Conv2d else max(1.0, (kernel / stride) ** 2)
+    bound, layer = 1 / math.sqrt(inputs * reach), _FIRST_CONVOLUTION + number
+    uniform_(module.weight, -bound, bound, draws, 2 * layer)
+    uniform_(module.bias, -bound, bound, draws, 2 * layer + 1)
+    return module
+
+
+_FIRST_CONVOLUTION = 64  # layers of an MLP with the same draws come before it

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ddvi_fast import _checks, likelihoods, priors, schedules
 from ddvi_fast.data import Dataset
@@ -16,7 +17,7 @@ from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.loop import Phase
 from ddvi_fast.experiments.config import ChainConfig, Config, MethodConfig, NetworkConfig, RecipeConfig
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.networks import MLP
+from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder
 from ddvi_fast.objectives import DDVI, ELBO, IWAE, Objective, Progress
 from ddvi_fast.objectives.ddvi import Sleep
 from ddvi_fast.objectives.elbo import KLSchedule
@@ -30,6 +31,9 @@ from ddvi_fast.rng import Draws
 _DECODER, _ENCODER, _CONTEXT, _DENOISER, _WARMUP_DENOISER = range(5)
 _IAF_CONTEXT = 10  # width of its context, as in the released code
 _INITIAL_LOG_VARIANCE = -2.0  # of q(y_T | x), where its means start with the prior's spread
+
+
+Network = MLP | ConvEncoder | ConvDecoder
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     _checks.choice(config.method.posterior, ("gaussian", "iaf", "diffusion"), "method.posterior")
     _checks.choice(config.method.objective, ("elbo", "iwae", "ddvi"), "method.objective")
     _checks.choice(config.recipe.name, ("default", "released"), "recipe.name")
+    _checks.choice(config.method.task, ("unsupervised", "semi", "m2", "clustering"), "method.task")
+    if config.method.task != "unsupervised":
+        from ddvi_fast.experiments.classes import build_with_classes  # which builds on this module
+
+        return build_with_classes(config, dataset)
     model = build_model(config, dataset)
     if config.recipe.name == "released":
         return _released(config, dataset, model)
@@ -61,13 +70,19 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     return Experiment(model, posterior, [phase])
 
 
-def build_model(config: Config, dataset: Dataset) -> LatentVariableModel:
-    """The generative half: prior, decoder, likelihood."""
+def build_prior(config: Config) -> Prior:
+    """The prior that a configuration names."""
     sized = {"dim": config.latent_dim} if config.prior.name == "gaussian" else {}
     prior = priors.make(config.prior.name, **sized, **config.prior.options)
     _checks.require(prior.dim == config.latent_dim, "latent_dim", f"{prior.dim}, as the {config.prior.name} prior has", config.latent_dim)
+    return prior
+
+
+def build_model(config: Config, dataset: Dataset, prior: Prior | None = None) -> LatentVariableModel:
+    """The generative half: prior (the configuration's, if not given), decoder, likelihood."""
+    prior = build_prior(config) if prior is None else prior
     likelihood = likelihoods.make(config.dataset.likelihood, **config.dataset.likelihood_options)
-    decoder = _mlp(config, config.dataset.decoder, config.latent_dim, dataset.num_dimensions, _DECODER, dropout=0.0)
+    decoder = _mlp(config, config.dataset.decoder, prior.dim, dataset.num_dimensions, _DECODER, dropout=0.0)
     return LatentVariableModel(prior, decoder, likelihood)
 
 
@@ -82,7 +97,7 @@ def build_posterior(config: Config, dataset: Dataset) -> Posterior:
     return _diffusion(config, config.method.chain, dataset, encoder)
 
 
-def _diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder: MLP) -> Diffusion:
+def _diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder: Network) -> Diffusion:
     context = _mlp(config, config.dataset.encoder, dataset.num_dimensions, chain.context_dim, _CONTEXT) if chain.context_dim else None
     denoiser = ResidualMLP(
         config.latent_dim,
@@ -163,26 +178,36 @@ def _released(config: Config, dataset: Dataset, model: LatentVariableModel) -> E
 
 
 @torch.no_grad()
-def _match_prior(encoder: MLP, dataset: Dataset, prior: Prior) -> None:
+def _match_prior(encoder: Network, dataset: Dataset, prior: Prior) -> None:
     """Scale and shift the encoder's means so that over the data they start with the prior's centre and spread.
 
     Means that start in one point leave most of a thin prior far away, and the KL term then pulls all of them together.
     """
-    x = dataset.inputs(slice(0, 2048))
-    latent_dim = prior.dim
-    means = encoder(x)[:, :latent_dim]
-    target = prior.sample(4096, draws=Draws(0))
-    last = encoder.layers[-1]
+    means = encoder(dataset.inputs(slice(0, 2048)))[:, : prior.dim]
+    _match(encoder.output_layer.weight, encoder.output_layer.bias, means, prior.sample(4096, draws=Draws(0)))
+
+
+def _match(weight: Tensor, bias: Tensor, means: Tensor, target: Tensor) -> None:
+    """Change a last layer [2 D, H], [2 D], which gives `means` [N, D], in place so that these get centre and spread of `target` [M, D]."""
+    latent_dim = means.shape[1]
     factor = target.std(0) / means.std(0)
-    last.weight[:latent_dim] *= factor.unsqueeze(1)
-    last.bias[:latent_dim] = (last.bias[:latent_dim] - means.mean(0)) * factor + target.mean(0)
-    last.weight[latent_dim:] *= 0.1
-    last.bias[latent_dim:] = _INITIAL_LOG_VARIANCE
+    weight[:latent_dim] *= factor.unsqueeze(1)
+    bias[:latent_dim] = (bias[:latent_dim] - means.mean(0)) * factor + target.mean(0)
+    weight[latent_dim:] *= 0.1
+    bias[latent_dim:] = _INITIAL_LOG_VARIANCE
 
 
-def _mlp(config: Config, network: NetworkConfig, inputs: int, outputs: int, place: int, dropout: float | None = None) -> MLP:
+def _mlp(config: Config, network: NetworkConfig, inputs: int, outputs: int, place: int, dropout: float | None = None) -> Network:
     rate = network.dropout if dropout is None else dropout
-    return MLP(inputs, network.hidden, outputs, activation=network.activation, dropout=rate, draws=_place(config, place))
+    draws = _place(config, place)
+    _checks.choice(network.kind, ("mlp", "conv"), "kind")
+    if network.kind == "mlp":
+        return MLP(inputs, network.hidden, outputs, activation=network.activation, dropout=rate, draws=draws)
+    pixels = outputs if place == _DECODER else inputs
+    _checks.require(pixels == math.prod(IMAGE_SHAPE), "kind", f"mlp, for data other than images of {IMAGE_SHAPE}", f"conv for {pixels} values")
+    if place == _DECODER:
+        return ConvDecoder(inputs, draws=draws)
+    return ConvEncoder(outputs, network.hidden, activation=network.activation, dropout=rate, draws=draws)
 
 
 def _place(config: Config, number: int) -> Draws:

@@ -11,7 +11,8 @@ from typing import Any
 
 @dataclass
 class NetworkConfig:
-    hidden: list[int] = field(default_factory=lambda: [256, 256])  # widths of the hidden layers
+    kind: str = "mlp"  # mlp, or conv: the released code's for images of 3 x 32 x 32
+    hidden: list[int] = field(default_factory=lambda: [256, 256])  # widths of the hidden layers; of a conv encoder, after its convolutions
     activation: str = "relu"  # relu, leaky_relu, silu or tanh
     dropout: float = 0.0  # rate after each hidden layer of the encoders, while training
 
@@ -24,6 +25,7 @@ class DatasetConfig:
     encoder: NetworkConfig = field(default_factory=NetworkConfig)
     decoder: NetworkConfig = field(default_factory=NetworkConfig)
     flip: bool = False  # mirror half of the training images
+    labels: Any = 100  # training examples whose label a semi-supervised method sees: a number, or released (11,000 of MNIST)
 
 
 @dataclass
@@ -58,6 +60,25 @@ class SleepConfig:
 
 
 @dataclass
+class SemiConfig:
+    cross_entropy: float = 10.0  # weight of -log q(c | x) on labelled examples
+    labelled: float = 1.0  # weight of their bound
+    fantasies: float = 0.0  # weight of -log q(c | x) on fantasies, whose class is known too
+    batch_fraction: float = 0.25  # labelled examples for each row of the batch
+    dropout: float = 0.2  # rate after each hidden layer of the classifier, while training
+
+
+@dataclass
+class ClusteringConfig:
+    num_clusters: int = 20  # C
+    base_scale: float = 0.125  # by which the base prior around each centre shrinks
+    eta: float = 1.5  # distance below which centres repel each other
+    spread_weight: float = 1.0  # of that hinge
+    centre_lr: float = 10.0  # factor on the rate of the centres
+    latent: bool = False  # a latent cluster with a posterior of its own, instead of the nearest centre
+
+
+@dataclass
 class MethodConfig:
     name: str = "ddvi"
     posterior: str = "diffusion"  # gaussian, iaf or diffusion
@@ -66,6 +87,9 @@ class MethodConfig:
     doubly_reparametrised: bool = False  # iwae: the gradient of Tucker et al.
     chain: ChainConfig = field(default_factory=ChainConfig)
     sleep: SleepConfig = field(default_factory=SleepConfig)
+    task: str = "unsupervised"  # or semi, m2 (labels), or clustering
+    semi: SemiConfig = field(default_factory=SemiConfig)
+    clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
 
 
 @dataclass
@@ -74,6 +98,16 @@ class KLConfig:
     weight: float = 1.0  # at the end
     fraction: float = 0.4  # of the epochs by which the ramp has ended
     hold: float = 0.0  # of the epochs at full weight before it
+
+
+@dataclass
+class DefectsConfig:
+    """Mistakes of the released code, each of which can be switched on alone to see what it is worth."""
+
+    dropout_at_evaluation: bool = False  # the encoders' dropout stays on
+    log_var_twice: bool = False  # log q counts log_var where log_var / 2 belongs (methods without a chain)
+    unscaled_noise: bool = False  # linear betas from 1e-4 to 0.02 for any T, so that noising stops half way
+    standard_normal_top: bool = False  # y_T is held against N(0, I), which the noising does not reach
 
 
 @dataclass
@@ -91,6 +125,11 @@ class RecipeConfig:
     prior_blur_fraction: float = 0.6  # of the epochs by which the blur is gone
     prior_max_score: float | None = 200.0  # limit of each sample's gradient of log p(z); null for none
     match_prior: bool = True  # start the encoder's means with the prior's centre and spread
+    defects: DefectsConfig = field(default_factory=DefectsConfig)
+    context_dropout: float | None = None  # rate of the context networks; the encoder's if null
+    sigmoid_variances: bool = False  # keep the encoder's variances below 1
+    prior_weight: float = 1.0  # released, without a chain: of -log p(z) within the KL term
+    sleep_updates: int = 3  # released ddvi: sleep updates after each batch
     prior_epochs: int = 0  # released: of fitting the unconditional chain
     prior_steps: int = 1000  # released: batches in such an epoch
     warmup_epochs: int = 0  # released: of the unconditional warm-up
@@ -115,7 +154,8 @@ class Config:
     seed: int = 0  # of initial weights, order and noise
     split_seed: int = 0  # of the train and test split, where the data set has none
     latent_dim: int = 2  # D
-    epochs: int | None = None  # overrides the recipe's
+    epochs: int | None = None  # overrides the recipe's, in every stage it has
+    max_minutes: float | None = None  # fewer epochs, as many as fit into so many minutes of training by a timing of the first steps
     data_dir: str | None = None  # where files of data sets lie; DDVI_FAST_DATA if null
     download: bool = False  # fetch missing files with torchvision
     limit: int | None = None  # first so many training examples

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops, rng
+from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.iwae import IWAE
@@ -101,10 +102,11 @@ class DDVI(Objective):
     def sleep_terms(self, like: Tensor, draws: Draws) -> Terms:
         """Fit the posterior to fantasies, `batch_factor` for each row of `like`."""
         # Row i of the run owns fantasies i * batch_factor and on, so that no two batches share any.
-        draws = replace(draws, first_index=draws.first_index * self.sleep.batch_factor)
+        draws = draws.spread(self.sleep.batch_factor)
         z, x = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
-        encoded = self.posterior.encode(x.view(len(x), *like.shape[1:]), draws)
+        with fixed_statistics(self.posterior):  # fantasies are not data
+            encoded = self.posterior.encode(x.view(len(x), *like.shape[1:]), draws)
         values, weights = {}, {}
         if self.sleep.weight > 0:
             values["sleep"], weights["sleep"] = self._chain_loss(encoded, z, t, draws), self.sleep.weight

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ddvi_fast import _checks, ops
 from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.ddvi import uniform_timesteps
 from ddvi_fast.objectives.elbo import KLSchedule
@@ -109,7 +110,8 @@ class ReleasedDDVI(Objective):
     def _sleep_terms(self, like: Tensor, draws: Draws) -> Terms:
         z, x = self.model.simulate(len(like), draws, like)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
-        encoded = self.posterior.encode(x.view_as(like), draws)
+        with fixed_statistics(self.posterior):  # fantasies are not data
+            encoded = self.posterior.encode(x.view_as(like), draws)
         return Terms({"sleep": self.posterior.denoising_loss(encoded, z, t, draws, "huber")}, {"sleep": 1.0})
 
 
