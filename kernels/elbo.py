@@ -107,15 +107,15 @@ def compilations() -> Iterator[Compilation]:
             absent: dict[str, Any] = {} if third else {"c": None}
             constants = {"KIND": kind, **layouts, **blocks, **absent}
             present = {key: value for key, value in {**floats, **sizes}.items() if key not in absent}
-            yield compilation(f"elbo.{name}.forward/width={width}", forward_kernel, present, constants, 4, 3)
+            yield compilation(f"{name} forward, width {width}", forward_kernel, present, constants, num_warps=4, num_stages=3)
             none = {} if third else {"d_c": None}
             present = {key: value for key, value in present.items() if key not in none}
-            yield compilation(f"elbo.{name}.backward/width={width}", backward_kernel, present, {**constants, **none}, 4, 3)
+            yield compilation(f"{name} backward, width {width}", backward_kernel, present, {**constants, **none}, num_warps=4, num_stages=3)
     for width in (8, 5000):
         options = launch_options(width)
         blocks = {"ROWS": options["ROWS"], "WIDTH": options["WIDTH"]}
-        yield compilation(f"elbo.log_mean_exp/width={width}", log_mean_exp_kernel, {**floats, **sizes}, blocks, 4, 3)
-        yield compilation(f"elbo.log_mean_exp_backward/width={width}", log_mean_exp_backward_kernel, {**floats, **sizes}, blocks, 4, 3)
+        yield compilation(f"log_mean_exp forward, width {width}", log_mean_exp_kernel, {**floats, **sizes}, blocks, num_warps=4, num_stages=3)
+        yield compilation(f"log_mean_exp backward, width {width}", log_mean_exp_backward_kernel, {**floats, **sizes}, blocks, num_warps=4, num_stages=3)
 
 
 def _described(operands: list[Tensor], shape: list[int]) -> list[Any]:
@@ -221,15 +221,25 @@ def _derivatives(a, b, c, total, KIND: tl.constexpr):
 
 
 @triton.jit
-def _operand(data, period, row, column, width, mask, LAYOUT: tl.constexpr):
+def _tile(first, width, start, rows, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Where a tile lies behind row `first` (32 bits reach across a tile), and which of it is inside."""
+    row = tl.arange(0, ROWS)
+    column = start + tl.arange(0, WIDTH)
+    return row[:, None] * width + column[None, :], (first + row < rows)[:, None] & (column < width)[None, :]
+
+
+@triton.jit
+def _operand(data, period, first, place, mask, start, width, LAYOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """An operand's tile, or the single number; 1 behind the edges, so that a scale there divides by something."""
     if LAYOUT == 0:
         return 0.0
     elif LAYOUT == 1:
         return tl.load(data)
+    elif LAYOUT == 2:
+        return tl.load(data + first * width + place, mask=mask, other=1.0)
     else:
-        if LAYOUT == 3:
-            row = row % period
+        row = (first + tl.arange(0, ROWS)) % period
+        column = start + tl.arange(0, WIDTH)
         return tl.load(data + row[:, None] * width + column[None, :], mask=mask, other=1.0)
 
 
@@ -238,16 +248,16 @@ def forward_kernel(
     a, b, c, a_period, b_period, c_period, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     out, rows, width, total, log_factorial, KIND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(0).to(tl.int64) * ROWS
     lanes = tl.zeros((ROWS, WIDTH), tl.float32)
     for start in range(0, width, WIDTH):
-        column = start + tl.arange(0, WIDTH)
-        mask = (row < rows)[:, None] & (column < width)[None, :]
-        first = _operand(a, a_period, row, column, width, mask, A)
-        second = _operand(b, b_period, row, column, width, mask, B)
-        third = _operand(c, c_period, row, column, width, mask, C)
-        lanes += tl.where(mask, _value(first, second, third, total, log_factorial, KIND), 0.0)
-    tl.store(out + row, tl.sum(lanes.to(tl.float64), axis=1).to(tl.float32), mask=row < rows)
+        place, mask = _tile(first, width, start, rows, ROWS, WIDTH)
+        one = _operand(a, a_period, first, place, mask, start, width, A, ROWS, WIDTH)
+        two = _operand(b, b_period, first, place, mask, start, width, B, ROWS, WIDTH)
+        three = _operand(c, c_period, first, place, mask, start, width, C, ROWS, WIDTH)
+        lanes += tl.where(mask, _value(one, two, three, total, log_factorial, KIND), 0.0)
+    row = tl.arange(0, ROWS)
+    tl.store(out + first + row, tl.sum(lanes.to(tl.float64), axis=1).to(tl.float32), mask=first + row < rows)
 
 
 @triton.jit
@@ -255,58 +265,60 @@ def backward_kernel(
     a, b, c, a_period, b_period, c_period, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     upstream, d_a, d_b, d_c, rows, width, total, KIND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    mask = (row < rows)[:, None] & (column < width)[None, :]
-    first = _operand(a, a_period, row, column, width, mask, A)
-    second = _operand(b, b_period, row, column, width, mask, B)
-    third = _operand(c, c_period, row, column, width, mask, C)
-    by_first, by_second, by_third = _derivatives(first, second, third, total, KIND)
-    given = tl.load(upstream + row, mask=row < rows, other=0.0)[:, None]
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    start = tl.program_id(1) * WIDTH
+    place, mask = _tile(first, width, start, rows, ROWS, WIDTH)
+    one = _operand(a, a_period, first, place, mask, start, width, A, ROWS, WIDTH)
+    two = _operand(b, b_period, first, place, mask, start, width, B, ROWS, WIDTH)
+    three = _operand(c, c_period, first, place, mask, start, width, C, ROWS, WIDTH)
+    by_one, by_two, by_three = _derivatives(one, two, three, total, KIND)
+    row = tl.arange(0, ROWS)
+    given = tl.load(upstream + first + row, mask=first + row < rows, other=0.0)[:, None]
     # An operand that is one number has the same derivative in every element of a row.
     given = given + tl.zeros((ROWS, WIDTH), tl.float32)
-    place = row[:, None] * width + column[None, :]
     if d_a is not None:
-        tl.store(d_a + place, given * by_first, mask=mask)
+        tl.store(d_a + first * width + place, given * by_one, mask=mask)
     if d_b is not None:
-        tl.store(d_b + place, given * by_second, mask=mask)
+        tl.store(d_b + first * width + place, given * by_two, mask=mask)
     if d_c is not None:
-        tl.store(d_c + place, given * by_third, mask=mask)
+        tl.store(d_c + first * width + place, given * by_three, mask=mask)
 
 
 @triton.jit
-def _weights(log_weights, row, rows, column, width):
-    mask = (row < rows)[:, None] & (column < width)[None, :]
-    return tl.load(log_weights + row[:, None] * width + column[None, :], mask=mask, other=-float("inf"))
+def _weights(log_weights, first, rows, start, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    place, mask = _tile(first, width, start, rows, ROWS, WIDTH)
+    return tl.load(log_weights + first * width + place, mask=mask, other=-float("inf"))
 
 
 @triton.jit
 def log_mean_exp_kernel(log_weights, out, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row = tl.arange(0, ROWS)
     highest = tl.full((ROWS,), -float("inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, width, WIDTH):
-        tile = _weights(log_weights, row, rows, start + tl.arange(0, WIDTH), width)
+        tile = _weights(log_weights, first, rows, start, width, ROWS, WIDTH)
         higher = tl.maximum(highest, tl.max(tile, axis=1))
         # Measured from 0 where there is nothing finite to measure from: infinite weights stay infinite.
         reference = tl.where(tl.abs(higher) == float("inf"), 0.0, higher)
         total = total * tl.exp(highest - reference) + tl.sum(tl.exp(tile - reference[:, None]), axis=1)
         highest = higher
     reference = tl.where(tl.abs(highest) == float("inf"), 0.0, highest)
-    tl.store(out + row, reference + tl.log(total / width), mask=row < rows)
+    tl.store(out + first + row, reference + tl.log(total / width), mask=first + row < rows)
 
 
 @triton.jit
 def log_mean_exp_backward_kernel(log_weights, out, upstream, gradient, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    reference = tl.load(out + row, mask=row < rows, other=0.0)[:, None]
-    # Normalised anew: `out` is rounded to float32, which at -500 nats is worth five digits of a weight.
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row = tl.arange(0, ROWS)
+    inside = first + row < rows
+    reference = tl.load(out + first + row, mask=inside, other=0.0)[:, None]
+    # Normalised anew: `out` is rounded to float32, which at -500 nats is worth two digits of a weight.
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, width, WIDTH):
-        total += tl.sum(tl.exp(_weights(log_weights, row, rows, start + tl.arange(0, WIDTH), width) - reference), axis=1)
-    scale = (tl.load(upstream + row, mask=row < rows, other=0.0) / tl.where(row < rows, total, 1.0))[:, None]
+        total += tl.sum(tl.exp(_weights(log_weights, first, rows, start, width, ROWS, WIDTH) - reference), axis=1)
+    scale = (tl.load(upstream + first + row, mask=inside, other=0.0) / tl.where(inside, total, 1.0))[:, None]
     for start in range(0, width, WIDTH):
-        column = start + tl.arange(0, WIDTH)
-        tile = _weights(log_weights, row, rows, column, width)
-        mask = (row < rows)[:, None] & (column < width)[None, :]
-        tl.store(gradient + row[:, None] * width + column[None, :], scale * tl.exp(tile - reference), mask=mask)
+        place, mask = _tile(first, width, start, rows, ROWS, WIDTH)
+        tile = tl.load(log_weights + first * width + place, mask=mask, other=0.0)
+        tl.store(gradient + first * width + place, scale * tl.exp(tile - reference), mask=mask)
