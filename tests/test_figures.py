@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from ddvi_fast import InputError, figures
+from ddvi_fast.figures import scatter, training
 
 
 def _wheel(count: int = 400, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,9 +60,9 @@ def test_a_missing_class_is_missing(tmp_path):
 def test_a_stray_point_does_not_shrink_the_picture_and_is_counted():
     z = _wheel(2000)[0].double().numpy()
     strayed = np.concatenate([z, [[1e6, 0.0]]])
-    (left, right), (low, high) = figures._limits([strayed])
+    (left, right), (low, high) = scatter._limits([strayed])
     assert -2 < left < -1 and 1 < right < 2 and right - left == pytest.approx(high - low)
-    (left, right), _ = figures._limits([z])
+    (left, right), _ = scatter._limits([z])
     assert left < z.min() and z.max() < right
 
 
@@ -124,11 +125,11 @@ def test_decoded_grid_refuses_what_is_no_grid(tmp_path):
 def test_loss_terms_draw_phases_evaluations_and_gaps(tmp_path):
     records = [{"step": s, "epoch": 0, "phase": "a" if s < 200 else "b", "seconds": 0.1, "loss": 1 / (1 + s), "kl": None} for s in range(400)]
     records += [{"step": s, "epoch": 0, "phase": "evaluation", "elbo": -s, "loss": 0.5, "non_finite": ["kl"]} for s in (100, 200, 300)]
-    spans, between = figures._phases(records)
+    spans, between = training._phases(records)
     assert spans == {"a": (0, 199), "b": (200, 399)} and between == ["evaluation"]
     image = _pixels(figures.loss_terms(tmp_path / "l.png", records, "run"))
     assert _shows(image, figures.PALETTE[0]) and _shows(image, figures.PALETTE[1])
-    assert all(_shows(image, figures._phase_shade(index), 5000) for index in (0, 1))
+    assert all(_shows(image, training._phase_shade(index), 5000) for index in (0, 1))
     with pytest.raises(InputError, match="named term"):
         figures.loss_terms(tmp_path / "none.png", [{"step": 1, "loss": None}])
 
@@ -136,7 +137,7 @@ def test_loss_terms_draw_phases_evaluations_and_gaps(tmp_path):
 def test_smoothing_keeps_a_level_and_steps_over_gaps():
     values = np.full(300, 2.5)
     values[40:50] = np.nan
-    assert np.allclose(figures._smooth(np.arange(300.0), values)[1][[0, 39, 150, 299]], 2.5)
+    assert np.allclose(training._smooth(np.arange(300.0), values)[1][[0, 39, 150, 299]], 2.5)
 
 
 @pytest.mark.parametrize("width", [1, 3])
@@ -192,3 +193,14 @@ def test_matplotlib_is_left_alone(tmp_path):
         "f.comparison(sys.argv[1], [('a', torch.rand(9, 2), None)]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "g.png")], check=True)
+
+
+def test_a_grid_shows_each_cell_and_says_which_were_not_run(tmp_path):
+    z, labels = _wheel()
+    far = 100 * z
+    panels = {("small", "one"): (z, labels), ("small", "prior"): (z, labels), ("large", "prior"): (far, None)}
+    image = _pixels(figures.grid(tmp_path / "g.png", ["small", "large"], ["one", "prior"], panels, "all"))
+    assert _shows(_half(image, 0), figures.PALETTE[3]), "a small row beside a large one keeps its own axes"
+    assert _shows(_half(image, 1), figures.UNLABELLED)
+    with pytest.raises(InputError, match="panels"):
+        figures.grid(tmp_path / "h.png", ["a"], ["b"], {})

@@ -1,0 +1,13 @@
+"""Pictures of latents, decoded grids, training curves and trajectories, drawn without a display and without global state.
+
+matplotlib is loaded when a picture is drawn, through its objects alone: `pyplot`, its settings and its windows stay untouched.
+"""
+
+from __future__ import annotations
+
+from ddvi_fast.figures.images import decoded_grid
+from ddvi_fast.figures.scatter import comparison, grid, latents, trajectory
+from ddvi_fast.figures.style import PALETTE, UNLABELLED, class_colours
+from ddvi_fast.figures.training import loss_terms
+
+__all__ = ["PALETTE", "UNLABELLED", "class_colours", "comparison", "decoded_grid", "grid", "latents", "loss_terms", "trajectory"]

@@ -1,0 +1,62 @@
+"""What every picture has in common: colours, the canvas, and writing it whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddvi_fast import _checks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Ten hues that also differ in lightness, moved apart until eyes without red or green cones tell any two of them.
+PALETTE = ("#4c79bd", "#eb9419", "#1e6b35", "#e83065", "#66ccee", "#8f7b0d", "#704b96", "#e6a792", "#1e908d", "#95bc47")
+UNLABELLED = "#8a8f98"
+INK, FAINT, PANEL, GREY = "#2b2f36", "#c9cdd3", "#f7f8fa", "#6b7280"
+LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handletextpad": 0.1, "columnspacing": 1.1}
+_FORMATS = (".png", ".pdf", ".svg")
+
+
+def class_colours(count: int) -> list[str]:
+    """`count` colours: the palette, then its darker and lighter shades."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    def shade(index: int) -> str:
+        colour, turn = np.array(to_rgb(PALETTE[index % len(PALETTE)])), index // len(PALETTE)
+        target, weight = (0.0 if turn % 2 else 1.0), 1 - 0.6 ** ((turn + 1) // 2)
+        return to_hex(colour + (target - colour) * weight)
+
+    return [shade(index) for index in range(count)]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+
+
+def headline(figure: Figure, title: str) -> None:
+    if title:
+        figure.suptitle(title, fontsize=13, color=INK)
+
+
+def bare(axes: Axes) -> None:
+    axes.tick_params(bottom=False, left=False, labelbottom=False, labelleft=False, width=0.6, length=2.5)
+    axes.spines[:].set_visible(False)
+
+
+def write(figure: Figure, path: str | Path, overwrite: bool) -> Path:
+    """Save beside and rename: a picture on the disk is always whole."""
+    path = Path(path)
+    _checks.require(path.suffix in _FORMATS, "path", f"a name that ends in {', '.join(_FORMATS)}", str(path))
+    _checks.require(overwrite or not path.exists(), "path", "a new file", str(path), "overwrite=True replaces it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.stem}.partial{path.suffix}")
+    figure.savefig(fresh, dpi=150)
+    os.replace(fresh, path)
+    return path
