@@ -14,12 +14,14 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.experiments.build import Experiment
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.objectives.clustering import assign
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
 
 # Evaluation draws from a seed of its own, so that how long training ran does not change what is drawn here.
 EVALUATION_SEED_OFFSET = 1 << 32
 _TRAIN, _TEST, _BOUND, _PRIOR = (index << 32 for index in range(4))
+_ROWS = 1 << 13  # examples classified at a time
 _GRID = 20  # decoded images along each latent axis
 
 
@@ -36,7 +38,18 @@ def evaluate(config: Config, experiment: Experiment, dataset: Dataset) -> dict[s
     result["latent_nll"] = metrics.latent_nll(latents, prior_samples)
     result["latent_nll_narrow"] = metrics.latent_nll(latents, prior_samples, metrics.PRIOR_BANDWIDTHS)
     result["mmd"] = _mmd(config, model, prior_samples, dataset)
-    return result
+    return result | _classes(config, experiment, dataset)
+
+
+def _classes(config: Config, experiment: Experiment, dataset: Dataset) -> dict[str, float]:
+    """Accuracy of q(c | x), or the scores of clusters against the labels, where the method has either."""
+    if dataset.test_labels is None or config.method.task == "unsupervised":
+        return {}
+    x, labels = dataset.inputs(split="test"), dataset.labels(split="test")
+    if config.method.task == "clustering":
+        return metrics.cluster_scores(labels, assign(experiment.posterior, experiment.model.prior, x, _draws(config, _TEST)))
+    predicted = torch.cat([experiment.posterior.log_class_probs(part).argmax(-1) for part in x.split(_ROWS)])
+    return {"class_accuracy": metrics.accuracy(labels, predicted)}
 
 
 def _bounds(config: Config, model: LatentVariableModel, posterior: Posterior, dataset: Dataset) -> dict[str, float]:

@@ -1,0 +1,69 @@
+"""Which training examples keep their label: exactly as many as asked for, as many of each class, a function of the seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, rng
+
+COUNTS = (10, 50, 100, 250, 500, 1000, 2500, 10_000)
+RELEASED = "released"
+
+# The released code hides labels among the first 50,000 training images only, so all of MNIST's last 10,000 keep theirs.
+_RELEASED_COUNT, _RELEASED_HIDDEN = 1000, 50_000
+
+# Draws that no epoch's order and no split reaches (see `batches` and `dataset`).
+_LABEL_INDEX = (1 << 62) + (1 << 61)
+
+
+def select_labels(labels: Tensor, count: int | str, num_classes: int, seed: int = 0) -> Tensor:
+    """Indices of the examples whose label is kept, int64 [count], increasing.
+
+    Classes get equally many, up to one; where a class has fewer examples than its share, the others make up for it.
+
+    Args:
+        labels: of all training examples, int64 [N].
+        count: how many; or ``"released"``: those that the released code leaves, 1,000 of the first 50,000 and all after them
+            (11,000 on MNIST).
+        num_classes: C.
+        seed: another seed keeps others.
+
+    Raises:
+        InputError: more labels than examples, fewer than classes, or a class without examples.
+
+    Example:
+        >>> labels = torch.arange(1000) % 10
+        >>> kept = select_labels(labels, 50, 10)
+        >>> len(kept), torch.bincount(labels[kept]).tolist()
+        (50, [5, 5, 5, 5, 5, 5, 5, 5, 5, 5])
+    """
+    if isinstance(count, str):
+        return _select_released(labels, count, num_classes, seed)
+    _checks.require(type(count) is int and count >= num_classes, "labels", f"at least {num_classes}, one for each class", count)
+    hint = f"counts in use are {', '.join(str(known) for known in COUNTS)}"
+    _checks.require(count <= len(labels), "labels", f"at most {len(labels)}, the number of training examples", count, hint)
+    order = rng.permutation(rng.Draws(seed, _LABEL_INDEX), len(labels), labels.device)
+    members = [order[labels[order] == label] for label in range(num_classes)]
+    sizes = [len(part) for part in members]
+    _checks.require(min(sizes) > 0, "labels", "training examples of every class", f"none of class {sizes.index(min(sizes))}")
+    return torch.cat([part[:share] for part, share in zip(members, _shares(sizes, count), strict=True)]).sort().values
+
+
+def _select_released(labels: Tensor, name: str, num_classes: int, seed: int) -> Tensor:
+    _checks.choice(name, [RELEASED], "labels")
+    enough = len(labels) > _RELEASED_HIDDEN
+    _checks.require(enough, "labels", f"a number, for fewer than {_RELEASED_HIDDEN + 1} training examples", name, "released stands for MNIST")
+    first = select_labels(labels[:_RELEASED_HIDDEN], _RELEASED_COUNT, num_classes, seed)
+    return torch.cat((first, torch.arange(_RELEASED_HIDDEN, len(labels), device=labels.device)))
+
+
+def _shares(sizes: list[int], count: int) -> list[int]:
+    """`count` dealt out to classes of `sizes` as evenly as these allow, one at a time to whoever has least."""
+    shares = [0] * len(sizes)
+    while (left := count - sum(shares)) > 0:
+        open_classes = [label for label, size in enumerate(sizes) if shares[label] < size]
+        each, extra = divmod(left, len(open_classes))
+        for place, label in enumerate(open_classes):
+            shares[label] = min(sizes[label], shares[label] + each + (place < extra))
+    return shares

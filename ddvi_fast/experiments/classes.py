@@ -1,0 +1,158 @@
+"""From a configuration to an experiment over classes: semi-supervised, M2, clustering."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from ddvi_fast import _checks, likelihoods, priors, schedules
+from ddvi_fast.data import Dataset
+from ddvi_fast.data.labels import select_labels
+from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.engine.loop import Phase
+from ddvi_fast.experiments import build as parts
+from ddvi_fast.experiments.build import Experiment
+from ddvi_fast.experiments.config import Config
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.objectives import Objective
+from ddvi_fast.objectives.clustering import Clustering
+from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
+from ddvi_fast.objectives.weights import PriorGuide
+from ddvi_fast.posteriors import IAF, Gaussian, Posterior
+from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassMLP, OneHotStyle, PerClass
+from ddvi_fast.priors import Centres, OneHotGaussian, Prior
+from ddvi_fast.priors.partitions import require_partitions
+from ddvi_fast.rng import Draws
+
+_CLASSIFIER, _CENTRES = 5, 6  # further places of initial weights
+
+
+def build_with_classes(config: Config, dataset: Dataset) -> Experiment:
+    """Build a semi-supervised or clustering experiment.
+
+    Raises:
+        InputError: a prior whose classes do not fit the data's, labels that do not exist, a recipe for other methods.
+    """
+    _checks.require(config.recipe.name == "default", "recipe", "default, for methods with classes", config.recipe.name)
+    return {"semi": _semi_supervised, "m2": _m2, "clustering": _clustering}[config.method.task](config, dataset)
+
+
+def _semi_supervised(config: Config, dataset: Dataset) -> Experiment:
+    prior = parts.build_prior(config)
+    classes = require_partitions(prior)
+    _checks.require(classes == dataset.num_classes, "prior.options.num_classes", f"{dataset.num_classes}, as {dataset.name} has", classes)
+    model = parts.build_model(config, dataset, prior)
+    posterior = _class_posterior(config, dataset, prior)
+    return _experiment(config, model, posterior, _over_classes(config, model, posterior, _labelled(config, dataset)))
+
+
+def _m2(config: Config, dataset: Dataset) -> Experiment:
+    """Kingma's M2: style and class make the latents; its decoder and encoder see both."""
+    prior = OneHotGaussian(config.latent_dim, dataset.num_classes)
+    model = parts.build_model(config, dataset, prior)
+    network = config.dataset.encoder
+    _checks.require(network.kind == "mlp", "dataset.encoder.kind", "mlp, for M2", network.kind)
+    encoder = ClassMLP(
+        dataset.num_dimensions, network.hidden, 2 * config.latent_dim, dataset.num_classes,
+        activation=network.activation, draws=parts._place(config, parts._ENCODER),
+    )  # fmt: skip
+    posterior = ClassConditional(_classifier(config, dataset, prior), OneHotStyle(encoder, config.latent_dim, dataset.num_classes), prior)
+    return _experiment(config, model, posterior, _over_classes(config, model, posterior, _labelled(config, dataset)))
+
+
+def _clustering(config: Config, dataset: Dataset) -> Experiment:
+    options = config.method.clustering
+    base = parts.build_prior(config)
+    prior = Centres(base, options.num_clusters, options.base_scale, draws=parts._place(config, _CENTRES))
+    model = parts.build_model(config, dataset, prior)
+    if options.latent:
+        posterior = _class_posterior(config, dataset, prior)
+        inner = _over_classes(config, model, posterior, None)
+    else:
+        posterior = parts.build_posterior(config, dataset)
+        if config.recipe.match_prior:
+            parts._match_prior(posterior.encoder, dataset, prior)
+        inner = parts._objective(config, model, posterior)
+    return _experiment(config, model, posterior, Clustering(inner, prior, options.eta, options.spread_weight))
+
+
+def _experiment(config: Config, model: LatentVariableModel, posterior: Posterior, objective: Objective) -> Experiment:
+    family = posterior.family if isinstance(posterior, ClassConditional) else posterior
+    optimisation = parts._optimisation(config.recipe)
+    optimisation = replace(optimisation, factors={**optimisation.factors, "prior.raw": config.method.clustering.centre_lr})
+    annealing = parts._annealing(config.method.chain, family)
+    return Experiment(model, posterior, [Phase("train", objective, parts._epochs(config), optimisation, before_epoch=annealing)])
+
+
+def _class_posterior(config: Config, dataset: Dataset, prior: Prior) -> ClassConditional:
+    """q(c | x) and a posterior for each class, their means starting where the class lies."""
+    encoder = PerClass(_network(config, dataset, 2 * prior.dim * prior.num_classes, parts._ENCODER), prior.num_classes)
+    if config.recipe.match_prior:
+        _match_classes(encoder, dataset, prior)
+    return ClassConditional(_classifier(config, dataset, prior), _family(config, dataset, prior, encoder), prior)
+
+
+def _family(config: Config, dataset: Dataset, prior: Prior, encoder: PerClass) -> Posterior:
+    if config.method.posterior == "gaussian":
+        return Gaussian(encoder, prior.dim)
+    if config.method.posterior == "iaf":
+        width = parts._IAF_CONTEXT
+        context = PerClass(_network(config, dataset, width * prior.num_classes, parts._CONTEXT), prior.num_classes)
+        return IAF(encoder, context, prior.dim, width, draws=parts._place(config, parts._DENOISER))
+    return _chains(config, dataset, prior, encoder)
+
+
+def _chains(config: Config, dataset: Dataset, prior: Prior, encoder: PerClass) -> ClassDiffusion:
+    chain = config.method.chain
+    denoiser = ResidualMLP(
+        prior.dim, chain.context_dim, chain.num_steps, chain.hidden_dim, prior.num_classes,
+        zero_output=config.recipe.match_prior, draws=parts._place(config, parts._DENOISER),
+    )  # fmt: skip
+    return ClassDiffusion(
+        encoder,
+        denoiser,
+        schedules.make(chain.schedule, chain.num_steps, **chain.schedule_options),
+        context_encoder=_network(config, dataset, chain.context_dim, parts._CONTEXT) if chain.context_dim else None,
+        parametrisation=chain.parametrisation,
+        eta=chain.eta,
+        final_variance=chain.final_variance,
+        learn_schedule=chain.learn_schedule,
+        learn_variances=chain.learn_variances,
+    )
+
+
+def _over_classes(config: Config, model: LatentVariableModel, posterior: ClassConditional, labelled: LabelledExamples | None) -> SemiSupervised:
+    recipe, semi, method = config.recipe, config.method.semi, config.method
+    kl = KLSchedule(recipe.kl.kind, recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
+    guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score)
+    weights = ClassWeights(semi.cross_entropy, semi.labelled, semi.fantasies, semi.batch_fraction)
+    sleep = parts._sleep(method) if method.objective == "ddvi" else None
+    return SemiSupervised(model, posterior, labelled, kl, guide, weights, sleep, method.num_samples)
+
+
+def _labelled(config: Config, dataset: Dataset) -> LabelledExamples:
+    labels = dataset.labels()
+    kept = select_labels(labels, config.dataset.labels, dataset.num_classes, config.seed)
+    return LabelledExamples(dataset.inputs(kept), labels[kept], dataset.num_classes, parts.augmentation(config))
+
+
+def _classifier(config: Config, dataset: Dataset, prior: Prior) -> parts.Network:
+    return _network(config, dataset, prior.num_classes, _CLASSIFIER, config.method.semi.dropout)
+
+
+def _network(config: Config, dataset: Dataset, outputs: int, place: int, dropout: float | None = None) -> parts.Network:
+    return parts._mlp(config, config.dataset.encoder, dataset.num_dimensions, outputs, place, dropout)
+
+
+@torch.no_grad()
+def _match_classes(encoder: PerClass, dataset: Dataset, prior: Prior) -> None:
+    """Scale and shift each class's means so that over the data they start with its partition's centre and spread."""
+    means = encoder(dataset.inputs(slice(0, 2048)))[..., : prior.dim]
+    weight = encoder.output_layer.weight.unflatten(0, (prior.num_classes, -1))
+    bias = encoder.output_layer.bias.unflatten(0, (prior.num_classes, -1))
+    for label in range(prior.num_classes):
+        target = prior.sample(4096, Draws(0), torch.full((4096,), label))
+        parts._match(weight[label], bias[label], means[label], target)

@@ -1,0 +1,74 @@
+"""Clustering: a prior around learned centres that keep apart, and whose example belongs where (METHOD section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks
+from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
+from ddvi_fast.posteriors import Posterior
+from ddvi_fast.posteriors.class_conditional import ClassConditional
+from ddvi_fast.priors import Centres, Prior
+from ddvi_fast.priors.centres import ETA
+from ddvi_fast.rng import Draws
+
+_ROWS = 1 << 14
+
+
+class Clustering(Objective):
+    """Any objective, plus a hinge that keeps the learned centres of its prior `eta` apart.
+
+    Adds the term `crowding` [C] to each update that trains the centres: for each centre the sum of `max(0, eta - distance)` over
+    the others.
+
+    Args:
+        inner: what is minimised otherwise; for a mixture with a latent cluster, a `SemiSupervised` without labels.
+        prior: that of its model.
+        eta: distance below which centres repel each other.
+        weight: of the hinge.
+    """
+
+    def __init__(self, inner: Objective, prior: Prior, eta: float = ETA, weight: float = 1.0) -> None:
+        super().__init__()
+        _checks.require(isinstance(prior, Centres), "prior", "learned centres around a base prior (priors.Centres)", type(prior).__name__)
+        _checks.require(weight >= 0, "clustering.spread_weight", "a number of at least 0", weight)
+        _checks.require(eta > 0, "clustering.eta", "a positive distance", eta)
+        self.inner, self.prior, self.eta, self.weight = inner, prior, eta, weight
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return self.inner.parameter_groups()
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        trained = {name for name, members in self.parameter_groups().items() if any(member is self.prior.raw for member in members)}
+        for update in self.inner.updates(x, progress, draws):
+            yield replace(update, terms=lambda update=update: self._with_hinge(update.terms())) if update.group in trained else update
+
+    def _with_hinge(self, terms: Terms) -> Terms:
+        return Terms({**terms.values, "crowding": self.prior.crowding(self.eta)}, {**terms.weights, "crowding": self.weight})
+
+
+@torch.no_grad()
+def assign(posterior: Posterior, prior: Prior, x: Tensor, draws: Draws | None = None) -> Tensor:
+    """The cluster of each row of `x` [N, ...], int64 [N].
+
+    With a latent cluster it is the most probable one under q(c | x); else the one whose centre is nearest to a posterior sample.
+
+    Raises:
+        InputError: a prior that has no centres, and a posterior that knows no classes.
+    """
+    draws = Draws(0) if draws is None else draws
+    latent = isinstance(posterior, ClassConditional)
+    hint = "method=ddvi_clustering builds them"
+    _checks.require(latent or isinstance(prior, Centres), "prior", "learned centres (priors.Centres)", f"a {type(prior).__name__} prior", hint)
+    clusters = []
+    for start in range(0, len(x), _ROWS):
+        part = x[start : start + _ROWS]
+        if latent:
+            clusters.append(posterior.log_class_probs(part).argmax(-1))
+        else:
+            clusters.append(prior.nearest(posterior.sample(part, 1, draws.advance(start)).z[0]))
+    return torch.cat(clusters) if clusters else torch.empty(0, dtype=torch.int64, device=x.device)

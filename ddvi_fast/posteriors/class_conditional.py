@@ -1,0 +1,278 @@
+"""Posteriors over latent and class, `q(z, c | x) = q(c | x) q(z | x, c)`, for priors cut into classes (METHOD section 4).
+
+Any family serves as `q(z | x, c)`: its encoders give one row for each class and example. The chains of all classes are one grouped call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks, ops, rng
+from ddvi_fast.denoisers import ResidualMLP, StepView
+from ddvi_fast.networks import ACTIVATIONS, MLP, linear
+from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_request, draw_start
+from ddvi_fast.posteriors.diffusion import Diffusion
+from ddvi_fast.posteriors.gaussian import Gaussian
+from ddvi_fast.priors import Prior
+from ddvi_fast.priors.partitions import log_class_posterior, require_partitions
+from ddvi_fast.rng import Draws
+
+# A neighbour of the initial weights' streams, far beyond any layer.
+CLASSES = rng.INITIAL + (1 << 15)  # classes drawn from q(c | x)
+
+_CLASSIFIER_DROPOUT = 2  # importance sample whose dropout draws the classifier uses; the families use 0 and 1
+
+
+class PerClass(nn.Module):
+    """A network whose output [N, C W] is read as one of width W for each class, [C, N, W]."""
+
+    def __init__(self, network: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.network, self.num_classes = network, num_classes
+
+    @property
+    def output_layer(self) -> nn.Linear:
+        """The last layer, the rows of a class together."""
+        return self.network.output_layer
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.network(x, draws).unflatten(-1, (self.num_classes, -1)).movedim(-2, 0)
+
+
+class ClassMLP(nn.Module):
+    """A multilayer perceptron on `[x, one-hot c]` for every class at once, [N, ...] -> [C, N, outputs].
+
+    The first layer's share of `x` is computed once for all classes. Arguments are those of `networks.MLP`.
+    """
+
+    def __init__(
+        self, inputs: int, hidden: Sequence[int], outputs: int, num_classes: int, *, activation: str = "relu", draws: Draws = Draws(0)
+    ) -> None:
+        super().__init__()
+        _checks.require(len(hidden) >= 1, "hidden", "at least one layer, for an encoder that sees the class", hidden)
+        self.activation = _checks.choice(activation, ACTIVATIONS, "activation")
+        self.first = MLP(inputs, [], hidden[0], draws=draws)
+        self.classes = linear(num_classes, hidden[0], draws.importance(1), 0)
+        self.rest = MLP(hidden[0], hidden[1:], outputs, activation=activation, draws=draws.importance(2))
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        shifts = (self.classes.weight.mT + self.classes.bias).unsqueeze(1)
+        return self.rest(ACTIVATIONS[self.activation](self.first(x) + shifts), draws)
+
+
+class ClassDiffusion(Diffusion):
+    """C diffusion posteriors `q(z | x, c)`: one encoder with a head for each class, and a grouped denoiser of C networks.
+
+    Arguments are those of `Diffusion`, with an encoder that gives [C, N, 2 D] (see `PerClass`), a denoiser of `groups = C`, and a
+    context [N, W] shared by the classes or [C, N, W].
+
+    The sleep methods of `Diffusion` take rows in class-major order, as many of each class: row `c M + i` belongs to class `c`.
+    """
+
+    def __init__(self, encoder: nn.Module, denoiser: ResidualMLP, schedule: Any, **options: Any) -> None:
+        _checks.require(denoiser.groups is not None, "denoiser", "one with a group for each class (groups=C)", "groups = None")
+        super().__init__(encoder, denoiser, schedule, **options)
+
+    def active_denoiser(self) -> FlatGroups:
+        """The chains' networks at the steps in use, on class-major rows."""
+        return FlatGroups(super().active_denoiser())
+
+    def sample(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
+        """Samples `z` [K, C, N, D] of every class, and their log-ratios [K, C, N]."""
+        draws = check_request(x, num_samples, draws)
+        return self.sample_encoded(self.encode(x, draws), num_samples, draws)
+
+    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
+        """As `sample`: all chains of all classes in one grouped call."""
+        y_T = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
+        context = encoded.context
+        if context is not None and context.dim() == 3:
+            context = context.unsqueeze(1)
+        chain = self._grouped_chain(y_T.transpose(0, 1), context, draws=draws if self.has_density else None)
+        path = None if chain.path is None else chain.path.transpose(0, 1)
+        return self._with_start(chain.z.transpose(0, 1), path, y_T, encoded)
+
+    def sample_of_class(self, encoded: Encoded, labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
+        """One sample for each row and its class: `labels` [K, N], parts of `encoded` [K, N, ..] (context [N, W] too) -> z [K, N, D].
+
+        Rows are dealt to the groups, padded to the longest, for one grouped call. `rows_per_class` says that `labels` are
+        class-major with so many rows each, which spares a look at them.
+        """
+        y_T = draw_start(encoded.mean, encoded.log_var, 1, draws)[0]
+        deal = Deal(labels, self.denoiser.groups, rows_per_class)
+        context = None if encoded.context is None else deal.out(encoded.context.expand(*labels.shape, -1))
+        noise = None
+        if self.has_density:
+            streams = rng.CHAIN + torch.arange(len(self.coefficients()), device=y_T.device).view(-1, 1, 1)
+            noise = deal.out(rng.normal(draws, tuple(y_T.shape), streams, device=y_T.device, dtype=y_T.dtype))
+        chain = self._grouped_chain(deal.out(y_T), context, noise=noise)
+        path = None if chain.path is None else deal.back(chain.path.unsqueeze(-1)).squeeze(-1)
+        return self._with_start(deal.back(chain.z), path, y_T, encoded)
+
+    def _grouped_chain(self, y_T: Tensor, context: Tensor | None, **source: Any) -> ops.ChainSample:
+        return ops.sample_chain(y_T, context, super().active_denoiser(), self.coefficients(), **source)
+
+    def _with_start(self, z: Tensor, path: Tensor | None, y_T: Tensor, encoded: Encoded) -> PosteriorSample:
+        return PosteriorSample(z, None if path is None else path - ops.gaussian_log_prob(y_T, encoded.mean, encoded.log_var))
+
+
+class FlatGroups:
+    """A grouped denoiser called on class-major rows [C M, D] instead of [C, M, D]."""
+
+    def __init__(self, denoiser: ResidualMLP | StepView) -> None:
+        self._denoiser = denoiser
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._denoiser, name)
+
+    def __call__(self, y: Tensor, context: Tensor | None, t: Tensor) -> Tensor:
+        split = (self._denoiser.groups, -1)
+        grouped = None if context is None else context.unflatten(0, split)
+        return self._denoiser(y.unflatten(0, split), grouped, t.unflatten(0, split)).flatten(0, 1)
+
+
+class Deal:
+    """Rows of mixed classes dealt to one group a class, each padded to the longest, and back again."""
+
+    def __init__(self, labels: Tensor, num_classes: int, rows_per_class: int | None = None) -> None:
+        self.shape, flat = labels.shape, labels.reshape(-1)
+        counts = torch.nn.functional.one_hot(flat, num_classes).sum(0)
+        self.groups = num_classes
+        self.longest = int(counts.max()) if rows_per_class is None else rows_per_class
+        order = torch.argsort(flat, stable=True)
+        starts = torch.cumsum(counts, 0) - counts
+        within = torch.arange(len(flat), device=flat.device) - starts[flat[order]]
+        self.place = torch.empty_like(flat).scatter(0, order, flat[order] * self.longest + within)
+
+    def out(self, rows: Tensor) -> Tensor:
+        """[.., K, N, W] -> [.., C, M, W], zeros where a group is padded."""
+        flat = rows.flatten(-3, -2)
+        dealt = flat.new_zeros(*flat.shape[:-2], self.groups * self.longest, flat.shape[-1])
+        return dealt.index_copy(-2, self.place, flat).unflatten(-2, (self.groups, self.longest))
+
+    def back(self, dealt: Tensor) -> Tensor:
+        """[C, M, W] -> [K, N, W]."""
+        return dealt.flatten(0, 1).index_select(0, self.place).unflatten(0, self.shape)
+
+
+class OneHotStyle(Gaussian):
+    """A diagonal Gaussian `q(z | x, c)` whose samples carry the one-hot code of their class behind: the posterior of M2.
+
+    The encoder sees the class and gives [C, N, 2 D] (see `ClassMLP`); latents are those of `priors.partitions.OneHotGaussian`.
+    """
+
+    def __init__(self, encoder: nn.Module, style_dim: int, num_classes: int) -> None:
+        super().__init__(encoder, style_dim)
+        self.num_classes = num_classes
+
+    def sample_encoded(self, encoded: tuple[Tensor, Tensor], num_samples: int, draws: Draws) -> PosteriorSample:
+        labels = torch.arange(self.num_classes, device=encoded[0].device).unsqueeze(1)
+        return self._with_code(super().sample_encoded(encoded, num_samples, draws), labels)
+
+    def sample_of_class(self, encoded: tuple[Tensor, Tensor], labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
+        """One sample for each row and its class: `labels` [K, N], parts of `encoded` [K, N, D]."""
+        z, log_ratio = super().sample_encoded(encoded, 1, draws)
+        return self._with_code(PosteriorSample(z[0], log_ratio[0]), labels)
+
+    def _with_code(self, sample: PosteriorSample, labels: Tensor) -> PosteriorSample:
+        code = torch.nn.functional.one_hot(labels, self.num_classes).to(sample.z)
+        return PosteriorSample(torch.cat((sample.z, code.expand(*sample.z.shape[:-1], -1)), -1), sample.log_ratio)
+
+
+class ClassConditional(Posterior):
+    """`q(z, c | x) = q(c | x) q(z | x, c)` for a prior that is cut into C equally likely classes.
+
+    As any posterior it gives samples of `z` and their log-ratio, `c` being drawn on the way. The weight of a sample counts the
+    class once on each side, `w = p(x, z) p(c | z) q(c | x)^-1 q(z | x, c)^-1` with the prior's own `p(c | z)`, so that the mean of
+    `log w` is a true bound: `log p(x | z) + log p(z | c) + log p(c) - log q(c | x) - log q(z | x, c)`.
+
+    Args:
+        classifier: `classifier(x, draws)`, from x to logits [N, C] of q(c | x).
+        family: `q(z | x, c)`; a `ClassDiffusion` or `OneHotStyle`, or a `Gaussian`, flow or `Adversarial` whose encoders give [C, N, W].
+        prior: of the latents.
+
+    Raises:
+        InputError: a prior without classes.
+
+    Example:
+        >>> from ddvi_fast import networks, priors
+        >>> family = Gaussian(PerClass(networks.MLP(5, [8], 10 * 4), 10), latent_dim=2)
+        >>> posterior = ClassConditional(networks.MLP(5, [8], 10), family, priors.make("pinwheel"))
+        >>> posterior.sample(torch.zeros(3, 5), num_samples=7).z.shape
+        torch.Size([7, 3, 2])
+        >>> posterior.sample_classes(torch.zeros(3, 5), num_samples=7).z.shape
+        torch.Size([10, 7, 3, 2])
+    """
+
+    def __init__(self, classifier: nn.Module, family: Posterior, prior: Prior) -> None:
+        super().__init__()
+        self.num_classes = require_partitions(prior)
+        plain = isinstance(family, Diffusion) and not isinstance(family, ClassDiffusion)
+        _checks.require(not plain, "family", "a ClassDiffusion, whose chains are grouped", type(family).__name__)
+        self.classifier, self.family, self.prior, self.latent_dim = classifier, family, prior, prior.dim
+        self.why_no_density = family.why_no_density
+
+    @property
+    def has_density(self) -> bool:
+        return self.family.has_density
+
+    def log_class_probs(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """log q(c | x), [N, C]; `draws` feed dropout while training."""
+        draws = draws.importance(_CLASSIFIER_DROPOUT) if self.training and draws is not None else None
+        return torch.log_softmax(self.classifier(x, draws), -1)
+
+    def sample_classes(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
+        """Samples of `q(z | x, c)` for every class: z [C, K, N, D], and `-log q(z | x, c)` (for a chain, its log-ratio) [C, K, N] or None."""
+        draws = check_request(x, num_samples, draws)
+        z, log_ratio = self.family.sample_encoded(self.family.encode(x, draws), num_samples, draws)
+        return PosteriorSample(z.transpose(0, 1), None if log_ratio is None else log_ratio.transpose(0, 1))
+
+    def encode_of_class(self, x: Tensor, labels: Tensor, draws: Draws | None = None) -> Any:
+        """What the family computes from each row of `x` [N, ...] for its class `labels` [.., N], parts [.., N, W]."""
+        return _of_class(self.family.encode(x, draws), labels)
+
+    def sample_of_class(self, x: Tensor, labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
+        """One sample of `q(z | x, c)` for each class `labels` [K, N]: z [K, N, D], log-ratio [K, N] or None."""
+        chosen = self.encode_of_class(x, labels, draws)
+        if hasattr(self.family, "sample_of_class"):
+            return self.family.sample_of_class(chosen, labels, draws, rows_per_class)
+        z, log_ratio = self.family.sample_encoded(chosen, 1, draws)
+        return PosteriorSample(z[0], None if log_ratio is None else log_ratio[0])
+
+    def sample(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
+        """As in `Posterior`, the class drawn first. The draw has no gradient: train with `sample_classes`, which sums over them."""
+        draws = check_request(x, num_samples, draws)
+        log_probs = self.log_class_probs(x, draws)
+        labels = draw_classes(log_probs, num_samples, draws)
+        z, log_ratio = self.sample_of_class(x, labels, draws)
+        if log_ratio is None:
+            return PosteriorSample(z, None)
+        log_class = log_probs.expand(num_samples, -1, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        return PosteriorSample(z, log_ratio + log_class_posterior(self.prior, z, labels) - log_class)
+
+
+def draw_classes(log_probs: Tensor, num_samples: int, draws: Draws) -> Tensor:
+    """Classes [K, N] drawn from log-probabilities [N, C], by inversion."""
+    uniform = rng.uniform(draws, (num_samples, len(log_probs), 1), CLASSES, device=log_probs.device, dtype=log_probs.dtype)
+    return (uniform > log_probs.exp().cumsum(-1)).sum(-1).clamp(max=log_probs.shape[-1] - 1)
+
+
+def class_major(num_classes: int, rows_per_class: int, device: torch.device | str = "cpu") -> Tensor:
+    """The classes of class-major rows, int64 [C M]."""
+    return torch.arange(num_classes, device=device).repeat_interleave(rows_per_class)
+
+
+def rows_per_class(rows: int, num_classes: int) -> int:
+    """How many rows each class gets where about `rows` are wanted: at least one."""
+    return max(1, rows // num_classes)
+
+
+def _of_class(encoded: Any, labels: Tensor) -> Any:
+    """The parts [C, N, W] of `encoded` at classes `labels` [.., N], as [.., N, W]; what classes share, [N, W] or None, stays."""
+    rows = torch.arange(labels.shape[-1], device=labels.device)
+    parts = [part[labels, rows] if part is not None and part.dim() == 3 else part for part in encoded]
+    return type(encoded)(*parts) if hasattr(encoded, "_fields") else tuple(parts)
