@@ -1,0 +1,1 @@
+"""What the fused operations are compared with."""

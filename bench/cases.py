@@ -1,0 +1,129 @@
+"""Every benchmark case: an operation at one size, and the sets that `ddvi-fast bench` runs. Time, memory and device runs all read it.
+
+Sets: ``targets`` (the comparisons that this project promises), ``quick`` (every operation once, small), ``full`` (sizes from 128 to 65,536
+rows, latent dimensions 2 and 16, 5 to 100 steps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+
+from bench.problem import Problem
+
+SETS = ("quick", "targets", "full")
+MODES = {False: "forward", True: "forward+backward"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one size.
+
+    Args:
+        operation: a key of `operations.OPERATIONS`, or ``training``.
+        shape: arguments of its problem.
+        backward: forward and backward, or forward alone.
+        sets: where it belongs.
+        goals: times faster than eager that each provider should be on a 2-core CPU with AVX-512; a floor.
+    """
+
+    operation: str
+    shape: tuple[tuple[str, Any], ...]
+    backward: bool
+    sets: frozenset[str]
+    goals: tuple[tuple[str, float], ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """Such as ``chain N=128 T=40 D=2 forward``."""
+        shape = " ".join(str(value) if isinstance(value, str) else f"{key}={value}" for key, value in self.shape)
+        return " ".join(part for part in (self.operation, shape, MODES[self.backward]) if part)
+
+    def build(self, device: torch.device) -> Problem:
+        """Inputs on `device`, and the providers."""
+        if self.operation == "training":
+            from bench.training import Training
+
+            return Training(device, **dict(self.shape))
+        from bench.operations import OPERATIONS
+
+        return OPERATIONS[self.operation](device, self.backward, **dict(self.shape))
+
+
+@cache
+def all_cases() -> tuple[Case, ...]:
+    """All cases, each once, whatever number of sets it belongs to."""
+    merged: dict[tuple, Case] = {}
+    for case in (*_targets(), *_quick(), *_full()):
+        key = (case.operation, case.shape, case.backward)
+        known = merged.get(key)
+        merged[key] = case if known is None else Case(*key, known.sets | case.sets, known.goals or case.goals)
+    return tuple(merged.values())
+
+
+def in_set(name: str) -> list[Case]:
+    """The cases of a set."""
+    return [case for case in all_cases() if name in case.sets]
+
+
+def by_name(name: str) -> Case:
+    """The case of that name."""
+    return next(case for case in all_cases() if case.name == name)
+
+
+def _case(group: str, operation: str, backward: bool, goals: dict[str, float] | None = None, /, **shape: Any) -> Case:
+    return Case(operation, tuple(shape.items()), backward, frozenset((group,)), tuple((goals or {}).items()))
+
+
+def _both(group: str, operation: str, /, **shape: Any) -> Iterator[Case]:
+    for backward in (False, True):
+        yield _case(group, operation, backward, None, **shape)
+
+
+def _targets() -> Iterator[Case]:
+    small = {"N": 128, "T": 40, "D": 2, "C": 2, "H": 128}
+    for kind in ("deterministic", "ancestral"):
+        yield _case("targets", "chain", False, {"ours": 3.0, "ours_bf16": 5.0}, **small, kind=kind)
+        yield _case("targets", "chain", True, {"ours": 2.5, "ours_bf16": 4.0}, **small, kind=kind)
+    yield _case("targets", "chain", False, {"ours": 1.3, "ours_bf16": 2.5}, **{**small, "N": 8192}, kind="deterministic")
+    yield _case("targets", "chain", True, {"ours": 2.5}, **{**small, "N": 1024, "T": 100}, G=10)
+    yield _case("targets", "kde", True, {"ours": 25.0}, N=128, M=10_000, D=2)
+    yield _case("targets", "mmd", False, {"ours": 4.0}, N=10_000, M=10_000, P=784)
+    yield _case("targets", "training", True, {"ours": 4.0, "ours_bf16": 6.0}, N=128, T=40)
+
+
+def _quick() -> Iterator[Case]:
+    yield from _both("quick", "noise", N=8192, D=2)
+    yield from _both("quick", "chain", N=128, T=40, D=2, C=2, H=128, kind="ancestral")
+    yield _case("quick", "chain", True, None, N=64, T=20, D=2, C=2, H=128, G=3)
+    yield _case("quick", "sleep", True, None, N=128, T=40, D=2)
+    for kind, width in (("bernoulli", 784), ("gaussian", 784), ("binomial", 784), ("gaussian_kl", 2), ("log_mean_exp", 50)):
+        yield _case("quick", "elbo", True, None, kind=kind, N=128, P=width)
+    yield _case("quick", "kde", True, None, N=128, M=10_000, D=2)
+    yield _case("quick", "mmd", False, None, N=1000, M=1000, P=784)
+    yield _case("quick", "training", True, None, N=128, T=40)
+
+
+def _full() -> Iterator[Case]:
+    for rows in (128, 8192, 65_536):
+        for latent in (2, 16):
+            yield from _both("full", "noise", N=rows, D=latent)
+            yield from _both("full", "sleep", N=rows, T=40, D=latent)
+            for steps in (5, 40, 100):
+                yield from _both("full", "chain", N=rows, T=steps, D=latent, C=2, H=128, kind="ancestral")
+        for kind, width in (("bernoulli", 784), ("gaussian", 784), ("binomial", 784), ("gaussian_kl", 2), ("gaussian_kl", 16), ("log_mean_exp", 50)):
+            yield from _both("full", "elbo", kind=kind, N=rows, P=width)
+    for hidden in (64, 256):
+        yield from _both("full", "chain", N=8192, T=40, D=2, C=2, H=hidden, kind="ancestral")
+    yield _case("full", "chain", True, None, N=1024, T=100, D=2, C=2, H=128, G=10)
+    for rows in (128, 8192):
+        for latent in (2, 16):
+            yield from _both("full", "kde", N=rows, M=10_000, D=latent)
+    for rows, pixels in ((1000, 2), (2000, 784), (10_000, 784)):
+        yield from _both("full", "mmd", N=rows, M=rows, P=pixels)
+    yield _case("full", "training", True, None, N=128, T=40)
+    yield _case("full", "training", True, None, N=1024, T=40)

@@ -1,0 +1,72 @@
+"""What this machine can do at most, measured in the same run as everything else and with the same number of threads.
+
+A time becomes a fraction of a ceiling: floating-point operations of the matrix-product rate, bytes of the copy bandwidth (read and
+written ones both count), exponentials of the exponential rate. On the CPU that last one is `torch.exp` on numbers in cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from bench.timing import measure
+
+_TRIES = 5
+
+
+def measure_ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
+    """Rates a second: ``matmul_float32``, ``matmul_bf16`` (on a GPU ``matmul_tf32`` too), ``copy_bytes``, ``exponentials``."""
+    side = (1024 if quick else 2048) if device.type == "cpu" else (4096 if quick else 8192)
+    ceilings = {
+        "matmul_float32": _matmul(device, torch.float32, side if device.type == "cpu" else side // 2),
+        "matmul_bf16": _matmul(device, torch.bfloat16, side),
+        "copy_bytes": _copy(device, (64 << 20 if quick else 256 << 20) if device.type == "cpu" else 4 << 30),
+        "exponentials": _exponentials(device),
+    }
+    if device.type == "cuda":
+        ceilings["matmul_tf32"] = _matmul_tf32(device, side)
+    return ceilings
+
+
+def _best(run: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Seconds of the fastest of a few tries: a ceiling is what the machine can do undisturbed."""
+    measure(run, device, 1)
+    return min(measure(run, device, calls) for _ in range(_TRIES)) / 1000
+
+
+def _matmul(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    # Random numbers: products of zeros draw less power and can run faster.
+    left, right = (torch.randn(side, side, device=device, generator=_generator(device)).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    return 2 * side**3 / _best(lambda: torch.mm(left, right, out=out), device, 1 if device.type == "cpu" else 5)
+
+
+def _matmul_tf32(device: torch.device, side: int) -> float:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return _matmul(device, torch.float32, side)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _copy(device: torch.device, size: int) -> float:
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / _best(lambda: target.copy_(source), device)
+
+
+def _exponentials(device: torch.device) -> float:
+    if device.type == "cuda":
+        from bench.exponentials import launch
+
+        _, count = launch(16_384, device)
+        return count / _best(lambda: launch(16_384, device), device, 5)
+    values = torch.rand(1 << 17, generator=_generator(device)) - 1
+    out = torch.empty_like(values)
+    return values.numel() / _best(lambda: torch.exp(values, out=out), device, 100)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(0)

@@ -1,0 +1,396 @@
+"""The operations as problems: inputs, the three sides of each, and how much work it is.
+
+Counts per row and step of the denoiser, with widths D, C and H: 2 (H (D + C) + 3 H^2 + D H) floating-point operations forward, twice
+that again backward. Exponentials: one for each pair and bandwidth (`kde`, `mmd`), the same again in the backward pass of `kde`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bench.baselines import eager
+from bench.problem import Operation, Side, Work
+from ddvi_fast import ops, rng, schedules
+from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.reference import chain as reference_chain
+from ddvi_fast.reference import elbo as reference_elbo
+from ddvi_fast.reference import kde as reference_kde
+from ddvi_fast.reference import mmd as reference_mmd
+from ddvi_fast.reference import noise as reference_noise
+from ddvi_fast.rng import Draws
+
+FLOAT = 4  # bytes
+DRAWS = Draws(7)  # of what the operations draw themselves
+WEIGHTS = ("first", "hidden", "last", "last_bias", "bias", "embedding")
+
+
+def normals(stream: int, *shape: int, device: torch.device) -> Tensor:
+    """Inputs: standard normals that depend on nothing but their shape and `stream`."""
+    rows = shape if len(shape) > 1 else (1, *shape)
+    return rng.normal(Draws(1), rows, rng.OBSERVATION + stream, device=device).reshape(shape)
+
+
+def network_flops(latent: int, context: int, hidden: int) -> float:
+    """Floating-point operations of one row's way through the denoiser."""
+    return 2.0 * (hidden * (latent + context) + 3 * hidden**2 + latent * hidden)
+
+
+def copy_denoiser(source: ResidualMLP, target: eager.Denoiser, group: int | None = None) -> eager.Denoiser:
+    """The weights of ours, or of one of its groups, in the baseline's network."""
+    take = (lambda value: value) if group is None else (lambda value: value[group])
+    with torch.no_grad():
+        for layer in range(4):
+            weight = take(source.first) if layer == 0 else take(source.hidden)[layer - 1]
+            target.layers[layer].weight.copy_(weight)
+            target.layers[layer].bias.copy_(take(source.bias)[layer])
+            target.embeddings[layer].weight.copy_(take(source.embedding)[:, layer])
+        target.last.weight.copy_(take(source.last))
+        target.last.bias.copy_(take(source.last_bias))
+    return target.to(source.first.device)
+
+
+def denoiser_gradients(network: eager.Denoiser, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Gradients of `network.parameters()` under the names of ours."""
+    by_name = dict(zip((name for name, _ in network.named_parameters()), gradients, strict=True))
+    weights = [by_name[f"layers.{layer}.weight"] for layer in range(4)]
+    return {
+        "first": weights[0],
+        "hidden": torch.stack(weights[1:]),
+        "last": by_name["last.weight"],
+        "last_bias": by_name["last.bias"],
+        "bias": torch.stack([by_name[f"layers.{layer}.bias"] for layer in range(4)]),
+        "embedding": torch.stack([by_name[f"embeddings.{layer}.weight"] for layer in range(4)], dim=1),
+    }
+
+
+def _tracked(inputs: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The inputs, those that take gradients as leaves of their own."""
+    return {key: value.detach().clone().requires_grad_() if key in names else value for key, value in inputs.items()}
+
+
+def _simple(outputs, leaves: Mapping[str, Tensor], names: Sequence[str]) -> Side:
+    """A side whose gradients are those of named inputs."""
+    return Side(outputs, [leaves[name] for name in names], lambda gradients: dict(zip(names, gradients, strict=True)))
+
+
+class Noise(Operation):
+    """Forward noising of latents [N, D] with noise made on the way."""
+
+    def __init__(self, device: torch.device, backward: bool, N: int, D: int, T: int = 40) -> None:
+        super().__init__(device, backward, N)
+        self.schedule = schedules.make("linear", T).to(device)
+        self.inputs = {"x0": normals(0, N, D, device=device), "t": torch.arange(N, device=device) % T}
+        self.row_axis = {"x0": 0, "t": 0, "x_t": 0, "noise": 0}
+        # x0 and t in, x_t and noise out; backward the gradient of x_t and t in, that of x0 out.
+        self.work = Work(bytes=N * (3 * D * FLOAT + 8) + (N * (2 * D * FLOAT + 8) if backward else 0))
+
+    def _columns(self, like: Tensor) -> list[Tensor]:
+        return [column.to(like) for column in (self.schedule.alpha_bars.sqrt(), self.schedule.noise_variances.sqrt())]
+
+    def eager(self, inputs, compiled, checked):
+        inputs, columns = _tracked(inputs, ["x0"]), self._columns(inputs["x0"])
+        function = torch.compile(eager.add_noise, dynamic=False) if compiled else eager.add_noise
+        noise = rng.normal(DRAWS.advance(self.rows - self.kept), inputs["x0"].shape, rng.NOISE, device=self.device) if checked else None
+
+        def outputs() -> dict[str, Tensor]:
+            x_t, used = function(inputs["x0"], inputs["t"], *columns, noise)
+            return {"x_t": x_t} if self.backward else {"x_t": x_t, "noise": used}
+
+        return _simple(outputs, inputs, ["x0"])
+
+    def ours(self):
+        inputs = _tracked(self.inputs, ["x0"])
+
+        def outputs() -> dict[str, Tensor]:
+            x_t, used = ops.add_noise(inputs["x0"], inputs["t"], self.schedule, draws=DRAWS)
+            return {"x_t": x_t} if self.backward else {"x_t": x_t, "noise": used}
+
+        return _simple(outputs, inputs, ["x0"])
+
+    def exact(self, inputs):
+        inputs, columns = _tracked(inputs, ["x0"]), self._columns(inputs["x0"])
+
+        def outputs() -> dict[str, Tensor]:
+            x_t, used = reference_noise.add_noise(inputs["x0"], inputs["t"], *columns, None, DRAWS.advance(self.rows - self.kept))
+            return {"x_t": x_t} if self.backward else {"x_t": x_t, "noise": used}
+
+        return _simple(outputs, inputs, ["x0"])
+
+
+class _WithDenoiser(Operation):
+    """What the chain and the sleep term share: one network, or G of them, in three dresses."""
+
+    providers = ("eager", "compiled", "ours", "ours_bf16")
+
+    def _build(self, D: int, C: int, H: int, T: int, G: int | None) -> None:
+        self.denoiser = ResidualMLP(D, C, T, H, groups=G).to(self.device)
+        groups = [None] if G is None else range(G)
+        self.baselines = [copy_denoiser(self.denoiser, eager.Denoiser(D, C, T, H), group) for group in groups]
+        self.doubled = ResidualMLP(D, C, T, H, groups=G).to(self.device).double()
+        self.doubled.load_state_dict(self.denoiser.state_dict())
+
+    def _weight_bytes(self) -> int:
+        return FLOAT * sum(parameter.numel() for parameter in self.denoiser.parameters())
+
+    def _side(self, outputs, leaves: Sequence[Tensor], names: Sequence[str], denoiser: ResidualMLP) -> Side:
+        parameters = [getattr(denoiser, name) for name in WEIGHTS]
+        return Side(outputs, [*leaves, *parameters], lambda gradients: dict(zip((*names, *WEIGHTS), gradients, strict=True)))
+
+    def _eager_side(self, outputs, leaves: Sequence[Tensor], names: Sequence[str]) -> Side:
+        parameters = [list(network.parameters()) for network in self.baselines]
+        count = len(parameters[0])
+
+        def gather(gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+            rest = gradients[len(names) :]
+            each = [denoiser_gradients(network, rest[i * count : (i + 1) * count]) for i, network in enumerate(self.baselines)]
+            weights = each[0] if self.denoiser.groups is None else {name: torch.stack([one[name] for one in each]) for name in WEIGHTS}
+            return {**dict(zip(names, gradients, strict=False)), **weights}
+
+        return Side(outputs, [*leaves, *(parameter for network in parameters for parameter in network)], gather)
+
+
+class Chain(_WithDenoiser):
+    """All T steps from y_T [N, D], or [G, N, D] for class chains: ancestral with the path log-ratio, or deterministic."""
+
+    def __init__(
+        self, device: torch.device, backward: bool, N: int, T: int, D: int, C: int = 2, H: int = 128, G: int | None = None, kind: str = "ancestral"
+    ) -> None:
+        super().__init__(device, backward, N)
+        self._build(D, C, H, T, G)
+        lead = () if G is None else (G,)
+        self.stochastic = kind == "ancestral"
+        self.table = schedules.make("linear", T).coefficients("eps", eta=float(self.stochastic)).to(device)
+        self.inputs = {"y_T": normals(0, *lead, N, D, device=device), "context": normals(1, *lead, N, C, device=device)}
+        self.row_axis = {"y_T": -2, "context": -2, "z": -2, "path": -1}
+        rows, passes = N * (G or 1), 3 if backward else 1
+        states = rows * FLOAT * (2 * D + C + self.stochastic)
+        self.work = Work(flops=passes * rows * T * network_flops(D, C, H), bytes=(2 if backward else 1) * (states + self._weight_bytes()))
+
+    def _named(self, z: Tensor, path: Tensor | None) -> dict[str, Tensor]:
+        return {"z": z, "path": path} if self.stochastic else {"z": z}
+
+    def _noise(self, y: Tensor) -> Tensor | None:
+        """The noise [T, .., kept, D] that the last rows draw."""
+        if not self.stochastic:
+            return None
+        return reference_chain.chain_noise(DRAWS.advance(self.rows - self.kept), len(self.table), tuple(y.shape[:-1]), y.shape[-1], y)
+
+    def eager(self, inputs, compiled, checked):
+        leaves = [inputs[name].detach().clone().requires_grad_() for name in ("y_T", "context")]
+        noise = self._noise(inputs["y_T"]) if checked else None
+        step = torch.compile(eager.chain_step, dynamic=False) if compiled else eager.chain_step
+
+        def outputs() -> dict[str, Tensor]:
+            if self.denoiser.groups is not None:
+                return self._named(*eager.sample_class_chains(self.baselines, *leaves, self.table, noise, step))
+            return self._named(*eager.sample_chain(self.baselines[0], *leaves, self.table, noise, self.stochastic, step)[:2])
+
+        return self._eager_side(outputs, leaves, ("y_T", "context"))
+
+    def ours(self):
+        leaves = [self.inputs[name].detach().clone().requires_grad_() for name in ("y_T", "context")]
+        draws = DRAWS if self.stochastic else None
+
+        def outputs() -> dict[str, Tensor]:
+            return self._named(*ops.sample_chain(*leaves, self.denoiser, self.table, draws=draws)[:2])
+
+        return self._side(outputs, leaves, ("y_T", "context"), self.denoiser)
+
+    def exact(self, inputs):
+        leaves = [inputs[name].detach().clone().requires_grad_() for name in ("y_T", "context")]
+        noise, table = self._noise(inputs["y_T"]), self.table.double()
+
+        def outputs() -> dict[str, Tensor]:
+            weights = self.doubled.chain_weights()
+            return self._named(*reference_chain.sample_chain(*leaves, weights, table, noise, self.doubled.residual)[:2])
+
+        return self._side(outputs, leaves, ("y_T", "context"), self.doubled)
+
+
+class Sleep(_WithDenoiser):
+    """The sleep term's regression: noise x0 [N, D] to one step a row, predict, Huber error."""
+
+    def __init__(self, device: torch.device, backward: bool, N: int, T: int, D: int, C: int = 2, H: int = 128) -> None:
+        super().__init__(device, backward, N)
+        self._build(D, C, H, T, None)
+        self.schedule = schedules.make("linear", T).to(device)
+        self.inputs = {
+            "x0": normals(0, N, D, device=device),
+            "context": normals(1, N, C, device=device),
+            "t": torch.arange(N, device=device) * 7 % T,
+        }
+        self.row_axis = {"x0": 0, "context": 0, "t": 0, "loss": 0}
+        states = N * (FLOAT * (D + C + 1) + 8)
+        self.work = Work(flops=(3 if backward else 1) * N * network_flops(D, C, H), bytes=(2 if backward else 1) * (states + self._weight_bytes()))
+
+    def _columns(self, like: Tensor) -> list[Tensor]:
+        return [column.to(like) for column in (self.schedule.alpha_bars.sqrt(), self.schedule.noise_variances.sqrt())]
+
+    def _noise(self, like: Tensor) -> Tensor:
+        return rng.normal(DRAWS.advance(self.rows - self.kept), like.shape, rng.NOISE, device=like.device, dtype=like.dtype)
+
+    def eager(self, inputs, compiled, checked):
+        context, columns = inputs["context"].detach().clone().requires_grad_(), self._columns(inputs["x0"])
+        noise = self._noise(inputs["x0"]) if checked else None
+        function = torch.compile(eager.denoising_loss, dynamic=False) if compiled else eager.denoising_loss
+
+        def outputs() -> dict[str, Tensor]:
+            return {"loss": function(self.baselines[0], inputs["x0"], inputs["t"], context, *columns, noise)}
+
+        return self._eager_side(outputs, [context], ("context",))
+
+    def ours(self):
+        context, inputs = self.inputs["context"].detach().clone().requires_grad_(), self.inputs
+
+        def outputs() -> dict[str, Tensor]:
+            return {"loss": ops.denoising_loss(inputs["x0"], inputs["t"], context, self.denoiser, self.schedule, loss="huber", draws=DRAWS)}
+
+        return self._side(outputs, [context], ("context",), self.denoiser)
+
+    def exact(self, inputs):
+        context, noise, columns = inputs["context"].detach().clone().requires_grad_(), self._noise(inputs["x0"]), self._columns(inputs["x0"])
+
+        def outputs() -> dict[str, Tensor]:
+            y, _ = reference_noise.add_noise(inputs["x0"], inputs["t"], *columns, noise, None)
+            weights = self.doubled.chain_weights()
+            output = reference_chain.denoise(y, context, weights, weights.time_table[inputs["t"]], self.doubled.residual)
+            return {"loss": nn.functional.smooth_l1_loss(output, noise, reduction="none").mean(-1)}
+
+        return self._side(outputs, [context], ("context",), self.doubled)
+
+
+class Elbo(Operation):
+    """One of the bound's reductions over [N, P], or of [K, N] importance weights."""
+
+    _GRADIENTS = {
+        "bernoulli": ("logits",),
+        "gaussian": ("mean",),
+        "binomial": ("logits",),
+        "gaussian_kl": ("mean", "log_var"),
+        "log_mean_exp": ("log_weights",),
+    }
+
+    def __init__(self, device: torch.device, backward: bool, kind: str, N: int, P: int) -> None:
+        super().__init__(device, backward, N)
+        self.kind, self.names = kind, self._GRADIENTS[kind]
+        first, second = normals(0, N, P, device=device), normals(1, N, P, device=device)
+        data = {
+            "bernoulli": {"logits": first, "x": torch.sigmoid(second)},
+            "gaussian": {"mean": first, "x": second},
+            "binomial": {"logits": first, "counts": (second.abs() * 1.5).floor().clamp(max=2)},
+            "gaussian_kl": {"mean": first, "log_var": second},
+            "log_mean_exp": {"log_weights": (10 * first).T.contiguous()},
+        }
+        self.inputs = data[kind]
+        self.row_axis = {**dict.fromkeys(self.inputs, -1 if kind == "log_mean_exp" else 0), "value": 0}
+        numbers = sum(value.numel() for value in self.inputs.values())
+        gradients = len(self.names) * N * P
+        self.work = Work(bytes=FLOAT * (numbers + N + (numbers + gradients + N if backward else 0)))
+
+    def _with(self, inputs: Mapping[str, Tensor], functions: Mapping[str, object]) -> Side:
+        inputs = _tracked(inputs, self.names)
+        return _simple(lambda: {"value": functions[self.kind](*inputs.values())}, inputs, self.names)
+
+    def eager(self, inputs, compiled, checked):
+        functions = {
+            "bernoulli": eager.bernoulli_log_likelihood,
+            "gaussian": lambda mean, x: eager.gaussian_log_likelihood(mean, x, 0.5),
+            "binomial": lambda logits, counts: eager.binomial_log_likelihood(logits, counts, 2),
+            "gaussian_kl": eager.gaussian_kl,
+            "log_mean_exp": eager.log_mean_exp,
+        }
+        if compiled:
+            functions = {self.kind: torch.compile(functions[self.kind], dynamic=False)}
+        return self._with(inputs, functions)
+
+    def ours(self):
+        functions = {
+            "bernoulli": ops.bernoulli_log_likelihood,
+            "gaussian": lambda mean, x: ops.gaussian_log_likelihood(mean, x, 0.5),
+            "binomial": lambda logits, counts: ops.binomial_log_likelihood(logits, counts, 2),
+            "gaussian_kl": ops.gaussian_kl,
+            "log_mean_exp": lambda log_weights: ops.log_mean_exp(log_weights, 0),
+        }
+        return self._with(self.inputs, functions)
+
+    def exact(self, inputs):
+        functions = {
+            "bernoulli": reference_elbo.bernoulli_log_likelihood,
+            "gaussian": lambda mean, x: reference_elbo.gaussian_log_likelihood(mean, x, mean.new_tensor(0.5)),
+            "binomial": lambda logits, counts: reference_elbo.binomial_log_likelihood(logits, counts, 2.0),
+            "gaussian_kl": reference_elbo.gaussian_kl,
+            "log_mean_exp": lambda log_weights: reference_elbo.log_mean_exp(log_weights, 0),
+        }
+        return self._with(inputs, functions)
+
+
+class Kde(Operation):
+    """Kernel density at [N, D] from [M, D] points, five bandwidths, clamped as the prior's density of the released recipe."""
+
+    BANDWIDTHS, CLAMP = (0.005, 0.008, 0.01, 0.03, 0.05), 1000.0
+
+    def __init__(self, device: torch.device, backward: bool, N: int, M: int, D: int) -> None:
+        super().__init__(device, backward, N)
+        # Points as far apart as a prior's samples are, so that several bandwidths count.
+        spread = 0.3 if D == 2 else 0.02
+        self.inputs = {"z": spread * normals(0, N, D, device=device), "points": spread * normals(1, M, D, device=device)}
+        self.row_axis = {"z": 0, "log_density": 0}
+        pairs, passes = float(N) * M, 2 if backward else 1
+        self.work = Work(
+            flops=passes * pairs * 3 * D,
+            bytes=passes * FLOAT * (N * (D + 1) + M * D),
+            exponentials=passes * pairs * len(self.BANDWIDTHS),
+        )
+
+    def _with(self, inputs: Mapping[str, Tensor], function) -> Side:
+        inputs = _tracked(inputs, ["z"])
+        return _simple(lambda: {"log_density": function(inputs["z"], inputs["points"])}, inputs, ["z"])
+
+    def eager(self, inputs, compiled, checked):
+        function = torch.compile(eager.kde_log_density, dynamic=False) if compiled else eager.kde_log_density
+        return self._with(inputs, lambda z, points: function(z, points, self.BANDWIDTHS, self.CLAMP))
+
+    def ours(self):
+        return self._with(self.inputs, lambda z, points: ops.kde_log_density(z, points, self.BANDWIDTHS, clamp=self.CLAMP))
+
+    def exact(self, inputs):
+        widths = torch.tensor(self.BANDWIDTHS, dtype=torch.float64, device=self.device)
+        return self._with(inputs, lambda z, points: reference_kde.kde_log_density(z, points, widths, self.CLAMP))
+
+
+class Mmd(Operation):
+    """Discrepancy between [N, P] and [M, P] with six widths; every row meets every other, so all of them are checked."""
+
+    SIGMAS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
+
+    def __init__(self, device: torch.device, backward: bool, N: int, M: int, P: int) -> None:
+        super().__init__(device, backward, N)
+        self.kept = N
+        # Distances of the size of the widths, and two different distributions.
+        scale = (20.0 / P) ** 0.5
+        self.inputs = {"x": scale * normals(0, N, P, device=device), "y": scale * (0.1 + normals(1, M, P, device=device))}
+        self.row_axis = {}
+        # Each pair within a set once, each pair across once.
+        pairs, passes = (N * (N - 1) + M * (M - 1)) / 2.0 + float(N) * M, 2 if backward else 1
+        self.work = Work(flops=passes * 2 * P * pairs, bytes=passes * FLOAT * (N + M) * P, exponentials=passes * pairs * len(self.SIGMAS))
+
+    def _with(self, inputs: Mapping[str, Tensor], function) -> Side:
+        inputs = _tracked(inputs, ["x", "y"])
+        return _simple(lambda: {"mmd": function(inputs["x"], inputs["y"])}, inputs, ["x", "y"])
+
+    def eager(self, inputs, compiled, checked):
+        function = torch.compile(eager.mmd, dynamic=False) if compiled else eager.mmd
+        return self._with(inputs, lambda x, y: function(x, y, self.SIGMAS))
+
+    def ours(self):
+        return self._with(self.inputs, lambda x, y: ops.mmd(x, y, self.SIGMAS))
+
+    def exact(self, inputs):
+        sigmas = torch.tensor(self.SIGMAS, dtype=torch.float64, device=self.device)
+        return self._with(inputs, lambda x, y: reference_mmd.mmd(x, y, sigmas))
+
+
+OPERATIONS = {"noise": Noise, "chain": Chain, "sleep": Sleep, "elbo": Elbo, "kde": Kde, "mmd": Mmd}

@@ -1,0 +1,224 @@
+"""The whole DDVI training step at MNIST shape: ours, made of public parts, against the baseline with the same work."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bench.baselines.training import KL_WEIGHT, LEARNING_RATE, Networks, Sizes, TrainingStep
+from bench.operations import copy_denoiser, denoiser_gradients, network_flops
+from bench.problem import FLOOR, FLOOR_BF16, Problem, Work
+from ddvi_fast import likelihoods, models, networks, posteriors, priors, rng, schedules, use_backend
+from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.engine.base import Optimisation
+from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.objectives import Progress
+from ddvi_fast.objectives.ddvi import uniform_timesteps
+from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.released import ReleasedDDVI
+from ddvi_fast.rng import Draws
+from ddvi_fast.testing import assert_within_budget
+
+SEED = 3
+PROGRESS = Progress(0, 1, 1_000_000)
+# Relative to the largest element. A loss is one number, which plain PyTorch may hit by luck.
+_FLOORS = {False: FLOOR, True: 10 * FLOOR_BF16}
+_GRADIENT_FLOORS = {False: 10 * FLOOR, True: 10 * FLOOR_BF16}
+
+
+class Perceptron(networks.MLP):
+    """Hands its output on in the precision of its input: under autocast only the layers are bf16, what follows is not."""
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return super().forward(x, draws).to(x.dtype)
+
+
+def build_objective(sizes: Sizes, device: torch.device | str = "cpu") -> ReleasedDDVI:
+    """The released recipe's third stage at these sizes."""
+
+    def mlp(number: int, inputs: int, outputs: int, dropout: float) -> networks.MLP:
+        draws = Draws(SEED).importance(number)
+        return Perceptron(inputs, [sizes.hidden] * 2, outputs, activation="leaky_relu", dropout=dropout, draws=draws)
+
+    decoder = mlp(0, sizes.latent, sizes.pixels, 0.0)
+    model = models.LatentVariableModel(priors.make("pinwheel"), decoder, likelihoods.make("bernoulli"))
+    posterior = posteriors.Diffusion(
+        mlp(1, sizes.pixels, 2 * sizes.latent, 0.2),
+        ResidualMLP(sizes.latent, sizes.context, sizes.num_steps, sizes.chain_hidden, draws=Draws(SEED).importance(3)),
+        schedules.make("linear", sizes.num_steps),
+        context_encoder=mlp(2, sizes.pixels, sizes.context, 0.4),
+        parametrisation="eps",
+        eta=0.0,
+    )
+    return ReleasedDDVI(model, posterior, KLSchedule("constant", KL_WEIGHT), sizes.sleep_updates).to(device)
+
+
+class OurStep:
+    """One batch through a `LocalEngine`; every call is the next batch of the run.
+
+    Args:
+        objective: what is trained.
+        device: where.
+        bf16: matrix products of networks and chain in bf16.
+        capture: record the step and replay it; by default on a GPU.
+        compile_networks: let `torch.compile` fuse the dense networks.
+    """
+
+    def __init__(
+        self, objective: ReleasedDDVI, device: torch.device, bf16: bool = False, capture: bool | None = None, compile_networks: bool = False
+    ) -> None:
+        objective.train()
+        optimisation = Optimisation(LEARNING_RATE, "constant")
+        self.engine = LocalEngine(objective, optimisation, device, capture=capture, compile_networks=compile_networks)
+        self.device, self.bf16, self.draws = device, bf16, Draws(SEED)
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        with precision(self.device, self.bf16):
+            terms = self.engine.run(x, PROGRESS, self.draws)
+        self.draws = self.draws.advance(len(x))
+        return terms
+
+
+def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager:
+    """Autocast to bf16, without its cache of weights: an optimiser's step inside would leave stale ones in it."""
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if bf16 else contextlib.nullcontext()
+
+
+def copy_networks(source: ReleasedDDVI, target: Networks) -> Networks:
+    """Our weights in the baseline's networks."""
+    posterior = source.posterior
+    pairs = ((posterior.encoder, target.encoder), (posterior.context_encoder, target.context_encoder), (source.model.decoder, target.decoder))
+    with torch.no_grad():
+        for ours, theirs in pairs:
+            linear = [layer for layer in theirs if isinstance(layer, nn.Linear)]
+            for one, other in zip(ours.layers, linear, strict=True):
+                other.weight.copy_(one.weight)
+                other.bias.copy_(one.bias)
+    copy_denoiser(posterior.denoiser, target.denoiser)
+    return target.to(next(source.parameters()).device)
+
+
+def images(rows: int, pixels: int, device: torch.device) -> Tensor:
+    """A batch in [0, 1] that is mostly dark, as digits are."""
+    return rng.uniform(Draws(SEED), (rows, pixels), rng.OBSERVATION, device=device) ** 4
+
+
+class Training(Problem):
+    """The step as a case. What is checked is the losses and all gradients of a wake and a sleep update, for the same draws, without dropout."""
+
+    providers = ("eager", "compiled", "ours", "ours_bf16")
+
+    def __init__(self, device: torch.device, N: int, T: int, sizes: Sizes | None = None) -> None:
+        super().__init__(device, backward=True)
+        self.sizes = sizes or Sizes(num_steps=T)
+        self.rows, self.x = N, images(N, self.sizes.pixels, device)
+        self.work = Work(flops=step_flops(self.sizes, N), exponentials=10.0 * N * self.sizes.kde_points)
+        self._known: dict[str, dict[str, Tensor]] = {}
+
+    def provider(self, name: str) -> Callable[[], object]:
+        objective = build_objective(self.sizes, self.device)
+        if name.startswith("ours"):
+            step = OurStep(objective, self.device, bf16=name.endswith("bf16"))
+        else:
+            step = self._baseline(objective, compiled=name == "compiled").train()
+        return lambda: step(self.x)
+
+    def check(self, name: str) -> None:
+        bf16, objective = name.endswith("bf16"), build_objective(self.sizes, self.device).eval()
+        with use_backend("reference"):
+            given = self._given(objective)
+            exact = self._once("exact", lambda: _baseline_results(self._baseline(objective).double(), _doubled(given)))
+            plain = self._once(f"plain {bf16}", lambda: _baseline_results(self._baseline(objective), given, bf16))
+            got = plain
+            if name == "compiled":
+                got = _baseline_results(self._baseline(objective, compiled=True), given)
+        if name.startswith("ours"):
+            got = _our_results(objective, self.x, bf16)
+        for key, value in got.items():
+            floor = (_GRADIENT_FLOORS if "gradient" in key else _FLOORS)[bf16]
+            assert_within_budget(value, plain[key], exact[key], floor=floor, name=key)
+
+    def _once(self, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
+    def _baseline(self, objective: ReleasedDDVI, compiled: bool = False) -> TrainingStep:
+        points = objective.model.prior.sample(self.sizes.kde_points, Draws(0), device=self.device)
+        step = TrainingStep(copy_networks(objective, Networks(self.sizes)), self.sizes, points).eval()
+        return step.compiled() if compiled else step
+
+    def _given(self, objective: ReleasedDDVI) -> dict[str, tuple[Tensor, ...]]:
+        """What the updates of our step draw, for the baseline: arguments of its two losses."""
+        draws, shape, sleep = Draws(SEED), (self.rows, self.sizes.latent), Draws(SEED).importance(0)
+        start = rng.normal(draws, (1, *shape), rng.START, device=self.device)[0]
+        t = uniform_timesteps(draws, self.rows, self.sizes.num_steps, self.device)
+        z, x = objective.model.simulate(self.rows, sleep, self.x)
+        noise = rng.normal(sleep, shape, rng.NOISE, device=self.device)
+        return {"wake": (self.x, start, t), "sleep": (z, x, uniform_timesteps(sleep, self.rows, self.sizes.num_steps, self.device), noise)}
+
+
+def step_flops(sizes: Sizes, rows: int) -> float:
+    """Floating-point operations of the step's matrix products, forward and backward.
+
+    Backward costs twice a forward pass, less the gradient to the data in an encoder's first layer. Fantasies are decoded forward only.
+    """
+
+    def dense(inputs: int, outputs: int) -> float:
+        first, rest = inputs * sizes.hidden, sizes.hidden * (sizes.hidden + outputs)
+        return 2.0 * rows * (2 * first + 3 * rest)
+
+    context = dense(sizes.pixels, sizes.context)
+    chain = 3.0 * rows * network_flops(sizes.latent, sizes.context, sizes.chain_hidden)
+    decoder_forward = 2.0 * rows * sizes.hidden * (sizes.latent + sizes.hidden + sizes.pixels)
+    wake = dense(sizes.pixels, 2 * sizes.latent) + context + 3 * decoder_forward + (sizes.num_steps + 1) * chain
+    return wake + sizes.sleep_updates * (context + chain + decoder_forward)
+
+
+def _baseline_results(step: TrainingStep, given: dict[str, tuple[Tensor, ...]], bf16: bool = False) -> dict[str, Tensor]:
+    """Losses and gradients of the baseline on given draws."""
+    found: dict[str, Tensor] = {}
+    for update, loss in (("wake", step.wake_loss), ("sleep", step.sleep_loss)):
+        step.networks.zero_grad()
+        with precision(step.points.device, bf16):
+            value = loss(*given[update])
+        value.backward()
+        found[update] = value.detach()
+        for name in ("encoder", "context_encoder", "decoder"):
+            linear = [layer for layer in getattr(step.networks, name) if isinstance(layer, nn.Linear)]
+            found |= _named_gradients(update, name, [parameter for layer in linear for parameter in (layer.weight, layer.bias)])
+        gradients = denoiser_gradients(step.networks.denoiser, [parameter.grad for parameter in step.networks.denoiser.parameters()])
+        found |= {f"{update} gradient of denoiser {name}": gradient for name, gradient in gradients.items()}
+    return {name: value.cpu() for name, value in found.items()}
+
+
+def _our_results(objective: ReleasedDDVI, x: Tensor, bf16: bool) -> dict[str, Tensor]:
+    """The same of ours, for the draws that its updates make."""
+    found: dict[str, Tensor] = {}
+    for update in objective.updates(x, PROGRESS, Draws(SEED)):
+        if update.group in found:
+            break
+        objective.zero_grad()
+        with precision(x.device, bf16):
+            value = update.terms().total()
+        value.backward()
+        found[update.group] = value.detach()
+        posterior = objective.posterior
+        modules = {"encoder": posterior.encoder, "context_encoder": posterior.context_encoder, "decoder": objective.model.decoder}
+        for name, module in modules.items():
+            found |= _named_gradients(update.group, name, list(module.parameters()))
+        for name, parameter in posterior.denoiser.named_parameters():
+            found[f"{update.group} gradient of denoiser {name}"] = parameter.grad
+    return {name: value.cpu() for name, value in found.items()}
+
+
+def _named_gradients(update: str, network: str, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+    """By position: weight and bias of one layer after another."""
+    return {f"{update} gradient of {network} {i}": parameter.grad for i, parameter in enumerate(parameters) if parameter.grad is not None}
+
+
+def _doubled(given: dict[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, ...]]:
+    return {update: tuple(value.double() if value.is_floating_point() else value for value in values) for update, values in given.items()}
