@@ -1,29 +1,37 @@
 """The one place that decides which backend an operation runs on, and says why one is not available.
 
-Every backend is a folder of five modules, `noise`, `chain`, `elbo`, `kde` and `mmd`, with the functions of `reference/`.
+A fused backend is a folder of six modules, `noise`, `chain`, `sleep`, `elbo`, `kde` and `mmd`, which all have the same plain functions: a
+forward, a backward, and `unsupported(**operands) -> str | None`, one line on why it cannot run a call.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
 from types import ModuleType
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ddvi_fast import _checks
 
 NAMES = ("auto", "reference", "cpp", "triton")
 ENVIRONMENT_VARIABLE = "DDVI_FAST_BACKEND"
+OPERATIONS = ("noise", "chain", "sleep", "elbo", "kde", "mmd")
 
-_PACKAGES = {"reference": "ddvi_fast.reference", "cpp": "ddvi_fast.native"}
+_PACKAGES = {"cpp": "ddvi_fast.native", "triton": "ddvi_fast.kernels"}
 _chosen: str | None = None
 
 
 class use_backend:
     """Choose the backend of the fused operations, as a call or for the length of a `with` block.
 
-    ``reference`` runs everywhere and in float64; ``cpp`` runs float32 on the CPU and refuses anything else; ``auto`` takes ``cpp`` for
-    what it can run and ``reference`` for the rest. The environment variable `DDVI_FAST_BACKEND` sets the default.
+    ``reference`` runs everywhere and in float64; ``cpp`` runs float32 on the CPU and ``triton`` float32 on CUDA (on the CPU in Triton's
+    interpreter, for tests), and both refuse anything else; ``auto`` takes the fused backend of the tensors' device for what it can run
+    and ``reference`` for the rest. The environment variable `DDVI_FAST_BACKEND` sets the default. A function compiled by `torch.compile`
+    is compiled again when the choice changes.
 
     Raises:
         InputError: an unknown name, or a backend that this installation does not have.
@@ -36,8 +44,9 @@ class use_backend:
 
     def __init__(self, name: str) -> None:
         global _chosen
-        if _checks.choice(name, NAMES, "backend") != "auto":
-            _available(name)
+        if _checks.choice(name, NAMES, "backend") in _PACKAGES:
+            reason = unavailable(name)
+            _checks.require(not reason, "backend", "one that is installed", name, reason)
         self._previous, _chosen = _chosen, name
 
     def __enter__(self) -> use_backend:
@@ -53,29 +62,74 @@ def current() -> str:
     return _chosen or _checks.choice(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), NAMES, ENVIRONMENT_VARIABLE)
 
 
-def operation(name: str, *operands: Any, **options: Any) -> ModuleType:
-    """The module that computes operation `name` on `operands`: the chosen backend's, or under ``auto`` the fastest that takes them."""
-    backend = current()
-    if backend != "auto":
-        return importlib.import_module(f"{_available(backend)}.{name}")
-    if _compiled()[0]:
-        fused = importlib.import_module(f"{_PACKAGES['cpp']}.{name}")
-        if fused.unsupported(*operands, **options) is None:
-            return fused
-    return importlib.import_module(f"{_PACKAGES['reference']}.{name}")
+def choose(operation: str, device: torch.device, *, constants: dict[str, Tensor] | None = None, **operands: Any) -> str:
+    """The backend that computes `operation` on these operands: the chosen one, or under ``auto`` the fastest that takes them.
+
+    `constants` are operands, too, to which the fused kernels give no gradient.
+
+    Raises:
+        InputError: the backend asked for by name cannot run this call; the text says why.
+    """
+    wanted = current()
+    backend = fused(device) if wanted == "auto" else wanted
+    if backend == "reference":
+        return backend
+    constants = constants or {}
+    reason = unavailable(backend, operation) or _asks_gradient(constants) or room(backend, operation).unsupported(**operands, **constants)
+    if not reason:
+        return backend
+    if wanted != "auto":
+        raise _checks.InputError(reason)
+    return "reference"
 
 
-def _available(backend: str) -> str:
-    """The package of a backend; a backend that cannot run here is an error that says why."""
-    if backend not in _PACKAGES:
-        _checks.fail("backend", f"auto or one that this version has ({', '.join(_PACKAGES)})", backend)
+def _asks_gradient(constants: dict[str, Tensor]) -> str:
+    for name, value in constants.items():
+        if value.requires_grad and torch.is_grad_enabled():
+            return f"{name}: the fused kernels have no gradient to them; use the reference backend"
+    return ""
+
+
+def fused(device: torch.device) -> str:
+    """The fused backend of a device, ``reference`` where there is none or it was chosen."""
+    if current() == "reference":
+        return "reference"
+    backend = {"cpu": "cpp", "cuda": "triton"}.get(device.type, "reference")
+    return "reference" if backend == "reference" or unavailable(backend) else backend
+
+
+def room(backend: str, operation: str) -> ModuleType:
+    """The module of a fused backend that computes `operation`."""
+    name = f"{_PACKAGES[backend]}.{operation}"
+    return sys.modules[name] if name in sys.modules else importlib.import_module(name)
+
+
+def unavailable(backend: str, operation: str = "noise") -> str:
+    """Why a fused backend cannot be used here, or the empty string; afterwards its module of `operation` is imported."""
     if backend == "cpp":
-        built, reason = _compiled()
-        _checks.require(built, "backend", "one that is installed", backend, reason)
-    return _PACKAGES[backend]
+        reason = importlib.import_module(f"{_PACKAGES[backend]}.loader").available()[1]
+    else:
+        reason = _triton_missing()
+    if not reason:
+        room(backend, operation)
+    return reason
 
 
-def _compiled() -> tuple[bool, str]:
-    """Whether the compiled extension can be used, and if not, why."""
-    # Imported here because the wrappers draw on modules above this one.
-    return importlib.import_module("ddvi_fast.native.loader").available()
+# torch.compile takes the answer as it is instead of tracing imports and files: it does not change within a process.
+unavailable._dynamo_marked_constant = True
+
+
+def _triton_missing() -> str:
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"Triton cannot be imported: {str(error).splitlines()[0]}; install it, or use the cpp or reference backend"
+    if not torch.cuda.is_available() and not interpreted():
+        return "Triton needs a CUDA device, or the environment variable TRITON_INTERPRET=1 set before Triton is first imported; use cpp or reference"
+    return ""
+
+
+def interpreted() -> bool:
+    """Whether Triton was imported with its interpreter, which runs kernels on the CPU."""
+    return importlib.import_module("triton").knobs.runtime.interpret
+

@@ -65,6 +65,11 @@ def finite(value: torch.Tensor, argument: str) -> torch.Tensor:
     return value
 
 
+def readable(value: torch.Tensor) -> bool:
+    """Whether the numbers in `value` may be looked at: those of a device would stall it, and those of a compiled function are not there yet."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"

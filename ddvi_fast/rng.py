@@ -3,16 +3,20 @@
 The key is the 64-bit seed, the counter is (draw low, draw high, block, stream): METHOD section 6. A *draw* is the
 position of a sample in the whole run, a *stream* names what the number is for, a *block* holds four words of one row.
 Four words make four normals, two Box-Muller pairs, so row `i` of a `[N, D]` request uses `ceil(D / 4)` blocks.
+
+The formula is written here in plain PyTorch. Unless the reference backend is chosen, the fused kernels of the device make the numbers:
+words and uniforms bit for bit the same, normals to a few units in the last place.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks
+from ddvi_fast import _backend, _checks, _operator
 
 # Streams: what a random number is for. Uses that need one stream a timestep own 2^16 of them.
 CHAIN = 0 << 16  # + i: the noise of denoising step i
@@ -33,8 +37,23 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
+class _Position:
+    """What draws on the host and on the device share: a `seed` and a `first_index`, and the rows that follow."""
+
+    def importance(self, first_sample: int):
+        """The draws of the same rows from importance sample `first_sample` on."""
+        return self.advance(first_sample * IMPORTANCE_STRIDE)
+
+    def indices(self, rows_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+        """Draw indices, int64 [*rows_shape]: the last axis counts rows, the flattened ones before it importance samples."""
+        *lead, rows = rows_shape
+        index = self.first_index + torch.arange(rows, device=device)
+        index = index + IMPORTANCE_STRIDE * torch.arange(math.prod(lead), device=device).unsqueeze(-1)
+        return index.reshape(rows_shape)
+
+
 @dataclass(frozen=True)
-class Draws:
+class Draws(_Position):
     """Where in the run a batch of samples stands: row `i` is draw `first_index + i` of `seed`.
 
     Example:
@@ -45,33 +64,83 @@ class Draws:
     seed: int
     first_index: int = 0
 
+    offset = 0  # of `first_index`, which `state` already has
+
     def __post_init__(self) -> None:
         for name, value, bits in (("seed", self.seed, 64), ("first_index", self.first_index, 63)):
             _checks.require(isinstance(value, int) and 0 <= value < 1 << bits, name, f"an integer in [0, 2^{bits})", value)
 
     def advance(self, rows: int) -> Draws:
         """The draws that start `rows` rows further on."""
-        return replace(self, first_index=self.first_index + rows)
+        return Draws(self.seed, self.first_index + rows)
 
-    def importance(self, first_sample: int) -> Draws:
-        """The draws of the same rows from importance sample `first_sample` on."""
-        return self.advance(first_sample * IMPORTANCE_STRIDE)
+    def spread(self, count: int) -> Draws:
+        """The draws of `count` rows for each one: row `i` owns rows `i * count` and on, so that no two batches share any."""
+        return Draws(self.seed, self.first_index * count)
 
-    def indices(self, rows_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-        """Draw indices, int64 [*rows_shape]: the last axis counts rows, the flattened ones before it importance samples."""
-        *lead, rows = rows_shape
-        samples = 1
-        for size in lead:
-            samples *= size
-        index = self.first_index + torch.arange(rows, device=device)
-        index = index + IMPORTANCE_STRIDE * torch.arange(samples, device=device).unsqueeze(-1)
-        return index.reshape(rows_shape)
+    def state(self, device: torch.device | str = "cpu") -> Tensor:
+        """Seed (its 64 bits as a signed number) and first index as kernels read them, int64 [2]; made on the device, without waiting for it."""
+        state = torch.full((2,), self.first_index, dtype=torch.int64, device=device)
+        state[:1].fill_(_signed(self.seed))
+        return state
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class DeviceDraws(_Position):
+    """`Draws` whose seed and first index live on a device: what was recorded with them draws fresh numbers once they are moved on.
+
+    Args:
+        position: int64 [2] of `Draws.state`; changed in place by `move_to`.
+        offset: added to the first index.
+
+    Example:
+        >>> draws = DeviceDraws(Draws(seed=1).state())
+        >>> recorded = draws.advance(2)
+        >>> draws.move_to(Draws(seed=1, first_index=40))
+        >>> bool((normal(recorded, (3, 2), START) == normal(Draws(1, 42), (3, 2), START)).all())
+        True
+    """
+
+    position: Tensor
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        _checks.tensor(self.position, "position", (2,), floating=False)
+        _checks.require(self.position.dtype == torch.int64, "position", "an int64 tensor", self.position)
+
+    @property
+    def seed(self) -> Tensor:
+        """A scalar on the device."""
+        return self.position[0]
+
+    @property
+    def first_index(self) -> Tensor:
+        """A scalar on the device."""
+        return self.position[1] + self.offset
+
+    def move_to(self, draws: Draws) -> None:
+        """Stand where `draws` stands, and with it all draws that were made from these."""
+        self.position[:1].fill_(_signed(draws.seed))
+        self.position[1:].fill_(draws.first_index)
+
+    def advance(self, rows: int) -> DeviceDraws:
+        """As of `Draws`; follows when these draws are moved."""
+        return DeviceDraws(self.position, self.offset + rows)
+
+    def spread(self, count: int) -> DeviceDraws:
+        """As of `Draws`, at the place where these stand when it is called (in a recorded step: when it is replayed)."""
+        return DeviceDraws(torch.stack((self.seed, self.first_index * count)))
+
+    def state(self, device: torch.device | str = "cpu") -> Tensor:
+        """The position, which must be on `device`."""
+        _checks.require(self.position.device.type == torch.device(device).type, "draws", f"draws on {device}", self.position)
+        return self.position
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds of Philox 4x32 on four int64 tensors that hold 32-bit words (Salmon et al. 2011)."""
     c0, c1, c2, c3 = counter
-    k0, k1 = seed & _MASK, seed >> 32
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
         # An int64 product of two 32-bit words wraps past 2^63, but its low and high words are still right.
         low, high = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
@@ -80,31 +149,38 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
     return c0, c1, c2, c3
 
 
-def words(draws: Draws, shape: tuple[int, ...], stream: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Random 32-bit words as int64, shape [..., N, D]; a `stream` tensor broadcasts against the rows, [T, 1] giving [T, N, D]."""
-    _checks.require(len(shape) >= 2, "shape", "[..., N, D]", tuple(shape))
-    *rows_shape, width = shape
-    index = draws.indices(tuple(rows_shape), device).unsqueeze(-1)
-    blocks = torch.arange((width + 3) // 4, device=device)
-    streams = torch.as_tensor(stream, device=device).unsqueeze(-1)
-    quads = philox(torch.broadcast_tensors(index & _MASK, (index >> 32) & _MASK, blocks, streams), draws.seed)
-    return torch.stack(quads, dim=-1).flatten(-2)[..., :width]
+def words(
+    draws: Draws | DeviceDraws, shape: tuple[int, ...], stream: int, device: torch.device | str = "cpu", *, planes: int | None = None
+) -> Tensor:
+    """Random 32-bit words as int64, shape [..., N, D]; with `planes`, [planes, ..., N, D] from as many streams, `stream` the first."""
+    return _numbers("words", draws, shape, stream, device, planes)
 
 
 def uniform(
-    draws: Draws, shape: tuple[int, ...], stream: int | Tensor, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    draws: Draws | DeviceDraws,
+    shape: tuple[int, ...],
+    stream: int,
+    *,
+    planes: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniforms `((r >> 8) + 0.5) 2^-24`, rounded to float32, shape [..., N, D]."""
-    return _to_uniform(words(draws, shape, stream, device)).to(dtype)
+    """Uniforms `((r >> 8) + 0.5) 2^-24`, rounded to float32, shape [..., N, D]; `planes` as in `words`."""
+    return _numbers("uniform", draws, shape, stream, device, planes).to(dtype)
 
 
 def normal(
-    draws: Draws, shape: tuple[int, ...], stream: int | Tensor, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    draws: Draws | DeviceDraws,
+    shape: tuple[int, ...],
+    stream: int,
+    *,
+    planes: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normals by Box-Muller, shape [..., N, D]: row `i` is draw `first_index + i`.
+    """Standard normals by Box-Muller, shape [..., N, D]: row `i` is draw `first_index + i`; `planes` as in `words`.
 
-    The arithmetic is float64 and the result is rounded once to float32, whatever `dtype` it is handed out in, so that a
-    float64 computation sees the very numbers that a float32 kernel makes.
+    They are float32 numbers whatever `dtype` they are handed out in, so that a float64 computation sees what a float32 kernel makes.
 
     Example:
         >>> draws = Draws(seed=1)
@@ -112,20 +188,61 @@ def normal(
         >>> bool((whole[2:] == normal(draws.advance(2), (2, 2), START)).all())
         True
     """
-    *rows_shape, width = shape
-    padded = (*rows_shape, (width + 3) // 4 * 4)
-    pairs = _to_uniform(words(draws, padded, stream, device)).double().unflatten(-1, (-1, 2))
-    radius = torch.sqrt(-2 * torch.log(pairs[..., 0]))
-    angle = 2 * torch.pi * pairs[..., 1]
-    both = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return both.flatten(-2)[..., :width].float().to(dtype)
+    return _numbers("normal", draws, shape, stream, device, planes).to(dtype)
 
 
-def permutation(draws: Draws, size: int, device: torch.device | str = "cpu") -> Tensor:
+def permutation(draws: Draws | DeviceDraws, size: int, device: torch.device | str = "cpu") -> Tensor:
     """A random order of `range(size)`, int64 [size], from the `ORDER` stream; ties broken by position."""
     keys = words(draws, (size, 2), ORDER, device)
     return torch.argsort((keys[:, 0] << 31) ^ keys[:, 1], stable=True)
 
 
-def _to_uniform(random_words: Tensor) -> Tensor:
-    return ((random_words >> 8).double() + 0.5).mul_(2.0**-24).float()
+def formula(kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stream: int, planes: int = 1, device: torch.device | str = "cpu") -> Tensor:
+    """The specification of `words` (int64), `uniform` and `normal` (float32) in plain PyTorch: [planes, ..., N, D].
+
+    The arithmetic of normals is float64, and the result is rounded once.
+    """
+    *rows_shape, width = shape
+    index = draws.indices(tuple(rows_shape), device).unsqueeze(-1)
+    blocks = torch.arange((width + 3) // 4, device=device)
+    streams = (stream + torch.arange(planes, device=device)).view(-1, *[1] * len(shape))
+    quads = torch.stack(philox(torch.broadcast_tensors(index & _MASK, (index >> 32) & _MASK, blocks, streams), draws.seed), dim=-1)
+    if kind == "words":
+        return quads.flatten(-2)[..., :width]
+    uniforms = ((quads >> 8).double() + 0.5).mul_(2.0**-24).float()
+    if kind == "uniform":
+        return uniforms.flatten(-2)[..., :width]
+    pairs = uniforms.double().unflatten(-1, (2, 2))
+    radius, angle = torch.sqrt(-2 * torch.log(pairs[..., 0])), 2 * torch.pi * pairs[..., 1]
+    both = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return both.flatten(-3)[..., :width].float()
+
+
+def _numbers(
+    kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stream: int, device: torch.device | str, planes: int | None
+) -> Tensor:
+    _checks.require(len(shape) >= 2, "shape", "[..., N, D]", tuple(shape))
+    device = torch.device(device)
+    backend, count = _backend.fused(device), 1 if planes is None else planes
+    if backend == "reference":
+        made = formula(kind, draws, tuple(shape), stream, count, device)
+    else:
+        made = _fill(kind, draws.state(device), draws.offset, shape, stream, count, backend)
+    return made.squeeze(0) if planes is None else made
+
+
+def _compute_fill(kind: str, state: Tensor, offset: int, shape: list[int], stream: int, planes: int, backend: str) -> Tensor:
+    return _backend.room(backend, "noise").fill(kind, state, offset, tuple(shape), stream, planes)
+
+
+def _fake_fill(kind: str, state: Tensor, offset: int, shape: list[int], stream: int, planes: int, backend: str) -> Tensor:
+    return state.new_empty((planes, *shape), dtype=torch.int64 if kind == "words" else torch.float32)
+
+
+_fill = _operator.register(
+    "fill(str kind, Tensor state, SymInt offset, SymInt[] shape, SymInt stream, SymInt planes, str backend) -> Tensor", _compute_fill, _fake_fill
+)
+
+
+def _signed(seed: int) -> int:
+    return seed - (1 << 64) if seed >> 63 else seed

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
+import torch
 
 import ddvi_fast
 from ddvi_fast import InputError, _backend
+from ddvi_fast.native import loader
+
+CPU = torch.device("cpu")
+compiled = pytest.mark.skipif(not loader.available()[0], reason=f"the compiled extension is missing: {loader.available()[1]}")
 
 
 @pytest.fixture(autouse=True)
@@ -51,14 +58,56 @@ def test_unknown_name_changes_nothing():
     assert _backend.current() == "auto"
 
 
-@pytest.mark.parametrize("name", sorted(set(_backend.NAMES) - set(_backend._PACKAGES) - {"auto"}))
-def test_missing_backend_is_an_error(name):
-    with pytest.raises(InputError, match=f"backend: expected auto or one that this version has .*got '?{name}"):
-        ddvi_fast.use_backend(name)
+def test_a_library_that_was_not_built_is_an_error(monkeypatch):
+    monkeypatch.setattr(loader, "available", lambda: (False, "it was not built"))
+    with pytest.raises(InputError, match="backend: expected one that is installed, got 'cpp' .it was not built"):
+        ddvi_fast.use_backend("cpp")
     assert _backend.current() == "auto"
+    assert _backend.choose("kde", CPU, z=torch.zeros(1, 1)) == "reference"
 
 
-@pytest.mark.parametrize("name", ["noise", "chain", "elbo", "kde", "mmd"])
-def test_reference_has_every_operation(name):
-    ddvi_fast.use_backend("reference")
-    assert _backend.operation(name).__name__ == f"ddvi_fast.reference.{name}"
+def test_triton_without_a_device_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(_backend, "interpreted", lambda: False)
+    with pytest.raises(InputError, match="backend: expected one that is installed, got 'triton'.*TRITON_INTERPRET=1 set before Triton"):
+        ddvi_fast.use_backend("triton")
+
+
+def test_triton_that_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(InputError, match="Triton cannot be imported: .*; install it"):
+        ddvi_fast.use_backend("triton")
+
+
+@compiled
+def test_auto_takes_the_kernels_for_what_they_can_run_and_the_reference_for_the_rest():
+    x, widths = torch.zeros(5, 2), torch.ones(2)
+    assert _backend.choose("kde", CPU, z=x, points=x, constants={"bandwidths": widths}) == "cpp"
+    assert _backend.choose("kde", CPU, z=x.double(), points=x, constants={"bandwidths": widths}) == "reference"
+    assert _backend.choose("kde", CPU, z=x, points=x, constants={"bandwidths": widths.clone().requires_grad_()}) == "reference"
+    assert _backend.choose("chain", CPU, hidden=torch.zeros(3, 24, 24)) == "reference"
+    assert _backend.choose("chain", CPU, hidden=torch.zeros(3, 64, 64), precision="fp16") == "reference"
+    assert _backend.choose("chain", torch.device("meta"), hidden=torch.zeros(3, 64, 64)) == "reference"
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("operation", "operands", "message"),
+    [
+        ("elbo", {"x": torch.zeros(1, 1, dtype=torch.float64)}, "x: the C.. kernels are float32, got float64"),
+        ("mmd", {"x": torch.zeros(1, 1), "y": torch.zeros(1, 1), "constants": {"sigmas": torch.ones(1, requires_grad=True)}}, "sigmas: .* no gradient"),
+        ("chain", {"hidden": torch.zeros(3, 96, 96)}, "denoiser: .*multiples of 64, got 96"),
+        ("sleep", {"precision": "tf32"}, "precision: .*float32 and bf16, got tf32"),
+    ],
+)
+def test_a_backend_asked_for_by_name_says_what_it_cannot_run(operation, operands, message):
+    with ddvi_fast.use_backend("cpp"), pytest.raises(InputError, match=message):
+        _backend.choose(operation, CPU, **operands)
+
+
+@compiled
+@pytest.mark.parametrize("name", _backend.OPERATIONS)
+def test_fused_backends_have_every_operation(name):
+    assert _backend.unavailable("cpp", name) == ""
+    assert _backend.room("cpp", name).__name__ == f"ddvi_fast.native.{name}"
+    assert callable(_backend.room("cpp", name).unsupported)

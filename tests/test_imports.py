@@ -15,8 +15,9 @@ PACKAGE = PROJECT / "ddvi_fast"
 
 # Lowest first. A module imports from its own layer and the layers before it, never from a later one. A folder is one module here.
 LAYERS = (
-    ("_checks", "rng"),
-    ("schedules", "_backend"),
+    ("_checks",),
+    ("_backend", "_operator"),
+    ("rng", "schedules"),
     ("reference", "kernels", "native"),
     ("networks", "denoisers"),
     ("ops",),

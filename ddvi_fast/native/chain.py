@@ -6,25 +6,22 @@ Memory of the backward pass is O(T N D): it keeps the trajectory, and regenerate
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ddvi_fast.native import loader
-from ddvi_fast.reference.chain import ChainWeights, chain_noise, denoise, trajectory_log_ratio
-from ddvi_fast.rng import Draws
 
-# The network at single states is a handful of large products, which torch already does well: the reference serves.
-__all__ = ["chain_noise", "denoise", "sample_chain", "sample_chain_from_draws", "trajectory_log_ratio", "unsupported"]
+PRECISIONS = ("float32", "bf16")
 
 _SIZES = ("groups", "rows", "latent", "context_width", "hidden_width", "steps", "residual", "bf16", "threads", "noise_source")
-_DRAWS = ("seed", "first_index", "rows_per_sample")
 _INPUTS = ("start", "context", "first", "hidden", "last", "last_bias", "time_table", "coefficients", "noise")
 _OUTPUTS = ("z", "path", "trajectory")
 _UPSTREAM = ("z_upstream", "path_upstream", "trajectory_upstream")
 _GRADIENTS = ("d_start", "d_context", "d_first", "d_hidden", "d_last", "d_last_bias", "d_time_table", "d_coefficients", "d_noise")
+_WEIGHTS = slice(2, 7)  # of the gradients
 _NO_NOISE, _GIVEN_NOISE, _DRAWN_NOISE = range(3)
 
 
@@ -38,125 +35,101 @@ class ChainArguments(ctypes.Structure):
     )
 
 
-def unsupported(
-    y_T: Tensor, context: Tensor | None, weights: ChainWeights, coefficients: Tensor, noise: Tensor | None = None, residual: bool = False
-) -> str | None:
-    """Why the kernel cannot run this chain, or None."""
-    reason = loader.unusable(y_T=y_T, context=context, **weights._asdict(), coefficients=coefficients, noise=noise)
-    if reason is None and weights.hidden.shape[-1] % 64:
-        return f"denoiser: the C++ chain takes hidden widths that are multiples of 64, got {weights.hidden.shape[-1]}"
+def unsupported(precision: str = "float32", hidden: Tensor | None = None, **tensors: Tensor | None) -> str | None:
+    """Why the kernel cannot run this chain, or None. `tensors` are float32 ones by name, `hidden` [.., 3, H, H] among them."""
+    reason = loader.unusable(hidden=hidden, **tensors)
+    if reason is None and precision not in PRECISIONS:
+        return f"precision: the C++ chain has {' and '.join(PRECISIONS)}, got {precision}"
+    if reason is None and hidden is not None and hidden.shape[-1] % 64:
+        return f"denoiser: the C++ chain takes hidden widths that are multiples of 64, got {hidden.shape[-1]}"
     return reason
 
 
-def sample_chain(
+def forward(
     y_T: Tensor,
     context: Tensor | None,
-    weights: ChainWeights,
+    first: Tensor,
+    hidden: Tensor,
+    last: Tensor,
+    last_bias: Tensor,
+    time_table: Tensor,
     coefficients: Tensor,
     noise: Tensor | None,
+    state: Tensor | None,
+    offset: int,
+    rows_per_sample: int,
     residual: bool,
-    *,
-    bf16: bool = False,
-    return_trajectory: bool = True,
+    precision: str,
+    keep_trajectory: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`reference.chain.sample_chain`, with the hidden layers' products in bf16 on request.
+    """`reference.chain.sample_chain` of contiguous tensors: `(z [.., R, D], path [.., R], trajectory [T + 1, .., R, D])`, path in nats.
 
-    Args:
-        y_T: start [.., R, D].
-        context: [.., R, C] or None.
-        weights: of one network, or of G with a leading axis.
-        coefficients: [T, 5].
-        noise: [T, .., R, D], or None for a deterministic chain.
-        residual: whether the first hidden layer is added to the third.
-        bf16: round the hidden layers' weights and inputs to bf16 and add in float32, where the processor has such products;
-            elsewhere they stay float32. First and last layer, states and path are float32 always.
-        return_trajectory: write every state, else the third result is None.
-
-    Returns:
-        `(z [.., R, D], path [.., R] or None, trajectory [T + 1, .., R, D])`, path in nats.
-
-    Raises:
-        InputError: tensors that the kernel does not take (see `unsupported`), or a second derivative.
+    The noise is `noise` [T, .., R, D], or drawn at `state` (seed, first index) in place, or none: such a chain has no path (None).
+    `precision` is that of the hidden layers' products: ``bf16`` rounds their weights and inputs and adds in float32, where the
+    processor has such products; elsewhere they stay float32. Without `keep_trajectory` the third result is None.
     """
-    return _run(y_T, context, weights, coefficients, noise, None, residual, bf16, return_trajectory)
+    inputs = (y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise)
+    arguments = _arguments(inputs, state, offset, rows_per_sample, residual, precision)
+    z = torch.empty_like(y_T)
+    path = None if noise is None and state is None else y_T.new_empty(y_T.shape[:-1])
+    trajectory = y_T.new_empty((coefficients.shape[0] + 1, *y_T.shape)) if keep_trajectory else None
+    _fill(arguments, _OUTPUTS, (z, path, trajectory))
+    loader.library().ddvi_chain_forward(ctypes.byref(arguments))
+    return z, path, trajectory
 
 
-def sample_chain_from_draws(
+def backward(
     y_T: Tensor,
     context: Tensor | None,
-    weights: ChainWeights,
+    first: Tensor,
+    hidden: Tensor,
+    last: Tensor,
+    last_bias: Tensor,
+    time_table: Tensor,
     coefficients: Tensor,
-    draws: Draws,
-    rows_shape: tuple[int, ...],
+    noise: Tensor | None,
+    state: Tensor | None,
+    offset: int,
+    rows_per_sample: int,
     residual: bool,
-    *,
-    bf16: bool = False,
-    return_trajectory: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`sample_chain` with the noise of `chain_noise(draws, T, rows_shape, D)` made in place, forward and backward.
+    precision: str,
+    trajectory: Tensor,
+    d_z: Tensor | None,
+    d_path: Tensor | None,
+    d_trajectory: Tensor | None,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of start, context, the five weights, coefficients and noise under upstream gradients of the results; None where not needed.
 
-    `rows_shape` is the shape of the rows before they were flattened to [R] or [G, R], so that each keeps its draw.
+    Walks the steps upwards again from the `trajectory` of `forward`. Sums over rows have one order, whatever the number of threads.
     """
-    return _run(y_T, context, weights, coefficients, None, (draws, rows_shape[-1]), residual, bf16, return_trajectory)
+    inputs = (y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise)
+    arguments = _arguments(inputs, state, offset, rows_per_sample, residual, precision)
+    _fill(arguments, _OUTPUTS, (None, None, trajectory))
+    _fill(arguments, _UPSTREAM, (d_z, d_path, d_trajectory))
+    # The weights share their passes over the data: all five gradients or none. That of the start is carried in any case.
+    wanted = [True, needed[1], *[any(needed[_WEIGHTS])] * 5, *needed[7:]]
+    gradients = [torch.empty_like(value) if want and value is not None else None for want, value in zip(wanted, inputs, strict=True)]
+    _fill(arguments, _GRADIENTS, gradients)
+    loader.library().ddvi_chain_backward(ctypes.byref(arguments))
+    return [gradient if need else None for need, gradient in zip(needed, gradients, strict=True)]
 
 
-def _run(y_T, context, weights, coefficients, noise, drawn, residual, bf16, return_trajectory):
-    loader.require_usable(unsupported(y_T, context, weights, coefficients, noise))
-    options = {"residual": residual, "bf16": bf16, "return_trajectory": return_trajectory, "drawn": drawn}
-    return _Chain.apply(options, y_T, context, *weights, coefficients, noise)
-
-
-class _Chain(Function):
-    """Forward keeps its inputs and the trajectory; backward walks the steps upwards again."""
-
-    @staticmethod
-    def forward(ctx: Any, options: dict, *inputs: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        inputs = tuple(None if value is None else value.detach().contiguous() for value in inputs)
-        start, coefficients, noise = inputs[0], inputs[7], inputs[8]
-        ctx.options, ctx.needed = options, ctx.needs_input_grad[1:]
-        ctx.set_materialize_grads(False)
-        keep = options["return_trajectory"] or any(ctx.needed)
-        z = torch.empty_like(start)
-        path = None if noise is None and options["drawn"] is None else start.new_empty(start.shape[:-1])
-        trajectory = start.new_empty((coefficients.shape[0] + 1, *start.shape)) if keep else None
-        arguments = _arguments(options, inputs)
-        _fill(arguments, _OUTPUTS, (z, path, trajectory))
-        loader.library().ddvi_chain_forward(ctypes.byref(arguments))
-        if any(ctx.needed):
-            ctx.save_for_backward(*inputs, trajectory)
-        return z, path, trajectory if options["return_trajectory"] else None
-
-    @staticmethod
-    @loader.first_derivative_only
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, trajectory = ctx.saved_tensors
-        upstream = [None if value is None else value.contiguous() for value in upstream]
-        arguments = _arguments(ctx.options, inputs)
-        _fill(arguments, _OUTPUTS, (None, None, trajectory))
-        _fill(arguments, _UPSTREAM, upstream)
-        # The weights share their passes over the data: all five gradients or none.
-        wanted = [*ctx.needed[:2], *[any(ctx.needed[2:7])] * 5, *ctx.needed[7:]]
-        wanted[0] = True
-        gradients = [torch.empty_like(value) if want and value is not None else None for want, value in zip(wanted, inputs, strict=True)]
-        _fill(arguments, _GRADIENTS, gradients)
-        loader.library().ddvi_chain_backward(ctypes.byref(arguments))
-        return None, *[gradient if need else None for need, gradient in zip(ctx.needed, gradients, strict=True)]
-
-
-def _arguments(options: dict, inputs: tuple[Tensor | None, ...]) -> ChainArguments:
+def _arguments(
+    inputs: tuple[Tensor | None, ...], state: Tensor | None, offset: int, rows_per_sample: int, residual: bool, precision: str
+) -> ChainArguments:
     start, context, first, hidden, *_, coefficients, noise = inputs
     rows, latent = start.shape[-2:]
-    width = 0 if context is None else context.shape[-1]
-    source = _GIVEN_NOISE if noise is not None else _NO_NOISE if options["drawn"] is None else _DRAWN_NOISE
-    draws, rows_per_sample = options["drawn"] or (Draws(0), rows)
+    source = _GIVEN_NOISE if noise is not None else _NO_NOISE if state is None else _DRAWN_NOISE
+    seed, first_index = loader.position(state, offset)
     arguments = ChainArguments(
-        start.shape[0] if first.dim() == 3 else 1, rows, latent, width, hidden.shape[-1], coefficients.shape[0],
-        options["residual"], options["bf16"], torch.get_num_threads(), source, draws.seed, draws.first_index, max(1, rows_per_sample),
+        start.shape[0] if first.dim() == 3 else 1, rows, latent, 0 if context is None else context.shape[-1], hidden.shape[-1],
+        coefficients.shape[0], residual, precision == "bf16", torch.get_num_threads(), source, seed, first_index, max(1, rows_per_sample),
     )  # fmt: skip
     _fill(arguments, _INPUTS, inputs)
     return arguments
 
 
-def _fill(arguments: ChainArguments, names: tuple[str, ...], values: Any) -> None:
+def _fill(arguments: ChainArguments, names: Sequence[str], values: Any) -> None:
     for name, value in zip(names, values, strict=True):
         setattr(arguments, name, loader.pointer(value))

@@ -3,124 +3,74 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ddvi_fast.native import loader
 
-_BERNOULLI, _GAUSSIAN, _BINOMIAL, _GAUSSIAN_KL, _GAUSSIAN_LOG_PROB = range(5)
+KINDS = ("bernoulli", "gaussian", "binomial", "gaussian_kl", "gaussian_log_prob")
 
 
-def unsupported(*operands: Tensor | float, constant: Tensor | None = None) -> str | None:
-    """Why the kernels cannot take these operands, or None; `constant` is one to which they give no gradient."""
-    if constant is not None and constant.requires_grad and torch.is_grad_enabled():
-        return "counts: the C++ likelihood has no gradient to them"
-    return loader.unusable(**{f"operand {i}": value for i, value in enumerate(operands) if isinstance(value, Tensor)})
+def unsupported(**operands: Tensor) -> str | None:
+    """Why the kernels cannot take these operands, or None."""
+    return loader.unusable(**operands)
 
 
-def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    """`reference.elbo.gaussian_kl`: [.., D] -> [..]."""
-    return _reduce(_GAUSSIAN_KL, mean, log_var)
+def forward(kind: str, operands: Sequence[Tensor], shape: Sequence[int], total: float) -> Tensor:
+    """A reduction over the last axis of `shape`, in nats, of operands that are rows under missing leading axes, or one number.
 
-
-def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """`reference.elbo.gaussian_log_prob`: [.., D] -> [..]."""
-    return _reduce(_GAUSSIAN_LOG_PROB, z, mean, log_var)
-
-
-def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
-    """`reference.elbo.bernoulli_log_likelihood`: [.., P] -> [..], leading axes broadcast."""
-    return _reduce(_BERNOULLI, logits, x)
-
-
-def gaussian_log_likelihood(mean: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """`reference.elbo.gaussian_log_likelihood`: [.., P] -> [..]; `scale` is positive and broadcasts."""
-    return _reduce(_GAUSSIAN, mean, x, scale)
-
-
-def binomial_log_likelihood(logits: Tensor, counts: Tensor, total: float) -> Tensor:
-    """`reference.elbo.binomial_log_likelihood`: [.., P] -> [..]; no gradient to `counts`.
-
-    Raises:
-        InputError: `counts` asks for a gradient, or tensors that the kernels do not take.
+    The operands are those of `reference.elbo`: ``bernoulli`` (logits, x), ``gaussian`` (mean, x, scale), ``binomial`` (logits, counts) of
+    `total` trials, ``gaussian_kl`` (mean, log_var), ``gaussian_log_prob`` (z, mean, log_var).
     """
-    loader.require_usable(unsupported(logits, counts, constant=counts))
-    choose = math.lgamma(total + 1) - torch.lgamma(counts + 1) - torch.lgamma(total - counts + 1)
-    return _reduce(_BINOMIAL, logits, counts, choose, total=total)
+    out = operands[0].new_empty(shape[:-1])
+    _call(kind, operands, shape, total, None, out, ())
+    return out
 
 
-def log_mean_exp(log_weights: Tensor, dim: int) -> Tensor:
-    """`reference.elbo.log_mean_exp` over axis `dim`."""
-    loader.require_usable(unsupported(log_weights))
-    return _LogMeanExp.apply(log_weights.movedim(dim, -1))
+def backward(
+    kind: str, operands: Sequence[Tensor], shape: Sequence[int], total: float, upstream: Tensor, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the full `shape` under `upstream` [shape[:-1]], to be summed where an operand repeats; None where not needed."""
+    gradients = [upstream.new_empty(shape) if need else None for need in needed]
+    _call(kind, operands, shape, total, upstream, None, gradients)
+    return gradients
 
 
-def _reduce(operation: int, *operands: Tensor, total: float = 0.0) -> Tensor:
-    loader.require_usable(unsupported(*operands))
-    shape = torch.broadcast_shapes(*(value.shape for value in operands))
-    return _Reduction.apply(operation, float(total), shape, *(_periodic(value, shape) for value in operands))
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """`reference.elbo.log_mean_exp` over the last axis: [R, K] -> [R]."""
+    out = log_weights.new_empty(log_weights.shape[:-1])
+    sizes = loader.integers(out.numel(), log_weights.shape[-1], torch.get_num_threads())
+    loader.library().ddvi_log_mean_exp(*loader.pointers(log_weights), *sizes, *loader.pointers(out))
+    return out
 
 
-def _periodic(value: Tensor, shape: torch.Size) -> Tensor:
-    """Leave as it is what the kernel can repeat, rows under missing leading axes or one number; spread out the rest."""
-    if value.numel() == 1 or value.shape == shape[len(shape) - value.dim() :]:
-        return value
-    return value.expand(shape)
+def log_mean_exp_backward(log_weights: Tensor, out: Tensor, upstream: Tensor) -> Tensor:
+    """The normalised weights, times `upstream` [R]."""
+    return upstream.unsqueeze(-1) * torch.softmax(log_weights, -1)
 
 
-class _Reduction(Function):
-    @staticmethod
-    def forward(ctx: Any, operation: int, total: float, shape: torch.Size, *operands: Tensor) -> Tensor:
-        operands = tuple(value.detach().contiguous() for value in operands)
-        ctx.call = (operation, total, shape)
-        ctx.save_for_backward(*operands)
-        out = operands[0].new_empty(shape[:-1])
-        _call(ctx.call, operands, None, out, ())
-        return out
-
-    @staticmethod
-    @loader.first_derivative_only
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        operands, shape = ctx.saved_tensors, ctx.call[2]
-        gradients = [upstream.new_empty(shape) if need else None for need in ctx.needs_input_grad[3:]]
-        _call(ctx.call, operands, upstream.contiguous(), None, gradients)
-        folded = [None if full is None else full.sum_to_size(value.shape) for full, value in zip(gradients, operands, strict=True)]
-        return None, None, None, *folded
-
-
-def _call(call: tuple, operands: tuple[Tensor, ...], upstream: Tensor | None, out: Tensor | None, gradients: Any) -> None:
-    operation, total, shape = call
-    sizes = loader.integers(operation, shape[:-1].numel(), shape[-1], torch.get_num_threads())
+def _call(
+    kind: str, operands: Sequence[Tensor], shape: Sequence[int], total: float, upstream: Tensor | None, out: Tensor | None, gradients: Sequence
+) -> None:
+    operands = list(operands)
+    if kind == "binomial":
+        operands.append(_log_choose(operands[1], total))
     described = []
     for value in (*operands, *[None] * (3 - len(operands))):
         described += [*loader.pointers(value), *loader.integers(_period(value, shape))]
+    sizes = loader.integers(KINDS.index(kind), math.prod(shape[:-1]), shape[-1], torch.get_num_threads())
     gradients = (*gradients, *[None] * (3 - len(gradients)))
     loader.library().ddvi_elbo(*sizes, loader.number(total), *described, *loader.pointers(upstream, out, *gradients))
 
 
-def _period(value: Tensor | None, shape: torch.Size) -> int:
+def _log_choose(counts: Tensor, total: float) -> Tensor:
+    return math.lgamma(total + 1) - torch.lgamma(counts + 1) - torch.lgamma(total - counts + 1)
+
+
+def _period(value: Tensor | None, shape: Sequence[int]) -> int:
     """Rows after which an operand repeats; 0 for a single number that serves for all."""
-    if value is None or (value.numel() == 1 and shape.numel() != 1):
+    if value is None or (value.numel() == 1 and math.prod(shape) != 1):
         return 0
-    return max(1, value.shape[:-1].numel())
-
-
-class _LogMeanExp(Function):
-    """Over the last axis; the gradient is the normalised weights."""
-
-    @staticmethod
-    def forward(ctx: Any, log_weights: Tensor) -> Tensor:
-        log_weights = log_weights.detach().contiguous()
-        out = log_weights.new_empty(log_weights.shape[:-1])
-        sizes = loader.integers(out.numel(), log_weights.shape[-1], torch.get_num_threads())
-        loader.library().ddvi_log_mean_exp(*loader.pointers(log_weights), *sizes, *loader.pointers(out))
-        ctx.save_for_backward(log_weights)
-        return out
-
-    @staticmethod
-    @loader.first_derivative_only
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        return upstream.unsqueeze(-1) * torch.softmax(ctx.saved_tensors[0], -1)
+    return max(1, math.prod(value.shape[:-1]))

@@ -3,57 +3,43 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ddvi_fast.native import loader
 
 _MOST_BANDWIDTHS, _MOST_DIMENSIONS = 64, 4096
 
 
-def unsupported(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float | None = None) -> str | None:
+def unsupported(*, z: Tensor, points: Tensor, bandwidths: Tensor) -> str | None:
     """Why the kernel cannot compute this density, or None."""
     reason = loader.unusable(z=z, points=points, bandwidths=bandwidths)
-    if reason is None and bandwidths.requires_grad and torch.is_grad_enabled():
-        return "bandwidths: the C++ density has no gradient to them"
     if reason is None and (len(bandwidths) > _MOST_BANDWIDTHS or z.shape[-1] > _MOST_DIMENSIONS):
         return f"bandwidths, z: the C++ density takes up to {_MOST_BANDWIDTHS} bandwidths and {_MOST_DIMENSIONS} dimensions"
     return reason
 
 
-def kde_log_density(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float | None) -> Tensor:
-    """`reference.kde.kde_log_density`: log-density [N] at `z` [N, D] under kernels on `points` [M, D], in nats."""
-    loader.require_usable(unsupported(z, points, bandwidths, clamp))
-    each = _PerBandwidth.apply(z, points, bandwidths)
-    if clamp is not None:
-        each = each.clamp(-clamp, clamp)
-    return torch.logsumexp(each, 1) - math.log(len(bandwidths))
+def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    """`reference.kde.kde_log_density` [N] at `z` [N, D] under kernels on `points` [M, D], and each bandwidth's own [N, S] before clamping."""
+    columns = points.mT.contiguous()
+    each = z.new_empty((len(z), len(bandwidths)))
+    loader.library().ddvi_kde_forward(*_sizes(z, columns, bandwidths), *loader.pointers(z, columns, bandwidths, each))
+    return torch.logsumexp(each.clamp(-clamp, clamp), 1) - math.log(len(bandwidths)), each
 
 
-class _PerBandwidth(Function):
-    """Log-density [N, S] under each bandwidth; backward needs nothing but that and the inputs."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, points: Tensor, bandwidths: Tensor) -> Tensor:
-        z, columns, bandwidths = z.detach().contiguous(), points.detach().mT.contiguous(), bandwidths.detach().contiguous()
-        each = z.new_empty((len(z), len(bandwidths)))
-        loader.library().ddvi_kde_forward(*_sizes(z, columns, bandwidths), *loader.pointers(z, columns, bandwidths, each))
-        ctx.save_for_backward(z, columns, bandwidths, each)
-        return each
-
-    @staticmethod
-    @loader.first_derivative_only
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        z, columns, bandwidths, each = ctx.saved_tensors
-        upstream = upstream.contiguous()
-        d_z = torch.empty_like(z) if ctx.needs_input_grad[0] else None
-        d_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
-        tensors = loader.pointers(z, columns, bandwidths, each, upstream, d_z, d_columns)
-        loader.library().ddvi_kde_backward(*_sizes(z, columns, bandwidths), *tensors)
-        return d_z, None if d_columns is None else d_columns.mT, None
+def backward(
+    z: Tensor, points: Tensor, bandwidths: Tensor, each: Tensor, upstream: Tensor, clamp: float, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of z and points under `upstream` [N]; None where not needed. What the clamp has cut has none."""
+    columns = points.mT.contiguous()
+    weight = torch.softmax(each.clamp(-clamp, clamp), 1) * (each.abs() <= clamp) * upstream.unsqueeze(1)
+    d_z = torch.empty_like(z) if needed[0] else None
+    d_columns = torch.zeros_like(columns) if needed[1] else None
+    tensors = loader.pointers(z, columns, bandwidths, each, weight, d_z, d_columns)
+    loader.library().ddvi_kde_backward(*_sizes(z, columns, bandwidths), *tensors)
+    return [d_z, None if d_columns is None else d_columns.mT.contiguous()]
 
 
 def _sizes(z: Tensor, columns: Tensor, bandwidths: Tensor) -> list:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +41,6 @@ def isa() -> str:
 
 def unusable(**tensors: Tensor | None) -> str | None:
     """Why the kernels cannot take these tensors, or None: they take float32 on the CPU."""
-    if not available()[0]:
-        return available()[1]
     for name, value in tensors.items():
         if value is not None and value.device.type != "cpu":
             return f"{name}: the C++ kernels run on the CPU, got a tensor on {value.device}"
@@ -53,22 +49,12 @@ def unusable(**tensors: Tensor | None) -> str | None:
     return None
 
 
-def require_usable(reason: str | None) -> None:
-    """Raise the reason, if there is one, as an `InputError`."""
-    if reason is not None:
-        raise _checks.InputError(reason)
-
-
-def first_derivative_only(backward: Callable) -> Callable:
-    """Refuses to be part of a graph: a gradient without one would make second derivatives silently wrong."""
-
-    @functools.wraps(backward)
-    def refusing(ctx: Any, *upstream: Tensor | None) -> Any:
-        if torch.is_grad_enabled():
-            _checks.fail("create_graph", "False, as the C++ kernels have first derivatives only", True, "use the reference backend")
-        return backward(ctx, *upstream)
-
-    return refusing
+def position(state: Tensor | None, offset: int) -> tuple[int, int]:
+    """Seed and first index of draws that start `offset` after `state`, int64 [2] on the CPU."""
+    if state is None:
+        return 0, 0
+    seed, first_index = state.tolist()
+    return seed % (1 << 64), first_index + offset
 
 
 def pointer(value: Tensor | None) -> int | None:

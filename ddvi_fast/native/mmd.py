@@ -2,55 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ddvi_fast.native import loader
 
 _MOST_WIDTHS = 64
 
 
-def unsupported(x: Tensor, y: Tensor, sigmas: Tensor) -> str | None:
+def unsupported(*, x: Tensor, y: Tensor, sigmas: Tensor) -> str | None:
     """Why the kernel cannot compute this discrepancy, or None."""
     reason = loader.unusable(x=x, y=y, sigmas=sigmas)
-    if reason is None and sigmas.requires_grad and torch.is_grad_enabled():
-        return "sigmas: the C++ discrepancy has no gradient to them"
     if reason is None and len(sigmas) > _MOST_WIDTHS:
         return f"sigmas: the C++ discrepancy takes up to {_MOST_WIDTHS} widths, got {len(sigmas)}"
     return reason
 
 
-def mmd(x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:
-    """`reference.mmd.mmd`: square root of the biased estimate between `x` [N, P] and `y` [M, P]."""
-    loader.require_usable(unsupported(x, y, sigmas))
-    squared = _Squared.apply(x, y, sigmas)
-    # Rounding can take a discrepancy of nothing below zero, where the root has no value and at zero no gradient.
-    return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
+def forward(x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:
+    """`reference.mmd.mmd` between `x` [N, P] and `y` [M, P]: sums in float64, as three nearly equal ones cancel."""
+    n, m = len(x), len(y)
+    squared = _sum(x, x, sigmas) / (n * n) + _sum(y, y, sigmas) / (m * m) - 2 * _sum(x, y, sigmas) / (n * m)
+    # Rounding can take a discrepancy of nothing below zero.
+    return x.new_tensor(math.sqrt(max(squared, 0.0)))
 
 
-class _Squared(Function):
-    """The squared discrepancy: sums in float64, as three nearly equal ones cancel."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:
-        x, y, sigmas = (value.detach().contiguous() for value in (x, y, sigmas))
-        ctx.save_for_backward(x, y, sigmas)
-        n, m = len(x), len(y)
-        squared = _sum(x, x, sigmas) / (n * n) + _sum(y, y, sigmas) / (m * m) - 2 * _sum(x, y, sigmas) / (n * m)
-        return x.new_tensor(squared)
-
-    @staticmethod
-    @loader.first_derivative_only
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, sigmas = ctx.saved_tensors
-        return (
-            _gradient(x, y, sigmas) * upstream if ctx.needs_input_grad[0] else None,
-            _gradient(y, x, sigmas) * upstream if ctx.needs_input_grad[1] else None,
-            None,
-        )
+def backward(x: Tensor, y: Tensor, sigmas: Tensor, value: Tensor, upstream: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients of x and y under a scalar `upstream`; None where not needed, and zero where there is no discrepancy."""
+    root = torch.where(value == 0, 0.0, 0.5 * upstream / value)
+    return [_gradient(x, y, sigmas) * root if needed[0] else None, _gradient(y, x, sigmas) * root if needed[1] else None]
 
 
 def _gradient(x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:

@@ -3,80 +3,67 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ddvi_fast import rng
 from ddvi_fast.native import loader
-from ddvi_fast.rng import Draws
 
-_WORDS, _UNIFORMS, _NORMALS = range(3)
-
-
-def words(draws: Draws, shape: tuple[int, ...], stream: int, planes: int = 1) -> Tensor:
-    """`rng.words` of streams `stream` to `stream + planes - 1`: int64 [planes, .., N, D]."""
-    return _fill(_WORDS, draws, shape, stream, planes, torch.int64)
+KINDS = ("words", "uniform", "normal")
 
 
-def uniform(draws: Draws, shape: tuple[int, ...], stream: int, planes: int = 1) -> Tensor:
-    """`rng.uniform` of the same streams, float32 [planes, .., N, D], bit for bit."""
-    return _fill(_UNIFORMS, draws, shape, stream, planes, torch.float32)
+def unsupported(**tensors: Tensor | None) -> str | None:
+    """Why the kernels cannot take these latents, tables and noise, or None."""
+    return loader.unusable(**tensors)
 
 
-def normal(draws: Draws, shape: tuple[int, ...], stream: int, planes: int = 1) -> Tensor:
-    """`rng.normal` of the same streams, float32 [planes, .., N, D], to a few units in the last place."""
-    return _fill(_NORMALS, draws, shape, stream, planes, torch.float32)
+def fill(kind: str, state: Tensor, offset: int, shape: tuple[int, ...], stream: int, planes: int = 1) -> Tensor:
+    """`rng.formula`: [planes, .., N, D] at `state` (seed, first index); ``normal`` to a few units in the last place, the others bit for bit."""
+    out = torch.empty((planes, *shape), dtype=torch.int64 if kind == "words" else torch.float32)
+    seed, first_index = loader.position(state, offset)
+    sizes = loader.integers(KINDS.index(kind), planes, math.prod(shape[:-1]), shape[-1], stream)
+    where = (*loader.unsigned(seed), *loader.integers(first_index, max(1, shape[-2]), torch.get_num_threads()))
+    loader.library().ddvi_fill(*sizes, *where, *loader.pointers(out))
+    return out
 
 
-def unsupported(x0: Tensor, t: Tensor, signal: Tensor, deviation: Tensor, noise: Tensor | None = None, draws: Draws | None = None) -> str | None:
-    """Why the kernel cannot noise these latents, or None."""
-    return loader.unusable(x0=x0, signal=signal, deviation=deviation, noise=noise)
+def add_noise(
+    x0: Tensor,
+    t: Tensor,
+    signal: Tensor,
+    deviation: Tensor,
+    noise: Tensor | None,
+    state: Tensor | None,
+    offset: int,
+    rows_per_sample: int,
+) -> tuple[Tensor, Tensor]:
+    """`reference.noise.add_noise` of latents [R, D] at 0-based steps `t` [R] of tables [T]: `(y_t, noise)`.
 
-
-def add_noise(x0: Tensor, t: Tensor, signal: Tensor, deviation: Tensor, noise: Tensor | None, draws: Draws | None) -> tuple[Tensor, Tensor]:
-    """`reference.noise.add_noise`: latents [.., N, D] at 0-based steps `t` [.., N] of tables [T]; gives `(y_t, noise)`."""
-    loader.require_usable(unsupported(x0, t, signal, deviation, noise))
+    Without `noise` it is drawn at `state`; row r is draw `first_index + offset + r % N` of sample `r // N`, N = `rows_per_sample`.
+    """
     if noise is None:
-        noise = normal(draws, tuple(x0.shape), rng.NOISE)[0]
-    return _AddNoise.apply(x0, t, signal, deviation, noise), noise
+        per_sample = max(1, rows_per_sample)
+        noise = fill("normal", state, offset, (len(x0) // per_sample, per_sample, x0.shape[1]), rng.NOISE).view_as(x0)
+    out = torch.empty_like(x0)
+    sizes = loader.integers(len(x0), x0.shape[1], torch.get_num_threads())
+    loader.library().ddvi_add_noise(*loader.pointers(x0, t, signal, deviation, noise), *sizes, *loader.pointers(out))
+    return out, noise
 
 
-class _AddNoise(Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
-        x0, t, signal, deviation, noise = (value.detach().contiguous() for value in inputs)
-        out = torch.empty_like(x0)
-        sizes = loader.integers(t.numel(), x0.shape[-1], torch.get_num_threads())
-        loader.library().ddvi_add_noise(*loader.pointers(x0, t, signal, deviation, noise), *sizes, *loader.pointers(out))
-        ctx.save_for_backward(x0, t, signal, deviation, noise)
-        return out
-
-    @staticmethod
-    @loader.first_derivative_only
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x0, t, signal, deviation, noise = ctx.saved_tensors
-        need = ctx.needs_input_grad
-        return (
-            upstream * signal[t].unsqueeze(-1) if need[0] else None,
-            None,
-            _by_step(upstream * x0, t, signal) if need[2] else None,
-            _by_step(upstream * noise, t, deviation) if need[3] else None,
-            upstream * deviation[t].unsqueeze(-1) if need[4] else None,
-        )
+def add_noise_backward(
+    upstream: Tensor, x0: Tensor, t: Tensor, signal: Tensor, deviation: Tensor, noise: Tensor, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of x0, signal, deviation and noise under `upstream` [R, D]; None where not needed."""
+    return [
+        upstream * signal[t].unsqueeze(-1) if needed[0] else None,
+        _by_step(upstream * x0, t, signal) if needed[1] else None,
+        _by_step(upstream * noise, t, deviation) if needed[2] else None,
+        upstream * deviation[t].unsqueeze(-1) if needed[3] else None,
+    ]
 
 
 def _by_step(products: Tensor, t: Tensor, table: Tensor) -> Tensor:
     """Sums over rows of one step, added one after another, so that they are the same every time."""
-    return torch.zeros_like(table).index_add(0, t.flatten(), products.sum(-1).flatten())
-
-
-def _fill(kind: int, draws: Draws, shape: tuple[int, ...], stream: int, planes: int, dtype: torch.dtype) -> Tensor:
-    out = torch.empty((planes, *shape), dtype=dtype)
-    rows = math.prod(shape[:-1])
-    sizes = loader.integers(kind, planes, rows, shape[-1], stream)
-    where = (*loader.unsigned(draws.seed), *loader.integers(draws.first_index, max(1, shape[-2]), torch.get_num_threads()))
-    loader.library().ddvi_fill(*sizes, *where, *loader.pointers(out))
-    return out
+    return torch.zeros_like(table).index_add(0, t, products.sum(-1))

@@ -1,6 +1,6 @@
-"""The fused operations: noising, the denoising chain, the bound's reductions, kernel density, MMD."""
+"""The fused operations: noising, the denoising chain, the sleep term's regression, the bound's reductions, kernel density, MMD."""
 
-from ddvi_fast.ops.chain import LOSSES, ChainSample, denoising_loss, sample_chain, trajectory_log_ratio
+from ddvi_fast.ops.chain import ChainSample, sample_chain, trajectory_log_ratio
 from ddvi_fast.ops.elbo import (
     bernoulli_log_likelihood,
     binomial_log_likelihood,
@@ -12,6 +12,7 @@ from ddvi_fast.ops.elbo import (
 from ddvi_fast.ops.kde import kde_log_density
 from ddvi_fast.ops.mmd import mmd
 from ddvi_fast.ops.noise import add_noise
+from ddvi_fast.ops.sleep import LOSSES, denoising_loss, regression
 
 __all__ = [
     "LOSSES",
@@ -26,6 +27,7 @@ __all__ = [
     "kde_log_density",
     "log_mean_exp",
     "mmd",
+    "regression",
     "sample_chain",
     "trajectory_log_ratio",
 ]

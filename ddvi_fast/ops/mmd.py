@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
+from ddvi_fast._operator import contiguous, differentiate, filled, first_derivative_only, full_precision, kept, numbers, register, shapes_of, without_autocast
+from ddvi_fast.reference import mmd as reference
 
 
 def mmd(x: Tensor, y: Tensor, sigmas: Sequence[float] | Tensor) -> Tensor:
@@ -22,11 +24,52 @@ def mmd(x: Tensor, y: Tensor, sigmas: Sequence[float] | Tensor) -> Tensor:
         a scalar.
 
     Example:
+        >>> import torch
         >>> mmd(torch.zeros(2, 3), torch.zeros(4, 3), [1.0]).item()
         0.0
     """
     _checks.tensor(x, "x", (None, None))
     _checks.tensor(y, "y", (None, x.shape[1]))
     _checks.require(min(len(x), len(y)) >= 1, "x, y", "at least one row each", f"{len(x)} and {len(y)} rows")
-    widths = torch.as_tensor(sigmas, dtype=x.dtype, device=x.device)
-    return _backend.operation("mmd", x, y, widths).mmd(x, y, widths)
+    x, y = full_precision(x, y)
+    widths = numbers(sigmas, "sigmas", x)
+    backend = _backend.choose("mmd", x.device, x=x, y=y, constants={"sigmas": widths})
+    if backend == "reference":
+        with without_autocast(x.device):
+            return reference.mmd(x, y, widths)
+    return _mmd(x, y, widths, backend)
+
+
+def _compute(x, y, sigmas, backend):
+    return _backend.room(backend, "mmd").forward(*contiguous(x, y, sigmas))
+
+
+def _fake(x, y, sigmas, backend):
+    return x.new_empty(())
+
+
+def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *operands, ctx.backend = inputs
+    ctx.save_for_backward(*operands, output)
+
+
+def _gradient(ctx: Any, upstream: Tensor | None) -> tuple:
+    if upstream is None:
+        return (None,) * 4
+    needed = list(ctx.needs_input_grad[:2])
+    return *kept(_mmd_backward(*ctx.saved_tensors, upstream, needed, ctx.backend), needed), None, None
+
+
+def _compute_backward(x, y, sigmas, value, upstream, needed, backend):
+    return filled(_backend.room(backend, "mmd").backward(*contiguous(x, y, sigmas, value, upstream), needed), x)
+
+
+def _fake_backward(x, y, sigmas, value, upstream, needed, backend):
+    return shapes_of(needed, (x, y), x)
+
+
+_OPERANDS = "Tensor x, Tensor y, Tensor sigmas"
+_mmd = register(f"mmd({_OPERANDS}, str backend) -> Tensor", _compute, _fake)
+_mmd_backward = register(f"mmd_backward({_OPERANDS}, Tensor value, Tensor upstream, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward)
+differentiate(_mmd, _setup, _gradient)
+first_derivative_only(_mmd_backward)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast.rng import Draws
+from ddvi_fast._operator import contiguous, differentiate, filled, first_derivative_only, full_precision, kept, register, shapes_of
+from ddvi_fast.reference import noise as reference
+from ddvi_fast.rng import DeviceDraws, Draws
 from ddvi_fast.schedules import NoiseSchedule
 
 
-def add_noise(x0: Tensor, t: Tensor, schedule: NoiseSchedule, *, noise: Tensor | None = None, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
+def add_noise(
+    x0: Tensor, t: Tensor, schedule: NoiseSchedule, *, noise: Tensor | None = None, draws: Draws | DeviceDraws | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw `y_t ~ r(y_t | y_0)`: `y_t = sqrt(alpha_bar_t) x0 + deviation_t noise` (METHOD section 1).
 
     Args:
@@ -35,8 +41,59 @@ def add_noise(x0: Tensor, t: Tensor, schedule: NoiseSchedule, *, noise: Tensor |
     check_latents(x0, "x0")
     check_timesteps(t, x0.shape[:-1], schedule.num_steps)
     check_noise(noise, draws, x0.shape)
+    x0, noise = full_precision(x0, noise)
     signal, deviation = (column.to(x0) for column in (schedule.alpha_bars.sqrt(), schedule.noise_variances.sqrt()))
-    return _backend.operation("noise", x0, t, signal, deviation, noise).add_noise(x0, t, signal, deviation, noise, draws)
+    backend = _backend.choose("noise", x0.device, x0=x0, signal=signal, deviation=deviation, noise=noise)
+    if backend == "reference":
+        return reference.add_noise(x0, t, signal, deviation, noise, draws)
+    flat = [None if value is None else value.reshape(-1, x0.shape[-1]) for value in (x0, noise)]
+    state, offset = (None, 0) if draws is None else (draws.state(x0.device), draws.offset)
+    x_t, drawn = _add_noise(flat[0], t.flatten(), signal, deviation, flat[1], state, offset, x0.shape[-2], backend)
+    return x_t.view(x0.shape), drawn.view(x0.shape) if noise is None else noise
+
+
+def _compute(x0, t, signal, deviation, noise, state, offset, rows_per_sample, backend):
+    operands = contiguous(x0, t, signal, deviation, noise)
+    x_t, drawn = _backend.room(backend, "noise").add_noise(*operands, state, offset, rows_per_sample)
+    return x_t, drawn if noise is None else x0.new_empty(0)
+
+
+def _fake(x0, t, signal, deviation, noise, state, offset, rows_per_sample, backend):
+    return x0.new_empty(x0.shape), x0.new_empty(x0.shape if noise is None else 0)
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *operands, noise, _, _, _, ctx.backend = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*operands, output[1] if noise is None else noise)
+
+
+def _gradient(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple:
+    if upstream is None:
+        return (None,) * 9
+    needed = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]
+    d_x0, *rest = kept(_add_noise_backward(upstream, *ctx.saved_tensors, needed, ctx.backend), needed)
+    return d_x0, None, *rest, None, None, None, None
+
+
+def _compute_backward(upstream, x0, t, signal, deviation, noise, needed, backend):
+    found = _backend.room(backend, "noise").add_noise_backward(*contiguous(upstream, x0, t, signal, deviation, noise), needed)
+    return filled(found, x0)
+
+
+def _fake_backward(upstream, x0, t, signal, deviation, noise, needed, backend):
+    return shapes_of(needed, (x0, signal, deviation, noise), x0)
+
+
+_OPERANDS = "Tensor x0, Tensor t, Tensor signal, Tensor deviation"
+_add_noise = register(
+    f"add_noise({_OPERANDS}, Tensor? noise, Tensor? state, SymInt offset, SymInt rows_per_sample, str backend) -> (Tensor, Tensor)", _compute, _fake
+)
+_add_noise_backward = register(
+    f"add_noise_backward(Tensor upstream, {_OPERANDS}, Tensor noise, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward
+)
+differentiate(_add_noise, _setup, _gradient)
+first_derivative_only(_add_noise_backward)
 
 
 def check_latents(value: Tensor, argument: str) -> None:
@@ -49,13 +106,13 @@ def check_timesteps(t: Tensor, rows: torch.Size, num_steps: int) -> None:
     """Timesteps are integers [..., N] in [0, T)."""
     _checks.tensor(t, "t", floating=False)
     _checks.require(t.dtype == torch.int64 and t.shape == rows, "t", f"an int64 tensor of shape {list(rows)}", t)
-    # Reading values back from a device would stall it, so only host tensors have theirs checked.
-    if t.device.type == "cpu" and t.numel():
-        _checks.require(bool(t.min() >= 0 and t.max() < num_steps), "t", f"timesteps in [0, {num_steps})", f"{int(t.min())} to {int(t.max())}")
+    if _checks.readable(t) and t.numel():
+        low, high = (int(end) for end in torch.aminmax(t))
+        _checks.require(low >= 0 and high < num_steps, "t", f"timesteps in [0, {num_steps})", f"{low} to {high}")
 
 
-def check_noise(noise: Tensor | None, draws: Draws | None, shape: tuple[int, ...]) -> None:
+def check_noise(noise: Tensor | None, draws: Draws | DeviceDraws | None, shape: tuple[int, ...]) -> None:
     """Exactly one source of noise, of the right shape."""
-    _checks.require((noise is None) != (draws is None), "noise, draws", "exactly one of the two", "both" if draws else "neither")
+    _checks.require((noise is None) != (draws is None), "noise, draws", "exactly one of the two", "neither" if draws is None else "both")
     if noise is not None:
         _checks.tensor(noise, "noise", tuple(shape))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from ddvi_fast import rng
-from ddvi_fast.rng import Draws
+from ddvi_fast.rng import DeviceDraws, Draws
 
 
 class ChainWeights(NamedTuple):
@@ -29,16 +29,25 @@ class ChainWeights(NamedTuple):
         return self.first.dim() == 3
 
 
-def denoise(y: Tensor, context: Tensor | None, weights: ChainWeights, rows: Tensor, residual: bool) -> Tensor:
-    """Network output [.., R, D] at states `y` [.., R, D] with time-table rows [.., R or 1, 4, H] (`..` is empty or `G`)."""
+def denoise(y: Tensor, context: Tensor | None, weights: ChainWeights, rows: Tensor, residual: bool, precision: str = "float32") -> Tensor:
+    """Network output [.., R, D] at states `y` [.., R, D] with time-table rows [.., R or 1, 4, H] (`..` is empty or `G`).
+
+    `precision` ``bf16`` or ``fp16`` rounds what the three hidden products multiply, and adds up in the dtype of `y`.
+    """
     inputs = y if context is None else torch.cat((y, context), dim=-1)
+    hidden = _rounded(weights.hidden, precision)
     first = torch.relu(inputs @ weights.first.mT + rows[..., 0, :])
-    second = torch.relu(first @ weights.hidden[..., 0, :, :].mT + rows[..., 1, :])
-    third = torch.relu(second @ weights.hidden[..., 1, :, :].mT + rows[..., 2, :])
+    second = torch.relu(_rounded(first, precision) @ hidden[..., 0, :, :].mT + rows[..., 1, :])
+    third = torch.relu(_rounded(second, precision) @ hidden[..., 1, :, :].mT + rows[..., 2, :])
     if residual:
         third = third + first
-    fourth = torch.relu(third @ weights.hidden[..., 2, :, :].mT + rows[..., 3, :])
+    fourth = torch.relu(_rounded(third, precision) @ hidden[..., 2, :, :].mT + rows[..., 3, :])
     return fourth @ weights.last.mT + weights.last_bias.unsqueeze(-2)
+
+
+def _rounded(value: Tensor, precision: str) -> Tensor:
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return value if narrow is None else value.to(narrow).to(value.dtype)
 
 
 def time_rows(time_table: Tensor, t: Tensor) -> Tensor:
@@ -52,22 +61,14 @@ def time_rows(time_table: Tensor, t: Tensor) -> Tensor:
     return embedding(t, time_table.reshape(-1, 4 * hidden)).unflatten(-1, (4, hidden))
 
 
-def chain_noise(draws: Draws, num_steps: int, rows_shape: tuple[int, ...], latent_dim: int, like: Tensor) -> Tensor:
+def chain_noise(draws: Draws | DeviceDraws, num_steps: int, rows_shape: tuple[int, ...], latent_dim: int, like: Tensor) -> Tensor:
     """The noise [T, *rows_shape, D] that the chain draws: entry `i` is for step `i`, from stream `CHAIN + i`."""
-    streams = rng.CHAIN + torch.arange(num_steps, device=like.device).view(-1, *[1] * len(rows_shape))
-    return rng.normal(draws, (*rows_shape, latent_dim), streams, device=like.device, dtype=like.dtype)
+    return rng.normal(draws, (*rows_shape, latent_dim), rng.CHAIN, planes=num_steps, device=like.device, dtype=like.dtype)
 
 
 def sample_chain(
-    y_T: Tensor,
-    context: Tensor | None,
-    weights: ChainWeights,
-    coefficients: Tensor,
-    noise: Tensor | None,
-    residual: bool,
-    *,
-    return_trajectory: bool = True,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    y_T: Tensor, context: Tensor | None, weights: ChainWeights, coefficients: Tensor, noise: Tensor | None, residual: bool, precision: str = "float32"
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Run the chain from `y_T` [.., R, D] down to `z`.
 
     Returns `(z, path, trajectory)`: path [.., R] is None without noise (a deterministic chain has no density);
@@ -76,29 +77,13 @@ def sample_chain(
     states, path = [y_T], None if noise is None else y_T.new_zeros(y_T.shape[:-1])
     for step in reversed(range(coefficients.shape[0])):
         weight_state, weight_output, deviation, scale, beta = coefficients[step].unbind()
-        output = denoise(states[-1], context, weights, weights.time_table[..., step, :, :].unsqueeze(-3), residual)
+        output = denoise(states[-1], context, weights, weights.time_table[..., step, :, :].unsqueeze(-3), residual, precision)
         following = weight_state * states[-1] + weight_output * output
         if noise is not None:
             following = following + deviation * noise[step]
             path = path + step_log_ratio(states[-1], following, noise[step], deviation, scale, beta)
         states.append(following)
-    return states[-1], path, torch.stack(states) if return_trajectory else None
-
-
-def sample_chain_from_draws(
-    y_T: Tensor,
-    context: Tensor | None,
-    weights: ChainWeights,
-    coefficients: Tensor,
-    draws: Draws,
-    rows_shape: tuple[int, ...],
-    residual: bool,
-    *,
-    return_trajectory: bool = True,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`sample_chain` with the noise of `chain_noise(draws, T, rows_shape, D)`; `rows_shape` is that of the rows before they were flattened."""
-    noise = chain_noise(draws, coefficients.shape[0], rows_shape, y_T.shape[-1], y_T)
-    return sample_chain(y_T, context, weights, coefficients, noise.view(len(noise), *y_T.shape), residual, return_trajectory=return_trajectory)
+    return states[-1], path, torch.stack(states)
 
 
 def step_log_ratio(y: Tensor, following: Tensor, noise: Tensor, deviation: Tensor, scale: Tensor, beta: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ddvi_fast import rng
-from ddvi_fast.rng import Draws
+from ddvi_fast.rng import DeviceDraws, Draws
 
 
-def add_noise(x0: Tensor, t: Tensor, signal: Tensor, deviation: Tensor, noise: Tensor | None, draws: Draws | None) -> tuple[Tensor, Tensor]:
+def add_noise(
+    x0: Tensor, t: Tensor, signal: Tensor, deviation: Tensor, noise: Tensor | None, draws: Draws | DeviceDraws | None
+) -> tuple[Tensor, Tensor]:
     """Noise `x0` [..., N, D] to 0-based step `t` [..., N]; `signal` and `deviation` are [T]. Returns `(y_t, noise)`."""
     if noise is None:
         noise = rng.normal(draws, x0.shape, rng.NOISE, device=x0.device, dtype=x0.dtype)

@@ -11,7 +11,15 @@ ERRORS = {"squared": functional.mse_loss, "absolute": functional.l1_loss, "huber
 
 
 def denoising_loss(
-    x0: Tensor, t: Tensor, context: Tensor | None, weights: ChainWeights, table: Tensor, noise: Tensor, loss: str, residual: bool
+    x0: Tensor,
+    t: Tensor,
+    context: Tensor | None,
+    weights: ChainWeights,
+    table: Tensor,
+    noise: Tensor,
+    loss: str,
+    residual: bool,
+    precision: str = "float32",
 ) -> Tensor:
     """`weight_t sum_d rho(o_d - target_d)` with `o` the denoiser at `y_t = signal_t x0 + deviation_t noise` and `target = c0_t x0 + c1_t noise`.
 
@@ -24,10 +32,11 @@ def denoising_loss(
         noise: standard normals, shape of `x0`.
         loss: `rho`: ``squared`` (e^2), ``absolute`` (|e|) or ``huber`` (e^2 / 2 below 1, else |e| - 1/2).
         residual: whether the first hidden layer is added to the third.
+        precision: of the hidden layers' products, as in `reference.chain.denoise`.
 
     Returns:
         [.., R], in the units of `rho` times the weight.
     """
     signal, deviation, c0, c1, weight = functional.embedding(t, table).split(1, dim=-1)
-    output = denoise(signal * x0 + deviation * noise, context, weights, time_rows(weights.time_table, t), residual)
+    output = denoise(signal * x0 + deviation * noise, context, weights, time_rows(weights.time_table, t), residual, precision)
     return (weight * ERRORS[loss](output, c0 * x0 + c1 * noise, reduction="none")).sum(-1)

@@ -82,8 +82,8 @@ def test_images_keep_their_shape_in_fantasies():
     ddvi, seen = objective(Sleep(1.0, 0.0)), []
     encode = ddvi.posterior.encode
     ddvi.posterior.encode = lambda x, draws: seen.append(x.shape) or encode(x, draws)
-    ddvi.sleep_terms(observations(4).view(4, 1, 3), Draws(0))
-    assert seen == [(4, 1, 3)]
+    ddvi.sleep_terms(observations(4).view(4, 3, 1), Draws(0))
+    assert seen == [(4, 3, 1)]
 
 
 def fantasies(ddvi: DDVI, x, draws: Draws, monkeypatch) -> list:

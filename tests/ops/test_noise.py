@@ -27,7 +27,7 @@ def test_draws_are_the_noise_stream(shape):
     x0, t = rng.normal(draws, shape, rng.PRIOR), torch.zeros(shape[:-1], dtype=torch.int64) + 3
     with ddvi_fast.use_backend("reference"):  # kernels make the same normals to a few units in the last place
         x_t, noise = ops.add_noise(x0, t, schedule, draws=draws)
-    assert torch.equal(noise, rng.normal(draws, shape, rng.NOISE))
+        assert torch.equal(noise, rng.normal(draws, shape, rng.NOISE))
     expected = schedule.alpha_bars[3].sqrt() * x0.double() + (1 - schedule.alpha_bars[3]).sqrt() * noise.double()
     assert_close(x_t, expected, rtol=1e-6, atol=1e-6)
     with ddvi_fast.use_backend("reference"):

@@ -1,0 +1,108 @@
+"""What the operators of `torch.library` share: registration, contiguous operands, and the refusal of second derivatives.
+
+An operator cannot give None or one of its inputs back: what is absent is an empty tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from ddvi_fast import _checks
+
+
+PRECISIONS = ("float32", "tf32", "bf16", "fp16")
+
+
+def register(schema: str, compute: Callable, fake: Callable) -> OpOverload:
+    """Define ``ddvi_fast::name`` by its schema ``name(...) -> ...``, its computation on any device and its version for shapes alone."""
+    name, arguments = schema.split("(", 1)
+    torch.library.define(f"ddvi_fast::{name}", f"({arguments}", tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(f"ddvi_fast::{name}", "default", compute)
+    torch.library.register_fake(f"ddvi_fast::{name}", fake)
+    return getattr(torch.ops.ddvi_fast, name).default
+
+
+def differentiate(operator: OpOverload, setup: Callable, backward: Callable) -> None:
+    """Give an operator its gradient. Upstream gradients that do not exist arrive as None, and no memory is filled with zeros for them."""
+
+    def lazily(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        setup(ctx, inputs, output)
+
+    torch.library.register_autograd(operator, backward, setup_context=lazily)
+
+
+def first_derivative_only(operator: OpOverload) -> None:
+    """Let the gradient of a backward operator be an error: without a rule second derivatives would be silently zero."""
+
+    def refuse(ctx: Any, *upstream: Any) -> None:
+        _checks.fail("create_graph", "False, as the fused kernels have first derivatives only", True, "use the reference backend")
+
+    torch.library.register_autograd(operator, refuse)
+
+
+def contiguous(*values: Tensor | None) -> list[Tensor | None]:
+    """Operands as kernels read them."""
+    return [None if value is None else value.contiguous() for value in values]
+
+
+def filled(values: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """Gradients as an operator gives them: empty where nobody needs one."""
+    return [like.new_empty(0) if value is None else value for value in values]
+
+
+def kept(values: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients as autograd takes them: None where nobody needs one."""
+    return [value if need else None for value, need in zip(values, needed, strict=True)]
+
+
+def shapes_of(needed: Sequence[bool], values: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """Fake gradients of some inputs, in the shape of each."""
+    return [torch.empty(value.shape, dtype=like.dtype, device=like.device) if need else like.new_empty(0) for need, value in zip(needed, values, strict=True)]
+
+
+def full_precision(*values: Tensor | None) -> list[Tensor | None]:
+    """Operands in float32 where autocast has made them narrower: every operation here computes in full precision, but for what it says."""
+    return [value.float() if _narrowed(value) else value for value in values]
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Inside, plain PyTorch keeps the precision of its operands."""
+    return torch.autocast(device.type, enabled=False) if _autocasting(device) else nullcontext()
+
+
+def numbers(values: Sequence[float] | Tensor, argument: str, like: Tensor) -> Tensor:
+    """Positive numbers as a tensor beside `like`; those of the host reach a device as arguments of kernels, without waiting for it."""
+    if isinstance(values, Tensor):
+        made = values.to(like)
+    elif len(values) == 0 or like.device.type == "cpu":
+        made = torch.tensor(values, dtype=like.dtype)
+    else:
+        made = torch.cat([torch.full((1,), value, dtype=like.dtype, device=like.device) for value in values])
+    _checks.require(made.dim() == 1 and len(made) >= 1, argument, "a sequence of positive numbers", values)
+    _checks.require(not _checks.readable(made) or bool((made > 0).all()), argument, "a sequence of positive numbers", values)
+    return made
+
+
+def hidden_precision(asked: str | None, device: torch.device) -> str:
+    """The precision of a denoiser's hidden products: the one asked for, else autocast's, else that of torch's own float32 products."""
+    if asked is not None:
+        return _checks.choice(asked, PRECISIONS, "precision")
+    if _autocasting(device):
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(torch.get_autocast_dtype(device.type), "float32")
+    return "tf32" if device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32 else "float32"
+
+
+def _narrowed(value: Tensor | None) -> bool:
+    return value is not None and value.dtype in (torch.bfloat16, torch.float16) and _autocasting(value.device)
+
+
+def _autocasting(device: torch.device) -> bool:
+    # Devices without autocast, such as meta, take the question itself for an error.
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
