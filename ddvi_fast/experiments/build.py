@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,21 +16,27 @@ from ddvi_fast.data.augment import flip
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.loop import Phase
+from ddvi_fast.experiments import families
 from ddvi_fast.experiments.config import ChainConfig, Config, MethodConfig, NetworkConfig, RecipeConfig
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder
-from ddvi_fast.objectives import DDVI, ELBO, IWAE, Objective, Progress
+from ddvi_fast.objectives import DDVI, ELBO, IWAE, WAE, Adversarial, Objective, Progress
+from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.ddvi import Sleep
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.objectives.released import PriorFit, ReleasedDDVI, WarmUp
 from ddvi_fast.objectives.weights import PriorGuide
-from ddvi_fast.posteriors import IAF, Diffusion, Gaussian, Posterior
+from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
 # Networks of one run draw their initial weights from different places of the same seed.
 _DECODER, _ENCODER, _CONTEXT, _DENOISER, _WARMUP_DENOISER = range(5)
+_DISCRIMINATOR = 7
 _IAF_CONTEXT = 10  # width of its context, as in the released code
+_IMPLICIT = ("adversarial", "wae")  # objectives without a bound
+_FOR_ADVERSARIAL = "adversarial or wae, for the adversarial posterior, which has no density"
+_FOR_OTHERS = "elbo, iwae, adversarial or wae, for a posterior other than diffusion"
 _INITIAL_LOG_VARIANCE = -2.0  # of q(y_T | x), where its means start with the prior's spread
 
 
@@ -51,8 +58,7 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     Raises:
         InputError: a combination of settings that makes no sense, naming what would.
     """
-    _checks.choice(config.method.posterior, ("gaussian", "iaf", "diffusion"), "method.posterior")
-    _checks.choice(config.method.objective, ("elbo", "iwae", "ddvi"), "method.objective")
+    _check_method(config.method)
     _checks.choice(config.recipe.name, ("default", "released"), "recipe.name")
     _checks.choice(config.method.task, ("unsupervised", "semi", "m2", "clustering"), "method.task")
     if config.method.task != "unsupervised":
@@ -62,7 +68,7 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     model = build_model(config, dataset)
     if config.recipe.name == "released":
         return _released(config, dataset, model)
-    posterior = build_posterior(config, dataset)
+    posterior = build_posterior(config, dataset, model)
     if config.recipe.match_prior:
         _match_prior(posterior.encoder, dataset, model.prior)
     objective = _objective(config, model, posterior)
@@ -86,15 +92,32 @@ def build_model(config: Config, dataset: Dataset, prior: Prior | None = None) ->
     return LatentVariableModel(prior, decoder, likelihood)
 
 
-def build_posterior(config: Config, dataset: Dataset) -> Posterior:
+def build_posterior(config: Config, dataset: Dataset, model: LatentVariableModel) -> Posterior:
     """The inference half."""
-    encoder = _mlp(config, config.dataset.encoder, dataset.num_dimensions, 2 * config.latent_dim, _ENCODER)
-    if config.method.posterior == "gaussian":
-        return Gaussian(encoder, config.latent_dim)
-    if config.method.posterior == "iaf":
-        context = _mlp(config, config.dataset.encoder, dataset.num_dimensions, _IAF_CONTEXT, _CONTEXT)
-        return IAF(encoder, context, config.latent_dim, _IAF_CONTEXT, draws=_place(config, _DENOISER))
-    return _diffusion(config, config.method.chain, dataset, encoder)
+
+    def network(outputs: int, place: int) -> Network:
+        return _mlp(config, config.dataset.encoder, dataset.num_dimensions, outputs, place)
+
+    if config.method.posterior == "diffusion":
+        return _diffusion(config, config.method.chain, dataset, network(2 * config.latent_dim, _ENCODER))
+    encoder, context = partial(network, place=_ENCODER), partial(network, place=_CONTEXT)
+    draws, still = _place(config, _DENOISER), config.recipe.match_prior
+    return families.make(families.Parts(encoder, context, model, config.method, config.latent_dim, draws, still))
+
+
+def _check_method(method: MethodConfig) -> None:
+    """Refuse names that do not exist, and options that the objective does not have."""
+    _checks.choice(method.posterior, (*families.FAMILIES, "diffusion"), "method.posterior")
+    _checks.choice(method.objective, ("elbo", "iwae", "ddvi", *_IMPLICIT), "method.objective")
+    implicit = method.objective in _IMPLICIT
+    for fits, argument, expected, got in (
+        (implicit or method.posterior != "adversarial", "method.objective", _FOR_ADVERSARIAL, method.objective),
+        (method.objective != "ddvi" or method.posterior == "diffusion", "method.objective", _FOR_OTHERS, f"ddvi for {method.posterior}"),
+        (implicit or method.weight is None, "method.weight", "null unless method.objective is adversarial or wae", method.weight),
+        (method.objective in ("elbo", "ddvi") or method.beta == 1, "method.beta", "1 unless method.objective is elbo or ddvi", method.beta),
+        (not implicit or method.num_samples == 1, "method.num_samples", f"1 with method.objective={method.objective}", method.num_samples),
+    ):
+        _checks.require(fits, argument, expected, got)
 
 
 def _diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder: Network) -> Diffusion:
@@ -122,15 +145,25 @@ def _diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder: Ne
 
 def _objective(config: Config, model: LatentVariableModel, posterior: Posterior) -> Objective:
     method, recipe = config.method, config.recipe
-    kl = KLSchedule(recipe.kl.kind, recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
+    kl = KLSchedule(recipe.kl.kind, method.beta * recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
     guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score)
     if method.objective == "iwae":
         return IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, kl, guide)
     _checks.require(not method.doubly_reparametrised, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
+    if method.objective in _IMPLICIT:
+        return _implicit(config, model, posterior)
     wake = ELBO(model, posterior, kl, method.num_samples, guide)
     if method.objective == "elbo":
         return wake
     return DDVI(wake, _sleep(method))
+
+
+def _implicit(config: Config, model: LatentVariableModel, posterior: Posterior) -> Objective:
+    """The objectives that need samples of the posterior and of the prior, and no density of either."""
+    weight = {} if config.method.weight is None else {"weight": config.method.weight}
+    if config.method.objective == "wae":
+        return WAE(model, posterior, **weight)
+    return Adversarial(model, posterior, make_discriminator(model.prior.dim, _place(config, _DISCRIMINATOR)), **weight)
 
 
 def _sleep(method: MethodConfig) -> Sleep:
@@ -188,13 +221,17 @@ def _match_prior(encoder: Network, dataset: Dataset, prior: Prior) -> None:
 
 
 def _match(weight: Tensor, bias: Tensor, means: Tensor, target: Tensor) -> None:
-    """Change a last layer [2 D, H], [2 D], which gives `means` [N, D], in place so that these get centre and spread of `target` [M, D]."""
+    """Change a last layer [.., H], [..], whose first D outputs are `means` [N, D], in place so that these get centre and spread of `target` [M, D].
+
+    Where D log-variances follow, they start small.
+    """
     latent_dim = means.shape[1]
     factor = target.std(0) / means.std(0)
     weight[:latent_dim] *= factor.unsqueeze(1)
     bias[:latent_dim] = (bias[:latent_dim] - means.mean(0)) * factor + target.mean(0)
-    weight[latent_dim:] *= 0.1
-    bias[latent_dim:] = _INITIAL_LOG_VARIANCE
+    if len(weight) == 2 * latent_dim:
+        weight[latent_dim:] *= 0.1
+        bias[latent_dim:] = _INITIAL_LOG_VARIANCE
 
 
 def _mlp(config: Config, network: NetworkConfig, inputs: int, outputs: int, place: int, dropout: float | None = None) -> Network:

@@ -51,6 +51,14 @@ class ChainConfig:
 
 
 @dataclass
+class FlowConfig:
+    context_dim: int = 10  # width of c(x); of an adversarial posterior too
+    num_steps: int | None = None  # steps of the flow, or momenta of a Hamiltonian posterior; its own number if null
+    num_levels: int = 2  # of a hierarchical posterior, the latents included
+    num_leapfrog: int = 2  # moves of a Hamiltonian posterior for each momentum
+
+
+@dataclass
 class SleepConfig:
     weight: float = 0.25  # of the chain's loss on fantasies
     top_weight: float = 0.25  # of -log q(y_T | x) on fantasies
@@ -81,10 +89,13 @@ class ClusteringConfig:
 @dataclass
 class MethodConfig:
     name: str = "ddvi"
-    posterior: str = "diffusion"  # gaussian, iaf or diffusion
-    objective: str = "ddvi"  # elbo, iwae or ddvi
+    posterior: str = "diffusion"  # gaussian, iaf, planar, realnvp, spline, hierarchical_iaf, hamiltonian, path_integral, adversarial or diffusion
+    objective: str = "ddvi"  # elbo, iwae, ddvi, adversarial or wae
     num_samples: int = 1  # importance samples a row
     doubly_reparametrised: bool = False  # iwae: the gradient of Tucker et al.
+    beta: float = 1.0  # elbo and ddvi: factor on the KL weight
+    weight: float | None = None  # adversarial, wae: of the discriminator's opinion or the discrepancy, nats; the objective's own if null
+    flow: FlowConfig = field(default_factory=FlowConfig)
     chain: ChainConfig = field(default_factory=ChainConfig)
     sleep: SleepConfig = field(default_factory=SleepConfig)
     task: str = "unsupervised"  # or semi, m2 (labels), or clustering

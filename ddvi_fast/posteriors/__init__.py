@@ -1,8 +1,26 @@
 """Posterior families `q(z | x)`, all returning `(z, log_ratio)`."""
 
+from ddvi_fast.posteriors.adversarial import Adversarial
 from ddvi_fast.posteriors.base import Posterior, PosteriorSample
 from ddvi_fast.posteriors.diffusion import Diffusion
+from ddvi_fast.posteriors.flows import Planar, RealNVP, Spline
 from ddvi_fast.posteriors.gaussian import Gaussian
+from ddvi_fast.posteriors.hamiltonian import Hamiltonian
+from ddvi_fast.posteriors.hierarchical_iaf import HierarchicalIAF
 from ddvi_fast.posteriors.iaf import IAF
+from ddvi_fast.posteriors.path_integral import PathIntegral
 
-__all__ = ["IAF", "Diffusion", "Gaussian", "Posterior", "PosteriorSample"]
+__all__ = [
+    "IAF",
+    "Adversarial",
+    "Diffusion",
+    "Gaussian",
+    "Hamiltonian",
+    "HierarchicalIAF",
+    "PathIntegral",
+    "Planar",
+    "Posterior",
+    "PosteriorSample",
+    "RealNVP",
+    "Spline",
+]

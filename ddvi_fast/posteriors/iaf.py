@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid
 
-from ddvi_fast import _checks, ops
 from ddvi_fast.networks import linear as make_linear
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start, split_top
+from ddvi_fast.posteriors.flows import Flow
 from ddvi_fast.rng import Draws
+
+_OPEN = 2.0  # added to the initial gates: a step starts near the identity instead of halving what comes in (Kingma et al. 2016)
 
 
 class AutoregressiveStep(nn.Module):
@@ -33,6 +34,8 @@ class AutoregressiveStep(nn.Module):
         widths = [latent_dim, hidden_dim, hidden_dim, hidden_dim, 2 * latent_dim]
         self.layers = nn.ModuleList(make_linear(*pair, draws, layer) for layer, pair in enumerate(itertools.pairwise(widths)))
         self.context_layer = make_linear(context_dim, hidden_dim, draws, len(self.layers))
+        with torch.no_grad():
+            self.layers[-1].bias[:latent_dim] += _OPEN
         for layer, mask in enumerate(_masks(latent_dim, hidden_dim)):
             self.register_buffer(f"mask{layer}", mask, persistent=False)
 
@@ -63,13 +66,11 @@ class AutoregressiveStep(nn.Module):
         return linear(x, self.layers[layer].weight * getattr(self, f"mask{layer}"), self.layers[layer].bias)
 
 
-class IAF(Posterior):
+class IAF(Flow):
     """A diagonal Gaussian carried through autoregressive steps, the dimensions turned round after every second one.
 
     Args:
-        encoder: `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean and log-variance of the Gaussian.
-        context_encoder: `context_encoder(x, draws)`, from x to [N, C].
-        latent_dim: D.
+        encoder, context_encoder, latent_dim: as in `Flow`.
         context_dim: C.
         num_steps: autoregressive steps.
         draws: where the initial weights are drawn.
@@ -84,40 +85,12 @@ class IAF(Posterior):
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module, latent_dim: int, context_dim: int = 10, num_steps: int = 4, draws: Draws = Draws(0)
     ) -> None:
-        super().__init__()
-        _checks.require(num_steps >= 1, "num_steps", "at least 1", num_steps)
-        self.encoder, self.context_encoder, self.latent_dim = encoder, context_encoder, latent_dim
-        self.steps = nn.ModuleList(
-            AutoregressiveStep(latent_dim, context_dim, reverse=step % 2 == 1, draws=draws.importance(step)) for step in range(num_steps)
-        )
+        super().__init__(encoder, context_encoder, latent_dim, autoregressive_steps(latent_dim, context_dim, num_steps, draws))
 
-    def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
-        draws = draws if self.training else None
-        context = self.context_encoder(x, None if draws is None else draws.importance(1))
-        return Encoded(*split_top(self.encoder(x, draws)), context)
 
-    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
-        """As in `Posterior`; the log-determinants come with the forward pass, so that nothing is inverted."""
-        start = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
-        z, log_det = self._push(encoded, start)
-        return PosteriorSample(z, log_det - ops.gaussian_log_prob(start, encoded.mean, encoded.log_var))
-
-    def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
-        return self._push(encoded, draw_start(encoded.mean, encoded.log_var, num_samples, draws))[0].unsqueeze(0)
-
-    def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
-        z, total = path[-1], 0.0
-        for step in reversed(self.steps):
-            z, log_det = step.inverse(z, encoded.context)
-            total = total + log_det
-        return total - ops.gaussian_log_prob(z, encoded.mean, encoded.log_var)
-
-    def _push(self, encoded: Encoded, z: Tensor) -> tuple[Tensor, Tensor]:
-        total = torch.zeros_like(z[..., 0])
-        for step in self.steps:
-            z, log_det = step(z, encoded.context)
-            total = total + log_det
-        return z, total
+def autoregressive_steps(latent_dim: int, context_dim: int, num_steps: int, draws: Draws, hidden_dim: int = 128) -> list[nn.Module]:
+    """Steps that turn the dimensions round after every second one."""
+    return [AutoregressiveStep(latent_dim, context_dim, hidden_dim, reverse=step % 2 == 1, draws=draws.importance(step)) for step in range(num_steps)]
 
 
 def _masks(latent_dim: int, hidden_dim: int) -> list[Tensor]:

@@ -1,0 +1,44 @@
+"""The Wasserstein autoencoder with a maximum mean discrepancy between latents and prior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from ddvi_fast import _checks, ops
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
+from ddvi_fast.posteriors import Posterior
+from ddvi_fast.rng import Draws
+
+SIGMAS = (0.01, 0.1, 1.0)  # squared widths of the kernels, for each latent dimension
+
+
+class WAE(Objective):
+    """Minimise `-E_q[ log p(x|z) ] + weight MMD(q(z), p(z))^2` (Tolstikhin et al. 2018); no bound.
+
+    Terms: `reconstruction` = -log p(x|z) (nats), and `mmd`, the squared discrepancy between the batch's latents and as many prior
+    samples, under a sum of Gaussian kernels.
+
+    Args:
+        model: the latent-variable model; its prior is sampled only, and may have no density.
+        posterior: any family; its density is not used.
+        weight: of the discrepancy, nats.
+        sigmas: squared kernel widths; `SIGMAS` times the latent size if not given.
+    """
+
+    def __init__(self, model: LatentVariableModel, posterior: Posterior, weight: float = 1000.0, sigmas: Sequence[float] | None = None) -> None:
+        super().__init__()
+        _checks.require(weight > 0, "weight", "a positive number", weight)
+        self.model, self.posterior, self.weight = model, posterior, weight
+        self.sigmas = [posterior.latent_dim * sigma for sigma in SIGMAS] if sigmas is None else list(sigmas)
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: self.wake_terms(x, draws))
+
+    def wake_terms(self, x: Tensor, draws: Draws) -> Terms:
+        z = self.posterior.sample(x, 1, draws).z[0]
+        target = self.model.prior.sample(len(z), draws=draws, dtype=z.dtype, device=z.device)
+        values = {"reconstruction": -self.model.log_likelihood(x, z), "mmd": ops.mmd(z, target, self.sigmas).square()}
+        return Terms(values, {"reconstruction": 1.0, "mmd": self.weight})

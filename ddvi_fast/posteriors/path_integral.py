@@ -1,0 +1,90 @@
+"""The path integral sampler as a posterior: a controlled Brownian motion with an exact discrete-time weight."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks, ops
+from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start
+from ddvi_fast.rng import Draws
+
+
+class PathIntegral(Posterior):
+    """`dz = u(z, t, x) dt + sigma(t) dW` from the origin, in Euler-Maruyama steps (Zhang and Chen 2022).
+
+    With control `u` left out the motion is Gaussian, `N(0, V I)` at its end, and the weight compares both: `log_ratio = log dP/dQ -
+    log N(z; 0, V I)`, `P` the uncontrolled and `Q` the controlled path measure. Both are Gaussian step by step, so in discrete time
+    the ratio is exact for any number of steps. Given its end, the uncontrolled path runs backwards through Gaussians too: this is
+    a chain of the kind that `ops.sample_chain` runs, with a table of its own (`coefficients`).
+
+    The first step starts in one point, so its control sees `x` alone: that is what `encoder` gives.
+
+    Args:
+        encoder: `encoder(x, draws)`, from x [N, ...] to [N, D]: where the first step aims.
+        denoiser: the control of the later steps, in units of each step's noise.
+        context_encoder: `context_encoder(x, draws)`, from x to [N, C].
+        first_scale, last_scale: standard deviations of the first and the last step's noise; geometric between.
+        learn_scales: train them, as a weight of both path measures.
+
+    Example:
+        >>> from ddvi_fast import denoisers, networks
+        >>> control = denoisers.ResidualMLP(latent_dim=2, context_dim=3, num_steps=10)
+        >>> posterior = PathIntegral(networks.MLP(5, [8], 2), control, networks.MLP(5, [8], 3))
+        >>> posterior.sample(torch.zeros(6, 5), num_samples=7).log_ratio.shape
+        torch.Size([7, 6])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        denoiser: ResidualMLP,
+        context_encoder: nn.Module,
+        *,
+        first_scale: float = 0.3,
+        last_scale: float = 0.03,
+        learn_scales: bool = True,
+    ) -> None:
+        super().__init__()
+        _checks.require(first_scale > 0 and last_scale > 0, "first_scale, last_scale", "positive numbers", (first_scale, last_scale))
+        _checks.require(denoiser.context_dim > 0, "denoiser", "one with a context", denoiser)
+        self.encoder, self.context_encoder, self.denoiser, self.latent_dim = encoder, context_encoder, denoiser, denoiser.latent_dim
+        scales = torch.linspace(math.log(first_scale), math.log(last_scale), denoiser.num_steps + 1)
+        self.log_scales = nn.Parameter(scales, requires_grad=learn_scales)
+
+    def coefficients(self) -> Tensor:
+        """The chain's table [T, 5], last step first: `y' = y + s_k (u_k + xi)`, and backwards the uncontrolled motion given its end.
+
+        With `V_k` the uncontrolled variance after step `k`, `r(y_{k-1} | y_k) = N(V_{k-1} / V_k y_k, V_{k-1} s_k^2 / V_k)`.
+        """
+        scales = self.log_scales.double().exp()
+        reached = scales.square().cumsum(0)
+        shrink = reached[:-1] / reached[1:]
+        later = scales[1:]
+        table = torch.stack((torch.ones_like(later), later, later, shrink, shrink * later.square()), 1)
+        return table.flip(0).float()
+
+    def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
+        draws = draws if self.training else None
+        context = self.context_encoder(x, None if draws is None else draws.importance(1))
+        mean = self.encoder(x, draws)
+        _checks.require(mean.shape[-1] == self.latent_dim, "encoder", f"an output [N, {self.latent_dim}]", mean)
+        return Encoded(mean, (2 * self.log_scales[0]).to(mean).expand_as(mean), context)
+
+    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
+        """As in `Posterior`; the weight is added up on the way."""
+        first = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
+        chain = ops.sample_chain(first, encoded.context, self.denoiser, self.coefficients(), draws=draws)
+        return PosteriorSample(chain.z, chain.path - ops.gaussian_log_prob(first, encoded.mean, encoded.log_var))
+
+    def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
+        """Where the motion is after each step, [T + 1, K, N, D]."""
+        first = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
+        return ops.sample_chain(first, encoded.context, self.denoiser, self.coefficients(), draws=draws, return_trajectory=True).trajectory
+
+    def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
+        along = ops.trajectory_log_ratio(path, encoded.context, self.denoiser, self.coefficients())
+        return along - ops.gaussian_log_prob(path[0], encoded.mean, encoded.log_var)
