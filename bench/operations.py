@@ -76,6 +76,11 @@ def _simple(outputs, leaves: Mapping[str, Tensor], names: Sequence[str]) -> Side
     return Side(outputs, [leaves[name] for name in names], lambda gradients: dict(zip(names, gradients, strict=True)))
 
 
+def _drawn_outside(compiled: bool, like: Tensor) -> Tensor | None:
+    """Noise for the compiled baseline on a CPU: the normals that torch.compile makes inside a CPU kernel take a hundred times longer."""
+    return torch.randn_like(like) if compiled and like.device.type == "cpu" else None
+
+
 class Noise(Operation):
     """Forward noising of latents [N, D] with noise made on the way."""
 
@@ -96,7 +101,7 @@ class Noise(Operation):
         noise = rng.normal(DRAWS.advance(self.rows - self.kept), inputs["x0"].shape, rng.NOISE, device=self.device) if checked else None
 
         def outputs() -> dict[str, Tensor]:
-            x_t, used = function(inputs["x0"], inputs["t"], *columns, noise)
+            x_t, used = function(inputs["x0"], inputs["t"], *columns, _drawn_outside(compiled, inputs["x0"]) if noise is None else noise)
             return {"x_t": x_t} if self.backward else {"x_t": x_t, "noise": used}
 
         return _simple(outputs, inputs, ["x0"])
@@ -238,7 +243,8 @@ class Sleep(_WithDenoiser):
         function = torch.compile(eager.denoising_loss, dynamic=False) if compiled else eager.denoising_loss
 
         def outputs() -> dict[str, Tensor]:
-            return {"loss": function(self.baselines[0], inputs["x0"], inputs["t"], context, *columns, noise)}
+            drawn = _drawn_outside(compiled, inputs["x0"]) if noise is None else noise
+            return {"loss": function(self.baselines[0], inputs["x0"], inputs["t"], context, *columns, drawn)}
 
         return self._eager_side(outputs, [context], ("context",))
 
@@ -262,20 +268,22 @@ class Sleep(_WithDenoiser):
         return self._side(outputs, [context], ("context",), self.doubled)
 
 
+# What takes gradients in each of the bound's reductions.
+_GRADIENTS = {
+    "bernoulli": ("logits",),
+    "gaussian": ("mean",),
+    "binomial": ("logits",),
+    "gaussian_kl": ("mean", "log_var"),
+    "log_mean_exp": ("log_weights",),
+}
+
+
 class Elbo(Operation):
     """One of the bound's reductions over [N, P], or of [K, N] importance weights."""
 
-    _GRADIENTS = {
-        "bernoulli": ("logits",),
-        "gaussian": ("mean",),
-        "binomial": ("logits",),
-        "gaussian_kl": ("mean", "log_var"),
-        "log_mean_exp": ("log_weights",),
-    }
-
     def __init__(self, device: torch.device, backward: bool, kind: str, N: int, P: int) -> None:
         super().__init__(device, backward, N)
-        self.kind, self.names = kind, self._GRADIENTS[kind]
+        self.kind, self.names = kind, _GRADIENTS[kind]
         first, second = normals(0, N, P, device=device), normals(1, N, P, device=device)
         data = {
             "bernoulli": {"logits": first, "x": torch.sigmoid(second)},

@@ -44,9 +44,7 @@ def time_together(
         estimates[name] = [measure(provider, device, 1) for _ in range(warm_up)][-1]
         calls[name] = max(1, math.ceil(SHORTEST_MS / max(estimates[name], 1e-4)))
     samples: dict[str, list[float]] = {name: [] for name in providers}
-    wanted = {
-        name: min(MOST_ROUNDS, max(least_rounds, int(seconds * 1000 / max(estimates[name] * calls[name], 1e-4)))) for name in providers
-    }
+    wanted = {name: min(MOST_ROUNDS, max(least_rounds, int(seconds * 1000 / max(estimates[name] * calls[name], 1e-4)))) for name in providers}
     for number in range(max(wanted.values(), default=0)):
         for name, provider in providers.items():
             # The slow ones skip rounds evenly, so that their few measurements are spread over the whole run.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ddvi_fast import InputError, _checks
 
@@ -16,6 +17,7 @@ USAGE = """usage: ddvi-fast COMMAND [name=value ...]
   evaluate   evaluate a run's weights again  ddvi-fast evaluate run_dir=runs/... overwrite=true
   demo       Gaussian against diffusion posterior on digits, in a few minutes
   settings   every setting with its default
+  bench      speed and memory against plain PyTorch ddvi-fast bench [quick|targets|full] [--threads N] [--output NAME]
 
 Settings are Hydra overrides; `dataset`, `prior`, `method` and `recipe` choose files, `ddvi-fast settings` lists the rest."""
 
@@ -82,6 +84,17 @@ def _settings(overrides: Sequence[str]) -> None:
     print(json.dumps(dataclasses.asdict(compose(overrides)), indent=2))
 
 
+def _bench(arguments: Sequence[str]) -> None:
+    root = Path(__file__).resolve().parent.parent
+    found = (root / "bench" / "run.py").is_file()
+    _checks.require(found, "bench", "a source tree, which has the folder bench/", f"an installed package in {root}", "clone the repository")
+    # The benchmarks are no part of the package: they are imported from the tree around it.
+    sys.path.insert(0, str(root))
+    from bench.run import main as run_benchmarks
+
+    run_benchmarks(arguments)
+
+
 def _options(overrides: Sequence[str], defaults: dict[str, str | None]) -> dict[str, str | None]:
     """Plain `name=value` options of a command that takes no configuration."""
     options = dict(defaults)
@@ -92,7 +105,13 @@ def _options(overrides: Sequence[str], defaults: dict[str, str | None]) -> dict[
     return options
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": _train, "evaluate": _evaluate, "demo": _demo, "settings": _settings}
+_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "demo": _demo,
+    "settings": _settings,
+    "bench": _bench,
+}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ comparison needs the same numbers on both sides, noise and timesteps can be hand
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ class Denoiser(nn.Module):
     def __init__(self, latent_dim: int, context_dim: int, num_steps: int, hidden_dim: int = 128) -> None:
         super().__init__()
         widths = [latent_dim + context_dim, *[hidden_dim] * 4]
-        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
         self.embeddings = nn.ModuleList(nn.Embedding(num_steps, hidden_dim) for _ in range(4))
         self.last = nn.Linear(hidden_dim, latent_dim)
         self.residual = context_dim > 0

@@ -1,0 +1,110 @@
+"""Peak memory of a call beyond what stood before it: inputs, weights and libraries do not count.
+
+On the CPU a fresh process runs each case and reads the kernel's high-water mark of its resident memory (Linux). On a GPU it is the
+allocator's.
+
+    python -m bench.memory           # the chain's backward pass against steps and rows, ours and eager
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from bench.cases import Case, by_name
+from bench.operations import Chain
+
+ROOT = Path(__file__).resolve().parent.parent
+SCALING_STEPS, SCALING_ROWS, SCALING_LATENT = (10, 20, 40, 80), (1024, 2048, 4096, 8192), 2
+_TIMEOUT = 1800  # seconds for the providers of one case
+
+
+def peak_bytes(case: Case, providers: Sequence[str], device: torch.device, threads: int) -> dict[str, int | None]:
+    """Bytes that one call of each provider needs at its peak; None where the system does not tell."""
+    if device.type == "cuda":
+        problem = case.build(device)
+        return {name: _peak_on_gpu(problem.provider(name), device) for name in providers}
+    return _in_fresh_process(["--case", case.name, "--providers", *providers, "--threads", str(threads)])
+
+
+def scaling(threads: int = 1) -> list[dict[str, int | None]]:
+    """Peak bytes of the chain, forward and backward, at D = 2, against T at N = 1024 and against N at T = 10.
+
+    `states` is what O(T N D) stands for: the trajectory in float32.
+    """
+    sizes = [(steps, SCALING_ROWS[0]) for steps in SCALING_STEPS] + [(SCALING_STEPS[0], rows) for rows in SCALING_ROWS[1:]]
+    rows = []
+    for steps, count in sizes:
+        peaks = _in_fresh_process(["--chain", str(steps), str(count), "--providers", "eager", "ours", "--threads", str(threads)])
+        rows.append({"T": steps, "N": count, "states": 4 * (steps + 1) * count * SCALING_LATENT, **peaks})
+    return rows
+
+
+def _in_fresh_process(arguments: list[str]) -> dict[str, int | None]:
+    # A fixed threshold makes the allocator hand large blocks back at once, so that earlier calls leave no room for later ones.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "bench.memory", *arguments]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_TIMEOUT)
+    if ran.returncode != 0:
+        last = (ran.stderr.strip().splitlines() or ["no output"])[-1]
+        raise RuntimeError(f"measuring memory failed with exit code {ran.returncode}: {last}")
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def _peak_on_gpu(call: Callable[[], object], device: torch.device) -> int:
+    call()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_on_cpu(call: Callable[[], object]) -> int | None:
+    call()
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(field: str) -> int:
+    """A line of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", help="one case instead of the chain's scaling")
+    parser.add_argument("--chain", nargs=2, type=int, metavar=("T", "N"), help="one size of the scaling")
+    parser.add_argument("--providers", nargs="+", default=["eager", "ours"])
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.case is None and options.chain is None:
+        for row in scaling(options.threads):
+            print("  ".join(f"{key}={value:,}" if value is not None else f"{key}=unknown" for key, value in row.items()), flush=True)
+        return
+    device = torch.device("cpu")
+    problem = by_name(options.case).build(device) if options.case else Chain(device, True, options.chain[1], options.chain[0], SCALING_LATENT)
+    print(json.dumps({name: _peak_on_cpu(problem.provider(name)) for name in options.providers}))
+
+
+if __name__ == "__main__":
+    main()

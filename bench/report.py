@@ -1,0 +1,168 @@
+"""Tables from results files: on the terminal, as Markdown beside each file, and in the README between its markers.
+
+python -m bench.report           # rewrites the Markdown of every results file and the README's section
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.problem import PROVIDERS
+from bench.run import KIND, RESULTS, fractions, ratio
+
+README = RESULTS.parent.parent / "README.md"
+BEGIN, END = "<!-- benchmarks: written by python -m bench.report -->", "<!-- end of benchmarks -->"
+DEVICE_KIND = "ddvi_fast device check"
+HEADINGS = ("case", "provider", "ms (p20 to p80)", "x eager", "x compiled", "FLOP/s", "bytes/s", "exp/s", "peak memory")
+_UNITS = {"flops": "FLOP/s", "bytes": "B/s", "exponentials": "exp/s"}
+
+
+def rows(record: dict[str, Any]) -> list[list[str]]:
+    """The cells of every case and provider, under `HEADINGS`; percentages are of the ceilings measured in the same run."""
+    return [_row(case, provider, record["ceilings"]) for case in record["cases"] for provider in case["results"]]
+
+
+def _row(case: dict[str, Any], provider: str, ceilings: dict[str, float]) -> list[str]:
+    result = case["results"][provider]
+    head = [case["name"], provider]
+    if "failed" in result:
+        return [*head, f"failed: {result['failed']}", *[""] * (len(HEADINGS) - 3)]
+    rates = fractions(case, provider, ceilings)
+    cells = [f"{_scaled(rates[kind][0])}{unit} ({rates[kind][1]:.0%})" if kind in rates else "-" for kind, unit in _UNITS.items()]
+    spread = f"{_figures(result['median'])} ({_figures(result['p20'])} to {_figures(result['p80'])})"
+    return [*head, spread, _ratio_cell(case, provider, "eager"), _ratio_cell(case, provider, "compiled"), *cells, _memory_cell(case, provider)]
+
+
+def _ratio_cell(case: dict[str, Any], provider: str, to: str) -> str:
+    value = ratio(case, provider, to)
+    if value is None or provider == to:
+        return "-"
+    goal = case["goals"].get(provider) if to == "eager" else None
+    return f"{value:.2f}" + ("" if goal is None else f" (goal {goal:g}{'' if value >= goal else ', missed'})")
+
+
+def _memory_cell(case: dict[str, Any], provider: str) -> str:
+    peak, most = case["results"][provider].get("peak_bytes"), case["most_bytes"]
+    if peak is None:
+        return "-"
+    limit = "" if most is None or not provider.startswith("ours") else f" (under {_scaled(most)}B{'' if peak <= most else ', missed'})"
+    return f"{_scaled(peak)}B{limit}"
+
+
+def _scaled(value: float) -> str:
+    """Three digits and a decimal prefix."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{_figures(value / size)} {prefix}"
+    return f"{_figures(value)} "
+
+
+def _figures(value: float) -> str:
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:.{digits}f}"
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """The record as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=_machine(record), title_justify="left")
+    for number, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
+    previous = ""
+    for first, *rest in rows(record):
+        table.add_row("" if first == previous else first, *rest)
+        previous = first
+    Console(width=max(190, Console().width)).print(table)
+    print(_ceilings_line(record))
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record as Markdown."""
+    lines = [f"# Benchmarks, set `{record['set']}`", "", *_about(record), "", *_table(record), *_scaling_table(record)]
+    return "\n".join(lines) + "\n"
+
+
+def _about(record: dict[str, Any]) -> list[str]:
+    return [
+        f"{_machine(record)}; `{record['command']}`, commit {str(record.get('commit'))[:10]}, {str(record.get('time'))[:10]}.",
+        f"{_ceilings_line(record)} Providers: {'; '.join(f'`{name}` {text}' for name, text in PROVIDERS.items())}.",
+        "Times are medians, with 20th and 80th percentile; providers took turns in one process, and each was compared with float64 before.",
+    ]
+
+
+def _machine(record: dict[str, Any]) -> str:
+    where = record["machine"]["processor"] if record["device"] == "cpu" else record["device"]
+    return f"{where}, {record['threads']} thread{'s' * (record['threads'] != 1)}, torch {record['versions']['torch']}"
+
+
+def _ceilings_line(record: dict[str, Any]) -> str:
+    units = {"copy_bytes": "B/s", "exponentials": "exp/s"}
+    shown = [f"{name.replace('_', ' ')} {_scaled(value)}{units.get(name, 'FLOP/s')}" for name, value in record["ceilings"].items()]
+    return f"Ceilings measured in the same run: {', '.join(shown)}."
+
+
+def _table(record: dict[str, Any]) -> list[str]:
+    lines = [f"| {' | '.join(HEADINGS)} |", f"| {' | '.join('---' for _ in HEADINGS)} |"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows(record)]
+
+
+def _scaling_table(record: dict[str, Any]) -> list[str]:
+    if not record.get("memory scaling"):
+        return []
+    heading = "Peak memory of the chain's forward and backward pass at D = 2; `states` is the trajectory alone, 4 (T + 1) N D bytes:"
+    lines = ["", heading, "", "| T | N | states | eager | ours |", "| --- | --- | --- | --- | --- |"]
+    for row in record["memory scaling"]:
+        cells = ["-" if row[key] is None else f"{_scaled(row[key])}B" for key in ("states", "eager", "ours")]
+        lines.append(f"| {row['T']} | {row['N']} | {' | '.join(cells)} |")
+    return lines
+
+
+def write_markdown(path: Path) -> Path:
+    """The Markdown of a results file, written beside it."""
+    target = path.with_suffix(".md")
+    target.write_text(markdown(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
+    return target
+
+
+def section(results: Path = RESULTS) -> str:
+    """What stands in the README between the markers, from the results files of the set ``targets`` and of device checks."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    parts = [_readme_table(record) for record in records if record.get("kind") == KIND and record["set"] == "targets"]
+    parts += [_device_table(record) for record in records if record.get("kind") == DEVICE_KIND and record["device"] != "cpu"]
+    return "\n\n".join(parts) if parts else "No measured results are part of this tree: `ddvi-fast bench targets` makes them."
+
+
+def _readme_table(record: dict[str, Any]) -> str:
+    lines = [*_about(record), "", "| case | provider | ms | x eager | x compiled | peak memory |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows(record):
+        lines.append(f"| {' | '.join([*row[:5], row[-1]])} |")
+    return "\n".join([*lines, *_scaling_table(record)])
+
+
+def _device_table(record: dict[str, Any]) -> str:
+    lines = [f"{_machine(record)}, `{record['command']}`, commit {str(record.get('commit'))[:10]}:", "", "| check | outcome |", "| --- | --- |"]
+    return "\n".join(lines + [f"| {name} | {part['summary']} |" for name, part in record["parts"].items()])
+
+
+def update_readme(readme: Path = README, results: Path = RESULTS) -> str:
+    """The README's text with the section as it should be."""
+    text = readme.read_text(encoding="utf-8")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n{section(results)}\n{END}{tail}"
+
+
+def main() -> None:
+    for path in sorted(RESULTS.glob("*.json")):
+        if json.loads(path.read_text(encoding="utf-8")).get("kind") == KIND:
+            print(f"written: {write_markdown(path)}")
+    README.write_text(update_readme(), encoding="utf-8")
+    print(f"written: {README}")
+
+
+if __name__ == "__main__":
+    main()

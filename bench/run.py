@@ -1,0 +1,165 @@
+"""Runs a set of cases, prints the table, and writes the record: what `ddvi-fast bench` does.
+
+ddvi-fast bench [quick|targets|full] [--threads N] [--output NAME] [--overwrite]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from bench import cases
+from bench.ceilings import measure_ceilings
+from bench.memory import peak_bytes, scaling
+from bench.problem import PROVIDERS, Problem
+from bench.timing import time_together
+from ddvi_fast import _checks
+from ddvi_fast.engine.run_folder import environment
+
+RESULTS = Path(__file__).resolve().parent / "results"
+KIND = "ddvi_fast benchmark"
+# Which ceiling each kind of work is held against.
+_MATMUL = {"ours_bf16": "matmul_bf16"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad arguments end in one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _checks.InputError(f"bench: {message}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command `ddvi-fast bench`.
+
+    Raises:
+        InputError: arguments that make no sense, or a results file that stands already.
+    """
+    options = _parse(arguments)
+    device = torch.device(options.device)
+    name = options.output or f"{options.set}-{device.type}"
+    path = RESULTS / f"{name}.json"
+    _checks.require("/" not in name, "--output", "a name, not a path", name)
+    _checks.require(options.overwrite or not path.exists(), "--output", "a new name", name, "--overwrite replaces it")
+    if options.threads is not None:
+        _checks.require(options.threads >= 1, "--threads", "at least 1", options.threads)
+        torch.set_num_threads(options.threads)
+    chosen = [case for case in cases.in_set(options.set) if options.only in case.name]
+    _checks.require(bool(chosen), "--only", "a part of a case's name", options.only)
+    command = " ".join(["ddvi-fast", "bench", *arguments])
+    record = run(options.set, chosen, device, options.providers, options.seconds, memory=not options.no_memory, command=command)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    from bench.report import print_record, write_markdown
+
+    print_record(record)
+    print(f"written: {path}\nwritten: {write_markdown(path)}")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="ddvi-fast bench", description=__doc__.splitlines()[0])
+    parser.add_argument("set", nargs="?", default="quick", choices=cases.SETS, help="quick takes a few minutes on two cores")
+    parser.add_argument("--threads", type=int, help="torch's threads; as torch chooses if left out")
+    parser.add_argument("--output", help="name of the results file; SET-DEVICE if left out")
+    parser.add_argument("--overwrite", action="store_true", help="replace that file")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS), help="; ".join(f"{k}: {v}" for k, v in PROVIDERS.items())
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains TEXT")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of measuring for each provider of a case")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    return parser.parse_args(list(arguments))
+
+
+def run(
+    name: str,
+    chosen: Sequence[cases.Case],
+    device: torch.device,
+    providers: Sequence[str] = tuple(PROVIDERS),
+    seconds: float = 2.0,
+    *,
+    memory: bool = True,
+    command: str = "",
+) -> dict[str, Any]:
+    """The record of a set: machine, versions, commit, ceilings, and every case with its providers."""
+    record = {
+        "kind": KIND,
+        "set": name,
+        **environment(),
+        "command": command,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "ceilings": measure_ceilings(device),
+        "cases": [],
+    }
+    for number, case in enumerate(chosen, 1):
+        start = time.perf_counter()
+        record["cases"].append(run_case(case, device, providers, seconds, memory=memory))
+        print(f"[{number}/{len(chosen)}] {case.name}: {time.perf_counter() - start:.0f} s", flush=True)
+    if memory and device.type == "cpu" and name != "quick":
+        record["memory scaling"] = scaling(torch.get_num_threads())
+    return record
+
+
+def run_case(case: cases.Case, device: torch.device, providers: Sequence[str], seconds: float, *, memory: bool = True) -> dict[str, Any]:
+    """One case: every provider is checked, and those that pass are timed in turns."""
+    torch._dynamo.reset()  # what was compiled for other sizes would make this one compile for any size
+    problem = case.build(device)
+    wanted = [name for name in problem.providers if name in providers]
+    results: dict[str, dict[str, Any]] = {name: checked(problem, name) for name in wanted}
+    passed = [name for name in wanted if "failed" not in results[name]]
+    timings = time_together({name: problem.provider(name) for name in passed}, device, seconds=seconds)
+    for name, timing in timings.items():
+        results[name] |= timing.as_dict()
+    if memory:
+        for name, peak in _peaks(case, passed, device).items():
+            results[name]["peak_bytes"] = peak
+    return {
+        "name": case.name,
+        "operation": case.operation,
+        "shape": dict(case.shape),
+        "backward": case.backward,
+        "work": dataclasses.asdict(problem.work),
+        "goals": dict(case.goals),
+        "most_bytes": case.most_bytes,
+        "results": results,
+    }
+
+
+def checked(problem: Problem, name: str) -> dict[str, str]:
+    """Nothing for a provider that computes the right numbers, else ``failed`` with the reason: it is shown, and never timed."""
+    try:
+        problem.check(name)
+    except Exception as error:  # a provider may fail in any way, and the others are still to be measured
+        lines = str(error).strip().splitlines() or [""]
+        return {"failed": f"{type(error).__name__}: {' '.join(lines[:2])}"[:300]}
+    return {}
+
+
+def _peaks(case: cases.Case, passed: Sequence[str], device: torch.device) -> dict[str, int | None]:
+    try:
+        return peak_bytes(case, passed, device, torch.get_num_threads())
+    except (RuntimeError, OSError) as error:
+        print(f"{case.name}: {error}", flush=True)
+        return dict.fromkeys(passed)
+
+
+def fractions(case: dict[str, Any], provider: str, ceilings: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """For each kind of work: the rate a second, and its share of the ceiling."""
+    seconds = case["results"][provider]["median"] / 1000
+    limits = {"flops": ceilings[_MATMUL.get(provider, "matmul_float32")], "bytes": ceilings["copy_bytes"], "exponentials": ceilings["exponentials"]}
+    return {kind: (work / seconds, work / seconds / limits[kind]) for kind, work in case["work"].items() if work > 0}
+
+
+def ratio(case: dict[str, Any], provider: str, to: str) -> float | None:
+    """How many times faster than `to` a provider is, or None where one of them was not timed."""
+    times = [case["results"].get(name, {}).get("median") for name in (to, provider)]
+    return times[0] / times[1] if all(times) else None
