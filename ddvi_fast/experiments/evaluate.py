@@ -64,7 +64,8 @@ def _bounds(config: Config, model: LatentVariableModel, posterior: Posterior, da
         result["iwae"] = float(metrics.iwae_bound(model, posterior, x, options.iwae_samples, draws).mean())
         if "evidence" in result:
             result["gap"] = result["evidence"] - result["elbo"]
-    result["elbo_released"] = float(metrics.elbo_released(model, posterior, x, draws).mean())
+    if posterior.has_density or isinstance(posterior, Diffusion):
+        result["elbo_released"] = float(metrics.elbo_released(model, posterior, x, draws).mean())
     return result
 
 
