@@ -1,0 +1,221 @@
+"""Maximum mean discrepancy in Triton: tiles of products that never reach memory, each pair of rows once.
+
+Both sets stand as one matrix `v` of N + M rows with weights `w`, 1 / N for the first set and -1 / M for the second. The squared
+discrepancy is then one quadratic form `sum_ij w_i w_j k(v_i, v_j)`, symmetric, of which the upper triangle of tiles is enough.
+Sums are float64, as three nearly equal ones cancel. Products are true float32 ("ieee"): they cancel against the norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ddvi_fast.kernels.common import Compilation, compilation, on_device, splits_of, unusable
+
+_MOST_WIDTHS = 64
+_WORKSPACE = 1 << 24  # elements of the pair coefficients that backward holds at a time: 64 MiB
+
+
+def forward(x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:
+    """Root of the biased estimate between `x` [N, P] and `y` [M, P], kernel `sum_s exp(-d / (2 s))`; 0 where rounding takes it below 0."""
+    if len(x) == 0 or len(y) == 0:
+        return x.new_full((), float("nan"))
+    options = sum_options(len(sigmas))
+    tiles = triton.cdiv(len(x) + len(y), options["TILE"])
+    partial = x.new_empty(triton.cdiv(tiles, 2) * (tiles + 1), dtype=torch.float64)
+    with on_device(x):
+        rows, norms = _joined(x, y)
+        sum_kernel[(len(partial),)](rows, norms, sigmas, partial, len(x), len(rows), x.shape[1], tiles, **options)
+        return partial.sum().clamp(min=0).sqrt().to(torch.float32)
+
+
+def backward(x: Tensor, y: Tensor, sigmas: Tensor, value: Tensor, upstream: Tensor, needed: list[bool]) -> list[Tensor | None]:
+    """Gradients to `x` and `y`, those that are `needed`; 0 where `value`, forward's, is 0."""
+    gradients = [torch.zeros_like(part) if need else None for part, need in zip((x, y), needed, strict=True)]
+    if len(x) == 0 or len(y) == 0:
+        return gradients
+    with on_device(x):
+        rows, norms = _joined(x, y)
+        for gradient, first in zip(gradients, (0, len(x)), strict=True):
+            if gradient is not None:
+                _differentiate(rows, norms, sigmas, value, upstream, len(x), first, gradient)
+    return gradients
+
+
+def unsupported(*, x: Tensor, y: Tensor, sigmas: Tensor) -> str | None:
+    """Why the kernels cannot compute this discrepancy, or None."""
+    if sigmas.requires_grad and torch.is_grad_enabled():
+        return "sigmas: the Triton discrepancy has no gradient to them"
+    if len(sigmas) > _MOST_WIDTHS:
+        return f"sigmas: the Triton discrepancy takes up to {_MOST_WIDTHS} widths, got {len(sigmas)}"
+    return unusable(sum_kernel, x=x, y=y, sigmas=sigmas)
+
+
+def sum_options(widths: int) -> dict[str, int]:
+    """Square tiles, so that the triangle of tiles is one of pairs; a slice of features at a time."""
+    return {"WIDTHS": widths, "TILE": 64, "DEPTH": 16, "num_warps": 4, "num_stages": 2}
+
+
+def gradient_options() -> dict[str, int]:
+    """A tile of rows and features, and the rows that it meets at a time."""
+    return {"TILE": 64, "FEATURES": 64, "DEPTH": 16, "num_warps": 4, "num_stages": 2}
+
+
+def compilations() -> Iterator[Compilation]:
+    """Six widths, the number that the paper's metric has, and one."""
+    floats = ("rows", "norms", "sigmas", "coefficients", "value", "upstream", "gradient")
+    types = {name: "*fp32" for name in floats} | {"partial": "*fp64"}
+    types |= {name: "i32" for name in ("split", "count", "width", "tiles", "first", "length", "columns")}
+
+    def listed(name, kernel, constants):
+        options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
+        return compilation(name, kernel, types, constants, **options)
+
+    for widths in (6, 1):
+        yield listed(f"sum, {widths} widths", sum_kernel, sum_options(widths))
+        yield listed(f"pair coefficients, {widths} widths", coefficient_kernel, sum_options(widths))
+    yield listed("gradient", gradient_kernel, gradient_options())
+    yield listed("norms", norm_kernel, _norm_options(784))
+    yield listed("norms, one feature", norm_kernel, _norm_options(1))
+
+
+def _norm_options(width: int) -> dict[str, int]:
+    block = min(triton.next_power_of_2(width), 1024)
+    return {"ROWS": 1024 // block, "BLOCK": block, "num_warps": 4, "num_stages": 3}
+
+
+def _joined(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets as one matrix, and the squared norms of its rows."""
+    rows = torch.cat((x, y))
+    norms = rows.new_empty(len(rows))
+    options = _norm_options(max(1, rows.shape[1]))
+    norm_kernel[(triton.cdiv(len(rows), options["ROWS"]),)](rows, norms, len(rows), rows.shape[1], **options)
+    return rows, norms
+
+
+def _differentiate(
+    rows: Tensor, norms: Tensor, sigmas: Tensor, value: Tensor, upstream: Tensor, split: int, first: int, gradient: Tensor
+) -> None:
+    """Fill the gradient to the rows from `first` on: pair coefficients of some rows with all, then their product with the rows."""
+    (count, width), pairs, products = rows.shape, sum_options(len(sigmas)), gradient_options()
+    tiles = triton.cdiv(count, pairs["TILE"])
+    columns = tiles * pairs["TILE"]
+    most = max(1, _WORKSPACE // columns // pairs["TILE"]) * pairs["TILE"]
+    coefficients = rows.new_empty((min(most, triton.cdiv(len(gradient), pairs["TILE"]) * pairs["TILE"]), columns))
+    for start, length in splits_of(len(gradient), most):
+        blocks = triton.cdiv(length, pairs["TILE"])
+        coefficient_kernel[(blocks * tiles,)](rows, norms, sigmas, coefficients, split, count, width, first + start, tiles, **pairs)
+        grid = (triton.cdiv(width, products["FEATURES"]), blocks)
+        target = gradient[start : start + length]
+        gradient_kernel[grid](rows, coefficients, value, upstream, target, split, count, width, first + start, length, columns, **products)
+
+
+@triton.jit
+def norm_kernel(rows, norms, count, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    lanes = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in range(0, width, BLOCK):
+        feature = start + tl.arange(0, BLOCK)
+        mask = (row < count)[:, None] & (feature < width)[None, :]
+        value = tl.load(rows + row[:, None] * width + feature[None, :], mask=mask, other=0.0)
+        lanes += value * value
+    tl.store(norms + row, tl.sum(lanes, axis=1), mask=row < count)
+
+
+@triton.jit
+def _distances(rows, norms, row, other, count, width, TILE: tl.constexpr, DEPTH: tl.constexpr):
+    """Squared distances [TILE, TILE] between rows `row` and `other` (int64); a row is at 0 from itself."""
+    products = tl.zeros((TILE, TILE), tl.float32)
+    for start in range(0, width, DEPTH):
+        feature = start + tl.arange(0, DEPTH)
+        here = (feature < width)[None, :]
+        first = tl.load(rows + row[:, None] * width + feature[None, :], mask=(row < count)[:, None] & here, other=0.0)
+        second = tl.load(rows + other[:, None] * width + feature[None, :], mask=(other < count)[:, None] & here, other=0.0)
+        products = tl.dot(first, tl.trans(second), products, input_precision="ieee")
+    row_norm = tl.load(norms + row, mask=row < count, other=0.0)[:, None]
+    other_norm = tl.load(norms + other, mask=other < count, other=0.0)[None, :]
+    squared = row_norm + other_norm - 2.0 * products
+    # Comparisons, not a maximum, so that a NaN stays one.
+    return tl.where((row[:, None] == other[None, :]) | (squared < 0), 0.0, squared)
+
+
+@triton.jit
+def _weight(row, split, count):
+    """1 / N for the first set, -1 / M for the second, 0 behind both: float64."""
+    first = 1.0 / tl.cast(split, tl.float64)
+    second = -1.0 / tl.cast(count - split, tl.float64)
+    return tl.where(row < split, first, tl.where(row < count, second, 0.0))
+
+
+@triton.jit
+def sum_kernel(
+    rows, norms, sigmas, partial, split, count, width, tiles, WIDTHS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr
+):  # fmt: skip
+    """One tile of the upper triangle a program: line r of the grid has the tiles of line r of the triangle, then those of the r-th from below."""
+    line = tl.program_id(0) // (tiles + 1)
+    place = tl.program_id(0) % (tiles + 1)
+    below = tiles - 1 - line
+    in_line = place < tiles - line
+    i = tl.where(in_line, line, below)
+    j = tl.where(in_line, line + place, below + place - (tiles - line))
+    # The middle line of an odd number is its own counterpart: it would come twice.
+    if in_line or below != line:
+        row = i.to(tl.int64) * TILE + tl.arange(0, TILE)
+        other = j.to(tl.int64) * TILE + tl.arange(0, TILE)
+        squared = _distances(rows, norms, row, other, count, width, TILE, DEPTH)
+        kernel = tl.zeros((TILE, TILE), tl.float32)
+        for s in tl.static_range(WIDTHS):
+            kernel += tl.exp2(squared * (-0.7213475204444817 / tl.load(sigmas + s)))
+        weighted = tl.sum(kernel.to(tl.float64) * _weight(other, split, count)[None, :], axis=1) * _weight(row, split, count)
+        tl.store(partial + tl.program_id(0), tl.sum(weighted, axis=0) * tl.where(i == j, 1.0, 2.0))
+    else:
+        tl.store(partial + tl.program_id(0), 0.0)
+
+
+@triton.jit
+def coefficient_kernel(
+    rows, norms, sigmas, coefficients, split, count, width, first, tiles, WIDTHS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr
+):  # fmt: skip
+    """`w_j sum_s exp(-d_ij / (2 s)) / s` for rows i from `first` on and all j, which no row has with itself; 0 in the padding."""
+    local = (tl.program_id(0) // tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
+    row = first + local
+    other = (tl.program_id(0) % tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
+    squared = _distances(rows, norms, row, other, count, width, TILE, DEPTH)
+    total = tl.zeros((TILE, TILE), tl.float32)
+    for s in tl.static_range(WIDTHS):
+        inverse = 1.0 / tl.load(sigmas + s)
+        total += inverse * tl.exp2(squared * (-0.7213475204444817 * inverse))
+    # A row does not pull on itself; left in, it would cancel only up to rounding.
+    weight = _weight(other, split, count).to(tl.float32)[None, :]
+    pull = tl.where(row[:, None] == other[None, :], 0.0, total * weight)
+    tl.store(coefficients + local[:, None] * (tl.cast(tiles, tl.int64) * TILE) + other[None, :], pull)
+
+
+@triton.jit
+def gradient_kernel(
+    rows, coefficients, value, upstream, gradient, split, count, width, first, length, columns,
+    TILE: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """`w_i / value sum_j c_ij (v_j - v_i)` for rows i from `first` on."""
+    local = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
+    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    here = (feature < width)[None, :]
+    total = tl.zeros((TILE, FEATURES), tl.float32)
+    lanes = tl.zeros((TILE, DEPTH), tl.float32)
+    for start in range(0, columns, DEPTH):
+        other = start + tl.arange(0, DEPTH)
+        pull = tl.load(coefficients + local[:, None] * columns + other[None, :])
+        others = tl.load(rows + other.to(tl.int64)[:, None] * width + feature[None, :], mask=(other < count)[:, None] & here, other=0.0)
+        total = tl.dot(pull, others, total, input_precision="ieee")
+        lanes += pull
+    inside = (local < length)[:, None] & here
+    own = tl.load(rows + (first + local)[:, None] * width + feature[None, :], mask=inside, other=0.0)
+    distance = tl.load(value)
+    scale = tl.where(distance > 0, tl.load(upstream) / tl.where(distance > 0, distance, 1.0), 0.0)
+    weight = _weight(first + local, split, count).to(tl.float32) * scale
+    result = weight[:, None] * (total - tl.sum(lanes, axis=1)[:, None] * own)
+    tl.store(gradient + local[:, None] * width + feature[None, :], result, mask=inside)

@@ -1,0 +1,119 @@
+"""Kernel density in Triton against the reference in float64, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddvi_fast import rng, testing
+from ddvi_fast.kernels import kde
+from ddvi_fast.reference import kde as reference
+from ddvi_fast.rng import Draws
+
+# Rows behind the edge and far points go through infinities that are not stored.
+pytestmark = [pytest.mark.usefixtures("poison_empty"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
+RELEASED = (0.005, 0.008, 0.01, 0.03, 0.05)
+
+
+def _case(rows, count, width):
+    return rng.normal(Draws(1), (rows, width), 0), rng.normal(Draws(2), (count, width), 0)
+
+
+def _kernels(z, points, bandwidths, clamp):
+    """Value, gradient to z and to the points under a random upstream gradient."""
+    clamp = float("inf") if clamp is None else clamp
+    value, each = kde.forward(z, points, bandwidths, clamp)
+    return value, *kde.backward(z, points, bandwidths, each, testing.upstream_gradient(value), clamp, [True, True])
+
+
+def _plain(z, points, bandwidths, clamp, dtype):
+    leaves = [value.to(dtype).clone().requires_grad_() for value in (z, points)]
+    value = reference.kde_log_density(*leaves, bandwidths.to(dtype), clamp)
+    return value, *torch.autograd.grad(value, leaves, testing.upstream_gradient(value.float()).to(dtype))
+
+
+def _compare(z, points, bandwidths, clamp):
+    bandwidths = torch.tensor(bandwidths)
+    every = (_kernels(z, points, bandwidths, clamp), *(_plain(z, points, bandwidths, clamp, dtype) for dtype in (torch.float32, torch.float64)))
+    for name, got, plain, exact in zip(("value", "to z", "to points"), *every, strict=True):
+        testing.assert_within_budget(got, plain, exact, name=name)
+
+
+# One tile of points or several, so that the nearest changes on the way; one share of them, or more.
+@pytest.mark.parametrize(
+    "rows, count, width", [(0, 3, 2), (1, 1, 1), (2, 63, 3), (63, 65, 5), (65, 33, 2), (129, 7, 2), (3, 300, 2), (5, 40, 16), (2, 19, 33), (2, 17, 64)]
+)
+@pytest.mark.parametrize("clamp", [None, 6.0])
+def test_values_and_gradients(rows, count, width, clamp):
+    _compare(*_case(rows, count, width), (0.1, 0.3, 1.0, 3.0), clamp)
+
+
+@pytest.mark.parametrize("warps", [1, 8])
+def test_all_points_in_one_share(monkeypatch, warps):
+    """With no processor to fill, one program walks over all points, and nothing is combined."""
+    monkeypatch.setattr(kde, "_WARPS", warps)
+    _compare(*_case(70, 130, 2), (0.1, 0.7, 2.0), 4.0)
+
+
+def test_released_bandwidths_far_from_every_point():
+    """At width 0.005 most exponentials are zero and the log-density is clamped: the gradient must vanish there, not become NaN."""
+    _compare(*_case(20, 100, 2), RELEASED, 1000.0)
+
+
+def test_gradient_where_the_log_density_is_huge():
+    """Backward measures from the log-density, rounded to float32: weights are right to its unit in the last place, and no further."""
+    (z, points), bandwidths = _case(20, 100, 2), torch.tensor([0.005])
+    got, exact = _kernels(z, points, bandwidths, None), _plain(z, points, bandwidths, None, torch.float64)
+    rounding = 2.0**-23 * float(exact[0].abs().max())
+    testing.assert_close(got[0], exact[0], rtol=3e-7)
+    for value, expected in zip(got[1:], exact[1:], strict=True):
+        testing.assert_close(value, expected, rtol=0, atol=rounding * float(expected.abs().max()))
+
+
+def test_shifted_points_lose_nothing():
+    """Squared differences do not cancel, however far the points are from the origin: the same bits for a shift without rounding."""
+    z, points = (torch.round(value * 64) / 64 for value in _case(9, 80, 2))
+    bandwidths = torch.tensor([0.1, 1.0])
+    for here, there in zip(_kernels(z, points, bandwidths, None), _kernels(z + 4096, points + 4096, bandwidths, None), strict=True):
+        assert torch.equal(here, there)
+
+
+def test_golden_density(golden):
+    z, points = torch.tensor(golden["kde/z"]), torch.tensor(golden["kde/points"])
+    bandwidths = torch.tensor(golden["kde/bandwidths"], dtype=torch.float32)
+    value, each = kde.forward(z, points, bandwidths, 1000.0)
+    gradient, none = kde.backward(z, points, bandwidths, each, torch.ones_like(value), 1000.0, [True, False])
+    assert none is None
+    for got, name in ((value, "kde/log_density_clamped"), (gradient, "kde/grad_z")):
+        expected = torch.tensor(golden[name])
+        testing.assert_close(got, expected, rtol=0, atol=1e-4 * float(expected.abs().max()), name=name)
+
+
+def test_values_per_bandwidth():
+    """`each` is what stands before clipping."""
+    (z, points), bandwidths = _case(5, 40, 3), torch.tensor([0.2, 0.9])
+    each = kde.forward(z, points, bandwidths, 1.0)[1]
+    for s in range(2):
+        plain, exact = (reference.kde_log_density(z.to(kind), points.to(kind), bandwidths[s : s + 1].to(kind), None) for kind in (torch.float32, torch.float64))
+        testing.assert_within_budget(each[:, s], plain, exact)
+
+
+def test_what_is_not_finite_stays_so():
+    z = torch.tensor([[torch.nan, 0.0], [0.0, 0.0], [torch.inf, 0.0]])
+    for clamp in (torch.inf, 5.0):
+        got = kde.forward(z, torch.zeros(3, 2), torch.ones(1), clamp)[0]
+        assert torch.isnan(got[0]) and torch.isfinite(got[1]) and got[2] == -clamp
+
+
+def test_same_bits_twice():
+    inputs = (*_case(40, 200, 2), torch.tensor([0.1, 1.0]), None)
+    assert all(torch.equal(first, second) for first, second in zip(_kernels(*inputs), _kernels(*inputs), strict=True))
+
+
+def test_what_the_kernels_refuse():
+    (z, points), bandwidths = _case(2, 3, 2), torch.ones(2)
+    assert kde.unsupported(z=z, points=points, bandwidths=bandwidths) is None
+    assert "bandwidths" in kde.unsupported(z=z, points=points, bandwidths=bandwidths.clone().requires_grad_())
+    assert "dimensions" in kde.unsupported(z=torch.ones(1, 65), points=torch.ones(1, 65), bandwidths=bandwidths)
+    assert "float32" in kde.unsupported(z=z.double(), points=points, bandwidths=bandwidths)
