@@ -64,7 +64,7 @@ def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, d
     """
     draws = Draws(0) if draws is None else draws
     if isinstance(posterior, Diffusion) and not posterior.has_density:
-        encoded = posterior.encode(x)
+        encoded = posterior.encode(x, draws)
         trajectory = posterior.latent_path(encoded, 1, draws)[:, 0]
         z = trajectory[-1]
         steps = released.kl_per_step(posterior, encoded.context, trajectory).sum(0) / posterior.latent_dim

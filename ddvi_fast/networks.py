@@ -179,6 +179,24 @@ class ConvEncoder(nn.Module):
         return self.head(hidden.flatten(1), draws)
 
 
+class SigmoidVariances(nn.Module):
+    """An encoder whose variances stay below 1, the released code's choice: its output [N, 2 D] gives means and logits of variances."""
+
+    def __init__(self, encoder: MLP | ConvEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    @property
+    def output_layer(self) -> nn.Linear:
+        """The last layer."""
+        return self.encoder.output_layer
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """[N, ...] -> means and log-variances [N, 2 D]."""
+        mean, logits = self.encoder(x, draws).chunk(2, dim=-1)
+        return torch.cat((mean, nn.functional.logsigmoid(logits)), -1)
+
+
 class ConvDecoder(nn.Module):
     """The released code's CIFAR-10 decoder: a linear layer to 64 values, then four transposed convolutions up to 3 x 32 x 32.
 

@@ -56,7 +56,7 @@ def run(capsys, *arguments):
         (["train", "prior=gaussian", "latent_dim=3", "prior.options.dims=3"], ["dim", "dims"]),
         (["train", "recipe.batch_size=0"], ["batch_size", "0"]),
         (["train", "dataset=mnist", "data_dir=nowhere"], ["mnist", "nowhere"]),
-        (["train", "method=vae", "recipe=released"], ["recipe", "default", "released"]),
+        (["train", "method=diff_vae"], ["recipe", "released", "default"]),
         (["train", "device=quantum"], ["device", "quantum"]),
         (["evaluate", "run_dir=nowhere"], ["run folder", "nowhere"]),
         (["evaluate"], ["run_dir"]),

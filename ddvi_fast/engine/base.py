@@ -13,7 +13,8 @@ from ddvi_fast import _checks
 from ddvi_fast.objectives import Objective, Progress
 from ddvi_fast.rng import Draws
 
-LR_SCHEDULES = ("constant", "cosine")
+LR_SCHEDULES = ("constant", "cosine", "step")
+STEP_AT = 0.75  # of the phase
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Optimisation:
 
     Args:
         lr: peak learning rate of Adam.
-        lr_schedule: ``constant``, or ``cosine`` decay to zero over the phase.
+        lr_schedule: ``constant``, ``cosine`` decay to zero over the phase, or ``step``, a tenth in its last quarter.
         warmup_fraction: of the phase in which the rate rises linearly from zero.
         max_norm: clip the gradient's norm; None for no clipping.
         factors: on the rate of parameters whose name contains a word, such as ``learned_schedule``.
@@ -46,6 +47,8 @@ class Optimisation:
             return self.lr * fraction / self.warmup_fraction
         if self.lr_schedule == "constant":
             return self.lr
+        if self.lr_schedule == "step":
+            return self.lr if fraction < STEP_AT else 0.1 * self.lr
         progress = (fraction - self.warmup_fraction) / (1 - self.warmup_fraction)
         return self.lr * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64)).item())
 

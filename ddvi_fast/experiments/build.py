@@ -19,19 +19,20 @@ from ddvi_fast.engine.loop import Phase
 from ddvi_fast.experiments import families
 from ddvi_fast.experiments.config import ChainConfig, Config, MethodConfig, NetworkConfig, RecipeConfig
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder
+from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder, SigmoidVariances
 from ddvi_fast.objectives import DDVI, ELBO, IWAE, WAE, Adversarial, Objective, Progress
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.ddvi import Sleep
+from ddvi_fast.objectives.defects import DefectiveELBO
 from ddvi_fast.objectives.elbo import KLSchedule
-from ddvi_fast.objectives.released import PriorFit, ReleasedDDVI, WarmUp
 from ddvi_fast.objectives.weights import PriorGuide
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
+from ddvi_fast.schedules import NoiseSchedule
 
 # Networks of one run draw their initial weights from different places of the same seed.
-_DECODER, _ENCODER, _CONTEXT, _DENOISER, _WARMUP_DENOISER = range(5)
+_DECODER, _ENCODER, _CONTEXT, _DENOISER, WARMUP_DENOISER = range(5)
 _DISCRIMINATOR = 7
 _IAF_CONTEXT = 10  # width of its context, as in the released code
 _IMPLICIT = ("adversarial", "wae")  # objectives without a bound
@@ -40,7 +41,7 @@ _FOR_OTHERS = "elbo, iwae, adversarial or wae, for a posterior other than diffus
 _INITIAL_LOG_VARIANCE = -2.0  # of q(y_T | x), where its means start with the prior's spread
 
 
-Network = MLP | ConvEncoder | ConvDecoder
+Network = MLP | ConvEncoder | ConvDecoder | SigmoidVariances
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,17 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     _check_method(config.method)
     _checks.choice(config.recipe.name, ("default", "released"), "recipe.name")
     _checks.choice(config.method.task, ("unsupervised", "semi", "m2", "clustering"), "method.task")
+    staged = config.method.name != "diff_vae" or config.recipe.name == "released"
+    _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", config.recipe.name)
+    if config.recipe.name == "released":
+        from ddvi_fast.experiments.released import build_released  # which builds on this module
+
+        return build_released(config, dataset)
     if config.method.task != "unsupervised":
         from ddvi_fast.experiments.classes import build_with_classes  # which builds on this module
 
         return build_with_classes(config, dataset)
     model = build_model(config, dataset)
-    if config.recipe.name == "released":
-        return _released(config, dataset, model)
     posterior = build_posterior(config, dataset, model)
     if config.recipe.match_prior:
         _match_prior(posterior.encoder, dataset, model.prior)
@@ -133,7 +138,7 @@ def _diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder: Ne
     return Diffusion(
         encoder,
         denoiser,
-        schedules.make(chain.schedule, chain.num_steps, **chain.schedule_options),
+        schedule(config, chain),
         context_encoder=context,
         parametrisation=chain.parametrisation,
         eta=chain.eta,
@@ -152,7 +157,7 @@ def _objective(config: Config, model: LatentVariableModel, posterior: Posterior)
     _checks.require(not method.doubly_reparametrised, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
     if method.objective in _IMPLICIT:
         return _implicit(config, model, posterior)
-    wake = ELBO(model, posterior, kl, method.num_samples, guide)
+    wake = _elbo(config, model, posterior, kl, guide)
     if method.objective == "elbo":
         return wake
     return DDVI(wake, _sleep(method))
@@ -164,6 +169,13 @@ def _implicit(config: Config, model: LatentVariableModel, posterior: Posterior) 
     if config.method.objective == "wae":
         return WAE(model, posterior, **weight)
     return Adversarial(model, posterior, make_discriminator(model.prior.dim, _place(config, _DISCRIMINATOR)), **weight)
+
+
+def _elbo(config: Config, model: LatentVariableModel, posterior: Posterior, kl: KLSchedule, guide: PriorGuide) -> ELBO:
+    """The bound, or what the released code's mistakes make of it."""
+    defects = config.recipe.defects
+    wrong = {name: True for name in ("log_var_twice", "standard_normal_top") if getattr(defects, name)}
+    return (DefectiveELBO if wrong else ELBO)(model, posterior, kl, config.method.num_samples, guide, **wrong)
 
 
 def _sleep(method: MethodConfig) -> Sleep:
@@ -188,26 +200,6 @@ def _annealing(chain: ChainConfig, posterior: Posterior):
         posterior.use_steps(min(chain.num_steps, chain.first_num_steps << min(doubled, doublings)))
 
     return before_epoch
-
-
-def _released(config: Config, dataset: Dataset, model: LatentVariableModel) -> Experiment:
-    """The three stages of the released code (METHOD section 3); encoder and decoder carry over from stage to stage."""
-    recipe = config.recipe
-    _checks.require(config.method.name == "ddvi", "recipe", "default, for this method (released stands for method=ddvi)", "released")
-    encoder = _mlp(config, config.dataset.encoder, dataset.num_dimensions, 2 * config.latent_dim, _ENCODER)
-    first_denoiser = ResidualMLP(config.latent_dim, 0, 20, draws=_place(config, _WARMUP_DENOISER))
-    warm = Diffusion(encoder, first_denoiser, schedules.make("linear", 20), parametrisation="eps", eta=0.0)
-    chain = ChainConfig(40, 128, 2, "eps", "linear", {}, eta=0.0, learn_schedule=False, learn_variances=False)
-    posterior = _diffusion(config, chain, dataset, encoder)
-    kl = KLSchedule(recipe.kl.kind, recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
-    optimisation, epochs = _optimisation(recipe), _epochs(config)
-    frozen_epochs = round(recipe.frozen_fraction * epochs)
-    stages = [
-        Phase("prior", PriorFit(model.prior, warm), recipe.prior_epochs, Optimisation(1e-3, "constant"), steps_per_epoch=recipe.prior_steps),
-        Phase("warmup", WarmUp(model, warm, KLSchedule("linear", 0.01, 0.8)), recipe.warmup_epochs, optimisation),
-        Phase("train", ReleasedDDVI(model, posterior, kl), epochs, optimisation, frozen=[model.decoder], frozen_epochs=frozen_epochs),
-    ]
-    return Experiment(model, posterior, [stage for stage in stages if stage.epochs > 0])
 
 
 @torch.no_grad()
@@ -236,13 +228,20 @@ def _match(weight: Tensor, bias: Tensor, means: Tensor, target: Tensor) -> None:
 
 def _mlp(config: Config, network: NetworkConfig, inputs: int, outputs: int, place: int, dropout: float | None = None) -> Network:
     rate = network.dropout if dropout is None else dropout
-    draws = _place(config, place)
+    if place == _CONTEXT and config.recipe.context_dropout is not None:
+        rate = config.recipe.context_dropout
+    made = _plain_network(network, inputs, outputs, rate, place == _DECODER, _place(config, place))
+    top = place == _ENCODER and outputs == 2 * config.latent_dim
+    return SigmoidVariances(made) if top and config.recipe.sigmoid_variances else made
+
+
+def _plain_network(network: NetworkConfig, inputs: int, outputs: int, rate: float, decodes: bool, draws: Draws) -> MLP | ConvEncoder | ConvDecoder:
     _checks.choice(network.kind, ("mlp", "conv"), "kind")
     if network.kind == "mlp":
         return MLP(inputs, network.hidden, outputs, activation=network.activation, dropout=rate, draws=draws)
-    pixels = outputs if place == _DECODER else inputs
+    pixels = outputs if decodes else inputs
     _checks.require(pixels == math.prod(IMAGE_SHAPE), "kind", f"mlp, for data other than images of {IMAGE_SHAPE}", f"conv for {pixels} values")
-    if place == _DECODER:
+    if decodes:
         return ConvDecoder(inputs, draws=draws)
     return ConvEncoder(outputs, network.hidden, activation=network.activation, dropout=rate, draws=draws)
 
@@ -251,8 +250,20 @@ def _place(config: Config, number: int) -> Draws:
     return Draws(config.seed).importance(number)
 
 
+def schedule(config: Config, chain: ChainConfig) -> NoiseSchedule:
+    """The noising process of a chain; the released code's, whatever T, where its defect is asked for."""
+    if config.recipe.defects.unscaled_noise:
+        return schedules.make("linear", chain.num_steps)
+    return schedules.make(chain.schedule, chain.num_steps, **chain.schedule_options)
+
+
+def stage_epochs(config: Config, epochs: int) -> int:
+    """Epochs of a stage for which the recipe has `epochs`: the run's own, where it has any and the stage is not left out."""
+    return epochs if config.epochs is None or epochs == 0 else config.epochs
+
+
 def _epochs(config: Config) -> int:
-    epochs = config.recipe.epochs if config.epochs is None else config.epochs
+    epochs = stage_epochs(config, config.recipe.epochs)
     _checks.require(epochs >= 1, "epochs", "at least 1", epochs)
     return epochs
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 
-from ddvi_fast import _checks, likelihoods, priors, schedules
+from ddvi_fast import _checks
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.labels import select_labels
 from ddvi_fast.denoisers import ResidualMLP
@@ -34,9 +33,8 @@ def build_with_classes(config: Config, dataset: Dataset) -> Experiment:
     """Build a semi-supervised or clustering experiment.
 
     Raises:
-        InputError: a prior whose classes do not fit the data's, labels that do not exist, a recipe for other methods.
+        InputError: a prior whose classes do not fit the data's, labels that do not exist.
     """
-    _checks.require(config.recipe.name == "default", "recipe", "default, for methods with classes", config.recipe.name)
     return {"semi": _semi_supervised, "m2": _m2, "clustering": _clustering}[config.method.task](config, dataset)
 
 
@@ -72,7 +70,7 @@ def _clustering(config: Config, dataset: Dataset) -> Experiment:
         posterior = _class_posterior(config, dataset, prior)
         inner = _over_classes(config, model, posterior, None)
     else:
-        posterior = parts.build_posterior(config, dataset)
+        posterior = parts.build_posterior(config, dataset, model)
         if config.recipe.match_prior:
             parts._match_prior(posterior.encoder, dataset, prior)
         inner = parts._objective(config, model, posterior)
@@ -114,7 +112,7 @@ def _chains(config: Config, dataset: Dataset, prior: Prior, encoder: PerClass) -
     return ClassDiffusion(
         encoder,
         denoiser,
-        schedules.make(chain.schedule, chain.num_steps, **chain.schedule_options),
+        parts.schedule(config, chain),
         context_encoder=_network(config, dataset, chain.context_dim, parts._CONTEXT) if chain.context_dim else None,
         parametrisation=chain.parametrisation,
         eta=chain.eta,

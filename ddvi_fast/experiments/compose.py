@@ -30,6 +30,7 @@ def compose(overrides: Sequence[str]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     _check_names(overrides)
+    overrides = _released_of_method(overrides)
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -93,6 +94,13 @@ def _settings() -> list[str]:
                 yield from walk(node._get_node(key), f"{prefix}{key}.")
 
     return list(walk(OmegaConf.structured(Config), ""))
+
+
+def _released_of_method(overrides: Sequence[str]) -> list[str]:
+    """`recipe=released` stands for the released recipe of the method that is asked for, where it has one."""
+    method = dict(override.split("=", 1) for override in overrides).get("method", "ddvi")
+    own = f"released_{method}"
+    return [f"recipe={own}" if override == "recipe=released" and own in choices("recipe") else override for override in overrides]
 
 
 def _marked(override: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.experiments.build import Experiment
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.clustering import assign
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
@@ -25,9 +27,25 @@ _ROWS = 1 << 13  # examples classified at a time
 _GRID = 20  # decoded images along each latent axis
 
 
-@torch.no_grad()
 def evaluate(config: Config, experiment: Experiment, dataset: Dataset) -> dict[str, float]:
     """Test figures: bounds and evidence in nats per example; what a family or a latent size does not have is left out."""
+    with evaluated(config, experiment.posterior):
+        return _figures_of_merit(config, experiment, dataset)
+
+
+@contextmanager
+def evaluated(config: Config, posterior: Posterior) -> Iterator[None]:
+    """The posterior without dropout, or with it where the released code's mistake is asked for."""
+    posterior.train(config.recipe.defects.dropout_at_evaluation)
+    try:
+        with fixed_statistics(posterior):
+            yield
+    finally:
+        posterior.eval()
+
+
+@torch.no_grad()
+def _figures_of_merit(config: Config, experiment: Experiment, dataset: Dataset) -> dict[str, float]:
     model, posterior = experiment.model, experiment.posterior
     result = _bounds(config, model, posterior, dataset)
     latents = metrics.encode(posterior, dataset.inputs(split="test"), _draws(config, _TEST))

@@ -11,6 +11,7 @@ from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.weights import PriorGuide, kl_weight
 from ddvi_fast.posteriors import Posterior
+from ddvi_fast.posteriors.base import PosteriorSample
 from ddvi_fast.rng import Draws
 
 
@@ -55,8 +56,12 @@ class ELBO(Objective):
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
         yield Update("wake", lambda: self.wake_terms(x, progress, draws))
 
+    def draw(self, x: Tensor, draws: Draws) -> PosteriorSample:
+        """The samples whose mean weight is the bound."""
+        return self.posterior.sample(x, self.num_samples, draws)
+
     def wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
-        z, log_ratio = self.posterior.sample(x, self.num_samples, draws)
+        z, log_ratio = self.draw(x, draws)
         log_prior = self.guide.log_prob(self.model.prior, z, progress)
         values = {
             "reconstruction": -self.model.log_likelihood(x, z).mean(0),

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddvi_fast import _checks, ops
+from ddvi_fast.likelihoods import Gaussian
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.ddvi import uniform_timesteps
+from ddvi_fast.objectives.defects import first_gaussian, log_var_excess
 from ddvi_fast.objectives.elbo import KLSchedule
-from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
@@ -115,9 +117,89 @@ class ReleasedDDVI(Objective):
         return Terms({"sleep": self.posterior.denoising_loss(encoded, z, t, draws, "huber")}, {"sleep": 1.0})
 
 
+class ReleasedELBO(Objective):
+    """The released code's loss of a posterior without a chain (`vae`, `iaf_vae`, `h_iaf_vae`, `iwae`).
+
+    Terms: `reconstruction` (mean over pixels), `entropy` = log q(z | x) and `prior` = -log p_kde(z), nats; with several samples the one
+    term `bound`, their soft minimum.
+
+    Args:
+        model: the latent-variable model.
+        posterior: a family with a density.
+        kl: how the weight of both divergence terms moves.
+        prior_weight: of the prior within them.
+        num_samples: importance samples a row.
+        log_var_twice: count `log_var` in place of its half in `log q`, as the released code does.
+    """
+
+    def __init__(
+        self,
+        model: LatentVariableModel,
+        posterior: Posterior,
+        kl: KLSchedule,
+        prior_weight: float = 1.0,
+        num_samples: int = 1,
+        log_var_twice: bool = False,
+    ) -> None:
+        super().__init__()
+        posterior.require_density()
+        self.model, self.posterior, self.kl = model, posterior, kl
+        self.prior_weight, self.num_samples, self.log_var_twice = prior_weight, num_samples, log_var_twice
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: self._terms(x, progress, draws))
+
+    def _terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        z, log_ratio = self.posterior.sample(x, self.num_samples, draws)
+        if self.log_var_twice:
+            log_ratio = log_ratio + log_var_excess(first_gaussian(self.posterior, x, draws)[1])
+        values = {
+            "reconstruction": pixel_mean(self.model, x, z),
+            "entropy": -log_ratio,
+            "prior": -self.model.prior.log_prob_kde(z.flatten(0, 1)).view_as(log_ratio),
+        }
+        kl = self.kl.at(progress)
+        weights = {"reconstruction": 1.0, "entropy": kl, "prior": self.prior_weight * kl}
+        if self.num_samples == 1:
+            return Terms({name: value[0] for name, value in values.items()}, weights)
+        loss = torch.stack([weights[name] * value for name, value in values.items()]).sum(0)
+        return Terms({"bound": -ops.log_mean_exp(-loss, 0)}, {"bound": 1.0})
+
+
+class PixelMean(Objective):
+    """Another objective with its reconstruction terms averaged over the data's dimensions instead of summed.
+
+    Args:
+        objective: whatever is minimised.
+        num_dimensions: P.
+    """
+
+    def __init__(self, objective: Objective, num_dimensions: int) -> None:
+        super().__init__()
+        self.objective, self.num_dimensions = objective, num_dimensions
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return self.objective.parameter_groups()
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        for update in self.objective.updates(x, progress, draws):
+            yield Update(update.group, lambda update=update: self._averaged(update.terms()))
+
+    def _averaged(self, terms: Terms) -> Terms:
+        share = {name: weight / self.num_dimensions for name, weight in terms.weights.items() if name.endswith("reconstruction")}
+        return Terms(terms.values, {**terms.weights, **share})
+
+
 def pixel_mean(model: LatentVariableModel, x: Tensor, z: Tensor) -> Tensor:
-    """Minus the log-likelihood averaged over the data's dimensions, [N]."""
-    return -model.log_likelihood(x, z) / x.flatten(1).shape[1]
+    """The released code's reconstruction error of data [N, ...] from latents [.., N, D], a mean over pixels: [.., N].
+
+    Cross-entropy, or the squared error of data scaled to [-1, 1] where the likelihood is Gaussian; else minus the log-likelihood.
+    """
+    likelihood, flat = model.likelihood, x.flatten(1)
+    if isinstance(likelihood, Gaussian) and likelihood.value_range is not None:
+        low, high = likelihood.value_range
+        return ((likelihood.mean(model.decoder(z)) - flat) * (2 / (high - low))).square().mean(-1)
+    return -model.log_likelihood(x, z) / flat.shape[1]
 
 
 def mean_matching(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def test_networks_of_one_run_start_apart_and_follow_the_seed():
         (["method.doubly_reparametrised=true"], "doubly_reparametrised"),
         (["latent_dim=3"], "latent_dim"),
         (["method.sleep.num_updates=2"], "num_updates"),
-        (["recipe=released", "method=iwae"], "recipe"),
+        (["method=diff_vae"], "recipe"),
         (["method.chain.first_num_steps=1"], "first_num_steps"),
         (["recipe.lr=-1"], "lr"),
         (["dataset.encoder.activation=gelu"], "activation"),

@@ -1,0 +1,64 @@
+"""Mistakes of the released code (ORIGINAL_RELEASE), each switched on alone to see what it is worth. None of these is a bound."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, ops
+from ddvi_fast.networks import fixed_statistics
+from ddvi_fast.objectives.elbo import ELBO
+from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.posteriors.base import PosteriorSample, draw_start
+from ddvi_fast.rng import Draws
+
+
+class DefectiveELBO(ELBO):
+    """The bound with its log-ratio counted wrongly.
+
+    Args:
+        as for `ELBO`, and
+        log_var_twice: `log q` counts `log_var` where `log_var / 2` belongs, which pays for variance.
+        standard_normal_top: a diffusion posterior's `y_T` is held against N(0, I) in place of the noising process's `r(y_T | z)`.
+
+    Raises:
+        InputError: a defect that the posterior cannot have.
+    """
+
+    def __init__(self, *arguments, log_var_twice: bool = False, standard_normal_top: bool = False, **options) -> None:
+        super().__init__(*arguments, **options)
+        diffusion = isinstance(self.posterior, Diffusion)
+        _checks.require(not (log_var_twice and diffusion), "log_var_twice", "a posterior without a chain", type(self.posterior).__name__)
+        _checks.require(diffusion or not standard_normal_top, "standard_normal_top", "a Diffusion posterior", type(self.posterior).__name__)
+        self.log_var_twice, self.standard_normal_top = log_var_twice, standard_normal_top
+
+    def draw(self, x: Tensor, draws: Draws) -> PosteriorSample:
+        sample = super().draw(x, draws)
+        mean, log_var = first_gaussian(self.posterior, x, draws)
+        log_ratio = sample.log_ratio
+        if self.log_var_twice:
+            log_ratio = log_ratio + log_var_excess(log_var)
+        if self.standard_normal_top:
+            y_T = draw_start(mean, log_var, self.num_samples, draws)
+            log_ratio = log_ratio + top_excess(self.posterior, y_T, sample.z)
+        return PosteriorSample(sample.z, log_ratio)
+
+
+def first_gaussian(posterior: Posterior, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance [N, D] of the first draw, for the same draws as a sample made before."""
+    with fixed_statistics(posterior):
+        encoded = posterior.encode(x, draws)
+    return encoded[0], encoded[1]
+
+
+def log_var_excess(log_var: Tensor) -> Tensor:
+    """What counting `log_var` [N, D] in place of its half adds to `-log q`, nats [N]."""
+    return 0.5 * log_var.sum(-1)
+
+
+def top_excess(posterior: Diffusion, y_T: Tensor, z: Tensor) -> Tensor:
+    """`log N(y_T; 0, I) - log r(y_T | z)` in nats, [K, N, D] -> [K, N]."""
+    schedule = posterior.schedule
+    signal, variance = schedule.alpha_bars[-1].to(z).sqrt(), schedule.noise_variances[-1].to(z)
+    zeros = torch.zeros_like(z)
+    return ops.gaussian_log_prob(y_T, zeros, zeros) - ops.gaussian_log_prob(y_T, signal * z, variance.log().expand_as(z))
