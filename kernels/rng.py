@@ -69,17 +69,20 @@ def box_muller(u1, u2):
 
 @triton.jit
 def _philox_blocks(index, stream, seed, WIDTH: tl.constexpr):
-    BLOCKS: tl.constexpr = (WIDTH + 3) // 4
-    return philox(index[:, None], tl.arange(0, BLOCKS)[None, :], stream, seed)
+    # One block a row stays one-dimensional: a column of height one takes a layout that repeats it in every lane.
+    if WIDTH <= 4:
+        return philox(index, 0, stream, seed)
+    else:
+        return philox(index[:, None], tl.arange(0, WIDTH // 4)[None, :], stream, seed)
 
 
 @triton.jit
 def _side_by_side(a, b, c, d, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Four tensors [ROWS, ceil(WIDTH / 4)], the four numbers of each block, as [ROWS, WIDTH]."""
+    """The four numbers of each block, four tensors [ROWS] or [ROWS, WIDTH / 4], as [ROWS, WIDTH]."""
     if WIDTH == 1:
-        return a
+        return a[:, None]
     elif WIDTH == 2:
-        return tl.reshape(tl.join(a, b), (ROWS, 2))
+        return tl.join(a, b)
     else:
         return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, WIDTH))
 
@@ -107,3 +110,25 @@ def normal_tile(index, stream, seed, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     else:
         c, d = a, b
     return _side_by_side(a, b, c, d, ROWS, WIDTH)
+
+
+@triton.jit
+def normal_at(index, column, stream, seed):
+    """The normal in `column` (int32) of each draw `index`, of the shape that both broadcast to.
+
+    Every element makes its whole block, which costs nothing where a thread holds neighbouring columns (the compiler sees that they share
+    it) and keeps the tile in the layout of its use: inside a loop around matrix products, `normal_tile` may be made in every lane anew.
+    """
+    a, b, c, d = philox(index, column >> 2, stream, seed)
+    second = (column & 2) != 0
+    cosine, sine = box_muller(to_uniform(tl.where(second, c, a)), to_uniform(tl.where(second, d, b)))
+    return tl.where((column & 1) != 0, sine, cosine)
+
+
+@triton.jit
+def step_noise(noise, state, index, place, inside, step, step_stride, WIDTH: tl.constexpr):
+    """Noise [ROWS, WIDTH] of a step of the chain, zero outside: read, or drawn from stream `step` (those of the chain begin at 0)."""
+    if noise is not None:
+        return tl.load(noise + step * step_stride + place, inside, 0.0)
+    else:
+        return tl.where(inside, normal_at(index[:, None], tl.arange(0, WIDTH)[None, :], step, tl.load(state)), 0.0)

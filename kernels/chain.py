@@ -1,0 +1,168 @@
+"""The denoising chain in Triton: one launch runs all steps of every tile of rows, and the backward pass recomputes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ddvi_fast.kernels import chain_backward
+from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes, launch_options
+from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, unusable
+from ddvi_fast.kernels.network import add, add_bias_relu, hidden_layers, input_product, load_hidden, narrow_to, output_product
+from ddvi_fast.kernels.rng import draw_index, step_noise
+
+__all__ = ["backward", "compilations", "forward", "unsupported"]
+
+backward = chain_backward.backward
+
+_HIDDEN = (64, 128, 256)
+
+
+@triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "streaming"])
+def _forward_kernel(
+    y_T, context, first, hidden, last, last_bias, table, coefficients, noise, state, z, path, trajectory,
+    offset, rows, rows_per_sample, steps, streaming,
+    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
+    KEEP: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    NOISY: tl.constexpr = path is not None
+    CHUNKS: tl.constexpr = H // BH
+    group = tl.program_id(1).to(tl.int64)
+    local = tl.program_id(0) * BN + tl.arange(0, BN)
+    row = group * rows + local
+    columns = tl.arange(0, D_PAD)
+    inside = (local < rows)[:, None] & (columns < D)[None, :]
+    place = row[:, None] * D + columns[None, :]
+    step_stride = tl.num_programs(1).to(tl.int64) * rows * D
+    first += group * H * (D + C)
+    hidden += group * 3 * H * H
+    last += group * D * H
+    last_bias += group * D
+    table += group * steps * 4 * H
+
+    y = tl.load(y_T + place, inside, 0.0)
+    if trajectory is not None:
+        tl.store(trajectory + place, y, inside)
+    if C > 0:
+        across = tl.arange(0, C_PAD)
+        c = tl.load(context + row[:, None] * C + across[None, :], (local < rows)[:, None] & (across < C)[None, :], 0.0)
+        if C_PAD >= 16:
+            from_context = input_product(c, first + D, D + C, C, C_PAD, H, BH)
+    if NOISY:
+        log_ratio = tl.zeros((BN,), tl.float32)
+        index = row
+        if noise is None:
+            index = draw_index(state, offset, row, rows_per_sample)
+    blocks = load_hidden(hidden, H, BH, KEEP)
+    for i in range(steps):
+        step = steps - 1 - i
+        k = coefficients + 5 * step
+        row_of_table = table + step * 4 * H
+        here = tl.multiple_of(step * streaming, 16)
+        x1 = input_product(y, first + here, D + C, D, D_PAD, H, BH)
+        if C > 0:
+            if C_PAD < 16:
+                from_context = input_product(c, first + D + here, D + C, C, C_PAD, H, BH)
+            x1 = add(x1, from_context, CHUNKS)
+        x1 = narrow_to(add_bias_relu(x1, row_of_table, H, BH), hidden, CHUNKS)
+        _, _, _, x4 = hidden_layers(x1, blocks, hidden + here, row_of_table, H, BH, KEEP, RESIDUAL, PRODUCT)
+        output = output_product(x4, last + here, last_bias, D, D_PAD, H, BH)
+        following = tl.load(k) * y + tl.load(k + 1) * output
+        if NOISY:
+            deviation, beta = tl.load(k + 2), tl.load(k + 4)
+            xi = step_noise(noise, state, index, place, inside, step, step_stride, D_PAD)
+            following += deviation * xi
+            away = y - tl.load(k + 3) * following
+            log_ratio += 0.5 * (tl.sum(xi * xi - away * away / beta, axis=1) + D * (2.0 * tl.log(deviation) - tl.log(beta)))
+        y = following
+        if trajectory is not None:
+            tl.store(trajectory + (i + 1) * step_stride + place, y, inside)
+    tl.store(z + place, y, inside)
+    if NOISY:
+        tl.store(path + row, log_ratio, local < rows)
+
+
+def unsupported(
+    y_T: Tensor, context: Tensor | None, first: Tensor, hidden: Tensor, last: Tensor, last_bias: Tensor, time_table: Tensor,
+    coefficients: Tensor, noise: Tensor | None = None, precision: str = "float32",
+) -> str | None:  # fmt: skip
+    """Why the kernels cannot run this chain, or None."""
+    tensors = {"y_T": y_T, "context": context, "first": first, "hidden": hidden, "last": last, "last_bias": last_bias}
+    reason = unusable(_forward_kernel, **tensors, time_table=time_table, coefficients=coefficients, noise=noise)
+    if reason is not None:
+        return reason
+    if hidden.shape[-1] not in _HIDDEN:
+        return f"denoiser: the Triton chain takes hidden widths {', '.join(map(str, _HIDDEN))}, got {hidden.shape[-1]}"
+    for name, width in (("y_T", y_T.shape[-1]), ("context", 0 if context is None else context.shape[-1])):
+        if width > 64:
+            return f"{name}: the Triton chain takes at most 64 columns, got {width}"
+    if precision not in PRODUCTS:
+        return f"precision: expected one of {', '.join(PRODUCTS)}, got {precision}"
+    return None
+
+
+def forward(
+    y_T: Tensor, context: Tensor | None, first: Tensor, hidden: Tensor, last: Tensor, last_bias: Tensor, time_table: Tensor,
+    coefficients: Tensor, noise: Tensor | None, state: Tensor | None, offset: int, rows_per_sample: int, residual: bool, precision: str,
+    keep_trajectory: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """The chain from `y_T` [.., R, D] down: `(z, path [.., R], trajectory [T + 1, .., R, D])`, path in nats.
+
+    Args:
+        y_T: start; `..` is empty or one group axis G, which weights, context and noise then carry too.
+        context: [.., R, C] or None.
+        first, hidden, last, last_bias, time_table: as in `reference.chain.ChainWeights`.
+        coefficients: [T, 5].
+        noise: [T, .., R, D], or None: drawn if there is a state, else the chain is deterministic and the path None.
+        state: int64 [2], seed and first draw index, on the device; `offset` is added to the index.
+        rows_per_sample: flattened row r has draw `r % rows_per_sample + 2^40 (r // rows_per_sample)` after the first.
+        residual: whether the first hidden layer is added to the third.
+        precision: of the hidden products: float32, tf32, bf16 or fp16.
+        keep_trajectory: write every state, else the third result is None.
+    """
+    sizes = Sizes.of(y_T, context, first, coefficients)
+    z = y_T.new_empty(y_T.shape)
+    path = None if noise is None and state is None else y_T.new_empty(y_T.shape[:-1])
+    trajectory = y_T.new_empty((sizes.steps + 1, *y_T.shape)) if keep_trajectory else None
+    if z.numel() == 0:
+        return z, path, trajectory
+    options = launch_options(architecture(y_T.device), sizes.hidden, sizes.latent, precision, backward=False)
+    grid = (triton.cdiv(sizes.rows, options["BN"]), sizes.groups)
+    hidden = hidden.to(PRODUCTS[precision][0])
+    with on_device(y_T):
+        _forward_kernel[grid](
+            y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, state if noise is None else None,
+            z, path, trajectory, offset, sizes.rows, max(1, rows_per_sample), sizes.steps, 0,
+            **sizes.constexprs(residual, precision), **options,
+        )  # fmt: skip
+    return z, path, trajectory
+
+
+_TYPES = {
+    "y_T": "*fp32", "context": "*fp32", "first": "*fp32", "last": "*fp32", "last_bias": "*fp32", "table": "*fp32", "coefficients": "*fp32",
+    "state": "*i64", "z": "*fp32", "path": "*fp32", "trajectory": "*fp32",
+    "offset": "i32", "rows": "i32", "rows_per_sample": "i32", "steps": "i32", "streaming": "i32",
+}  # fmt: skip
+
+
+def compilations() -> Iterator[Compilation]:
+    """Representative variants of every kernel of the chain."""
+    for arch in ARCHITECTURES:
+        for precision in ("float32", "bf16"):
+            for hidden in _HIDDEN:
+                for latent in (2, 16):
+                    yield _forward_compilation(arch, Sizes(1, 128, latent, 2, hidden, 40), precision)
+    yield from chain_backward.compilations()
+
+
+def _forward_compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:
+    options = launch_options(arch, sizes.hidden, sizes.latent, precision, backward=False)
+    warps, stages = options.pop("num_warps"), options.pop("num_stages")
+    types = _TYPES | {"hidden": POINTERS[PRODUCTS[precision][0]]}
+    name = f"chain forward D={sizes.latent} H={sizes.hidden} {precision}"
+    values = {"noise": None, **sizes.constexprs(True, precision), **options}
+    return compilation(name, _forward_kernel, types, values, num_warps=warps, num_stages=stages, architectures=(arch,))
