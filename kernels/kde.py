@@ -62,15 +62,17 @@ def backward(
         return [torch.zeros_like(value) if need else None for value, need in zip((z, points), needed, strict=True)]
     count, block = len(bandwidths), launch_options(rows, width, len(bandwidths))["POINTS"]
     padded = triton.cdiv(rows, block) * block
-    weights = z.new_empty((2, count, padded))
+    weights = z.new_empty((3, count, padded))
     options = weights_options(width, count)
     with on_device(z):
         grid = (triton.cdiv(padded, options["ROWS"]),)
         weights_kernel[grid](each, upstream, bandwidths, weights, rows, padded, clamp, _constant(points), **options)
-    return [
-        _pull(z, points, bandwidths, weights, own_weights=True) if needed[0] else None,
-        _pull(points, z, bandwidths, weights, own_weights=False) if needed[1] else None,
-    ]
+    # The rows' masses, which normalise both gradients, come with that to z.
+    mass = z.new_ones(padded)
+    d_z = _pull(z, points, bandwidths, weights, mass, own=True)
+    if needed[1]:
+        weights[0].div_(mass)
+    return [d_z if needed[0] else None, _pull(points, z, bandwidths, weights, mass, own=False) if needed[1] else None]
 
 
 def unsupported(*, z: Tensor, points: Tensor, bandwidths: Tensor) -> str | None:
@@ -102,44 +104,50 @@ def weights_options(width: int, bandwidths: int) -> dict[str, int]:
 
 def compilations() -> Iterator[Compilation]:
     """Small and large latents, the released five bandwidths, few rows and many."""
-    names = ("z", "columns", "bandwidths", "log_density", "each", "nearest", "sums", "upstream", "weights", "own", "out")
+    names = ("z", "columns", "bandwidths", "log_density", "each", "nearest", "sums", "upstream", "weights", "own", "mass", "partial", "gradient")
     types = {name: "*fp32" for name in names}
-    types |= {name: "i32" for name in ("rows", "tiles", "share", "shares", "stride", "padded")} | {"clamp": "fp32", "constant": "fp32"}
+    types |= {name: "i32" for name in ("rows", "tiles", "share", "shares", "padded")} | {"clamp": "fp32", "constant": "fp32"}
 
     def listed(name, kernel, constants, **absent):
         warps = constants.pop("num_warps")
         present = {key: value for key, value in types.items() if key not in absent}
         return compilation(name, kernel, present, {**constants, **absent}, num_warps=warps, num_stages=3)
 
-    for rows, width, count in ((65536, 2, 5), (64, 2, 5), (65536, 16, 5), (65536, 64, 8), (64, 64, 1)):
+    for rows, width, count in ((65536, 2, 5), (64, 2, 5), (65536, 16, 5), (65536, 64, 1)):
         shape = f"{'many' if rows > 64 else 'few'} rows, D {width}, S {count}"
         options = launch_options(rows, width, count)
         yield listed(f"forward, {shape}", forward_kernel, {**options, "SPLIT": True})
-        yield listed(f"forward unsplit, {shape}", forward_kernel, {**options, "SPLIT": False}, nearest=None, sums=None)
-        for own in (True, False):
-            yield listed(f"gradient to {'z' if own else 'points'}, {shape}", pull_kernel, {**_pull_options(rows, width, count), "OWN_WEIGHTS": own})
+        yield listed(f"forward in one share, {shape}", forward_kernel, {**options, "SPLIT": False}, nearest=None, sums=None)
+        for own, to in ((True, "z"), (False, "points")):
+            yield listed(f"pull to {to}, {shape}", pull_kernel, _pull_options(rows, width, count, own))
     for width, count in ((2, 5), (64, 32)):
         yield listed(f"combine, D {width}, S {count}", combine_kernel, combine_options(_MOST_SHARES, width, count))
         yield listed(f"weights, D {width}, S {count}", weights_kernel, weights_options(width, count))
+        yield listed(f"gather, D {width}", gather_kernel, _gather_options(_MOST_SHARES, width, True))
 
 
-def _pull_options(rows: int, width: int, bandwidths: int) -> dict[str, int]:
+def _pull_options(rows: int, width: int, bandwidths: int, own: bool) -> dict[str, int]:
     options = launch_options(rows, width, bandwidths)
-    del options["PADDED"]
-    return {**options, "PADDED_WIDTH": triton.next_power_of_2(width)}
+    return {**options, "PADDED": triton.next_power_of_2(width + own), "OWN": own}
 
 
-def _pull(own: Tensor, other: Tensor, bandwidths: Tensor, weights: Tensor, own_weights: bool) -> Tensor:
-    """Gradient to the rows of `own` [N, D], drawn by those of `other` [M, D]."""
-    rows, width = own.shape
-    options = _pull_options(rows, width, len(bandwidths))
+def _gather_options(shares: int, width: int, own: bool) -> dict[str, int]:
+    return {"WIDTH": width, "ROWS": 8, "SHARES": triton.next_power_of_2(shares), "OWN": own, "num_warps": 4}
+
+
+def _pull(own_rows: Tensor, other: Tensor, bandwidths: Tensor, weights: Tensor, mass: Tensor, own: bool) -> Tensor:
+    """Gradient to `own_rows` [N, D], drawn by those of `other` [M, D]; with weights of their `own` it writes their `mass`."""
+    rows, width = own_rows.shape
+    options = _pull_options(rows, width, len(bandwidths), own)
     columns, tiles = _columns(other, options["POINTS"])
     shares, share = _shares(rows, tiles, options)
-    out = own.new_empty((shares, rows, width))
-    with on_device(own):
+    partial, gradient = own_rows.new_empty((shares, width + own, rows)), torch.empty_like(own_rows)
+    gather = _gather_options(shares, width, own)
+    with on_device(own_rows):
         grid = (triton.cdiv(rows, options["ROWS"]), shares)
-        pull_kernel[grid](own, columns, bandwidths, weights, out, rows, tiles, share, weights.shape[2], OWN_WEIGHTS=own_weights, **options)
-    return out.sum(0) if shares > 1 else out[0]
+        pull_kernel[grid](own_rows, columns, bandwidths, weights, partial, rows, tiles, share, weights.shape[2], **options)
+        gather_kernel[(triton.cdiv(rows, gather["ROWS"]),)](partial, gradient, mass, rows, shares, **gather)
+    return gradient
 
 
 def _columns(points: Tensor, block: int) -> tuple[Tensor, int]:
@@ -257,7 +265,7 @@ def weights_kernel(
     each, upstream, bandwidths, weights, rows, padded, clamp, constant,
     WIDTH: tl.constexpr, COUNT: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Per bandwidth and row [2, COUNT, padded]: the factor of its kernels in the gradient, and the log base 2 of their sum.
+    """Per bandwidth and row [3, COUNT, padded]: the factor of its kernels in the gradient, the log base 2 of their sum, its part of a row.
 
     A value outside of the clamp has no gradient; rows behind the last pull on nothing.
     """
@@ -267,45 +275,76 @@ def weights_kernel(
     h = tl.load(bandwidths + s, mask=s < COUNT, other=1.0)
     value = tl.load(each + row.to(tl.int64)[None, :] * COUNT + s[:, None], mask=present, other=0.0)
     clipped = tl.where((s < COUNT)[:, None], _clipped(value, clamp), -float("inf"))
-    share = tl.exp(clipped - tl.max(clipped, axis=0)[None, :])
-    share = share / tl.sum(share, axis=0)[None, :]
+    part = tl.exp(clipped - tl.max(clipped, axis=0)[None, :])
+    part = part / tl.sum(part, axis=0)[None, :]
+    part = tl.where(tl.abs(value) > clamp, 0.0, part)
     given = tl.load(upstream + row, mask=row < rows, other=0.0)[None, :]
-    factor = tl.where(tl.abs(value) > clamp, 0.0, given * share) / (h * h)[:, None]
     log_sum = ((value.to(tl.float64) + (tl.log(h).to(tl.float64) * WIDTH + constant)[:, None]) * 1.4426950408889634).to(tl.float32)
+    of_all = tl.sum(part, axis=0)[None, :]
+    plane = tl.cast(padded, tl.int64) * COUNT
     place = weights + s[:, None].to(tl.int64) * padded + row[None, :]
     mask = (s < COUNT)[:, None] & (row < padded)[None, :]
-    tl.store(place, factor, mask=mask)
-    tl.store(place + COUNT * tl.cast(padded, tl.int64), tl.where(present, log_sum, 0.0), mask=mask)
+    tl.store(place, given * part / (h * h)[:, None], mask=mask)
+    tl.store(place + plane, tl.where(present, log_sum, 0.0), mask=mask)
+    tl.store(place + 2 * plane, part / tl.where(of_all == 0, 1.0, of_all), mask=mask)
 
 
 @triton.jit
 def pull_kernel(
-    own, columns, bandwidths, weights, out, rows, tiles, share, padded, OWN_WEIGHTS: tl.constexpr,
-    WIDTH: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, POINTS: tl.constexpr, PADDED_WIDTH: tl.constexpr,
+    own, columns, bandwidths, weights, partial, rows, tiles, share, padded, OWN: tl.constexpr,
+    WIDTH: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, POINTS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """`sum_j sum_s weight_s 2^(rate_s d_ij - log_sum_s) (other_j - own_i)` for every row i: weights are those of i or of j."""
+    """`sum_j sum_s factor_s k_s (other_j - own_i)` with `k_s = 2^(rate_s d_ij - log_sum_s)` for every row i; OWN: factors are those of i, else of j.
+
+    With its own factors a row also sums up `part_s k_s`, its mass: 1 but for the rounding of `log_sum`, which at 1000 nats is worth
+    two digits, and which dividing by the mass takes back.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     first = tl.program_id(1) * share
     stride = tl.cast(tiles, tl.int64) * POINTS
-    dimension = tl.arange(0, PADDED_WIDTH)[:, None]
-    total = tl.zeros((PADDED_WIDTH, ROWS), tl.float32)
+    plane = tl.cast(padded, tl.int64) * COUNT
+    dimension = tl.arange(0, PADDED)[:, None]
+    total = tl.zeros((PADDED, ROWS), tl.float32)
     for tile in range(first, tl.minimum(first + share, tiles)):
         column = tile * POINTS + tl.arange(0, POINTS)
         squared = _squared(own, columns, row.to(tl.int64), inside, column, stride, WIDTH, ROWS, POINTS)
         pull = tl.zeros((POINTS, ROWS), tl.float32)
+        masses = tl.zeros((POINTS, ROWS), tl.float32)
         for s in tl.static_range(COUNT):
             factors = weights + s * tl.cast(padded, tl.int64)
-            log_sums = factors + COUNT * tl.cast(padded, tl.int64)
-            if OWN_WEIGHTS:
+            if OWN:
                 factor = tl.load(factors + row, mask=inside, other=0.0)[None, :]
-                log_sum = tl.load(log_sums + row, mask=inside, other=0.0)[None, :]
+                log_sum = tl.load(factors + plane + row, mask=inside, other=0.0)[None, :]
             else:
                 factor = tl.load(factors + column)[:, None]
-                log_sum = tl.load(log_sums + column)[:, None]
-            pull += factor * tl.exp2(squared * _rate(bandwidths, s) - log_sum)
+                log_sum = tl.load(factors + plane + column)[:, None]
+            kernel = tl.exp2(squared * _rate(bandwidths, s) - log_sum)
+            pull += factor * kernel
+            if OWN:
+                masses += tl.load(factors + 2 * plane + row, mask=inside, other=0.0)[None, :] * kernel
         for d in tl.static_range(WIDTH):
             away = tl.load(columns + d * stride + column)[:, None] - tl.load(own + row.to(tl.int64) * WIDTH + d, mask=inside, other=0.0)[None, :]
             total = tl.where(dimension == d, total + tl.sum(pull * away, axis=0)[None, :], total)
-    place = (tl.program_id(1).to(tl.int64) * rows + row)[None, :] * WIDTH + dimension
-    tl.store(out + place, total, mask=(dimension < WIDTH) & inside[None, :])
+        if OWN:
+            total = tl.where(dimension == WIDTH, total + tl.sum(masses, axis=0)[None, :], total)
+    place = (tl.program_id(1).to(tl.int64) * (WIDTH + OWN) + dimension) * rows + row[None, :]
+    tl.store(partial + place, total, mask=(dimension < WIDTH + OWN) & inside[None, :])
+
+
+@triton.jit
+def gather_kernel(partial, gradient, mass, rows, shares, OWN: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SHARES: tl.constexpr):
+    """Sum of the shares' parts [shares, WIDTH (+ mass), rows], divided by the mass where there is one."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    share = tl.arange(0, SHARES).to(tl.int64)[:, None]
+    mask = (share < shares) & (row < rows)[None, :]
+    place = partial + share * (WIDTH + OWN) * rows + row[None, :]
+    whole = tl.full((ROWS,), 1.0, tl.float32)
+    if OWN:
+        whole = tl.sum(tl.load(place + WIDTH * tl.cast(rows, tl.int64), mask=mask, other=0.0), axis=0)
+        # Nothing pulls on a row whose every value is clipped.
+        whole = tl.where(whole == 0, 1.0, whole)
+        tl.store(mass + row, whole, mask=row < rows)
+    for d in range(WIDTH):
+        summed = tl.sum(tl.load(place + d * tl.cast(rows, tl.int64), mask=mask, other=0.0), axis=0)
+        tl.store(gradient + row.to(tl.int64) * WIDTH + d, summed / whole, mask=row < rows)

@@ -61,14 +61,9 @@ def test_released_bandwidths_far_from_every_point():
     _compare(*_case(20, 100, 2), RELEASED, 1000.0)
 
 
-def test_gradient_where_the_log_density_is_huge():
-    """Backward measures from the log-density, rounded to float32: weights are right to its unit in the last place, and no further."""
-    (z, points), bandwidths = _case(20, 100, 2), torch.tensor([0.005])
-    got, exact = _kernels(z, points, bandwidths, None), _plain(z, points, bandwidths, None, torch.float64)
-    rounding = 2.0**-23 * float(exact[0].abs().max())
-    testing.assert_close(got[0], exact[0], rtol=3e-7)
-    for value, expected in zip(got[1:], exact[1:], strict=True):
-        testing.assert_close(value, expected, rtol=0, atol=rounding * float(expected.abs().max()))
+def test_huge_log_densities_keep_their_gradient():
+    """Backward measures from the log-density rounded to float32: at -100,000 nats a kernel's weight would be off by its hundredth part."""
+    _compare(*_case(20, 100, 2), (0.005,), None)
 
 
 def test_shifted_points_lose_nothing():
