@@ -1,7 +1,7 @@
 """Every benchmark case: an operation at one size, and the sets that `ddvi-fast bench` runs. Time, memory and device runs all read it.
 
 Sets: ``targets`` (the comparisons that this project promises), ``quick`` (every operation once, small), ``full`` (sizes from 128 to 65,536
-rows, latent dimensions 2 and 16, 5 to 100 steps).
+rows, latent dimensions 2 and 16, 5 to 100 steps), ``device`` (what fills a large GPU).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 
 from bench.problem import Problem
 
-SETS = ("quick", "targets", "full")
+SETS = ("quick", "targets", "full", "device")
+WITH_BF16 = ("chain", "sleep", "training")  # what has hidden layers
 MODES = {False: "forward", True: "forward+backward"}
 
 
@@ -45,6 +46,11 @@ class Case:
         shape = " ".join(str(value) if isinstance(value, str) else f"{key}={value}" for key, value in self.shape)
         return " ".join(part for part in (self.operation, shape, MODES[self.backward]) if part)
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Who computes it; keys of `problem.PROVIDERS`."""
+        return ("eager", "compiled", "ours", *(["ours_bf16"] if self.operation in WITH_BF16 else []))
+
     def build(self, device: torch.device) -> Problem:
         """Inputs on `device`, and the providers."""
         if self.operation == "training":
@@ -60,7 +66,7 @@ class Case:
 def all_cases() -> tuple[Case, ...]:
     """All cases, each once, whatever number of sets it belongs to."""
     merged: dict[tuple, Case] = {}
-    for case in (*_targets(), *_quick(), *_full()):
+    for case in (*_targets(), *_quick(), *_full(), *_device()):
         key = (case.operation, case.shape, case.backward)
         known = merged.get(key)
         merged[key] = case if known is None else replace(known, sets=known.sets | case.sets)
@@ -129,3 +135,17 @@ def _full() -> Iterator[Case]:
         yield from _both("full", "mmd", N=rows, M=rows, P=pixels)
     yield _case("full", "training", True, None, N=128, T=40)
     yield _case("full", "training", True, None, N=1024, T=40)
+
+
+def _device() -> Iterator[Case]:
+    large = {"N": 65_536, "T": 40, "D": 2, "C": 2, "H": 128, "kind": "ancestral"}
+    yield from _both("device", "chain", **large)
+    yield _case("device", "kde", True, None, N=8192, M=10_000, D=2)
+    yield _case("device", "noise", False, None, N=1 << 24, D=2)
+    yield from _both("device", "chain", **{**large, "N": 128})
+    yield _case("device", "chain", True, None, N=1024, T=100, D=2, C=2, H=128, G=10)
+    yield _case("device", "sleep", True, None, N=65_536, T=40, D=2)
+    yield from _both("device", "mmd", N=10_000, M=10_000, P=784)
+    yield _case("device", "chain", False, None, **{**large, "D": 16})
+    for kind, width in (("bernoulli", 784), ("gaussian", 784), ("binomial", 784), ("gaussian_kl", 16), ("log_mean_exp", 50)):
+        yield _case("device", "elbo", True, None, kind=kind, N=65_536, P=width)

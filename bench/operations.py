@@ -128,8 +128,6 @@ class Noise(Operation):
 class _WithDenoiser(Operation):
     """What the chain and the sleep term share: one network, or G of them, in three dresses."""
 
-    providers = ("eager", "compiled", "ours", "ours_bf16")
-
     def _build(self, D: int, C: int, H: int, T: int, G: int | None) -> None:
         self.denoiser = ResidualMLP(D, C, T, H, groups=G).to(self.device)
         groups = [None] if G is None else range(G)

@@ -1,0 +1,49 @@
+"""`pytest bench/ --benchmark-enable` times the cases of a set: --bench-set quick, targets or full, --bench-device cpu or cuda.
+
+Without --benchmark-enable every case runs once, as a check. Providers of one case make one group of the table.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import cases
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bench-set", default="quick", choices=cases.SETS, help="which cases to run")
+    parser.addoption("--bench-device", default="cpu", help="cpu or cuda")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Only bench_*.py holds tests; the rest are modules and scripts."""
+    return True if collection_path.suffix == ".py" and not collection_path.name.startswith("bench_") else None
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    # A file named on the command line is collected without being asked for.
+    wanted = file_path.match("bench_*.py") and not parent.session.isinitpath(file_path)
+    return pytest.Module.from_parent(parent, path=file_path) if wanted else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every provider of every case of the operation that the file is named after."""
+    operation = metafunc.definition.path.stem.removeprefix("bench_")
+    chosen = [case for case in cases.in_set(metafunc.config.getoption("--bench-set")) if case.operation == operation]
+    pairs = [(case, provider) for case in chosen for provider in case.providers]
+    metafunc.parametrize(("case", "provider"), pairs, ids=[f"{case.name}: {provider}" for case, provider in pairs])
+
+
+@pytest.fixture
+def call(case: cases.Case, provider: str, benchmark, pytestconfig: pytest.Config):
+    """What to time, checked first."""
+    torch._dynamo.reset()
+    problem = case.build(torch.device(pytestconfig.getoption("--bench-device")))
+    problem.check(provider)
+    benchmark.group = case.name
+    run = problem.provider(provider)
+    run()  # compilation and other first-time work stay out of the figures
+    return run

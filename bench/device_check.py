@@ -1,0 +1,198 @@
+"""Everything that is to be seen on a device, in one command of less than eight minutes: parity, timings, rooflines, replay, host waits.
+
+    python3 bench/device_check.py                            # on a GPU; an uninstalled tree will do
+    python3 bench/device_check.py --device cpu --quick       # the same parts, small, without what needs CUDA
+
+Every part runs in a process of its own with a time limit, so that one that crashes or hangs takes nothing with it; parts that time
+nothing run side by side, because most of their time is compilation. Writes one JSON file and one table (Markdown) beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 450.0  # seconds for everything
+KIND = "ddvi_fast device check"
+# What a large GPU should reach, as (case begins with, provider, kind of work, share of the ceiling).
+ROOFLINES = (
+    ("chain N=65536 T=40 D=2 C=2 H=128 ancestral forward", "ours_bf16", "flops", 0.4),
+    ("kde N=8192", "ours", "exponentials", 0.5),
+    ("noise N=16777216", "ours", "bytes", 0.8),
+)
+SPEEDUPS = {"eager": 50.0, "compiled": 5.0}  # of the training step
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="small sizes: a test of this script")
+    parser.add_argument("--output", type=Path, help="JSON file; bench/results/device-NAME.json if left out")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--parts", nargs="+", help="some parts only, by name")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    _use_this_tree()
+    if options.part:
+        return _run_part(options)
+    return _run_all(parser, options)
+
+
+def _use_this_tree() -> None:
+    """Import from the tree around this file, whatever is installed, and nothing from beside this file."""
+    sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path or ".").resolve() != ROOT / "bench")]
+
+
+def _run_part(options: argparse.Namespace) -> int:
+    """In a process of its own: the part's result so far, written whenever it grows."""
+    import torch
+
+    from bench.device_parts import PARTS, Setting
+
+    result: dict[str, Any] = {"ok": False, "summary": "nothing came out"}
+    try:
+        for result in PARTS[options.part].run(Setting(torch.device(options.device), options.quick, options.seconds)):
+            _write(options.output, result)
+    except Exception as error:  # recorded; the other parts go on
+        lines = str(error).strip().splitlines() or [""]
+        summary = f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]
+        _write(options.output, {**result, "ok": False, "summary": summary, "traceback": traceback.format_exc().splitlines()[-12:]})
+    return 0
+
+
+def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    import torch
+
+    from bench.device_parts import PARTS
+    from ddvi_fast.engine.run_folder import environment
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; --device cpu --quick runs what needs none")
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    path = options.output or ROOT / "bench" / "results" / f"device-{name.lower().replace(' ', '-')}.json"
+    if path.exists() and not options.overwrite:
+        parser.error(f"{path} stands already; --overwrite replaces it")
+    wanted = [part for part in PARTS if options.parts is None or part in options.parts]
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        together = [part for part in wanted if not PARTS[part].alone]
+        with ThreadPoolExecutor(max(1, len(together)) if options.device == "cuda" else 1) as pool:
+            running = {part: pool.submit(_supervise, part, options, Path(folder), start) for part in together}
+            results = {part: future.result() for part, future in running.items()}
+        results |= {part: _supervise(part, options, Path(folder), start) for part in wanted if PARTS[part].alone}
+    record = {
+        "kind": KIND,
+        **environment(),
+        "command": " ".join(["python3", "bench/device_check.py", *(["--device", options.device] if options.device != "cuda" else [])]),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "quick": options.quick,
+        "seconds": round(time.monotonic() - start, 1),
+        "parts": {part: results[part] for part in wanted},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, record)
+    text = table(record)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    return 1 if any(result["ok"] is False for result in results.values()) else 0
+
+
+def _supervise(part: str, options: argparse.Namespace, folder: Path, start: float) -> dict[str, Any]:
+    """Run a part, at most as long as it may; what it wrote, and what became of it."""
+    from bench.device_parts import PARTS
+
+    target, begun = folder / f"{part.replace(' ', '-')}.json", time.monotonic()
+    limit = min(PARTS[part].seconds, LIMIT - (begun - start))
+    if limit < 5:
+        return {"ok": False, "summary": "left out: no time was left", "seconds": 0.0}
+    # The process gets longer than the part, for imports and a case that is under way when the part's time ends.
+    command = [sys.executable, str(Path(__file__).resolve()), "--part", part, "--device", options.device, "--output", str(target)]
+    command += ["--seconds", str(limit - 5), *(["--quick"] if options.quick else [])]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    trouble = ""
+    try:
+        ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=limit + 15)
+        if ran.returncode != 0:
+            trouble = f"ended with exit code {ran.returncode}: {(ran.stderr.strip().splitlines() or ['no output'])[-1][:300]}"
+    except subprocess.TimeoutExpired:
+        trouble = f"stopped after {limit + 15:.0f} s"
+    result = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {"ok": False, "summary": "no result"}
+    if trouble:
+        result |= {"ok": False, "summary": f"{trouble}; until then: {result['summary']}"}
+    result["seconds"] = round(time.monotonic() - begun, 1)
+    print(f"{part}: {_word(result)}, {result['seconds']:.0f} s", file=sys.stderr, flush=True)
+    return result
+
+
+def table(record: dict[str, Any]) -> str:
+    """The parts, then every timing with its shares of the ceilings, as Markdown."""
+    versions = record["versions"]
+    lines = [
+        f"# Device check on {record['device']}",
+        "",
+        f"torch {versions['torch']}, Triton {versions.get('triton')}, commit {str(record.get('commit'))[:10]}, {record['seconds']:.0f} s"
+        + (", small sizes" if record["quick"] else ""),
+        "",
+        "| part | outcome | seconds | |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [f"| {name} | {_word(part)} | {part['seconds']:.0f} | {part['summary']} |" for name, part in record["parts"].items()]
+    return "\n".join(lines + _timing_lines(record)) + "\n"
+
+
+def _word(part: dict[str, Any]) -> str:
+    return {True: "passed", False: "FAILED", None: "-"}[part["ok"]]
+
+
+def _timing_lines(record: dict[str, Any]) -> list[str]:
+    from bench.report import HEADINGS, rows
+
+    ceilings = record["parts"].get("ceilings", {}).get("ceilings")
+    timed = [case for part in ("training", "timings") for case in record["parts"].get(part, {}).get("cases", []) if "work" in case]
+    if not ceilings or not timed:
+        return []
+    lines = ["", f"| {' | '.join(HEADINGS)} |", f"| {' | '.join('---' for _ in HEADINGS)} |"]
+    lines += [f"| {' | '.join(row)} |" for row in rows({"cases": timed, "ceilings": ceilings})]
+    return lines + ([] if record["quick"] else ["", *_goal_lines(timed, ceilings)])
+
+
+def _goal_lines(timed: list[dict[str, Any]], ceilings: dict[str, float]) -> list[str]:
+    from bench.run import fractions, ratio
+
+    lines = []
+    for case in timed:
+        if case["operation"] == "training":
+            reached = {to: ratio(case, "ours", to) for to in SPEEDUPS}
+            lines += [f"- training step: {value:.1f} times {to}, goal {SPEEDUPS[to]:g}" for to, value in reached.items() if value]
+        for beginning, provider, kind, goal in ROOFLINES:
+            if (
+                case["name"].startswith(beginning)
+                and "+backward" not in case["name"].removeprefix(beginning)
+                and "median" in case["results"].get(provider, {})
+            ):
+                share = fractions(case, provider, ceilings)[kind][1]
+                lines.append(f"- {case['name']}, {provider}: {share:.0%} of the ceiling of {kind}, goal {goal:.0%}")
+    return lines
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    """In one piece: a process that is stopped while it writes leaves the earlier result."""
+    fresh = path.with_suffix(".partial")
+    fresh.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
