@@ -16,6 +16,8 @@ USAGE = """usage: ddvi-fast COMMAND [name=value ...]
   train      train and evaluate one run      ddvi-fast train dataset=mnist prior=pinwheel epochs=5
   evaluate   evaluate a run's weights again  ddvi-fast evaluate run_dir=runs/... overwrite=true
   demo       Gaussian against diffusion posterior on digits, in a few minutes
+  reproduce  one of the paper's tables        ddvi-fast reproduce mnist --seeds 3 --epochs 10 --jobs 2
+  paper      the released code's command      ddvi-fast paper mnist diff_vae_warmup pinwheel epochs=1   (as ./run.sh)
   settings   every setting with its default
   bench      speed and memory against plain PyTorch ddvi-fast bench [quick|targets|full] [--threads N] [--output NAME]
 
@@ -57,6 +59,19 @@ def _evaluate(overrides: Sequence[str]) -> None:
     options = _options(overrides, {"run_dir": None, "overwrite": "false"})
     _checks.require(options["run_dir"] is not None, "run_dir", "the folder of a run (run_dir=...)", None)
     print_result(evaluate_run(options["run_dir"], _checks.choice(options["overwrite"], ("true", "false"), "overwrite") == "true"))
+
+
+def _reproduce(arguments: Sequence[str]) -> None:
+    from ddvi_fast.experiments.reproduce import reproduce
+
+    reproduce(arguments)
+
+
+def _paper(arguments: Sequence[str]) -> None:
+    from ddvi_fast.experiments.paper import overrides_of, split_arguments
+
+    names, further = split_arguments(arguments)
+    _train(overrides_of(*names, further))
 
 
 def _use_threads(threads: int | None) -> None:
@@ -109,6 +124,8 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "demo": _demo,
+    "reproduce": _reproduce,
+    "paper": _paper,
     "settings": _settings,
     "bench": _bench,
 }

@@ -17,14 +17,14 @@ _RELEASED_COUNT, _RELEASED_HIDDEN = 1000, 50_000
 _LABEL_INDEX = (1 << 62) + (1 << 61)
 
 
-def select_labels(labels: Tensor, count: int | str, num_classes: int, seed: int = 0) -> Tensor:
+def select_labels(labels: Tensor, count: int | float | str, num_classes: int, seed: int = 0) -> Tensor:
     """Indices of the examples whose label is kept, int64 [count], increasing.
 
     Classes get equally many, up to one; where a class has fewer examples than its share, the others make up for it.
 
     Args:
         labels: of all training examples, int64 [N].
-        count: how many; or ``"released"``: those that the released code leaves, 1,000 of the first 50,000 and all after them
+        count: how many; a share of all below 1; or ``"released"``: those that the released code leaves, 1,000 of the first 50,000 and all after them
             (11,000 on MNIST).
         num_classes: C.
         seed: another seed keeps others.
@@ -40,6 +40,9 @@ def select_labels(labels: Tensor, count: int | str, num_classes: int, seed: int 
     """
     if isinstance(count, str):
         return _select_released(labels, count, num_classes, seed)
+    if type(count) is float:
+        _checks.require(0 < count < 1, "labels", "a whole number, or a share of all between 0 and 1", count)
+        count = round(count * len(labels))
     _checks.require(type(count) is int and count >= num_classes, "labels", f"at least {num_classes}, one for each class", count)
     hint = f"counts in use are {', '.join(str(known) for known in COUNTS)}"
     _checks.require(count <= len(labels), "labels", f"at most {len(labels)}, the number of training examples", count, hint)

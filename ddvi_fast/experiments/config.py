@@ -25,7 +25,7 @@ class DatasetConfig:
     encoder: NetworkConfig = field(default_factory=NetworkConfig)
     decoder: NetworkConfig = field(default_factory=NetworkConfig)
     flip: bool = False  # mirror half of the training images
-    labels: Any = 100  # training examples whose label a semi-supervised method sees: a number, or released (11,000 of MNIST)
+    labels: Any = 100  # training examples whose label a semi-supervised method sees: a number, a share of all below 1, or released (11,000 of MNIST)
 
 
 @dataclass

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TypeVar
 
 import torch
 
 from ddvi_fast import _checks
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.experiments.run import Result, train_run
+
+Given, Made = TypeVar("Given"), TypeVar("Made")
 
 
 def run_all(configs: Sequence[Config], jobs: int | None = None) -> Iterator[tuple[int, Result]]:
@@ -20,12 +25,22 @@ def run_all(configs: Sequence[Config], jobs: int | None = None) -> Iterator[tupl
     Raises:
         InputError: as `train_run`, from the first run that fails; those not yet started are dropped.
     """
+    return in_processes(train_run, configs, jobs)
+
+
+def in_processes(function: Callable[[Given], Made], items: Sequence[Given], jobs: int | None = None) -> Iterator[tuple[int, Made]]:
+    """Call `function` on every item, at most `jobs` at a time in processes of one thread; yields `(number, value)` as they end.
+
+    What a call raises is raised here, and those not yet started are dropped. The processes end with this one, however it ends.
+    """
     jobs = max(1, len(os.sched_getaffinity(0))) if jobs is None else jobs
     _checks.require(jobs >= 1, "jobs", "at least 1", jobs)
+    if not items:
+        return
     # Forked children would share this process's thread pools, which do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(configs)), context, initializer=_single_thread) as pool:
-        numbers = {pool.submit(train_run, config): number for number, config in enumerate(configs)}
+    with ProcessPoolExecutor(min(jobs, len(items)), context, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
+        numbers = {pool.submit(function, item): number for number, item in enumerate(items)}
         try:
             for future in as_completed(numbers):
                 yield numbers[future], future.result()
@@ -34,5 +49,13 @@ def run_all(configs: Sequence[Config], jobs: int | None = None) -> Iterator[tupl
             raise
 
 
-def _single_thread() -> None:
+def _start_worker(parent: int) -> None:
     torch.set_num_threads(1)
+    # A worker whose parent was killed would wait for work for ever, or go on writing into a folder that another call has taken up.
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

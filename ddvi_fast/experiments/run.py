@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ from ddvi_fast import _checks, data
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine import checkpoint
-from ddvi_fast.engine.base import Engine
+from ddvi_fast.engine.base import Engine, Optimisation
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.engine.logs import RunLog, read_metrics
 from ddvi_fast.engine.loop import train
 from ddvi_fast.engine.run_folder import RunFolder
 from ddvi_fast.experiments.build import Experiment, augmentation, build
+from ddvi_fast.experiments.clock import within_minutes
 from ddvi_fast.experiments.compose import from_dict
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.experiments.evaluate import draw_figures, evaluate
+from ddvi_fast.objectives import Objective
 
 FINAL = "final"
 
@@ -45,6 +47,7 @@ def train_run(config: Config) -> Result:
         InputError: bad settings or data, or a run folder that holds another run (`overwrite=true` replaces it).
     """
     dataset = load_dataset(config)
+    config = within_minutes(config, dataset, _engines(config))
     experiment = build(config, dataset)
     batches = num_batches(dataset.size(), config.recipe.batch_size)
     folder = RunFolder.create(run_dir(config), dataclasses.asdict(config), overwrite=config.overwrite)
@@ -56,7 +59,7 @@ def train_run(config: Config) -> Result:
             dataset,
             config.recipe.batch_size,
             config.seed,
-            lambda objective, optimisation: LocalEngine(objective, optimisation, config.device),
+            _engines(config),
             _Recorder(log),
             augmentation(config),
         )
@@ -96,6 +99,10 @@ def run_dir(config: Config) -> Path:
     if config.run_dir is not None:
         return Path(config.run_dir)
     return Path("runs") / f"{config.dataset.name}-{config.method.name}-{config.prior.name}-seed{config.seed}"
+
+
+def _engines(config: Config) -> Callable[[Objective, Optimisation], Engine]:
+    return lambda objective, optimisation: LocalEngine(objective, optimisation, config.device)
 
 
 def _finish(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFolder, seconds: float, save: bool = True) -> Result:

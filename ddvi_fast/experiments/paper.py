@@ -1,0 +1,105 @@
+"""The command line of the paper's released code: its names for data sets, methods and priors, and what they stand for here.
+
+`./run.sh DATASET METHOD PRIOR` starts the experiment of those names with that recipe's networks and hyper-parameters, warm-up included,
+in one run. Further overrides follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ddvi_fast import _checks
+
+UNSUPERVISED, SEMI = "unsupervised", "semi-supervised"
+
+
+@dataclass(frozen=True)
+class PaperDataset:
+    """A data set of the paper: its task, and the overrides that stand for it."""
+
+    task: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PaperMethod:
+    """A method of the paper: its task, and our method of the same kind, whose released recipe it uses."""
+
+    task: str
+    method: str
+
+
+_MNIST = (
+    "dataset=mnist",
+    "dataset.encoder.activation=leaky_relu",
+    "dataset.encoder.dropout=0.2",
+    "dataset.decoder.activation=leaky_relu",
+)
+# Scale 8^-1/2 makes minus the log-likelihood the squared error of data scaled to [-1, 1], which the released code minimises.
+_CIFAR = (
+    "dataset=cifar10",
+    "dataset.encoder.activation=leaky_relu",
+    "dataset.encoder.dropout=0.2",
+    "dataset.likelihood_options.scale=0.35355339",
+    "dataset.likelihood_options.learn_scale=false",
+)
+DATASETS = {
+    "mnist": PaperDataset(UNSUPERVISED, _MNIST),
+    "cifar": PaperDataset(UNSUPERVISED, _CIFAR),
+    "mnist_semi": PaperDataset(SEMI, (*_MNIST, "dataset.labels=1000")),
+    "cifar_semi": PaperDataset(SEMI, (*_CIFAR, "dataset.labels=0.2")),
+}
+METHODS = {
+    "diff_vae_warmup": PaperMethod(UNSUPERVISED, "ddvi"),
+    "diff_vae": PaperMethod(UNSUPERVISED, "diff_vae"),
+    "vae": PaperMethod(UNSUPERVISED, "vae"),
+    "iaf_vae": PaperMethod(UNSUPERVISED, "iaf"),
+    "h_iaf_vae": PaperMethod(UNSUPERVISED, "h_iaf"),
+    "iwae": PaperMethod(UNSUPERVISED, "iwae"),
+    "aae": PaperMethod(UNSUPERVISED, "aae"),
+    "diff_vae_warmup_semi": PaperMethod(SEMI, "ddvi_semi"),
+    "vae_semi": PaperMethod(SEMI, "vae_semi"),
+    "iaf_vae_semi": PaperMethod(SEMI, "iaf_semi"),
+    "aae_semi": PaperMethod(SEMI, "aae_semi"),
+}
+PRIORS = ("pinwheel", "swiss_roll", "less_noisy_square")
+# What the paper sets for one data set and method alone.
+_PARTICULAR = {
+    ("mnist_semi", "diff_vae_warmup_semi"): ("method.chain.num_steps=100",),
+    ("cifar", "diff_vae_warmup"): ("recipe.context_dropout=0.2",),
+    ("cifar_semi", "diff_vae_warmup_semi"): ("method.chain.num_steps=100", "recipe.kl.weight=0.5"),
+}
+
+
+def overrides_of(dataset: str, method: str, prior: str, further: Sequence[str] = ()) -> list[str]:
+    """The overrides that the paper's three names stand for, then `further` ones, which win.
+
+    Raises:
+        InputError: an unknown name, with the nearest valid one; a method of another task than the data set's.
+
+    Example:
+        >>> overrides_of("mnist", "vae", "pinwheel", ["epochs=1"])[-4:]
+        ['prior=pinwheel', 'recipe=released', 'run_dir=runs/mnist-vae-pinwheel-seed0', 'epochs=1']
+    """
+    data = DATASETS[_checks.choice(dataset, DATASETS, "DATASET")]
+    ours = METHODS[_checks.choice(method, METHODS, "METHOD")]
+    _checks.choice(prior, PRIORS, "PRIOR")
+    fitting = [name for name, other in METHODS.items() if other.task == data.task]
+    _checks.require(ours.task == data.task, "METHOD", f"a {data.task} one for {dataset} ({', '.join(fitting)})", method)
+    seed = dict(override.partition("=")[::2] for override in further).get("seed", "0")
+    names = [*data.overrides, f"method={ours.method}", f"prior={prior}", "recipe=released", f"run_dir=runs/{dataset}-{method}-{prior}-seed{seed}"]
+    replaced = {override.partition("=")[0] for override in further}
+    particular = _PARTICULAR.get((dataset, method), ())
+    return [name for name in (*names[:-1], *particular, names[-1]) if name.partition("=")[0] not in replaced] + list(further)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The three names and the overrides among the arguments of the command.
+
+    Raises:
+        InputError: not three names.
+    """
+    names = [argument for argument in arguments if "=" not in argument]
+    _checks.require(len(names) == 3, "run.sh", "DATASET METHOD PRIOR [name=value ...]", " ".join(arguments) or "nothing at all")
+    return names, [argument for argument in arguments if "=" in argument]
