@@ -14,6 +14,7 @@ from ddvi_fast import _checks, rng
 from ddvi_fast.rng import Draws
 
 IMAGE_SHAPE = (3, 32, 32)  # of the convolutional networks
+_INPUT = 1 << 10  # the inputs' place among the layers that drop values, and their noise's the next
 ACTIVATIONS = {"relu": torch.relu, "leaky_relu": lambda x: nn.functional.leaky_relu(x, 0.2), "silu": nn.functional.silu, "tanh": torch.tanh}
 
 
@@ -97,6 +98,30 @@ class MLP(nn.Module):
         for index, layer in enumerate(self.layers[:-1]):
             hidden = dropout(ACTIVATIONS[self.activation](layer(hidden)), self.dropout, draws, index)
         return self.layers[-1](hidden)
+
+
+class NoisyInput(nn.Module):
+    """A network that sees its inputs with Gaussian noise, and some of them dropped, while `forward` is given draws.
+
+    Args:
+        network: called as `network(x, draws)`.
+        noise: standard deviation.
+        dropout: rate.
+    """
+
+    def __init__(self, network: nn.Module, noise: float = 0.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        _checks.require(noise >= 0, "noise", "at least 0", noise)
+        _checks.require(0 <= dropout < 1, "dropout", "a rate in [0, 1)", dropout)
+        self.network, self.noise, self.dropout = network, noise, dropout
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        if draws is None:
+            return self.network(x)
+        flat = dropout(x.flatten(1), self.dropout, draws, _INPUT)
+        if self.noise > 0:
+            flat = flat + self.noise * rng.normal(draws, tuple(flat.shape), rng.DROPOUT + _INPUT + 1, device=x.device, dtype=x.dtype)
+        return self.network(flat.view_as(x), draws)
 
 
 class BatchNorm(nn.Module):

@@ -15,6 +15,7 @@ from ddvi_fast.experiments import build as parts
 from ddvi_fast.experiments.build import Experiment
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.networks import NoisyInput
 from ddvi_fast.objectives import Objective
 from ddvi_fast.objectives.clustering import Clustering
 from ddvi_fast.objectives.elbo import KLSchedule
@@ -126,7 +127,7 @@ def _over_classes(config: Config, model: LatentVariableModel, posterior: ClassCo
     recipe, semi, method = config.recipe, config.method.semi, config.method
     kl = KLSchedule(recipe.kl.kind, recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
     guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score)
-    weights = ClassWeights(semi.cross_entropy, semi.labelled, semi.fantasies, semi.batch_fraction)
+    weights = ClassWeights(semi.cross_entropy, semi.labelled, semi.fantasies, semi.unlabelled, semi.batch_fraction)
     sleep = parts._sleep(method) if method.objective == "ddvi" else None
     return SemiSupervised(model, posterior, labelled, kl, guide, weights, sleep, method.num_samples)
 
@@ -137,8 +138,9 @@ def _labelled(config: Config, dataset: Dataset) -> LabelledExamples:
     return LabelledExamples(dataset.inputs(kept), labels[kept], dataset.num_classes, parts.augmentation(config))
 
 
-def _classifier(config: Config, dataset: Dataset, prior: Prior) -> parts.Network:
-    return _network(config, dataset, prior.num_classes, _CLASSIFIER, config.method.semi.dropout)
+def _classifier(config: Config, dataset: Dataset, prior: Prior) -> NoisyInput:
+    semi = config.method.semi
+    return NoisyInput(_network(config, dataset, prior.num_classes, _CLASSIFIER, semi.dropout), semi.noise, semi.input_dropout)
 
 
 def _network(config: Config, dataset: Dataset, outputs: int, place: int, dropout: float | None = None) -> parts.Network:

@@ -72,8 +72,11 @@ class SemiConfig:
     cross_entropy: float = 10.0  # weight of -log q(c | x) on labelled examples
     labelled: float = 1.0  # weight of their bound
     fantasies: float = 0.0  # weight of -log q(c | x) on fantasies, whose class is known too
+    unlabelled: float = 1.0  # share of the unlabelled bound's gradient that q(c | x) takes, once half the epochs are over
     batch_fraction: float = 0.25  # labelled examples for each row of the batch
-    dropout: float = 0.2  # rate after each hidden layer of the classifier, while training
+    dropout: float = 0.5  # rate after each hidden layer of the classifier, while training
+    input_dropout: float = 0.2  # rate among its inputs, while training
+    noise: float = 0.3  # standard deviation added to its inputs, while training
 
 
 @dataclass

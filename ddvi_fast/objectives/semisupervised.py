@@ -53,6 +53,9 @@ class LabelledExamples(nn.Module):
         return (x if self.augment is None else self.augment(x, draws)), labels
 
 
+_RAMP = 0.5  # of a phase, in which q(c | x) begins to follow the unlabelled bound
+
+
 @dataclass(frozen=True)
 class ClassWeights:
     """How labels enter.
@@ -61,18 +64,31 @@ class ClassWeights:
         cross_entropy: weight of `-log q(c | x)` on labelled examples.
         labelled: weight of the labelled examples' bound.
         fantasies: weight of `-log q(c | x)` on fantasies, whose class is known too.
+        unlabelled: share of the unlabelled bound's gradient that q(c | x) takes, reached linearly over the first half of the phase. Early
+            on the classes' decoders are alike and know nothing, and a likelihood of many pixels is far surer than it is right.
         batch_fraction: labelled examples for each row of the batch.
     """
 
     cross_entropy: float = 10.0
     labelled: float = 1.0
     fantasies: float = 0.0
+    unlabelled: float = 1.0
     batch_fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("cross_entropy", "labelled", "fantasies"):
+        for name in ("cross_entropy", "labelled", "fantasies", "unlabelled"):
             _checks.require(getattr(self, name) >= 0, f"semi.{name}", "a number of at least 0", getattr(self, name))
+        _checks.require(self.unlabelled <= 1, "semi.unlabelled", "a share of at most 1", self.unlabelled)
         _checks.require(self.batch_fraction > 0, "semi.batch_fraction", "a positive number", self.batch_fraction)
+
+    def share(self, progress: Progress) -> float:
+        """The share of the unlabelled bound's gradient that q(c | x) takes now."""
+        return self.unlabelled * min(1.0, progress.fraction / _RAMP)
+
+    def follow(self, log_probs: Tensor, progress: Progress) -> Tensor:
+        """`log_probs` unchanged, with that share of their gradient."""
+        share = progress.varying(self.share)
+        return share * log_probs + (1 - share) * log_probs.detach()
 
 
 class SemiSupervised(Objective):
@@ -137,7 +153,7 @@ class SemiSupervised(Objective):
 
     def unlabelled_terms(self, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
         """Terms [N] of data `x` [N, ...], summed over classes under q(c | x)."""
-        log_probs = self.posterior.log_class_probs(x, draws).mT  # [C, N]
+        log_probs = self.weights.follow(self.posterior.log_class_probs(x, draws).mT, progress)  # [C, N]
         z, log_ratio = self.posterior.sample_classes(x, self.num_samples, draws)
         labels = torch.arange(len(z), device=z.device).view(-1, 1, 1)
         log_prior = self.guide.log_prob(self.model.prior, z, progress, labels)
