@@ -104,13 +104,13 @@ def room(backend: str, operation: str) -> ModuleType:
     return sys.modules[name] if name in sys.modules else importlib.import_module(name)
 
 
-def unavailable(backend: str, operation: str = "noise") -> str:
-    """Why a fused backend cannot be used here, or the empty string; afterwards its module of `operation` is imported."""
+def unavailable(backend: str, operation: str | None = None) -> str:
+    """Why a fused backend cannot be used here, or the empty string; then its module of `operation`, if named, is imported."""
     if backend == "cpp":
         reason = importlib.import_module(f"{_PACKAGES[backend]}.loader").available()[1]
     else:
         reason = _triton_missing()
-    if not reason:
+    if operation is not None and not reason:
         room(backend, operation)
     return reason
 

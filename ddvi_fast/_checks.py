@@ -45,7 +45,7 @@ def tensor(value: Any, argument: str, shape: tuple[int | None, ...] | None = Non
     if floating:
         require(value.is_floating_point(), argument, "a floating-point tensor", value)
     if shape is not None:
-        fits = value.dim() == len(shape) and all(want in (None, have) for want, have in zip(shape, value.shape, strict=True))
+        fits = value.dim() == len(shape) and all(want is None or want == have for want, have in zip(shape, value.shape, strict=True))
         wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
         require(fits, argument, f"shape {wanted}", value)
     return value

@@ -179,7 +179,7 @@ def check_chain(y: Tensor, context: Tensor | None, denoiser: ResidualMLP, table:
 def spread_context(context: Tensor, rows: torch.Size) -> Tensor:
     """`context` [.., N, C] broadcast to one row for each of `rows`."""
     paired = list(zip(reversed(context.shape[:-1]), reversed(rows), strict=False))
-    fits = context.dim() - 1 <= len(rows) and all(have in (1, want) for have, want in paired)
+    fits = context.dim() - 1 <= len(rows) and all(have == 1 or have == want for have, want in paired)
     _checks.require(fits, "context", f"leading axes that broadcast to {list(rows)}", context)
     return context.expand(*rows, context.shape[-1])
 
