@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -12,22 +13,26 @@ from ddvi_fast.data.labels import select_labels
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.loop import Phase
 from ddvi_fast.experiments import build as parts
+from ddvi_fast.experiments import families
 from ddvi_fast.experiments.build import Experiment
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import NoisyInput
 from ddvi_fast.objectives import Objective
+from ddvi_fast.objectives.adversarial import make_discriminator
+from ddvi_fast.objectives.adversarial_classes import AdversarialSemiSupervised
 from ddvi_fast.objectives.clustering import Clustering
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
 from ddvi_fast.objectives.weights import PriorGuide
-from ddvi_fast.posteriors import IAF, Gaussian, Posterior
+from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassMLP, OneHotStyle, PerClass
 from ddvi_fast.priors import Centres, OneHotGaussian, Prior
 from ddvi_fast.priors.partitions import require_partitions
 from ddvi_fast.rng import Draws
 
 _CLASSIFIER, _CENTRES = 5, 6  # further places of initial weights
+_FAMILIES = ("gaussian", "iaf", "planar", "realnvp", "spline", "adversarial")  # whose encoders may have a head for each class
 
 
 def build_with_classes(config: Config, dataset: Dataset) -> Experiment:
@@ -88,30 +93,35 @@ def _experiment(config: Config, model: LatentVariableModel, posterior: Posterior
 
 def _class_posterior(config: Config, dataset: Dataset, prior: Prior) -> ClassConditional:
     """q(c | x) and a posterior for each class, their means starting where the class lies."""
-    encoder = PerClass(_network(config, dataset, 2 * prior.dim * prior.num_classes, parts._ENCODER), prior.num_classes)
+    family = _family(config, dataset, prior)
     if config.recipe.match_prior:
-        _match_classes(encoder, dataset, prior)
-    return ClassConditional(_classifier(config, dataset, prior), _family(config, dataset, prior, encoder), prior)
+        _match_classes(family.encoder, dataset, prior)
+    return ClassConditional(_classifier(config, dataset, prior), family, prior)
 
 
-def _family(config: Config, dataset: Dataset, prior: Prior, encoder: PerClass) -> Posterior:
-    if config.method.posterior == "gaussian":
-        return Gaussian(encoder, prior.dim)
-    if config.method.posterior == "iaf":
-        width = parts._IAF_CONTEXT
-        context = PerClass(_network(config, dataset, width * prior.num_classes, parts._CONTEXT), prior.num_classes)
-        return IAF(encoder, context, prior.dim, width, draws=parts._place(config, parts._DENOISER))
-    return _chains(config, dataset, prior, encoder)
+def _family(config: Config, dataset: Dataset, prior: Prior) -> Posterior:
+    """q(z | x, c): the family of the configuration, with a head of its encoders for each class; chains share one context."""
+    name, classes = config.method.posterior, prior.num_classes
+    if name == "diffusion":
+        return _chains(config, dataset, prior)
+    _checks.choice(name, _FAMILIES, "method.posterior")
+
+    def heads(outputs: int, place: int) -> PerClass:
+        return PerClass(_network(config, dataset, classes * outputs, place), classes)
+
+    encoder, context = partial(heads, place=parts._ENCODER), partial(heads, place=parts._CONTEXT)
+    draws, still = parts._place(config, parts._DENOISER), config.recipe.match_prior
+    return families.make(families.Parts(encoder, context, None, config.method, prior.dim, draws, still))
 
 
-def _chains(config: Config, dataset: Dataset, prior: Prior, encoder: PerClass) -> ClassDiffusion:
+def _chains(config: Config, dataset: Dataset, prior: Prior) -> ClassDiffusion:
     chain = config.method.chain
     denoiser = ResidualMLP(
         prior.dim, chain.context_dim, chain.num_steps, chain.hidden_dim, prior.num_classes,
         zero_output=config.recipe.match_prior, draws=parts._place(config, parts._DENOISER),
     )  # fmt: skip
     return ClassDiffusion(
-        encoder,
+        PerClass(_network(config, dataset, 2 * prior.dim * prior.num_classes, parts._ENCODER), prior.num_classes),
         denoiser,
         parts.schedule(config, chain),
         context_encoder=_network(config, dataset, chain.context_dim, parts._CONTEXT) if chain.context_dim else None,
@@ -123,11 +133,16 @@ def _chains(config: Config, dataset: Dataset, prior: Prior, encoder: PerClass) -
     )
 
 
-def _over_classes(config: Config, model: LatentVariableModel, posterior: ClassConditional, labelled: LabelledExamples | None) -> SemiSupervised:
+def _over_classes(config: Config, model: LatentVariableModel, posterior: ClassConditional, labelled: LabelledExamples | None) -> Objective:
     recipe, semi, method = config.recipe, config.method.semi, config.method
-    kl = KLSchedule(recipe.kl.kind, recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
-    guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score)
+    _checks.choice(method.objective, ("elbo", "ddvi", "adversarial"), "method.objective")
     weights = ClassWeights(semi.cross_entropy, semi.labelled, semi.fantasies, semi.unlabelled, semi.batch_fraction)
+    if method.objective == "adversarial":
+        discriminator = make_discriminator(model.prior.dim + model.prior.num_classes, parts._place(config, parts._DISCRIMINATOR))
+        weight = {} if method.weight is None else {"weight": method.weight}
+        return AdversarialSemiSupervised(model, posterior, discriminator, labelled, weights, **weight)
+    kl = KLSchedule(recipe.kl.kind, method.beta * recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
+    guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score)
     sleep = parts._sleep(method) if method.objective == "ddvi" else None
     return SemiSupervised(model, posterior, labelled, kl, guide, weights, sleep, method.num_samples)
 

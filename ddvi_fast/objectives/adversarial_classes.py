@@ -56,7 +56,9 @@ class AdversarialSemiSupervised(Objective):
         return {"wake": [parameter for parameter in super().parameter_groups()["wake"] if id(parameter) not in its], "discriminator": opponent}
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
-        log_probs = self.weights.follow(self.posterior.log_class_probs(x, draws).mT, progress)  # [C, N]
+        log_probs = self.posterior.log_class_probs(x, draws).mT  # [C, N]
+        if self.labelled is not None:
+            log_probs = self.weights.follow(log_probs, progress)
         z = self.posterior.sample_classes(x, 1, draws).z[:, 0]  # [C, N, D]
         yield Update("wake", lambda: self.wake_terms(x, z, log_probs, draws))
         yield Update("discriminator", lambda: self.discriminator_terms(z.detach(), log_probs.detach().exp(), draws))

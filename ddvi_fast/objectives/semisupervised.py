@@ -153,7 +153,9 @@ class SemiSupervised(Objective):
 
     def unlabelled_terms(self, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
         """Terms [N] of data `x` [N, ...], summed over classes under q(c | x)."""
-        log_probs = self.weights.follow(self.posterior.log_class_probs(x, draws).mT, progress)  # [C, N]
+        log_probs = self.posterior.log_class_probs(x, draws).mT  # [C, N]
+        if self.labelled is not None:
+            log_probs = self.weights.follow(log_probs, progress)
         z, log_ratio = self.posterior.sample_classes(x, self.num_samples, draws)
         labels = torch.arange(len(z), device=z.device).view(-1, 1, 1)
         log_prior = self.guide.log_prob(self.model.prior, z, progress, labels)

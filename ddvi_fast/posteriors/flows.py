@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
 from ddvi_fast import _checks, ops
@@ -228,25 +230,38 @@ class ZukoStep(nn.Module):
         self.transform = transform
 
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        if z.numel() == 0:  # torch's transforms cannot reshape nothing
+            return z, z.sum(-1)
         return self.transform(context).call_and_ladj(z)
 
     def inverse(self, y: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        if y.numel() == 0:
+            return y, y.sum(-1)
         z, log_det = self.transform(context).inv.call_and_ladj(y)
         return z, -log_det
 
 
 def _zuko_steps(name: str, latent_dim: int, context_dim: int, draws: Draws, options: dict[str, Any]) -> list[nn.Module]:
     """The transforms of a flow of zuko, with initial weights from `draws`."""
-    try:
-        from zuko import flows
-    except ImportError as error:
-        _checks.fail("posterior", "zuko, for RealNVP and Spline", str(error), "pip install ddvi-fast[flows]; Planar and IAF need nothing")
     _checks.require(options["transforms"] >= 1, "num_steps", "at least 1", options["transforms"])
+    flows = _import_flows()
     with torch.random.fork_rng(devices=[]):  # zuko draws initial weights from the global generator; they are replaced below
         transforms = list(getattr(flows, name)(latent_dim, context_dim, **options).transform.transforms)
     for place, transform in enumerate(transforms):
         _initialise(transform, draws.importance(place))
     return [ZukoStep(transform) for transform in transforms]
+
+
+def _import_flows() -> ModuleType:
+    """zuko's flows; its import turns off the checks of torch.distributions, which is not ours to leave so."""
+    checked = Distribution._validate_args
+    try:
+        from zuko import flows
+    except ImportError as error:
+        _checks.fail("posterior", "zuko, for RealNVP and Spline", str(error), "pip install 'ddvi-fast[flows]'; Planar and IAF need nothing")
+    finally:
+        Distribution.set_default_validate_args(checked)
+    return flows
 
 
 def _initialise(transform: nn.Module, draws: Draws) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ddvi_fast import _backend, _checks, ops, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
-from ddvi_fast.posteriors.base import Posterior, PosteriorSample, draw_start, split_top
+from ddvi_fast.posteriors.auxiliary import AuxiliaryPosterior
+from ddvi_fast.posteriors.base import PosteriorSample, draw_start, split_top
 from ddvi_fast.posteriors.flows import encode_with_context
 from ddvi_fast.rng import Draws
 
@@ -24,7 +25,7 @@ class EncodedData(NamedTuple):
     x: Tensor
 
 
-class Hamiltonian(Posterior):
+class Hamiltonian(AuxiliaryPosterior):
     """`z_0 ~ N(mean(x), diag exp(log_var(x)))`; then each step draws a momentum `v' ~ q(v' | z, x)` and moves both by leapfrog.
 
     A leapfrog keeps volumes, so with an auxiliary model `r(v | z, x)` of the momentum after it (Salimans et al. 2015)
@@ -90,23 +91,29 @@ class Hamiltonian(Posterior):
 
     def sample_encoded(self, encoded: EncodedData, num_samples: int, draws: Draws) -> PosteriorSample:
         """As in `Posterior`; the densities of the momenta come on the way, so that no leapfrog is reversed."""
-        path, log_q = self._move(encoded, num_samples, draws)
-        return PosteriorSample(path[-1], log_q)
+        return PosteriorSample(*self._move(encoded, num_samples, draws)[1:])
 
     def latent_path(self, encoded: EncodedData, num_samples: int, draws: Draws) -> Tensor:
         """The momenta after each step and `z`, [S + 1, K, N, D]: one to one with all that is drawn, and of the same volume."""
         return self._move(encoded, num_samples, draws)[0]
 
-    def log_ratio(self, encoded: EncodedData, path: Tensor) -> Tensor:
+    def path_log_prob(self, encoded: EncodedData, path: Tensor) -> Tensor:
+        z, total = path[-1], torch.zeros_like(path[-1][..., 0])
+        for step in reversed(range(len(self.momentum))):
+            z, turned = self._leapfrog(encoded, step, z, -path[step])
+            total = total + self._log_prob(self.momentum[step], encoded, z, -turned)
+        return total + ops.gaussian_log_prob(z, encoded.mean, encoded.log_var)
+
+    def reverse_log_prob(self, encoded: EncodedData, path: Tensor) -> Tensor:
         z, total = path[-1], torch.zeros_like(path[-1][..., 0])
         for step in reversed(range(len(self.momentum))):
             total = total + self._log_prob(self.reverse[step], encoded, z, path[step])
-            z, turned = self._leapfrog(encoded, step, z, -path[step])
-            total = total - self._log_prob(self.momentum[step], encoded, z, -turned)
-        return total - ops.gaussian_log_prob(z, encoded.mean, encoded.log_var)
+            if step > 0:
+                z, _ = self._leapfrog(encoded, step, z, -path[step])
+        return total
 
-    def _move(self, encoded: EncodedData, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The path and its log-ratio."""
+    def _move(self, encoded: EncodedData, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """The path, its end `z`, and its log-ratio."""
         z = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
         total, path = -ops.gaussian_log_prob(z, encoded.mean, encoded.log_var), []
         for step, net in enumerate(self.momentum):
@@ -117,7 +124,7 @@ class Hamiltonian(Posterior):
             z, v = self._leapfrog(encoded, step, z, v)
             total = total + self._log_prob(self.reverse[step], encoded, z, v)
             path.append(v)
-        return torch.stack([*path, z]), total
+        return torch.stack([*path, z]), z, total
 
     def _log_prob(self, net: MLP, encoded: EncodedData, z: Tensor, v: Tensor) -> Tensor:
         return ops.gaussian_log_prob(v, *split_top(net(_beside(encoded, z))))

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops, rng
 from ddvi_fast.networks import MLP
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, split_top
+from ddvi_fast.posteriors.auxiliary import AuxiliaryPosterior
+from ddvi_fast.posteriors.base import Encoded, PosteriorSample, split_top
 from ddvi_fast.posteriors.flows import encode_with_context, pull, push
 from ddvi_fast.posteriors.iaf import autoregressive_steps
 from ddvi_fast.rng import Draws
@@ -27,7 +28,7 @@ class Level(nn.Module):
         return split_top(output if top is None else output + top)
 
 
-class HierarchicalIAF(Posterior):
+class HierarchicalIAF(AuxiliaryPosterior):
     """`q(y_1, ..., y_L | x) = prod_l q(y_l | y_{l-1}, x)` with `z = y_L`; the levels above `z` are auxiliary.
 
     An auxiliary model `r(y_{l-1} | y_l, x)` guesses them back (Ranganath et al. 2016, Maaloe et al. 2016), so the bound is one on the same
@@ -79,18 +80,18 @@ class HierarchicalIAF(Posterior):
     def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
         """As in `Posterior`; the densities come on the way down, so that nothing is inverted."""
         path, log_q = self._descend(encoded, num_samples, draws)
-        return PosteriorSample(path[-1], self._reverse_log_prob(encoded, path) - log_q)
+        return PosteriorSample(path[-1], self.reverse_log_prob(encoded, path) - log_q)
 
     def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
         """All levels [L, K, N, D], `z` last."""
         return self._descend(encoded, num_samples, draws)[0]
 
-    def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
-        total = self._reverse_log_prob(encoded, path)
+    def path_log_prob(self, encoded: Encoded, path: Tensor) -> Tensor:
+        total = torch.zeros_like(path[-1][..., 0])
         for number, level in enumerate(self.levels):
             condition = self._condition(encoded, None if number == 0 else path[number - 1])
             start, log_det = pull(level.steps, path[number], condition)
-            total = total + log_det - ops.gaussian_log_prob(start, *self._base(encoded, number, condition))
+            total = total + ops.gaussian_log_prob(start, *self._base(encoded, number, condition)) - log_det
         return total
 
     def _descend(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -109,7 +110,7 @@ class HierarchicalIAF(Posterior):
             path.append(y)
         return torch.stack(path), log_q
 
-    def _reverse_log_prob(self, encoded: Encoded, path: Tensor) -> Tensor:
+    def reverse_log_prob(self, encoded: Encoded, path: Tensor) -> Tensor:
         """`sum_l log r(y_{l-1} | y_l, x)`, [K, N]."""
         parts = [
             ops.gaussian_log_prob(above, *split_top(net(self._condition(encoded, below))))

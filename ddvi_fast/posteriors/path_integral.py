@@ -86,5 +86,19 @@ class PathIntegral(Posterior):
         return ops.sample_chain(first, encoded.context, self.denoiser, self.coefficients(), draws=draws, return_trajectory=True).trajectory
 
     def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
-        along = ops.trajectory_log_ratio(path, encoded.context, self.denoiser, self.coefficients())
+        return self._log_ratio(encoded, path, self.coefficients())
+
+    def forward(self, x: Tensor, path: Tensor, draws: Draws | None = None, uncontrolled: Tensor | None = None) -> Tensor:
+        """As in `Posterior`; `uncontrolled` [T, 2] stands in for the last two columns of the table."""
+        table = self.coefficients()
+        table = table if uncontrolled is None else torch.cat((table[:, :3], uncontrolled), 1)
+        return self._log_ratio(self.encode(x, draws), path, table)
+
+    def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
+        """As in `Posterior`, but the uncontrolled motion, which is no part of the posterior, keeps its gradient."""
+        frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return torch.func.functional_call(self, frozen, (x, path, draws, self.coefficients()[:, 3:]))
+
+    def _log_ratio(self, encoded: Encoded, path: Tensor, table: Tensor) -> Tensor:
+        along = ops.trajectory_log_ratio(path, encoded.context, self.denoiser, table)
         return along - ops.gaussian_log_prob(path[0], encoded.mean, encoded.log_var)
