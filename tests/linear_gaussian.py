@@ -20,16 +20,17 @@ from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import NoiseSchedule, make
 
 WEIGHT = ((1.0, 0.6), (0.5, 1.0), (0.7, 0.8))
+UNCORRELATED = ((1.0, 0.6), (0.5, -1.2), (0.7, 0.0))  # orthogonal columns: the posterior is a diagonal Gaussian
 BIAS = (0.3, -0.2, 0.5)
 SCALE = 0.8
 DATA_DIM, LATENT_DIM = 3, 2
 
 
-def make_model(dtype: torch.dtype = torch.float32) -> LatentVariableModel:
+def make_model(dtype: torch.dtype = torch.float32, weight: tuple[tuple[float, ...], ...] = WEIGHT) -> LatentVariableModel:
     """The model as the package sees it; its decoder and scale stand still."""
     decoder = MLP(LATENT_DIM, [], DATA_DIM)
     with torch.no_grad():
-        decoder.layers[0].weight.copy_(torch.tensor(WEIGHT))
+        decoder.layers[0].weight.copy_(torch.tensor(weight))
         decoder.layers[0].bias.copy_(torch.tensor(BIAS))
     model = LatentVariableModel(priors.make("gaussian", dim=LATENT_DIM), decoder, likelihoods.make("gaussian", scale=SCALE))
     return model.to(dtype).requires_grad_(False)
