@@ -16,6 +16,8 @@ from ddvi_fast import _backend, _checks, denoisers, ops, rng, schedules, testing
 from ddvi_fast.reference.chain import ChainWeights
 from ddvi_fast.rng import Draws
 
+# Half a unit of each precision: where the reference's own rounding errors happen to cancel, those of another order need not.
+_ROUNDING = {"bf16": 2.0**-9, "fp16": 2.0**-12, "tf32": 2.0**-12}
 LAYOUTS = ("contiguous", "strided", "expanded")
 
 # N, T, D, C, H, G: every size of the contract at least once, small ones with large ones.
@@ -99,7 +101,7 @@ def run(
 
 
 def check(
-    case: Case, backend: str, device: torch.device | str = "cpu", *, precision: str | None = None, layout: str = "contiguous", factor: float = 2.0
+    case: Case, backend: str, device: torch.device | str = "cpu", *, precision: str | None = None, layout: str = "contiguous"
 ) -> dict[str, float]:
     """Compare a backend with the reference in float64; the errors found, relative to the largest value, by name.
 
@@ -110,8 +112,18 @@ def check(
     plain = run(case, "reference", device, precision=None if precision == "tf32" else precision, layout=layout)
     got = run(case, backend, device, precision=precision, layout=layout)
     for name, value in got.items():
-        testing.assert_within_budget(value, plain[name], exact[name], factor=factor, floor=case.floor, name=f"{case}: {name}")
+        label = f"{case}: {name}"
+        if precision in _ROUNDING:
+            _assert_length_within_budget(value, plain[name], exact[name], _ROUNDING[precision], label)
+        else:
+            testing.assert_within_budget(value, plain[name], exact[name], floor=case.floor, name=label)
     return {name: _relative_error(value, exact[name]) for name, value in got.items()}
+
+
+def _assert_length_within_budget(got: Tensor, plain: Tensor, exact: Tensor, floor: float, name: str) -> None:
+    """As `testing.assert_within_budget`, for the length of the whole: a rounded state on the other side of a kink changes single rows at will."""
+    error, allowed = (got - exact).norm(), 2 * (plain - exact).norm() + floor * exact.norm()
+    assert error <= allowed, f"{name}: off by {float(error):.3g} in length, allowed {float(allowed):.3g}"
 
 
 def _relative_error(got: Tensor, exact: Tensor) -> float:
