@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from ddvi_fast.kernels.common import Compilation, compilation, on_device, unusable
 
 _MOST_BANDWIDTHS, _MOST_DIMENSIONS = 32, 64
+_FINISHED_AT_ONCE = 8
 _MOST_SHARES = 256
 _WARPS = 4224  # 32 on each of an H200's 132 multiprocessors keep its exponential units busy
 _FAR = 1e18  # a coordinate of the points behind the last: its square is finite, its kernel is 0
@@ -42,12 +43,14 @@ def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tupl
     options = launch_options(rows, width, count)
     columns, tiles = _columns(points, options["POINTS"])
     shares, share = _shares(rows, tiles, options)
-    nearest, sums = (z.new_empty((shares, rows)), z.new_empty((shares, count, rows))) if shares > 1 else (None, None)
+    # With many bandwidths the results are more than a thread should hold besides its sums.
+    split = shares > 1 or count > _FINISHED_AT_ONCE
+    nearest, sums = (z.new_empty((shares, rows)), z.new_empty((shares, count, rows))) if split else (None, None)
     finish = (bandwidths, log_density, each, rows, clamp, _constant(points))
     with on_device(z):
         grid = (triton.cdiv(rows, options["ROWS"]), shares)
-        forward_kernel[grid](z, columns, *finish, nearest, sums, tiles, share, SPLIT=shares > 1, **options)
-        if shares > 1:
+        forward_kernel[grid](z, columns, *finish, nearest, sums, tiles, share, SPLIT=split, **options)
+        if split:
             combined = combine_options(shares, width, count)
             combine_kernel[(triton.cdiv(rows, combined["ROWS"]),)](nearest, sums, *finish, shares, **combined)
     return log_density, each
@@ -98,8 +101,9 @@ def combine_options(shares: int, width: int, bandwidths: int) -> dict[str, int]:
 
 
 def weights_options(width: int, bandwidths: int) -> dict[str, int]:
-    """A thread per row."""
-    return {"WIDTH": width, "COUNT": bandwidths, "PADDED": triton.next_power_of_2(bandwidths), "ROWS": 128, "num_warps": 4}
+    """Up to eight values a thread."""
+    padded = triton.next_power_of_2(bandwidths)
+    return {"WIDTH": width, "COUNT": bandwidths, "PADDED": padded, "ROWS": 1024 // max(8, padded), "num_warps": 4}
 
 
 def compilations() -> Iterator[Compilation]:
@@ -113,11 +117,12 @@ def compilations() -> Iterator[Compilation]:
         present = {key: value for key, value in types.items() if key not in absent}
         return compilation(name, kernel, present, {**constants, **absent}, num_warps=warps, num_stages=3)
 
-    for rows, width, count in ((65536, 2, 5), (64, 2, 5), (65536, 16, 5), (65536, 64, 1)):
+    for rows, width, count in ((65536, 2, 5), (64, 2, 5), (65536, 16, 5), (65536, 64, 1), (65536, 2, 32)):
         shape = f"{'many' if rows > 64 else 'few'} rows, D {width}, S {count}"
         options = launch_options(rows, width, count)
         yield listed(f"forward, {shape}", forward_kernel, {**options, "SPLIT": True})
-        yield listed(f"forward in one share, {shape}", forward_kernel, {**options, "SPLIT": False}, nearest=None, sums=None)
+        if count <= _FINISHED_AT_ONCE:
+            yield listed(f"forward in one share, {shape}", forward_kernel, {**options, "SPLIT": False}, nearest=None, sums=None)
         for own, to in ((True, "z"), (False, "points")):
             yield listed(f"pull to {to}, {shape}", pull_kernel, _pull_options(rows, width, count, own))
     for width, count in ((2, 5), (64, 32)):
@@ -127,8 +132,9 @@ def compilations() -> Iterator[Compilation]:
 
 
 def _pull_options(rows: int, width: int, bandwidths: int, own: bool) -> dict[str, int]:
+    """Of forward, with fewer points at a time where every point brings factors of its own; up to 16 coordinates of the gradient a program."""
     options = launch_options(rows, width, bandwidths)
-    return {**options, "PADDED": triton.next_power_of_2(width + own), "OWN": own}
+    return {**options, "POINTS": options["POINTS"] if own else 16, "PADDED": min(triton.next_power_of_2(width), 16), "OWN": own}
 
 
 def _gather_options(shares: int, width: int, own: bool) -> dict[str, int]:
@@ -144,7 +150,7 @@ def _pull(own_rows: Tensor, other: Tensor, bandwidths: Tensor, weights: Tensor, 
     partial, gradient = own_rows.new_empty((shares, width + own, rows)), torch.empty_like(own_rows)
     gather = _gather_options(shares, width, own)
     with on_device(own_rows):
-        grid = (triton.cdiv(rows, options["ROWS"]), shares)
+        grid = (triton.cdiv(rows, options["ROWS"]), shares, triton.cdiv(width, options["PADDED"]))
         pull_kernel[grid](own_rows, columns, bandwidths, weights, partial, rows, tiles, share, weights.shape[2], **options)
         gather_kernel[(triton.cdiv(rows, gather["ROWS"]),)](partial, gradient, mass, rows, shares, **gather)
     return gradient
@@ -169,12 +175,24 @@ def _constant(points: Tensor) -> float:
 
 
 @triton.jit
+def _away(own, columns, row, inside, column, stride, d, WIDTH: tl.constexpr):
+    """Coordinate `d` of points less that of rows: [POINTS, ROWS]."""
+    return tl.load(columns + d * stride + column)[:, None] - tl.load(own + row * WIDTH + d, mask=inside, other=0.0)[None, :]
+
+
+@triton.jit
 def _squared(own, columns, row, inside, column, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, POINTS: tl.constexpr):
     """Squared distances [POINTS, ROWS]."""
     total = tl.zeros((POINTS, ROWS), tl.float32)
-    for d in tl.static_range(WIDTH):
-        away = tl.load(columns + d * stride + column)[:, None] - tl.load(own + row * WIDTH + d, mask=inside, other=0.0)[None, :]
-        total += away * away
+    # Rows of few coordinates stay in registers from tile to tile; longer ones are read again.
+    if WIDTH <= 16:
+        for d in tl.static_range(WIDTH):
+            away = _away(own, columns, row, inside, column, stride, d, WIDTH)
+            total += away * away
+    else:
+        for d in range(WIDTH):
+            away = _away(own, columns, row, inside, column, stride, d, WIDTH)
+            total += away * away
     return total
 
 
@@ -304,8 +322,10 @@ def pull_kernel(
     first = tl.program_id(1) * share
     stride = tl.cast(tiles, tl.int64) * POINTS
     plane = tl.cast(padded, tl.int64) * COUNT
+    start = tl.program_id(2) * PADDED
     dimension = tl.arange(0, PADDED)[:, None]
     total = tl.zeros((PADDED, ROWS), tl.float32)
+    whole = tl.zeros((ROWS,), tl.float32)
     for tile in range(first, tl.minimum(first + share, tiles)):
         column = tile * POINTS + tl.arange(0, POINTS)
         squared = _squared(own, columns, row.to(tl.int64), inside, column, stride, WIDTH, ROWS, POINTS)
@@ -323,13 +343,16 @@ def pull_kernel(
             pull += factor * kernel
             if OWN:
                 masses += tl.load(factors + 2 * plane + row, mask=inside, other=0.0)[None, :] * kernel
-        for d in tl.static_range(WIDTH):
-            away = tl.load(columns + d * stride + column)[:, None] - tl.load(own + row.to(tl.int64) * WIDTH + d, mask=inside, other=0.0)[None, :]
+        for d in tl.static_range(PADDED):
+            # Behind the last coordinate comes the last again, which is not stored.
+            away = _away(own, columns, row.to(tl.int64), inside, column, stride, tl.minimum(start + d, WIDTH - 1), WIDTH)
             total = tl.where(dimension == d, total + tl.sum(pull * away, axis=0)[None, :], total)
         if OWN:
-            total = tl.where(dimension == WIDTH, total + tl.sum(masses, axis=0)[None, :], total)
-    place = (tl.program_id(1).to(tl.int64) * (WIDTH + OWN) + dimension) * rows + row[None, :]
-    tl.store(partial + place, total, mask=(dimension < WIDTH + OWN) & inside[None, :])
+            whole += tl.sum(masses, axis=0)
+    place = partial + tl.program_id(1).to(tl.int64) * (WIDTH + OWN) * rows + row
+    tl.store(place[None, :] + (start + dimension).to(tl.int64) * rows, total, mask=(start + dimension < WIDTH) & inside[None, :])
+    if OWN:
+        tl.store(place + WIDTH * tl.cast(rows, tl.int64), whole, mask=inside & (start == 0))
 
 
 @triton.jit

@@ -56,6 +56,10 @@ def test_all_points_in_one_share(monkeypatch, warps):
     _compare(*_case(70, 130, 2), (0.1, 0.7, 2.0), 4.0)
 
 
+def test_many_bandwidths():
+    _compare(*_case(40, 9, 2), tuple(0.1 * 1.2**s for s in range(20)), None)
+
+
 def test_released_bandwidths_far_from_every_point():
     """At width 0.005 most exponentials are zero and the log-density is clamped: the gradient must vanish there, not become NaN."""
     _compare(*_case(20, 100, 2), RELEASED, 1000.0)

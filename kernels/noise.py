@@ -1,0 +1,240 @@
+"""Random numbers and forward noising in Triton: Philox in registers, one pass over the latents.
+
+A program owns the tile of a few rows; their normals are made where they are used, so that noising reads `x_0` and writes `y_t` and
+the noise, and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ddvi_fast import rng
+from ddvi_fast.kernels.common import Compilation, compilation, on_device, unusable
+from ddvi_fast.kernels.rng import _side_by_side, box_muller, draw_index, philox, to_uniform
+
+KINDS = ("words", "uniform", "normal")
+
+_WIDEST = 64  # columns a tile has at most
+_TILE = 1024  # elements a tile has
+_STEP_ROWS, _STEP_PROGRAMS = 64, 256  # rows that are sorted into steps at a time, and programs that do it
+
+
+def fill(kind: str, state: Tensor, offset: int, shape: tuple[int, ...], stream: int, planes: int = 1) -> Tensor:
+    """Random numbers [planes, *shape] as those of `ddvi_fast.rng`, plane p from stream `stream + p`.
+
+    Args:
+        kind: "words" (int64), "uniform" or "normal" (float32).
+        state: int64 [2] on the device: the seed's bits, and the first index, to which `offset` is added.
+        shape: [.., N, D]; the axes before N are importance samples.
+    """
+    out = torch.empty((planes, *shape), dtype=torch.int64 if kind == "words" else torch.float32, device=state.device)
+    rows, width = math.prod(shape[:-1]), shape[-1]
+    if out.numel() > 0:
+        options = launch_options(width)
+        grid = (triton.cdiv(rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"]), planes)
+        with on_device(out):
+            fill_kernel[grid](state, offset, out, rows, width, shape[-2], stream, KIND=KINDS.index(kind), SAMPLES=rows > shape[-2], **options)
+    return out
+
+
+def add_noise(
+    x0: Tensor, t: Tensor, signal: Tensor, deviation: Tensor, noise: Tensor | None, state: Tensor | None, offset: int, rows_per_sample: int
+) -> tuple[Tensor, Tensor]:
+    """`(signal_t x_0 + deviation_t noise, noise)` for latents [R, D] at 0-based steps `t` [R]; without `noise` that of the rows' draws."""
+    out, used = torch.empty_like(x0), torch.empty_like(x0) if noise is None else noise
+    rows, width = x0.shape
+    if x0.numel() > 0:
+        options = launch_options(width)
+        grid = (triton.cdiv(rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"]))
+        draws = (state, offset, rows_per_sample) if noise is None else (None, 0, rows)
+        with on_device(x0):
+            call = (x0, t, signal, deviation, used, *draws, out, rows, width)
+            add_noise_kernel[grid](*call, STREAM=rng.NOISE, SAMPLES=rows > rows_per_sample, **options)
+    return out, used
+
+
+def add_noise_backward(
+    upstream: Tensor, x0: Tensor, t: Tensor, signal: Tensor, deviation: Tensor, noise: Tensor, needed: list[bool]
+) -> list[Tensor | None]:
+    """Gradients to (x0, signal, deviation, noise), those that are `needed`; the tables' sums over rows have one order."""
+    rows, width = x0.shape
+    tables = needed[1] or needed[2]
+    d_x0, d_noise = (torch.empty_like(x0) if need else None for need in (needed[0], needed[3]))
+    products = x0.new_empty((2, rows)) if tables else None
+    if rows > 0 and (tables or needed[0] or needed[3]):
+        options = launch_options(width)
+        with on_device(x0):
+            grid = (triton.cdiv(rows, options["ROWS"]),)
+            backward_kernel[grid](upstream, x0, t, signal, deviation, noise, d_x0, d_noise, products, rows, width, **options)
+    d_signal, d_deviation = _by_step(products, t, len(signal)) if tables else (None, None)
+    return [d_x0, d_signal if needed[1] else None, d_deviation if needed[2] else None, d_noise]
+
+
+def unsupported(
+    *, x0: Tensor, t: Tensor | None = None, signal: Tensor | None = None, deviation: Tensor | None = None, noise: Tensor | None = None
+) -> str | None:
+    """Why the kernels cannot noise these latents, or None."""
+    if t is not None and (t.dtype != torch.int64 or t.device != x0.device):
+        return f"t: Triton takes int64 steps on {x0.device}, got {t.dtype} on {t.device}"
+    return unusable(fill_kernel, x0=x0, signal=signal, deviation=deviation, noise=noise)
+
+
+def launch_options(width: int) -> dict[str, int]:
+    """Rows and columns of a program's tile, and its warps."""
+    block = min(triton.next_power_of_2(max(1, width)), _WIDEST)
+    return {"ROWS": _TILE // max(4, block), "WIDTH": block, "num_warps": 4}
+
+
+def compilations() -> Iterator[Compilation]:
+    """Latents of one, two and many dimensions, noise given and made."""
+    names = ("x0", "signal", "deviation", "noise", "upstream", "d_x0", "d_noise", "products", "partial")
+    types = {name: "*fp32" for name in names} | {"t": "*i64", "state": "*i64"}
+    types |= {name: "i64" for name in ("offset", "rows")} | {name: "i32" for name in ("width", "rows_per_sample", "stream", "steps", "share")}
+    for width in (1, 2, 16, 64):
+        options = launch_options(width)
+        warps, tile = options.pop("num_warps"), options
+        for kind, name in enumerate(KINDS):
+            if name != "normal" and width != 16:
+                continue
+            present = types | {"out": "*i64" if name == "words" else "*fp32"}
+            constants = {"KIND": kind, "SAMPLES": width == 16, **tile}
+            yield compilation(f"fill {name}, D {width}", fill_kernel, present, constants, num_warps=warps, num_stages=3)
+        present = types | {"out": "*fp32"}
+        constants = {"STREAM": rng.NOISE, "SAMPLES": width == 16, **tile}
+        yield compilation(f"add noise, D {width}", add_noise_kernel, present, constants, num_warps=warps, num_stages=3)
+        given = {key: value for key, value in present.items() if key != "state"}
+        yield compilation(f"add given noise, D {width}", add_noise_kernel, given, {**constants, "state": None}, num_warps=warps, num_stages=3)
+        yield compilation(f"backward, D {width}", backward_kernel, types, tile, num_warps=warps, num_stages=3)
+    constants = {"ROWS": _STEP_ROWS, "STEPS": 64}
+    yield compilation("sums by step", by_step_kernel, types, constants, num_warps=4, num_stages=3)
+
+
+def _by_step(products: Tensor, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Sums [steps] of both rows of `products` [2, R] over the rows of each step."""
+    rows = len(t)
+    blocks = triton.cdiv(rows, _STEP_ROWS)
+    share = max(1, triton.cdiv(blocks, _STEP_PROGRAMS))
+    partial = products.new_empty((triton.cdiv(blocks, share), 2, steps))
+    if rows > 0:
+        block = min(triton.next_power_of_2(steps), 64)
+        grid = (len(partial), triton.cdiv(steps, block))
+        with on_device(products):
+            by_step_kernel[grid](products, t, partial, rows, steps, share, ROWS=_STEP_ROWS, STEPS=block, num_warps=4)
+    d_signal, d_deviation = partial.sum(0)
+    return d_signal, d_deviation
+
+
+@triton.jit
+def _index(state, offset, row, rows_per_sample, SAMPLES: tl.constexpr):
+    """Draws of `row`; the division that finds a row's sample is left out where there is one sample."""
+    if SAMPLES:
+        return draw_index(state, offset, row, rows_per_sample)
+    else:
+        return tl.load(state + 1) + offset + row
+
+
+@triton.jit
+def _tile(index, block, stream, seed, KIND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Numbers [ROWS, WIDTH] from Philox block `block` of every row on."""
+    if WIDTH <= 4:
+        a, b, c, d = philox(index, block, stream, seed)
+    else:
+        a, b, c, d = philox(index[:, None], (block + tl.arange(0, WIDTH // 4))[None, :], stream, seed)
+    if KIND == 2:
+        a, b = box_muller(to_uniform(a), to_uniform(b))
+        if WIDTH > 2:
+            c, d = box_muller(to_uniform(c), to_uniform(d))
+        else:
+            c, d = a, b
+    numbers = _side_by_side(a, b, c, d, ROWS, WIDTH)
+    if KIND == 0:
+        return numbers.to(tl.int64)
+    elif KIND == 1:
+        return to_uniform(numbers)
+    else:
+        return numbers
+
+
+@triton.jit
+def fill_kernel(
+    state, offset, out, rows, width, rows_per_sample, stream,
+    KIND: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    plane = tl.program_id(2)
+    index = _index(state, offset, row, rows_per_sample, SAMPLES)
+    # Only tiles of whole Philox blocks have neighbours in their rows.
+    value = _tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), stream + plane, tl.load(state), KIND, ROWS, WIDTH)
+    place = (plane * tl.cast(rows, tl.int64) + row)[:, None] * width + column[None, :]
+    tl.store(out + place, value, mask=(row < rows)[:, None] & (column < width)[None, :])
+
+
+@triton.jit
+def add_noise_kernel(
+    x0, t, signal, deviation, noise, state, offset, rows_per_sample, out, rows, width,
+    STREAM: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    mask = (row < rows)[:, None] & (column < width)[None, :]
+    place = row[:, None] * width + column[None, :]
+    step = tl.load(t + row, mask=row < rows, other=0)
+    clean = tl.load(x0 + place, mask=mask, other=0.0)
+    if state is None:
+        added = tl.load(noise + place, mask=mask, other=0.0)
+    else:
+        index = _index(state, offset, row, rows_per_sample, SAMPLES)
+        added = _tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), STREAM, tl.load(state), 2, ROWS, WIDTH)
+        tl.store(noise + place, added, mask=mask)
+    noised = tl.load(signal + step)[:, None] * clean + tl.load(deviation + step)[:, None] * added
+    tl.store(out + place, noised, mask=mask)
+
+
+@triton.jit
+def backward_kernel(
+    upstream, x0, t, signal, deviation, noise, d_x0, d_noise, products, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Gradients to latents and noise, and each row's inner products of the upstream gradient with both."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    step = tl.load(t + row, mask=row < rows, other=0)
+    by_signal = tl.zeros((ROWS, WIDTH), tl.float32)
+    by_deviation = tl.zeros((ROWS, WIDTH), tl.float32)
+    for start in range(0, width, WIDTH):
+        column = start + tl.arange(0, WIDTH)
+        mask = (row < rows)[:, None] & (column < width)[None, :]
+        place = row[:, None] * width + column[None, :]
+        given = tl.load(upstream + place, mask=mask, other=0.0)
+        if d_x0 is not None:
+            tl.store(d_x0 + place, given * tl.load(signal + step)[:, None], mask=mask)
+        if d_noise is not None:
+            tl.store(d_noise + place, given * tl.load(deviation + step)[:, None], mask=mask)
+        if products is not None:
+            by_signal += given * tl.load(x0 + place, mask=mask, other=0.0)
+            by_deviation += given * tl.load(noise + place, mask=mask, other=0.0)
+    if products is not None:
+        tl.store(products + row, tl.sum(by_signal, axis=1), mask=row < rows)
+        tl.store(products + rows + row, tl.sum(by_deviation, axis=1), mask=row < rows)
+
+
+@triton.jit
+def by_step_kernel(products, t, partial, rows, steps, share, ROWS: tl.constexpr, STEPS: tl.constexpr):
+    """A share of the rows, sorted into steps: [2, steps] a program."""
+    wanted = tl.program_id(1) * STEPS + tl.arange(0, STEPS)
+    by_signal = tl.zeros((ROWS, STEPS), tl.float32)
+    by_deviation = tl.zeros((ROWS, STEPS), tl.float32)
+    for block in range(share):
+        row = (tl.program_id(0).to(tl.int64) * share + block) * ROWS + tl.arange(0, ROWS)
+        mask = row < rows
+        here = tl.load(t + row, mask=mask, other=-1)[:, None] == wanted[None, :]
+        by_signal += tl.where(here, tl.load(products + row, mask=mask, other=0.0)[:, None], 0.0)
+        by_deviation += tl.where(here, tl.load(products + rows + row, mask=mask, other=0.0)[:, None], 0.0)
+    place = partial + tl.program_id(0) * 2 * steps + wanted
+    tl.store(place, tl.sum(by_signal, axis=0), mask=wanted < steps)
+    tl.store(place + steps, tl.sum(by_deviation, axis=0), mask=wanted < steps)
