@@ -67,6 +67,8 @@ PRIORS = ("pinwheel", "swiss_roll", "less_noisy_square")
 # What the paper sets for one data set and method alone.
 _PARTICULAR = {
     ("mnist_semi", "diff_vae_warmup_semi"): ("method.chain.num_steps=100",),
+    ("mnist", "aae"): ("method.weight=1",),
+    ("cifar", "aae"): ("method.weight=1",),
     ("cifar", "diff_vae_warmup"): ("recipe.context_dropout=0.2",),
     ("cifar_semi", "diff_vae_warmup_semi"): ("method.chain.num_steps=100", "recipe.kl.weight=0.5"),
 }
@@ -86,7 +88,7 @@ def overrides_of(dataset: str, method: str, prior: str, further: Sequence[str] =
     ours = METHODS[_checks.choice(method, METHODS, "METHOD")]
     _checks.choice(prior, PRIORS, "PRIOR")
     fitting = [name for name, other in METHODS.items() if other.task == data.task]
-    _checks.require(ours.task == data.task, "METHOD", f"a {data.task} one for {dataset} ({', '.join(fitting)})", method)
+    _checks.require(ours.task == data.task, "METHOD", f"one of the {data.task} ones, for {dataset} ({', '.join(fitting)})", method)
     seed = dict(override.partition("=")[::2] for override in further).get("seed", "0")
     names = [*data.overrides, f"method={ours.method}", f"prior={prior}", "recipe=released", f"run_dir=runs/{dataset}-{method}-{prior}-seed{seed}"]
     replaced = {override.partition("=")[0] for override in further}
