@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.first_variants and not options.check:
         parser.error("--first-variants goes with --check: a table has every variant")
+    # Before Triton is imported, here and in the processes that compile: the interpreter has nothing to compile.
+    os.environ.pop("TRITON_INTERPRET", None)
+    sys.path.insert(0, str(PROJECT))
     import triton
 
     table = compile_all(options.processes, options.first_variants, options.module or "*")
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         problems = faults(table)
         print(markdown(triton.__version__, table))
     elif options.check:
-        problems = check(json.loads(RESULTS.read_text()), triton.__version__, table, list(listed()))
+        problems = check(json.loads(RESULTS.read_text()), triton.__version__, table, sorted({name for name, _ in listed()}))
     else:
         problems = faults(table)
         RESULTS.write_text(json.dumps({"triton": triton.__version__, "kernels": table}, indent=1) + "\n")
@@ -63,12 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
 def compile_all(processes: int, first_variants: bool, module: str = "*") -> Table:
     """Compile for every architecture, on several processes; results stay in Triton's cache."""
     chosen, seen = [], set()
-    for name, compilation in listed(module).items():
-        for capability in compilation.architectures:
-            kernel = (compilation.kernel.__module__, compilation.kernel.__name__, capability)
-            if not first_variants or kernel not in seen:
-                chosen.append((name, capability))
-            seen.add(kernel)
+    for (name, capability), compilation in listed(module).items():
+        kernel = (compilation.kernel.__module__, compilation.kernel.__name__, capability)
+        if not first_variants or kernel not in seen:
+            chosen.append((name, capability))
+        seen.add(kernel)
     table: Table = {}
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for (name, capability), figures in zip(chosen, pool.map(compile_one, chosen), strict=True):
@@ -77,16 +79,17 @@ def compile_all(processes: int, first_variants: bool, module: str = "*") -> Tabl
 
 
 @lru_cache
-def listed(module: str = "*") -> dict[str, Any]:
-    """Every `Compilation` of the modules in kernels/ that match, by name."""
-    found: dict[str, Any] = {}
+def listed(module: str = "*") -> dict[tuple[str, int], Any]:
+    """Every `Compilation` of the modules in kernels/ that match, by name and architecture: one name may stand for another variant on each."""
+    found: dict[tuple[str, int], Any] = {}
     for file in sorted((PROJECT / "kernels").glob(f"{module}.py")):
         kernels = importlib.import_module(f"ddvi_fast.kernels.{file.stem}")
         for compilation in getattr(kernels, "compilations", list)():
-            name = f"{file.stem} {compilation.name}"
-            if name in found:
-                raise ValueError(f"kernels/{file.name}: two variants are called {compilation.name}")
-            found[name] = compilation
+            for capability in compilation.architectures:
+                key = (f"{file.stem} {compilation.name}", capability)
+                if key in found:
+                    raise ValueError(f"kernels/{file.name}: two variants for sm_{capability} are called {compilation.name}")
+                found[key] = compilation
     return found
 
 
@@ -96,7 +99,7 @@ def compile_one(job: tuple[str, int]) -> Figures:
     from triton.backends.compiler import GPUTarget
 
     name, capability = job
-    wanted = listed(name.split()[0])[name]
+    wanted = listed(name.split()[0])[job]
     options = {"num_warps": wanted.num_warps, "num_stages": wanted.num_stages}
     compiled = triton.compile(wanted.source(), target=GPUTarget("cuda", capability, 32), options=options)
     used = resources(compiled.asm["cubin"])
@@ -164,11 +167,6 @@ def markdown(version: str, table: Table) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
-
-# Before Triton is imported, here and in the processes that compile: the interpreter has nothing to compile.
-os.environ.pop("TRITON_INTERPRET", None)
-if str(PROJECT) not in sys.path:
-    sys.path.insert(0, str(PROJECT))
 
 if __name__ == "__main__":
     sys.exit(main())
