@@ -3,8 +3,8 @@
     python3 bench/device_check.py                            # on a GPU; an uninstalled tree will do
     python3 bench/device_check.py --device cpu --quick       # the same parts, small, without what needs CUDA
 
-Every part runs in a process of its own with a time limit, so that one that crashes or hangs takes nothing with it; parts that time
-nothing run side by side, because most of their time is compilation. Writes one JSON file and one table (Markdown) beside it.
+On a GPU every part runs in a process of its own with a time limit, so that one that crashes or hangs takes nothing with it; parts that
+time nothing run side by side, because most of their time is compilation. Writes one JSON file and one table (Markdown) beside it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 450.0  # seconds for everything
+_GRACE = 15.0  # seconds between the end of a part's time and the end of its process
 KIND = "ddvi_fast device check"
 # What a large GPU should reach, as (case begins with, provider, kind of work, share of the ceiling).
 ROOFLINES = (
@@ -40,12 +41,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON file; bench/results/device-NAME.json if left out")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--parts", nargs="+", help="some parts only, by name")
-    parser.add_argument("--part", help=argparse.SUPPRESS)
+    # How this script calls itself: parts to run in this process, each for so many seconds, into a folder.
+    parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     _use_this_tree()
-    if options.part:
-        return _run_part(options)
+    if options.run:
+        return _run_here(options)
     return _run_all(parser, options)
 
 
@@ -54,21 +56,28 @@ def _use_this_tree() -> None:
     sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path or ".").resolve() != ROOT / "bench")]
 
 
-def _run_part(options: argparse.Namespace) -> int:
-    """In a process of its own: the part's result so far, written whenever it grows."""
+def _run_here(options: argparse.Namespace) -> int:
+    """Parts in this process; what each has found so far is written whenever it grows."""
     import torch
 
     from bench.device_parts import PARTS, Setting
 
-    result: dict[str, Any] = {"ok": False, "summary": "nothing came out"}
-    try:
-        for result in PARTS[options.part].run(Setting(torch.device(options.device), options.quick, options.seconds)):
-            _write(options.output, result)
-    except Exception as error:  # recorded; the other parts go on
-        lines = str(error).strip().splitlines() or [""]
-        summary = f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]
-        _write(options.output, {**result, "ok": False, "summary": summary, "traceback": traceback.format_exc().splitlines()[-12:]})
+    for part in options.run:
+        result: dict[str, Any] = {"ok": False, "summary": "nothing came out"}
+        target, begun = _result_file(options.output, part), time.monotonic()
+        try:
+            for result in PARTS[part].run(Setting(torch.device(options.device), options.quick, options.seconds)):
+                _write(target, {**result, "seconds": round(time.monotonic() - begun, 1)})
+        except Exception as error:  # recorded; the other parts go on
+            lines = str(error).strip().splitlines() or [""]
+            failed = {"ok": False, "summary": f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]}
+            trace = traceback.format_exc().splitlines()[-12:]
+            _write(target, {**result, **failed, "seconds": round(time.monotonic() - begun, 1), "traceback": trace})
     return 0
+
+
+def _result_file(folder: Path, part: str) -> Path:
+    return folder / f"{part.replace(' ', '-')}.json"
 
 
 def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -87,10 +96,15 @@ def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         together = [part for part in wanted if not PARTS[part].alone]
-        with ThreadPoolExecutor(max(1, len(together)) if options.device == "cuda" else 1) as pool:
-            running = {part: pool.submit(_supervise, part, options, Path(folder), start) for part in together}
-            results = {part: future.result() for part, future in running.items()}
-        results |= {part: _supervise(part, options, Path(folder), start) for part in wanted if PARTS[part].alone}
+        # On a CPU one process is enough: there is no context that a failure could spoil, and starting takes longest.
+        groups = [[part] for part in together] if options.device == "cuda" else [together] * bool(together)
+        results: dict[str, dict[str, Any]] = {}
+        with ThreadPoolExecutor(max(1, len(groups))) as pool:
+            for found in pool.map(lambda group: _supervise(group, options, Path(folder), start), groups):
+                results |= found
+        for part in wanted:
+            if PARTS[part].alone:
+                results |= _supervise([part], options, Path(folder), start)
     record = {
         "kind": KIND,
         **environment(),
@@ -109,29 +123,34 @@ def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     return 1 if any(result["ok"] is False for result in results.values()) else 0
 
 
-def _supervise(part: str, options: argparse.Namespace, folder: Path, start: float) -> dict[str, Any]:
-    """Run a part, at most as long as it may; what it wrote, and what became of it."""
+def _supervise(group: list[str], options: argparse.Namespace, folder: Path, start: float) -> dict[str, dict[str, Any]]:
+    """Run parts in a process, at most as long as they may; what they wrote, and what became of it."""
     from bench.device_parts import PARTS
 
-    target, begun = folder / f"{part.replace(' ', '-')}.json", time.monotonic()
-    limit = min(PARTS[part].seconds, LIMIT - (begun - start))
-    if limit < 5:
-        return {"ok": False, "summary": "left out: no time was left", "seconds": 0.0}
-    # The process gets longer than the part, for imports and a case that is under way when the part's time ends.
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", part, "--device", options.device, "--output", str(target)]
-    command += ["--seconds", str(limit - 5), *(["--quick"] if options.quick else [])]
+    limit = min(max(PARTS[part].seconds for part in group), LIMIT - (time.monotonic() - start))
+    if limit < _GRACE:
+        return {part: {"ok": False, "summary": "left out: no time was left", "seconds": 0.0} for part in group}
+    command = [sys.executable, str(Path(__file__).resolve()), "--device", options.device, "--output", str(folder), "--run", *group]
+    command += ["--seconds", str(limit - _GRACE), *(["--quick"] if options.quick else [])]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     trouble = ""
     try:
-        ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=limit + 15)
+        # Longer than the parts have: for imports, and a case that is under way when their time ends.
+        ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=len(group) * limit + _GRACE)
         if ran.returncode != 0:
             trouble = f"ended with exit code {ran.returncode}: {(ran.stderr.strip().splitlines() or ['no output'])[-1][:300]}"
     except subprocess.TimeoutExpired:
-        trouble = f"stopped after {limit + 15:.0f} s"
-    result = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {"ok": False, "summary": "no result"}
+        trouble = f"stopped after {len(group) * limit + _GRACE:.0f} s"
+    return {part: _outcome(part, folder, trouble) for part in group}
+
+
+def _outcome(part: str, folder: Path, trouble: str) -> dict[str, Any]:
+    target = _result_file(folder, part)
+    result = {"ok": False, "summary": "no result", "seconds": 0.0}
+    if target.exists():
+        result = json.loads(target.read_text(encoding="utf-8"))
     if trouble:
         result |= {"ok": False, "summary": f"{trouble}; until then: {result['summary']}"}
-    result["seconds"] = round(time.monotonic() - begun, 1)
     print(f"{part}: {_word(result)}, {result['seconds']:.0f} s", file=sys.stderr, flush=True)
     return result
 

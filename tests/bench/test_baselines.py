@@ -1,0 +1,138 @@
+"""The eager baseline computes what it stands for, counts of work are those of torch's own counter, and a wrong provider is never timed."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import cases, problem, run
+from bench.baselines import eager
+from bench.baselines.training import Sizes
+from bench.operations import OPERATIONS, Chain, Kde, network_flops
+from bench.training import SMALL, Training, step_flops
+
+CPU = torch.device("cpu")
+SMALL_SHAPES = {
+    "noise": [{"N": 300, "D": 3}],
+    "chain": [
+        {"N": 300, "T": 4, "D": 3, "C": 2, "H": 64},
+        {"N": 200, "T": 3, "D": 2, "C": 1, "H": 64, "kind": "deterministic"},
+        {"N": 100, "T": 3, "D": 2, "C": 2, "H": 64, "G": 3},
+    ],
+    "sleep": [{"N": 300, "T": 5, "D": 3, "C": 2, "H": 64}],
+    "elbo": [{"kind": kind, "N": 300, "P": 17} for kind in ("bernoulli", "gaussian", "binomial", "gaussian_kl", "log_mean_exp")],
+    "kde": [{"N": 300, "M": 50, "D": 2}, {"N": 9, "M": 50, "D": 16}],
+    "mmd": [{"N": 30, "M": 20, "P": 17}],
+}
+
+
+@pytest.fixture(autouse=True)
+def leave_no_traces():
+    """The baseline draws as PyTorch users do, from torch's global generator; its compiler switches the checks of distributions off."""
+    before = torch.distributions.Distribution._validate_args
+    with torch.random.fork_rng():
+        yield
+    torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("operation", "shape"), [(name, shape) for name, shapes in SMALL_SHAPES.items() for shape in shapes], ids=str)
+def test_baseline_and_ours_agree_with_float64(operation, shape, backward):
+    made = OPERATIONS[operation](CPU, backward, **shape)
+    for provider in cases.Case(operation, (), backward, frozenset()).providers:
+        if provider != "compiled":
+            made.check(provider)
+            made.provider(provider)()
+
+
+def test_the_compiled_baseline_is_the_baseline():
+    made = OPERATIONS["elbo"](CPU, True, kind="gaussian_kl", N=3, P=2)
+    made.check("compiled")
+    made.provider("compiled")()
+
+
+@pytest.mark.parametrize("provider", ["eager", "ours", "ours_bf16"])
+def test_the_training_steps_agree_with_float64(provider):
+    made = Training(CPU, N=16, T=4, small=True)
+    made.check(provider)
+    call = made.provider(provider)
+    call()
+    call()
+
+
+def test_the_baseline_knows_nothing_of_the_package():
+    for path in (Path(eager.__file__).parent).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            )
+            assert not [name for name in names if name.split(".")[0] == "ddvi_fast"], path
+
+
+def test_a_sample_of_the_baselines_own_noise_is_noise():
+    x_t, noise = eager.add_noise(torch.zeros(20_000, 1), torch.zeros(20_000, dtype=torch.int64), torch.ones(1), torch.full((1,), 0.5))
+    assert torch.equal(x_t, 0.5 * noise)
+    assert abs(float(noise.mean())) < 4 / 20_000**0.5 and abs(float(noise.var()) - 1) < 4 * (2 / 20_000) ** 0.5
+
+
+def _counted(call) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def test_chain_flops_are_those_that_torch_counts():
+    made = Chain(CPU, False, N=8, T=3, D=3, C=2, H=64)
+    assert made.work.flops == _counted(made.provider("eager")) == 8 * 3 * network_flops(3, 2, 64)
+    # Backward, torch counts the gradient to every layer's input and weight: twice forward.
+    assert Chain(CPU, True, N=8, T=3, D=3, C=2, H=64).work.flops == 3 * made.work.flops
+
+
+@pytest.mark.parametrize("sizes", [SMALL, Sizes()])
+def test_training_flops_are_those_that_torch_counts(sizes):
+    made = Training(CPU, N=4, T=4, small=sizes is SMALL)
+    expected = step_flops(made.sizes, 4)
+    # Not counted: the gradient of the sleep term to its noised latents, which torch does not take either.
+    assert _counted(made.provider("eager")) == pytest.approx(expected, rel=0.01)
+
+
+class _Wrong(Kde):
+    """A density that is off by a thousandth."""
+
+    def ours(self):
+        side = super().ours()
+        return problem.Side(lambda: {key: 1.001 * value for key, value in side.outputs().items()}, side.leaves, side.gather)
+
+
+class _WrongGradient(Kde):
+    """The right density, whose gradient is off."""
+
+    def ours(self):
+        side = super().ours()
+
+        def outputs():
+            return {key: value.detach() + 1.001 * (value - value.detach()) for key, value in side.outputs().items()}
+
+        return problem.Side(outputs, side.leaves, side.gather)
+
+
+@pytest.mark.parametrize("wrong", [_Wrong, _WrongGradient])
+def test_a_wrong_provider_is_shown_as_failed_and_not_timed(monkeypatch, wrong):
+    monkeypatch.setitem(OPERATIONS, "kde", wrong)
+    case = cases.Case("kde", (("N", 300), ("M", 20), ("D", 2)), True, frozenset())
+    results = run.run_case(case, CPU, ("eager", "ours"), 0.01, memory=False)["results"]
+    assert "AssertionError" in results["ours"]["failed"] and "median" not in results["ours"]
+    assert results["eager"]["median"] > 0
+
+
+def test_a_wrong_baseline_is_noticed(monkeypatch):
+    """Its error is the yardstick of the others."""
+    density = eager.kde_log_density
+    monkeypatch.setattr(eager, "kde_log_density", lambda *arguments: 1.01 * density(*arguments))
+    for provider in ("eager", "ours"):
+        with pytest.raises(AssertionError, match="baseline"):
+            Kde(CPU, False, N=5, M=20, D=2).check(provider)

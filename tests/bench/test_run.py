@@ -1,0 +1,196 @@
+"""Timing, records, tables and the command: what is written is what was measured, and nothing is overwritten unasked."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from bench import cases, memory, report, run, timing
+from bench.ceilings import measure_ceilings
+from ddvi_fast import cli
+
+CPU = torch.device("cpu")
+
+
+def test_case_names_are_unique_and_find_their_case():
+    names = [case.name for case in cases.all_cases()]
+    assert len(set(names)) == len(names)
+    assert all(cases.by_name(name).name == name for name in names)
+
+
+def test_sets_hold_what_they_promise():
+    full = {(case.operation, case.backward): [] for case in cases.in_set("full")}
+    for case in cases.in_set("full"):
+        full[case.operation, case.backward].append(dict(case.shape))
+    chain = full["chain", True]
+    assert {128, 8192, 65_536} <= {shape["N"] for shape in chain} and {5, 40, 100} <= {shape["T"] for shape in chain}
+    assert {shape["D"] for shape in chain} == {2, 16}
+    assert {case.operation for case in cases.in_set("quick")} == {"noise", "chain", "sleep", "elbo", "kde", "mmd", "training"}
+    goals = {case.name: dict(case.goals) for case in cases.in_set("targets")}
+    assert goals["kde N=128 M=10000 D=2 forward+backward"] == {"ours": 25.0}
+    assert goals["training N=128 T=40 forward+backward"] == {"ours": 4.0, "ours_bf16": 6.0}
+    assert goals["chain N=128 T=40 D=2 C=2 H=128 deterministic forward"] == {"ours": 3.0, "ours_bf16": 5.0}
+
+
+def test_percentiles():
+    found = timing.summarise([5.0, 1.0, 2.0, 4.0, 3.0, 6.0], calls=2)
+    assert (found.median, found.p20, found.p80, found.rounds, found.calls) == (3.5, 2.0, 5.0, 6, 2)
+
+
+def test_providers_take_turns_and_slow_ones_are_measured_often_enough(monkeypatch):
+    order = []
+    cost = {"quick": 0.5, "slow": 40.0}
+
+    def measure(provider, device, calls):
+        order.append(provider())
+        return cost[provider()]
+
+    monkeypatch.setattr(timing, "measure", measure)
+    found = timing.time_together({name: (lambda name=name: name) for name in cost}, CPU, seconds=0.2, warm_up=1)
+    assert found["quick"].rounds == 200 and found["quick"].calls == 2 and found["slow"].rounds == 5 and found["slow"].calls == 1
+    places = [place for place, name in enumerate(order[2:]) if name == "slow"]
+    gaps = [after - before for before, after in itertools.pairwise(places)]
+    assert max(gaps) - min(gaps) <= 1, "the slow provider's measurements are spread over the whole run"
+
+
+def test_ceilings_are_rates():
+    assert all(value > 1e6 for value in measure_ceilings(CPU, quick=True).values())
+
+
+def made_record(**changes):
+    results = {
+        "eager": {"median": 10.0, "p20": 9.0, "p80": 12.0, "rounds": 5, "calls": 1, "peak_bytes": 3_000_000},
+        "compiled": {"failed": "RuntimeError: no compiler"},
+        "ours": {"median": 2.0, "p20": 1.9, "p80": 2.1, "rounds": 5, "calls": 1, "peak_bytes": 150_000},
+    }
+    case = {
+        "name": "kde N=1",
+        "operation": "kde",
+        "shape": {"N": 1},
+        "backward": False,
+        "work": {"flops": 2e6, "bytes": 0.0, "exponentials": 1e6},
+        "goals": {"ours": 6.0},
+        "most_bytes": 200_000,
+        "results": results,
+    }
+    return {
+        "kind": run.KIND,
+        "set": "targets",
+        "time": "2030-01-02T00:00:00",
+        "command": "ddvi-fast bench targets",
+        "commit": "abcdef0123456789",
+        "versions": {"torch": "2.99"},
+        "machine": {"processor": "a processor"},
+        "device": "cpu",
+        "threads": 2,
+        "ceilings": {"matmul_float32": 4e9, "matmul_bf16": 8e9, "copy_bytes": 1e10, "exponentials": 2e9},
+        "cases": [case],
+        "memory scaling": [{"T": 10, "N": 1024, "states": 90_112, "eager": 28_000_000, "ours": None}],
+        **changes,
+    }
+
+
+def test_rows_show_ratios_shares_goals_and_failures():
+    eager, compiled, ours = report.rows(made_record())
+    assert eager == ["kde N=1", "eager", "10.0 (9.00 to 12.0)", "-", "-", "200 MFLOP/s (5%)", "-", "100 Mexp/s (5%)", "3.00 MB"]
+    assert compiled[:3] == ["kde N=1", "compiled", "failed: RuntimeError: no compiler"] and len(compiled) == len(report.HEADINGS)
+    assert ours[3:] == ["5.00 (goal 6, missed)", "-", "1.00 GFLOP/s (25%)", "-", "500 Mexp/s (25%)", "150 kB (under 200 kB)"]
+
+
+def test_bf16_is_held_against_the_bf16_ceiling():
+    record = made_record()
+    case = record["cases"][0]
+    case["results"]["ours_bf16"] = case["results"]["ours"]
+    assert run.fractions(case, "ours_bf16", record["ceilings"])["flops"] == (1e9, 0.125)
+
+
+def test_the_section_of_the_readme_is_made_of_the_results(tmp_path):
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    results.mkdir()
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert "No measured results" in report.update_readme(readme, results)
+    (results / "targets-cpu.json").write_text(json.dumps(made_record()))
+    (results / "other.json").write_text(json.dumps({"kind": "something else"}))
+    text = report.update_readme(readme, results)
+    assert text.startswith(f"before\n{report.BEGIN}\n") and text.endswith(f"{report.END}\nafter\n") and "old" not in text
+    assert "| kde N=1 | ours | 2.00 (1.90 to 2.10) | 5.00 (goal 6, missed) |" in text and "a processor, 2 threads" in text
+
+
+def test_the_readme_and_the_tables_beside_the_results_are_up_to_date():
+    assert report.README.read_text(encoding="utf-8") == report.update_readme(), "run python -m bench.report"
+    for path in report.RESULTS.glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record.get("kind") == run.KIND:
+            assert path.with_suffix(".md").read_text(encoding="utf-8") == report.markdown(record), "run python -m bench.report"
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "measure_ceilings", lambda device: made_record()["ceilings"])
+    with torch.random.fork_rng():
+        yield tmp_path
+
+
+QUICK = ["bench", "quick", "--only", "noise N=8192 D=2 forward", "--providers", "eager", "ours", "--no-memory", "--seconds", "0.01"]
+
+
+def test_the_command_writes_a_record_and_a_table_and_overwrites_nothing(capsys, results):
+    assert cli.main([*QUICK, "--output", "mine"]) == 0
+    assert "noise N=8192" in capsys.readouterr().out
+    record = json.loads((results / "mine.json").read_text())
+    assert record["command"].startswith("ddvi-fast bench quick --only") and {"machine", "versions", "commit", "ceilings"} <= record.keys()
+    assert [set(case["results"]) for case in record["cases"]] == [{"eager", "ours"}] * 2
+    assert (results / "mine.md").read_text() == report.markdown(record)
+    assert cli.main([*QUICK, "--output", "mine"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert json.loads((results / "mine.json").read_text()) == record
+    assert cli.main([*QUICK, "--output", "mine", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["quik"], ["quick", "quik"]),
+        (["--threads", "0"], ["--threads", "at least 1"]),
+        (["--only", "nothing"], ["--only", "nothing"]),
+        (["--output", "a/b"], ["--output", "a/b"]),
+        (["--provider", "x"], ["providers"]),
+    ],
+)
+def test_bad_arguments_are_one_line(capsys, results, arguments, words):
+    assert cli.main(["bench", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "Traceback" not in err and all(word in err for word in words)
+
+
+def test_an_installed_package_says_where_the_benchmarks_are(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "ddvi_fast" / "cli.py"))
+    assert cli.main(["bench"]) == 2
+    assert "source tree" in capsys.readouterr().err
+
+
+def test_peak_memory_is_what_a_call_takes():
+    size = 64 << 20
+
+    def call():
+        (torch.ones(size // 4) + 1).sum()
+
+    peak = memory._peak_on_cpu(call)
+    if peak is None:
+        pytest.skip("this system does not tell the high-water mark of a process")
+    assert 0.9 * size < peak < 3 * size
+
+
+def test_the_chains_backward_pass_keeps_states_and_not_activations():
+    """O(T N D) against O(T N hidden): at twice the steps ours needs at most the trajectory's share more, up to a tile a thread."""
+    arguments = ["--providers", "eager", "ours", "--threads", "1"]
+    small, large = (memory._in_fresh_process(["--chain", str(steps), "1024", *arguments]) for steps in (20, 80))
+    if small["ours"] is None:
+        pytest.skip("this system does not tell the high-water mark of a process")
+    states = 4 * 60 * 1024 * 2
+    assert large["ours"] - small["ours"] < 8 * states + (1 << 20)
+    assert large["eager"] - small["eager"] > 32 * states
