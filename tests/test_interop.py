@@ -38,3 +38,27 @@ def test_bad_states(golden):
         interop.denoiser_from_ddvi(weights | {"lin3.lin.weight": torch.zeros(128, 64)})
     with pytest.raises(InputError, match=r"lin1.embed.weight"):
         interop.denoiser_from_ddvi(weights | {"lin1.embed.weight": torch.zeros(128)})
+
+
+def test_denoisers_and_steps_are_found_inside_a_whole_model(golden):
+    step = {name.removeprefix("iaf/state/"): torch.tensor(golden[name]) for name in golden if name.startswith("iaf/state/")}
+    model = {f"model.chain.{name}": value for name, value in state(golden, "cond").items()}
+    model |= {f"flows.{number}.{name}": value for number in (0, 1) for name, value in step.items()} | {"decoder.weight": torch.zeros(1)}
+    found = interop.denoisers_in(model)
+    assert list(found) == ["model.chain."] and found["model.chain."].num_steps == 40
+    assert torch.equal(found["model.chain."].last, model["model.chain.lin_mean.weight"])
+    assert {prefix: part.reverse for prefix, part in interop.iaf_steps_in(model).items()} == {"flows.0.": False, "flows.1.": True}
+
+
+def test_an_encoder_with_two_heads_becomes_one_network(golden):
+    with torch.random.fork_rng():
+        body, mean, log_var = torch.nn.Linear(6, 5), torch.nn.Linear(5, 2), torch.nn.Linear(5, 2)
+    modules = {"body": body, "mean": mean, "log_var": log_var}
+    weights = {f"{name}.{part}": value for name, module in modules.items() for part, value in module.state_dict().items()}
+    x = torch.linspace(-1, 1, 18).view(3, 6)
+    hidden = torch.nn.functional.leaky_relu(body(x), 0.2)
+    torch.testing.assert_close(interop.mlp_from_ddvi(weights)(x), torch.cat((mean(hidden), log_var(hidden)), 1))
+    with pytest.raises(InputError, match="follow one another"):
+        interop.mlp_from_ddvi({"a.weight": torch.zeros(8, 5), "a.bias": torch.zeros(8), "b.weight": torch.zeros(2, 7), "b.bias": torch.zeros(2)})
+    with pytest.raises(InputError, match="names of linear layers"):
+        interop.mlp_from_ddvi({"a.weight": torch.zeros(8, 5), "a.running_mean": torch.zeros(8)})

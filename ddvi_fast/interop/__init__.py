@@ -1,0 +1,8 @@
+"""What people bring from the paper's released code: its checkpoints and its weights. Nothing in a file is executed."""
+
+from __future__ import annotations
+
+from ddvi_fast.interop.checkpoint import read_checkpoint
+from ddvi_fast.interop.weights import denoiser_from_ddvi, denoisers_in, iaf_step_from_ddvi, iaf_steps_in, mlp_from_ddvi
+
+__all__ = ["denoiser_from_ddvi", "denoisers_in", "iaf_step_from_ddvi", "iaf_steps_in", "mlp_from_ddvi", "read_checkpoint"]
