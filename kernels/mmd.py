@@ -61,8 +61,8 @@ def sum_options(widths: int) -> dict[str, int]:
 
 
 def gradient_options() -> dict[str, int]:
-    """A tile of rows and features, and the rows that it meets at a time."""
-    return {"TILE": 64, "FEATURES": 64, "DEPTH": 16, "num_warps": 4, "num_stages": 2}
+    """A tile of rows and features, and the rows that it meets at a time; with four warps it spills on sm_80."""
+    return {"TILE": 64, "FEATURES": 64, "DEPTH": 16, "num_warps": 8, "num_stages": 2}
 
 
 def compilations() -> Iterator[Compilation]:

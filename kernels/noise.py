@@ -162,18 +162,25 @@ def _tile(index, block, stream, seed, KIND: tl.constexpr, ROWS: tl.constexpr, WI
 
 
 @triton.jit
+def _place(first, start, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Where a tile lies behind row `first` (32 bits reach across a tile), and which of it is inside."""
+    row = tl.arange(0, ROWS)
+    column = start + tl.arange(0, WIDTH)
+    return row[:, None] * width + column[None, :], (first + row < rows)[:, None] & (column < width)[None, :]
+
+
+@triton.jit
 def fill_kernel(
     state, offset, out, rows, width, rows_per_sample, stream,
     KIND: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    first = tl.program_id(0).to(tl.int64) * ROWS
     plane = tl.program_id(2)
-    index = _index(state, offset, row, rows_per_sample, SAMPLES)
-    # Only tiles of whole Philox blocks have neighbours in their rows.
+    index = _index(state, offset, first + tl.arange(0, ROWS), rows_per_sample, SAMPLES)
+    # Only tiles of whole Philox blocks have neighbours along their rows.
     value = _tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), stream + plane, tl.load(state), KIND, ROWS, WIDTH)
-    place = (plane * tl.cast(rows, tl.int64) + row)[:, None] * width + column[None, :]
-    tl.store(out + place, value, mask=(row < rows)[:, None] & (column < width)[None, :])
+    place, mask = _place(first, tl.program_id(1) * WIDTH, rows, width, ROWS, WIDTH)
+    tl.store(out + (plane * tl.cast(rows, tl.int64) + first) * width + place, value, mask=mask)
 
 
 @triton.jit
@@ -181,20 +188,19 @@ def add_noise_kernel(
     x0, t, signal, deviation, noise, state, offset, rows_per_sample, out, rows, width,
     STREAM: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    mask = (row < rows)[:, None] & (column < width)[None, :]
-    place = row[:, None] * width + column[None, :]
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row = first + tl.arange(0, ROWS)
+    place, mask = _place(first, tl.program_id(1) * WIDTH, rows, width, ROWS, WIDTH)
     step = tl.load(t + row, mask=row < rows, other=0)
-    clean = tl.load(x0 + place, mask=mask, other=0.0)
+    clean = tl.load(x0 + first * width + place, mask=mask, other=0.0)
     if state is None:
-        added = tl.load(noise + place, mask=mask, other=0.0)
+        added = tl.load(noise + first * width + place, mask=mask, other=0.0)
     else:
         index = _index(state, offset, row, rows_per_sample, SAMPLES)
         added = _tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), STREAM, tl.load(state), 2, ROWS, WIDTH)
-        tl.store(noise + place, added, mask=mask)
+        tl.store(noise + first * width + place, added, mask=mask)
     noised = tl.load(signal + step)[:, None] * clean + tl.load(deviation + step)[:, None] * added
-    tl.store(out + place, noised, mask=mask)
+    tl.store(out + first * width + place, noised, mask=mask)
 
 
 @triton.jit
@@ -202,22 +208,21 @@ def backward_kernel(
     upstream, x0, t, signal, deviation, noise, d_x0, d_noise, products, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     """Gradients to latents and noise, and each row's inner products of the upstream gradient with both."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row = first + tl.arange(0, ROWS)
     step = tl.load(t + row, mask=row < rows, other=0)
     by_signal = tl.zeros((ROWS, WIDTH), tl.float32)
     by_deviation = tl.zeros((ROWS, WIDTH), tl.float32)
     for start in range(0, width, WIDTH):
-        column = start + tl.arange(0, WIDTH)
-        mask = (row < rows)[:, None] & (column < width)[None, :]
-        place = row[:, None] * width + column[None, :]
-        given = tl.load(upstream + place, mask=mask, other=0.0)
+        place, mask = _place(first, start, rows, width, ROWS, WIDTH)
+        given = tl.load(upstream + first * width + place, mask=mask, other=0.0)
         if d_x0 is not None:
-            tl.store(d_x0 + place, given * tl.load(signal + step)[:, None], mask=mask)
+            tl.store(d_x0 + first * width + place, given * tl.load(signal + step)[:, None], mask=mask)
         if d_noise is not None:
-            tl.store(d_noise + place, given * tl.load(deviation + step)[:, None], mask=mask)
+            tl.store(d_noise + first * width + place, given * tl.load(deviation + step)[:, None], mask=mask)
         if products is not None:
-            by_signal += given * tl.load(x0 + place, mask=mask, other=0.0)
-            by_deviation += given * tl.load(noise + place, mask=mask, other=0.0)
+            by_signal += given * tl.load(x0 + first * width + place, mask=mask, other=0.0)
+            by_deviation += given * tl.load(noise + first * width + place, mask=mask, other=0.0)
     if products is not None:
         tl.store(products + row, tl.sum(by_signal, axis=1), mask=row < rows)
         tl.store(products + rows + row, tl.sum(by_deviation, axis=1), mask=row < rows)
