@@ -107,11 +107,19 @@ class ClassDiffusion(Diffusion):
         context = None if encoded.context is None else deal.out(encoded.context.expand(*labels.shape, -1))
         noise = None
         if self.has_density:
-            streams = rng.CHAIN + torch.arange(len(self.coefficients()), device=y_T.device).view(-1, 1, 1)
-            noise = deal.out(rng.normal(draws, tuple(y_T.shape), streams, device=y_T.device, dtype=y_T.dtype))
+            steps = len(self.coefficients())
+            noise = deal.out(rng.normal(draws, tuple(y_T.shape), rng.CHAIN, planes=steps, device=y_T.device, dtype=y_T.dtype))
         chain = self._grouped_chain(deal.out(y_T), context, noise=noise)
         path = None if chain.path is None else deal.back(chain.path.unsqueeze(-1)).squeeze(-1)
         return self._with_start(deal.back(chain.z), path, y_T, encoded)
+
+    def regression(self, encoded: Encoded, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
+        """As of `Diffusion`, on class-major rows; the noise of a row does not depend on its class."""
+        split = (self.denoiser.groups, -1)
+        noise = rng.normal(draws, tuple(z.shape), rng.NOISE, device=z.device, dtype=z.dtype)
+        context = None if encoded.context is None else encoded.context.unflatten(0, split)
+        rows = (z.unflatten(0, split), t.unflatten(0, split), context, super().active_denoiser(), table)
+        return ops.regression(*rows, loss=loss, noise=noise.unflatten(0, split)).flatten()
 
     def _grouped_chain(self, y_T: Tensor, context: Tensor | None, **source: Any) -> ops.ChainSample:
         return ops.sample_chain(y_T, context, super().active_denoiser(), self.coefficients(), **source)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -139,10 +137,8 @@ class Diffusion(Posterior):
 
     def denoising_loss(self, encoded: Encoded, z: Tensor, t: Tensor, draws: Draws, loss: str = "squared") -> Tensor:
         """Regression of the chain's network on latents `z` [N, D], given their encoded data, at steps `t` [N] -> [N] (METHOD section 3)."""
-        schedule = self.schedule.detach()
-        return ops.denoising_loss(
-            z, t, encoded.context, self.active_denoiser(), schedule, parametrisation=self.parametrisation, loss=loss, draws=draws
-        )
+        table = self.schedule.detach().regression_table(self.parametrisation, 1 / self.latent_dim, dtype=z.dtype)
+        return self.regression(encoded, z, t, table, draws, loss)
 
     def step_divergence(self, encoded: Encoded, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
         """`T KL( r(y_{t-1} | y_t, z) || q(y_{t-1} | y_t, x) )` in nats, less the entropy of `r`, at steps `t` [N] -> [N].
@@ -151,13 +147,14 @@ class Diffusion(Posterior):
         step, where `r` is a point mass, gives `-log q(z | y_1, x)`. Like all sleep terms it fits the chain to the noising process, not
         the noising process to the chain: a learned schedule takes no gradient from `r`.
         """
-        schedule = self.schedule.detach()
-        y, _ = ops.add_noise(z, t, schedule, draws=draws)
-        coefficients = self.coefficients()
-        mean, noising_mean = self.step_means(encoded.context, y, z, t, coefficients)
-        deviation = take_rows(coefficients[:, 2:3], t)
-        squared = (noising_mean - mean).square() + schedule.posterior_variances[t].to(y).unsqueeze(1)
-        return schedule.num_steps * (0.5 * squared / deviation.square() + torch.log(deviation) + 0.5 * math.log(2 * math.pi)).sum(-1)
+        deviations = self.coefficients()[:, 2]
+        table, constant = self.schedule.divergence_table(self.parametrisation, self.eta, deviations, dtype=z.dtype)
+        error = self.regression(encoded, z, t, table, draws, "squared")
+        return error + self.latent_dim * take_rows(constant.unsqueeze(1), t).squeeze(1)
+
+    def regression(self, encoded: Encoded, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
+        """`ops.regression` of the chain's network at latents `z` [N, D] and steps `t` [N] -> [N]."""
+        return ops.regression(z, t, encoded.context, self.active_denoiser(), table, loss=loss, draws=draws)
 
     def step_means(self, context: Tensor | None, y: Tensor, z: Tensor, t: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """Means [N, D] of `q(y_{t-1} | y_t, x)` and of `r(y_{t-1} | y_t, z)` at states `y` [N, D] of steps `t` [N]; `coefficients` is the table."""

@@ -54,8 +54,7 @@ def test_rows_of_mixed_classes_are_each_their_classs_chain(shared_context):
     diffusion = whole.family
     encoded, coefficients = diffusion.encode(x), diffusion.coefficients()
     start_noise = rng.normal(draws, (2, 9, LATENT_DIM), rng.START)
-    streams = rng.CHAIN + torch.arange(len(coefficients)).view(-1, 1, 1)
-    noise = rng.normal(draws, (2, 9, LATENT_DIM), streams)
+    noise = rng.normal(draws, (2, 9, LATENT_DIM), rng.CHAIN, planes=len(coefficients))
     for k, n in [(k, n) for k in range(2) for n in range(9)]:
         label = int(labels[k, n])
         mean, log_var = encoded.mean[label, n], encoded.log_var[label, n]
