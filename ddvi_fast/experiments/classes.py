@@ -136,7 +136,12 @@ def _chains(config: Config, dataset: Dataset, prior: Prior) -> ClassDiffusion:
 def _over_classes(config: Config, model: LatentVariableModel, posterior: ClassConditional, labelled: LabelledExamples | None) -> Objective:
     recipe, semi, method = config.recipe, config.method.semi, config.method
     _checks.choice(method.objective, ("elbo", "ddvi", "adversarial"), "method.objective")
-    weights = ClassWeights(semi.cross_entropy, semi.labelled, semi.fantasies, semi.unlabelled, semi.batch_fraction)
+    if labelled is None:
+        weights = ClassWeights(balance=method.clustering.balance)
+    else:
+        weights = ClassWeights(
+            semi.cross_entropy, semi.labelled, semi.fantasies, semi.unlabelled, semi.consistency, batch_fraction=semi.batch_fraction
+        )
     if method.objective == "adversarial":
         discriminator = make_discriminator(model.prior.dim + model.prior.num_classes, parts._place(config, parts._DISCRIMINATOR))
         weight = {} if method.weight is None else {"weight": method.weight}

@@ -72,10 +72,11 @@ class SemiConfig:
     cross_entropy: float = 10.0  # weight of -log q(c | x) on labelled examples
     labelled: float = 1.0  # weight of their bound
     fantasies: float = 0.0  # weight of -log q(c | x) on fantasies, whose class is known too
-    unlabelled: float = 1.0  # share of the unlabelled bound's gradient that q(c | x) takes, once half the epochs are over
-    batch_fraction: float = 0.25  # labelled examples for each row of the batch
+    unlabelled: float = 0.1  # share of the unlabelled bound's gradient that q(c | x) takes, once half the epochs are over
+    consistency: float = 10.0  # weight, by then, of the cross-entropy between q(c | x) with its noise and its own choice without
+    batch_fraction: float = 0.5  # labelled examples for each row of the batch
     dropout: float = 0.5  # rate after each hidden layer of the classifier, while training
-    input_dropout: float = 0.2  # rate among its inputs, while training
+    input_dropout: float = 0.3  # rate among its inputs, while training
     noise: float = 0.3  # standard deviation added to its inputs, while training
 
 
@@ -86,6 +87,7 @@ class ClusteringConfig:
     eta: float = 1.5  # distance below which centres repel each other
     spread_weight: float = 1.0  # of that hinge
     centre_lr: float = 10.0  # factor on the rate of the centres
+    balance: float = 20.0  # latent: weight of the divergence of a batch's clusters from equally many members
     latent: bool = False  # a latent cluster with a posterior of its own, instead of the nearest centre
 
 

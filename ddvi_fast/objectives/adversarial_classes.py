@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot, softplus
 from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
-from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples
+from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, disagreement, divergence_from_uniform
 from ddvi_fast.posteriors.class_conditional import ClassConditional, class_major, rows_per_class
 from ddvi_fast.rng import Draws
 
@@ -23,7 +23,7 @@ _GENERATED, _FAKE, _REAL = 4, 5, 6
 class AdversarialSemiSupervised(Objective):
     """Reconstruction summed over classes under q(c | x), and a discriminator that holds the latents of each class to its partition.
 
-    Terms: `reconstruction`, `class_kl` (to uniform classes), `generator` of unlabelled data; `labelled_reconstruction`,
+    Terms: `reconstruction`, `class_kl` (to uniform classes), `balance`, `generator` of unlabelled data; `labelled_reconstruction`,
     `cross_entropy` of labelled (nats); `discriminator_real`, `discriminator_fake`
     (cross-entropies, nats). No bound.
 
@@ -56,11 +56,10 @@ class AdversarialSemiSupervised(Objective):
         return {"wake": [parameter for parameter in super().parameter_groups()["wake"] if id(parameter) not in its], "discriminator": opponent}
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
-        log_probs = self.posterior.log_class_probs(x, draws).mT  # [C, N]
-        if self.labelled is not None:
-            log_probs = self.weights.follow(log_probs, progress)
+        noisy = self.posterior.log_class_probs(x, draws)
+        log_probs = noisy.mT if self.labelled is None else self.weights.follow(noisy.mT, progress)  # [C, N]
         z = self.posterior.sample_classes(x, 1, draws).z[:, 0]  # [C, N, D]
-        yield Update("wake", lambda: self.wake_terms(x, z, log_probs, draws))
+        yield Update("wake", lambda: self._with_agreement(self.wake_terms(x, z, log_probs, draws), x, noisy, progress))
         yield Update("discriminator", lambda: self.discriminator_terms(z.detach(), log_probs.detach().exp(), draws))
 
     def wake_terms(self, x: Tensor, z: Tensor, log_probs: Tensor, draws: Draws) -> Terms:
@@ -71,13 +70,18 @@ class AdversarialSemiSupervised(Objective):
         values = {
             "reconstruction": -(probs * self.model.log_likelihood(x, z)).sum(0),
             "class_kl": (probs * log_probs).sum(0) + math.log(len(z)),
+            "balance": divergence_from_uniform(probs.mean(1)),
             "generator": (probs * softplus(-logits).squeeze(-1)).sum(0),
         }
-        weights = {"reconstruction": 1.0, "class_kl": 1.0, "generator": self.weight}
+        weights = {"reconstruction": 1.0, "class_kl": 1.0, "balance": self.weights.balance, "generator": self.weight}
         if self.labelled is not None:
             values |= self._labelled_terms(len(x), draws)
             weights |= {"labelled_reconstruction": self.weights.labelled, "cross_entropy": self.weights.cross_entropy}
         return Terms(values, weights)
+
+    def _with_agreement(self, terms: Terms, x: Tensor, noisy: Tensor, progress: Progress) -> Terms:
+        weight = progress.varying(self.weights.agreement)
+        return Terms({**terms.values, **disagreement(self.posterior, x, noisy, self.weights)}, {**terms.weights, "consistency": weight})
 
     def _labelled_terms(self, rows: int, draws: Draws) -> dict[str, Tensor]:
         per_class = rows_per_class(round(rows * self.weights.batch_fraction), self.posterior.num_classes)

@@ -34,7 +34,8 @@ class Clustering(Objective):
 
     def __init__(self, inner: Objective, prior: Prior, eta: float = ETA, weight: float = 1.0) -> None:
         super().__init__()
-        _checks.require(isinstance(prior, Centres), "prior", "learned centres around a base prior (priors.Centres)", type(prior).__name__)
+        wanted = "learned centres around a base prior (priors.Centres)"
+        _checks.require(isinstance(prior, Centres), "prior", wanted, f"a {type(prior).__name__} prior")
         _checks.require(weight >= 0, "clustering.spread_weight", "a number of at least 0", weight)
         _checks.require(eta > 0, "clustering.eta", "a positive distance", eta)
         self.inner, self.prior, self.eta, self.weight = inner, prior, eta, weight

@@ -66,6 +66,9 @@ class ClassWeights:
         fantasies: weight of `-log q(c | x)` on fantasies, whose class is known too.
         unlabelled: share of the unlabelled bound's gradient that q(c | x) takes, reached linearly over the first half of the phase. Early
             on the classes' decoders are alike and know nothing, and a likelihood of many pixels is far surer than it is right.
+        consistency: weight, reached linearly over the first half of the phase, of the cross-entropy between q(c | x) as it is in training,
+            with noise and dropout, and the class it thinks most probable without (Lee 2013). Nothing without either.
+        balance: weight of the divergence of the batch's mean q(c | x) from uniform classes: without labels, one cluster may swallow all.
         batch_fraction: labelled examples for each row of the batch.
     """
 
@@ -73,22 +76,32 @@ class ClassWeights:
     labelled: float = 1.0
     fantasies: float = 0.0
     unlabelled: float = 1.0
+    consistency: float = 0.0
+    balance: float = 0.0
     batch_fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("cross_entropy", "labelled", "fantasies", "unlabelled"):
+        for name in ("cross_entropy", "labelled", "fantasies", "unlabelled", "consistency", "balance"):
             _checks.require(getattr(self, name) >= 0, f"semi.{name}", "a number of at least 0", getattr(self, name))
         _checks.require(self.unlabelled <= 1, "semi.unlabelled", "a share of at most 1", self.unlabelled)
         _checks.require(self.batch_fraction > 0, "semi.batch_fraction", "a positive number", self.batch_fraction)
 
     def share(self, progress: Progress) -> float:
         """The share of the unlabelled bound's gradient that q(c | x) takes now."""
-        return self.unlabelled * min(1.0, progress.fraction / _RAMP)
+        return self.unlabelled * _ramp(progress)
+
+    def agreement(self, progress: Progress) -> float:
+        """The weight of `consistency` now."""
+        return self.consistency * _ramp(progress)
 
     def follow(self, log_probs: Tensor, progress: Progress) -> Tensor:
         """`log_probs` unchanged, with that share of their gradient."""
         share = progress.varying(self.share)
         return share * log_probs + (1 - share) * log_probs.detach()
+
+
+def _ramp(progress: Progress) -> float:
+    return min(1.0, progress.fraction / _RAMP)
 
 
 class SemiSupervised(Objective):
@@ -98,8 +111,9 @@ class SemiSupervised(Objective):
     label c, `log p(x, c) >= E_q(z|x,c)[ log p(x|z) + log p(z|c) + log_ratio_c ] + log p(c)`. All classes of a batch are one grouped
     call of the chain. Without labelled examples this is a mixture with a latent cluster.
 
-    Terms, nats per example: `reconstruction`, `kl` (latents) and `class_kl` (to uniform classes) of unlabelled data;
-    `labelled_reconstruction`, `labelled_kl`, `cross_entropy` of labelled; `sleep`, `sleep_top`, `sleep_class` of fantasies.
+    Terms, nats per example: `reconstruction`, `kl` (latents), `class_kl` (to uniform classes) and `consistency` of unlabelled data,
+    `balance` of a batch; `labelled_reconstruction`, `labelled_kl`, `cross_entropy` of labelled data; `sleep`, `sleep_top`, `sleep_class`
+    of fantasies.
 
     Args:
         model: its prior is cut into classes.
@@ -127,7 +141,8 @@ class SemiSupervised(Objective):
         posterior.require_density()
         model.prior.require_density()
         if sleep is not None:
-            _checks.require(isinstance(posterior.family, ClassDiffusion), "sleep", "None without a diffusion posterior", type(posterior.family).__name__)
+            family = posterior.family
+            _checks.require(isinstance(family, ClassDiffusion), "sleep", "None without a diffusion posterior", type(family).__name__)
             _checks.require(not sleep.alternating, "sleep.alternating", "false, for classes", True)
         self.model, self.posterior, self.labelled, self.kl, self.guide = model, posterior, labelled, kl, guide
         self.weights, self.sleep, self.num_samples = weights, sleep, num_samples
@@ -139,7 +154,8 @@ class SemiSupervised(Objective):
         """All terms of a batch `x` [N, ...] without labels."""
         values = self.unlabelled_terms(x, progress, draws)
         kl, share = self.kl.at(progress), self.weights.labelled
-        weights = {"reconstruction": 1.0, "kl": kl, "class_kl": 1.0}
+        weights = {"reconstruction": 1.0, "kl": kl, "class_kl": 1.0, "balance": self.weights.balance}
+        weights["consistency"] = progress.varying(self.weights.agreement)
         if self.labelled is not None:
             per_class = rows_per_class(round(len(x) * self.weights.batch_fraction), self.posterior.num_classes)
             # The batch itself takes the first importance samples of these rows, one for each class and sample.
@@ -153,9 +169,8 @@ class SemiSupervised(Objective):
 
     def unlabelled_terms(self, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
         """Terms [N] of data `x` [N, ...], summed over classes under q(c | x)."""
-        log_probs = self.posterior.log_class_probs(x, draws).mT  # [C, N]
-        if self.labelled is not None:
-            log_probs = self.weights.follow(log_probs, progress)
+        noisy = self.posterior.log_class_probs(x, draws)
+        log_probs = noisy.mT if self.labelled is None else self.weights.follow(noisy.mT, progress)  # [C, N]
         z, log_ratio = self.posterior.sample_classes(x, self.num_samples, draws)
         labels = torch.arange(len(z), device=z.device).view(-1, 1, 1)
         log_prior = self.guide.log_prob(self.model.prior, z, progress, labels)
@@ -164,6 +179,8 @@ class SemiSupervised(Objective):
             "reconstruction": -(probs * self.model.log_likelihood(x, z).mean(1)).sum(0),
             "kl": -(probs * (log_prior + log_ratio).mean(1)).sum(0),
             "class_kl": (probs * log_probs).sum(0) + math.log(len(z)),
+            "balance": divergence_from_uniform(probs.mean(1)),
+            **disagreement(self.posterior, x, noisy, self.weights),
         }
 
     def labelled_terms(self, x: Tensor, labels: Tensor, progress: Progress, draws: Draws, per_class: int | None = None) -> dict[str, Tensor]:
@@ -194,16 +211,32 @@ class SemiSupervised(Objective):
             encoded = self.posterior.encode_of_class(x, labels, draws)
             log_probs = self.posterior.log_class_probs(x, draws)
         t = uniform_timesteps(draws, len(z), family.schedule.num_steps, z.device)
-        chain = family.step_divergence(encoded, z, t, draws) if self.sleep.loss == "kl" else family.denoising_loss(encoded, z, t, draws, self.sleep.loss)
+        exact = self.sleep.loss == "kl"
         return {
-            "sleep": chain,
+            "sleep": family.step_divergence(encoded, z, t, draws) if exact else family.denoising_loss(encoded, z, t, draws, self.sleep.loss),
             "sleep_top": -family.top_log_prob(encoded, z, draws),
             "sleep_class": -log_probs.gather(1, labels.unsqueeze(1)).squeeze(1),
         }
 
 
+def disagreement(posterior: ClassConditional, x: Tensor, noisy: Tensor, weights: ClassWeights) -> dict[str, Tensor]:
+    """The term `consistency` [N] of log q(c | x) [N, C] as it is in training, if it has a weight."""
+    if weights.consistency == 0:
+        return {}
+    with torch.no_grad(), fixed_statistics(posterior):
+        believed = posterior.log_class_probs(x).argmax(1, keepdim=True)
+    return {"consistency": -noisy.gather(1, believed).squeeze(1)}
+
+
+def divergence_from_uniform(probs: Tensor) -> Tensor:
+    """KL of probabilities [C] from uniform ones in nats, a scalar."""
+    return (probs * torch.log(probs.clamp(min=1e-12))).sum() + math.log(len(probs))
+
+
 @torch.no_grad()
-def class_log_joint_bound(model: LatentVariableModel, posterior: ClassConditional, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> Tensor:
+def class_log_joint_bound(
+    model: LatentVariableModel, posterior: ClassConditional, x: Tensor, num_samples: int = 1, draws: Draws | None = None
+) -> Tensor:
     """Estimates of a bound on log p(x, c) for every class, nats [C, N]: `E[ log p(x|z) + log p(z|c) + log_ratio_c ] + log p(c)`.
 
     Their softmax over classes classifies by the generative model alone, without q(c | x).

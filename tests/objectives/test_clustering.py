@@ -1,0 +1,119 @@
+"""Clustering any matrix: the hinge joins the right updates, and blobs are found again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddvi_fast import InputError, likelihoods, metrics, priors, rng
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.networks import MLP
+from ddvi_fast.objectives import ELBO, Progress
+from ddvi_fast.objectives.adversarial import Adversarial as AdversarialObjective
+from ddvi_fast.objectives.adversarial import make_discriminator
+from ddvi_fast.objectives.clustering import Clustering, assign
+from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.semisupervised import ClassWeights, SemiSupervised
+from ddvi_fast.objectives.weights import PriorGuide
+from ddvi_fast.posteriors import Adversarial, Gaussian
+from ddvi_fast.posteriors.class_conditional import ClassConditional, PerClass
+from ddvi_fast.rng import Draws
+
+COLUMNS, BLOBS = 5, 3
+
+
+def blobs(rows: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix [rows, 5] of three well separated groups, and which row is of which."""
+    labels = torch.arange(rows) % BLOBS
+    centres = 3 * rng.normal(Draws(1), (BLOBS, COLUMNS), rng.PRIOR)
+    return centres[labels] + 0.3 * rng.normal(Draws(2), (rows, COLUMNS), rng.PRIOR), labels
+
+
+def model_and_prior(num_centres: int = BLOBS) -> tuple[LatentVariableModel, priors.Centres]:
+    prior = priors.Centres(num_centres=num_centres, scale=1.0)
+    return LatentVariableModel(prior, MLP(2, [32], COLUMNS, draws=Draws(3)), likelihoods.make("gaussian", scale=1.0)), prior
+
+
+def gaussian() -> Gaussian:
+    return Gaussian(MLP(COLUMNS, [32], 4, draws=Draws(4)), 2)
+
+
+@torch.no_grad()
+def spread_out(posterior: Gaussian, x: torch.Tensor) -> Gaussian:
+    """The posterior with means that start as far apart as the centres."""
+    means, last = posterior.encode(x)[0], posterior.encoder.output_layer
+    factor = 1.5 / means.std(0)
+    last.weight[:2] *= factor.unsqueeze(1)
+    last.bias[:2] = (last.bias[:2] - means.mean(0)) * factor
+    last.weight[2:] *= 0.1
+    last.bias[2:] = -3.0
+    return posterior
+
+
+def latent_cluster(prior: priors.Centres) -> ClassConditional:
+    encoder = PerClass(MLP(COLUMNS, [32], 4 * prior.num_classes, draws=Draws(4)), prior.num_classes)
+    return ClassConditional(MLP(COLUMNS, [32], prior.num_classes, draws=Draws(5)), Gaussian(encoder, 2), prior)
+
+
+def fit(objective: Clustering, x: torch.Tensor, steps: int = 400) -> None:
+    optimiser = torch.optim.Adam(objective.parameters(), 0.01)
+    for step in range(steps):
+        for update in objective.updates(x, Progress(step, steps), Draws(0, step * len(x))):
+            optimiser.zero_grad()
+            update.terms().total().backward()
+            optimiser.step()
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_groups_of_a_matrix_are_found_again(latent):
+    x, labels = blobs()
+    # Centres that nobody needs stay empty; with three for three groups some starts leave two groups in one.
+    model, prior = model_and_prior(BLOBS if latent else 9)
+    kl = KLSchedule("constant")
+    posterior = latent_cluster(prior) if latent else spread_out(gaussian(), x)
+    guide = PriorGuide(0.5, 0.6)
+    if latent:
+        inner = SemiSupervised(model, posterior, kl=kl, guide=guide, weights=ClassWeights(balance=20.0))
+    else:
+        inner = ELBO(model, posterior, kl, guide=guide)
+    fit(Clustering(inner, prior), x)
+    clusters = assign(posterior, prior, x)
+    scores = metrics.cluster_scores(labels, clusters)
+    assert scores["nmi"] > 0.9 and scores["purity"] > 0.9
+    assert prior.crowding().max() < 0.3
+
+
+def test_the_hinge_joins_the_updates_that_train_the_centres_alone():
+    model, prior = model_and_prior(5)
+    posterior = Adversarial(MLP(COLUMNS, [], 6), 2, 4)
+    inner = AdversarialObjective(model, posterior, make_discriminator(2, hidden_dim=8))
+    with torch.no_grad():
+        prior.raw.mul_(0.1)
+    x, _ = blobs(12)
+    objective = Clustering(inner, prior, eta=2.0, weight=0.7)
+    for update in objective.updates(x, Progress(0, 1), Draws(0)):
+        terms = update.terms()
+        assert ("crowding" in terms.values) == (update.group == "wake")
+        if update.group == "wake":
+            torch.testing.assert_close(terms.values["crowding"], prior.crowding(2.0))
+            assert terms.weights["crowding"] == 0.7
+            plain = sum(terms.weights[name] * value.mean() for name, value in terms.values.items())
+            torch.testing.assert_close(terms.total(), plain)
+
+
+def test_assignment_is_the_nearest_centre_to_the_sample():
+    _, prior = model_and_prior(7)
+    posterior, (x, _) = gaussian(), blobs(20)
+    z = posterior.sample(x, 1, Draws(3)).z[0]
+    expected = (z.unsqueeze(1) - prior.centres).norm(dim=-1).argmin(1)
+    assert torch.equal(assign(posterior, prior, x, Draws(3)), expected)
+    assert assign(posterior, prior, x[:0]).shape == (0,)
+
+
+def test_other_priors_are_refused():
+    model, _ = model_and_prior()
+    plain = priors.make("pinwheel")
+    with pytest.raises(InputError, match=r"^prior: expected learned centres[^\n]*got a Pinwheel prior$"):
+        Clustering(ELBO(model, gaussian()), plain)
+    with pytest.raises(InputError, match=r"^prior: expected learned centres[^\n]*Pinwheel prior \(method=ddvi_clustering builds them\)$"):
+        assign(gaussian(), plain, blobs(4)[0])
