@@ -75,7 +75,8 @@ def choose(operation: str, device: torch.device, *, constants: dict[str, Tensor]
     if backend == "reference":
         return backend
     constants = constants or {}
-    reason = unavailable(backend, operation) or _asks_gradient(constants) or room(backend, operation).unsupported(**operands, **constants)
+    reason = unavailable(backend, operation) or _asks_gradient(constants) or _not_interpreted(backend, operands.get("precision"))
+    reason = reason or room(backend, operation).unsupported(**operands, **constants)
     if not reason:
         return backend
     if wanted != "auto":
@@ -88,6 +89,12 @@ def _asks_gradient(constants: dict[str, Tensor]) -> str:
         if value.requires_grad and torch.is_grad_enabled():
             return f"{name}: the fused kernels have no gradient to them; use the reference backend"
     return ""
+
+
+def _not_interpreted(backend: str, precision: str | None) -> str:
+    """Triton's interpreter computes with numpy, which has no bf16: its products would be those of the bit patterns."""
+    wrong = backend == "triton" and precision == "bf16" and interpreted()
+    return "precision: Triton's interpreter has no bf16, take float32 or fp16 there" if wrong else ""
 
 
 def fused(device: torch.device) -> str:
@@ -132,4 +139,7 @@ def _triton_missing() -> str:
 def interpreted() -> bool:
     """Whether Triton was imported with its interpreter, which runs kernels on the CPU."""
     return importlib.import_module("triton").knobs.runtime.interpret
+
+
+interpreted._dynamo_marked_constant = True
 

@@ -99,6 +99,14 @@ def hidden_precision(asked: str | None, device: torch.device) -> str:
     return "tf32" if device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32 else "float32"
 
 
+def check_reference_precision(precision: str, device: torch.device) -> None:
+    """Plain PyTorch rounds to bf16 and fp16 by itself, but to tf32 only where a device does and torch was told so."""
+    if precision == "tf32":
+        usable = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        hint = "the reference has it only where torch.backends.cuda.matmul.allow_tf32 is set"
+        _checks.require(usable, "precision", "float32, bf16 or fp16 instead of tf32 here", precision, hint)
+
+
 def _narrowed(value: Tensor | None) -> bool:
     return value is not None and value.dtype in (torch.bfloat16, torch.float16) and _autocasting(value.device)
 

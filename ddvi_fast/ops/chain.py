@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddvi_fast import _backend, _checks
 from ddvi_fast._operator import (
+    check_reference_precision,
     contiguous,
     differentiate,
     filled,
@@ -87,6 +88,7 @@ def sample_chain(
     tensors = {"y_T": start, "context": spread, **weights._asdict(), "coefficients": table, "noise": handed}
     backend = _backend.choose("chain", y_T.device, precision=precision, **tensors)
     if backend == "reference":
+        check_reference_precision(precision, y_T.device)
         if draws is not None:
             handed = reference.chain_noise(draws, len(table), tuple(shape[:-1]), shape[-1], y_T).reshape(len(table), *start.shape)
         with without_autocast(y_T.device):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddvi_fast import _backend, _checks, rng
 from ddvi_fast._operator import (
+    check_reference_precision,
     contiguous,
     differentiate,
     filled,
@@ -99,6 +100,7 @@ def regression(
     tensors = {"x0": start, "context": spread, **weights._asdict(), "table": table, "noise": handed}
     backend = _backend.choose("sleep", x0.device, precision=precision, **tensors)
     if backend == "reference":
+        check_reference_precision(precision, x0.device)
         if draws is not None:
             handed = flat(rng.normal(draws, tuple(shape), rng.NOISE, device=x0.device, dtype=x0.dtype), weights)
         with without_autocast(x0.device):
