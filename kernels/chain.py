@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -12,7 +11,16 @@ from torch import Tensor
 from ddvi_fast.kernels import chain_backward
 from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes, launch_options
 from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, unusable
-from ddvi_fast.kernels.network import add, add_bias_relu, hidden_layers, input_product, load_hidden, narrow_to, output_product
+from ddvi_fast.kernels.network import (
+    bias_relu,
+    hidden_product,
+    input_product,
+    load_columns,
+    load_matrix,
+    output_product,
+    store_columns,
+    streamed_product,
+)
 from ddvi_fast.kernels.rng import draw_index, step_noise
 
 __all__ = ["backward", "compilations", "forward", "unsupported"]
@@ -22,20 +30,69 @@ backward = chain_backward.backward
 _HIDDEN = (64, 128, 256)
 
 
-@triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "streaming"])
-def _forward_kernel(
-    y_T, context, first, hidden, last, last_bias, table, coefficients, noise, state, z, path, trajectory,
-    offset, rows, rows_per_sample, steps, streaming,
-    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
-    KEEP: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
+@triton.jit
+def _network_on_chip(
+    x1, w0, w1, w2, last, bias, H: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr
+):
+    """From the first activation [BN, H], in the products' element type, to the output less its bias, with the matrices on chip."""
+    start = tl.zeros((x1.shape[0], H), tl.float32)
+    x2 = bias_relu(hidden_product(x1, tl.trans(w0), start, PRODUCT), bias + H, H).to(x1.dtype)
+    x3 = bias_relu(hidden_product(x2, tl.trans(w1), start, PRODUCT), bias + 2 * H, H)
+    if RESIDUAL:
+        x3 += x1.to(tl.float32)
+    x4 = bias_relu(hidden_product(x3.to(x1.dtype), tl.trans(w2), start, PRODUCT), bias + 3 * H, H)
+    return output_product(x4, last, H, D, D_PAD, H)
+
+
+@triton.jit
+def _network_streamed(
+    y, c, first, hidden, last, bias, scratch, present,
+    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+    RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    NOISY: tl.constexpr = path is not None
-    CHUNKS: tl.constexpr = H // BH
-    group = tl.program_id(1).to(tl.int64)
-    local = tl.program_id(0) * BN + tl.arange(0, BN)
+    """The output less its bias; activations pass through `scratch` [2, BN, H], which stays in cache."""
+    x1, x2 = scratch, scratch + present.shape[0] * H
+    for j in range(0, H, BH):
+        tile = input_product(y, first + j * (D + C), D + C, D, D_PAD, BH)
+        if C > 0:
+            tile += input_product(c, first + j * (D + C) + D, D + C, C, C_PAD, BH)
+        store_columns(x1, bias_relu(tile, bias + j, BH), present, j, H, BH)
+    tl.debug_barrier()
+    for j in range(0, H, BH):
+        tile = streamed_product(x1, hidden, present, j, False, H, BH, BK, PRODUCT)
+        store_columns(x2, bias_relu(tile, bias + H + j, BH), present, j, H, BH)
+    tl.debug_barrier()
+    for j in range(0, H, BH):
+        tile = bias_relu(streamed_product(x2, hidden + H * H, present, j, False, H, BH, BK, PRODUCT), bias + 2 * H + j, BH)
+        if RESIDUAL:
+            tile += load_columns(x1, present, j, H, BH)
+        store_columns(x1, tile, present, j, H, BH)  # in place: what replaces an element depends on it
+    tl.debug_barrier()
+    output = tl.zeros((present.shape[0], D_PAD), tl.float32)
+    for j in range(0, H, BH):
+        tile = bias_relu(streamed_product(x1, hidden + 2 * H * H, present, j, False, H, BH, BK, PRODUCT), bias + 3 * H + j, BH)
+        output += output_product(tile, last + j, H, D, D_PAD, BH)
+    tl.debug_barrier()
+    return output
+
+
+@triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "zero"])
+def _forward_kernel(
+    y_T, context, first, hidden, last, last_bias, table, coefficients, noise, state, z, path, trajectory, scratch,
+    offset, rows, rows_per_sample, steps, zero,
+    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BN: tl.constexpr,
+    BH: tl.constexpr, BK: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """All steps of BN rows of a network. Without `scratch` the hidden matrices are loaded once and stay on chip.
+
+    `zero` keeps loads of the small layers inside the loop: moved out of it they would fill the registers.
+    """
+    group, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    local = tile * BN + tl.arange(0, BN)
+    present = local < rows
     row = group * rows + local
     columns = tl.arange(0, D_PAD)
-    inside = (local < rows)[:, None] & (columns < D)[None, :]
+    inside = present[:, None] & (columns < D)[None, :]
     place = row[:, None] * D + columns[None, :]
     step_stride = tl.num_programs(1).to(tl.int64) * rows * D
     first += group * H * (D + C)
@@ -45,34 +102,37 @@ def _forward_kernel(
     table += group * steps * 4 * H
 
     y = tl.load(y_T + place, inside, 0.0)
+    c = y
     if trajectory is not None:
         tl.store(trajectory + place, y, inside)
     if C > 0:
         across = tl.arange(0, C_PAD)
-        c = tl.load(context + row[:, None] * C + across[None, :], (local < rows)[:, None] & (across < C)[None, :], 0.0)
-        if C_PAD >= 16:
-            from_context = input_product(c, first + D, D + C, C, C_PAD, H, BH)
-    if NOISY:
-        log_ratio = tl.zeros((BN,), tl.float32)
-        index = row
-        if noise is None:
-            index = draw_index(state, offset, row, rows_per_sample)
-    blocks = load_hidden(hidden, H, BH, KEEP)
+        c = tl.load(context + row[:, None] * C + across[None, :], present[:, None] & (across < C)[None, :], 0.0)
+    index = row
+    log_ratio = tl.zeros((BN,), tl.float32)
+    if state is not None:
+        index = draw_index(state, offset, row, rows_per_sample)
+    if scratch is None:
+        w0, w1, w2 = load_matrix(hidden, H), load_matrix(hidden + H * H, H), load_matrix(hidden + 2 * H * H, H)
+    else:
+        mine = scratch + (group * tl.num_programs(0) + tile) * 2 * BN * H
     for i in range(steps):
         step = steps - 1 - i
         k = coefficients + 5 * step
-        row_of_table = table + step * 4 * H
-        here = tl.multiple_of(step * streaming, 16)
-        x1 = input_product(y, first + here, D + C, D, D_PAD, H, BH)
-        if C > 0:
-            if C_PAD < 16:
-                from_context = input_product(c, first + D + here, D + C, C, C_PAD, H, BH)
-            x1 = add(x1, from_context, CHUNKS)
-        x1 = narrow_to(add_bias_relu(x1, row_of_table, H, BH), hidden, CHUNKS)
-        _, _, _, x4 = hidden_layers(x1, blocks, hidden + here, row_of_table, H, BH, KEEP, RESIDUAL, PRODUCT)
-        output = output_product(x4, last + here, last_bias, D, D_PAD, H, BH)
+        here = tl.multiple_of(step * zero, 16)
+        if scratch is None:
+            x1 = input_product(y, first + here, D + C, D, D_PAD, H)
+            if C > 0:
+                x1 += input_product(c, first + D + here, D + C, C, C_PAD, H)
+            x1 = bias_relu(x1, table + step * 4 * H, H).to(hidden.dtype.element_ty)
+            output = _network_on_chip(x1, w0, w1, w2, last + here, table + step * 4 * H, H, D, D_PAD, RESIDUAL, PRODUCT)
+        else:
+            output = _network_streamed(
+                y, c, first, hidden, last, table + step * 4 * H, mine, present, D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT
+            )
+        output += tl.load(last_bias + columns, columns < D, 0.0)[None, :]
         following = tl.load(k) * y + tl.load(k + 1) * output
-        if NOISY:
+        if path is not None:
             deviation, beta = tl.load(k + 2), tl.load(k + 4)
             xi = step_noise(noise, state, index, place, inside, step, step_stride, D_PAD)
             following += deviation * xi
@@ -82,8 +142,8 @@ def _forward_kernel(
         if trajectory is not None:
             tl.store(trajectory + (i + 1) * step_stride + place, y, inside)
     tl.store(z + place, y, inside)
-    if NOISY:
-        tl.store(path + row, log_ratio, local < rows)
+    if path is not None:
+        tl.store(path + row, log_ratio, present)
 
 
 def unsupported(
@@ -132,12 +192,14 @@ def forward(
         return z, path, trajectory
     options = launch_options(architecture(y_T.device), sizes.hidden, sizes.latent, precision, backward=False)
     grid = (triton.cdiv(sizes.rows, options["BN"]), sizes.groups)
+    keep = options.pop("KEEP")
     hidden = hidden.to(PRODUCTS[precision][0])
+    scratch = None if keep else hidden.new_empty((sizes.groups, grid[0], 2, options["BN"], sizes.hidden))
     with on_device(y_T):
         _forward_kernel[grid](
             y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, state if noise is None else None,
-            z, path, trajectory, offset, sizes.rows, max(1, rows_per_sample), sizes.steps, 0,
-            **sizes.constexprs(residual, precision), **options,
+            z, path, trajectory, scratch, offset, sizes.rows, max(1, rows_per_sample), sizes.steps, 0,
+            **sizes.constexprs(residual, precision, dots=not keep), **options,
         )  # fmt: skip
     return z, path, trajectory
 
@@ -145,7 +207,7 @@ def forward(
 _TYPES = {
     "y_T": "*fp32", "context": "*fp32", "first": "*fp32", "last": "*fp32", "last_bias": "*fp32", "table": "*fp32", "coefficients": "*fp32",
     "state": "*i64", "z": "*fp32", "path": "*fp32", "trajectory": "*fp32",
-    "offset": "i32", "rows": "i32", "rows_per_sample": "i32", "steps": "i32", "streaming": "i32",
+    "offset": "i32", "rows": "i32", "rows_per_sample": "i32", "steps": "i32", "zero": "i32",
 }  # fmt: skip
 
 
@@ -162,7 +224,10 @@ def compilations() -> Iterator[Compilation]:
 def _forward_compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:
     options = launch_options(arch, sizes.hidden, sizes.latent, precision, backward=False)
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
-    types = _TYPES | {"hidden": POINTERS[PRODUCTS[precision][0]]}
+    keep = options.pop("KEEP")
+    low = POINTERS[PRODUCTS[precision][0]]
+    types = _TYPES | {"hidden": low} | ({} if keep else {"scratch": low})
     name = f"chain forward D={sizes.latent} H={sizes.hidden} {precision}"
-    values = {"noise": None, **sizes.constexprs(True, precision), **options}
+    absent = {"noise": None} | ({"scratch": None} if keep else {})
+    values = {**absent, **sizes.constexprs(True, precision, dots=not keep), **options}
     return compilation(name, _forward_kernel, types, values, num_warps=warps, num_stages=stages, architectures=(arch,))

@@ -8,7 +8,6 @@ steps and rows, each layer's input and the gradient before each ReLU.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -17,46 +16,40 @@ from torch import Tensor
 from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes, launch_options
 from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, splits_of
 from ddvi_fast.kernels.network import (
-    add, add_bias_relu, gate, hidden_layers, input_gradient, input_product, load_hidden, multiply, narrow_to, output_gradient, output_product,
+    bias_relu,
+    input_gradient,
+    input_product,
+    load_columns,
+    output_gradient,
+    output_product,
+    store_columns,
+    streamed_product,
 )  # fmt: skip
 from ddvi_fast.kernels.rng import draw_index, step_noise
 from ddvi_fast.kernels.weight_gradient import WeightGradient
 
 
-@triton.jit
-def _emit(plane, x, place, mask, CHUNKS: tl.constexpr, BH: tl.constexpr):
-    for j in tl.static_range(CHUNKS):
-        tl.store(plane + (place[:, None] + (j * BH + tl.arange(0, BH))[None, :]), x[j], mask[:, None])
-
-
-@triton.jit
-def _emit_sum(out, x, CHUNKS: tl.constexpr, BH: tl.constexpr):
-    """The sum over rows, for the time table."""
-    for j in tl.static_range(CHUNKS):
-        tl.store(out + j * BH + tl.arange(0, BH), tl.sum(x[j], axis=0))
-
-
 @triton.jit(
-    do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "row_begin", "rows_here", "step_begin", "steps_here", "streaming"]
+    do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "row_begin", "rows_here", "step_begin", "steps_here"]
 )
 def backward_kernel(
     context, first, hidden, last, last_bias, table, coefficients, noise, state, trajectory,
     d_path, d_trajectory, carried, d_context, d_noise, low, wide, outputs, table_sums, coefficient_sums,
-    offset, rows, rows_per_sample, steps, row_begin, rows_here, step_begin, steps_here, streaming,
-    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
-    NOISY: tl.constexpr, KEEP: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
+    offset, rows, rows_per_sample, steps, row_begin, rows_here, step_begin, steps_here,
+    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BN: tl.constexpr,
+    BH: tl.constexpr, BK: tl.constexpr, NOISY: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """Steps `step_begin` to `step_begin + steps_here - 1` of `rows_here` rows from `row_begin` on of each group.
 
     `carried` [.., R, D] holds the gradient of the state below these steps and gets that of the state above them; `d_context` is added to.
-    With E = steps_here * rows_here entries a group: `low` [G, 6, E, H] gets the inputs of the three hidden matrices and the gradients
-    before their ReLUs, `wide` [G, 2, E, H] (float32) the fourth activation and the gradient before the first ReLU, `outputs` [G, E, D] the
-    gradient of the network's output; `table_sums` [tiles, G, steps_here, 4, H] and `coefficient_sums` [tiles, G, steps_here, 5] sums over
-    the tile. All of these may be absent.
+    With E = steps_here * rows_here entries a group: `low` [G, 7, E, H] gets the inputs of the three hidden matrices, the gradients before
+    their ReLUs and the third activation, `wide` [G, 2, E, H] (float32) the fourth activation and the gradient before the first ReLU,
+    `outputs` [G, E, D] the gradient of the network's output; `table_sums` [tiles, G, steps_here, 4, H] and `coefficient_sums`
+    [tiles, G, steps_here, 5] (may be absent) sums over the tile. What one loop over columns writes the next one reads, from cache.
     """
-    CHUNKS: tl.constexpr = H // BH
     group, groups, tile = tl.program_id(1).to(tl.int64), tl.num_programs(1), tl.program_id(0)
-    within = tile * BN + tl.arange(0, BN)
+    in_tile, lanes = tl.arange(0, BN), tl.arange(0, BH)
+    within = tile * BN + in_tile
     present = within < rows_here
     row = group * rows + row_begin + within
     columns = tl.arange(0, D_PAD)
@@ -64,6 +57,7 @@ def backward_kernel(
     place = row[:, None] * D + columns[None, :]
     step_stride = groups.to(tl.int64) * rows * D
     entries = tl.cast(steps_here, tl.int64) * rows_here
+    plane = entries * H
     first += group * H * (D + C)
     hidden += group * 3 * H * H
     last += group * D * H
@@ -84,12 +78,10 @@ def backward_kernel(
     index = row
     if state is not None:
         index = draw_index(state, offset, row, rows_per_sample)
-    blocks = load_hidden(hidden, H, BH, KEEP)
     for i in range(steps_here):
         step = step_begin + i
         k = coefficients + 5 * step
-        row_of_table = table + step * 4 * H
-        here = tl.multiple_of(step * streaming, 16)
+        bias = table + step * 4 * H
         if d_trajectory is not None:
             u += tl.load(d_trajectory + (steps - step) * step_stride + place, inside, 0.0)
         y = tl.load(trajectory + (steps - step - 1) * step_stride + place, inside, 0.0)
@@ -113,64 +105,86 @@ def backward_kernel(
                     d_xi += p * xi
                 tl.store(d_noise + step * step_stride + place, d_xi, inside)
 
-        x1 = input_product(y, first + here, D + C, D, D_PAD, H, BH)
-        if C > 0:
-            x1 = add(x1, input_product(c, first + D + here, D + C, C, C_PAD, H, BH), CHUNKS)
-        x1 = narrow_to(add_bias_relu(x1, row_of_table, H, BH), hidden, CHUNKS)
-        x2, x3, summed, x4 = hidden_layers(x1, blocks, hidden + here, row_of_table, H, BH, KEEP, RESIDUAL, PRODUCT)
-        if coefficient_sums is not None:
-            output = output_product(x4, last + here, last_bias, D, D_PAD, H, BH)
-            sums = coefficient_sums + ((tile * groups + group) * steps_here + i) * 5
-            tl.store(sums, tl.sum(u * y))
-            tl.store(sums + 1, tl.sum(u * output))
+        if coefficient_sums is not None:  # all but the second, which waits for the output
+            coefficient = coefficient_sums + ((tile * groups + group) * steps_here + i) * 5
             d_deviation = tl.sum(u * xi) if NOISY else 0.0
             d_scale, d_beta = 0.0, 0.0
             if d_path is not None:
                 d_deviation += D * tl.sum(p) / deviation
                 d_scale = tl.sum(p * away * following)
                 d_beta = 0.5 * (tl.sum(p * away * away) - D * tl.sum(p) * inverse_beta)
-            tl.store(sums + 2, d_deviation)
-            tl.store(sums + 3, d_scale)
-            tl.store(sums + 4, d_beta)
+            tl.store(coefficient, tl.sum(u * y))
+            tl.store(coefficient + 2, d_deviation)
+            tl.store(coefficient + 3, d_scale)
+            tl.store(coefficient + 4, d_beta)
+        entry = tl.cast(i, tl.int64) * rows_here + tile * BN
+        x1 = low + (group * 7 * entries + entry) * H
+        x2, summed, d2, d3, d4, x3 = x1 + plane, x1 + 2 * plane, x1 + 3 * plane, x1 + 4 * plane, x1 + 5 * plane, x1 + 6 * plane
+        x4 = wide + (group * 2 * entries + entry) * H
+        d1 = x4 + plane
+        tl.store(outputs + (group * entries + entry) * D + in_tile[:, None] * D + columns[None, :], d_output, inside)
+        sums = table_sums + ((tile * groups + group) * steps_here + i) * 4 * H
 
-        d4 = gate(output_gradient(d_output, last + here, D, D_PAD, H, BH), x4, CHUNKS)
-        if low is not None:
-            entry = tl.cast(i, tl.int64) * rows_here + within
-            at = entry * H
-            plane = entries * H
-            to_low, to_wide = low + group * 6 * plane, wide + group * 2 * plane
-            _emit(to_wide, x4, at, present, CHUNKS, BH)
-            _emit(to_low, x1, at, present, CHUNKS, BH)
-            _emit(to_low + plane, x2, at, present, CHUNKS, BH)
-            _emit(to_low + 2 * plane, summed, at, present, CHUNKS, BH)
-            tl.store(outputs + group * entries * D + entry[:, None] * D + columns[None, :], d_output, inside)
-            sums = table_sums + ((tile * groups + group) * steps_here + i) * 4 * H
-            _emit_sum(sums + 3 * H, d4, CHUNKS, BH)
-        d4 = narrow_to(d4, hidden, CHUNKS)
-        d_summed = multiply(d4, blocks, hidden + here, 2, False, H, BH, KEEP, PRODUCT)
-        d3 = gate(d_summed, x3, CHUNKS)
-        if low is not None:
-            _emit(to_low + 5 * plane, d4, at, present, CHUNKS, BH)
-            _emit_sum(sums + 2 * H, d3, CHUNKS, BH)
-        d3 = narrow_to(d3, hidden, CHUNKS)
-        d2 = gate(multiply(d3, blocks, hidden + here, 1, False, H, BH, KEEP, PRODUCT), x2, CHUNKS)
-        if low is not None:
-            _emit(to_low + 4 * plane, d3, at, present, CHUNKS, BH)
-            _emit_sum(sums + H, d2, CHUNKS, BH)
-        d2 = narrow_to(d2, hidden, CHUNKS)
-        d1 = multiply(d2, blocks, hidden + here, 0, False, H, BH, KEEP, PRODUCT)
-        if RESIDUAL:
-            d1 = add(d1, d_summed, CHUNKS)
-        d1 = gate(d1, x1, CHUNKS)
-        if low is not None:
-            _emit(to_low + 3 * plane, d2, at, present, CHUNKS, BH)
-            _emit(to_wide + plane, d1, at, present, CHUNKS, BH)
-            _emit_sum(sums, d1, CHUNKS, BH)
-        u = direct + input_gradient(d1, first + here, D + C, D, D_PAD, H, BH)
-        if d_context is not None:
-            d_c += input_gradient(d1, first + D + here, D + C, C, C_PAD, H, BH)
+        for j in range(0, H, BH):
+            x = input_product(y, first + j * (D + C), D + C, D, D_PAD, BH)
+            if C > 0:
+                x += input_product(c, first + j * (D + C) + D, D + C, C, C_PAD, BH)
+            store_columns(x1, bias_relu(x, bias + j, BH), present, j, H, BH)
+        tl.debug_barrier()
+        for j in range(0, H, BH):
+            x = streamed_product(x1, hidden, present, j, False, H, BH, BK, PRODUCT)
+            store_columns(x2, bias_relu(x, bias + H + j, BH), present, j, H, BH)
+        tl.debug_barrier()
+        for j in range(0, H, BH):
+            x = bias_relu(streamed_product(x2, hidden + H * H, present, j, False, H, BH, BK, PRODUCT), bias + 2 * H + j, BH)
+            if RESIDUAL:
+                store_columns(x3, x, present, j, H, BH)
+                x += load_columns(x1, present, j, H, BH)
+            store_columns(summed, x, present, j, H, BH)
+        tl.debug_barrier()
+        output = tl.zeros((BN, D_PAD), tl.float32)
+        for j in range(0, H, BH):
+            x = bias_relu(streamed_product(summed, hidden + 2 * H * H, present, j, False, H, BH, BK, PRODUCT), bias + 3 * H + j, BH)
+            store_columns(x4, x, present, j, H, BH)
+            if coefficient_sums is not None:
+                output += output_product(x, last + j, H, D, D_PAD, BH)
+            d = tl.where(x > 0, output_gradient(d_output, last + j, H, D, D_PAD, BH), 0.0)
+            store_columns(d4, d, present, j, H, BH)
+            tl.store(sums + 3 * H + j + lanes, tl.sum(d, axis=0))
+        tl.debug_barrier()
+        for j in range(0, H, BH):
+            d = streamed_product(d4, hidden + 2 * H * H, present, j, True, H, BH, BK, PRODUCT)
+            if RESIDUAL:
+                store_columns(d1, d, present, j, H, BH)  # until it is added below
+                d = tl.where(load_columns(x3, present, j, H, BH) > 0, d, 0.0)
+            else:
+                d = tl.where(load_columns(summed, present, j, H, BH) > 0, d, 0.0)
+            store_columns(d3, d, present, j, H, BH)
+            tl.store(sums + 2 * H + j + lanes, tl.sum(d, axis=0))
+        tl.debug_barrier()
+        for j in range(0, H, BH):
+            d = streamed_product(d3, hidden + H * H, present, j, True, H, BH, BK, PRODUCT)
+            d = tl.where(load_columns(x2, present, j, H, BH) > 0, d, 0.0)
+            store_columns(d2, d, present, j, H, BH)
+            tl.store(sums + H + j + lanes, tl.sum(d, axis=0))
+        tl.debug_barrier()
+        d_y = tl.zeros((BN, D_PAD), tl.float32)
+        for j in range(0, H, BH):
+            d = streamed_product(d2, hidden, present, j, True, H, BH, BK, PRODUCT)
+            if RESIDUAL:
+                d += load_columns(d1, present, j, H, BH)
+            d = tl.where(load_columns(x1, present, j, H, BH) > 0, d, 0.0)
+            store_columns(d1, d, present, j, H, BH)
+            tl.store(sums + j + lanes, tl.sum(d, axis=0))
+            d_y += input_gradient(d, first + j * (D + C), D + C, D, D_PAD, BH)
+            if d_context is not None:
+                d_c += input_gradient(d, first + j * (D + C) + D, D + C, C, C_PAD, BH)
+        if coefficient_sums is not None:
+            output += tl.load(last_bias + columns, columns < D, 0.0)[None, :]
+            tl.store(coefficient + 1, tl.sum(u * output))
+        u = direct + d_y
         following = y
-    if d_trajectory is not None:
+    if d_trajectory is not None:  # noqa: SIM102 - decided when it is compiled, unlike the next
         if step_begin + steps_here == steps:
             u += tl.load(d_trajectory + place, inside, 0.0)
     tl.store(carried + place, u, inside)
@@ -192,29 +206,31 @@ def backward(
     d_context = context.new_zeros(context.shape) if needed[1] and context is not None else None
     d_noise = noise.new_empty(noise.shape) if needed[8] and noise is not None else None
     d_coefficients = coefficients.new_zeros(coefficients.shape) if needed[7] else None
-    sums = WeightGradient(sizes, precision, y_T) if any(needed[2:7]) else None
+    sums = WeightGradient(sizes, precision, y_T)
+    of_weights = any(needed[2:7])
     options = launch_options(architecture(y_T.device), sizes.hidden, sizes.latent, precision, backward=True)
-    fixed = sizes.constexprs(residual, precision) | options
+    options.pop("KEEP")
+    fixed = sizes.constexprs(residual, precision, dots=True) | options
     low_hidden = hidden.to(PRODUCTS[precision][0])
-    row_size, step_size = (sizes.rows, sizes.steps) if sums is None else sums.piece_sizes(options["BN"])
+    row_size, step_size = sums.piece_sizes(options["BN"])
     noisy = noise is not None or state is not None
     with on_device(y_T):
         for row_begin, rows_here in splits_of(sizes.rows, row_size):
             tiles = triton.cdiv(rows_here, options["BN"])
             for step_begin, steps_here in splits_of(sizes.steps, step_size):
-                written = (None,) * 4 if sums is None else sums.scratch(tiles, rows_here, steps_here)
+                written = sums.scratch(tiles, rows_here, steps_here)
                 parts = y_T.new_empty((tiles, sizes.groups, steps_here, 5)) if needed[7] else None
                 backward_kernel[(tiles, sizes.groups)](
                     context, first, low_hidden, last, last_bias, time_table, coefficients, noise, state if noise is None else None, trajectory,
                     d_path, d_trajectory, carried, d_context, d_noise, *written, parts,
-                    offset, sizes.rows, max(1, rows_per_sample), sizes.steps, row_begin, rows_here, step_begin, steps_here, 0,
+                    offset, sizes.rows, max(1, rows_per_sample), sizes.steps, row_begin, rows_here, step_begin, steps_here,
                     NOISY=noisy, **fixed,
                 )  # fmt: skip
-                if sums is not None:
+                if of_weights:
                     sums.add(trajectory, context, row_begin, rows_here, step_begin, steps_here, written)
                 if parts is not None:
                     d_coefficients[step_begin : step_begin + steps_here] += parts.sum((0, 1))
-    weights = (None,) * 5 if sums is None else sums.result(first, hidden, last, last_bias, time_table)
+    weights = (None,) * 5 if not of_weights else sums.result(first, hidden, last, last_bias, time_table)
     gradients = [carried, d_context, *weights, d_coefficients, d_noise]
     return [gradient if need else None for need, gradient in zip(needed, gradients, strict=True)]
 
@@ -224,7 +240,7 @@ _TYPES = {
     "state": "*i64", "trajectory": "*fp32", "d_path": "*fp32", "carried": "*fp32", "d_context": "*fp32",
     "wide": "*fp32", "outputs": "*fp32", "table_sums": "*fp32", "coefficient_sums": "*fp32",
     "offset": "i32", "rows": "i32", "rows_per_sample": "i32", "steps": "i32",
-    "row_begin": "i32", "rows_here": "i32", "step_begin": "i32", "steps_here": "i32", "streaming": "i32",
+    "row_begin": "i32", "rows_here": "i32", "step_begin": "i32", "steps_here": "i32",
 }  # fmt: skip
 
 
@@ -240,7 +256,8 @@ def compilations() -> Iterator[Compilation]:
 def _compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:
     options = launch_options(arch, sizes.hidden, sizes.latent, precision, backward=True)
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
+    options.pop("KEEP")
     low = POINTERS[PRODUCTS[precision][0]]
-    values = {"noise": None, "d_trajectory": None, "d_noise": None, "NOISY": True, **sizes.constexprs(True, precision), **options}
+    values = {"noise": None, "d_trajectory": None, "d_noise": None, "NOISY": True, **sizes.constexprs(True, precision, dots=True), **options}
     name = f"chain backward D={sizes.latent} H={sizes.hidden} {precision}"
     return compilation(name, backward_kernel, _TYPES | {"hidden": low, "low": low}, values, num_warps=warps, num_stages=stages, architectures=(arch,))

@@ -23,10 +23,18 @@ PRODUCTS = {
 
 
 def launch_options(arch: int, hidden: int, latent: int, precision: str, backward: bool) -> dict[str, Any]:
-    """Meta-parameters of the chain's kernels: BN rows a program, chunks of BH columns, whether weights are KEPT on chip, warps."""
-    if precision in ("bf16", "fp16"):
-        return {"BN": 64, "BH": min(hidden, 128), "KEEP": arch >= 90 and hidden <= 128, "num_warps": 8, "num_stages": 1}
-    return {"BN": 64, "BH": min(hidden, 64), "KEEP": False, "num_warps": 8, "num_stages": 1}
+    """Meta-parameters of the chain's kernels: BN rows a program, BH columns and BK inner entries of a streamed product, warps, stages.
+
+    KEEP says that the hidden matrices stay on chip for all steps.
+    """
+    low = precision in ("bf16", "fp16")
+    if low and not backward and arch >= 90 and hidden <= 128 and latent <= 4:
+        # The three matrices (96 KiB at H = 128) are read by each step's products from shared memory; 64 rows on four warps are one warp
+        # group, whose activations go from product to product in registers, and leave room for a second program on the same processor.
+        return {"BN": 64, "BH": hidden, "BK": hidden, "KEEP": True, "num_warps": 4, "num_stages": 1}
+    # Everything else streams weights from cache and passes activations through it: float32 matrices or those of H = 256 do not fit beside
+    # their tiles, sm_80 takes its operands from registers, and a wide state's last layer or a backward pass needs the registers itself.
+    return {"BN": 64 if low else 32, "BH": 64, "BK": 64 if low else 32, "KEEP": False, "num_warps": 8, "num_stages": 2}
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,8 @@ class Sizes:
         width = 0 if context is None else context.shape[-1]
         return cls(groups, y_T.shape[-2], y_T.shape[-1], width, first.shape[-2], coefficients.shape[0])
 
-    def constexprs(self, residual: bool, precision: str) -> dict[str, Any]:
+    def constexprs(self, residual: bool, precision: str, dots: bool) -> dict[str, Any]:
         return {
-            "D": self.latent, "C": self.context, "D_PAD": padded(self.latent), "C_PAD": padded(max(1, self.context)), "H": self.hidden,
+            "D": self.latent, "C": self.context, "D_PAD": padded(self.latent, dots), "C_PAD": padded(max(1, self.context), dots), "H": self.hidden,
             "RESIDUAL": residual, "PRODUCT": PRODUCTS[precision][1],
         }  # fmt: skip

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast.kernels.chain_options import PRODUCTS, SCRATCH_BYTES, Sizes
+from ddvi_fast.kernels.network import hidden_product
 
 # Entries (a row at a step) that one program sums at least, and programs that share a sum at most.
 _MIN_SLICE, _MAX_SLICES = 512, 32
@@ -19,15 +20,15 @@ _MIN_SLICE, _MAX_SLICES = 512, 32
 
 @triton.jit(do_not_specialize=["entries", "slice_size"])
 def hidden_kernel(low, partial, entries, slice_size, H: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRODUCT: tl.constexpr):
-    """`partial` [slices, G, 3, H, H] += gradient before a ReLU, transposed, times the matrix's input, of the planes `low` [G, 6, E, H]."""
+    """`partial` [slices, G, 3, H, H] += gradient before a ReLU, transposed, times the matrix's input, of the planes `low` [G, 7, E, H]."""
     BLOCKS: tl.constexpr = H // BM
     which, part, group = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     layer, block = which // (BLOCKS * BLOCKS), which % (BLOCKS * BLOCKS)
     across_m = (block // BLOCKS) * BM + tl.arange(0, BM)
     across_n = (block % BLOCKS) * BM + tl.arange(0, BM)
     plane = tl.cast(entries, tl.int64) * H
-    inputs = low + (group * 6 + layer) * plane + across_n[None, :]
-    upstream = low + (group * 6 + 3 + layer) * plane + across_m[None, :]
+    inputs = low + (group * 7 + layer) * plane + across_n[None, :]
+    upstream = low + (group * 7 + 3 + layer) * plane + across_m[None, :]
     out = partial + ((part * tl.num_programs(2) + group) * 3 + layer) * H * H + across_m[:, None] * H + across_n[None, :]
     begin = tl.cast(part, tl.int64) * slice_size
     end = tl.minimum(begin + slice_size, entries)
@@ -36,7 +37,7 @@ def hidden_kernel(low, partial, entries, slice_size, H: tl.constexpr, BM: tl.con
         entry = (at + tl.arange(0, BK))[:, None]
         d = tl.load(upstream + entry * H, entry < end, 0.0)
         x = tl.load(inputs + entry * H, entry < end, 0.0)
-        total = tl.dot(tl.trans(d), x, total, input_precision=PRODUCT)
+        total = hidden_product(tl.trans(d), x, total, PRODUCT)
     tl.store(out, tl.load(out) + total)
 
 
@@ -108,20 +109,20 @@ class WeightGradient:
     def piece_sizes(self, tile_rows: int) -> tuple[int, int]:
         """Rows and steps whose scratch fits into the bound: all rows of few steps if possible, since a step's rows are independent."""
         s = self.sizes
-        entry = s.groups * (s.hidden * (6 * self.low_type.itemsize + 8) + 4 * s.latent)
+        entry = s.groups * (s.hidden * (7 * self.low_type.itemsize + 8) + 4 * s.latent)
         rows = max(1, min(s.rows, max(1, SCRATCH_BYTES // entry // tile_rows) * tile_rows))
         return rows, max(1, min(s.steps, SCRATCH_BYTES // (entry * rows)))
 
     def scratch(self, tiles: int, rows: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the backward kernel writes of a piece: `low`, `wide`, `outputs` and `table_sums`."""
         g, h, new = self.sizes.groups, self.sizes.hidden, self.like.new_empty
-        low = new((g, 6, steps * rows, h), dtype=self.low_type)
+        low = new((g, 7, steps * rows, h), dtype=self.low_type)
         return low, new((g, 2, steps * rows, h)), new((g, steps * rows, self.sizes.latent)), new((tiles, g, steps, 4, h))
 
     def add(
-        self, trajectory: Tensor, context: Tensor | None, row_begin: int, rows: int, step_begin: int, steps: int, written: tuple[Tensor, ...]
+        self, trajectory: Tensor, context: Tensor | None, row_begin: int, rows: int, step_begin: int, steps: int, written: tuple[Tensor | None, ...]
     ) -> None:
-        """Adds a piece."""
+        """Adds a piece; without sums for the time table it is left as it is."""
         s = self.sizes
         low, wide, outputs, table_sums = written
         entries = rows * steps
@@ -134,7 +135,8 @@ class WeightGradient:
             wide, outputs, trajectory, context, self.first, self.last, self.last_bias,
             s.rows, s.steps, row_begin, rows, step_begin, entries, slice_size, **ends_constexprs(s), **ENDS_OPTIONS,
         )  # fmt: skip
-        self.table[:, step_begin : step_begin + steps] += table_sums.sum(0)
+        if table_sums is not None:
+            self.table[:, step_begin : step_begin + steps] += table_sums.sum(0)
 
     def result(self, *like: Tensor) -> tuple[Tensor, ...]:
         """Gradients of first, hidden, last, last_bias and time_table, in the shapes of `like`."""

@@ -59,7 +59,7 @@ def test_an_offset_moves_the_first_index():
 
 
 def test_normals_follow_their_law():
-    _, uniforms, normals = _numbers(Draws(3), (1, 4000, 4), rng.NOISE)
+    _, uniforms, normals = _numbers(Draws(3), (1, 2000, 4), rng.NOISE)
     count = normals.numel()
     assert (uniforms > 0).all() and (uniforms <= 1).all()
     assert normals.mean().abs() < 4 / count**0.5
