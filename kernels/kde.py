@@ -132,9 +132,11 @@ def compilations() -> Iterator[Compilation]:
 
 
 def _pull_options(rows: int, width: int, bandwidths: int, own: bool) -> dict[str, int]:
-    """Of forward, with fewer points at a time where every point brings factors of its own; up to 16 coordinates of the gradient a program."""
+    """Fewer points at a time than forward takes where coordinates, factors and sums of a row fill the registers; up to 16 coordinates a program."""
     options = launch_options(rows, width, bandwidths)
-    return {**options, "POINTS": options["POINTS"] if own else 16, "PADDED": min(triton.next_power_of_2(width), 16), "OWN": own}
+    small = width <= 8 and bandwidths <= 8
+    points = (32 if small else 16 if width <= 16 and bandwidths <= 8 else 8) if own else (16 if small else 8)
+    return {**options, "POINTS": points, "PADDED": min(triton.next_power_of_2(width), 16), "OWN": own}
 
 
 def _gather_options(shares: int, width: int, own: bool) -> dict[str, int]:
