@@ -24,6 +24,7 @@ LAYERS = (
     ("likelihoods", "priors", "models"),
     ("posteriors",),
     ("evidence", "metrics", "objectives", "testing"),
+    ("parity",),
     ("data",),
     ("engine",),
     ("figures", "report", "estimator", "interop", "experiments"),

@@ -91,8 +91,10 @@ def _reduce(kind: str, operands: dict[str, Tensor], constants: dict[str, Tensor]
     backend = _backend.choose("elbo", values[0].device, constants=constants, **named)
     if backend == "reference":
         return _REFERENCES[kind](*values, *([total] if kind == "binomial" else []))
-    shape = torch.broadcast_shapes(*(value.shape for value in values))
-    periodic = [_periodic(value, shape) for value in values]
+    shape, periodic = values[0].shape, values
+    if any(value.shape != shape for value in values):
+        shape = torch.broadcast_shapes(*(value.shape for value in values))
+        periodic = [_periodic(value, shape) for value in values]
     return _elbo(kind, *periodic, *[None] * (3 - len(periodic)), shape, total, backend)
 
 
