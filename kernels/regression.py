@@ -1,0 +1,87 @@
+"""What both passes of the sleep term's regression do to a tile of rows: noising to a step per row, and the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from ddvi_fast import rng
+from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes
+from ddvi_fast.kernels.rng import draw_index, step_noise
+
+STREAM = tl.constexpr(rng.NOISE)
+
+
+@triton.jit
+def penalty(error, LOSS: tl.constexpr):
+    size = tl.abs(error)
+    if LOSS == "squared":
+        return error * error
+    elif LOSS == "absolute":
+        return size
+    else:
+        return tl.where(size < 1, 0.5 * error * error, size - 0.5)
+
+
+@triton.jit
+def slope(error, LOSS: tl.constexpr):
+    """The derivative of `penalty`; that of |e| is 0 at 0."""
+    sign = tl.where(error > 0, 1.0, tl.where(error < 0, -1.0, error))
+    if LOSS == "squared":
+        return 2 * error
+    elif LOSS == "absolute":
+        return sign
+    else:
+        return tl.where(tl.abs(error) < 1, error, sign)
+
+
+@triton.jit
+def noised(x0, t, columns, noise, state, row, alive, offset, rows_per_sample, steps, D: tl.constexpr, D_PAD: tl.constexpr):
+    """Of a tile of rows: clean latents, noise, the noised state, the step, the five entries of its table, and where latents stand.
+
+    A row whose step does not exist takes a weight of NaN, so that its loss and its gradients show it.
+    """
+    across = tl.arange(0, D_PAD)
+    inside = alive[:, None] & (across < D)[None, :]
+    place = row[:, None] * D + across[None, :]
+    step = tl.load(t + row, alive, 0)
+    known = (step >= 0) & (step < steps)
+    step = tl.where(known, step, 0)
+    clean = tl.load(x0 + place, inside, 0.0)
+    index = row
+    if noise is None:
+        index = draw_index(state, offset, row, rows_per_sample)
+    eps = step_noise(noise, state, index, place, inside, STREAM, 0, D_PAD)
+    k = columns + 5 * step
+    signal, deviation, c0, c1 = tl.load(k)[:, None], tl.load(k + 1)[:, None], tl.load(k + 2)[:, None], tl.load(k + 3)[:, None]
+    weight = tl.where(known, tl.load(k + 4), float("nan"))
+    return clean, eps, step, signal, deviation, c0, c1, weight, place, inside
+
+
+@triton.jit
+def context_tile(context, absent, row, alive, C: tl.constexpr, C_PAD: tl.constexpr):
+    """The contexts [BN, C_PAD] of a tile, zero beyond C columns; `absent` if there are none."""
+    if C > 0:
+        across = tl.arange(0, C_PAD)
+        return tl.load(context + row[:, None] * C + across[None, :], alive[:, None] & (across < C)[None, :], 0.0)
+    else:
+        return absent
+
+
+def constexprs(sizes: Sizes, residual: bool, precision: str, loss: str) -> dict[str, Any]:
+    """What both kernels are compiled for. States and contexts are padded to what tensor cores take."""
+    latent, context = (max(16, triton.next_power_of_2(width)) for width in (sizes.latent, sizes.context))
+    return {
+        "D": sizes.latent, "C": sizes.context, "D_PAD": latent, "C_PAD": context, "H": sizes.hidden,
+        "RESIDUAL": residual, "PRODUCT": PRODUCTS[precision][1], "LOSS": loss,
+    }  # fmt: skip
+
+
+def launch_options(arch: int, precision: str) -> dict[str, Any]:
+    """Meta-parameters of both kernels: rows of a tile, chunk and block of hidden columns, warps, stages: as large as registers allow."""
+    # From sm_90 on, tensor cores take 64 rows of bf16 at once.
+    if precision in ("bf16", "fp16") and arch >= 90:
+        return {"BN": 64, "BH": 32, "BK": 64, "num_warps": 4, "num_stages": 3}
+    return {"BN": 32, "BH": 64, "BK": 32, "num_warps": 4, "num_stages": 2}
