@@ -29,6 +29,7 @@ class Centres(Prior):
         scale: by which the base shrinks.
         learnable: train the centres.
         draws: where the initial centres are drawn, evenly over the square.
+        raw: the centres' parameter [C, D] itself, to share it.
 
     Example:
         >>> prior = Centres(num_centres=20)
@@ -36,14 +37,22 @@ class Centres(Prior):
         (torch.Size([20, 2]), torch.Size([3, 2]))
     """
 
-    def __init__(self, base: Prior | None = None, num_centres: int = 20, scale: float = 1.0, learnable: bool = True, draws: Draws = Draws(0)) -> None:
+    def __init__(
+        self,
+        base: Prior | None = None,
+        num_centres: int = 20,
+        scale: float = 1.0,
+        learnable: bool = True,
+        draws: Draws = Draws(0),
+        raw: nn.Parameter | None = None,
+    ) -> None:
         super().__init__()
         _checks.require(num_centres >= 1, "num_centres", "at least 1", num_centres)
         _checks.require(scale > 0, "scale", "a positive number", scale)
         self.base = Gaussian(2, BASE_SCALE) if base is None else base
         self.base.require_density()
         self.scale, self.num_classes, self.dim = scale, num_centres, self.base.dim
-        self.raw = nn.Parameter(torch.atanh(_spread(num_centres, self.dim, draws)), requires_grad=learnable)
+        self.raw = nn.Parameter(torch.atanh(_spread(num_centres, self.dim, draws)), requires_grad=learnable) if raw is None else raw
 
     @property
     def centres(self) -> Tensor:
@@ -77,9 +86,8 @@ class Centres(Prior):
         return pick(self.base.log_prob(centred) - self.dim * math.log(self.scale), labels)
 
     def _blurred(self, width: float) -> Centres:
-        blurred = Centres(self.base.blurred(width / self.scale), self.num_classes, self.scale)
-        blurred.raw = self.raw  # the very parameter: centres take their gradient through the blur
-        return blurred
+        # With the very parameter: centres take their gradient through the blur.
+        return Centres(self.base.blurred(width / self.scale), self.num_classes, self.scale, raw=self.raw)
 
 
 def _spread(count: int, dim: int, draws: Draws) -> Tensor:
