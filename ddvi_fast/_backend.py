@@ -142,4 +142,3 @@ def interpreted() -> bool:
 
 
 interpreted._dynamo_marked_constant = True
-

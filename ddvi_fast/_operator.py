@@ -15,7 +15,6 @@ from torch._ops import OpOverload
 
 from ddvi_fast import _checks
 
-
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 
 
@@ -64,7 +63,10 @@ def kept(values: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None
 
 def shapes_of(needed: Sequence[bool], values: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
     """Fake gradients of some inputs, in the shape of each."""
-    return [torch.empty(value.shape, dtype=like.dtype, device=like.device) if need else like.new_empty(0) for need, value in zip(needed, values, strict=True)]
+    return [
+        torch.empty(value.shape, dtype=like.dtype, device=like.device) if need else like.new_empty(0)
+        for need, value in zip(needed, values, strict=True)
+    ]
 
 
 def full_precision(*values: Tensor | None) -> list[Tensor | None]:

@@ -197,7 +197,9 @@ def permutation(draws: Draws | DeviceDraws, size: int, device: torch.device | st
     return torch.argsort((keys[:, 0] << 31) ^ keys[:, 1], stable=True)
 
 
-def formula(kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stream: int, planes: int = 1, device: torch.device | str = "cpu") -> Tensor:
+def formula(
+    kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stream: int, planes: int = 1, device: torch.device | str = "cpu"
+) -> Tensor:
     """The specification of `words` (int64), `uniform` and `normal` (float32) in plain PyTorch: [planes, ..., N, D].
 
     The arithmetic of normals is float64, and the result is rounded once.
@@ -218,9 +220,7 @@ def formula(kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], strea
     return both.flatten(-3)[..., :width].float()
 
 
-def _numbers(
-    kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stream: int, device: torch.device | str, planes: int | None
-) -> Tensor:
+def _numbers(kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stream: int, device: torch.device | str, planes: int | None) -> Tensor:
     _checks.require(len(shape) >= 2, "shape", "[..., N, D]", tuple(shape))
     device = torch.device(device)
     backend, count = _backend.fused(device), 1 if planes is None else planes

@@ -60,7 +60,7 @@ def test_unknown_name_changes_nothing():
 
 def test_a_library_that_was_not_built_is_an_error(monkeypatch):
     monkeypatch.setattr(loader, "available", lambda: (False, "it was not built"))
-    with pytest.raises(InputError, match="backend: expected one that is installed, got 'cpp' .it was not built"):
+    with pytest.raises(InputError, match=r"backend: expected one that is installed, got 'cpp' .it was not built"):
         ddvi_fast.use_backend("cpp")
     assert _backend.current() == "auto"
     assert _backend.choose("kde", CPU, z=torch.zeros(1, 1)) == "reference"
@@ -69,13 +69,13 @@ def test_a_library_that_was_not_built_is_an_error(monkeypatch):
 def test_triton_without_a_device_says_what_to_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(_backend, "interpreted", lambda: False)
-    with pytest.raises(InputError, match="backend: expected one that is installed, got 'triton'.*TRITON_INTERPRET=1 set before Triton"):
+    with pytest.raises(InputError, match=r"backend: expected one that is installed, got 'triton'.*TRITON_INTERPRET=1 set before Triton"):
         ddvi_fast.use_backend("triton")
 
 
 def test_triton_that_is_not_installed_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(InputError, match="Triton cannot be imported: .*; install it"):
+    with pytest.raises(InputError, match=r"Triton cannot be imported: .*; install it"):
         ddvi_fast.use_backend("triton")
 
 
@@ -94,8 +94,8 @@ def test_auto_takes_the_kernels_for_what_they_can_run_and_the_reference_for_the_
 @pytest.mark.parametrize(
     ("operation", "operands", "message"),
     [
-        ("elbo", {"x": torch.zeros(1, 1, dtype=torch.float64)}, "x: the C.. kernels are float32, got float64"),
-        ("mmd", {"x": torch.zeros(1, 1), "y": torch.zeros(1, 1), "constants": {"sigmas": torch.ones(1, requires_grad=True)}}, "sigmas: .* no gradient"),
+        ("elbo", {"x": torch.zeros(1, dtype=torch.float64)}, "x: the C.. kernels are float32, got float64"),
+        ("mmd", {"x": torch.zeros(1), "y": torch.zeros(1), "constants": {"sigmas": torch.ones(1, requires_grad=True)}}, "sigmas: .* no gradient"),
         ("chain", {"hidden": torch.zeros(3, 96, 96)}, "denoiser: .*multiples of 64, got 96"),
         ("sleep", {"precision": "tf32"}, "precision: .*float32 and bf16, got tf32"),
     ],

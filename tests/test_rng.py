@@ -14,7 +14,6 @@ from ddvi_fast import InputError, rng
 from ddvi_fast.rng import DeviceDraws, Draws
 
 
-
 @pytest.fixture(autouse=True, params=["reference", "auto"])
 def backend(request):
     """The numbers of the formula and those of the kernels pass the same tests."""

@@ -163,7 +163,9 @@ def _gradient_log_mean_exp(ctx: Any, upstream: Tensor | None) -> tuple:
 
 
 _log_mean_exp = register(
-    "log_mean_exp(Tensor log_weights, str backend) -> Tensor", _compute_log_mean_exp, lambda log_weights, backend: log_weights.new_empty(len(log_weights))
+    "log_mean_exp(Tensor log_weights, str backend) -> Tensor",
+    _compute_log_mean_exp,
+    lambda log_weights, backend: log_weights.new_empty(len(log_weights)),
 )
 _log_mean_exp_backward = register(
     "log_mean_exp_backward(Tensor log_weights, Tensor out, Tensor upstream, str backend) -> Tensor",

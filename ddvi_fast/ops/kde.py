@@ -9,7 +9,18 @@ from typing import Any
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import contiguous, differentiate, filled, first_derivative_only, full_precision, kept, numbers, register, shapes_of, without_autocast
+from ddvi_fast._operator import (
+    contiguous,
+    differentiate,
+    filled,
+    first_derivative_only,
+    full_precision,
+    kept,
+    numbers,
+    register,
+    shapes_of,
+    without_autocast,
+)
 from ddvi_fast.reference import kde as reference
 
 

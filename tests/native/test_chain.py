@@ -103,7 +103,9 @@ def test_gradients_that_nobody_needs_are_not_computed():
         assert [value is not None for value in found] == needed
 
 
-@pytest.mark.parametrize("case", [case for name, case in CASES.items() if name.startswith(("chain (0,", "chain (1, 5", "chain (65", "chain (257"))], ids=str)
+@pytest.mark.parametrize(
+    "case", [case for name, case in CASES.items() if name.startswith(("chain (0,", "chain (1, 5", "chain (65", "chain (257"))], ids=str
+)
 def test_bf16_stays_within_bf16_rounding(case):
     """The reference rounds the same operands of the hidden products, so its error is the measure."""
     if loader.library().ddvi_isa() < 3:

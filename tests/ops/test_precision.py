@@ -39,12 +39,14 @@ def test_autocast_decides_where_nothing_is_asked():
             assert _operator.hidden_precision("float32", CPU) == "float32"
             with torch.autocast("cpu", enabled=False):
                 assert _operator.hidden_precision(None, CPU) == "float32"
-    with pytest.raises(InputError, match="precision: expected one of float32, tf32, bf16, fp16, got 'half'"):
+    with pytest.raises(InputError, match=r"precision: expected one of float32, tf32, bf16, fp16, got 'half'"):
         _operator.hidden_precision("half", CPU)
 
 
 @pytest.mark.parametrize("call", [chain, loss])
-@pytest.mark.parametrize(("backend", "name", "dtype"), [(name, "bf16", torch.bfloat16) for name in CPU_BACKENDS] + [("triton", "fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("backend", "name", "dtype"), [(name, "bf16", torch.bfloat16) for name in CPU_BACKENDS] + [("triton", "fp16", torch.float16)]
+)
 def test_autocast_is_the_precision_asked_for(backend, name, dtype, call):
     if backend == "triton" and not INTERPRETED:
         pytest.skip("needs Triton's interpreter")
@@ -64,7 +66,7 @@ def test_autocast_is_the_precision_asked_for(backend, name, dtype, call):
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32"])
 def test_triton_rounds_as_the_reference_does(backend, operation, precision):
     if precision == "bf16" and INTERPRETED:
-        with pytest.raises(InputError, match="precision: Triton's interpreter has no bf16"):
+        with pytest.raises(InputError, match=r"precision: Triton's interpreter has no bf16"):
             parity.check(parity.cases(operation, small=True)[-1], backend, precision=precision)
         return
     parity.check(parity.cases(operation, small=True)[-1], backend, "cuda" if torch.cuda.is_available() else "cpu", precision=precision)
@@ -74,7 +76,7 @@ def test_what_the_kernels_lack_is_refused_by_name_and_left_to_the_reference_unde
     if "cpp" not in BACKENDS:
         pytest.skip(_backend.unavailable("cpp"))
     for call in (chain, loss):
-        with ddvi_fast.use_backend("cpp"), pytest.raises(InputError, match="precision: .*got fp16"):
+        with ddvi_fast.use_backend("cpp"), pytest.raises(InputError, match=r"precision: .*got fp16"):
             call(precision="fp16")
         with ddvi_fast.use_backend("reference"):
             expected = call(precision="fp16")
@@ -83,7 +85,7 @@ def test_what_the_kernels_lack_is_refused_by_name_and_left_to_the_reference_unde
 
 @pytest.mark.parametrize("call", [chain, loss])
 def test_tf32_needs_a_device_that_has_it(call):
-    with pytest.raises(InputError, match="precision: expected .*tf32"):
+    with pytest.raises(InputError, match=r"precision: expected .*tf32"):
         call(precision="tf32")
 
 
