@@ -14,6 +14,7 @@ from ddvi_fast.testing import assert_close
 CASES = [
     ("bernoulli", {}, lambda output: distributions.Bernoulli(logits=output)),
     ("gaussian", {"scale": 0.7}, lambda output: distributions.Normal(output, 0.7)),
+    ("gaussian", {"scale": 0.3, "value_range": (-1.0, 2.0)}, lambda output: distributions.Normal(3 * torch.sigmoid(output) - 1, 0.3)),
     ("binomial", {"total": 2}, lambda output: distributions.Binomial(2, logits=output)),
     ("binomial", {"total": 5}, lambda output: distributions.Binomial(5, logits=output)),
 ]
@@ -92,6 +93,7 @@ def test_learned_scale():
     [
         ("bernouli", {}, "likelihood: .*did you mean bernoulli"),
         ("gaussian", {"scale": 0.0}, "scale: expected a positive number"),
+        ("gaussian", {"value_range": (1.0, 0.0)}, "value_range: expected None or \\(low, high\\)"),
         ("binomial", {"total": 0}, "total: expected an integer of at least 1"),
         ("gaussian", {"scal": 1.0}, "did you mean scale"),
         ("bernoulli", {"scale": 1.0}, "option of the bernoulli likelihood"),
@@ -100,3 +102,11 @@ def test_learned_scale():
 def test_bad_input(name, options, message):
     with pytest.raises(InputError, match=message):
         likelihoods.make(name, **options)
+
+
+def test_pairs_of_many_dimensions_keep_their_digits():
+    """A matrix product over thousands of pixels in float32 against sums of squares in float64."""
+    likelihood = likelihoods.make("gaussian", scale=0.1, value_range=(0.0, 1.0))
+    outputs, x = normals(5, 3072).float(), rng.uniform(Draws(2), (4, 3072), 0)
+    exact = likelihoods.make("gaussian", scale=0.1, value_range=(0.0, 1.0)).double().log_prob(outputs.double().unsqueeze(1), x.double())
+    assert (likelihood.pairwise(outputs, x) - exact).abs().max() < 0.05  # nats, of ten thousands

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddvi_fast import InputError, networks, rng
-from ddvi_fast.networks import MLP
+from ddvi_fast.networks import MLP, ConvDecoder, ConvEncoder, SigmoidVariances
 from ddvi_fast.rng import Draws
 from ddvi_fast.testing import assert_close
 
@@ -61,3 +61,59 @@ def test_bad_input():
         MLP(6, [8], 3, activation="rulu")
     with pytest.raises(InputError, match=r"dropout: expected a rate in \[0, 1\), got 1"):
         MLP(6, [8], 3, dropout=1)
+
+
+def images(n: int, seed: int = 3):
+    return rng.uniform(Draws(seed), (n, 3 * 32 * 32), 0).view(n, 3, 32, 32)
+
+
+def test_convolutions_have_the_released_sizes():
+    encoder, decoder = ConvEncoder(4, [50]), ConvDecoder(2)
+    hidden = images(2)
+    sizes = [(hidden := convolution(hidden)).shape[1:] for convolution in encoder.convolutions]
+    assert sizes == [(16, 30, 30), (32, 14, 14), (64, 5, 5), (128, 1, 1)]
+    assert encoder(images(2)).shape == encoder(images(2).flatten(1)).shape == (2, 4)
+    hidden = torch.zeros(2, 64, 1, 1)
+    sizes = [(hidden := convolution(hidden)).shape[1:] for convolution in decoder.convolutions]
+    assert sizes == [(64, 5, 5), (32, 13, 13), (16, 29, 29), (3, 32, 32)]
+    z = rng.normal(Draws(1), (3, 5, 2), 0)
+    torch.testing.assert_close(decoder(z)[1], decoder(z[1]))
+    assert decoder(torch.zeros(0, 2)).shape == (0, 3072)
+
+
+def test_batch_normalisation_is_torchs():
+    ours, theirs, x = networks.BatchNorm(3), torch.nn.BatchNorm2d(3), images(6)
+    for training in (True, True, False):
+        ours.train(training)
+        theirs.train(training)
+        torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+def test_fantasies_and_evaluation_leave_the_statistics_of_data_alone():
+    encoder, data, fantasies = ConvEncoder(4, [10]), images(8), images(8, seed=4) * 0.1
+    encoder(data)
+    before = {name: value.clone() for name, value in encoder.named_buffers()}
+    with networks.fixed_statistics(encoder):
+        held = encoder(fantasies)
+    encoder.eval()
+    torch.testing.assert_close(held, encoder(fantasies), msg="fantasies are encoded as data will be in use")
+    assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
+    encoder.train()
+    encoder(fantasies)
+    assert not any(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
+
+
+def test_convolutions_start_from_the_seed_at_a_steady_scale():
+    one, same, other = (ConvDecoder(2, draws=Draws(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) and not torch.equal(a, c) for a, b, c in zip(*(net.parameters() for net in (one, same, other)), strict=True))
+    weight = ConvEncoder(4).convolutions[2].weight
+    assert weight.abs().max().item() == pytest.approx(1 / (32 * 25) ** 0.5, rel=1e-3)
+
+
+def test_variances_below_one():
+    encoder, x = MLP(6, [8], 4), 50 * rng.normal(Draws(1), (40, 6), 0)
+    mean, log_var = SigmoidVariances(encoder)(x).chunk(2, 1)
+    plain = encoder(x)
+    assert torch.equal(mean, plain[:, :2]) and (log_var < 0).all() and torch.isfinite(log_var).all()
+    torch.testing.assert_close(log_var.exp(), torch.sigmoid(plain[:, 2:]))

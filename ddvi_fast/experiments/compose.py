@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def _check_names(overrides: Iterable[str]) -> None:
 _FREE = ("dataset.likelihood_options", "prior.options", "method.chain.schedule_options")
 
 
+@functools.cache
 def _settings() -> list[str]:
     """Dotted names of all settings, inner nodes included."""
     from omegaconf import DictConfig, OmegaConf

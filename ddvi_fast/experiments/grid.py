@@ -131,7 +131,8 @@ def cells(
         settings = [*table.common, *table.rows[row].overrides, *table.columns[column].overrides]
         settings += [] if chosen is None else [f"epochs={chosen}"]
         settings += [] if limit is None else [f"max_minutes={limit * (table.columns[column].minutes or 1.0)}"]
-        made += [_cell(table, row, column, seed, [*settings, *overrides], folder) for seed in range(seeds)]
+        config = compose(_last_of_each([*_QUIET, *settings, *overrides]))
+        made += [_cell(table, row, column, seed, config, folder) for seed in range(seeds)]
     return made
 
 
@@ -142,9 +143,8 @@ def column_label(table: Table, column: str, max_minutes: float | None) -> str:
     return entry.label if entry.minutes is None or limit is None else entry.label.format(minutes=round(entry.minutes * limit, 3))
 
 
-def _cell(table: Table, row: str, column: str, seed: int, settings: Sequence[str], folder: Path) -> Cell:
-    split = [f"split_seed={seed}"] if table.split_follows_seed else []
-    config = compose(_last_of_each([*_QUIET, *settings, *split, f"seed={seed}"]))
+def _cell(table: Table, row: str, column: str, seed: int, config: Config, folder: Path) -> Cell:
+    config = dataclasses.replace(config, seed=seed, split_seed=seed if table.split_follows_seed else config.split_seed)
     name = f"{row}-{column}-seed{seed}-{_digest(config)}"
     return Cell(row, column, seed, dataclasses.replace(config, run_dir=str(folder / name)))
 

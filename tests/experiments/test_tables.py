@@ -1,0 +1,73 @@
+"""Means, intervals and the tables made of them; the paper's own figures."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ddvi_fast.experiments import grid, tables
+from ddvi_fast.experiments.tables import summarise
+
+
+def record(**changes):
+    runs = [
+        {"row": row, "column": "pinwheel", "seed": seed, "figures": {"elbo": elbo + seed, "seconds": 10.0, "latent_nll": 2.0}}
+        for row, elbo in (("vae", -30.0), ("ddvi", -20.0))
+        for seed in (0, 1, 2)
+    ]
+    made = {
+        "title": "a title",
+        "command": "ddvi-fast reproduce x",
+        "commit": "0123456789abcdef",
+        "versions": {"torch": "2.13"},
+        "rows": {"vae": "Gaussian", "ddvi": "diffusion", "aae": "adversarial"},
+        "columns": {"pinwheel": "pinwheel"},
+        "figures": ["elbo", "mmd", "latent_nll", "seconds"],
+        "paper": {"vae": {"pinwheel": {"latent_nll": [1.68, 0.31]}}},
+        "runs": [*runs, {"row": "aae", "column": "pinwheel", "seed": 0, "failure": "no reason"}],
+    }
+    return {**made, **changes}
+
+
+def test_intervals_are_students():
+    # Quantile 0.975 of t with 4 degrees of freedom, from a printed table.
+    values = [1.0, 2.0, 4.0, 4.0, 9.0]
+    deviation = math.sqrt(sum((value - 4) ** 2 for value in values) / 4)
+    assert summarise(values).mean == 4
+    assert summarise(values).half == pytest.approx(2.776 * deviation / math.sqrt(5), rel=1e-3)
+    assert summarise([3.0]) == (3.0, None, 1)
+
+
+def test_markdown_shows_means_the_best_and_the_papers():
+    text = tables.markdown(record())
+    assert "over 3 seeds" in text and "0123456789" in text
+    assert "|  | method | ELBO | latent NLL | paper | seconds |" in text
+    assert "| pinwheel | Gaussian | -29.00 ± 2.48 | **2.00 ± 0.00** | 1.68 ± 0.31 | 10 ± 0 |" in text
+    assert "| pinwheel | diffusion | **-19.00 ± 2.48** | **2.00 ± 0.00** | - | 10 ± 0 |" in text
+    assert "| pinwheel | adversarial | - | - | - | - |" in text and "- aae, pinwheel: no reason" in text
+
+
+def test_latex_has_the_same_rows():
+    text = tables.latex(record(title="50% of a_b"))
+    assert r"\textbf{-19.00 $\pm$ 2.48}" in text and text.count(r" \\") == 4 and r"\bottomrule" in text
+    assert all(line.count(" & ") == 5 for line in text.splitlines() if line.endswith(r"\\"))
+
+
+def test_a_single_run_has_no_interval():
+    made = record()
+    made["runs"] = [run for run in made["runs"] if run["seed"] == 0]
+    assert "| -30.00 |" in tables.markdown(made) and "one seed" in tables.markdown(made)
+
+
+def test_the_papers_figures_belong_to_cells_that_exist():
+    known = {figure for figure in tables.PAPER.values()}
+    filled = [name for name in grid.names() if grid.paper_figures(name)]
+    assert {"mnist", "cifar10", "mnist-semi", "cifar10-semi", "ablation-sleep"} <= set(filled)
+    for name in filled:
+        table, stated = grid.load(name), grid.paper_figures(name)
+        assert stated.keys() == table.rows.keys()
+        for by_column in stated.values():
+            assert by_column.keys() == table.columns.keys()
+            assert all(figure in known and 1 <= len(value) <= 2 for figures in by_column.values() for figure, value in figures.items())
+    assert grid.paper_figures("mnist")["ddvi"]["swiss_roll"] == {"elbo": [-5.03, 0.58], "mmd": [0.62, 0.33], "latent_nll": [3.86, 0.17]}
