@@ -257,12 +257,13 @@ def kernels(setting: Setting) -> Iterator[Result]:
                 if provider.startswith("ours"):
                     case.build(setting.device).provider(provider)()
     table = json.loads(ahead_of_time.RESULTS.read_text())["kernels"] if ahead_of_time.RESULTS.is_file() else {}
-    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(setting.device))
-    listed = ahead_of_time.listed()
+    major, minor = torch.cuda.get_device_capability(setting.device)
+    capability = 10 * major + minor
+    listed = {name: compilation for (name, architecture), compilation in ahead_of_time.listed().items() if architecture == capability}
     launched, unlisted = [], []
     for kernel in {id(compilation.kernel): compilation.kernel for compilation in listed.values()}.values():
-        names = [name for name, compilation in listed.items() if compilation.kernel is kernel]
-        expected = {(row["registers"], row["shared"]) for name in names if (row := table.get(name, {}).get(architecture))}
+        rows = [table.get(name, {}).get(f"sm_{capability}") for name, compilation in listed.items() if compilation.kernel is kernel]
+        expected = {(row["registers"], row["shared"]) for row in rows if row}
         for compiled in _compiled_variants(kernel):
             figures = {"registers": compiled.n_regs, "spills": compiled.n_spills, "shared": compiled.metadata.shared}
             launched.append({"kernel": kernel.__name__, **figures})
