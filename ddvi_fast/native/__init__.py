@@ -1,1 +1,1 @@
-"""The five operations in C++ for the CPU: thin wrappers around the compiled library, with the functions of `reference/`."""
+"""The six operations in C++ for the CPU: plain forward and backward functions around the compiled library, those of `kernels/`."""

@@ -1,1 +1,1 @@
-"""The five operations in plain PyTorch: the specification that every other backend is tested against."""
+"""The six operations in plain PyTorch: the specification that every other backend is tested against."""
