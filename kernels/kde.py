@@ -134,8 +134,7 @@ def compilations() -> Iterator[Compilation]:
 def _pull_options(rows: int, width: int, bandwidths: int, own: bool) -> dict[str, int]:
     """Fewer points at a time than forward takes where coordinates, factors and sums of a row fill the registers; up to 16 coordinates a program."""
     options = launch_options(rows, width, bandwidths)
-    small = width <= 8 and bandwidths <= 8
-    points = (32 if small else 16 if width <= 16 and bandwidths <= 8 else 8) if own else (16 if small else 8)
+    points = 8 if width > 8 or bandwidths > 8 else 32 if own else 16
     return {**options, "POINTS": points, "PADDED": min(triton.next_power_of_2(width), 16), "OWN": own}
 
 
@@ -183,11 +182,11 @@ def _away(own, columns, row, inside, column, stride, d, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _squared(own, columns, row, inside, column, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, POINTS: tl.constexpr):
-    """Squared distances [POINTS, ROWS]."""
+def _squared(own, columns, row, inside, column, stride, UNROLL: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, POINTS: tl.constexpr):
+    """Squared distances [POINTS, ROWS], unrolled up to UNROLL coordinates."""
     total = tl.zeros((POINTS, ROWS), tl.float32)
     # Rows of few coordinates stay in registers from tile to tile; longer ones are read again.
-    if WIDTH <= 16:
+    if WIDTH <= UNROLL:
         for d in tl.static_range(WIDTH):
             away = _away(own, columns, row, inside, column, stride, d, WIDTH)
             total += away * away
@@ -241,7 +240,7 @@ def forward_kernel(
     total = tl.zeros((PADDED, ROWS), tl.float32)
     for tile in range(first, tl.minimum(first + share, tiles)):
         column = tile * POINTS + tl.arange(0, POINTS)
-        squared = _squared(z, columns, row.to(tl.int64), row < rows, column, tl.cast(tiles, tl.int64) * POINTS, WIDTH, ROWS, POINTS)
+        squared = _squared(z, columns, row.to(tl.int64), row < rows, column, tl.cast(tiles, tl.int64) * POINTS, 16, WIDTH, ROWS, POINTS)
         closer = tl.minimum(closest, tl.min(squared, axis=0))
         # Nothing to measure from where every distance is infinite: their kernels are 0 then, not NaN.
         reference = tl.where(closer == float("inf"), 0.0, closer)
@@ -330,7 +329,8 @@ def pull_kernel(
     whole = tl.zeros((ROWS,), tl.float32)
     for tile in range(first, tl.minimum(first + share, tiles)):
         column = tile * POINTS + tl.arange(0, POINTS)
-        squared = _squared(own, columns, row.to(tl.int64), inside, column, stride, WIDTH, ROWS, POINTS)
+        # Unrolled, the differences would be kept for the gradient below: more registers than there are.
+        squared = _squared(own, columns, row.to(tl.int64), inside, column, stride, 8, WIDTH, ROWS, POINTS)
         pull = tl.zeros((POINTS, ROWS), tl.float32)
         masses = tl.zeros((POINTS, ROWS), tl.float32)
         for s in tl.static_range(COUNT):
