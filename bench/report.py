@@ -144,8 +144,10 @@ def _readme_table(record: dict[str, Any]) -> str:
 
 
 def _device_table(record: dict[str, Any]) -> str:
+    from bench.device_check import goal_lines
+
     lines = [f"{_machine(record)}, `{record['command']}`, commit {str(record.get('commit'))[:10]}:", "", "| check | outcome |", "| --- | --- |"]
-    return "\n".join(lines + [f"| {name} | {part['summary']} |" for name, part in record["parts"].items()])
+    return "\n".join([*lines, *[f"| {name} | {part['summary']} |" for name, part in record["parts"].items()], "", *goal_lines(record)])
 
 
 def update_readme(readme: Path = README, results: Path = RESULTS) -> str:
