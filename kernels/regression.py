@@ -83,5 +83,5 @@ def launch_options(arch: int, precision: str) -> dict[str, Any]:
     """Meta-parameters of both kernels: rows of a tile, chunk and block of hidden columns, warps, stages: as large as registers allow."""
     # From sm_90 on, tensor cores take 64 rows of bf16 at once.
     if precision in ("bf16", "fp16") and arch >= 90:
-        return {"BN": 64, "BH": 32, "BK": 64, "num_warps": 4, "num_stages": 3}
-    return {"BN": 32, "BH": 64, "BK": 32, "num_warps": 4, "num_stages": 2}
+        return {"BN": 64, "BH": 32, "BK": 64, "num_warps": 4 if arch < 100 else 8, "num_stages": 3}
+    return {"BN": 32, "BH": 64 if arch >= 90 else 32, "BK": 32, "num_warps": 4, "num_stages": 2}

@@ -30,7 +30,7 @@ def backward_kernel(
     D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr, LOSS: tl.constexpr,
 ):  # fmt: skip
-    """Of E = rows_here rows from `row_begin` on of each group; gradients of inputs, `states` with `outputs`, and `numbers` may be absent.
+    """Of E = rows_here rows from `row_begin` on of each group; gradients of inputs, `states` and `numbers` may be absent.
 
     `low` [G, 7, E, H] gets the inputs of the three hidden matrices, the gradients before their ReLUs and the third activation, `wide`
     [G, 2, E, H] (float32) the fourth activation and the gradient before the first ReLU; `states` [G, R, D] the noised latents and
@@ -51,36 +51,44 @@ def backward_kernel(
         x0, t, columns, noise, state, row, alive, offset, rows_per_sample, steps, D, D_PAD
     )
     bias = table + (group * steps + step[:, None]) * 4 * H
-    y = signal * clean + deviation * eps
+    y, target = signal * clean + deviation * eps, c0 * clean + c1 * eps
+    if states is not None:
+        tl.store(states + place, y, inside)
     c = context_tile(context, y, row, alive, C, C_PAD)
     output = run_forward(
         y, c, first, hidden, last, last_bias, bias, at, alive, low, low + plane, low + 6 * plane, low + 2 * plane, wide,
         D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
     )  # fmt: skip
-    error = tl.where(inside, output - (c0 * clean + c1 * eps), 0.0)
+    error = tl.where(inside, output - target, 0.0)
     above = tl.load(upstream + row, alive, 0.0)
     d_output = tl.where(inside, (above * weight)[:, None] * slope(error, LOSS), 0.0)
+    to_outputs = outputs + (group * rows_here + within)[:, None] * D + tl.arange(0, D_PAD)[None, :]
+    tl.store(to_outputs, d_output, inside)
+    if numbers is not None:
+        to_numbers = numbers + (group * rows_here + within) * 5
+        tl.store(to_numbers + 4, above * tl.sum(penalty(error, LOSS), axis=1), alive)
     d_y, d_c = run_backward(
         d_output, first, hidden, last, at, alive, low, low + plane, low + 6 * plane, wide,
         wide + plane, low + 3 * plane, low + 4 * plane, low + 5 * plane, D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
     )  # fmt: skip
-    if states is not None:
-        tl.store(states + place, y, inside)
-        tl.store(outputs + (group * rows_here + within)[:, None] * D + tl.arange(0, D_PAD)[None, :], d_output, inside)
     if d_context is not None:
         across = tl.arange(0, C_PAD)
         tl.store(d_context + row[:, None] * C + across[None, :], d_c, alive[:, None] & (across < C)[None, :])
+    # Made again: held all the way, latents and noise would cost the network its registers.
+    tl.debug_barrier()
+    clean, eps, step, signal, deviation, c0, c1, weight, place, inside = noised(
+        x0, t, columns, noise, state, row, alive, offset, rows_per_sample, steps, D, D_PAD
+    )
+    d_output = tl.load(to_outputs, inside, 0.0)
     if d_x0 is not None:
         tl.store(d_x0 + place, signal * d_y - c0 * d_output, inside)
     if d_noise is not None:
         tl.store(d_noise + place, deviation * d_y - c1 * d_output, inside)
     if numbers is not None:
-        to = numbers + (group * rows_here + within) * 5
-        tl.store(to, tl.sum(d_y * clean, axis=1), alive)
-        tl.store(to + 1, tl.sum(d_y * eps, axis=1), alive)
-        tl.store(to + 2, -tl.sum(d_output * clean, axis=1), alive)
-        tl.store(to + 3, -tl.sum(d_output * eps, axis=1), alive)
-        tl.store(to + 4, above * tl.sum(penalty(error, LOSS), axis=1), alive)
+        tl.store(to_numbers, tl.sum(d_y * clean, axis=1), alive)
+        tl.store(to_numbers + 1, tl.sum(d_y * eps, axis=1), alive)
+        tl.store(to_numbers + 2, -tl.sum(d_output * clean, axis=1), alive)
+        tl.store(to_numbers + 3, -tl.sum(d_output * eps, axis=1), alive)
 
 
 @triton.jit(do_not_specialize=["rows", "row_begin", "entries", "slice_size", "steps", "group_stride", "layers"])
@@ -183,7 +191,7 @@ def backward(
         for row_begin, rows_here in splits_of(sizes.rows, piece_rows(sizes, low_type, options["BN"])):
             low = x0.new_empty((sizes.groups, 7, rows_here, sizes.hidden), dtype=low_type)
             wide = x0.new_empty((sizes.groups, 2, rows_here, sizes.hidden))
-            outputs = None if sums is None else x0.new_empty((sizes.groups, rows_here, sizes.latent))
+            outputs = x0.new_empty((sizes.groups, rows_here, sizes.latent))
             numbers = x0.new_empty((sizes.groups, 1, rows_here, 5)) if needed[7] else None
             backward_kernel[triton.cdiv(rows_here, options["BN"]), sizes.groups](
                 x0, t, context, first, low_hidden, last, last_bias, time_table, table, noise, state if noise is None else None, upstream,
