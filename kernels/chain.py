@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels import chain_backward
+from ddvi_fast.kernels import chain_backward, weight_gradient
 from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes, launch_options
 from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, unusable
 from ddvi_fast.kernels.network import (
@@ -219,6 +219,7 @@ def compilations() -> Iterator[Compilation]:
                 for latent in (2, 16):
                     yield _forward_compilation(arch, Sizes(1, 128, latent, 2, hidden, 40), precision)
     yield from chain_backward.compilations()
+    yield from weight_gradient.compilations()
 
 
 def _forward_compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:

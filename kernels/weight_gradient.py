@@ -6,12 +6,15 @@ order; the caller adds the slices.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast.kernels.chain_options import PRODUCTS, SCRATCH_BYTES, Sizes
+from ddvi_fast.kernels.common import POINTERS, Compilation, compilation
 from ddvi_fast.kernels.network import hidden_product
 
 # Entries (a row at a step) that one program sums at least, and programs that share a sum at most.
@@ -87,8 +90,8 @@ def ends_kernel(
         out, mask = out + D + of_context[None, :], (of_context < C)[None, :]
         tl.store(out, tl.load(out, mask, 0.0) + context_total, mask)
     if block == 0:
-        out = bias_partial + slot * D + columns
-        tl.store(out, tl.load(out, columns < D, 0.0) + bias_total, columns < D)
+        bias_out = bias_partial + slot * D + columns
+        tl.store(bias_out, tl.load(bias_out, columns < D, 0.0) + bias_total, columns < D)
 
 
 class WeightGradient:
@@ -157,3 +160,21 @@ def ends_constexprs(sizes: Sizes) -> dict[str, int]:
     """Widths are padded to 16 at least: a product of tensor cores takes no fewer columns."""
     wide = {"D_PAD": max(16, triton.next_power_of_2(sizes.latent)), "C_PAD": max(16, triton.next_power_of_2(max(1, sizes.context)))}
     return {"D": sizes.latent, "C": sizes.context, "H": sizes.hidden, **wide}
+
+
+def compilations() -> Iterator[Compilation]:
+    """Representative variants."""
+    integers = dict.fromkeys(("rows", "steps", "row_begin", "rows_here", "step_begin", "entries", "slice_size"), "i32")
+    pointers = dict.fromkeys(("wide", "outputs", "trajectory", "context", "first_partial", "last_partial", "bias_partial"), "*fp32")
+    for hidden in (64, 128, 256):
+        for precision in ("float32", "bf16"):
+            dtype, product = PRODUCTS[precision]
+            options = hidden_options(hidden, dtype)
+            launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+            types = {"low": POINTERS[dtype], "partial": "*fp32", "entries": "i32", "slice_size": "i32"}
+            yield compilation(f"weight gradient H={hidden} {precision}", hidden_kernel, types, {"H": hidden, "PRODUCT": product, **options}, **launch)
+        for latent in (2, 16):
+            options = dict(ENDS_OPTIONS)
+            launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+            values = {**ends_constexprs(Sizes(1, 128, latent, 2, hidden, 40)), **options}
+            yield compilation(f"weight gradient of ends D={latent} H={hidden}", ends_kernel, integers | pointers, values, **launch)
