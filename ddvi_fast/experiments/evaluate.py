@@ -74,7 +74,7 @@ def _bounds(config: Config, model: LatentVariableModel, posterior: Posterior, da
     options, result = config.evaluation, {}
     x = dataset.inputs(None if options.limit is None else slice(0, options.limit), "test")
     draws = _draws(config, _BOUND)
-    if model.prior.dim <= 2:
+    if options.evidence and model.prior.dim <= 2:
         result["evidence"] = float(evidence.log_evidence_quadrature(model, x, resolution=config.prior.resolution).mean())
     if posterior.has_density:
         bound = metrics.elbo(model, posterior, x, options.elbo_samples, draws)
