@@ -35,7 +35,8 @@ def launch_options(arch: int, hidden: int, latent: int, precision: str, backward
     # Everything else streams weights from cache and passes activations through it: float32 matrices or those of H = 256 do not fit beside
     # their tiles, sm_80 takes its operands from registers, and a wide state's last layer or a backward pass needs the registers itself.
     # Rows are few where operands are split (float32), stand in registers (sm_80) or where a step keeps much besides (backward).
-    return {"BN": 64 if low and arch >= 90 and not backward else 32, "BH": 64, "BK": 64 if low else 32, "KEEP": False, "num_warps": 8, "num_stages": 2}
+    rows = 64 if low and arch >= 90 and not backward else 32
+    return {"BN": rows, "BH": 64, "BK": 64 if low else 32, "KEEP": False, "num_warps": 8, "num_stages": 2}
 
 
 @dataclass(frozen=True)

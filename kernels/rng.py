@@ -24,8 +24,8 @@ def philox(index, block, stream, seed):
     k1 = (seed >> 32).to(tl.uint32)
     c0 = index.to(tl.uint32)
     c1 = (index >> 32).to(tl.uint32)
-    c2 = tl.to_tensor(block).to(tl.uint32)
-    c3 = tl.to_tensor(stream).to(tl.uint32)
+    c2 = tl.cast(block, tl.uint32)
+    c3 = tl.cast(stream, tl.uint32)
     for _ in tl.static_range(10):
         # One 32 x 32 -> 64 bit product gives both halves in one instruction.
         low = c0.to(tl.uint64) * 0xD2511F53
