@@ -115,7 +115,7 @@ def compilations() -> Iterator[Compilation]:
         options = launch_options(width)
         blocks = {"ROWS": options["ROWS"], "WIDTH": options["WIDTH"]}
         yield compilation(f"log_mean_exp forward, width {width}", log_mean_exp_kernel, {**floats, **sizes}, blocks, num_warps=4, num_stages=3)
-        yield compilation(f"log_mean_exp backward, width {width}", log_mean_exp_backward_kernel, {**floats, **sizes}, blocks, num_warps=4, num_stages=3)
+        yield compilation(f"log_mean_exp backward, width {width}", log_mean_exp_backward_kernel, floats | sizes, blocks, num_warps=4, num_stages=3)
 
 
 def _described(operands: list[Tensor], shape: list[int]) -> list[Any]:

@@ -91,7 +91,7 @@ def launch_options(rows: int, width: int, bandwidths: int) -> dict[str, int]:
     """A thread per row, one warp where rows are few; as many points at a time as registers hold."""
     block = 128 if rows > 64 else 32
     points = 32 if width <= 16 else 16
-    return {"WIDTH": width, "COUNT": bandwidths, "PADDED": triton.next_power_of_2(bandwidths), "ROWS": block, "POINTS": points, "num_warps": block // 32}
+    return dict(WIDTH=width, COUNT=bandwidths, PADDED=triton.next_power_of_2(bandwidths), ROWS=block, POINTS=points, num_warps=block // 32)
 
 
 def combine_options(shares: int, width: int, bandwidths: int) -> dict[str, int]:
