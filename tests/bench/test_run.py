@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -194,3 +196,10 @@ def test_the_chains_backward_pass_keeps_states_and_not_activations():
     states = 4 * 60 * 1024 * 2
     assert large["ours"] - small["ours"] < 8 * states + (1 << 20)
     assert large["eager"] - small["eager"] > 32 * states
+
+
+def test_pytest_collects_the_cases_and_runs_each_once():
+    project = report.README.parent
+    command = [sys.executable, "-m", "pytest", "bench/bench_kde.py", "-q", "-k", "ours", "-p", "no:cacheprovider"]
+    ran = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0 and "1 passed, 2 deselected" in ran.stdout, ran.stdout + ran.stderr
