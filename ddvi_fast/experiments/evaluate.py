@@ -115,9 +115,9 @@ def draw_figures(config: Config, experiment: Experiment, dataset: Dataset, folde
 
 
 def sample_prior(config: Config, model: LatentVariableModel) -> tuple[Tensor, Tensor | None]:
-    """Prior samples for pictures, [2000, D], and their classes where the prior has any."""
+    """Prior samples for pictures, [2000, D], and their classes where these are the data's."""
     draws = _draws(config, _PRIOR)
-    labels = model.prior.sample_labels(2000, draws) if model.prior.num_classes else None
+    labels = model.prior.sample_labels(2000, draws) if model.prior.num_classes and config.method.task != "clustering" else None
     return model.prior.sample(2000, draws=draws, labels=labels), labels
 
 

@@ -32,7 +32,7 @@ def built(*overrides):
 
 
 def run(capsys, tmp_path, *overrides):
-    code = cli.main(["train", *SMALL, "figures=false", f"run_dir={tmp_path / 'run'}", *overrides])
+    code = cli.main(["train", *SMALL, f"run_dir={tmp_path / 'run'}", *overrides])
     assert code == 0, capsys.readouterr().err
     return json.loads((tmp_path / "run" / "evaluation.json").read_text())
 
