@@ -25,20 +25,11 @@ class EncodedData(NamedTuple):
     x: Tensor
 
 
-class Particle(NamedTuple):
-    """Where a particle is, and the force there, [K, N, D] each."""
-
-    z: Tensor
-    force: Tensor
-
-
 class Hamiltonian(AuxiliaryPosterior):
     """`z_0 ~ N(mean(x), diag exp(log_var(x)))`; then each step draws a momentum `v' ~ q(v' | z, x)` and moves both by leapfrog.
 
     A leapfrog keeps volumes, so with an auxiliary model `r(v | z, x)` of the momentum after it (Salimans et al. 2015)
     `log_ratio = -log q(z_0 | x) + sum_t [ log r(v_t | z_t, x) - log q(v_t' | z_{t-1}, x) ]`.
-
-    Both models of the momentum see the force where they stand, which is most of what a leapfrog has just added.
 
     Any force that depends on `z` alone leaves that true. The one taken is `d log p(x, z) / dz` with the prior blurred and the force's
     norm bounded: a thin prior would otherwise throw the particle out of the plane.
@@ -89,7 +80,7 @@ class Hamiltonian(AuxiliaryPosterior):
         self.encoder, self.context_encoder, self.model, self.latent_dim = encoder, context_encoder, model, latent_dim
         self.num_leapfrog, self.blur, self.max_force = num_leapfrog, blur, max_force
         self.log_step_sizes = nn.Parameter(torch.full((num_steps, latent_dim), step_size).log())
-        widths = (2 * latent_dim + context_dim, [hidden_dim], 2 * latent_dim)
+        widths = (latent_dim + context_dim, [hidden_dim], 2 * latent_dim)
         self.momentum = nn.ModuleList(MLP(*widths, draws=draws.importance(2 * step)) for step in range(num_steps))
         self.reverse = nn.ModuleList(MLP(*widths, draws=draws.importance(2 * step + 1)) for step in range(num_steps))
         self.register_state_dict_post_hook(_leave_out_model)
@@ -107,63 +98,46 @@ class Hamiltonian(AuxiliaryPosterior):
         return self._move(encoded, num_samples, draws)[0]
 
     def path_log_prob(self, encoded: EncodedData, path: Tensor) -> Tensor:
-        particle, total = self._at(encoded, path[-1]), torch.zeros_like(path[-1][..., 0])
+        z, total = path[-1], torch.zeros_like(path[-1][..., 0])
         for step in reversed(range(len(self.momentum))):
-            particle, turned = self._leapfrog(encoded, step, particle, -path[step])
-            total = total + ops.gaussian_log_prob(-turned, *self._draws_momentum(encoded, step, particle))
-        return total + ops.gaussian_log_prob(particle.z, encoded.mean, encoded.log_var)
+            z, turned = self._leapfrog(encoded, step, z, -path[step])
+            total = total + self._log_prob(self.momentum[step], encoded, z, -turned)
+        return total + ops.gaussian_log_prob(z, encoded.mean, encoded.log_var)
 
     def reverse_log_prob(self, encoded: EncodedData, path: Tensor) -> Tensor:
-        particle, total = self._at(encoded, path[-1]), torch.zeros_like(path[-1][..., 0])
+        z, total = path[-1], torch.zeros_like(path[-1][..., 0])
         for step in reversed(range(len(self.momentum))):
-            total = total + ops.gaussian_log_prob(path[step], *self._guesses_momentum(encoded, step, particle))
+            total = total + self._log_prob(self.reverse[step], encoded, z, path[step])
             if step > 0:
-                particle, _ = self._leapfrog(encoded, step, particle, -path[step])
+                z, _ = self._leapfrog(encoded, step, z, -path[step])
         return total
 
     def _move(self, encoded: EncodedData, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """The path, its end `z`, and its log-ratio."""
         z = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
         total, path = -ops.gaussian_log_prob(z, encoded.mean, encoded.log_var), []
-        particle = self._at(encoded, z)
-        for step in range(len(self.momentum)):
-            mean, log_var = self._draws_momentum(encoded, step, particle)
+        for step, net in enumerate(self.momentum):
+            mean, log_var = split_top(net(_beside(encoded, z)))
             noise = rng.normal(draws, tuple(z.shape), rng.CHAIN + step, device=z.device, dtype=z.dtype)
             v = mean + torch.exp(0.5 * log_var) * noise
             total = total - ops.gaussian_log_prob(v, mean, log_var)
-            particle, v = self._leapfrog(encoded, step, particle, v)
-            total = total + ops.gaussian_log_prob(v, *self._guesses_momentum(encoded, step, particle))
+            z, v = self._leapfrog(encoded, step, z, v)
+            total = total + self._log_prob(self.reverse[step], encoded, z, v)
             path.append(v)
-        return torch.stack([*path, particle.z]), particle.z, total
+        return torch.stack([*path, z]), z, total
 
-    def _at(self, encoded: EncodedData, z: Tensor) -> Particle:
-        return Particle(z, self.force(encoded.x, z))
+    def _log_prob(self, net: MLP, encoded: EncodedData, z: Tensor, v: Tensor) -> Tensor:
+        return ops.gaussian_log_prob(v, *split_top(net(_beside(encoded, z))))
 
-    def _draws_momentum(self, encoded: EncodedData, step: int, particle: Particle) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of `q(v' | z, x)`."""
-        return split_top(self.momentum[step](self._seen(encoded, step, particle)))
-
-    def _guesses_momentum(self, encoded: EncodedData, step: int, particle: Particle) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of `r(v | z, x)`, which starts from what a force as constant as here would have added."""
-        mean, log_var = split_top(self.reverse[step](self._seen(encoded, step, particle)))
-        return mean + self.num_leapfrog * self._step_size(step) * particle.force, log_var
-
-    def _seen(self, encoded: EncodedData, step: int, particle: Particle) -> Tensor:
-        """Position, kick and context, as the networks of the momenta see them."""
-        parts = (particle.z, self._step_size(step) * particle.force, encoded.context.expand(*particle.z.shape[:-1], -1))
-        return torch.cat(parts, -1)
-
-    def _step_size(self, step: int) -> Tensor:
-        return self.log_step_sizes[step].exp()
-
-    def _leapfrog(self, encoded: EncodedData, step: int, particle: Particle, v: Tensor) -> tuple[Particle, Tensor]:
-        """Particle and momentum after `num_leapfrog` moves; with the momentum turned round it is its own inverse."""
-        size = self._step_size(step)
-        for _ in range(self.num_leapfrog):
-            v = v + 0.5 * size * particle.force
-            particle = self._at(encoded, particle.z + size * v)
-            v = v + 0.5 * size * particle.force
-        return particle, v
+    def _leapfrog(self, encoded: EncodedData, step: int, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Position and momentum after `num_leapfrog` moves; with the momentum turned round it is its own inverse."""
+        size = self.log_step_sizes[step].exp()
+        v = v + 0.5 * size * self.force(encoded.x, z)
+        for move in range(self.num_leapfrog):
+            z = z + size * v
+            last = move == self.num_leapfrog - 1
+            v = v + (0.5 if last else 1.0) * size * self.force(encoded.x, z)
+        return z, v
 
     def force(self, x: Tensor, z: Tensor) -> Tensor:
         """The bounded gradient [K, N, D] of `log p(x, z)` at `z`, differentiable where gradients are on."""
@@ -174,6 +148,11 @@ class Hamiltonian(AuxiliaryPosterior):
             log_joint = self.model.log_likelihood(x, point) + self.model.prior.blurred(self.blur).log_prob(point)
             (force,) = torch.autograd.grad(log_joint.sum(), point, create_graph=differentiable)
         return force / torch.sqrt(1 + force.square().sum(-1, keepdim=True) / self.max_force**2)
+
+
+def _beside(encoded: EncodedData, z: Tensor) -> Tensor:
+    """`z` [K, N, D] and the context, as the networks of the momenta see them."""
+    return torch.cat((z, encoded.context.expand(*z.shape[:-1], -1)), -1)
 
 
 def _leave_out_model(posterior: Hamiltonian, state: dict[str, Any], prefix: str, metadata: Any) -> None:

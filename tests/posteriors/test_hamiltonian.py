@@ -49,9 +49,7 @@ def test_the_leapfrog_is_its_own_inverse_and_keeps_volumes():
     encoded = posterior.encode(x)
 
     def move(state):
-        z, v = state.view(1, 1, 4).split(2, -1)
-        particle, v = posterior._leapfrog(encoded, 0, posterior._at(encoded, z), v)
-        return torch.cat((particle.z, v), -1).view(4)
+        return torch.cat(posterior._leapfrog(encoded, 0, *state.view(1, 1, 4).split(2, -1)), -1).view(4)
 
     state = torch.tensor([0.4, -0.2, 0.7, 0.1], dtype=torch.float64)
     moved = move(state)
