@@ -72,7 +72,7 @@ def choose(operation: str, device: torch.device, *, constants: dict[str, Tensor]
     """
     wanted = current()
     backend = fused(device) if wanted == "auto" else wanted
-    if backend == "reference":
+    if backend == "reference" or device.type == "meta":  # tensors without memory have shapes alone, which every operator can tell
         return backend
     constants = constants or {}
     reason = unavailable(backend, operation) or _asks_gradient(constants) or _not_interpreted(backend, operands.get("precision"))

@@ -111,3 +111,11 @@ def test_fused_backends_have_every_operation(name):
     assert _backend.unavailable("cpp", name) == ""
     assert _backend.room("cpp", name).__name__ == f"ddvi_fast.native.{name}"
     assert callable(_backend.room("cpp", name).unsupported)
+
+
+@compiled
+def test_tensors_without_memory_run_on_any_backend():
+    there = torch.zeros(4, 2, device="meta")
+    with ddvi_fast.use_backend("cpp"):
+        assert _backend.choose("elbo", there.device, x=there) == "cpp"
+        assert ddvi_fast.ops.gaussian_kl(there, there).shape == (4,)
