@@ -45,7 +45,7 @@ def test_the_released_count_is_eleven_thousand():
     [
         (LABELS[:40], 50, "labels: expected at most 40, the number of training examples, got 50"),
         (LABELS, 9, "at least 10, one for each class"),
-        (LABELS, 10.0, "at least 10, one for each class"),
+        (LABELS, 10.0, "a whole number, or a share of all between 0 and 1"),
         (LABELS, "relesed", "did you mean released"),
         (LABELS[:1000], "released", "a number, for fewer than 50001"),
         (torch.zeros(100, dtype=torch.int64), 20, "none of class 1"),
