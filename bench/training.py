@@ -28,19 +28,12 @@ SMALL = Sizes(pixels=64, hidden=64, chain_hidden=64)  # for trying things out
 _GRADIENT_FLOOR = 10 * FLOOR  # they pass 40 steps and three networks
 
 
-class Perceptron(networks.MLP):
-    """Hands its output on in the precision of its input: under autocast only the layers are bf16, what follows is not."""
-
-    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return super().forward(x, draws).to(x.dtype)
-
-
 def build_objective(sizes: Sizes, device: torch.device | str = "cpu") -> ReleasedDDVI:
     """The released recipe's third stage at these sizes."""
 
     def mlp(number: int, inputs: int, outputs: int, dropout: float) -> networks.MLP:
         draws = Draws(SEED).importance(number)
-        return Perceptron(inputs, [sizes.hidden] * 2, outputs, activation="leaky_relu", dropout=dropout, draws=draws)
+        return networks.MLP(inputs, [sizes.hidden] * 2, outputs, activation="leaky_relu", dropout=dropout, draws=draws)
 
     decoder = mlp(0, sizes.latent, sizes.pixels, 0.0)
     model = models.LatentVariableModel(priors.make("pinwheel"), decoder, likelihoods.make("bernoulli"))

@@ -46,8 +46,8 @@ def dropout(x: Tensor, rate: float, draws: Draws | None, layer: int) -> Tensor:
     """Drop each value with probability `rate`; without draws (evaluation) nothing is dropped."""
     if draws is None or rate == 0:
         return x
-    kept = rng.uniform(draws, tuple(x.shape), rng.DROPOUT + layer, device=x.device, dtype=x.dtype) >= rate
-    return x * kept / (1 - rate)
+    kept = rng.uniform(draws, tuple(x.shape), rng.DROPOUT + layer, device=x.device) >= rate
+    return x * (kept.to(x.dtype) * (1 / (1 - rate)))
 
 
 class MLP(nn.Module):
@@ -97,7 +97,8 @@ class MLP(nn.Module):
         hidden = x if x.shape[-1] == self.inputs else x.flatten(1)
         for index, layer in enumerate(self.layers[:-1]):
             hidden = dropout(ACTIVATIONS[self.activation](layer(hidden)), self.dropout, draws, index)
-        return self.layers[-1](hidden)
+        # Autocast narrows the layers; what follows enters densities.
+        return self.layers[-1](hidden).to(x.dtype)
 
 
 class NoisyInput(nn.Module):
@@ -201,7 +202,7 @@ class ConvEncoder(nn.Module):
         hidden = (x.reshape(-1, *IMAGE_SHAPE) - self.centre) / self.half
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             hidden = torch.relu(norm(convolution(hidden)))
-        return self.head(hidden.flatten(1), draws)
+        return self.head(hidden.flatten(1), draws).to(x.dtype)
 
 
 class SigmoidVariances(nn.Module):
@@ -246,7 +247,7 @@ class ConvDecoder(nn.Module):
         hidden = self.first(z.reshape(-1, z.shape[-1]))[..., None, None]
         for convolution in self.convolutions:
             hidden = convolution(torch.relu(hidden))
-        return hidden.reshape(*z.shape[:-1], math.prod(IMAGE_SHAPE))
+        return hidden.reshape(*z.shape[:-1], math.prod(IMAGE_SHAPE)).to(z.dtype)
 
 
 def _convolution(family: type[nn.Module], inputs: int, outputs: int, kernel: int, stride: int, draws: Draws, number: int) -> nn.Module:

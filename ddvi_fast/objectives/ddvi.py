@@ -14,7 +14,6 @@ from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.iwae import IWAE
 from ddvi_fast.posteriors import Diffusion
-from ddvi_fast.posteriors.base import Encoded
 from ddvi_fast.rng import Draws
 
 
@@ -105,19 +104,21 @@ class DDVI(Objective):
         draws = draws.spread(self.sleep.batch_factor)
         z, x = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
-        with fixed_statistics(self.posterior):  # fantasies are not data
-            encoded = self.posterior.encode(x.view(len(x), *like.shape[1:]), draws)
+        x = x.view(len(x), *like.shape[1:])
         values, weights = {}, {}
-        if self.sleep.weight > 0:
-            values["sleep"], weights["sleep"] = self._chain_loss(encoded, z, t, draws), self.sleep.weight
-        if self.sleep.top_weight > 0:
-            values["sleep_top"], weights["sleep_top"] = -self.posterior.top_log_prob(encoded, z, draws), self.sleep.top_weight
+        with fixed_statistics(self.posterior):  # fantasies are not data
+            if self.sleep.weight > 0:
+                context = self.posterior.encode_context(x, draws)
+                values["sleep"], weights["sleep"] = self._chain_loss(context, z, t, draws), self.sleep.weight
+            if self.sleep.top_weight > 0:
+                top = self.posterior.encode_top(x, draws)
+                values["sleep_top"], weights["sleep_top"] = -self.posterior.top_log_prob(*top, z, draws), self.sleep.top_weight
         return Terms(values, weights)
 
-    def _chain_loss(self, encoded: Encoded, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
+    def _chain_loss(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
         if self.sleep.loss == "kl":
-            return self.posterior.step_divergence(encoded, z, t, draws)
-        return self.posterior.denoising_loss(encoded, z, t, draws, self.sleep.loss)
+            return self.posterior.step_divergence(context, z, t, draws)
+        return self.posterior.denoising_loss(context, z, t, draws, self.sleep.loss)
 
 
 def uniform_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:

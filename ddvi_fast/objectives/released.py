@@ -113,8 +113,8 @@ class ReleasedDDVI(Objective):
         z, x = self.model.simulate(len(like), draws, like)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
         with fixed_statistics(self.posterior):  # fantasies are not data
-            encoded = self.posterior.encode(x.view_as(like), draws)
-        return Terms({"sleep": self.posterior.denoising_loss(encoded, z, t, draws, "huber")}, {"sleep": 1.0})
+            context = self.posterior.encode_context(x.view_as(like), draws)
+        return Terms({"sleep": self.posterior.denoising_loss(context, z, t, draws, "huber")}, {"sleep": 1.0})
 
 
 class ReleasedELBO(Objective):

@@ -113,12 +113,12 @@ class ClassDiffusion(Diffusion):
         path = None if chain.path is None else deal.back(chain.path.unsqueeze(-1)).squeeze(-1)
         return self._with_start(deal.back(chain.z), path, y_T, encoded)
 
-    def regression(self, encoded: Encoded, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
+    def regression(self, context: Tensor | None, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
         """As of `Diffusion`, on class-major rows; the noise of a row does not depend on its class."""
         split = (self.denoiser.groups, -1)
         noise = rng.normal(draws, tuple(z.shape), rng.NOISE, device=z.device, dtype=z.dtype)
-        context = None if encoded.context is None else encoded.context.unflatten(0, split)
-        rows = (z.unflatten(0, split), t.unflatten(0, split), context, super().active_denoiser(), table)
+        given = None if context is None else context.unflatten(0, split)
+        rows = (z.unflatten(0, split), t.unflatten(0, split), given, super().active_denoiser(), table)
         return ops.regression(*rows, loss=loss, noise=noise.unflatten(0, split)).flatten()
 
     def _grouped_chain(self, y_T: Tensor, context: Tensor | None, **source: Any) -> ops.ChainSample:

@@ -105,10 +105,18 @@ class Diffusion(Posterior):
         return torch.cat((table[:, :2], deviations.unsqueeze(1), table[:, 3:]), dim=1)
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
-        draws = draws if self.training else None
+        return Encoded(*self.encode_top(x, draws), self.encode_context(x, draws))
+
+    def encode_top(self, x: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance [N, D] of `y_T` given `x` [N, ...]."""
+        return split_top(self.encoder(x, draws if self.training else None))
+
+    def encode_context(self, x: Tensor, draws: Draws | None = None) -> Tensor | None:
+        """What the chain knows of `x` [N, ...]: its context [N, C], or None for an unconditional denoiser."""
+        if self.context_encoder is None:
+            return None
         # Dropout of the two encoders must not share its draws, or both would drop the same units.
-        context = None if self.context_encoder is None else self.context_encoder(x, None if draws is None else draws.importance(1))
-        return Encoded(*split_top(self.encoder(x, draws)), context)
+        return self.context_encoder(x, draws.importance(1) if self.training and draws is not None else None)
 
     def sample(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
         """As `Posterior.sample`; the path log-ratio is added up on the way down the chain."""
@@ -135,12 +143,12 @@ class Diffusion(Posterior):
         _checks.require(self.learned_schedule is None, "learn_schedule", "false with doubly reparametrised gradients", True)
         return super().frozen_log_ratio(x, path, draws)
 
-    def denoising_loss(self, encoded: Encoded, z: Tensor, t: Tensor, draws: Draws, loss: str = "squared") -> Tensor:
-        """Regression of the chain's network on latents `z` [N, D], given their encoded data, at steps `t` [N] -> [N] (METHOD section 3)."""
+    def denoising_loss(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws, loss: str = "squared") -> Tensor:
+        """Regression of the chain's network on latents `z` [N, D], given the context of their data, at steps `t` [N] -> [N] (METHOD section 3)."""
         table = self.schedule.detach().regression_table(self.parametrisation, 1 / self.latent_dim, dtype=z.dtype)
-        return self.regression(encoded, z, t, table, draws, loss)
+        return self.regression(context, z, t, table, draws, loss)
 
-    def step_divergence(self, encoded: Encoded, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
+    def step_divergence(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
         """`T KL( r(y_{t-1} | y_t, z) || q(y_{t-1} | y_t, x) )` in nats, less the entropy of `r`, at steps `t` [N] -> [N].
 
         Averaged over uniform `t` this is the chain's part of the sleep term, exact in every weight (METHOD section 3); the first
@@ -149,12 +157,12 @@ class Diffusion(Posterior):
         """
         deviations = self.coefficients()[:, 2]
         table, constant = self.schedule.divergence_table(self.parametrisation, self.eta, deviations, dtype=z.dtype)
-        error = self.regression(encoded, z, t, table, draws, "squared")
+        error = self.regression(context, z, t, table, draws, "squared")
         return error + self.latent_dim * take_rows(constant.unsqueeze(1), t).squeeze(1)
 
-    def regression(self, encoded: Encoded, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
+    def regression(self, context: Tensor | None, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
         """`ops.regression` of the chain's network at latents `z` [N, D] and steps `t` [N] -> [N]."""
-        return ops.regression(z, t, encoded.context, self.active_denoiser(), table, loss=loss, draws=draws)
+        return ops.regression(z, t, context, self.active_denoiser(), table, loss=loss, draws=draws)
 
     def step_means(self, context: Tensor | None, y: Tensor, z: Tensor, t: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """Means [N, D] of `q(y_{t-1} | y_t, x)` and of `r(y_{t-1} | y_t, z)` at states `y` [N, D] of steps `t` [N]; `coefficients` is the table."""
@@ -162,12 +170,12 @@ class Diffusion(Posterior):
         weight_state, weight_output = take_rows(coefficients[:, :2], t).split(1, dim=1)
         return weight_state * y + weight_output * self.active_denoiser()(y, context, t), weight_z * z + weight_y * y
 
-    def top_log_prob(self, encoded: Encoded, z: Tensor, draws: Draws) -> Tensor:
-        """log q(y_T | x) in nats, [N], at `y_T` noised from `z` [N, D], given the encoded data."""
+    def top_log_prob(self, mean: Tensor, log_var: Tensor, z: Tensor, draws: Draws) -> Tensor:
+        """log N(y_T; mean, diag exp(log_var)) in nats, [N], at `y_T` noised from `z` [N, D]."""
         schedule = self.schedule.detach()
         last = torch.full(z.shape[:1], schedule.num_steps - 1, device=z.device)
         y_T, _ = ops.add_noise(z, last, schedule, draws=draws.importance(1))
-        return ops.gaussian_log_prob(y_T, encoded.mean, encoded.log_var)
+        return ops.gaussian_log_prob(y_T, mean, log_var)
 
     def _chain(self, encoded: Encoded, y_T: Tensor, draws: Draws, return_trajectory: bool) -> ops.ChainSample:
         source = draws if self.has_density else None

@@ -35,8 +35,8 @@ def test_sleep_terms_are_the_posteriors_on_fantasies():
     terms = ddvi.sleep_terms(x, draws)
     z, fantasies = ddvi.wake.model.simulate(5, draws)
     t = uniform_timesteps(draws, 5, 6, "cpu")
-    torch.testing.assert_close(terms.values["sleep"], ddvi.posterior.denoising_loss(ddvi.posterior.encode(fantasies, draws), z, t, draws, "huber"))
-    torch.testing.assert_close(terms.values["sleep_top"], -ddvi.posterior.top_log_prob(ddvi.posterior.encode(fantasies, draws), z, draws))
+    torch.testing.assert_close(terms.values["sleep"], ddvi.posterior.denoising_loss(ddvi.posterior.encode_context(fantasies, draws), z, t, draws, "huber"))
+    torch.testing.assert_close(terms.values["sleep_top"], -ddvi.posterior.top_log_prob(*ddvi.posterior.encode_top(fantasies, draws), z, draws))
 
 
 def test_alternating_updates_have_groups_of_their_own():
@@ -80,8 +80,8 @@ def test_iwae_as_the_wake_bound():
 
 def test_images_keep_their_shape_in_fantasies():
     ddvi, seen = objective(Sleep(1.0, 0.0)), []
-    encode = ddvi.posterior.encode
-    ddvi.posterior.encode = lambda x, draws: seen.append(x.shape) or encode(x, draws)
+    encode = ddvi.posterior.encode_context
+    ddvi.posterior.encode_context = lambda x, draws: seen.append(x.shape) or encode(x, draws)
     ddvi.sleep_terms(observations(4).view(4, 3, 1), Draws(0))
     assert seen == [(4, 3, 1)]
 
@@ -158,7 +158,7 @@ def test_the_exact_divergence_is_that_of_the_joint_densities():
     table = posterior.coefficients().double()
     for step in (0, 1, schedule.num_steps - 1):
         t = torch.full((rows,), step)
-        exact = posterior.step_divergence(encoded, z, t, Draws(1)) / schedule.num_steps
+        exact = posterior.step_divergence(encoded.context, z, t, Draws(1)) / schedule.num_steps
         y, _ = ops.add_noise(z, t, schedule, draws=Draws(2))
         weight_z, weight_y = (column[step] for column in schedule.posterior_mean_weights())
         noise = rng.normal(Draws(3), (rows, 2), rng.START, dtype=torch.float64)

@@ -87,7 +87,7 @@ def test_the_sleep_term_is_a_loop_over_classes():
     for row, label in enumerate(labels.tolist()):
         alone = Diffusion(MLP(DATA_DIM, [], 4), chain_of(family, label), family.schedule, context_encoder=MLP(DATA_DIM, [], 2), learn_variances=True)
         mine = Encoded(encoded.mean[label, row : row + 1], encoded.log_var[label, row : row + 1], encoded.context[row : row + 1])
-        expected = alone.step_divergence(mine, z[row : row + 1], t[row : row + 1], draws.advance(row))
+        expected = alone.step_divergence(mine.context, z[row : row + 1], t[row : row + 1], draws.advance(row))
         torch.testing.assert_close(values["sleep"][row], expected[0], rtol=1e-3, atol=1e-3)
     y_T, _ = ops.add_noise(z, torch.full((12,), 4), family.schedule, draws=draws.importance(1))
     rows = torch.arange(12)

@@ -158,10 +158,10 @@ def test_denoising_loss_and_top_density_by_hand():
     y = signal.sqrt() * z + (1 - signal).sqrt() * noise
     target = signal.sqrt() * noise - (1 - signal).sqrt() * z
     expected = (posterior.denoiser(y, encoded.context, t) - target).square().mean(-1)
-    torch.testing.assert_close(posterior.denoising_loss(posterior.encode(x), z, t, draws), expected)
+    torch.testing.assert_close(posterior.denoising_loss(posterior.encode_context(x), z, t, draws), expected)
     y_T, _ = ops.add_noise(z, torch.full((4,), 5), posterior.schedule, draws=draws.importance(1))
     top = Normal(encoded.mean, (0.5 * encoded.log_var).exp()).log_prob(y_T).sum(-1)
-    torch.testing.assert_close(posterior.top_log_prob(posterior.encode(x), z, draws), top)
+    torch.testing.assert_close(posterior.top_log_prob(*posterior.encode_top(x), z, draws), top)
 
 
 @pytest.mark.parametrize(
