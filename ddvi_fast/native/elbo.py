@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ddvi_fast.native import loader
 
+_TABLE_SIZE = 1 << 16
+
 KINDS = ("bernoulli", "gaussian", "binomial", "gaussian_kl", "gaussian_log_prob")
 
 
@@ -55,7 +57,7 @@ def _call(
     kind: str, operands: Sequence[Tensor], shape: Sequence[int], total: float, upstream: Tensor | None, out: Tensor | None, gradients: Sequence
 ) -> None:
     operands = list(operands)
-    if kind == "binomial":
+    if kind == "binomial" and upstream is None:  # the gradient does not know the coefficient
         operands.append(_log_choose(operands[1], total))
     described = []
     for value in (*operands, *[None] * (3 - len(operands))):
@@ -66,6 +68,14 @@ def _call(
 
 
 def _log_choose(counts: Tensor, total: float) -> Tensor:
+    """Log of the binomial coefficient: out of a table for whole counts, as lgamma costs more than all the rest."""
+    whole = counts.long()
+    if float(total).is_integer() and total < _TABLE_SIZE and bool((whole == counts).all() & (whole >= 0).all() & (whole <= total).all()):
+        return _formula(torch.arange(int(total) + 1, dtype=torch.float64), total).float()[whole]
+    return _formula(counts, total)
+
+
+def _formula(counts: Tensor, total: float) -> Tensor:
     return math.lgamma(total + 1) - torch.lgamma(counts + 1) - torch.lgamma(total - counts + 1)
 
 
