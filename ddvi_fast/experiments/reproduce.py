@@ -18,7 +18,8 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from ddvi_fast import InputError, _checks, figures, metrics
+from ddvi_fast import _checks, figures, metrics
+from ddvi_fast._checks import InputError
 from ddvi_fast.engine.run_folder import RunFolder, environment
 from ddvi_fast.experiments import grid, tables
 from ddvi_fast.experiments.build import build
