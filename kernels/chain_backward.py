@@ -29,9 +29,7 @@ from ddvi_fast.kernels.rng import draw_index, step_noise
 from ddvi_fast.kernels.weight_gradient import WeightGradient
 
 
-@triton.jit(
-    do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "row_begin", "rows_here", "step_begin", "steps_here"]
-)
+@triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "row_begin", "rows_here", "step_begin", "steps_here"])
 def backward_kernel(
     context, first, hidden, last, last_bias, table, coefficients, noise, state, trajectory,
     d_path, d_trajectory, carried, d_context, d_noise, low, wide, outputs, table_sums, coefficient_sums,

@@ -56,9 +56,7 @@ def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tupl
     return log_density, each
 
 
-def backward(
-    z: Tensor, points: Tensor, bandwidths: Tensor, each: Tensor, upstream: Tensor, clamp: float, needed: list[bool]
-) -> list[Tensor | None]:
+def backward(z: Tensor, points: Tensor, bandwidths: Tensor, each: Tensor, upstream: Tensor, clamp: float, needed: list[bool]) -> list[Tensor | None]:
     """Gradients to `z` and `points` from `upstream` [N], those that are `needed`; `each` [N, S] is forward's."""
     rows, width = z.shape
     if rows == 0:

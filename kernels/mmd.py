@@ -97,9 +97,7 @@ def _joined(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return rows, norms
 
 
-def _differentiate(
-    rows: Tensor, norms: Tensor, sigmas: Tensor, value: Tensor, upstream: Tensor, split: int, first: int, gradient: Tensor
-) -> None:
+def _differentiate(rows: Tensor, norms: Tensor, sigmas: Tensor, value: Tensor, upstream: Tensor, split: int, first: int, gradient: Tensor) -> None:
     """Fill the gradient to the rows from `first` on: pair coefficients of some rows with all, then their product with the rows."""
     (count, width), pairs, products = rows.shape, sum_options(len(sigmas)), gradient_options()
     tiles = triton.cdiv(count, pairs["TILE"])

@@ -97,9 +97,7 @@ def load_matrix(matrix, H: tl.constexpr):
 
 
 @triton.jit
-def streamed_product(
-    x, matrix, present, begin, TURNED: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PRODUCT: tl.constexpr
-):
+def streamed_product(x, matrix, present, begin, TURNED: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PRODUCT: tl.constexpr):
     """Columns `begin` to `begin + BH - 1` of `x @ W^T`, or of `x @ W` if TURNED, float32 [BN, BH], both factors read from memory.
 
     `x` [BN, H] is a pointer to rows that this program wrote before its last barrier; only the `present` ones are read.

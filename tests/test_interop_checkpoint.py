@@ -61,7 +61,6 @@ def test_nested_containers_views_and_dtypes(tmp_path):
     same(found, expected)
 
 
-
 def test_a_whole_module_gives_its_state_dictionary_without_its_class(tmp_path, model):
     torch.save({"model": model, "best": 0.5}, tmp_path / "module.pt")
     renamed = tmp_path / "foreign.pt"

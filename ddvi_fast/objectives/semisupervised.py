@@ -213,7 +213,9 @@ class SemiSupervised(Objective):
         t = uniform_timesteps(draws, len(z), family.schedule.num_steps, z.device)
         exact = self.sleep.loss == "kl"
         return {
-            "sleep": family.step_divergence(encoded.context, z, t, draws) if exact else family.denoising_loss(encoded.context, z, t, draws, self.sleep.loss),
+            "sleep": family.step_divergence(encoded.context, z, t, draws)
+            if exact
+            else family.denoising_loss(encoded.context, z, t, draws, self.sleep.loss),
             "sleep_top": -family.top_log_prob(encoded.mean, encoded.log_var, z, draws),
             "sleep_class": -log_probs.gather(1, labels.unsqueeze(1)).squeeze(1),
         }

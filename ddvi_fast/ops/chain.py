@@ -149,7 +149,9 @@ def _gradient(ctx: Any, *upstream: Tensor | None) -> tuple:
 
 def _compute_backward(*inputs):
     *inputs, needed, backend = inputs
-    tensors, state, options, given = contiguous(*inputs[:9]), inputs[9], inputs[10:14], contiguous(*inputs[14:])
+    # A result that was absent is an empty tensor, and compiled code may hand over an empty gradient of it.
+    upstream = [value if value is not None and value.numel() else None for value in inputs[15:]]
+    tensors, state, options, given = contiguous(*inputs[:9]), inputs[9], inputs[10:14], contiguous(inputs[14], *upstream)
     return filled(_backend.room(backend, "chain").backward(*tensors, state, *options, *given, needed), inputs[0])
 
 

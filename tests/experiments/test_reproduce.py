@@ -75,9 +75,8 @@ def test_a_cell_cut_short_before_it_was_a_run_starts_again(tiny, tmp_path):
 
 
 def test_two_calls_do_not_share_a_folder(tmp_path):
-    with reproduce._alone_in(tmp_path / "x"):
-        with pytest.raises(InputError, match="another call"), reproduce._alone_in(tmp_path / "x"):
-            pass
+    with reproduce._alone_in(tmp_path / "x"), pytest.raises(InputError, match="another call"), reproduce._alone_in(tmp_path / "x"):
+        pass
     with reproduce._alone_in(tmp_path / "x"):
         pass
 

@@ -35,7 +35,9 @@ def test_sleep_terms_are_the_posteriors_on_fantasies():
     terms = ddvi.sleep_terms(x, draws)
     z, fantasies = ddvi.wake.model.simulate(5, draws)
     t = uniform_timesteps(draws, 5, 6, "cpu")
-    torch.testing.assert_close(terms.values["sleep"], ddvi.posterior.denoising_loss(ddvi.posterior.encode_context(fantasies, draws), z, t, draws, "huber"))
+    torch.testing.assert_close(
+        terms.values["sleep"], ddvi.posterior.denoising_loss(ddvi.posterior.encode_context(fantasies, draws), z, t, draws, "huber")
+    )
     torch.testing.assert_close(terms.values["sleep_top"], -ddvi.posterior.top_log_prob(*ddvi.posterior.encode_top(fantasies, draws), z, draws))
 
 
