@@ -64,12 +64,12 @@ class OurStep:
     ) -> None:
         objective.train()
         optimisation = Optimisation(LEARNING_RATE, "constant")
-        self.engine = LocalEngine(objective, optimisation, device, capture=capture, compile_networks=compile_networks)
-        self.device, self.bf16, self.draws = device, bf16, Draws(SEED)
+        precision = "bf16" if bf16 else "float32"
+        self.engine = LocalEngine(objective, optimisation, device, capture=capture, compile_networks=compile_networks, precision=precision)
+        self.draws = Draws(SEED)
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        with precision(self.device, self.bf16):
-            terms = self.engine.run(x, PROGRESS, self.draws)
+        terms = self.engine.run(x, PROGRESS, self.draws)
         self.draws = self.draws.advance(len(x))
         return terms
 

@@ -10,17 +10,16 @@ import pytest
 import torch
 
 import ddvi_fast
-from ddvi_fast import interop, metrics, ops, schedules
-from ddvi_fast.native import loader
+from ddvi_fast import _backend, interop, metrics, ops, schedules
 from ddvi_fast.objectives.weights import kl_weight
 from ddvi_fast.testing import assert_close
 
 
-@pytest.fixture(autouse=True, params=["reference", "cpp"])
+@pytest.fixture(autouse=True, params=["reference", "cpp", "triton"])
 def backend(request):
     """Golden values hold on every backend."""
-    if request.param == "cpp" and not loader.available()[0]:
-        pytest.skip(f"the compiled extension is missing: {loader.available()[1]}")
+    if request.param != "reference" and (reason := _backend.unavailable(request.param)):
+        pytest.skip(reason)
     with ddvi_fast.use_backend(request.param):
         yield request.param
 
@@ -138,7 +137,7 @@ def test_mmd(golden):
 
 
 def test_latent_nll(golden, backend):
-    dtype = torch.float32 if backend == "cpp" else torch.float64
+    dtype = torch.float64 if backend == "reference" else torch.float32
     latents, samples = torch.tensor(golden["latent_nll/latents"]).to(dtype), torch.tensor(golden["latent_nll/prior_samples"]).to(dtype)
     value = metrics.latent_nll(latents, samples, tuple(golden["latent_nll/bandwidths"].tolist()))
     assert value == pytest.approx(float(golden["latent_nll/value"]), rel=1e-5)

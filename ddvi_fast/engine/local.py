@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import Objective, Progress, Terms
 from ddvi_fast.rng import Draws
 
+PRECISIONS = ("float32", "bf16")
+
 
 class LocalEngine:
     """Adam on the parameters of one objective, one optimiser for each of its groups.
@@ -25,6 +28,7 @@ class LocalEngine:
         device: where to train.
         capture: record the training step once and replay it; by default on a GPU.
         compile_networks: let `torch.compile` fuse what lies between the matrix products of the dense networks.
+        precision: of matrix products of networks and chain, ``float32`` or ``bf16``; densities, sums, parameters and Adam are float32.
         make_recording: how a step is recorded.
 
     Raises:
@@ -40,9 +44,11 @@ class LocalEngine:
         *,
         capture: bool | None = None,
         compile_networks: bool = False,
+        precision: str = "float32",
         make_recording: Callable[[], Recording] = CudaGraph,
     ) -> None:
         self.objective, self.optimisation, self.device = objective.to(device), optimisation, torch.device(device)
+        self._narrow = _checks.choice(precision, PRECISIONS, "precision") == "bf16"
         capture = self.device.type == "cuda" if capture is None else capture
         # Reading each loss back would stall a device, so there the losses are watched where they are.
         self._watches = capture or self.device.type != "cpu"
@@ -71,7 +77,9 @@ class LocalEngine:
     def _run(self, x: Tensor, progress: Progress | DeviceProgress, draws: Draws | rng.DeviceDraws) -> dict[str, Tensor]:
         means: dict[str, Tensor] = {}
         for update in self.objective.updates(x, progress, draws):
-            terms = update.terms()
+            # Without its cache of narrow weights, which an optimiser's step makes stale.
+            with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if self._narrow else nullcontext():
+                terms = update.terms()
             self.step(update.group, terms, progress)
             means.update(terms.means())
         return means

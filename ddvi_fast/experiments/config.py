@@ -177,6 +177,9 @@ class Config:
     download: bool = False  # fetch missing files with torchvision
     limit: int | None = None  # first so many training examples
     device: str = "cpu"
+    precision: str = "float32"  # of matrix products while training, or bf16
+    capture: bool | None = None  # record the training step once and replay it; on a GPU if null
+    compile_networks: bool = False  # let torch.compile fuse the dense networks while training
     threads: int | None = None  # of torch on the CPU; its own choice if null
     run_dir: str | None = None  # runs/DATASET-METHOD-PRIOR-seedN if null
     overwrite: bool = False  # replace another run in run_dir

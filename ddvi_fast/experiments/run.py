@@ -102,7 +102,9 @@ def run_dir(config: Config) -> Path:
 
 
 def _engines(config: Config) -> Callable[[Objective, Optimisation], Engine]:
-    return lambda objective, optimisation: LocalEngine(objective, optimisation, config.device)
+    return lambda objective, optimisation: LocalEngine(
+        objective, optimisation, config.device, capture=config.capture, compile_networks=config.compile_networks, precision=config.precision
+    )
 
 
 def _finish(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFolder, seconds: float, save: bool = True) -> Result:

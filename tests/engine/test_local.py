@@ -124,3 +124,38 @@ def test_refuses_a_loss_that_is_not_finite(bad):
 def test_refuses_unusable_settings(argument, options):
     with pytest.raises(InputError, match=rf"^{argument}: expected[^\n]*$"):
         Optimisation(**options)
+
+
+def test_bf16_narrows_products_alone():
+    """The first loss differs by the rounding of products; parameters and their steps stay float32."""
+    losses = {}
+    for precision in ("float32", "bf16"):
+        objective = elbo()
+        engine = LocalEngine(objective, Optimisation(lr=1e-2), precision=precision)
+        means = engine.run(observations(64), Progress(0, 1), Draws(0))
+        losses[precision] = float(means["reconstruction"])
+        assert all(parameter.dtype == torch.float32 for parameter in objective.parameters())
+    assert losses["bf16"] != losses["float32"]
+    assert losses["bf16"] == pytest.approx(losses["float32"], rel=2e-2)
+    with pytest.raises(InputError, match=r"^precision: expected[^\n]*bf16"):
+        LocalEngine(elbo(), Optimisation(), precision="bf17")
+
+
+@pytest.fixture
+def validation():
+    """The first torch.compile of a process turns off the checks of torch.distributions."""
+    before = torch.distributions.Distribution._validate_args
+    yield
+    torch.distributions.Distribution.set_default_validate_args(before)
+
+
+def test_compiled_networks_train_alike(validation):
+    x, values = observations(16), {}
+    for compiled in (False, True):
+        objective = elbo()
+        engine = LocalEngine(objective, Optimisation(lr=1e-2), compile_networks=compiled)
+        for number in range(3):
+            engine.run(x, Progress(0, 1), Draws(0, number * 16))
+        values[compiled] = [parameter.detach() for parameter in objective.parameters()]
+    for here, there in zip(values[True], values[False], strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)
