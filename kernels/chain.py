@@ -9,25 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast.kernels import chain_backward, weight_gradient
-from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes, launch_options
+from ddvi_fast.kernels.chain_options import HIDDEN, PRODUCTS, Sizes, forward_options
 from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, unusable
-from ddvi_fast.kernels.network import (
-    bias_relu,
-    hidden_product,
-    input_product,
-    load_columns,
-    load_matrix,
-    output_product,
-    store_columns,
-    streamed_product,
-)
+from ddvi_fast.kernels.network import bias_relu, hidden_product, load_matrix, narrow, run_forward, widen
 from ddvi_fast.kernels.rng import draw_index, step_noise
 
 __all__ = ["backward", "compilations", "forward", "unsupported"]
 
 backward = chain_backward.backward
-
-_HIDDEN = (64, 128, 256)
 
 
 @triton.jit
@@ -41,39 +30,7 @@ def _network_on_chip(
     if RESIDUAL:
         x3 += x1.to(tl.float32)
     x4 = bias_relu(hidden_product(x3.to(x1.dtype), tl.trans(w2), start, PRODUCT), bias + 3 * H, H)
-    return output_product(x4, last, H, D, D_PAD, H)
-
-
-@triton.jit
-def _network_streamed(
-    y, c, first, hidden, last, bias, scratch, present,
-    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
-    RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
-):  # fmt: skip
-    """The output less its bias; activations pass through `scratch` [2, BN, H], which stays in cache."""
-    x1, x2 = scratch, scratch + present.shape[0] * H
-    for j in range(0, H, BH):
-        tile = input_product(y, first + j * (D + C), D + C, D, D_PAD, BH)
-        if C > 0:
-            tile += input_product(c, first + j * (D + C) + D, D + C, C, C_PAD, BH)
-        store_columns(x1, bias_relu(tile, bias + j, BH), present, j, H, BH)
-    tl.debug_barrier()
-    for j in range(0, H, BH):
-        tile = streamed_product(x1, hidden, present, j, False, H, BH, BK, PRODUCT)
-        store_columns(x2, bias_relu(tile, bias + H + j, BH), present, j, H, BH)
-    tl.debug_barrier()
-    for j in range(0, H, BH):
-        tile = bias_relu(streamed_product(x2, hidden + H * H, present, j, False, H, BH, BK, PRODUCT), bias + 2 * H + j, BH)
-        if RESIDUAL:
-            tile += load_columns(x1, present, j, H, BH)
-        store_columns(x1, tile, present, j, H, BH)  # in place: what replaces an element depends on it
-    tl.debug_barrier()
-    output = tl.zeros((present.shape[0], D_PAD), tl.float32)
-    for j in range(0, H, BH):
-        tile = bias_relu(streamed_product(x1, hidden + 2 * H * H, present, j, False, H, BH, BK, PRODUCT), bias + 3 * H + j, BH)
-        output += output_product(tile, last + j, H, D, D_PAD, BH)
-    tl.debug_barrier()
-    return output
+    return narrow(x4, last, 1, H, D, D_PAD, H)
 
 
 @triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "zero"])
@@ -121,15 +78,16 @@ def _forward_kernel(
         k = coefficients + 5 * step
         here = tl.multiple_of(step * zero, 16)
         if scratch is None:
-            x1 = input_product(y, first + here, D + C, D, D_PAD, H)
+            x1 = widen(y, first + here, D + C, 1, D, D_PAD, H)
             if C > 0:
-                x1 += input_product(c, first + D + here, D + C, C, C_PAD, H)
+                x1 += widen(c, first + D + here, D + C, 1, C, C_PAD, H)
             x1 = bias_relu(x1, table + step * 4 * H, H).to(hidden.dtype.element_ty)
             output = _network_on_chip(x1, w0, w1, w2, last + here, table + step * 4 * H, H, D, D_PAD, RESIDUAL, PRODUCT)
         else:
-            output = _network_streamed(
-                y, c, first, hidden, last, table + step * 4 * H, mine, present, D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT
-            )
+            output = run_forward(
+                y, c, first, hidden, last, table + step * 4 * H, mine, mine + BN * H, None, mine, None, present,
+                D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
+            )  # fmt: skip
         output += tl.load(last_bias + columns, columns < D, 0.0)[None, :]
         following = tl.load(k) * y + tl.load(k + 1) * output
         if path is not None:
@@ -155,8 +113,8 @@ def unsupported(
     reason = unusable(_forward_kernel, **tensors, time_table=time_table, coefficients=coefficients, noise=noise)
     if reason is not None:
         return reason
-    if hidden.shape[-1] not in _HIDDEN:
-        return f"denoiser: the Triton chain takes hidden widths {', '.join(map(str, _HIDDEN))}, got {hidden.shape[-1]}"
+    if hidden.shape[-1] not in HIDDEN:
+        return f"denoiser: the Triton chain takes hidden widths {', '.join(map(str, HIDDEN))}, got {hidden.shape[-1]}"
     for name, width in (("y_T", y_T.shape[-1]), ("context", 0 if context is None else context.shape[-1])):
         if width > 64:
             return f"{name}: the Triton chain takes at most 64 columns, got {width}"
@@ -190,7 +148,7 @@ def forward(
     trajectory = y_T.new_empty((sizes.steps + 1, *y_T.shape)) if keep_trajectory else None
     if z.numel() == 0:
         return z, path, trajectory
-    options = launch_options(architecture(y_T.device), sizes.hidden, sizes.latent, precision, backward=False)
+    options = forward_options(architecture(y_T.device), sizes.hidden, sizes.latent, precision)
     grid = (triton.cdiv(sizes.rows, options["BN"]), sizes.groups)
     keep = options.pop("KEEP")
     hidden = hidden.to(PRODUCTS[precision][0])
@@ -215,7 +173,7 @@ def compilations() -> Iterator[Compilation]:
     """Representative variants of every kernel of the chain."""
     for arch in ARCHITECTURES:
         for precision in ("float32", "bf16"):
-            for hidden in _HIDDEN:
+            for hidden in HIDDEN:
                 for latent in (2, 16):
                     yield _forward_compilation(arch, Sizes(1, 128, latent, 2, hidden, 40), precision)
     yield from chain_backward.compilations()
@@ -223,7 +181,7 @@ def compilations() -> Iterator[Compilation]:
 
 
 def _forward_compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:
-    options = launch_options(arch, sizes.hidden, sizes.latent, precision, backward=False)
+    options = forward_options(arch, sizes.hidden, sizes.latent, precision)
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
     keep = options.pop("KEEP")
     low = POINTERS[PRODUCTS[precision][0]]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ddvi_fast.kernels.network import padded
 
+# Hidden widths that the kernels are compiled for.
+HIDDEN = (64, 128, 256)
+
 # Scratch memory of a backward pass, for activations and gradients of so many steps and rows at a time.
 SCRATCH_BYTES = 256 << 20
 
@@ -22,21 +25,33 @@ PRODUCTS = {
 }
 
 
-def launch_options(arch: int, hidden: int, latent: int, precision: str, backward: bool) -> dict[str, Any]:
-    """Meta-parameters of the chain's kernels: BN rows a program, BH columns and BK inner entries of a streamed product, warps, stages.
+def forward_options(arch: int, hidden: int, latent: int, precision: str) -> dict[str, Any]:
+    """Meta-parameters of the forward chain: BN rows a program, BH columns and BK inner entries of a streamed product, warps, stages.
 
     KEEP says that the hidden matrices stay on chip for all steps.
     """
     low = precision in ("bf16", "fp16")
-    if low and not backward and arch >= 90 and hidden <= 128 and latent <= 4:
+    if low and arch >= 90 and hidden <= 128 and latent <= 4:
         # The three matrices (96 KiB at H = 128) are read by each step's products from shared memory; 64 rows on four warps are one warp
         # group, whose activations go from product to product in registers, and leave room for a second program on the same processor.
         return {"BN": 64, "BH": hidden, "BK": hidden, "KEEP": True, "num_warps": 4, "num_stages": 1}
     # Everything else streams weights from cache and passes activations through it: float32 matrices or those of H = 256 do not fit beside
-    # their tiles, sm_80 takes its operands from registers, and a wide state's last layer or a backward pass needs the registers itself.
-    # Rows are few where operands are split (float32), stand in registers (sm_80) or where a step keeps much besides (backward).
-    rows = 64 if low and arch >= 90 and not backward else 32
-    return {"BN": rows, "BH": 64, "BK": 64 if low else 32, "KEEP": False, "num_warps": 8, "num_stages": 2}
+    # their tiles, sm_80 takes its operands from registers, and a wide state's last layer needs the registers itself.
+    # Rows are few where operands are split (float32) or stand in registers (sm_80).
+    return {"BN": 64 if low and arch >= 90 else 32, "BH": 64, "BK": 64 if low else 32, "KEEP": False, "num_warps": 8, "num_stages": 2}
+
+
+def backward_options(arch: int, precision: str) -> dict[str, Any]:
+    """Of the kernel that takes gradients down the steps: they follow each other, so few rows a program keep more processors at work."""
+    return {"BN": 32, "BH": 64, "BK": 64 if precision in ("bf16", "fp16") else 32, "num_warps": 8, "num_stages": 2}
+
+
+def one_step_options(arch: int, precision: str) -> dict[str, Any]:
+    """Of kernels that run each row through the network once: as large as registers allow."""
+    # From sm_90 on, tensor cores take 64 rows of bf16 at once.
+    if precision in ("bf16", "fp16") and arch >= 90:
+        return {"BN": 64, "BH": 32, "BK": 64, "num_warps": 4 if arch < 100 else 8, "num_stages": 3}
+    return {"BN": 32, "BH": 64 if arch >= 90 else 32, "BK": 32, "num_warps": 4, "num_stages": 2}
 
 
 @dataclass(frozen=True)

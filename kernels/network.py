@@ -1,8 +1,9 @@
-"""The denoiser's layers on one tile of rows, as device functions.
+"""The denoiser's layers on one tile of rows, as device functions, and whole passes whose activations stand in memory.
 
-A function makes BH columns of a layer at once: pointers it takes stand at the first of them. First and last layer are float32: outer
-products or sums over columns for a narrow state or context, else products of tensor cores that split each float32 in two tf32 ("tf32x3",
-good to about 2^-22).
+A function makes BH columns of a layer at once: pointers it takes stand at the first of them. In a pass over the layers rows of the tile
+stay in cache, and neither width nor precision makes registers run out; a barrier separates layers, since every thread reads what others
+wrote. First and last layer are float32: outer products or sums over columns for a narrow state or context, else products of tensor
+cores that split each float32 in two tf32 ("tf32x3", good to about 2^-22).
 """
 
 from __future__ import annotations
@@ -24,61 +25,38 @@ def padded(width: int, dots: bool) -> int:
 
 
 @triton.jit
-def input_product(x, first, STRIDE: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, BH: tl.constexpr):
-    """`x @ W^T`, float32 [BN, BH], for `x` [BN, PAD], zero beyond WIDTH columns, and W [BH, WIDTH] with rows STRIDE apart."""
+def widen(x, weight, LANE: tl.constexpr, STRIDE: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, BH: tl.constexpr):
+    """`sum_d x[:, d] w[d, :]`, float32 [BN, BH], for `x` [BN, PAD], zero beyond WIDTH columns; w[d, lane] stands at d STRIDE + lane LANE."""
     lanes, columns = tl.arange(0, BH), tl.arange(0, PAD)
     if PAD < 16:
         total = tl.zeros((x.shape[0], BH), tl.float32)
         for d in tl.static_range(WIDTH):
-            total += column(x, columns, d)[:, None] * tl.load((first + d) + lanes * STRIDE)[None, :]
+            total += column(x, columns, d)[:, None] * tl.load((weight + d * STRIDE) + lanes * LANE)[None, :]
         return total
     else:
-        weights = tl.load(first + (lanes[None, :] * STRIDE + columns[:, None]), columns[:, None] < WIDTH, 0.0)
-        return tl.dot(x, weights, input_precision="tf32x3")
+        block = tl.load(weight + (columns[:, None] * STRIDE + lanes[None, :] * LANE), columns[:, None] < WIDTH, 0.0)
+        return tl.dot(x, block, input_precision="tf32x3")
 
 
 @triton.jit
-def input_gradient(d, first, STRIDE: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, BH: tl.constexpr):
-    """`d @ W`, [BN, PAD], zero beyond WIDTH columns: what BH columns send back through `input_product`."""
+def narrow(x, weight, LANE: tl.constexpr, STRIDE: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, BH: tl.constexpr):
+    """`sum_lane x[:, lane] w[:, lane]`, float32 [BN, PAD], zero beyond WIDTH columns, for `x` [BN, BH]: the way back through `widen`."""
     lanes, columns = tl.arange(0, BH), tl.arange(0, PAD)
     if WIDTH <= NARROW:
-        out = tl.zeros((d.shape[0], PAD), tl.float32)
-        for c in tl.static_range(WIDTH):
-            part = tl.sum(d * tl.load((first + c) + lanes * STRIDE)[None, :], axis=1)
-            out += tl.where(columns[None, :] == c, part[:, None], 0.0)
-        return out
-    else:
-        weights = tl.load(first + (lanes[:, None] * STRIDE + columns[None, :]), columns[None, :] < WIDTH, 0.0)
-        return tl.dot(d, weights, input_precision="tf32x3")
-
-
-@triton.jit
-def output_product(x, last, H: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BH: tl.constexpr):
-    """`x @ L^T` for BH columns of L [D, H]: [BN, D_PAD], zero beyond D columns."""
-    lanes, columns = tl.arange(0, BH), tl.arange(0, D_PAD)
-    if D <= NARROW:
-        out = tl.zeros((x.shape[0], D_PAD), tl.float32)
-        for d in tl.static_range(D):
-            part = tl.sum(x * tl.load((last + d * H) + lanes)[None, :], axis=1)
+        out = tl.zeros((x.shape[0], PAD), tl.float32)
+        for d in tl.static_range(WIDTH):
+            part = tl.sum(x * tl.load((weight + d * STRIDE) + lanes * LANE)[None, :], axis=1)
             out += tl.where(columns[None, :] == d, part[:, None], 0.0)
         return out
     else:
-        weights = tl.load(last + (columns[None, :] * H + lanes[:, None]), columns[None, :] < D, 0.0)
-        return tl.dot(x, weights, input_precision="tf32x3")
-
-
-@triton.jit
-def output_gradient(d_out, last, H: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BH: tl.constexpr):
-    """`d_out @ L`, float32 [BN, BH]: the way back through `output_product`; D_PAD is 16 at least."""
-    lanes, columns = tl.arange(0, BH), tl.arange(0, D_PAD)
-    weights = tl.load(last + (columns[:, None] * H + lanes[None, :]), columns[:, None] < D, 0.0)
-    return tl.dot(d_out, weights, input_precision="tf32x3")
+        block = tl.load(weight + (lanes[:, None] * LANE + columns[None, :] * STRIDE), columns[None, :] < WIDTH, 0.0)
+        return tl.dot(x, block, input_precision="tf32x3")
 
 
 @triton.jit
 def bias_relu(x, bias, BH: tl.constexpr):
-    """`relu(x + bias)` with BH entries of a row of the time table."""
-    return relu(x + tl.load(bias + tl.arange(0, BH))[None, :])
+    """`relu(x + bias)` with BH entries of a row of the time table, or of each row's own for pointers [BN, 1]."""
+    return relu(x + tl.load(bias + tl.arange(0, BH)[None, :]))
 
 
 @triton.jit
@@ -97,7 +75,9 @@ def load_matrix(matrix, H: tl.constexpr):
 
 
 @triton.jit
-def streamed_product(x, matrix, present, begin, TURNED: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PRODUCT: tl.constexpr):
+def streamed_product(
+    x, matrix, present, begin, TURNED: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PRODUCT: tl.constexpr
+):
     """Columns `begin` to `begin + BH - 1` of `x @ W^T`, or of `x @ W` if TURNED, float32 [BN, BH], both factors read from memory.
 
     `x` [BN, H] is a pointer to rows that this program wrote before its last barrier; only the `present` ones are read.
@@ -126,3 +106,92 @@ def load_columns(x, present, begin, H: tl.constexpr, BH: tl.constexpr):
     """What `store_columns` wrote, in float32; zero in absent rows."""
     rows, lanes = tl.arange(0, present.shape[0]), begin + tl.arange(0, BH)
     return tl.load(x + (rows[:, None] * H + lanes[None, :]), present[:, None], 0.0).to(tl.float32)
+
+
+@triton.jit
+def run_forward(
+    y, c, first, hidden, last, bias, x1, x2, x3, summed, x4, present,
+    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+    RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """The output [BN, D_PAD], less its bias, at states `y` and contexts `c`; zero if `last` is None.
+
+    Planes [BN, H] get the first two activations, the third (may be None), the last matrix's input (may be the first plane) and the fourth
+    activation (may be None). `bias` points to a row [4, H] of the time table, or [BN, 1] to each row's own.
+    """
+    tl.debug_barrier()  # a pass before this one may have to read its planes to the end
+    for j in range(0, H, BH):
+        tile = widen(y, first + j * (D + C), D + C, 1, D, D_PAD, BH)
+        if C > 0:
+            tile += widen(c, first + j * (D + C) + D, D + C, 1, C, C_PAD, BH)
+        store_columns(x1, bias_relu(tile, bias + j, BH), present, j, H, BH)
+    tl.debug_barrier()
+    for j in range(0, H, BH):
+        tile = streamed_product(x1, hidden, present, j, False, H, BH, BK, PRODUCT)
+        store_columns(x2, bias_relu(tile, bias + (H + j), BH), present, j, H, BH)
+    tl.debug_barrier()
+    for j in range(0, H, BH):
+        tile = bias_relu(streamed_product(x2, hidden + H * H, present, j, False, H, BH, BK, PRODUCT), bias + (2 * H + j), BH)
+        if x3 is not None:
+            store_columns(x3, tile, present, j, H, BH)
+        if RESIDUAL:
+            tile += load_columns(x1, present, j, H, BH)
+        store_columns(summed, tile, present, j, H, BH)  # in place, if so: what replaces an element depends on it
+    tl.debug_barrier()
+    output = tl.zeros((present.shape[0], D_PAD), tl.float32)
+    for j in range(0, H, BH):
+        tile = bias_relu(streamed_product(summed, hidden + 2 * H * H, present, j, False, H, BH, BK, PRODUCT), bias + (3 * H + j), BH)
+        if x4 is not None:
+            store_columns(x4, tile, present, j, H, BH)
+        if last is not None:
+            output += narrow(tile, last + j, 1, H, D, D_PAD, BH)
+    return output
+
+
+@triton.jit
+def run_backward(
+    d_output, first, hidden, last, x1, x2, x3, x4, d1, d2, d3, d4, sums, present,
+    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+    RESIDUAL: tl.constexpr, OF_CONTEXT: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """The gradients of states [BN, D_PAD] and contexts [BN, C_PAD] (zero unless OF_CONTEXT) from that of the output, after `run_forward`.
+
+    Planes [BN, H] get the gradients before the four ReLUs; `d1` (float32) holds that of the last matrix's input until then. `sums` [4, H]
+    (may be None) gets their sums over rows.
+    """
+    tl.debug_barrier()
+    for j in range(0, H, BH):
+        d = widen(d_output, last + j, 1, H, D, D_PAD, BH)
+        _store_gradient(d4, d, x4, sums, 3, present, j, H, BH)
+    tl.debug_barrier()
+    for j in range(0, H, BH):
+        d = streamed_product(d4, hidden + 2 * H * H, present, j, True, H, BH, BK, PRODUCT)
+        if RESIDUAL:
+            store_columns(d1, d, present, j, H, BH)
+        _store_gradient(d3, d, x3, sums, 2, present, j, H, BH)
+    tl.debug_barrier()
+    for j in range(0, H, BH):
+        d = streamed_product(d3, hidden + H * H, present, j, True, H, BH, BK, PRODUCT)
+        _store_gradient(d2, d, x2, sums, 1, present, j, H, BH)
+    tl.debug_barrier()
+    d_y = tl.zeros((present.shape[0], D_PAD), tl.float32)
+    d_c = tl.zeros((present.shape[0], C_PAD), tl.float32)
+    for j in range(0, H, BH):
+        d = streamed_product(d2, hidden, present, j, True, H, BH, BK, PRODUCT)
+        if RESIDUAL:
+            d += load_columns(d1, present, j, H, BH)
+        d = _store_gradient(d1, d, x1, sums, 0, present, j, H, BH)
+        d_y += narrow(d, first + j * (D + C), D + C, 1, D, D_PAD, BH)
+        if OF_CONTEXT:
+            d_c += narrow(d, first + j * (D + C) + D, D + C, 1, C, C_PAD, BH)
+    return d_y, d_c
+
+
+@triton.jit
+def _store_gradient(plane, d, activation, sums, LAYER: tl.constexpr, present, begin, H: tl.constexpr, BH: tl.constexpr):
+    """What passes back through the ReLU that made `activation`: returned, stored, and summed over rows."""
+    d = tl.where(load_columns(activation, present, begin, H, BH) > 0, d, 0.0)
+    store_columns(plane, d, present, begin, H, BH)
+    if sums is not None:
+        tl.store(sums + (LAYER * H + begin) + tl.arange(0, BH), tl.sum(d, axis=0))
+    return d

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ddvi_fast import rng
-from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes
+from ddvi_fast.kernels.chain_options import Sizes
 from ddvi_fast.kernels.rng import draw_index, step_noise
 
 STREAM = tl.constexpr(rng.NOISE)
@@ -71,17 +71,5 @@ def context_tile(context, absent, row, alive, C: tl.constexpr, C_PAD: tl.constex
 
 
 def constexprs(sizes: Sizes, residual: bool, precision: str, loss: str) -> dict[str, Any]:
-    """What both kernels are compiled for. States and contexts are padded to what tensor cores take."""
-    latent, context = (max(16, triton.next_power_of_2(width)) for width in (sizes.latent, sizes.context))
-    return {
-        "D": sizes.latent, "C": sizes.context, "D_PAD": latent, "C_PAD": context, "H": sizes.hidden,
-        "RESIDUAL": residual, "PRODUCT": PRODUCTS[precision][1], "LOSS": loss,
-    }  # fmt: skip
-
-
-def launch_options(arch: int, precision: str) -> dict[str, Any]:
-    """Meta-parameters of both kernels: rows of a tile, chunk and block of hidden columns, warps, stages: as large as registers allow."""
-    # From sm_90 on, tensor cores take 64 rows of bf16 at once.
-    if precision in ("bf16", "fp16") and arch >= 90:
-        return {"BN": 64, "BH": 32, "BK": 64, "num_warps": 4 if arch < 100 else 8, "num_stages": 3}
-    return {"BN": 32, "BH": 64 if arch >= 90 else 32, "BK": 32, "num_warps": 4, "num_stages": 2}
+    """What both kernels are compiled for."""
+    return sizes.constexprs(residual, precision, dots=True) | {"LOSS": loss}

@@ -10,15 +10,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast.kernels import sleep_backward
-from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes
+from ddvi_fast.kernels.chain_options import HIDDEN, PRODUCTS, Sizes, one_step_options
 from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, unusable
-from ddvi_fast.kernels.regression import constexprs, context_tile, launch_options, noised, penalty
+from ddvi_fast.kernels.network import run_forward
+from ddvi_fast.kernels.regression import constexprs, context_tile, noised, penalty
 from ddvi_fast.kernels.sleep_backward import backward
-from ddvi_fast.kernels.streamed import run_forward
 
 __all__ = ["backward", "compilations", "forward", "unsupported"]
 
-_HIDDEN = (64, 128, 256)
 _PROGRAMS = 1024  # enough to fill a device several times over
 
 
@@ -29,13 +28,13 @@ def _forward_kernel(
     D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr, LOSS: tl.constexpr,
 ):  # fmt: skip
-    """A program walks through tiles of its group; its activations stand in `scratch` [programs, 3, BN, H], which stays in the cache."""
+    """A program walks through tiles of its group; its activations stand in `scratch` [programs, 2, BN, H], which stays in the cache."""
     group = tl.program_id(1).to(tl.int64)
     first += group * H * (D + C)
     hidden += group * 3 * H * H
     last += group * D * H
     last_bias += group * D
-    scratch += (group * tl.num_programs(0) + tl.program_id(0)) * 3 * BN * H
+    scratch += (group * tl.num_programs(0) + tl.program_id(0)) * 2 * BN * H
     for tile in range(tl.program_id(0), tl.cdiv(rows, BN), tl.num_programs(0)):
         local = tile * BN + tl.arange(0, BN)
         row, alive = group * rows + local, local < rows
@@ -45,12 +44,11 @@ def _forward_kernel(
         bias = table + (group * steps + step[:, None]) * 4 * H
         y = signal * clean + deviation * eps
         c = context_tile(context, y, row, alive, C, C_PAD)
-        # Planes of the tile before are read to the end.
-        tl.debug_barrier()
         output = run_forward(
-            y, c, first, hidden, last, last_bias, bias, tl.arange(0, BN) * H, alive,
-            scratch, scratch + BN * H, None, scratch + 2 * BN * H, None, D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
+            y, c, first, hidden, last, bias, scratch, scratch + BN * H, None, scratch, None, alive,
+            D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
         )  # fmt: skip
+        output += tl.load(last_bias + tl.arange(0, D_PAD), tl.arange(0, D_PAD) < D, 0.0)[None, :]
         error = tl.where(inside, output - (c0 * clean + c1 * eps), 0.0)
         tl.store(loss + row, weight * tl.sum(penalty(error, LOSS), axis=1), alive)
 
@@ -60,8 +58,8 @@ def unsupported(precision: str = "float32", hidden: Tensor | None = None, **tens
     reason = unusable(_forward_kernel, hidden=hidden, **tensors)
     if reason is not None:
         return reason
-    if hidden is not None and hidden.shape[-1] not in _HIDDEN:
-        return f"denoiser: the Triton regression takes hidden widths {', '.join(map(str, _HIDDEN))}, got {hidden.shape[-1]}"
+    if hidden is not None and hidden.shape[-1] not in HIDDEN:
+        return f"denoiser: the Triton regression takes hidden widths {', '.join(map(str, HIDDEN))}, got {hidden.shape[-1]}"
     for name in ("x0", "context"):
         width = 0 if tensors.get(name) is None else tensors[name].shape[-1]
         if width > 64:
@@ -84,10 +82,10 @@ def forward(
     if value.numel() == 0:
         return value
     sizes = Sizes.of(x0, context, first, table)
-    options = launch_options(architecture(x0.device), precision)
+    options = one_step_options(architecture(x0.device), precision)
     low_type, _ = PRODUCTS[precision]
     programs = min(triton.cdiv(sizes.rows, options["BN"]), max(1, _PROGRAMS // sizes.groups))
-    scratch = x0.new_empty((sizes.groups * programs, 3, options["BN"], sizes.hidden), dtype=low_type)
+    scratch = x0.new_empty((sizes.groups * programs, 2, options["BN"], sizes.hidden), dtype=low_type)
     with on_device(x0):
         _forward_kernel[programs, sizes.groups](
             x0, t, context, first, hidden.to(low_type), last, last_bias, time_table, table, noise, state if noise is None else None, scratch,
@@ -104,13 +102,13 @@ _TYPES = {
 
 def compilations() -> Iterator[Compilation]:
     """Representative variants of every kernel of the regression."""
-    for arch, precision, hidden, latent in itertools.product(ARCHITECTURES, ("float32", "bf16"), _HIDDEN, (2, 16)):
+    for arch, precision, hidden, latent in itertools.product(ARCHITECTURES, ("float32", "bf16"), HIDDEN, (2, 16)):
         yield _forward_compilation(arch, Sizes(1, 128, latent, 2, hidden, 40), precision)
     yield from sleep_backward.compilations()
 
 
 def _forward_compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:
-    options = launch_options(arch, precision)
+    options = one_step_options(arch, precision)
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
     low = POINTERS[PRODUCTS[precision][0]]
     values = {"noise": None, **constexprs(sizes, True, precision, "huber"), **options}

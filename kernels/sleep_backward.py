@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.chain_options import PRODUCTS, SCRATCH_BYTES, Sizes
+from ddvi_fast.kernels.chain_options import HIDDEN, PRODUCTS, SCRATCH_BYTES, Sizes, one_step_options
 from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, splits_of
-from ddvi_fast.kernels.regression import constexprs, context_tile, launch_options, noised, penalty, slope
-from ddvi_fast.kernels.streamed import run_backward, run_forward
+from ddvi_fast.kernels.network import run_backward, run_forward
+from ddvi_fast.kernels.regression import constexprs, context_tile, noised, penalty, slope
 from ddvi_fast.kernels.weight_gradient import WeightGradient
 
 
@@ -44,9 +44,9 @@ def backward_kernel(
     hidden += group * 3 * H * H
     last += group * D * H
     last_bias += group * D
-    at, plane = within.to(tl.int64) * H, tl.cast(rows_here, tl.int64) * H
-    low += group * 7 * plane
-    wide += group * 2 * plane
+    begin, plane = tl.program_id(0).to(tl.int64) * BN * H, tl.cast(rows_here, tl.int64) * H
+    x1, x4 = low + (group * 7 * plane + begin), wide + (group * 2 * plane + begin)
+    x2, summed, d2, d3, d4, x3, d1 = x1 + plane, x1 + 2 * plane, x1 + 3 * plane, x1 + 4 * plane, x1 + 5 * plane, x1 + 6 * plane, x4 + plane
     clean, eps, step, signal, deviation, c0, c1, weight, place, inside = noised(
         x0, t, columns, noise, state, row, alive, offset, rows_per_sample, steps, D, D_PAD
     )
@@ -56,9 +56,9 @@ def backward_kernel(
         tl.store(states + place, y, inside)
     c = context_tile(context, y, row, alive, C, C_PAD)
     output = run_forward(
-        y, c, first, hidden, last, last_bias, bias, at, alive, low, low + plane, low + 6 * plane, low + 2 * plane, wide,
-        D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
+        y, c, first, hidden, last, bias, x1, x2, x3, summed, x4, alive, D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
     )  # fmt: skip
+    output += tl.load(last_bias + tl.arange(0, D_PAD), tl.arange(0, D_PAD) < D, 0.0)[None, :]
     error = tl.where(inside, output - target, 0.0)
     above = tl.load(upstream + row, alive, 0.0)
     d_output = tl.where(inside, (above * weight)[:, None] * slope(error, LOSS), 0.0)
@@ -68,8 +68,8 @@ def backward_kernel(
         to_numbers = numbers + (group * rows_here + within) * 5
         tl.store(to_numbers + 4, above * tl.sum(penalty(error, LOSS), axis=1), alive)
     d_y, d_c = run_backward(
-        d_output, first, hidden, last, at, alive, low, low + plane, low + 6 * plane, wide,
-        wide + plane, low + 3 * plane, low + 4 * plane, low + 5 * plane, D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
+        d_output, first, hidden, last, x1, x2, x3, x4, d1, d2, d3, d4, None, alive,
+        D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, d_context is not None, PRODUCT,
     )  # fmt: skip
     if d_context is not None:
         across = tl.arange(0, C_PAD)
@@ -184,7 +184,7 @@ def backward(
     d_x0, d_context, d_noise = (torch.empty_like(sources[i]) if needed[i] else None for i in (0, 1, 8))
     sums = RowSums(sizes, precision, t, x0) if any(needed[2:7]) else None
     column_sums = x0.new_zeros((1, sizes.groups, sizes.steps, 1, 5)) if needed[7] else None
-    options = launch_options(architecture(x0.device), precision)
+    options = one_step_options(architecture(x0.device), precision)
     low_type, _ = PRODUCTS[precision]
     low_hidden = hidden.to(low_type)
     with on_device(x0):
@@ -218,14 +218,14 @@ _TYPES = {
 
 def compilations() -> Iterator[Compilation]:
     """Representative variants: gradients of context, weights and table, as training takes them."""
-    for arch, precision, hidden, latent in itertools.product(ARCHITECTURES, ("float32", "bf16"), (64, 128, 256), (2, 16)):
+    for arch, precision, hidden, latent in itertools.product(ARCHITECTURES, ("float32", "bf16"), HIDDEN, (2, 16)):
         yield _compilation(arch, Sizes(1, 128, latent, 2, hidden, 40), precision)
     for values, width, product in (("*bf16", 128, "tf32"), ("*fp32", 128, "tf32x3"), ("*fp32", 5, "tf32x3")):
         yield _by_step_compilation(values, width, product)
 
 
 def _compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:
-    options = launch_options(arch, precision)
+    options = one_step_options(arch, precision)
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
     low = POINTERS[PRODUCTS[precision][0]]
     values = {"noise": None, "d_x0": None, "d_noise": None, **constexprs(sizes, True, precision, "huber"), **options}

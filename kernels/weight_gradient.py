@@ -112,7 +112,7 @@ class WeightGradient:
     def piece_sizes(self, tile_rows: int) -> tuple[int, int]:
         """Rows and steps whose scratch fits into the bound: all rows of few steps if possible, since a step's rows are independent."""
         s = self.sizes
-        entry = s.groups * (s.hidden * (7 * self.low_type.itemsize + 8) + 4 * s.latent)
+        entry = s.groups * (s.hidden * (7 * self.low_type.itemsize + 8) + 8 * s.latent)
         rows = max(1, min(s.rows, max(1, SCRATCH_BYTES // entry // tile_rows) * tile_rows))
         return rows, max(1, min(s.steps, SCRATCH_BYTES // (entry * rows)))
 
