@@ -25,6 +25,7 @@ LAYERS = (
     ("posteriors",),
     ("evidence", "metrics", "objectives", "testing"),
     ("parity",),
+    ("genomes",),
     ("data",),
     ("engine",),
     ("figures", "report", "estimator", "interop", "experiments"),
@@ -34,7 +35,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `kernels/` and `csrc/` know nothing of the package above `rng`.
 KERNELS_MAY_IMPORT = {"_checks", "rng", "kernels"}
-OPTIONAL = ("triton", "deepspeed", "torchvision", "matplotlib", "tensorboard")
+OPTIONAL = ("triton", "deepspeed", "torchvision", "matplotlib", "tensorboard", "bed_reader", "cyvcf2", "msprime")
 
 
 def _unit(path: Path) -> str:

@@ -14,7 +14,7 @@ from ddvi_fast import _checks
 LIBRARY = Path(__file__).resolve().parent.parent / "_native.so"
 ISA_NAMES = ("portable", "avx2", "avx512", "avx512 with bf16 products")
 
-_ABI_VERSION = 2
+_ABI_VERSION = 3
 
 
 def available() -> tuple[bool, str]:

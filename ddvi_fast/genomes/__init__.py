@@ -1,0 +1,1 @@
+"""Genotypes: readers of PLINK, VCF and EIGENSTRAT files into one packed store, filters, principal components, simulated genomes."""
