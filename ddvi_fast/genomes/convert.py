@@ -1,0 +1,128 @@
+"""From genotype files to a store: read once in blocks, filter, turn to one row a sample, and put in place when it is whole."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddvi_fast import _checks
+from ddvi_fast.genomes.filters import Filters, Kept, apply_filters
+from ddvi_fast.genomes.labels import attach, read_labels
+from ddvi_fast.genomes.sources import Source, open_source
+from ddvi_fast.genomes.staging import Staged, code_counts
+from ddvi_fast.genomes.store import GENOTYPES, GenotypeStore, is_store, write_tables
+from ddvi_fast.genomes.unpack import PER_BYTE, pack, packed_width
+
+_STAGING = "variants.tmp"
+
+
+def import_genotypes(
+    file: str | Path,
+    out: str | Path,
+    *,
+    labels: str | Path | None = None,
+    leave_out_unlabelled: bool = False,
+    filters: Filters = Filters(),
+    multiallelic: str = "drop",
+    passing_only: bool = False,
+    overwrite: bool = False,
+) -> GenotypeStore:
+    """Write the store `out` from a PLINK 1, VCF, BCF or EIGENSTRAT file.
+
+    Memory stays at some tens of megabytes and the tables, whatever the number of genotypes; the disk holds the packed genotypes twice
+    for a while.
+
+    Args:
+        file: any of the files, see `sources.open_source`.
+        out: a folder that does not exist, or with `overwrite` a store.
+        labels: a table with a row for each sample, see `labels.read_labels`; its columns go into the store.
+        leave_out_unlabelled: leave out samples without a label, instead of refusing.
+        filters: what else to leave out.
+        multiallelic, passing_only: of VCF files.
+        overwrite: replace the store `out`.
+
+    Raises:
+        InputError: `out` stands already; files that are damaged or do not fit; nothing is left after filtering. Nothing is left behind,
+            and nothing replaced, then.
+    """
+    with new_folder(Path(out).expanduser(), overwrite) as folder:
+        table = None if labels is None else read_labels(labels)
+        source = open_source(file, multiallelic=multiallelic, passing_only=passing_only)
+        write_store(source, folder, table, leave_out_unlabelled, filters, {} if labels is None else {"labels": str(labels)})
+    return GenotypeStore(out)
+
+
+@contextmanager
+def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when all went well and vanishes otherwise.
+
+    Raises:
+        InputError: `out` stands already, and is no store that may be replaced; or its parent cannot be written to.
+    """
+    exists = out.exists() or out.is_symlink()
+    _checks.require(overwrite or not exists, "out", "a new folder", str(out), "overwrite (--overwrite) replaces a store")
+    _checks.require(not exists or is_store(out), "out", "a new folder, or a store to replace", f"{out}, which is something else")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        _checks.fail("out", "a folder that can be written", f"{out}: {error.strerror}")
+    try:
+        made = folder / out.name
+        made.mkdir()
+        yield made
+        if exists:
+            out.rename(folder / "replaced")
+        made.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_store(
+    source: Source,
+    folder: Path,
+    table: dict[str, dict[str, str]] | None = None,
+    leave_out_unlabelled: bool = False,
+    filters: Filters = Filters(),
+    further: dict[str, Any] | None = None,
+) -> None:
+    """Fill an empty folder with the store of `source`; `further` goes into ``import.json``."""
+    samples, found = source.samples, None
+    if table is not None:
+        samples, found = attach(source.samples, table, leave_out_unlabelled)
+    staged = Staged(folder / _STAGING, source)
+    kept = Kept(np.arange(len(staged.variants)), np.arange(len(samples)))
+    if found is not None and leave_out_unlabelled:
+        kept = kept.without("samples without a label", samples=~found)
+    kept = apply_filters(staged, filters, kept)
+    counts = _transpose(staged, kept, folder / GENOTYPES)
+    imported = {
+        "file": str(source.path),
+        **(further or {}),
+        "read": {"samples": len(samples), "variants": len(staged.variants)},
+        "reader": {reason: count for reason, count in source.notes.items() if count},
+        "removed": [step.as_dict() for step in kept.removed],
+    }
+    write_tables(folder, samples.take(kept.samples), staged.variants.take(kept.variants), counts, imported)
+    (folder / _STAGING).unlink()
+
+
+def _transpose(staged: Staged, kept: Kept, path: Path) -> np.ndarray:
+    """Write what is kept with one row a sample; returns the counts of codes, int32 [M, 4]."""
+    everybody = len(kept.samples) == len(staged.samples)
+    out = np.memmap(path, np.uint8, "w+", shape=(len(kept.samples), packed_width(len(kept.variants))))
+    counts, start = [], 0
+    for block in staged.blocks(kept.variants, multiple=PER_BYTE):
+        codes = staged.codes(block, None if everybody else kept.samples)
+        counts.append(code_counts(codes))
+        packed = pack(np.ascontiguousarray(codes.T))
+        out[:, start : start + packed.shape[1]] = packed
+        start += packed.shape[1]
+    out.flush()
+    return np.concatenate(counts)

@@ -1,0 +1,141 @@
+"""Filters of variants and samples, in a fixed order, with what each removes.
+
+The order: variants off the autosomes, duplicates, variants with few calls, samples with few calls (among the variants that are left),
+rare and constant variants (among the samples that are left), and last what linkage makes redundant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ddvi_fast import _checks
+from ddvi_fast.genomes.linkage import prune
+from ddvi_fast.genomes.staging import Staged, frequencies
+from ddvi_fast.genomes.tables import VariantTable
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What to leave out. By default everything stays.
+
+    Args:
+        autosomes: keep chromosomes 1 to 22 alone.
+        unique: keep the first of the variants with one position and one pair of alleles, whichever of them is counted.
+        max_missing: largest fraction of missing calls of a variant.
+        max_sample_missing: largest fraction of missing calls of a sample.
+        min_frequency: smallest frequency of a variant's rarer allele; above 0 it removes constant variants, too.
+        varying: remove constant variants (and those without a call), however rare the others are.
+        max_correlation: largest squared correlation of two variants in a window; of a pair above it the rarer goes.
+        window, step: length of these windows and how far each is from the last, in variants of one chromosome.
+
+    Raises:
+        InputError: a value out of range.
+
+    Example:
+        >>> Filters(autosomes=True, min_frequency=0.01).min_frequency
+        0.01
+    """
+
+    autosomes: bool = False
+    unique: bool = False
+    max_missing: float | None = None
+    max_sample_missing: float | None = None
+    min_frequency: float | None = None
+    varying: bool = False
+    max_correlation: float | None = None
+    window: int = 200
+    step: int = 50
+
+    def __post_init__(self) -> None:
+        for name, top in (("max_missing", 1.0), ("max_sample_missing", 1.0), ("min_frequency", 0.5), ("max_correlation", 1.0)):
+            value = getattr(self, name)
+            _checks.require(value is None or 0 <= value <= top, name, f"None or a number from 0 to {top}", value)
+        _checks.require(1 <= self.step <= self.window, "step", f"from 1 to the window, {self.window}", self.step)
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What one filter removed."""
+
+    reason: str
+    variants: int = 0
+    samples: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Indices of the variants and samples that stay, and what the filters removed, in their order."""
+
+    variants: np.ndarray
+    samples: np.ndarray
+    removed: tuple[Removed, ...] = ()
+
+    def without(self, reason: str, variants: np.ndarray | None = None, samples: np.ndarray | None = None) -> Kept:
+        """What stays once the variants and samples where a mask is True are gone.
+
+        Raises:
+            InputError: nothing stays.
+        """
+        bad_variants = np.zeros(len(self.variants), bool) if variants is None else variants
+        bad_samples = np.zeros(len(self.samples), bool) if samples is None else samples
+        removed = Removed(reason, int(bad_variants.sum()), int(bad_samples.sum()))
+        kept = Kept(self.variants[~bad_variants], self.samples[~bad_samples], (*self.removed, removed))
+        story = "; ".join(f"{step.reason}: {step.variants or step.samples}" for step in kept.removed)
+        _checks.require(len(kept.variants) > 0, "filters", "at least one variant left", "none", story)
+        _checks.require(len(kept.samples) > 0, "filters", "at least one sample left", "none", story)
+        return kept
+
+
+def apply_filters(staged: Staged, filters: Filters, kept: Kept) -> Kept:
+    """What `filters` leave of what is kept so far.
+
+    Raises:
+        InputError: nothing is left; the text counts what each filter removed.
+    """
+    if filters.autosomes:
+        kept = kept.without("not on an autosome", variants=~staged.variants.take(kept.variants).autosomal())
+    if filters.unique:
+        kept = kept.without("duplicates", variants=_repeated(staged.variants.take(kept.variants)))
+    if filters.max_missing is not None:
+        missing = staged.counts(kept.variants, kept.samples)[:, 3]
+        kept = kept.without(f"variants missing in more than {filters.max_missing:g} of samples", variants=missing > filters.max_missing * len(kept.samples))
+    if filters.max_sample_missing is not None:
+        missing = staged.missing_of_samples(kept.variants)[kept.samples]
+        reason = f"samples missing more than {filters.max_sample_missing:g} of variants"
+        kept = kept.without(reason, samples=missing > filters.max_sample_missing * len(kept.variants))
+    if filters.varying or filters.min_frequency or filters.max_correlation is not None:
+        kept = _by_frequency(staged, filters, kept)
+    return kept
+
+
+def _by_frequency(staged: Staged, filters: Filters, kept: Kept) -> Kept:
+    frequency = frequencies(staged.counts(kept.variants, kept.samples))
+    minor = np.nan_to_num(np.minimum(frequency, 1 - frequency))
+    if filters.varying or filters.min_frequency:
+        constant = minor == 0
+        kept, minor = kept.without("constant", variants=constant), minor[~constant]
+    if filters.min_frequency:
+        rare = minor < filters.min_frequency
+        kept, minor = kept.without(f"minor allele rarer than {filters.min_frequency:g}", variants=rare), minor[~rare]
+    if filters.max_correlation is not None:
+        linked = prune(staged, kept.variants, kept.samples, minor, filters.max_correlation, filters.window, filters.step)
+        kept = kept.without(f"squared correlation above {filters.max_correlation:g} in a window", variants=linked)
+    return kept
+
+
+def _repeated(variants: VariantTable) -> np.ndarray:
+    """Mask of the variants that stood before."""
+    seen: set[tuple] = set()
+    mask = np.zeros(len(variants), bool)
+    columns = zip(variants.chromosome, variants.position.tolist(), variants.counted, variants.other, strict=True)
+    for place, (chromosome, position, counted, other) in enumerate(columns):
+        key = (chromosome, position, *sorted((counted, other)))
+        mask[place] = key in seen
+        seen.add(key)
+    return mask

@@ -1,0 +1,80 @@
+"""Labels of samples from a table: tab, comma or white space between columns, any order of rows, more rows than samples.
+
+A .fam file (its family is the column ``population``) and an .ind file (``population`` and ``sex``) are tables, too.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from ddvi_fast import _checks
+from ddvi_fast.genomes.tables import SampleTable, as_text, read_lines
+
+SAMPLE_COLUMNS = ("sample", "iid", "#iid", "sample_id", "sampleid", "individual", "individual_id", "sample name", "id", "s", "name")
+_WITHOUT_HEADER = {".fam": ("population", "sample", "father", "mother", "sex", "phenotype"), ".ind": ("sample", "sex", "population")}
+_NAMED = 5  # samples that a message names
+
+
+def read_labels(path: str | Path) -> dict[str, dict[str, str]]:
+    """The table: sample name -> column -> value.
+
+    The column of names is the first whose heading is one of `SAMPLE_COLUMNS`, in any case of letters, else the first of all.
+
+    Raises:
+        InputError: no rows, rows of another length than the header, a sample with two different rows.
+    """
+    path = Path(path).expanduser()
+    rows = _split(path)
+    ending = next((ending for ending in _WITHOUT_HEADER if path.name.lower().endswith((ending, ending + ".gz"))), None)
+    header = list(_WITHOUT_HEADER[ending]) if ending else (rows.pop(0) if rows else [])
+    _checks.require(len(rows) > 0, str(path), "a header and at least one row", "none")
+    _checks.require(len(header) >= 2, str(path), "a column of sample names and one of labels", f"the column {header[0]!r} alone")
+    _checks.require(len(set(header)) == len(header), str(path), "columns of different names", ", ".join(header) + " ")
+    key = next((place for place, name in enumerate(header) if name.lower() in SAMPLE_COLUMNS), 0)
+    table: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(rows, 1 if ending else 2):
+        _checks.require(len(row) == len(header), f"{path}, row {number}", f"{len(header)} columns, as in the first row", len(row))
+        values = {name: value for place, (name, value) in enumerate(zip(header, row, strict=True)) if place != key}
+        _checks.require(table.setdefault(row[key], values) == values, f"{path}, row {number}", "one row a sample", f"another of {row[key]} with other labels")
+    return table
+
+
+def attach(samples: SampleTable, table: dict[str, dict[str, str]], leave_out: bool = False) -> tuple[SampleTable, np.ndarray]:
+    """The samples with the table's columns, and a mask of those that it names, bool [N].
+
+    A sample that the table does not name, or for which a value is empty, is unlabelled.
+
+    Args:
+        samples: whom to look up; the order is theirs.
+        table: as `read_labels` gives it.
+        leave_out: accept unlabelled samples; their labels are empty, and the caller drops them.
+
+    Raises:
+        InputError: unlabelled samples, by name, without `leave_out`; or nobody is in the table.
+    """
+    columns = list(next(iter(table.values())))
+    found = np.array([all(table.get(name, {"": ""}).values()) for name in samples.name], bool)
+    if not found.any():
+        seen, known = samples.name[0], next(iter(table))
+        _checks.fail("labels", "a table with this file's samples", "one with none of them", f"a sample is called {seen} here and {known} there")
+    unlabelled = samples.name[~found]
+    named = ", ".join(unlabelled[:_NAMED]) + (", .." if len(unlabelled) > _NAMED else "")
+    hint = "leave_out_unlabelled (--leave-out-unlabelled) goes on without them"
+    _checks.require(leave_out or not len(unlabelled), "labels", f"a label for each of {len(samples)} samples", f"none for {len(unlabelled)}: {named}", hint)
+    rows = np.array([[table.get(name, {}).get(column, "") for column in columns] for name in samples.name], dtype=object)
+    return SampleTable(samples.name, {**samples.labels, **{name: rows[:, place] for place, name in enumerate(columns)}}), found
+
+
+def _split(path: Path) -> list[list[str]]:
+    lines = [as_text(line, path, number).removeprefix("\ufeff") for number, line in enumerate(read_lines(path), 1)]
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        return []
+    if "\t" in lines[0]:
+        return [[value.strip() for value in line.split("\t")] for line in lines]
+    if "," in lines[0]:
+        return [[value.strip() for value in row] for row in csv.reader(lines)]
+    return [line.split() for line in lines]

@@ -1,0 +1,155 @@
+"""The store: a folder with 2-bit packed genotypes, one row a sample, read through a memory map.
+
+- ``genotypes.bin``: the packed rows, uint8 [N, ceil(M / 4)] (see `unpack`).
+- ``counts.npy``: how many samples have code 0, 1, 2 and 3 at each variant, int32 [M, 4].
+- ``samples.tsv``, ``variants.tsv``: their tables, one header line.
+- ``store.json``: what it is, its version and its size. ``import.json``: where it came from and what was left out.
+
+Two files with the same genotypes make stores that differ in ``import.json`` alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks
+from ddvi_fast.genomes.staging import code_counts
+from ddvi_fast.genomes.tables import SampleTable, VariantTable, read_lines
+from ddvi_fast.genomes.unpack import PER_BYTE, packed_width, unpack
+
+KIND, VERSION = "ddvi_fast genotypes", 1
+HEADER, GENOTYPES, COUNTS, SAMPLES, VARIANTS, IMPORT = (
+    "store.json", "genotypes.bin", "counts.npy", "samples.tsv", "variants.tsv", "import.json",
+)  # fmt: skip
+_VARIANT_COLUMNS = ("chromosome", "position", "name", "counted", "other")
+
+
+class GenotypeStore:
+    """A store opened for reading. Its tables are read when they are first asked for, its genotypes as they are used.
+
+    Args:
+        path: the folder, written by `convert.import_genotypes`.
+
+    Attributes:
+        packed: uint8 [N, ceil(M / 4)], a memory map; what is written to it does not reach the file.
+
+    Raises:
+        InputError: no store, one of another version, or one whose files are cut short.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        header = _read_header(self.path)
+        self.num_samples, self.num_variants = header["num_samples"], header["num_variants"]
+        shape = (self.num_samples, packed_width(self.num_variants))
+        size = (self.path / GENOTYPES).stat().st_size if (self.path / GENOTYPES).is_file() else 0
+        _checks.require(size == shape[0] * shape[1], str(self.path / GENOTYPES), f"{shape[0] * shape[1]} bytes", size, "the store is damaged")
+        self.packed = np.memmap(self.path / GENOTYPES, np.uint8, "c", shape=shape)
+
+    def __repr__(self) -> str:
+        return f"GenotypeStore({str(self.path)!r}, {self.num_samples} samples, {self.num_variants} variants)"
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(samples, variants)."""
+        return self.num_samples, self.num_variants
+
+    @functools.cached_property
+    def samples(self) -> SampleTable:
+        """Names and labels of the samples."""
+        columns = _read_columns(self.path / SAMPLES, self.num_samples)
+        return SampleTable(columns.pop("sample"), columns)
+
+    @functools.cached_property
+    def variants(self) -> VariantTable:
+        """The variants: chromosome, position, name and alleles."""
+        columns = _read_columns(self.path / VARIANTS, self.num_variants)
+        columns["position"] = columns["position"].astype(np.int64)
+        return VariantTable(*(columns[name] for name in _VARIANT_COLUMNS))
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """Samples with code 0, 1, 2 and 3 at each variant, int32 [M, 4]."""
+        return np.load(self.path / COUNTS)
+
+    @functools.cached_property
+    def imported(self) -> dict[str, Any]:
+        """Where it came from, and what filters removed."""
+        return json.loads((self.path / IMPORT).read_text(encoding="utf-8"))
+
+    def tile(self, rows: np.ndarray | slice, first: int, count: int) -> Tensor:
+        """Packed codes of some samples at the `count` variants from `first` on (a multiple of 4): uint8 [R, ceil(count / 4)], in memory."""
+        return torch.from_numpy(np.ascontiguousarray(self.packed[rows, first // PER_BYTE : packed_width(first + count)]))
+
+    def genotypes(self, rows: np.ndarray | slice = slice(None), first: int = 0, count: int | None = None) -> np.ndarray:
+        """Codes uint8 [R, count] of some samples at the `count` variants (None: all that follow) from `first` on; 3 is a missing call."""
+        count = self.num_variants - first if count is None else count
+        skipped = first % PER_BYTE
+        return unpack(self.tile(rows, first - skipped, count + skipped), count + skipped).numpy()[:, skipped:]
+
+    def labels(self, column: str) -> tuple[Tensor, tuple[str, ...]]:
+        """A column of labels as class numbers, int64 [N], and the classes' names, sorted.
+
+        Raises:
+            InputError: no such column; those that there are are named.
+        """
+        names, numbers = np.unique(self.samples.labels[_checks.choice(column, self.samples.labels, "labels")].astype(str), return_inverse=True)
+        return torch.from_numpy(numbers.astype(np.int64)), tuple(names.tolist())
+
+
+def write_tables(folder: Path, samples: SampleTable, variants: VariantTable, counts: np.ndarray, imported: dict[str, Any]) -> None:
+    """All files of a store but the genotypes; the header goes last."""
+    _write_columns(folder / SAMPLES, {"sample": samples.name, **samples.labels})
+    _write_columns(folder / VARIANTS, {name: getattr(variants, name) for name in _VARIANT_COLUMNS})
+    np.save(folder / COUNTS, counts)
+    (folder / IMPORT).write_text(json.dumps(imported, indent=1) + "\n", encoding="utf-8")
+    header = {"kind": KIND, "version": VERSION, "num_samples": len(samples), "num_variants": len(variants)}
+    (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder says that it is a store, of whatever version."""
+    try:
+        return json.loads((path / HEADER).read_text(encoding="utf-8")).get("kind") == KIND
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def count_codes(store: GenotypeStore, rows: np.ndarray, step: int = 4096) -> np.ndarray:
+    """As `store.counts`, among some samples alone."""
+    parts = [code_counts(store.genotypes(rows, first, min(step, store.num_variants - first)).T) for first in range(0, store.num_variants, step)]
+    return np.concatenate(parts)
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    _checks.require(path.is_dir(), "store", "a folder made by `ddvi-fast data import`", f"{path}, which is {'a file' if path.is_file() else 'missing'}")
+    _checks.require(is_store(path), "store", "a folder made by `ddvi-fast data import`", f"{path}, which is none")
+    header = json.loads((path / HEADER).read_text(encoding="utf-8"))
+    _checks.require(header["version"] == VERSION, f"{path}", f"a store of version {VERSION}", header["version"], "import the genotypes again")
+    return header
+
+
+def _write_columns(path: Path, columns: dict[str, np.ndarray]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("\t".join(columns) + "\n")
+        file.writelines("\t".join(map(str, row)) + "\n" for row in zip(*columns.values(), strict=True))
+
+
+def _read_columns(path: Path, length: int) -> dict[str, np.ndarray]:
+    lines = read_lines(path)
+    names = next(lines, b"").decode().split("\t")
+    rows = [line.decode().split("\t") for line in lines]
+    whole = len(rows) == length and all(len(row) == len(names) for row in rows)
+    _checks.require(whole, str(path), f"{length} rows of {len(names)} columns", f"{len(rows)} rows", "the store is damaged")
+    table = np.array(rows, dtype=object).reshape(length, len(names))
+    return {name: table[:, place] for place, name in enumerate(names)}

@@ -1,0 +1,164 @@
+"""The two tables of a genotype file, its variants and its samples, and reading text whatever its compression and line ends."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ddvi_fast import _checks
+
+_CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT", "90": "MT", "91": "XY"}
+_AUTOSOMES = frozenset(str(number) for number in range(1, 23))
+
+
+@dataclass(frozen=True, eq=False)
+class VariantTable:
+    """Variants in the order of the file; arrays of length M.
+
+    Args:
+        chromosome: names without the prefix "chr"; X, Y, XY and MT for PLINK's 23 to 26.
+        position: base pairs, int64.
+        name: the file's identifier; ``chromosome:position:other:counted`` where it has none.
+        counted: the allele whose copies the genotypes count (PLINK's A1, the alternate allele of a VCF, EIGENSTRAT's first).
+        other: the other allele.
+    """
+
+    chromosome: np.ndarray
+    position: np.ndarray
+    name: np.ndarray
+    counted: np.ndarray
+    other: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def take(self, chosen: np.ndarray) -> VariantTable:
+        """The variants `chosen`, indices or a mask."""
+        return VariantTable(*(column[chosen] for column in vars(self).values()))
+
+    def autosomal(self) -> np.ndarray:
+        """Mask of the variants on chromosomes 1 to 22, bool [M]."""
+        return np.fromiter((name in _AUTOSOMES for name in self.chromosome), bool, len(self))
+
+    @staticmethod
+    def from_rows(rows: Sequence[tuple[str, int, str, str, str]]) -> VariantTable:
+        """From ``(chromosome, position, name, counted, other)`` as a file says them."""
+        chromosome, position, name, counted, other = zip(*rows, strict=True) if rows else ((),) * 5
+        chromosome = [plain_chromosome(value) for value in chromosome]
+        parts = zip(name, chromosome, position, other, counted, strict=True)
+        named = [f"{c}:{p}:{o}:{a}" if n in (".", "") else n for n, c, p, o, a in parts]
+        return VariantTable(_strings(chromosome), np.array(position, np.int64), _strings(named), _strings(counted), _strings(other))
+
+    @staticmethod
+    def join(parts: Sequence[VariantTable]) -> VariantTable:
+        """One table of several, in their order."""
+        return VariantTable(*(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class SampleTable:
+    """Samples in the order of the file.
+
+    Args:
+        name: unique names, length N.
+        labels: further columns by their name, each of length N.
+    """
+
+    name: np.ndarray
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+    def take(self, chosen: np.ndarray) -> SampleTable:
+        """The samples `chosen`, indices or a mask."""
+        return SampleTable(self.name[chosen], {key: column[chosen] for key, column in self.labels.items()})
+
+    @staticmethod
+    def from_names(names: Sequence[str], path: Path) -> SampleTable:
+        """Samples of a file.
+
+        Raises:
+            InputError: there are none, or two have one name.
+        """
+        _checks.require(len(names) > 0, str(path), "at least one sample", 0)
+        unique, counts = np.unique(_strings(names).astype(str), return_counts=True)
+        _checks.require(len(unique) == len(names), str(path), "sample names that differ", f"{unique[counts.argmax()]} {counts.max()} times")
+        return SampleTable(_strings(names))
+
+
+def plain_chromosome(name: str) -> str:
+    """The one name of a chromosome.
+
+    Example:
+        >>> [plain_chromosome(name) for name in ("chr7", "7", "23", "chrM")]
+        ['7', '7', 'X', 'MT']
+    """
+    bare = name[3:] if name[:3].lower() == "chr" else name
+    return _CHROMOSOMES.get(bare, bare)
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a text file, compressed by gzip or not, without their ends, Windows' or not.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or its compressed stream is cut short.
+    """
+    require_file(path)
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path, "rb") if compressed else path.open("rb") as file:
+            for line in file:
+                yield line.rstrip(b"\r\n")
+    except (OSError, EOFError, zlib.error) as error:
+        _checks.fail(str(path), "a readable file", " ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def read_fields(path: Path, least: int, what: str) -> Iterator[list[str]]:
+    """The fields of each line that has any, split at white space.
+
+    Raises:
+        InputError: a line has fewer than `least` fields; `what` says which.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        fields = as_text(line, path, number).split()
+        if fields:
+            _checks.require(len(fields) >= least, f"{path}, line {number}", what, f"{len(fields)} fields")
+            yield fields
+
+
+def as_text(line: bytes, path: Path, number: int) -> str:
+    """A line decoded; InputError where it is not UTF-8."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        _checks.fail(f"{path}, line {number}", "UTF-8 text", "other bytes")
+
+
+def require_file(path: Path) -> None:
+    """InputError unless `path` is a file."""
+    _checks.require(path.is_file(), "file", "an existing file", f"{path}, which is {'a folder' if path.is_dir() else 'missing'}")
+
+
+def whole_number(text: str, path: Path, line: int) -> int:
+    """A position; InputError for anything else. Some programs write it with a decimal point."""
+    try:
+        value = float(text)
+        if value == int(value):
+            return int(value)
+    except (ValueError, OverflowError):
+        pass
+    _checks.fail(f"{path}, variant {line}", "a position in base pairs", text)
+
+
+def _strings(values: Sequence[str]) -> np.ndarray:
+    # Objects: a fixed width would be that of the longest insertion for every variant.
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
