@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import numpy as np
 from ddvi_fast import _checks
 from ddvi_fast.genomes.filters import Filters, Kept, apply_filters
 from ddvi_fast.genomes.labels import attach, read_labels
-from ddvi_fast.genomes.sources import Source, open_source
+from ddvi_fast.genomes.sources import Block, Source, open_source
 from ddvi_fast.genomes.staging import Staged, code_counts
 from ddvi_fast.genomes.store import GENOTYPES, GenotypeStore, is_store, write_tables
+from ddvi_fast.genomes.tables import SampleTable, VariantTable
 from ddvi_fast.genomes.unpack import PER_BYTE, pack, packed_width
 
 _STAGING = "variants.tmp"
@@ -55,6 +56,39 @@ def import_genotypes(
         table = None if labels is None else read_labels(labels)
         source = open_source(file, multiallelic=multiallelic, passing_only=passing_only)
         write_store(source, folder, table, leave_out_unlabelled, filters, {} if labels is None else {"labels": str(labels)})
+    return GenotypeStore(out)
+
+
+def store_from_codes(
+    codes: np.ndarray, out: str | Path, *, labels: dict[str, Sequence[str]] | None = None, filters: Filters = Filters(), overwrite: bool = False
+) -> GenotypeStore:
+    """Write a store from genotypes in memory, with made-up names and positions.
+
+    Args:
+        codes: copies of the counted allele, 0, 1 or 2, and 3 for missing calls: [N, M].
+        out: as in `import_genotypes`.
+        labels: columns of N labels by name.
+        filters: what to leave out.
+
+    Raises:
+        InputError: other values; otherwise as `import_genotypes`.
+
+    Example:
+        >>> import tempfile
+        >>> store_from_codes(np.array([[0, 1, 3], [2, 2, 0]]), Path(tempfile.mkdtemp()) / "tiny").genotypes().tolist()
+        [[0, 1, 3], [2, 2, 0]]
+    """
+    codes = np.asarray(codes)
+    _checks.require(codes.ndim == 2 and codes.size > 0, "codes", "a matrix [samples, variants]", f"an array of shape {list(codes.shape)}")
+    _checks.require(bool(np.isin(codes, range(4)).all()), "codes", "whole numbers from 0 to 3", f"others of dtype {codes.dtype}")
+    columns = {name: np.array(values, object) for name, values in (labels or {}).items()}
+    for name, column in columns.items():
+        _checks.require(column.shape == (len(codes),), f"labels[{name}]", f"{len(codes)} labels", f"an array of shape {list(column.shape)}")
+    samples = SampleTable(np.array([f"sample{number}" for number in range(len(codes))], object), columns)
+    variants = VariantTable.from_rows([("1", number + 1, ".", "C", "A") for number in range(codes.shape[1])])
+    blocks = iter([Block(variants, np.ascontiguousarray(codes.T.astype(np.uint8)))])
+    with new_folder(Path(out).expanduser(), overwrite) as folder:
+        write_store(Source(Path("codes"), samples, blocks), folder, filters=filters)
     return GenotypeStore(out)
 
 

@@ -1,0 +1,216 @@
+"""Principal components of genotypes, from the packed store in a few passes, and the projection of new samples onto them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, rng
+from ddvi_fast.genomes.align import Alignment, align
+from ddvi_fast.genomes.krylov import leading_eigenpairs
+from ddvi_fast.genomes.projection import least_squares_scores
+from ddvi_fast.genomes.standardise import Scaling, StandardisedRows, total_square
+from ddvi_fast.genomes.store import GenotypeStore, count_codes
+from ddvi_fast.genomes.tables import VariantTable, require_file
+from ddvi_fast.genomes.unpack import PER_BYTE, pack, packed_width
+
+MISSING_CALLS = ("mean", "least_squares")
+_START_STREAM = rng.INITIAL + (1 << 15)  # no weights are drawn there
+_ARRAYS = ("mean_", "scale_", "components_", "singular_values_", "explained_variance_", "explained_variance_ratio_")
+
+
+class GenotypePCA:
+    """Principal components of standardised genotypes (Patterson's scaling, see `standardise`), by randomised block Krylov iteration.
+
+    Each pass reads the packed store once and holds one tile of it unpacked: 2,500 samples with 1,000,000 variants take the store's
+    625 MB through the page cache and little else. Frequencies are those of the samples that are fitted.
+
+    Args:
+        n_components: k.
+        oversampling: further columns of the random block: more make fewer passes.
+        tolerance: residual of each eigenvector, relative to its eigenvalue, at which the passes stop.
+        max_passes: passes at the most; a warning tells when they did not suffice.
+        drop_constant: leave constant variants out (their loadings are 0) instead of refusing them.
+        seed: of the random block.
+        device: where tiles are unpacked and multiplied.
+
+    Attributes (after `fit`):
+        components_: loadings, float32 [k, M], orthonormal rows. The largest of each row in size is positive.
+        mean_, scale_: of the variants, float32 [M].
+        singular_values_, explained_variance_, explained_variance_ratio_: float64 [k], as scikit-learn's.
+        passes_: how often the store was read.
+        variants_: the variants, which new samples are aligned with.
+
+    Example:
+        >>> import tempfile
+        >>> from ddvi_fast.genomes.convert import store_from_codes
+        >>> codes = rng.words(rng.Draws(0), (60, 200), rng.OBSERVATION) % 3
+        >>> store = store_from_codes(codes.numpy(), Path(tempfile.mkdtemp()) / "store")
+        >>> pca = GenotypePCA(n_components=2)
+        >>> pca.fit_transform(store).shape, pca.transform(store, rows=[3, 5]).shape
+        ((60, 2), (2, 2))
+    """
+
+    def __init__(
+        self, n_components: int = 20, *, oversampling: int = 10, tolerance: float = 1e-3, max_passes: int = 40,
+        drop_constant: bool = False, seed: int = 0, device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        _checks.require(type(n_components) is int and n_components >= 1, "n_components", "an integer of at least 1", n_components)
+        _checks.require(type(oversampling) is int and oversampling >= 0, "oversampling", "an integer of at least 0", oversampling)
+        _checks.require(0 < tolerance < 1, "tolerance", "a number between 0 and 1", tolerance)
+        _checks.require(type(max_passes) is int and max_passes >= 1, "max_passes", "an integer of at least 1", max_passes)
+        self.n_components, self.oversampling, self.tolerance, self.max_passes = n_components, oversampling, tolerance, max_passes
+        self.drop_constant, self.seed, self.device = drop_constant, seed, torch.device(device)
+
+    def fit(self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None) -> GenotypePCA:
+        """Fit samples `rows` (indices; None: all) of a store.
+
+        Raises:
+            InputError: fewer samples or variants than components ask for, or constant variants without `drop_constant`.
+        """
+        self.fit_transform(store, rows)
+        return self
+
+    def fit_transform(self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None) -> np.ndarray:
+        """As `fit`; returns the scores of the fitted samples, float32 [N, k]."""
+        chosen = _indices(rows, len(store))
+        least = min(len(chosen) - 1, store.num_variants)
+        few = f"at most {least}, for {len(chosen)} samples and {store.num_variants} variants"
+        _checks.require(self.n_components <= least, "n_components", few, self.n_components)
+        counts = store.counts if rows is None else count_codes(store, chosen)
+        scaling = self._scaling(store, counts)
+        matrix = StandardisedRows(_tile_of(store, chosen), len(chosen), scaling, self.device)
+        width = min(self.n_components + self.oversampling, len(chosen))
+        start = rng.normal(rng.Draws(self.seed), (len(chosen), width), _START_STREAM).double().to(self.device)
+        found = leading_eigenpairs(matrix.gram_product, start, self.n_components, self.tolerance, self.max_passes)
+        if not found.converged:
+            warnings.warn(f"principal components: residuals are up to {float((found.residuals / found.values).max()):.2g} of the eigenvalue after "
+                          f"{found.products} passes, {self.tolerance:g} was asked for (max_passes)", stacklevel=2)  # fmt: skip
+        return self._keep(store, scaling, matrix, found.vectors, found.values, found.products, total_square(counts, scaling))
+
+    def transform(self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None, missing: str = "mean") -> np.ndarray:
+        """Scores of samples `rows` (None: all) of any store on the fitted components, with the fitted frequencies: float32 [N, k].
+
+        Another store's variants are matched with the fitted ones by position and alleles, swapped and complemented where needed (see
+        `align`); `alignment` tells how many are. A fitted variant that it lacks is a missing call.
+
+        Args:
+            store: where the samples are.
+            rows: indices.
+            missing: ``"mean"`` takes missing calls as the mean, which draws a sample with many of them to the origin; ``"least_squares"``
+                solves for the scores that fit the calls there are.
+
+        Raises:
+            InputError: not fitted, no variant in common, indices out of range.
+        """
+        self._require_fitted()
+        _checks.choice(missing, MISSING_CALLS, "missing")
+        chosen = _indices(rows, len(store))
+        matrix = StandardisedRows(self._aligned_tile(store, chosen), len(chosen), Scaling(*map(torch.from_numpy, (self.mean_, self.scale_))), self.device)
+        loadings = torch.from_numpy(self.components_.T.copy())
+        if missing == "least_squares":
+            return least_squares_scores(matrix, loadings).cpu().numpy()
+        return matrix.product(loadings).float().cpu().numpy()
+
+    def alignment(self, store: GenotypeStore) -> Alignment:
+        """How a store's variants match the fitted ones."""
+        self._require_fitted()
+        return align(store.variants, self.variants_)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write what was fitted into one NumPy archive; InputError if the file stands already, unless `overwrite`."""
+        self._require_fitted()
+        path = Path(path)
+        _checks.require(overwrite or not path.exists(), "path", "a new file", str(path), "overwrite=True replaces it")
+        columns = {f"variants_{name}": np.frombuffer("\n".join(map(str, column)).encode(), np.uint8) for name, column in vars(self.variants_).items()}
+        archive = io.BytesIO()
+        np.savez(archive, passes_=self.passes_, **{name: getattr(self, name) for name in _ARRAYS}, **columns)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_bytes(archive.getvalue())
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> GenotypePCA:
+        """What `save` wrote; InputError if the file is none."""
+        require_file(Path(path))
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in (*_ARRAYS, "passes_")}
+                columns = {name: bytes(archive[f"variants_{name}"]).decode().split("\n") for name in VariantTable.__dataclass_fields__}
+        except Exception as error:  # numpy and zipfile raise many kinds
+            _checks.fail("path", "principal components written by save", f"{path}: {' '.join(str(error).split())}")
+        loaded = cls(n_components=len(arrays["components_"]))
+        for name, value in arrays.items():
+            setattr(loaded, name, value if value.ndim else int(value))
+        texts = {name: np.array(values, object) for name, values in columns.items() if name != "position"}
+        loaded.variants_ = VariantTable(position=np.array(columns["position"], np.int64), **texts)
+        return loaded
+
+    def _scaling(self, store: GenotypeStore, counts: np.ndarray) -> Scaling:
+        scaling = Scaling.of(counts)
+        constant = np.flatnonzero(scaling.scale.numpy() == 0)
+        if len(constant) and (not self.drop_constant or len(constant) == store.num_variants):
+            hint = "" if len(constant) == store.num_variants else "drop_constant=True leaves them out"
+            first = store.variants.name[constant[0]]
+            _checks.fail("genotypes", "variants that vary among these samples", f"{len(constant)} constant ones of {store.num_variants}, first {first}", hint)
+        return scaling
+
+    def _keep(
+        self, store: GenotypeStore, scaling: Scaling, matrix: StandardisedRows, vectors: Tensor, values: Tensor, products: int, total: float
+    ) -> np.ndarray:
+        singular = values.clamp_min(0).sqrt()
+        # A component without variance has no direction: its loadings are 0.
+        inverse = torch.where(singular > 1e-6 * singular[0], 1 / singular, 0.0)
+        loadings = matrix.transposed_product(vectors * inverse)
+        largest = loadings.abs().argmax(0)
+        signs = torch.sign(loadings.gather(0, largest[None])[0])
+        signs = torch.where(signs == 0, 1.0, signs)
+        self.components_ = (loadings * signs).mT.contiguous().cpu().numpy()
+        self.mean_, self.scale_ = scaling.mean.numpy(), scaling.scale.numpy()
+        self.singular_values_ = singular.cpu().numpy()
+        self.explained_variance_ = self.singular_values_**2 / (matrix.num_rows - 1)
+        self.explained_variance_ratio_ = self.singular_values_**2 / total
+        self.passes_, self.variants_ = products + 1, store.variants
+        return (vectors * singular * signs).float().cpu().numpy()
+
+    def _aligned_tile(self, store: GenotypeStore, rows: np.ndarray) -> Callable[[slice, int, int], Tensor]:
+        if store.num_variants == len(self.variants_) and _same(store.variants, self.variants_):
+            return _tile_of(store, rows)
+        found = align(store.variants, self.variants_)
+        _checks.require(bool((found.source >= 0).any()), "store", "variants in common with the fitted ones", f"none of {store.num_variants}")
+
+        def tile(piece: slice, first: int, count: int) -> Tensor:
+            places = np.maximum(found.source[first : first + count], 0)
+            codes = store.packed[np.ix_(rows[piece], places // PER_BYTE)] >> (2 * (places % PER_BYTE)).astype(np.uint8) & 3
+            return torch.from_numpy(pack(found.apply(codes, first)))
+
+        return tile
+
+    def _require_fitted(self) -> None:
+        _checks.require(hasattr(self, "components_"), "GenotypePCA", "a fitted one", "one that is not", "call fit first")
+
+
+def _tile_of(store: GenotypeStore, rows: np.ndarray) -> Callable[[slice, int, int], Tensor]:
+    if len(rows) == len(store) and np.array_equal(rows, np.arange(len(store))):
+        return store.tile
+    return lambda piece, first, count: torch.from_numpy(store.packed[rows[piece], first // PER_BYTE : packed_width(first + count)])
+
+
+def _indices(rows: np.ndarray | list[int] | None, length: int) -> np.ndarray:
+    if rows is None:
+        return np.arange(length)
+    chosen = np.asarray(rows)
+    good = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0 and 0 <= chosen.min() and chosen.max() < length
+    _checks.require(bool(good), "rows", f"indices from 0 to {length - 1}", f"{chosen.dtype} of shape {list(chosen.shape)}")
+    return chosen.astype(np.int64)
+
+
+def _same(one: VariantTable, other: VariantTable) -> bool:
+    names = ("chromosome", "position", "counted", "other")
+    return one is other or all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)

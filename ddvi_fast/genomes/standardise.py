@@ -1,0 +1,118 @@
+"""Patterson's scaling, and products with the standardised matrix without ever holding it.
+
+A genotype `g` with frequency `p` of the counted allele becomes ``(g - 2 p) / sqrt(2 p (1 - p))`` (Patterson, Price and Reich 2006, equation
+3, up to the constant sqrt 2: variance 1 in Hardy-Weinberg equilibrium); `p` is taken among the calls, and a missing call becomes the mean, 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddvi_fast.genomes.staging import frequencies
+from ddvi_fast.genomes.unpack import MISSING, PER_BYTE, unpack, unpack_scaled
+
+TILE_VALUES = 1 << 23  # floats of one unpacked tile: 32 MiB
+_TILE_VARIANTS = 1024  # at the least: 256 bytes of each row are read at a time
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Mean and factor of each variant, float32 [M]; the factor of a constant variant is 0."""
+
+    mean: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def of(counts: np.ndarray) -> Scaling:
+        """From how many samples have code 0, 1, 2 and 3 at each variant, [M, 4]."""
+        frequency = np.nan_to_num(frequencies(counts))
+        variance = 2 * frequency * (1 - frequency)
+        scale = np.divide(1.0, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)
+        return Scaling(torch.from_numpy((2 * frequency).astype(np.float32)), torch.from_numpy(scale.astype(np.float32)))
+
+
+class StandardisedRows:
+    """The standardised matrix X [N, M] of some rows, in tiles that are unpacked when they are needed, on `device`.
+
+    Args:
+        tile: ``tile(rows, first, count)``, packed codes of rows (positions from 0 to N) at `count` variants from `first` on.
+        num_rows: N.
+        scaling: of the variants.
+        device: where products are made.
+    """
+
+    def __init__(
+        self, tile: Callable[[slice, int, int], Tensor], num_rows: int, scaling: Scaling, device: torch.device | str = "cpu", chunk: int = _TILE_VARIANTS
+    ) -> None:
+        self._tile, self.num_rows, self.num_variants = tile, num_rows, len(scaling.mean)
+        self._mean, self._scale = scaling.mean.to(device), scaling.scale.to(device)
+        self.device = torch.device(device)
+        # Few rows make tiles wide, many make them as narrow as reading rows piece by piece allows.
+        wide = max(chunk, TILE_VALUES // max(1, num_rows))
+        self._chunk = min(wide - wide % PER_BYTE, -(-self.num_variants // PER_BYTE) * PER_BYTE)
+        self._rows = max(1, TILE_VALUES // self._chunk)
+        self._buffer = torch.empty(min(num_rows, self._rows) * self._chunk, device=device)
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """``(first, count)`` of pieces of the variants."""
+        for first in range(0, self.num_variants, self._chunk):
+            yield first, min(self._chunk, self.num_variants - first)
+
+    def row_slices(self) -> list[slice]:
+        """Pieces of the rows."""
+        return [slice(start, min(start + self._rows, self.num_rows)) for start in range(0, self.num_rows, self._rows)]
+
+    def values(self, rows: slice, first: int, count: int) -> Tensor:
+        """A tile of X, float32 [rows, count]; the next call overwrites it."""
+        packed = self._tile(rows, first, count).to(self.device)
+        out = self._buffer[: len(packed) * count].view(len(packed), count)
+        return unpack_scaled(packed, self._mean[first : first + count], self._scale[first : first + count], None, out)
+
+    def called(self, rows: slice, first: int, count: int) -> Tensor:
+        """1 where there is a call and 0 where it is missing, float32 [rows, count]."""
+        return (unpack(self._tile(rows, first, count).to(self.device), count) != MISSING).float()
+
+    def gram_product(self, block: Tensor) -> Tensor:
+        """``X X^T block``, float64 [N, b]; tiles are multiplied in float32 and added in float64."""
+        right = block.to(self.device, torch.float32)
+        total = torch.zeros(block.shape, dtype=torch.float64, device=self.device)
+        slices = self.row_slices()
+        for first, count in self.chunks():
+            inner = torch.zeros(count, block.shape[1], device=self.device)
+            for rows in slices:
+                tile = self.values(rows, first, count)
+                inner += tile.mT @ right[rows]
+            for rows in slices:
+                # One piece of rows is still unpacked.
+                tile = tile if len(slices) == 1 else self.values(rows, first, count)
+                total[rows] += (tile @ inner).double()
+        return total
+
+    def transposed_product(self, block: Tensor) -> Tensor:
+        """``X^T block``, float32 [M, b]."""
+        right = block.to(self.device, torch.float32)
+        out = torch.zeros(self.num_variants, block.shape[1], device=self.device)
+        for first, count in self.chunks():
+            for rows in self.row_slices():
+                out[first : first + count] += self.values(rows, first, count).mT @ right[rows]
+        return out
+
+    def product(self, block: Tensor) -> Tensor:
+        """``X block``, float64 [N, b], for a block [M, b]."""
+        right = block.to(self.device, torch.float32)
+        total = torch.zeros(self.num_rows, block.shape[1], dtype=torch.float64, device=self.device)
+        for first, count in self.chunks():
+            for rows in self.row_slices():
+                total[rows] += (self.values(rows, first, count) @ right[first : first + count]).double()
+        return total
+
+
+def total_square(counts: np.ndarray, scaling: Scaling) -> float:
+    """The sum of the squares of all standardised values, from the counts of codes [M, 4] alone."""
+    values = (np.arange(3) - scaling.mean.numpy().astype(np.float64)[:, None]) * scaling.scale.numpy().astype(np.float64)[:, None]
+    return float((counts[:, :3] * values**2).sum())
