@@ -12,10 +12,9 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.data.labels import select_labels
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.loop import Phase
-from ddvi_fast.experiments import build as parts
-from ddvi_fast.experiments import families
-from ddvi_fast.experiments.build import Experiment
+from ddvi_fast.experiments import families, parts
 from ddvi_fast.experiments.config import Config
+from ddvi_fast.experiments.parts import Experiment
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import NoisyInput
 from ddvi_fast.objectives import Objective
@@ -61,7 +60,7 @@ def _m2(config: Config, dataset: Dataset) -> Experiment:
     _checks.require(network.kind == "mlp", "dataset.encoder.kind", "mlp, for M2", network.kind)
     encoder = ClassMLP(
         dataset.num_dimensions, network.hidden, 2 * config.latent_dim, dataset.num_classes,
-        activation=network.activation, draws=parts._place(config, parts._ENCODER),
+        activation=network.activation, draws=parts.place_of(config, parts.ENCODER),
     )  # fmt: skip
     posterior = ClassConditional(_classifier(config, dataset, prior), OneHotStyle(encoder, config.latent_dim, dataset.num_classes), prior)
     return _experiment(config, model, posterior, _over_classes(config, model, posterior, _labelled(config, dataset)))
@@ -70,7 +69,7 @@ def _m2(config: Config, dataset: Dataset) -> Experiment:
 def _clustering(config: Config, dataset: Dataset) -> Experiment:
     options = config.method.clustering
     base = parts.build_prior(config)
-    prior = Centres(base, options.num_clusters, options.base_scale, draws=parts._place(config, _CENTRES))
+    prior = Centres(base, options.num_clusters, options.base_scale, draws=parts.place_of(config, _CENTRES))
     model = parts.build_model(config, dataset, prior)
     if options.latent:
         posterior = _class_posterior(config, dataset, prior)
@@ -78,17 +77,17 @@ def _clustering(config: Config, dataset: Dataset) -> Experiment:
     else:
         posterior = parts.build_posterior(config, dataset, model)
         if config.recipe.match_prior:
-            parts._match_prior(posterior.encoder, dataset, prior)
-        inner = parts._objective(config, model, posterior)
+            parts.match_prior(posterior.encoder, dataset, prior)
+        inner = parts.make_objective(config, model, posterior)
     return _experiment(config, model, posterior, Clustering(inner, prior, options.eta, options.spread_weight))
 
 
 def _experiment(config: Config, model: LatentVariableModel, posterior: Posterior, objective: Objective) -> Experiment:
     family = posterior.family if isinstance(posterior, ClassConditional) else posterior
-    optimisation = parts._optimisation(config.recipe)
+    optimisation = parts.make_optimisation(config.recipe)
     optimisation = replace(optimisation, factors={**optimisation.factors, "prior.raw": config.method.clustering.centre_lr})
-    annealing = parts._annealing(config.method.chain, family)
-    return Experiment(model, posterior, [Phase("train", objective, parts._epochs(config), optimisation, before_epoch=annealing)])
+    annealing = parts.make_annealing(config.method.chain, family)
+    return Experiment(model, posterior, [Phase("train", objective, parts.num_epochs(config), optimisation, before_epoch=annealing)])
 
 
 def _class_posterior(config: Config, dataset: Dataset, prior: Prior) -> ClassConditional:
@@ -109,8 +108,8 @@ def _family(config: Config, dataset: Dataset, prior: Prior) -> Posterior:
     def heads(outputs: int, place: int) -> PerClass:
         return PerClass(_network(config, dataset, classes * outputs, place), classes)
 
-    encoder, context = partial(heads, place=parts._ENCODER), partial(heads, place=parts._CONTEXT)
-    draws, still = parts._place(config, parts._DENOISER), config.recipe.match_prior
+    encoder, context = partial(heads, place=parts.ENCODER), partial(heads, place=parts.CONTEXT)
+    draws, still = parts.place_of(config, parts.DENOISER), config.recipe.match_prior
     return families.make(families.Parts(encoder, context, None, config.method, prior.dim, draws, still))
 
 
@@ -118,13 +117,13 @@ def _chains(config: Config, dataset: Dataset, prior: Prior) -> ClassDiffusion:
     chain = config.method.chain
     denoiser = ResidualMLP(
         prior.dim, chain.context_dim, chain.num_steps, chain.hidden_dim, prior.num_classes,
-        zero_output=config.recipe.match_prior, draws=parts._place(config, parts._DENOISER),
+        zero_output=config.recipe.match_prior, draws=parts.place_of(config, parts.DENOISER),
     )  # fmt: skip
     return ClassDiffusion(
-        PerClass(_network(config, dataset, 2 * prior.dim * prior.num_classes, parts._ENCODER), prior.num_classes),
+        PerClass(_network(config, dataset, 2 * prior.dim * prior.num_classes, parts.ENCODER), prior.num_classes),
         denoiser,
         parts.schedule(config, chain),
-        context_encoder=_network(config, dataset, chain.context_dim, parts._CONTEXT) if chain.context_dim else None,
+        context_encoder=_network(config, dataset, chain.context_dim, parts.CONTEXT) if chain.context_dim else None,
         parametrisation=chain.parametrisation,
         eta=chain.eta,
         final_variance=chain.final_variance,
@@ -143,12 +142,12 @@ def _over_classes(config: Config, model: LatentVariableModel, posterior: ClassCo
             semi.cross_entropy, semi.labelled, semi.fantasies, semi.unlabelled, semi.consistency, batch_fraction=semi.batch_fraction
         )
     if method.objective == "adversarial":
-        discriminator = make_discriminator(model.prior.dim + model.prior.num_classes, parts._place(config, parts._DISCRIMINATOR))
+        discriminator = make_discriminator(model.prior.dim + model.prior.num_classes, parts.place_of(config, parts.DISCRIMINATOR))
         weight = {} if method.weight is None else {"weight": method.weight}
         return AdversarialSemiSupervised(model, posterior, discriminator, labelled, weights, **weight)
     kl = KLSchedule(recipe.kl.kind, method.beta * recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
     guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score)
-    sleep = parts._sleep(method) if method.objective == "ddvi" else None
+    sleep = parts.make_sleep(method) if method.objective == "ddvi" else None
     return SemiSupervised(model, posterior, labelled, kl, guide, weights, sleep, method.num_samples)
 
 
@@ -164,7 +163,7 @@ def _classifier(config: Config, dataset: Dataset, prior: Prior) -> NoisyInput:
 
 
 def _network(config: Config, dataset: Dataset, outputs: int, place: int, dropout: float | None = None) -> parts.Network:
-    return parts._mlp(config, config.dataset.encoder, dataset.num_dimensions, outputs, place, dropout)
+    return parts.make_network(config, config.dataset.encoder, dataset.num_dimensions, outputs, place, dropout)
 
 
 @torch.no_grad()
@@ -175,4 +174,4 @@ def _match_classes(encoder: PerClass, dataset: Dataset, prior: Prior) -> None:
     bias = encoder.output_layer.bias.unflatten(0, (prior.num_classes, -1))
     for label in range(prior.num_classes):
         target = prior.sample(4096, Draws(0), torch.full((4096,), label))
-        parts._match(weight[label], bias[label], means[label], target)
+        parts.match_spread(weight[label], bias[label], means[label], target)

@@ -13,8 +13,9 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine.base import Engine, Optimisation
 from ddvi_fast.engine.loop import Phase, train
-from ddvi_fast.experiments.build import augmentation, build
+from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.config import Config
+from ddvi_fast.experiments.parts import augmentation
 from ddvi_fast.objectives import Objective
 
 _STEPS, _UNCOUNTED = 20, 4  # the first steps warm caches

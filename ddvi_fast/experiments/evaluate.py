@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ddvi_fast import evidence, figures, metrics
 from ddvi_fast.data import Dataset
-from ddvi_fast.experiments.build import Experiment
 from ddvi_fast.experiments.config import Config
+from ddvi_fast.experiments.parts import Experiment
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.clustering import assign

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ddvi_fast import _checks, schedules
@@ -9,9 +10,9 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.loop import Phase
-from ddvi_fast.experiments import build as parts
-from ddvi_fast.experiments.build import Experiment
+from ddvi_fast.experiments import parts
 from ddvi_fast.experiments.config import ChainConfig, Config
+from ddvi_fast.experiments.parts import Experiment
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.objectives.released import PixelMean, PriorFit, ReleasedDDVI, ReleasedELBO, WarmUp
 from ddvi_fast.posteriors import Diffusion
@@ -19,18 +20,18 @@ from ddvi_fast.posteriors import Diffusion
 _WARMUP_STEPS, _STEPS, _CONTEXT_DIM = 20, 40, 2
 
 
-def build_released(config: Config, dataset: Dataset) -> Experiment:
+def build_released(config: Config, dataset: Dataset, build: Callable[[Config, Dataset], Experiment]) -> Experiment:
     """The experiment of `recipe=released` for any method.
 
     DDVI (and `diff_vae`, its warm-up alone) in stages; densities on the released scale; all other methods under their own objective
-    with the reconstruction averaged over pixels, as there.
+    with the reconstruction averaged over pixels, as there. `build` makes the experiment of another recipe.
     """
     method = config.method
     if method.task == "unsupervised" and method.objective == "ddvi":
         return _chain_stages(config, dataset)
     if method.task == "unsupervised" and method.objective in ("elbo", "iwae"):
-        return _density(config, dataset)
-    experiment = parts.build(replace(config, recipe=replace(config.recipe, name="default")), dataset)
+        return _density(config, dataset, build)
+    experiment = build(replace(config, recipe=replace(config.recipe, name="default")), dataset)
     phases = [replace(phase, objective=PixelMean(phase.objective, dataset.num_dimensions)) for phase in experiment.phases]
     return replace(experiment, phases=phases)
 
@@ -39,33 +40,33 @@ def _chain_stages(config: Config, dataset: Dataset) -> Experiment:
     """The three stages (METHOD section 3); encoder and decoder carry over from stage to stage."""
     recipe = config.recipe
     model = parts.build_model(config, dataset)
-    encoder = parts._mlp(config, config.dataset.encoder, dataset.num_dimensions, 2 * config.latent_dim, parts._ENCODER)
-    first_denoiser = ResidualMLP(config.latent_dim, 0, _WARMUP_STEPS, draws=parts._place(config, parts.WARMUP_DENOISER))
+    encoder = parts.make_network(config, config.dataset.encoder, dataset.num_dimensions, 2 * config.latent_dim, parts.ENCODER)
+    first_denoiser = ResidualMLP(config.latent_dim, 0, _WARMUP_STEPS, draws=parts.place_of(config, parts.WARMUP_DENOISER))
     warm = Diffusion(encoder, first_denoiser, schedules.make("linear", _WARMUP_STEPS), parametrisation="eps", eta=0.0)
-    optimisation = parts._optimisation(recipe)
+    optimisation = parts.make_optimisation(recipe)
     prior_epochs = parts.stage_epochs(config, recipe.prior_epochs)
     prior = Phase("prior", PriorFit(model.prior, warm), prior_epochs, Optimisation(1e-3, "constant"), steps_per_epoch=recipe.prior_steps)
     if config.method.name == "diff_vae":
-        warmup = Phase("train", WarmUp(model, warm, _kl(config)), parts._epochs(config), optimisation)
+        warmup = Phase("train", WarmUp(model, warm, _kl(config)), parts.num_epochs(config), optimisation)
         return _staged(Experiment(model, warm, [prior, warmup]))
     warmup = Phase("warmup", WarmUp(model, warm, KLSchedule("linear", 0.01, 0.8)), parts.stage_epochs(config, recipe.warmup_epochs), optimisation)
     chain = ChainConfig(_STEPS, 128, _CONTEXT_DIM, "eps", "linear", {}, eta=0.0, learn_schedule=False, learn_variances=False)
-    posterior = parts._diffusion(config, chain, dataset, encoder)
-    frozen = round(recipe.frozen_fraction * parts._epochs(config))
+    posterior = parts.make_diffusion(config, chain, dataset, encoder)
+    frozen = round(recipe.frozen_fraction * parts.num_epochs(config))
     objective = ReleasedDDVI(model, posterior, _kl(config), recipe.sleep_updates)
-    train = Phase("train", objective, parts._epochs(config), optimisation, frozen=[model.decoder], frozen_epochs=frozen)
+    train = Phase("train", objective, parts.num_epochs(config), optimisation, frozen=[model.decoder], frozen_epochs=frozen)
     return _staged(Experiment(model, posterior, [prior, warmup, train]))
 
 
-def _density(config: Config, dataset: Dataset) -> Experiment:
+def _density(config: Config, dataset: Dataset, build: Callable[[Config, Dataset], Experiment]) -> Experiment:
     """A posterior with a density under the released code's loss."""
     recipe, method = config.recipe, config.method
     unset = not (recipe.defects.standard_normal_top or recipe.defects.unscaled_noise)
     _checks.require(unset, "recipe.defects", "those of a chain only with method=ddvi", method.name)
-    default = parts.build(replace(config, recipe=replace(recipe, name="default", defects=replace(recipe.defects, log_var_twice=False))), dataset)
+    default = build(replace(config, recipe=replace(recipe, name="default", defects=replace(recipe.defects, log_var_twice=False))), dataset)
     samples = method.num_samples if method.objective == "iwae" else 1
     objective = ReleasedELBO(default.model, default.posterior, _kl(config), recipe.prior_weight, samples, recipe.defects.log_var_twice)
-    return replace(default, phases=[Phase("train", objective, parts._epochs(config), parts._optimisation(recipe))])
+    return replace(default, phases=[Phase("train", objective, parts.num_epochs(config), parts.make_optimisation(recipe))])
 
 
 def _kl(config: Config) -> KLSchedule:

@@ -21,11 +21,12 @@ from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.engine.logs import RunLog, read_metrics
 from ddvi_fast.engine.loop import train
 from ddvi_fast.engine.run_folder import RunFolder
-from ddvi_fast.experiments.build import Experiment, augmentation, build
+from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.clock import within_minutes
 from ddvi_fast.experiments.compose import from_dict
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.experiments.evaluate import draw_figures, evaluate
+from ddvi_fast.experiments.parts import Experiment, augmentation
 from ddvi_fast.objectives import Objective
 
 FINAL = "final"
