@@ -24,14 +24,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 450.0  # seconds for everything
 _GRACE = 15.0  # seconds between the end of a part's time and the end of its process
-KIND = "ddvi_fast device check"
-# What a large GPU should reach: case, provider, kind of work, share of the ceiling.
-ROOFLINES = (
-    ("chain N=65536 T=40 D=2 C=2 H=128 ancestral forward", "ours_bf16", "flops", 0.4),
-    ("kde N=8192 M=10000 D=2 forward+backward", "ours", "exponentials", 0.5),
-    ("noise N=16777216 D=2 forward", "ours", "bytes", 0.8),
-)
-SPEEDUPS = {"eager": 50.0, "compiled": 5.0}  # of the training step
 
 
 def main() -> int:
@@ -84,6 +76,7 @@ def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     import torch
 
     from bench.device_parts import PARTS
+    from bench.records import DEVICE_KIND
     from ddvi_fast.engine.run_folder import environment
 
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -106,7 +99,7 @@ def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
             if PARTS[part].alone:
                 results |= _supervise([part], options, Path(folder), start)
     record = {
-        "kind": KIND,
+        "kind": DEVICE_KIND,
         **environment(),
         "command": " ".join(["python3", "bench/device_check.py", *(["--device", options.device] if options.device != "cuda" else [])]),
         "device": name,
@@ -176,38 +169,15 @@ def _word(part: dict[str, Any]) -> str:
 
 
 def _timing_lines(record: dict[str, Any]) -> list[str]:
+    from bench.records import goal_lines, timed_cases
     from bench.report import HEADINGS, rows
 
-    ceilings, timed = _timed(record)
+    ceilings, timed = timed_cases(record)
     if not timed:
         return []
     lines = ["", f"| {' | '.join(HEADINGS)} |", f"| {' | '.join('---' for _ in HEADINGS)} |"]
     lines += [f"| {' | '.join(row)} |" for row in rows({"cases": timed, "ceilings": ceilings})]
     return lines + ([] if record["quick"] else ["", *goal_lines(record)])
-
-
-def _timed(record: dict[str, Any]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The ceilings and what can be held against them."""
-    ceilings = record["parts"].get("ceilings", {}).get("ceilings", {})
-    timed = [case for part in ("training", "timings") for case in record["parts"].get(part, {}).get("cases", []) if "work" in case]
-    return ceilings, timed if ceilings else []
-
-
-def goal_lines(record: dict[str, Any]) -> list[str]:
-    """What a large GPU should reach, and what this one did."""
-    from bench.run import fractions, ratio
-
-    ceilings, timed = _timed(record)
-    lines = []
-    for case in timed:
-        if case["operation"] == "training":
-            reached = {to: ratio(case, "ours", to) for to in SPEEDUPS}
-            lines += [f"- training step: {value:.1f} times {to}, goal {SPEEDUPS[to]:g}" for to, value in reached.items() if value]
-        for name, provider, kind, goal in ROOFLINES:
-            if case["name"] == name and "median" in case["results"].get(provider, {}):
-                share = fractions(case, provider, ceilings)[kind][1]
-                lines.append(f"- {name}, {provider}: {share:.0%} of the ceiling of {kind}, goal {goal:.0%}")
-    return lines
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.problem import PROVIDERS
-from bench.run import KIND, RESULTS, fractions, ratio
+from bench.records import DEVICE_KIND, KIND, RESULTS, fractions, goal_lines, ratio
 
 README = RESULTS.parent.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: written by python -m bench.report -->", "<!-- end of benchmarks -->"
-DEVICE_KIND = "ddvi_fast device check"
 HEADINGS = ("case", "provider", "ms (p20 to p80)", "x eager", "x compiled", "FLOP/s", "bytes/s", "exp/s", "peak memory")
 _UNITS = {"flops": "FLOP/s", "bytes": "B/s", "exponentials": "exp/s"}
 
@@ -144,8 +143,6 @@ def _readme_table(record: dict[str, Any]) -> str:
 
 
 def _device_table(record: dict[str, Any]) -> str:
-    from bench.device_check import goal_lines
-
     lines = [f"{_machine(record)}, `{record['command']}`, commit {str(record.get('commit'))[:10]}:", "", "| check | outcome |", "| --- | --- |"]
     return "\n".join([*lines, *[f"| {name} | {part['summary']} |" for name, part in record["parts"].items()], "", *goal_lines(record)])
 

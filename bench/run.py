@@ -10,7 +10,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -19,14 +18,11 @@ from bench import cases
 from bench.ceilings import measure_ceilings
 from bench.memory import peak_bytes, scaling
 from bench.problem import PROVIDERS, Problem
+from bench.records import KIND, RESULTS
+from bench.report import print_record, write_markdown
 from bench.timing import time_together
 from ddvi_fast import _checks
 from ddvi_fast.engine.run_folder import environment
-
-RESULTS = Path(__file__).resolve().parent / "results"
-KIND = "ddvi_fast benchmark"
-# Which ceiling each kind of work is held against.
-_MATMUL = {"ours_bf16": "matmul_bf16"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,8 +53,6 @@ def main(arguments: Sequence[str]) -> None:
     record = run(options.set, chosen, device, options.providers, options.seconds, memory=not options.no_memory, command=command)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    from bench.report import print_record, write_markdown
-
     print_record(record)
     print(f"written: {path}\nwritten: {write_markdown(path)}")
 
@@ -153,16 +147,3 @@ def _peaks(case: cases.Case, passed: Sequence[str], device: torch.device) -> dic
     except (RuntimeError, OSError) as error:
         print(f"{case.name}: {error}", flush=True)
         return dict.fromkeys(passed)
-
-
-def fractions(case: dict[str, Any], provider: str, ceilings: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """For each kind of work: the rate a second, and its share of the ceiling."""
-    seconds = case["results"][provider]["median"] / 1000
-    limits = {"flops": ceilings[_MATMUL.get(provider, "matmul_float32")], "bytes": ceilings["copy_bytes"], "exponentials": ceilings["exponentials"]}
-    return {kind: (work / seconds, work / seconds / limits[kind]) for kind, work in case["work"].items() if work > 0}
-
-
-def ratio(case: dict[str, Any], provider: str, to: str) -> float | None:
-    """How many times faster than `to` a provider is, or None where one of them was not timed."""
-    times = [case["results"].get(name, {}).get("median") for name in (to, provider)]
-    return times[0] / times[1] if all(times) else None

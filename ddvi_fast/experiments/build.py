@@ -37,12 +37,6 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     objective = parts.make_objective(config, model, posterior)
     before_epoch = parts.make_annealing(config.method.chain, posterior)
     phase = Phase("train", objective, parts.num_epochs(config), parts.make_optimisation(config.recipe), before_epoch=before_epoch)
-        "train",
-        objective,
-        parts.num_epochs(config),
-        parts.make_optimisation(config.recipe),
-        before_epoch=parts.make_annealing(config.method.chain, posterior),
-    )
     return Experiment(model, posterior, [phase])
 
 

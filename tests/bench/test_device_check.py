@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cases, device_check
+from bench import cases, records
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "bench" / "device_check.py"
@@ -50,17 +50,17 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(tmp_path):
 
 def test_goals_are_those_of_cases_that_are_run():
     names = {case.name for case in cases.in_set("device")}
-    assert {name for name, *_ in device_check.ROOFLINES} <= names
+    assert {name for name, *_ in records.ROOFLINES} <= names
 
 
 def test_goals_show_shares_of_ceilings_and_ratios():
     results = {"eager": {"median": 100.0}, "compiled": {"median": 30.0}, "ours": {"median": 2.0}}
     step = {"name": "training N=128 T=40 forward+backward", "operation": "training", "work": {"flops": 1e9}, "results": results}
-    name, provider, kind, _ = device_check.ROOFLINES[1]
+    name, provider, kind, _ = records.ROOFLINES[1]
     density = {"name": name, "operation": "kde", "work": {kind: 1e9}, "results": {provider: {"median": 4.0}}}
     ceilings = {"matmul_float32": 1e12, "matmul_bf16": 1e12, "copy_bytes": 1e12, "exponentials": 1e12}
     record = {"parts": {"ceilings": {"ceilings": ceilings}, "training": {"cases": [step]}, "timings": {"cases": [density]}}}
-    assert device_check.goal_lines(record) == [
+    assert records.goal_lines(record) == [
         "- training step: 50.0 times eager, goal 50",
         "- training step: 15.0 times compiled, goal 5",
         f"- {name}, ours: 25% of the ceiling of exponentials, goal 50%",

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from bench import cases, memory, report, run, timing
+from bench import cases, memory, records, report, run, timing
 from bench.ceilings import measure_ceilings
 from ddvi_fast import cli
 
@@ -79,7 +79,7 @@ def made_record(**changes):
         "results": results,
     }
     return {
-        "kind": run.KIND,
+        "kind": records.KIND,
         "set": "targets",
         "time": "2030-01-02T00:00:00",
         "command": "ddvi-fast bench targets",
@@ -106,7 +106,7 @@ def test_bf16_is_held_against_the_bf16_ceiling():
     record = made_record()
     case = record["cases"][0]
     case["results"]["ours_bf16"] = case["results"]["ours"]
-    assert run.fractions(case, "ours_bf16", record["ceilings"])["flops"] == (1e9, 0.125)
+    assert records.fractions(case, "ours_bf16", record["ceilings"])["flops"] == (1e9, 0.125)
 
 
 def test_the_section_of_the_readme_is_made_of_the_results(tmp_path):
@@ -125,7 +125,7 @@ def test_the_readme_and_the_tables_beside_the_results_are_up_to_date():
     assert report.README.read_text(encoding="utf-8") == report.update_readme(), "run python -m bench.report"
     for path in report.RESULTS.glob("*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record.get("kind") == run.KIND:
+        if record.get("kind") == records.KIND:
             assert path.with_suffix(".md").read_text(encoding="utf-8") == report.markdown(record), "run python -m bench.report"
 
 
