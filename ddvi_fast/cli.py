@@ -19,6 +19,7 @@ USAGE = """usage: ddvi-fast COMMAND [name=value ...]
   reproduce  one of the paper's tables        ddvi-fast reproduce mnist --seeds 3 --epochs 10 --jobs 2
   paper      the released code's command      ddvi-fast paper mnist diff_vae_warmup pinwheel epochs=1   (as ./run.sh)
   settings   every setting with its default
+  data       genotype files into packed stores  ddvi-fast data import FILE --out STORE | info STORE | simulate --out STORE
   bench      speed and memory against plain PyTorch ddvi-fast bench [quick|targets|full] [--threads N] [--output NAME]
 
 Settings are Hydra overrides; `dataset`, `prior`, `method` and `recipe` choose files, `ddvi-fast settings` lists the rest."""
@@ -110,6 +111,12 @@ def _bench(arguments: Sequence[str]) -> None:
     run_benchmarks(arguments)
 
 
+def _data(arguments: Sequence[str]) -> None:
+    from ddvi_fast.genomes.command import main as run_data
+
+    run_data(arguments)
+
+
 def _options(overrides: Sequence[str], defaults: dict[str, str | None]) -> dict[str, str | None]:
     """Plain `name=value` options of a command that takes no configuration."""
     options = dict(defaults)
@@ -127,6 +134,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "reproduce": _reproduce,
     "paper": _paper,
     "settings": _settings,
+    "data": _data,
     "bench": _bench,
 }
 

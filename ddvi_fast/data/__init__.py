@@ -21,10 +21,11 @@ def load(name: str, data_dir: str | Path | None = None, download: bool = False, 
     """Load a data set by name.
 
     Args:
-        name: ``"digits"`` (needs no files), ``"mnist"``, ``"fashion_mnist"`` or ``"cifar10"``.
+        name: ``"digits"`` (needs no files), ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"``, ``"1kg"`` or ``"genomes"`` (simulated, needs no files; both as
+            principal components).
         data_dir: folder of the files; the environment variable ``DDVI_FAST_DATA`` sets the default.
         download: fetch what is missing into `data_dir` (a subset of CIFAR-10 counts as missing).
-        seed: of the split, where the set has none of its own (digits).
+        seed: of the split, where the set has none of its own (digits, genomes), and of the simulation.
         limit: keep the first `limit` training and the first `limit` test examples.
 
     Raises:
@@ -56,9 +57,16 @@ def _cifar10(name: str, data_dir: Path | None, download: bool, seed: int) -> Dat
     return load_cifar10(data_dir)
 
 
+def _genomes(name: str, data_dir: Path | None, download: bool, seed: int) -> Dataset:
+    # Not at the top: reading images should not wait for what genotypes need.
+    from ddvi_fast.data.genotypes import load_1kg, load_simulated
+
+    return load_simulated(seed) if name == "genomes" else load_1kg(data_dir, seed)
+
+
 def _folder(data_dir: str | Path | None) -> Path | None:
     chosen = data_dir or os.environ.get("DDVI_FAST_DATA")
     return Path(chosen).expanduser() if chosen else None
 
 
-DATASETS = {"digits": _digits, "mnist": _idx, "fashion_mnist": _idx, "cifar10": _cifar10}
+DATASETS = {"digits": _digits, "mnist": _idx, "fashion_mnist": _idx, "cifar10": _cifar10, "1kg": _genomes, "genomes": _genomes}

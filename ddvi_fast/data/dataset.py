@@ -110,7 +110,8 @@ class Dataset:
         """The first `limit` training and the first `limit` test examples (all, where there are fewer)."""
         _checks.require(type(limit) is int and limit >= 1, "limit", "an integer of at least 1", limit)
         # Cloned, so that the rest of the data can be freed.
-        fewer = {key: value[:limit].clone() for key, value in vars(self).items() if isinstance(value, Tensor)}
+        per_example = [f"{split}_{kind}" for split in SPLITS for kind in ("inputs", "labels")]
+        fewer = {key: getattr(self, key)[:limit].clone() for key in per_example if getattr(self, key) is not None}
         return replace(self, **fewer)
 
     def _split(self, split: str) -> tuple[Tensor, Tensor | None]:
@@ -156,7 +157,7 @@ def from_arrays(
     _check_labels(train_classes, "labels", len(train), num_classes)
     if test_inputs is None:
         _checks.require(test_labels is None, "test_labels", "None without test_inputs", "labels")
-        train_part, test_part = _random_split(len(train), test_size, seed)
+        train_part, test_part = random_split(len(train), test_size, seed)
         test, train = train[test_part], train[train_part]
         if train_classes is not None:
             train_classes, test_classes = train_classes[train_part], train_classes[test_part]
@@ -170,7 +171,8 @@ def from_arrays(
     return Dataset(name, train, train_classes, test, test_classes, num_classes, scale, shift, value_range, tuple(class_names))
 
 
-def _random_split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
+def random_split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training and of the test examples: a random order, a function of `seed` alone, whose end of `test_size` is the test set."""
     wanted = f"a count from 1 to {size - 1}, or a fraction that leaves both sets at least one of {size} examples"
     _checks.require(type(test_size) in (int, float) and math.isfinite(test_size), "test_size", wanted, test_size)
     count = test_size if isinstance(test_size, int) else round(test_size * size)

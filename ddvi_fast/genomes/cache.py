@@ -1,0 +1,39 @@
+"""Stores that are made once and found again: a folder of the user's, one store for each key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ddvi_fast.genomes.convert import new_folder
+from ddvi_fast.genomes.store import GenotypeStore, is_store
+
+ENVIRONMENT_VARIABLE = "DDVI_FAST_CACHE"
+
+
+def cache_folder() -> Path:
+    """``DDVI_FAST_CACHE``, else ``ddvi_fast`` in ``XDG_CACHE_HOME``, else in ``~/.cache``."""
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
+    return Path(chosen).expanduser() if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddvi_fast"
+
+
+def cached_store(name: str, key: dict[str, Any], make: Callable[[Path], None], cache_dir: str | Path | None = None) -> GenotypeStore:
+    """The store of `key` (plain values), made by ``make(folder)`` where there is none yet.
+
+    Two processes that make it at the same time do not disturb each other: the first to be done is kept.
+    """
+    folder = cache_folder() if cache_dir is None else Path(cache_dir)
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / "genomes" / f"{name}-{digest}"
+    if not is_store(path):
+        try:
+            with new_folder(path) as made:
+                make(made)
+        except OSError:
+            if not is_store(path):
+                raise
+    return GenotypeStore(path)

@@ -1,0 +1,143 @@
+"""Simulated genomes: three continental populations out of Africa and one admixed of them, by msprime.
+
+The demography is that of Browning et al. (2018, PLoS Genetics 14: e1007385), which adds a population admixed 12 generations ago to the
+out-of-Africa history that Gravel et al. (2011, PNAS 108: 11983) fitted to the 1000 Genomes Project. Times are generations ago, sizes are
+diploid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddvi_fast import _checks
+from ddvi_fast.genomes.cache import cached_store
+from ddvi_fast.genomes.convert import new_folder, write_store
+from ddvi_fast.genomes.filters import Filters
+from ddvi_fast.genomes.sources import Block, Source, library
+from ddvi_fast.genomes.store import GenotypeStore
+from ddvi_fast.genomes.tables import SampleTable, VariantTable
+
+POPULATIONS = ("AFR", "EUR", "EAS", "ADMIX")
+CHROMOSOMES = 22
+
+_SIZES = {"AFR": 14_474, "EUR": 34_039, "EAS": 45_852, "ADMIX": 54_664}  # today
+_GROWTH = {"EUR": 0.0038, "EAS": 0.0048, "ADMIX": 0.05}  # a generation
+_OUT_OF_AFRICA, _AFRICA, _ANCESTRAL = 1861, 14_474, 7310
+_ADMIXTURE, _EUROPE_ASIA, _LEAVING, _ANCESTORS = 12, 920, 2040, 5920
+_SHARES = {"AFR": 1 / 6, "EUR": 1 / 3, "EAS": 1 / 2}
+_MIGRATION = {("AFR", "EUR"): 2.5e-5, ("AFR", "EAS"): 0.78e-5, ("EUR", "EAS"): 3.11e-5}
+_MIGRATION_OUT = 15e-5
+_MUTATION, _RECOMBINATION = 2.36e-8, 1e-8  # a base and generation
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What to simulate.
+
+    Args:
+        samples: diploid individuals of each population.
+        segments: unlinked stretches of genome on each of 22 chromosomes.
+        length: base pairs of a segment; recombination within it makes for linkage.
+        min_frequency: smallest frequency of a variant's rarer allele.
+        seed: everything is a function of it (and of msprime's version).
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    samples: int = 100
+    segments: int = 4
+    length: int = 50_000
+    min_frequency: float = 0.02
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "segments", "length"):
+            value = getattr(self, name)
+            _checks.require(type(value) is int and value >= 1, name, "an integer of at least 1", value)
+        _checks.require(0 <= self.min_frequency < 0.5, "min_frequency", "a number from 0 to below 0.5", self.min_frequency)
+        _checks.require(type(self.seed) is int and 0 <= self.seed < 1 << 31, "seed", "an integer in [0, 2^31)", self.seed)
+
+
+def simulated_genomes(simulation: Simulation = Simulation(), cache_dir: str | Path | None = None) -> GenotypeStore:
+    """The store of a simulation: made by msprime the first time (seconds), found in the cache afterwards.
+
+    Its samples carry the label ``population``: one of `POPULATIONS`.
+
+    Args:
+        simulation: what to simulate; by default 400 individuals with some 13,000 variants.
+        cache_dir: where stores are kept; by default the user's cache, see `cache.cache_folder`.
+
+    Raises:
+        InputError: msprime is not installed.
+    """
+    msprime = library("msprime")
+
+    key = {**asdict(simulation), "msprime": msprime.__version__}
+    return cached_store("simulated", key, lambda folder: _fill(msprime, simulation, folder), cache_dir)
+
+
+def write_simulation(simulation: Simulation, out: str | Path, overwrite: bool = False) -> GenotypeStore:
+    """As `simulated_genomes`, into a folder of one's own.
+
+    Raises:
+        InputError: msprime is not installed, or `out` stands already.
+    """
+    msprime = library("msprime")
+    with new_folder(Path(out).expanduser(), overwrite) as folder:
+        _fill(msprime, simulation, folder)
+    return GenotypeStore(out)
+
+
+def _fill(msprime: Any, simulation: Simulation, folder: Path) -> None:
+    filters = Filters(min_frequency=simulation.min_frequency, varying=True)
+    source = Source(Path("msprime"), _samples(simulation), _blocks(msprime, simulation))
+    write_store(source, folder, filters=filters, further={"simulation": asdict(simulation)})
+
+
+def demography(msprime: Any) -> Any:
+    """The demography as msprime's object."""
+    history = msprime.Demography()
+    for name, size in _SIZES.items():
+        history.add_population(name=name, initial_size=size, growth_rate=_GROWTH.get(name, 0.0))
+    for name, size in (("OOA", _OUT_OF_AFRICA), ("AMH", _AFRICA), ("ANC", _ANCESTRAL)):
+        history.add_population(name=name, initial_size=size)
+    for pair, rate in _MIGRATION.items():
+        history.set_symmetric_migration_rate(pair, rate)
+    history.add_admixture(time=_ADMIXTURE, derived="ADMIX", ancestral=list(_SHARES), proportions=list(_SHARES.values()))
+    history.add_population_split(time=_EUROPE_ASIA, derived=["EUR", "EAS"], ancestral="OOA")
+    history.add_symmetric_migration_rate_change(time=_EUROPE_ASIA, populations=["AFR", "OOA"], rate=_MIGRATION_OUT)
+    history.add_population_split(time=_LEAVING, derived=["OOA", "AFR"], ancestral="AMH")
+    history.add_population_split(time=_ANCESTORS, derived=["AMH"], ancestral="ANC")
+    return history
+
+
+def _samples(simulation: Simulation) -> SampleTable:
+    populations = np.repeat(np.array(POPULATIONS, object), simulation.samples)
+    names = [f"{name}{number % simulation.samples + 1:05d}" for number, name in enumerate(populations)]
+    return SampleTable(np.array(names, object), {"population": populations})
+
+
+def _blocks(msprime: Any, simulation: Simulation) -> Iterator[Block]:
+    replicates = msprime.sim_ancestry(
+        samples={name: simulation.samples for name in POPULATIONS},
+        demography=demography(msprime),
+        sequence_length=simulation.length,
+        recombination_rate=_RECOMBINATION,
+        random_seed=simulation.seed + 1,
+        num_replicates=CHROMOSOMES * simulation.segments,
+    )
+    for number, trees in enumerate(replicates):
+        chromosome, segment = divmod(number, simulation.segments)
+        mutated = msprime.sim_mutations(trees, rate=_MUTATION, model="binary", random_seed=(simulation.seed * 7919 + number) % ((1 << 32) - 2) + 1)
+        haplotypes = mutated.genotype_matrix()
+        if len(haplotypes):
+            first = segment * simulation.length + 1
+            rows = [(str(chromosome + 1), first + int(position), ".", "C", "A") for position in mutated.tables.sites.position]
+            # A second mutation at a site may bring the ancestral state back: the model has two states, so counts stay from 0 to 2.
+            yield Block(VariantTable.from_rows(rows), (haplotypes[:, 0::2] + haplotypes[:, 1::2]).astype(np.uint8))
