@@ -21,8 +21,8 @@ def load(name: str, data_dir: str | Path | None = None, download: bool = False, 
     """Load a data set by name.
 
     Args:
-        name: ``"digits"`` (needs no files), ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"``, ``"1kg"`` or ``"genomes"`` (simulated, needs no files; both as
-            principal components).
+        name: ``"digits"`` (needs no files), ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"``, or genotypes as principal components: ``"1kg"``
+            and ``"genomes"`` (simulated, needs no files).
         data_dir: folder of the files; the environment variable ``DDVI_FAST_DATA`` sets the default.
         download: fetch what is missing into `data_dir` (a subset of CIFAR-10 counts as missing).
         seed: of the split, where the set has none of its own (digits, genomes), and of the simulation.

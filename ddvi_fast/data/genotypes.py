@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +66,9 @@ class PackedDataset(Dataset):
         return raw if indices is None else raw[indices]
 
 
-def genotypes_dataset(store: GenotypeStore, labels: str | None = None, *, test_size: int | float = 0.2, seed: int = 0, name: str = "genomes") -> PackedDataset:
+def genotypes_dataset(
+    store: GenotypeStore, labels: str | None = None, *, test_size: int | float = 0.2, seed: int = 0, name: str = "genomes"
+) -> PackedDataset:
     """A store's genotypes, split at random into training and test samples.
 
     Args:

@@ -104,7 +104,8 @@ def apply_filters(staged: Staged, filters: Filters, kept: Kept) -> Kept:
         kept = kept.without("duplicates", variants=_repeated(staged.variants.take(kept.variants)))
     if filters.max_missing is not None:
         missing = staged.counts(kept.variants, kept.samples)[:, 3]
-        kept = kept.without(f"variants missing in more than {filters.max_missing:g} of samples", variants=missing > filters.max_missing * len(kept.samples))
+        reason = f"variants missing in more than {filters.max_missing:g} of samples"
+        kept = kept.without(reason, variants=missing > filters.max_missing * len(kept.samples))
     if filters.max_sample_missing is not None:
         missing = staged.missing_of_samples(kept.variants)[kept.samples]
         reason = f"samples missing more than {filters.max_sample_missing:g} of variants"

@@ -52,19 +52,19 @@ def leading_eigenpairs(
     width = start.shape[1]
     block = basis = torch.linalg.qr(start)[0]
     images = torch.empty_like(basis[:, :0])
-    for products in range(1, max_products + 1):
+    products, converged = 0, False
+    while not converged and products < max_products:
+        products += 1
         images = torch.cat((images, product(block)), dim=1)
         values, vectors, images_of = _ritz(basis, images, width)
         defects = images_of - vectors * values
         residuals = defects.norm(dim=0)
         allowed = (tolerance * values[:count]).clamp_min(min(tolerance, _ROUNDING) * float(values[0]))
-        converged = bool((residuals[:count] <= allowed).all())
+        block = _new_directions(basis, defects, _NOTHING * float(values[0]))
+        # Without a new direction the span is the matrix's own, and its eigenpairs exact.
+        converged = bool((residuals[:count] <= allowed).all()) or not block.shape[1]
         if basis.shape[1] + width > max_blocks * width:
             basis, images = vectors, images_of
-        block = _new_directions(basis, defects, _NOTHING * float(values[0]))
-        if converged or not block.shape[1]:
-            converged = True
-            break
         basis = torch.cat((basis, block), dim=1)
     return Eigenpairs(values[:count], vectors[:, :count], residuals[:count], products, converged)
 

@@ -38,7 +38,8 @@ def read_labels(path: str | Path) -> dict[str, dict[str, str]]:
     for number, row in enumerate(rows, 1 if ending else 2):
         _checks.require(len(row) == len(header), f"{path}, row {number}", f"{len(header)} columns, as in the first row", len(row))
         values = {name: value for place, (name, value) in enumerate(zip(header, row, strict=True)) if place != key}
-        _checks.require(table.setdefault(row[key], values) == values, f"{path}, row {number}", "one row a sample", f"another of {row[key]} with other labels")
+        known = table.setdefault(row[key], values)
+        _checks.require(known == values, f"{path}, row {number}", "one row a sample", f"another of {row[key]} with other labels")
     return table
 
 
@@ -63,7 +64,8 @@ def attach(samples: SampleTable, table: dict[str, dict[str, str]], leave_out: bo
     unlabelled = samples.name[~found]
     named = ", ".join(unlabelled[:_NAMED]) + (", .." if len(unlabelled) > _NAMED else "")
     hint = "leave_out_unlabelled (--leave-out-unlabelled) goes on without them"
-    _checks.require(leave_out or not len(unlabelled), "labels", f"a label for each of {len(samples)} samples", f"none for {len(unlabelled)}: {named}", hint)
+    wanted = f"a label for each of {len(samples)} samples"
+    _checks.require(leave_out or not len(unlabelled), "labels", wanted, f"none for {len(unlabelled)}: {named}", hint)
     rows = np.array([[table.get(name, {}).get(column, "") for column in columns] for name in samples.name], dtype=object)
     return SampleTable(samples.name, {**samples.labels, **{name: rows[:, place] for place, name in enumerate(columns)}}), found
 

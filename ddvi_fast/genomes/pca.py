@@ -112,7 +112,8 @@ class GenotypePCA:
         self._require_fitted()
         _checks.choice(missing, MISSING_CALLS, "missing")
         chosen = _indices(rows, len(store))
-        matrix = StandardisedRows(self._aligned_tile(store, chosen), len(chosen), Scaling(*map(torch.from_numpy, (self.mean_, self.scale_))), self.device)
+        scaling = Scaling(torch.from_numpy(self.mean_), torch.from_numpy(self.scale_))
+        matrix = StandardisedRows(self._aligned_tile(store, chosen), len(chosen), scaling, self.device)
         loadings = torch.from_numpy(self.components_.T.copy())
         if missing == "least_squares":
             return least_squares_scores(matrix, loadings).cpu().numpy()
@@ -157,8 +158,8 @@ class GenotypePCA:
         constant = np.flatnonzero(scaling.scale.numpy() == 0)
         if len(constant) and (not self.drop_constant or len(constant) == store.num_variants):
             hint = "" if len(constant) == store.num_variants else "drop_constant=True leaves them out"
-            first = store.variants.name[constant[0]]
-            _checks.fail("genotypes", "variants that vary among these samples", f"{len(constant)} constant ones of {store.num_variants}, first {first}", hint)
+            got = f"{len(constant)} constant ones of {store.num_variants}, first {store.variants.name[constant[0]]}"
+            _checks.fail("genotypes", "variants that vary among these samples", got, hint)
         return scaling
 
     def _keep(
@@ -206,7 +207,7 @@ def _indices(rows: np.ndarray | list[int] | None, length: int) -> np.ndarray:
     if rows is None:
         return np.arange(length)
     chosen = np.asarray(rows)
-    good = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0 and 0 <= chosen.min() and chosen.max() < length
+    good = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0 and chosen.min() >= 0 and chosen.max() < length
     _checks.require(bool(good), "rows", f"indices from 0 to {length - 1}", f"{chosen.dtype} of shape {list(chosen.shape)}")
     return chosen.astype(np.int64)
 

@@ -46,14 +46,12 @@ class StandardisedRows:
         device: where products are made.
     """
 
-    def __init__(
-        self, tile: Callable[[slice, int, int], Tensor], num_rows: int, scaling: Scaling, device: torch.device | str = "cpu", chunk: int = _TILE_VARIANTS
-    ) -> None:
+    def __init__(self, tile: Callable[[slice, int, int], Tensor], num_rows: int, scaling: Scaling, device: torch.device | str = "cpu") -> None:
         self._tile, self.num_rows, self.num_variants = tile, num_rows, len(scaling.mean)
         self._mean, self._scale = scaling.mean.to(device), scaling.scale.to(device)
         self.device = torch.device(device)
         # Few rows make tiles wide, many make them as narrow as reading rows piece by piece allows.
-        wide = max(chunk, TILE_VALUES // max(1, num_rows))
+        wide = max(_TILE_VARIANTS, TILE_VALUES // max(1, num_rows))
         self._chunk = min(wide - wide % PER_BYTE, -(-self.num_variants // PER_BYTE) * PER_BYTE)
         self._rows = max(1, TILE_VALUES // self._chunk)
         self._buffer = torch.empty(min(num_rows, self._rows) * self._chunk, device=device)

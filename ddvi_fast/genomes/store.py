@@ -132,8 +132,8 @@ def count_codes(store: GenotypeStore, rows: np.ndarray, step: int = 4096) -> np.
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    _checks.require(path.is_dir(), "store", "a folder made by `ddvi-fast data import`", f"{path}, which is {'a file' if path.is_file() else 'missing'}")
-    _checks.require(is_store(path), "store", "a folder made by `ddvi-fast data import`", f"{path}, which is none")
+    is_what = "none" if path.is_dir() else "a file" if path.is_file() else "missing"
+    _checks.require(is_store(path), "store", "a folder made by `ddvi-fast data import`", f"{path}, which is {is_what}")
     header = json.loads((path / HEADER).read_text(encoding="utf-8"))
     _checks.require(header["version"] == VERSION, f"{path}", f"a store of version {VERSION}", header["version"], "import the genotypes again")
     return header

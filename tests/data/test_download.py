@@ -123,5 +123,5 @@ def test_download_needs_a_folder_that_can_be_made(tmp_path, torchvision):
 
 
 def test_unknown_name_gets_the_nearest_ones():
-    with pytest.raises(InputError, match=r"dataset: expected one of digits, mnist, fashion_mnist, cifar10, 1kg, genomes, got 'minst' \(did you mean mnist"):
+    with pytest.raises(InputError, match=r"dataset: expected one of digits, mnist, .*genomes, got 'minst' \(did you mean mnist"):
         load("minst")

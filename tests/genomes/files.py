@@ -81,7 +81,8 @@ def vcf_text(samples: list[str], records: list[list[str]], header: str = HEADER 
 
 
 def vcf_records(data: Genotypes) -> list[list[str]]:
-    return [[c, str(p), n, o, a, ".", "PASS", ".", *(CALLS[code] for code in column)] for (c, p, n, a, o), column in zip(data.variants, data.codes.T)]
+    rows = zip(data.variants, data.codes.T, strict=True)
+    return [[c, str(p), n, o, a, ".", "PASS", ".", *(CALLS[code] for code in column)] for (c, p, n, a, o), column in rows]
 
 
 def write_vcf(data: Genotypes, path: Path, end: str = "\n") -> Path:

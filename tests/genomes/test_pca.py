@@ -13,7 +13,7 @@ from ddvi_fast.genomes.convert import import_genotypes, store_from_codes
 from ddvi_fast.genomes.krylov import leading_eigenpairs
 from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.store import GenotypeStore
-from tests.genomes.files import Genotypes, simulated, write_plink
+from tests.genomes.files import Genotypes, write_plink
 
 
 def dense(codes, training=None):

@@ -19,8 +19,8 @@ def codes_of(rows, count):
 @pytest.mark.parametrize("count", WIDTHS)
 def test_codes_come_back(isa, count):
     codes = codes_of(5, count)
-    bits = np.array([[sum(int(code) << 2 * place for place, code in enumerate(row[start : start + 4])) for start in range(0, count, 4)] for row in codes])
-    packed = torch.from_numpy(bits.astype(np.uint8))
+    bits = [[sum(int(code) << 2 * place for place, code in enumerate(row[start : start + 4])) for start in range(0, count, 4)] for row in codes]
+    packed = torch.tensor(bits, dtype=torch.uint8)
     assert np.array_equal(pack(codes), packed.numpy())
     assert np.array_equal(genotypes.unpack_codes(packed, count).numpy(), codes)
 

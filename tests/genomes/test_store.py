@@ -1,0 +1,147 @@
+"""The store: what is written is read back, memory stays bounded, damage is seen, and nothing is overwritten or left half-done."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from ddvi_fast.genomes import convert
+from ddvi_fast.genomes.convert import import_genotypes, store_from_codes
+from ddvi_fast.genomes.filters import Filters
+from ddvi_fast.genomes.pca import GenotypePCA
+from ddvi_fast.genomes.sources import Block, Source
+from ddvi_fast.genomes.staging import code_counts, frequencies
+from ddvi_fast.genomes.store import GenotypeStore, count_codes
+from ddvi_fast.genomes.tables import SampleTable, VariantTable
+from tests.genomes.files import simulated, write_eigenstrat
+
+
+@pytest.fixture
+def store(tmp_path):
+    return store_from_codes(simulated(23, 41).codes, tmp_path / "store")
+
+
+def test_any_part_can_be_read(store):
+    codes = simulated(23, 41).codes
+    rows = np.array([4, 0, 22])
+    for first, count in ((0, None), (4, 8), (3, 9), (40, 1), (0, 41)):
+        stop = None if count is None else first + count
+        assert np.array_equal(store.genotypes(rows, first, count), codes[rows][:, first:stop])
+    assert store.packed.shape == (23, 11) and store.shape == (23, 41) and len(store) == 23
+    assert "23 samples, 41 variants" in repr(store)
+
+
+def test_counts_and_frequencies(store):
+    codes = simulated(23, 41).codes
+    expected = np.array([[np.sum(column == code) for code in range(4)] for column in codes.T])
+    assert np.array_equal(store.counts, expected) and np.array_equal(code_counts(codes.T), expected)
+    rows = np.arange(5, 17)
+    assert np.array_equal(count_codes(store, rows, step=8), code_counts(codes[rows].T))
+    values = np.where(codes == 3, np.nan, codes.astype(float))
+    np.testing.assert_allclose(frequencies(store.counts), np.nanmean(values, axis=0) / 2)
+
+
+def test_writing_to_the_map_does_not_reach_the_file(store):
+    store.packed[0, 0] ^= 255
+    assert GenotypeStore(store.path).packed[0, 0] != store.packed[0, 0]
+
+
+def test_nothing_is_overwritten_unasked_and_only_stores_are(tmp_path, store, one_line):
+    before = (store.path / "genotypes.bin").read_bytes()
+    other = simulated(5, 6, seed=1)
+    path = write_eigenstrat(other, tmp_path / "other")
+    assert "overwrite" in one_line(lambda: import_genotypes(path, store.path))
+    path.with_suffix(".snp").write_text("broken\n")
+    assert "six fields" in one_line(lambda: import_genotypes(path, store.path, overwrite=True))
+    assert (store.path / "genotypes.bin").read_bytes() == before
+    write_eigenstrat(other, tmp_path / "other")
+    assert import_genotypes(path, store.path, overwrite=True).shape == (5, 6)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("x")
+    assert "something else" in one_line(lambda: import_genotypes(path, tmp_path / "precious", overwrite=True))
+    assert (tmp_path / "precious" / "thesis.tex").exists()
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+
+
+def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
+    path = write_eigenstrat(simulated(5, 6), tmp_path / "a")
+    before = sorted(tmp_path.iterdir())
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "write_tables", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        import_genotypes(path, tmp_path / "store")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_no_store_or_a_damaged_one_is_one_line(tmp_path, store, one_line):
+    assert "missing" in one_line(lambda: GenotypeStore(tmp_path / "nothing"))
+    assert "which is none" in one_line(lambda: GenotypeStore(tmp_path))
+    header = store.path / "store.json"
+    text = header.read_text()
+    header.write_text(text.replace('"version": 1', '"version": 99'))
+    assert "version 1, got 99" in one_line(lambda: GenotypeStore(store.path))
+    header.write_text(text)
+    samples = store.path / "samples.tsv"
+    samples.write_text(samples.read_text()[:-20])
+    assert "samples.tsv" in one_line(lambda: GenotypeStore(store.path).samples)
+    (store.path / "genotypes.bin").write_bytes((store.path / "genotypes.bin").read_bytes()[:-1])
+    assert "253 bytes, got 252" in one_line(lambda: GenotypeStore(store.path))
+
+
+def test_matrices_in_memory_are_checked(tmp_path, one_line):
+    for codes in (np.zeros(3), np.zeros((0, 3)), np.full((2, 2), 4), np.full((2, 2), 0.5), np.full((2, 2), -1)):
+        assert "codes" in one_line(lambda codes=codes: store_from_codes(codes, tmp_path / "bad"))
+    assert "2 labels" in one_line(lambda: store_from_codes(np.zeros((2, 2)), tmp_path / "bad", labels={"a": ["x"]}))
+    assert "no_such" in one_line(lambda: store_from_codes(np.zeros((2, 2)), tmp_path / "good", labels={"a": ["x", "y"]}).labels("no_such"))
+    assert not (tmp_path / "bad").exists()
+
+
+def _many(samples, variants, step=1000):
+    for start in range(0, variants, step):
+        codes = np.random.default_rng(start).integers(0, 3, (step, samples)).astype(np.uint8)
+        yield Block(VariantTable.from_rows([("1", start + i + 1, ".", "A", "C") for i in range(step)]), codes)
+
+
+def test_memory_is_bounded_by_blocks_not_by_genotypes(tmp_path, monkeypatch):
+    """A dense matrix would take 60 MB as bytes and 240 MB as floats; the tables of the variants are not counted."""
+    samples, variants = 2000, 30_000
+    monkeypatch.setattr("ddvi_fast.genomes.sources.BLOCK_CODES", 1 << 20)
+    monkeypatch.setattr("ddvi_fast.genomes.standardise.TILE_VALUES", 1 << 20)
+    # tracemalloc sees numpy's arrays, and this torch's.
+    sizes, empty = [], torch.empty
+
+    def recorded(*arguments, **options):
+        made = empty(*arguments, **options)
+        sizes.append(made.nbytes)
+        return made
+
+    monkeypatch.setattr(torch, "empty", recorded)
+    (tmp_path / "store").mkdir()
+    source = Source(tmp_path, SampleTable.from_names([f"s{i}" for i in range(samples)], tmp_path), _many(samples, variants))
+    tracemalloc.start()
+    convert.write_store(source, tmp_path / "store", filters=Filters(max_missing=0.1, max_sample_missing=0.1, min_frequency=0.01))
+    importing = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    store = GenotypeStore(tmp_path / "store")
+    assert store.shape == (samples, variants) and store.packed.nbytes == 15_000_000
+    tables = variants * 5 * 100
+    assert importing < 30e6 + tables
+    tracemalloc.start()
+    GenotypePCA(2, max_passes=2, tolerance=0.9).fit(store)
+    fitting = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert fitting < 30e6 + tables
+    assert sizes and max(sizes) <= 5e6
+
+
+def test_where_it_came_from_is_told(tmp_path):
+    path = write_eigenstrat(simulated(5, 6), tmp_path / "a")
+    imported = json.loads((import_genotypes(path, tmp_path / "store").path / "import.json").read_text())
+    assert imported["file"] == str(path) and imported["read"] == {"samples": 5, "variants": 6}
