@@ -1,7 +1,8 @@
 """Every benchmark case: an operation at one size, and the sets that `ddvi-fast bench` runs. Time, memory and device runs all read it.
 
 Sets: ``targets`` (the comparisons that this project promises), ``quick`` (every operation once, small), ``full`` (sizes from 128 to 65,536
-rows, latent dimensions 2 and 16, 5 to 100 steps), ``device`` (what fills a large GPU).
+rows, latent dimensions 2 and 16, 5 to 100 steps), ``device`` (what fills a large GPU), ``genomes`` (unpacking genotypes, and their principal
+components against scikit-learn's), ``million`` (components of 2,504 x 1,000,000 genotypes, which a dense matrix would need 10 GB for).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from bench.problem import Problem
 
-SETS = ("quick", "targets", "full", "device")
+SETS = ("quick", "targets", "full", "device", "genomes", "million")
 WITH_BF16 = ("chain", "sleep", "training")  # what has hidden layers
 MODES = {False: "forward", True: "forward+backward"}
 
@@ -25,7 +26,7 @@ class Case:
     """One operation at one size.
 
     Args:
-        operation: a key of `operations.OPERATIONS`, or ``training``.
+        operation: a key of `operations.OPERATIONS`, ``training`` or ``genomes``.
         shape: arguments of its problem.
         backward: forward and backward, or forward alone.
         sets: where it belongs.
@@ -49,6 +50,8 @@ class Case:
     @property
     def providers(self) -> tuple[str, ...]:
         """Who computes it; keys of `problem.PROVIDERS`."""
+        if self.operation == "genomes":
+            return ("eager", "ours") if "genomes" in self.sets else ("ours",)
         return ("eager", "compiled", "ours", *(["ours_bf16"] if self.operation in WITH_BF16 else []))
 
     def build(self, device: torch.device) -> Problem:
@@ -57,6 +60,11 @@ class Case:
             from bench.training import Training
 
             return Training(device, **dict(self.shape))
+        if self.operation == "genomes":
+            from bench import genomes
+
+            shape = dict(self.shape)
+            return (genomes.Components if shape["kind"].startswith("pca") else genomes.Unpacking)(device, **shape)
         from bench.operations import OPERATIONS
 
         return OPERATIONS[self.operation](device, self.backward, **dict(self.shape))
@@ -66,7 +74,7 @@ class Case:
 def all_cases() -> tuple[Case, ...]:
     """All cases, each once, whatever number of sets it belongs to."""
     merged: dict[tuple, Case] = {}
-    for case in (*_targets(), *_quick(), *_full(), *_device()):
+    for case in (*_targets(), *_quick(), *_full(), *_device(), *_genomes()):
         key = (case.operation, case.shape, case.backward)
         known = merged.get(key)
         merged[key] = case if known is None else replace(known, sets=known.sets | case.sets)
@@ -149,3 +157,11 @@ def _device() -> Iterator[Case]:
     yield _case("device", "chain", False, None, **{**large, "D": 16})
     for kind, width in (("bernoulli", 784), ("gaussian", 784), ("binomial", 784), ("gaussian_kl", 16), ("log_mean_exp", 50)):
         yield _case("device", "elbo", True, None, kind=kind, N=65_536, P=width)
+
+
+def _genomes() -> Iterator[Case]:
+    for kind in ("codes", "scaled"):
+        yield _case("genomes", "genomes", False, None, kind=kind, N=2504, M=4096)
+    for kind in ("pca", "pca in 7 passes"):
+        yield _case("genomes", "genomes", False, None, kind=kind, N=2504, M=20_000)
+    yield replace(_case("million", "genomes", False, None, kind="pca", N=2504, M=1_000_000), most_bytes=2 * 10**9)

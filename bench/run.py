@@ -1,6 +1,6 @@
 """Runs a set of cases, prints the table, and writes the record: what `ddvi-fast bench` does.
 
-ddvi-fast bench [quick|targets|full] [--threads N] [--output NAME] [--overwrite]
+ddvi-fast bench [quick|targets|full|genomes|million] [--threads N] [--output NAME] [--overwrite]
 """
 
 from __future__ import annotations

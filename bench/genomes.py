@@ -1,0 +1,135 @@
+"""Genotypes as problems: unpacking 2-bit codes, and principal components of a packed store against scikit-learn's on the dense matrix.
+
+Genotypes are simulated by the Balding-Nichols model: five populations whose allele frequencies differ, made in blocks, so that a million
+variants never stand in memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.problem import Problem, Work
+from ddvi_fast import rng, use_backend
+from ddvi_fast.genomes.convert import new_folder, write_store
+from ddvi_fast.genomes.filters import Filters
+from ddvi_fast.genomes.pca import GenotypePCA
+from ddvi_fast.genomes.sources import Block, Source
+from ddvi_fast.genomes.store import GenotypeStore
+from ddvi_fast.genomes.tables import SampleTable, VariantTable
+from ddvi_fast.genomes.unpack import packed_width, unpack, unpack_scaled
+
+POPULATIONS, DIFFERENTIATION = 5, 0.05
+COMPONENTS = 20
+QUICK = "pca in 7 passes"
+FLOAT = 4  # bytes
+_BLOCK = 4096
+_RANDOMISED_PASSES = 7  # of scikit-learn's randomised solver, for so few components
+_CHECKED_ROWS = 64
+_ANGLE = 1e-3  # how far the cosine between a leading component and scikit-learn's may be from 1
+
+
+class Unpacking(Problem):
+    """Packed rows of N samples at M variants to bytes (``codes``), or to standardised float32 (``scaled``)."""
+
+    def __init__(self, device: torch.device, N: int, M: int, kind: str) -> None:
+        super().__init__(device, backward=False)
+        words = rng.words(rng.Draws(1), (N, packed_width(M)), rng.OBSERVATION)
+        self.packed = (words & 255).to(torch.uint8).to(device)
+        self.count, self.kind = M, kind
+        self.centre = rng.uniform(rng.Draws(2), (1, M), rng.OBSERVATION)[0].to(device)
+        self.out = torch.empty(N, M, device=device) if kind == "scaled" else None
+        self.work = Work(bytes=self.packed.numel() + N * M * (1 if kind == "codes" else FLOAT))
+
+    def provider(self, name: str) -> Callable[[], object]:
+        plain = name != "ours"
+
+        def call() -> Tensor:
+            with use_backend("reference" if plain else "auto"):
+                return self._run(self.packed, self.out)
+
+        return call
+
+    def check(self, name: str) -> None:
+        rows, places = self.packed[:_CHECKED_ROWS], torch.arange(self.count, device=self.device)
+        codes = rows[:, places // 4] // 4 ** (places % 4) % 4
+        exact = codes if self.kind == "codes" else torch.where(codes == 3, 0, (codes - self.centre) * (1 + self.centre))
+        with use_backend("reference" if name != "ours" else "auto"):
+            torch.testing.assert_close(self._run(rows, None), exact.to(torch.uint8 if self.kind == "codes" else torch.float32))
+
+    def _run(self, packed: Tensor, out: Tensor | None) -> Tensor:
+        if self.kind == "codes":
+            return unpack(packed, self.count)
+        return unpack_scaled(packed, self.centre, 1 + self.centre, None, out)
+
+
+class Components(Problem):
+    """Twenty principal components of N samples at M variants, against scikit-learn on the dense standardised matrix in float32.
+
+    Like with like: ``pca`` goes on until every component has converged, as scikit-learn's Lanczos solver does, and ``pca in 7 passes`` does as
+    many as its randomised solver does by default, after which components in a flat spectrum are still far from converged.
+    """
+
+    def __init__(self, device: torch.device, N: int, M: int, kind: str) -> None:
+        super().__init__(device, backward=False)
+        self.passes = _RANDOMISED_PASSES if kind == QUICK else None
+        self._folder = tempfile.TemporaryDirectory(prefix="ddvi_fast_bench_")
+        self.store = simulated_store(Path(self._folder.name) / "store", N, M)
+        # At the least the store is read once; how many passes there are is for the method to find.
+        self.work = Work(bytes=self.store.packed.nbytes)
+
+    def provider(self, name: str) -> Callable[[], object]:
+        return self._ours if name == "ours" else self._dense
+
+    def check(self, name: str) -> None:
+        if name != "ours" or self.store.packed.nbytes > 1 << 26:
+            return  # scikit-learn is the yardstick, and too large for a dense matrix means too large for a comparison
+        leading = POPULATIONS - 1
+        ours, dense = self._ours()[:, :leading], self._dense()[:, :leading]
+        cosines = np.abs((ours * dense).sum(0)) / np.linalg.norm(ours, axis=0) / np.linalg.norm(dense, axis=0)
+        assert cosines.min() > 1 - _ANGLE, f"components differ from scikit-learn's: cosine {cosines.min():.6f}"
+
+    def _ours(self) -> np.ndarray:
+        if self.passes is None:
+            return GenotypePCA(COMPONENTS, device=self.device).fit_transform(self.store)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it did not converge
+            return GenotypePCA(COMPONENTS, max_passes=self.passes, device=self.device).fit_transform(self.store)
+
+    def _dense(self) -> np.ndarray:
+        from sklearn.decomposition import PCA
+
+        codes = self.store.genotypes()
+        frequency = codes.mean(0, dtype=np.float64) / 2
+        scale = np.sqrt(2 * frequency * (1 - frequency))
+        dense = ((codes - (2 * frequency).astype(np.float32)) / scale.astype(np.float32)).astype(np.float32)
+        return PCA(COMPONENTS, svd_solver="arpack" if self.passes is None else "randomized", random_state=0).fit_transform(dense)
+
+
+def simulated_store(path: Path, samples: int, variants: int) -> GenotypeStore:
+    """A store of the Balding-Nichols model without missing calls."""
+    names = SampleTable.from_names([f"s{number}" for number in range(samples)], path)
+    with new_folder(path) as folder:
+        write_store(Source(path, names, _blocks(samples, variants)), folder, filters=Filters())
+    return GenotypeStore(path)
+
+
+def _blocks(samples: int, variants: int) -> Iterator[Block]:
+    spread = (1 - DIFFERENTIATION) / DIFFERENTIATION
+    group = np.arange(samples) % POPULATIONS
+    for start in range(0, variants, _BLOCK):
+        count = min(_BLOCK, variants - start)
+        generator = np.random.default_rng(start)
+        base = generator.uniform(0.05, 0.95, (count, 1))
+        frequency = generator.beta(base * spread, (1 - base) * spread, (count, POPULATIONS)).astype(np.float32)[:, group]
+        codes = (generator.random((count, samples), np.float32) < frequency).astype(np.uint8)
+        codes += generator.random((count, samples), np.float32) < frequency
+        codes[:, 0], codes[:, 1] = 0, 1  # nothing is constant
+        rows = [(str(1 + (start + i) * 22 // variants), start + i + 1, ".", "A", "C") for i in range(count)]
+        yield Block(VariantTable.from_rows(rows), codes)
