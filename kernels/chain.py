@@ -8,15 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels import chain_backward, weight_gradient
+from ddvi_fast.kernels.chain_backward import backward
 from ddvi_fast.kernels.chain_options import HIDDEN, PRODUCTS, Sizes, forward_options
 from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, unusable
 from ddvi_fast.kernels.network import bias_relu, hidden_product, load_matrix, narrow, run_forward, widen
 from ddvi_fast.kernels.rng import draw_index, step_noise
 
 __all__ = ["backward", "compilations", "forward", "unsupported"]
-
-backward = chain_backward.backward
 
 
 @triton.jit
@@ -170,14 +168,12 @@ _TYPES = {
 
 
 def compilations() -> Iterator[Compilation]:
-    """Representative variants of every kernel of the chain."""
+    """Representative variants of the forward kernel; the other modules list theirs."""
     for arch in ARCHITECTURES:
         for precision in ("float32", "bf16"):
             for hidden in HIDDEN:
                 for latent in (2, 16):
                     yield _forward_compilation(arch, Sizes(1, 128, latent, 2, hidden, 40), precision)
-    yield from chain_backward.compilations()
-    yield from weight_gradient.compilations()
 
 
 def _forward_compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:
@@ -186,7 +182,7 @@ def _forward_compilation(arch: int, sizes: Sizes, precision: str) -> Compilation
     keep = options.pop("KEEP")
     low = POINTERS[PRODUCTS[precision][0]]
     types = _TYPES | {"hidden": low} | ({} if keep else {"scratch": low})
-    name = f"chain forward D={sizes.latent} H={sizes.hidden} {precision}"
+    name = f"forward D={sizes.latent} H={sizes.hidden} {precision}"
     absent = {"noise": None} | ({"scratch": None} if keep else {})
     values = {**absent, **sizes.constexprs(True, precision, dots=not keep), **options}
     return compilation(name, _forward_kernel, types, values, num_warps=warps, num_stages=stages, architectures=(arch,))

@@ -62,9 +62,7 @@ def recompute_kernel(
         tl.store(outputs + (group * entries + i * rows_here + within)[:, None] * D + columns[None, :], output, inside)
 
 
-@triton.jit(
-    do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "row_begin", "rows_here", "step_begin", "steps_here"]
-)
+@triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "row_begin", "rows_here", "step_begin", "steps_here"])
 def backward_kernel(
     first, hidden, last, coefficients, noise, state, trajectory,
     d_path, d_trajectory, carried, d_context, d_noise, low, wide, outputs, d_outputs, table_sums, coefficient_sums,
@@ -105,7 +103,7 @@ def backward_kernel(
     index = row
     if state is not None:
         index = draw_index(state, offset, row, rows_per_sample)
-    for i in range(steps_here):
+    for i in tl.range(steps_here, disable_licm=True):
         step = step_begin + i
         k = coefficients + 5 * step
         if d_trajectory is not None:
@@ -183,7 +181,7 @@ def backward(
     sums = WeightGradient(sizes, precision, y_T)
     of_weights = any(needed[2:7])
     arch = architecture(y_T.device)
-    once, options = one_step_options(arch, precision), backward_options(arch, precision)
+    once, options = one_step_options(arch, precision), backward_options(precision)
     fixed = sizes.constexprs(residual, precision, dots=True)
     low_hidden = hidden.to(PRODUCTS[precision][0])
     row_size, step_size = sums.piece_sizes(options["BN"])
@@ -228,10 +226,10 @@ def compilations() -> Iterator[Compilation]:
         sizes = Sizes(1, 128, latent, 2, hidden, 40)
         for name, kernel, options, values in (
             ("recompute", recompute_kernel, one_step_options(arch, precision), {}),
-            ("backward", backward_kernel, backward_options(arch, precision), {"noise": None, "d_trajectory": None, "d_noise": None, "NOISY": True}),
+            ("backward", backward_kernel, backward_options(precision), {"noise": None, "d_trajectory": None, "d_noise": None, "NOISY": True}),
         ):
             launch = {key: options.pop(key) for key in ("num_warps", "num_stages")}
             values = {**values, **sizes.constexprs(True, precision, dots=True), **options}
             low = POINTERS[PRODUCTS[precision][0]]
-            name = f"chain {name} D={latent} H={hidden} {precision}"
+            name = f"{name} D={latent} H={hidden} {precision}"
             yield compilation(name, kernel, _TYPES | {"hidden": low, "low": low}, values, **launch, architectures=(arch,))

@@ -75,9 +75,7 @@ def load_matrix(matrix, H: tl.constexpr):
 
 
 @triton.jit
-def streamed_product(
-    x, matrix, present, begin, TURNED: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PRODUCT: tl.constexpr
-):
+def streamed_product(x, matrix, present, begin, TURNED: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PRODUCT: tl.constexpr):
     """Columns `begin` to `begin + BH - 1` of `x @ W^T`, or of `x @ W` if TURNED, float32 [BN, BH], both factors read from memory.
 
     `x` [BN, H] is a pointer to rows that this program wrote before its last barrier; only the `present` ones are read.
@@ -120,17 +118,17 @@ def run_forward(
     activation (may be None). `bias` points to a row [4, H] of the time table, or [BN, 1] to each row's own.
     """
     tl.debug_barrier()  # a pass before this one may have to read its planes to the end
-    for j in range(0, H, BH):
+    for j in tl.range(0, H, BH, disable_licm=True):
         tile = widen(y, first + j * (D + C), D + C, 1, D, D_PAD, BH)
         if C > 0:
             tile += widen(c, first + j * (D + C) + D, D + C, 1, C, C_PAD, BH)
         store_columns(x1, bias_relu(tile, bias + j, BH), present, j, H, BH)
     tl.debug_barrier()
-    for j in range(0, H, BH):
+    for j in tl.range(0, H, BH, disable_licm=True):
         tile = streamed_product(x1, hidden, present, j, False, H, BH, BK, PRODUCT)
         store_columns(x2, bias_relu(tile, bias + (H + j), BH), present, j, H, BH)
     tl.debug_barrier()
-    for j in range(0, H, BH):
+    for j in tl.range(0, H, BH, disable_licm=True):
         tile = bias_relu(streamed_product(x2, hidden + H * H, present, j, False, H, BH, BK, PRODUCT), bias + (2 * H + j), BH)
         if x3 is not None:
             store_columns(x3, tile, present, j, H, BH)
@@ -139,7 +137,7 @@ def run_forward(
         store_columns(summed, tile, present, j, H, BH)  # in place, if so: what replaces an element depends on it
     tl.debug_barrier()
     output = tl.zeros((present.shape[0], D_PAD), tl.float32)
-    for j in range(0, H, BH):
+    for j in tl.range(0, H, BH, disable_licm=True):
         tile = bias_relu(streamed_product(summed, hidden + 2 * H * H, present, j, False, H, BH, BK, PRODUCT), bias + (3 * H + j), BH)
         if x4 is not None:
             store_columns(x4, tile, present, j, H, BH)
@@ -160,23 +158,23 @@ def run_backward(
     (may be None) gets their sums over rows.
     """
     tl.debug_barrier()
-    for j in range(0, H, BH):
+    for j in tl.range(0, H, BH, disable_licm=True):
         d = widen(d_output, last + j, 1, H, D, D_PAD, BH)
         _store_gradient(d4, d, x4, sums, 3, present, j, H, BH)
     tl.debug_barrier()
-    for j in range(0, H, BH):
+    for j in tl.range(0, H, BH, disable_licm=True):
         d = streamed_product(d4, hidden + 2 * H * H, present, j, True, H, BH, BK, PRODUCT)
         if RESIDUAL:
             store_columns(d1, d, present, j, H, BH)
         _store_gradient(d3, d, x3, sums, 2, present, j, H, BH)
     tl.debug_barrier()
-    for j in range(0, H, BH):
+    for j in tl.range(0, H, BH, disable_licm=True):
         d = streamed_product(d3, hidden + H * H, present, j, True, H, BH, BK, PRODUCT)
         _store_gradient(d2, d, x2, sums, 1, present, j, H, BH)
     tl.debug_barrier()
     d_y = tl.zeros((present.shape[0], D_PAD), tl.float32)
     d_c = tl.zeros((present.shape[0], C_PAD), tl.float32)
-    for j in range(0, H, BH):
+    for j in tl.range(0, H, BH, disable_licm=True):
         d = streamed_product(d2, hidden, present, j, True, H, BH, BK, PRODUCT)
         if RESIDUAL:
             d += load_columns(d1, present, j, H, BH)

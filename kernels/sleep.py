@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels import sleep_backward
 from ddvi_fast.kernels.chain_options import HIDDEN, PRODUCTS, Sizes, one_step_options
 from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, unusable
 from ddvi_fast.kernels.network import run_forward
@@ -35,7 +34,7 @@ def _forward_kernel(
     last += group * D * H
     last_bias += group * D
     scratch += (group * tl.num_programs(0) + tl.program_id(0)) * 2 * BN * H
-    for tile in range(tl.program_id(0), tl.cdiv(rows, BN), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, BN), tl.num_programs(0), disable_licm=True):
         local = tile * BN + tl.arange(0, BN)
         row, alive = group * rows + local, local < rows
         clean, eps, step, signal, deviation, c0, c1, weight, _, inside = noised(
@@ -101,10 +100,9 @@ _TYPES = {
 
 
 def compilations() -> Iterator[Compilation]:
-    """Representative variants of every kernel of the regression."""
+    """Representative variants of the forward kernel."""
     for arch, precision, hidden, latent in itertools.product(ARCHITECTURES, ("float32", "bf16"), HIDDEN, (2, 16)):
         yield _forward_compilation(arch, Sizes(1, 128, latent, 2, hidden, 40), precision)
-    yield from sleep_backward.compilations()
 
 
 def _forward_compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:
@@ -112,6 +110,6 @@ def _forward_compilation(arch: int, sizes: Sizes, precision: str) -> Compilation
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
     low = POINTERS[PRODUCTS[precision][0]]
     values = {"noise": None, **constexprs(sizes, True, precision, "huber"), **options}
-    name = f"sleep forward D={sizes.latent} H={sizes.hidden} {precision}"
+    name = f"forward D={sizes.latent} H={sizes.hidden} {precision}"
     types = _TYPES | {"hidden": low, "scratch": low}
     return compilation(name, _forward_kernel, types, values, num_warps=warps, num_stages=stages, architectures=(arch,))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddvi_fast.kernels.chain_options import HIDDEN, PRODUCTS, SCRATCH_BYTES, Sizes, one_step_options
 from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, splits_of
-from ddvi_fast.kernels.network import run_backward, run_forward
+from ddvi_fast.kernels.network import hidden_product, run_backward, run_forward
 from ddvi_fast.kernels.regression import constexprs, context_tile, noised, penalty, slope
 from ddvi_fast.kernels.weight_gradient import WeightGradient
 
@@ -114,7 +114,7 @@ def by_step_kernel(
         entry = start + tl.arange(0, BK)
         step = tl.load(t + group * rows + row_begin + entry, entry < end, -1)
         x = tl.load(values + entry[:, None] * WIDTH + across[None, :], (entry < end)[:, None] & (across < WIDTH)[None, :], 0.0)
-        total = tl.dot((at[:, None] == step[None, :]).to(x.dtype), x, total, input_precision=PRODUCT)
+        total = hidden_product(tl.where(at[:, None] == step[None, :], 1.0, 0.0).to(x.dtype), x, total, PRODUCT)
     out = partial + (((part * tl.num_programs(2) + group) * steps + at[:, None]) * layers + plane) * WIDTH + across[None, :]
     mask = (at < steps)[:, None] & (across < WIDTH)[None, :]
     tl.store(out, tl.load(out, mask, 0.0) + total, mask)
@@ -229,7 +229,7 @@ def _compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
     low = POINTERS[PRODUCTS[precision][0]]
     values = {"noise": None, "d_x0": None, "d_noise": None, **constexprs(sizes, True, precision, "huber"), **options}
-    name = f"sleep backward D={sizes.latent} H={sizes.hidden} {precision}"
+    name = f"backward D={sizes.latent} H={sizes.hidden} {precision}"
     return compilation(name, backward_kernel, _TYPES | {"hidden": low, "low": low}, values, num_warps=warps, num_stages=stages, architectures=(arch,))
 
 
@@ -239,5 +239,5 @@ def _by_step_compilation(values: str, width: int, product: str) -> Compilation:
     numbers = ("rows", "row_begin", "entries", "slice_size", "steps", "group_stride", "layers")
     types = {"values": values, "t": "*i64", "partial": "*fp32"} | dict.fromkeys(numbers, "i32")
     constants = {"WIDTH": width, "BM": min(64, max(16, triton.next_power_of_2(width))), "PRODUCT": product, **options}
-    name = f"sleep sums by step {width} columns {values[1:]}"
+    name = f"sums by step {width} columns {values[1:]}"
     return compilation(name, by_step_kernel, types, constants, num_warps=warps, num_stages=stages)

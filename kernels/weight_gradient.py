@@ -172,9 +172,9 @@ def compilations() -> Iterator[Compilation]:
             options = hidden_options(hidden, dtype)
             launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
             types = {"low": POINTERS[dtype], "partial": "*fp32", "entries": "i32", "slice_size": "i32"}
-            yield compilation(f"weight gradient H={hidden} {precision}", hidden_kernel, types, {"H": hidden, "PRODUCT": product, **options}, **launch)
+            yield compilation(f"hidden H={hidden} {precision}", hidden_kernel, types, {"H": hidden, "PRODUCT": product, **options}, **launch)
         for latent in (2, 16):
             options = dict(ENDS_OPTIONS)
             launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
             values = {**ends_constexprs(Sizes(1, 128, latent, 2, hidden, 40)), **options}
-            yield compilation(f"weight gradient of ends D={latent} H={hidden}", ends_kernel, integers | pointers, values, **launch)
+            yield compilation(f"ends D={latent} H={hidden}", ends_kernel, integers | pointers, values, **launch)
