@@ -1,1 +1,10 @@
 """Genotypes: readers of PLINK, VCF and EIGENSTRAT files into one packed store, filters, principal components, simulated genomes."""
+
+from ddvi_fast.genomes.align import align
+from ddvi_fast.genomes.convert import import_genotypes, store_from_codes
+from ddvi_fast.genomes.filters import Filters
+from ddvi_fast.genomes.pca import GenotypePCA
+from ddvi_fast.genomes.simulate import Simulation, simulated_genomes
+from ddvi_fast.genomes.store import GenotypeStore
+
+__all__ = ["Filters", "GenotypePCA", "GenotypeStore", "Simulation", "align", "import_genotypes", "simulated_genomes", "store_from_codes"]
