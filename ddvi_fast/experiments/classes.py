@@ -146,7 +146,7 @@ def _over_classes(config: Config, model: LatentVariableModel, posterior: ClassCo
         weight = {} if method.weight is None else {"weight": method.weight}
         return AdversarialSemiSupervised(model, posterior, discriminator, labelled, weights, **weight)
     kl = KLSchedule(recipe.kl.kind, method.beta * recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
-    guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score)
+    guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score, recipe.prior_max_score_fraction)
     sleep = parts.make_sleep(method) if method.objective == "ddvi" else None
     return SemiSupervised(model, posterior, labelled, kl, guide, weights, sleep, method.num_samples)
 

@@ -65,6 +65,8 @@ class SleepConfig:
     loss: str = "kl"  # kl, or the squared, absolute or huber error of the prediction
     alternating: bool = False  # separate sleep updates instead of one joint update
     num_updates: int = 1  # sleep updates a batch, when alternating
+    mixed: float = 0.0  # share of the fantasies whose chain sees another's context at steps of little noise; not with classes
+    mixed_noise: float = 0.05  # ratio of noise to signal up to which a step has little noise
 
 
 @dataclass
@@ -140,6 +142,7 @@ class RecipeConfig:
     prior_blur: float = 0.3  # width by which the prior is blurred at first
     prior_blur_fraction: float = 0.6  # of the epochs by which the blur is gone
     prior_max_score: float | None = 200.0  # limit of each sample's gradient of log p(z); null for none
+    prior_max_score_fraction: float = 1.0  # of the epochs in which that limit holds
     match_prior: bool = True  # start the encoder's means with the prior's centre and spread
     defects: DefectsConfig = field(default_factory=DefectsConfig)
     context_dropout: float | None = None  # rate of the context networks; the encoder's if null

@@ -106,7 +106,7 @@ def make_diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder
 def make_objective(config: Config, model: LatentVariableModel, posterior: Posterior) -> Objective:
     method, recipe = config.method, config.recipe
     kl = KLSchedule(recipe.kl.kind, method.beta * recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
-    guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score)
+    guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score, recipe.prior_max_score_fraction)
     if method.objective == "iwae":
         return IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, kl, guide)
     _checks.require(not method.doubly_reparametrised, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
@@ -135,7 +135,7 @@ def _elbo(config: Config, model: LatentVariableModel, posterior: Posterior, kl: 
 
 def make_sleep(method: MethodConfig) -> Sleep:
     sleep = method.sleep
-    return Sleep(sleep.weight, sleep.top_weight, sleep.loss, sleep.alternating, sleep.num_updates)
+    return Sleep(sleep.weight, sleep.top_weight, sleep.loss, sleep.alternating, sleep.num_updates, mixed=sleep.mixed, mixed_noise=sleep.mixed_noise)
 
 
 def make_optimisation(recipe: RecipeConfig) -> Optimisation:

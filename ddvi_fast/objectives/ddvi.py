@@ -16,6 +16,8 @@ from ddvi_fast.objectives.iwae import IWAE
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.rng import Draws
 
+_OTHERS = 1 << 16  # importance samples between a fantasy and the one whose context it may be given: no update reaches that far
+
 
 @dataclass(frozen=True)
 class Sleep:
@@ -29,6 +31,10 @@ class Sleep:
         alternating: separate sleep updates of the posterior after each wake update, instead of one joint update.
         num_updates: sleep updates a batch, when alternating.
         batch_factor: fantasies for each row of the batch.
+        mixed: share of the fantasies whose chain sees the context of another one at the steps of little noise. There `y_t` alone tells
+            where `z` is, and `p(x | z)` hardly varies over what is left open; a chain that looks at `x` all the same goes astray with
+            the contexts of unseen data.
+        mixed_noise: ratio of noise to signal at `y_t` up to which a step has little noise.
     """
 
     weight: float = 0.2
@@ -37,11 +43,15 @@ class Sleep:
     alternating: bool = False
     num_updates: int = 1
     batch_factor: int = 1
+    mixed: float = 0.0
+    mixed_noise: float = 0.05
 
     def __post_init__(self) -> None:
         _checks.choice(self.loss, (*ops.LOSSES, "kl"), "sleep.loss")
         for name in ("weight", "top_weight"):
             _checks.require(getattr(self, name) >= 0, f"sleep.{name}", "a number of at least 0", getattr(self, name))
+        _checks.require(0 <= self.mixed <= 1, "sleep.mixed", "a share from 0 to 1", self.mixed)
+        _checks.require(self.mixed_noise > 0, "sleep.mixed_noise", "a positive number", self.mixed_noise)
         for name in ("num_updates", "batch_factor"):
             _checks.require(getattr(self, name) >= 1, f"sleep.{name}", "at least 1", getattr(self, name))
         _checks.require(self.alternating or self.num_updates == 1, "sleep.num_updates", "1 unless sleep.alternating is true", self.num_updates)
@@ -108,12 +118,24 @@ class DDVI(Objective):
         values, weights = {}, {}
         with fixed_statistics(self.posterior):  # fantasies are not data
             if self.sleep.weight > 0:
-                context = self.posterior.encode_context(x, draws)
+                context = self._mixed(self.posterior.encode_context(x, draws), t, like, draws)
                 values["sleep"], weights["sleep"] = self._chain_loss(context, z, t, draws), self.sleep.weight
             if self.sleep.top_weight > 0:
                 top = self.posterior.encode_top(x, draws)
                 values["sleep_top"], weights["sleep_top"] = -self.posterior.top_log_prob(*top, z, draws), self.sleep.top_weight
         return Terms(values, weights)
+
+    def _mixed(self, context: Tensor | None, t: Tensor, like: Tensor, draws: Draws) -> Tensor | None:
+        """`context` [N, C], with that of other fantasies in some of the rows whose step `t` [N] has little noise."""
+        if context is None or self.sleep.mixed == 0:
+            return context
+        draws = draws.importance(_OTHERS)
+        x = self.wake.model.simulate(len(t), draws, like).x
+        others = self.posterior.encode_context(x.view(len(x), *like.shape[1:]), draws)
+        schedule = self.posterior.schedule.detach()
+        little = schedule.noise_variances <= self.sleep.mixed_noise**2 * schedule.alpha_bars
+        chosen = rng.uniform(draws, (len(t), 1), rng.TIME, device=t.device) < self.sleep.mixed
+        return torch.where(chosen & little[t].unsqueeze(1), others, context)
 
     def _chain_loss(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
         if self.sleep.loss == "kl":

@@ -144,6 +144,7 @@ class SemiSupervised(Objective):
             family = posterior.family
             _checks.require(isinstance(family, ClassDiffusion), "sleep", "None without a diffusion posterior", type(family).__name__)
             _checks.require(not sleep.alternating, "sleep.alternating", "false, for classes", True)
+            _checks.require(sleep.mixed == 0, "sleep.mixed", "0, for classes", sleep.mixed)
         self.model, self.posterior, self.labelled, self.kl, self.guide = model, posterior, labelled, kl, guide
         self.weights, self.sleep, self.num_samples = weights, sleep, num_samples
 

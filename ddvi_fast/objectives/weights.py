@@ -56,22 +56,26 @@ class PriorGuide:
     """How the prior's density enters while training; bounds that are reported always use the prior itself.
 
     A thin prior gives latents beside it a KL of thousands of nats and a score to match, from which a posterior only recoils. So
-    the prior is blurred early in a phase, and no sample's score may exceed a limit.
+    the prior is blurred early in a phase, and no sample's score may exceed a limit. A limited score is not the bound's gradient: it
+    lets a share of the samples stay beside the prior for good, so the limit is lifted where latents have settled.
 
     Args:
         blur: width of the blur, falling in 40 stairs to a hundredth of it and then to nothing.
         fraction: of the phase by which the blur is gone.
         max_score: limit of the norm of each sample's `d log p(z) / dz`; None for none.
+        max_score_fraction: of the phase in which that limit holds.
     """
 
     blur: float = 0.0
     fraction: float = 0.5
     max_score: float | None = None
+    max_score_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         _checks.require(self.blur >= 0, "prior_blur", "a width of at least 0", self.blur)
         _checks.require(0 < self.fraction <= 1, "prior_blur_fraction", "a number in (0, 1]", self.fraction)
         _checks.require(self.max_score is None or self.max_score > 0, "prior_max_score", "None or a positive number", self.max_score)
+        _checks.require(0 <= self.max_score_fraction <= 1, "prior_max_score_fraction", "a number in [0, 1]", self.max_score_fraction)
 
     def width(self, fraction: float) -> float:
         """The blur's width at `fraction` of the phase."""
@@ -82,14 +86,23 @@ class PriorGuide:
     def _width_at(self, progress: Progress) -> float:
         return self.width(progress.fraction)
 
+    def limit(self, fraction: float) -> float:
+        """The limit of a score at `fraction` of the phase, infinite where there is none."""
+        lifted = self.max_score_fraction < 1 and fraction >= self.max_score_fraction
+        return math.inf if self.max_score is None or lifted else self.max_score
+
+    def _limit_at(self, progress: Progress) -> float:
+        return self.limit(progress.fraction)
+
     def log_prob(self, prior: Prior, z: Tensor, progress: Progress, labels: Tensor | None = None) -> Tensor:
         """log p(z), or log p(z | labels), in nats under the blurred prior, [..., D] -> [...], its gradient to `z` limited."""
         prior = prior.blurred(progress.fixed(self._width_at))
-        if self.max_score is None or not torch.is_grad_enabled():
+        limit = progress.fixed(self._limit_at)
+        if math.isinf(limit) or not torch.is_grad_enabled():
             return prior.log_prob(z, labels)
         leaf = z.detach().requires_grad_()
         log_prob = prior.log_prob(leaf, labels)
         (score,) = torch.autograd.grad(log_prob.sum(), leaf, retain_graph=True)
-        limited = score * (self.max_score / score.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+        limited = score * (limit / score.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
         # The added term is zero; its gradient is the limited score.
         return log_prob + ((z - z.detach()) * limited).sum(-1)

@@ -41,6 +41,25 @@ def test_sleep_terms_are_the_posteriors_on_fantasies():
     torch.testing.assert_close(terms.values["sleep_top"], -ddvi.posterior.top_log_prob(*ddvi.posterior.encode_top(fantasies, draws), z, draws))
 
 
+def test_fine_steps_of_a_share_of_the_fantasies_see_anothers_context(monkeypatch):
+    plain, rows, draws = objective(Sleep(1.0, 0.0)), 4000, Draws(1, 10)
+    schedule = plain.posterior.schedule
+    ratios = (schedule.noise_variances / schedule.alpha_bars).sqrt()
+    limit = float(ratios[1:3].mean())  # between the second and the third step
+    contexts = {}
+    for mixed in (0.0, 0.3, 1.0):
+        ddvi, x = objective(Sleep(1.0, 0.0, mixed=mixed, mixed_noise=limit)), observations(5).repeat(rows // 5, 1)
+        with monkeypatch.context() as patch:
+            keep = lambda context, z, t, draws, loss, mixed=mixed: contexts.__setitem__(mixed, (context, t)) or z.sum(-1)  # noqa: E731
+            patch.setattr(ddvi.posterior, "denoising_loss", keep)
+            ddvi.sleep_terms(x, draws)
+    own, fine = contexts[0.0][0], contexts[0.0][1] < 2
+    changed = {mixed: (contexts[mixed][0] != own).any(-1) for mixed in (0.3, 1.0)}
+    assert not changed[0.3][~fine].any() and torch.equal(changed[1.0], fine)
+    share, error = float(changed[0.3][fine].float().mean()), (0.3 * 0.7 / int(fine.sum())) ** 0.5
+    assert abs(share - 0.3) < 4 * error
+
+
 def test_alternating_updates_have_groups_of_their_own():
     ddvi, x = objective(Sleep(0.3, 0.4, alternating=True, num_updates=3)), observations(5)
     updates = list(ddvi.updates(x, END, Draws(1)))
@@ -114,7 +133,7 @@ def test_noise_of_the_top_is_not_that_of_another_update(monkeypatch):
 
 
 def test_fantasies_do_not_depend_on_the_split():
-    ddvi, x, draws = objective(Sleep(1.0, 1.0, batch_factor=2)), observations(6), Draws(3, 12)
+    ddvi, x, draws = objective(Sleep(1.0, 1.0, batch_factor=2, mixed=0.5, mixed_noise=10.0)), observations(6), Draws(3, 12)
     whole = ddvi.sleep_terms(x, draws).values
     parts = [ddvi.sleep_terms(x[:2], draws).values, ddvi.sleep_terms(x[2:], draws.advance(2)).values]
     for name, value in whole.items():

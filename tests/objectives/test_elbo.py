@@ -93,3 +93,16 @@ def test_a_score_within_the_limit_is_untouched_and_learned_priors_keep_their_gra
     for parameter in (z, prior.means):
         limited = torch.autograd.grad(PriorGuide(max_score=1e6).log_prob(prior, z, Progress(1, 1)).sum(), parameter)[0]
         torch.testing.assert_close(limited, torch.autograd.grad(prior.log_prob(z).sum(), parameter)[0])
+
+
+def test_the_limit_of_the_score_is_lifted_at_its_share_of_the_phase():
+    prior, guide = priors.make("pinwheel"), PriorGuide(max_score=3.0, max_score_fraction=0.6)
+    z = torch.tensor([[2.0, 0.4], [1.0, 1.0]]).requires_grad_()
+    (free,) = torch.autograd.grad(prior.log_prob(z).sum(), z)
+    (before,) = torch.autograd.grad(guide.log_prob(prior, z, Progress(5, 10)).sum(), z)
+    (after,) = torch.autograd.grad(guide.log_prob(prior, z, Progress(6, 10)).sum(), z)
+    torch.testing.assert_close(before.norm(dim=-1), torch.full((2,), 3.0))
+    torch.testing.assert_close(after, free)
+    assert PriorGuide(max_score=3.0).limit(1.0) == 3.0
+    with pytest.raises(InputError, match=r"prior_max_score_fraction: expected a number in \[0, 1\]"):
+        PriorGuide(max_score_fraction=1.5)
