@@ -2,8 +2,10 @@
 
 A function makes BH columns of a layer at once: pointers it takes stand at the first of them. In a pass over the layers rows of the tile
 stay in cache, and neither width nor precision makes registers run out; loops keep their invariants inside (`disable_licm`), since outside
-they would fill the registers. A barrier separates layers: every thread reads what others wrote. First and last layer are float32: outer products or sums over columns for a narrow state or context, else products of tensor
-cores that split each float32 in two tf32 ("tf32x3", good to about 2^-22).
+they would fill the registers. A barrier separates layers: every thread reads what others wrote.
+
+First and last layer are float32: outer products or sums over columns for a narrow state or context, else products of tensor cores that
+split each float32 in two tf32 ("tf32x3", good to about 2^-22).
 """
 
 from __future__ import annotations
