@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
-from ddvi_fast import InputError, networks, rng
+from ddvi_fast import InputError, networks, rng, testing
 from ddvi_fast.networks import MLP, ConvDecoder, ConvEncoder, SigmoidVariances
 from ddvi_fast.rng import Draws
 from ddvi_fast.testing import assert_close
@@ -117,3 +120,23 @@ def test_variances_below_one():
     plain = encoder(x)
     assert torch.equal(mean, plain[:, :2]) and (log_var < 0).all() and torch.isfinite(log_var).all()
     torch.testing.assert_close(log_var.exp(), torch.sigmoid(plain[:, 2:]))
+
+
+@pytest.mark.parametrize("rows", [(128,), (2, 64)])
+def test_large_layers_give_what_torch_gives(rows):
+    """Values, gradients and second derivatives of a layer large enough for oneDNN, against float64."""
+    layer = networks.linear(160, 192, Draws(0), 0)
+    x = rng.normal(Draws(1), (*rows, 160), rng.START)
+    assert networks._suits(x, layer.weight) or not torch.backends.mkldnn.is_available()
+
+    def results(layer, x, product):
+        x = x.clone().requires_grad_()
+        out = product(layer, x)
+        first = torch.autograd.grad(torch.tanh(out).square().sum(), (x, layer.weight, layer.bias), create_graph=True)
+        second = torch.autograd.grad(sum(value.square().sum() for value in first), (x, layer.weight))
+        return [out, *first, *second]
+
+    plain = results(layer, x, nn.Linear.__call__)
+    exact = results(copy.deepcopy(layer).double(), x.double(), nn.Linear.__call__)
+    for number, value in enumerate(results(layer, x, networks.dense)):
+        testing.assert_within_budget(value, plain[number], exact[number], floor=2e-6, name=str(number))
