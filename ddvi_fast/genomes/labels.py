@@ -46,7 +46,7 @@ def read_labels(path: str | Path) -> dict[str, dict[str, str]]:
 def attach(samples: SampleTable, table: dict[str, dict[str, str]], leave_out: bool = False) -> tuple[SampleTable, np.ndarray]:
     """The samples with the table's columns, and a mask of those that it names, bool [N].
 
-    A sample that the table does not name, or for which a value is empty, is unlabelled.
+    A sample that the table does not name, or for which all values are empty, is unlabelled.
 
     Args:
         samples: whom to look up; the order is theirs.
@@ -57,7 +57,7 @@ def attach(samples: SampleTable, table: dict[str, dict[str, str]], leave_out: bo
         InputError: unlabelled samples, by name, without `leave_out`; or nobody is in the table.
     """
     columns = list(next(iter(table.values())))
-    found = np.array([all(table.get(name, {"": ""}).values()) for name in samples.name], bool)
+    found = np.array([any(table.get(name, {}).values()) for name in samples.name], bool)
     if not found.any():
         seen, known = samples.name[0], next(iter(table))
         _checks.fail("labels", "a table with this file's samples", "one with none of them", f"a sample is called {seen} here and {known} there")

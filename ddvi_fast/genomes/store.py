@@ -101,9 +101,13 @@ class GenotypeStore:
         """A column of labels as class numbers, int64 [N], and the classes' names, sorted.
 
         Raises:
-            InputError: no such column; those that there are are named.
+            InputError: no such column (those that there are are named), or one that is empty for some samples.
         """
-        names, numbers = np.unique(self.samples.labels[_checks.choice(column, self.samples.labels, "labels")].astype(str), return_inverse=True)
+        values = self.samples.labels[_checks.choice(column, self.samples.labels, "labels")]
+        empty = self.samples.name[values == ""]
+        got = f"none for {len(empty)}: {', '.join(empty[:5])}{', ..' if len(empty) > 5 else ''}"
+        _checks.require(not len(empty), f"labels[{column}]", f"a label for each of {self.num_samples} samples", got)
+        names, numbers = np.unique(values.astype(str), return_inverse=True)
         return torch.from_numpy(numbers.astype(np.int64)), tuple(names.tolist())
 
 

@@ -66,6 +66,13 @@ def test_samples_without_a_label_are_named_and_left_out_on_request(tmp_path, one
     assert store.imported["removed"] == [{"reason": "samples without a label", "variants": 0, "samples": 3}]
 
 
+def test_a_column_may_be_empty_for_some_until_it_is_asked_for(tmp_path, one_line):
+    (tmp_path / "labels.tsv").write_text("sample\tpopulation\tnote\n" + "".join(f"P{number:03d}\tA\t{'x' * (number != 2)}\n" for number in range(5)))
+    store = import_genotypes(write_eigenstrat(simulated(5, 6), tmp_path / "a"), tmp_path / "store", labels=tmp_path / "labels.tsv")
+    assert store.labels("population")[1] == ("A",)
+    assert "labels[note]" in (text := one_line(lambda: store.labels("note"))) and "none for 1: P002" in text
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
