@@ -37,7 +37,7 @@ def test_minutes_must_be_positive(monkeypatch):
 
 
 def test_a_timing_leaves_the_run_as_it_would_be(monkeypatch):
-    config = compose(["limit=256", "recipe.batch_size=64", "method=vae", "max_minutes=0.001"])
+    config = compose(["limit=256", "recipe.batch_size=64", "method=vae", "max_minutes=1e-6"])
     dataset = load_dataset(config)
     short = clock.within_minutes(config, dataset, lambda objective, optimisation: LocalEngine(objective, optimisation))
     assert short.recipe.epochs == 1 and {**vars(short), "recipe": None} == {**vars(config), "recipe": None}
