@@ -88,6 +88,14 @@ def leaves_no_traces() -> Iterator[None]:
         )
 
 
+@pytest.fixture
+def validation() -> Iterator[None]:
+    """The first torch.compile of a process turns off the checks of torch.distributions."""
+    before = torch.distributions.Distribution._validate_args
+    yield
+    torch.distributions.Distribution.set_default_validate_args(before)
+
+
 def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def make_and_poison(*args, **kwargs) -> torch.Tensor:
         made = make(*args, **kwargs)

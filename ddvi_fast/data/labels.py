@@ -43,8 +43,6 @@ def select_labels(labels: Tensor, count: int | float | str, num_classes: int, se
     if type(count) is float:
         _checks.require(0 < count < 1, "labels", "a whole number, or a share of all between 0 and 1", count)
         count = round(count * len(labels))
-    if type(count) is float and 0 < count < 1:
-        count = round(count * len(labels))
     _checks.require(type(count) is int and count >= num_classes, "labels", f"at least {num_classes}, one for each class", count)
     hint = f"counts in use are {', '.join(str(known) for known in COUNTS)}"
     _checks.require(count <= len(labels), "labels", f"at most {len(labels)}, the number of training examples", count, hint)

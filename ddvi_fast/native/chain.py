@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddvi_fast.native import loader
-
-PRECISIONS = ("float32", "bf16")
 
 _SIZES = ("groups", "rows", "latent", "context_width", "hidden_width", "steps", "residual", "bf16", "threads", "noise_source")
 _INPUTS = ("start", "context", "first", "hidden", "last", "last_bias", "time_table", "coefficients", "noise")
@@ -37,12 +34,7 @@ class ChainArguments(ctypes.Structure):
 
 def unsupported(precision: str = "float32", hidden: Tensor | None = None, **tensors: Tensor | None) -> str | None:
     """Why the kernel cannot run this chain, or None. `tensors` are float32 ones by name, `hidden` [.., 3, H, H] among them."""
-    reason = loader.unusable(hidden=hidden, **tensors)
-    if reason is None and precision not in PRECISIONS:
-        return f"precision: the C++ chain has {' and '.join(PRECISIONS)}, got {precision}"
-    if reason is None and hidden is not None and hidden.shape[-1] % 64:
-        return f"denoiser: the C++ chain takes hidden widths that are multiples of 64, got {hidden.shape[-1]}"
-    return reason
+    return loader.unusable_denoiser("chain", precision, hidden, tensors)
 
 
 def forward(
@@ -73,7 +65,7 @@ def forward(
     z = torch.empty_like(y_T)
     path = None if noise is None and state is None else y_T.new_empty(y_T.shape[:-1])
     trajectory = y_T.new_empty((coefficients.shape[0] + 1, *y_T.shape)) if keep_trajectory else None
-    _fill(arguments, _OUTPUTS, (z, path, trajectory))
+    loader.fill(arguments, _OUTPUTS, (z, path, trajectory))
     loader.library().ddvi_chain_forward(ctypes.byref(arguments))
     return z, path, trajectory
 
@@ -105,12 +97,12 @@ def backward(
     """
     inputs = (y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise)
     arguments = _arguments(inputs, state, offset, rows_per_sample, residual, precision)
-    _fill(arguments, _OUTPUTS, (None, None, trajectory))
-    _fill(arguments, _UPSTREAM, (d_z, d_path, d_trajectory))
+    loader.fill(arguments, _OUTPUTS, (None, None, trajectory))
+    loader.fill(arguments, _UPSTREAM, (d_z, d_path, d_trajectory))
     # The weights share their passes over the data: all five gradients or none. That of the start is carried in any case.
     wanted = [True, needed[1], *[any(needed[_WEIGHTS])] * 5, *needed[7:]]
     gradients = [torch.empty_like(value) if want and value is not None else None for want, value in zip(wanted, inputs, strict=True)]
-    _fill(arguments, _GRADIENTS, gradients)
+    loader.fill(arguments, _GRADIENTS, gradients)
     loader.library().ddvi_chain_backward(ctypes.byref(arguments))
     return [gradient if need else None for need, gradient in zip(needed, gradients, strict=True)]
 
@@ -126,10 +118,5 @@ def _arguments(
         start.shape[0] if first.dim() == 3 else 1, rows, latent, 0 if context is None else context.shape[-1], hidden.shape[-1],
         coefficients.shape[0], residual, precision == "bf16", torch.get_num_threads(), source, seed, first_index, max(1, rows_per_sample),
     )  # fmt: skip
-    _fill(arguments, _INPUTS, inputs)
+    loader.fill(arguments, _INPUTS, inputs)
     return arguments
-
-
-def _fill(arguments: ChainArguments, names: Sequence[str], values: Any) -> None:
-    for name, value in zip(names, values, strict=True):
-        setattr(arguments, name, loader.pointer(value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ddvi_fast import _checks
 
 LIBRARY = Path(__file__).resolve().parent.parent / "_native.so"
+PRECISIONS = ("float32", "bf16")  # of a denoiser's hidden products
 ISA_NAMES = ("portable", "avx2", "avx512", "avx512 with bf16 products")
 
 _ABI_VERSION = 3
@@ -57,9 +59,25 @@ def position(state: Tensor | None, offset: int) -> tuple[int, int]:
     return seed % (1 << 64), first_index + offset
 
 
+def unusable_denoiser(what: str, precision: str, hidden: Tensor | None, tensors: dict[str, Tensor | None]) -> str | None:
+    """Why kernel `what`, which runs a denoiser, cannot take these tensors, its matrices `hidden` [.., 3, H, H] or the precision, or None."""
+    reason = unusable(hidden=hidden, **tensors)
+    if reason is None and precision not in PRECISIONS:
+        return f"precision: the C++ {what} has {' and '.join(PRECISIONS)}, got {precision}"
+    if reason is None and hidden is not None and hidden.shape[-1] % 64:
+        return f"denoiser: the C++ {what} takes hidden widths that are multiples of 64, got {hidden.shape[-1]}"
+    return reason
+
+
 def pointer(value: Tensor | None) -> int | None:
     """The address of a contiguous tensor, None for None."""
     return None if value is None else value.data_ptr()
+
+
+def fill(arguments: ctypes.Structure, names: Sequence[str], values: Sequence[Tensor | None]) -> None:
+    """Set fields of a structure to the addresses of contiguous tensors."""
+    for name, value in zip(names, values, strict=True):
+        setattr(arguments, name, pointer(value))
 
 
 def pointers(*values: Tensor | None) -> list[ctypes.c_void_p]:

@@ -15,7 +15,6 @@ from ddvi_fast import _checks
 from ddvi_fast.native import loader
 
 LOSSES = ("squared", "absolute", "huber")
-PRECISIONS = ("float32", "bf16")
 
 _SIZES = ("groups", "rows", "latent", "context_width", "hidden_width", "steps", "residual", "bf16", "threads", "loss")
 _INPUTS = ("x0", "t", "context", "first", "hidden", "last", "last_bias", "time_table", "table", "noise")
@@ -36,12 +35,7 @@ class SleepArguments(ctypes.Structure):
 
 def unsupported(precision: str = "float32", hidden: Tensor | None = None, **tensors: Tensor | None) -> str | None:
     """Why the kernel cannot run this regression, or None. `tensors` are float32 ones by name, `hidden` [.., 3, H, H] among them."""
-    reason = loader.unusable(hidden=hidden, **tensors)
-    if reason is None and precision not in PRECISIONS:
-        return f"precision: the C++ regression has {' and '.join(PRECISIONS)}, got {precision}"
-    if reason is None and hidden is not None and hidden.shape[-1] % 64:
-        return f"denoiser: the C++ regression takes hidden widths that are multiples of 64, got {hidden.shape[-1]}"
-    return reason
+    return loader.unusable_denoiser("regression", precision, hidden, tensors)
 
 
 def forward(
@@ -108,7 +102,7 @@ def backward(
     wanted = [*needed[:2], *[any(needed[_WEIGHTS])] * 5, *needed[7:]]
     sources = (x0, *inputs[2:])
     gradients = [torch.empty_like(value) if want and value is not None else None for want, value in zip(wanted, sources, strict=True)]
-    _fill(arguments, _GRADIENTS, gradients)
+    loader.fill(arguments, _GRADIENTS, gradients)
     arguments.upstream = loader.pointer(upstream)
     _call("ddvi_sleep_backward", arguments, t)
     return [gradient if need else None for need, gradient in zip(needed, gradients, strict=True)]
@@ -119,18 +113,13 @@ def _arguments(
 ) -> SleepArguments:
     x0, _, context, first, hidden = inputs[:5]
     rows, latent = x0.shape[-2:]
-    seed, first_index = (0, 0) if state is None else state.tolist()
+    seed, first_index = loader.position(state, offset)
     arguments = SleepArguments(
         x0.shape[0] if first.dim() == 3 else 1, rows, latent, 0 if context is None else context.shape[-1], hidden.shape[-1], inputs[8].shape[0],
-        residual, precision == "bf16", torch.get_num_threads(), LOSSES.index(loss), seed % (1 << 64), first_index + offset, max(1, rows_per_sample),
+        residual, precision == "bf16", torch.get_num_threads(), LOSSES.index(loss), seed, first_index, max(1, rows_per_sample),
     )  # fmt: skip
-    _fill(arguments, _INPUTS, inputs)
+    loader.fill(arguments, _INPUTS, inputs)
     return arguments
-
-
-def _fill(arguments: SleepArguments, names: Sequence[str], values: Sequence[Tensor | None]) -> None:
-    for name, value in zip(names, values, strict=True):
-        setattr(arguments, name, loader.pointer(value))
 
 
 def _call(name: str, arguments: SleepArguments, t: Tensor) -> None:

@@ -141,15 +141,8 @@ def test_bf16_narrows_products_alone():
         LocalEngine(elbo(), Optimisation(), precision="bf17")
 
 
-@pytest.fixture
-def validation():
-    """The first torch.compile of a process turns off the checks of torch.distributions."""
-    before = torch.distributions.Distribution._validate_args
-    yield
-    torch.distributions.Distribution.set_default_validate_args(before)
-
-
-def test_compiled_networks_train_alike(validation):
+@pytest.mark.usefixtures("validation")
+def test_compiled_networks_train_alike():
     x, values = observations(16), {}
     for compiled in (False, True):
         objective = elbo()

@@ -17,13 +17,7 @@ SCHEDULE = schedules.make("cosine", STEPS)
 TABLE = SCHEDULE.coefficients("v")
 DENOISER = denoisers.ResidualMLP(2, 3, STEPS, hidden_dim=64, draws=Draws(1))
 
-
-@pytest.fixture(autouse=True)
-def validation():
-    """The first torch.compile of a process turns off the checks of torch.distributions."""
-    before = torch.distributions.Distribution._validate_args
-    yield
-    torch.distributions.Distribution.set_default_validate_args(before)
+pytestmark = pytest.mark.usefixtures("validation")
 
 
 class Recorder(TorchDispatchMode):
