@@ -18,7 +18,7 @@ LAYERS = (
     ("_checks",),
     ("_backend", "_operator"),
     ("rng", "schedules"),
-    ("reference", "kernels", "native"),
+    ("reference", "kernels", "native", "distributed"),
     ("networks", "denoisers"),
     ("ops",),
     ("likelihoods", "priors", "models"),

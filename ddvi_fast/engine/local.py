@@ -7,10 +7,11 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ddvi_fast import _checks, rng
-from ddvi_fast.engine.base import Optimisation
+from ddvi_fast.engine.adam_state import AdamState
+from ddvi_fast.engine.base import NonFinite, Optimisation, bad_rows, bad_terms, by_factor
 from ddvi_fast.engine.captured import CapturedStep, CudaGraph, DeviceProgress, Recording
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import Objective, Progress, Terms
@@ -19,7 +20,7 @@ from ddvi_fast.rng import Draws
 PRECISIONS = ("float32", "bf16")
 
 
-class LocalEngine:
+class LocalEngine(AdamState):
     """Adam on the parameters of one objective, one optimiser for each of its groups.
 
     Args:
@@ -32,8 +33,8 @@ class LocalEngine:
         make_recording: how a step is recorded.
 
     Raises:
-        InputError: a loss that is not finite, naming the terms to blame; at once on the CPU, from `check` on a device, which
-            leaves its parameters as they were before that step.
+        NonFinite: a loss or, where it is clipped, a gradient that is not finite, naming what is to blame; at once on the CPU, from
+            `check` on a device, which leaves its parameters as they were before that step.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LocalEngine:
         names = {id(parameter): name for name, parameter in objective.named_parameters()}
         self._optimisers = {group: self._adam(parameters, names) for group, parameters in self._parameters.items()}
         self._lost: dict[str, Tensor] = {}
+        self._rows = 0  # of the batch at hand
         if compile_networks:
             for module in objective.modules():
                 if isinstance(module, MLP):
@@ -64,10 +66,7 @@ class LocalEngine:
 
     def _adam(self, parameters: list[nn.Parameter], names: dict[int, str]) -> torch.optim.Adam:
         """Adam with one parameter group for each factor of the learning rate."""
-        by_factor: dict[float, list[nn.Parameter]] = {}
-        for parameter in parameters:
-            by_factor.setdefault(self.optimisation.factor(names[id(parameter)]), []).append(parameter)
-        groups = [{"params": members, "factor": factor} for factor, members in by_factor.items()]
+        groups = by_factor(parameters, names, self.optimisation)
         return torch.optim.Adam(groups, lr=self.optimisation.lr, fused=True, capturable=self.device.type == "cuda")
 
     def run(self, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
@@ -76,6 +75,7 @@ class LocalEngine:
 
     def _run(self, x: Tensor, progress: Progress | DeviceProgress, draws: Draws | rng.DeviceDraws) -> dict[str, Tensor]:
         means: dict[str, Tensor] = {}
+        self._rows = len(x)
         for update in self.objective.updates(x, progress, draws):
             # Without its cache of narrow weights, which an optimiser's step makes stale.
             with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if self._narrow else nullcontext():
@@ -90,11 +90,14 @@ class LocalEngine:
         if self._watches:
             optimiser.found_inf, optimiser.grad_scale = self._watch(terms, loss), None
         elif not torch.isfinite(loss):
-            _refuse([name for name, value in terms.values.items() if not torch.isfinite(value).all()])
+            raise NonFinite("loss", bad_terms(terms), bad_rows(terms, self._rows).nonzero().flatten().tolist())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if self.optimisation.max_norm is not None:
-            clip_grad_norm_(self._parameters[group], self.optimisation.max_norm)
+            norm = get_total_norm([parameter.grad for parameter in self._parameters[group] if parameter.grad is not None])
+            if not self._watches and not torch.isfinite(norm):
+                raise NonFinite("gradient", [name for name, value in self.objective.named_parameters() if _spoilt(value)])
+            clip_grads_with_norm_(self._parameters[group], self.optimisation.max_norm, norm)
         rate = progress.varying(self._rate)
         for options in optimiser.param_groups:
             options["lr"] = rate * options["factor"]
@@ -115,7 +118,7 @@ class LocalEngine:
     def check(self) -> None:
         """Raise if a loss since the last check was not finite."""
         if self._lost and bool(torch.stack(list(self._lost.values())).any()):
-            _refuse([name for name, lost in self._lost.items() if lost and name != _THE_SUM])
+            raise NonFinite("loss", [name for name, lost in self._lost.items() if lost and name != _THE_SUM])
 
     def refresh(self) -> None:
         """Something in the objective changed between steps, such as what is frozen: a recorded step is void."""
@@ -129,5 +132,5 @@ class LocalEngine:
 _THE_SUM = "the sum"
 
 
-def _refuse(bad: list[str]) -> None:
-    _checks.fail("loss", "a finite number", f"NaN or infinity in {', '.join(bad) or _THE_SUM}", "a smaller lr or max_norm may help")
+def _spoilt(parameter: nn.Parameter) -> bool:
+    return parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
