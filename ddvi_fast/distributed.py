@@ -62,6 +62,11 @@ def part_of_batch(part: Part) -> Iterator[None]:
         _part = before
 
 
+def current_part() -> Part:
+    """What `part_of_batch` says."""
+    return _part
+
+
 def whole_batch(rows: int, draws: Draws | DeviceDraws) -> tuple[int, Draws | DeviceDraws]:
     """Rows and draws of the whole batch, from those of the part at hand.
 
