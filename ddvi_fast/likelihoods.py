@@ -51,22 +51,24 @@ class Bernoulli(Likelihood):
 
 
 class Gaussian(Likelihood):
-    """Gaussian around the output with one standard deviation, fixed or learned.
+    """Gaussian around the output with one standard deviation, or one for each dimension, fixed or learned.
 
     Args:
         scale: the standard deviation, or where it starts.
         learn_scale: train it.
         value_range: smallest and largest value of the data; the output then is the logit of the mean's place between them, so that
             no mean lies where no datum can. None: the output is the mean.
+        width: P, for a standard deviation of each dimension's own.
     """
 
-    def __init__(self, scale: float = 1.0, learn_scale: bool = False, value_range: Sequence[float] | None = None) -> None:
+    def __init__(self, scale: float = 1.0, learn_scale: bool = False, value_range: Sequence[float] | None = None, width: int | None = None) -> None:
         super().__init__()
+        _checks.require(width is None or width >= 1, "width", "None or a number of dimensions", width)
         _checks.require(scale > 0, "scale", "a positive number", scale)
         pair = value_range is None or (len(value_range) == 2 and value_range[0] < value_range[1])
         _checks.require(pair, "value_range", "None or (low, high) with low < high", value_range)
         self.value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
+        self.log_scale = nn.Parameter(torch.full(() if width is None else (width,), math.log(scale)), requires_grad=learn_scale)
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         return ops.gaussian_log_likelihood(self.mean(output), x, self._scale(output))
@@ -83,11 +85,10 @@ class Gaussian(Likelihood):
 
     def pairwise(self, outputs: Tensor, x: Tensor) -> Tensor:
         # One matrix product; taken from the data's mean, so that little is lost where the squares cancel.
-        centre = x.mean(0)
-        means, x = self.mean(outputs) - centre, x - centre
+        centre, scale = x.mean(0), self._scale(outputs)
+        means, x = (self.mean(outputs) - centre) / scale, (x - centre) / scale
         squared = means.square().sum(-1, keepdim=True) - 2 * means @ x.mT + x.square().sum(-1)
-        scale = self._scale(outputs)
-        return -0.5 * squared / scale**2 - x.shape[-1] * (torch.log(scale) + 0.5 * math.log(2 * math.pi))
+        return -0.5 * squared - (torch.log(scale) + 0.5 * math.log(2 * math.pi)).expand(x.shape[-1]).sum()
 
     def _scale(self, like: Tensor) -> Tensor:
         return self.log_scale.exp().to(like)
@@ -124,7 +125,7 @@ _LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "binomial": Binomi
 
 
 def make(name: str, **options: Any) -> Likelihood:
-    """A likelihood by name: ``bernoulli``, ``gaussian`` (scale, learn_scale, value_range) or ``binomial`` (total).
+    """A likelihood by name: ``bernoulli``, ``gaussian`` (scale, learn_scale, value_range, width) or ``binomial`` (total).
 
     Example:
         >>> make("binomial", total=2).log_prob(torch.zeros(1, 3), torch.ones(1, 3)).exp().item()

@@ -110,3 +110,19 @@ def test_pairs_of_many_dimensions_keep_their_digits():
     outputs, x = normals(5, 3072).float(), rng.uniform(Draws(2), (4, 3072), 0)
     exact = likelihoods.make("gaussian", scale=0.1, value_range=(0.0, 1.0)).double().log_prob(outputs.double().unsqueeze(1), x.double())
     assert (likelihood.pairwise(outputs, x) - exact).abs().max() < 0.05  # nats, of ten thousands
+
+
+def test_a_scale_of_each_dimension_is_learned_from_its_own_errors():
+    """At the best scales of a Gaussian each is the root mean square of its dimension's errors: there the gradient is zero."""
+    wide, x = torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64), normals(500, 3)
+    likelihood = likelihoods.make("gaussian", scale=0.5, learn_scale=True, width=3).double()
+    with torch.no_grad():
+        likelihood.log_scale.copy_(((wide * x).square().mean(0)).sqrt().log())
+    outputs = torch.zeros(1, 3, dtype=torch.float64)
+    total = likelihood.log_prob(outputs, wide * x)
+    assert_close(total, distributions.Normal(outputs, likelihood.log_scale.exp()).log_prob(wide * x).sum(-1), rtol=1e-12)
+    assert_close(likelihood.pairwise(normals(4, 3, seed=2), wide * x), likelihood.log_prob(normals(4, 3, seed=2).unsqueeze(1), wide * x), rtol=1e-8)
+    (gradient,) = torch.autograd.grad(total.mean(), likelihood.log_scale)
+    assert gradient.abs().max() < 1e-10
+    spread = likelihood.sample(outputs.expand(40_000, 3), Draws(3)).std(0) / likelihood.log_scale.exp()
+    assert ((spread - 1).abs() < 4 / (2 * 40_000) ** 0.5).all()
