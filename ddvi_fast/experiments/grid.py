@@ -42,7 +42,6 @@ class Table:
         common: overrides of all cells.
         epochs: of each run; None leaves it to the recipe.
         max_minutes: of the longest run; None for no limit.
-        split_follows_seed: each seed has a split of its own, for data without one.
     """
 
     name: str
@@ -53,7 +52,6 @@ class Table:
     common: tuple[str, ...] = ()
     epochs: int | None = None
     max_minutes: float | None = None
-    split_follows_seed: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def column_label(table: Table, column: str, max_minutes: float | None) -> str:
 
 
 def _cell(table: Table, row: str, column: str, seed: int, config: Config, folder: Path) -> Cell:
-    config = dataclasses.replace(config, seed=seed, split_seed=seed if table.split_follows_seed else config.split_seed)
+    config = dataclasses.replace(config, seed=seed)
     name = f"{row}-{column}-seed{seed}-{_digest(config)}"
     return Cell(row, column, seed, dataclasses.replace(config, run_dir=str(folder / name)))
 

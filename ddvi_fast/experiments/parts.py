@@ -130,7 +130,7 @@ def _elbo(config: Config, model: LatentVariableModel, posterior: Posterior, kl: 
     """The bound, or what the released code's mistakes make of it."""
     defects = config.recipe.defects
     wrong = {name: True for name in ("log_var_twice", "standard_normal_top") if getattr(defects, name)}
-    return (DefectiveELBO if wrong else ELBO)(model, posterior, kl, config.method.num_samples, guide, **wrong)
+    return (DefectiveELBO if wrong else ELBO)(model, posterior, kl, config.method.num_samples, guide, config.method.reweighted, **wrong)
 
 
 def make_sleep(method: MethodConfig) -> Sleep:

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,21 @@ class Result:
     figures: list[Path]
 
 
+class Clocks(NamedTuple):
+    """Seconds by the clock on the wall, and seconds of this process on processors, which other programs' work does not lengthen."""
+
+    seconds: float
+    cpu_seconds: float
+
+    @classmethod
+    def now(cls) -> Clocks:
+        return cls(time.perf_counter(), time.process_time())
+
+    def until_now(self) -> Clocks:
+        """What has gone by since."""
+        return Clocks(*(after - before for after, before in zip(self.now(), self, strict=True)))
+
+
 def train_run(config: Config) -> Result:
     """Train, save and evaluate one run.
 
@@ -52,7 +67,7 @@ def train_run(config: Config) -> Result:
     experiment = build(config, dataset)
     batches = num_batches(dataset.size(), config.recipe.batch_size)
     folder = RunFolder.create(run_dir(config), dataclasses.asdict(config), overwrite=config.overwrite)
-    started = time.perf_counter()
+    started = Clocks.now()
     total = sum(phase.num_steps(batches) for phase in experiment.phases)
     with RunLog(folder.path, total_steps=total, tensorboard=config.tensorboard, progress=config.progress) as log:
         train(
@@ -64,7 +79,7 @@ def train_run(config: Config) -> Result:
             _Recorder(log),
             augmentation(config),
         )
-    return _finish(config, experiment, dataset, folder, time.perf_counter() - started)
+    return _finish(config, experiment, dataset, folder, started.until_now())
 
 
 def evaluate_run(path: str | Path, overwrite: bool = False) -> Result:
@@ -76,7 +91,7 @@ def evaluate_run(path: str | Path, overwrite: bool = False) -> Result:
     dataset = load_dataset(config)
     experiment = build(config, dataset)
     state = restore(experiment, folder, config.device)
-    return _finish(config, experiment, dataset, folder, state["seconds"], save=False)
+    return _finish(config, experiment, dataset, folder, Clocks(state["seconds"], state["cpu_seconds"]), save=False)
 
 
 def restore(experiment: Experiment, folder: RunFolder, device: str) -> dict[str, Any]:
@@ -108,11 +123,11 @@ def _engines(config: Config) -> Callable[[Objective, Optimisation], Engine]:
     )
 
 
-def _finish(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFolder, seconds: float, save: bool = True) -> Result:
+def _finish(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFolder, took: Clocks, save: bool = True) -> Result:
     if save:
-        state = {"seconds": round(seconds, 3), "seed": config.seed}
+        state = {"seconds": round(took.seconds, 3), "cpu_seconds": round(took.cpu_seconds, 3), "seed": config.seed}
         checkpoint.save(folder.checkpoints / FINAL, checkpoint.module_tensors(_modules(experiment)), state)
-    metrics = {**evaluate(config, experiment, dataset), "seconds": round(seconds, 1)}
+    metrics = {**evaluate(config, experiment, dataset), "seconds": round(took.seconds, 1), "cpu_seconds": round(took.cpu_seconds, 1)}
     _evaluation_path(folder).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     figures = draw_figures(config, experiment, dataset, folder.figures, read_metrics(folder.metrics)) if config.figures else []
     return Result(folder, metrics, figures)

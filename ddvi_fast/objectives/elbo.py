@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.weights import PriorGuide, kl_weight
@@ -43,15 +45,29 @@ class ELBO(Objective):
         kl: how the KL weight moves.
         num_samples: importance samples a row, averaged.
         guide: how the prior enters while training.
+        reweighted: the decoder takes its gradient from the importance-weighted bound of the same samples instead, as in reweighted
+            wake-sleep (Bornschein and Bengio 2015): samples that the posterior should not have drawn then do not mislead it. The
+            posterior's gradient, and the terms, stay those of the ELBO.
+
+    Raises:
+        InputError: no density, or `reweighted` with a single sample, whose weight is 1 whatever it is.
     """
 
     def __init__(
-        self, model: LatentVariableModel, posterior: Posterior, kl: KLSchedule = KLSchedule(), num_samples: int = 1, guide: PriorGuide = PriorGuide()
+        self,
+        model: LatentVariableModel,
+        posterior: Posterior,
+        kl: KLSchedule = KLSchedule(),
+        num_samples: int = 1,
+        guide: PriorGuide = PriorGuide(),
+        reweighted: bool = False,
     ) -> None:
         super().__init__()
         posterior.require_density()
         model.prior.require_density()
+        _checks.require(num_samples > 1 or not reweighted, "num_samples", "at least 2, to be reweighted", num_samples)
         self.model, self.posterior, self.kl, self.num_samples, self.guide = model, posterior, kl, num_samples, guide
+        self.reweighted = reweighted
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
         yield Update("wake", lambda: self.wake_terms(x, progress, draws))
@@ -62,9 +78,21 @@ class ELBO(Objective):
 
     def wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         z, log_ratio = self.draw(x, draws)
-        log_prior = self.guide.log_prob(self.model.prior, z, progress)
+        log_prior, kl = self.guide.log_prob(self.model.prior, z, progress), self.kl.at(progress)
         values = {
-            "reconstruction": -self.model.log_likelihood(x, z).mean(0),
+            "reconstruction": -self._reconstruction(x, z, kl * (log_prior + log_ratio).detach()),
             "kl": -(log_prior + log_ratio).mean(0),
         }
-        return Terms(values, {"reconstruction": 1.0, "kl": self.kl.at(progress)})
+        return Terms(values, {"reconstruction": 1.0, "kl": kl})
+
+    def _reconstruction(self, x: Tensor, z: Tensor, log_weights: Tensor) -> Tensor:
+        """The mean of log p(x|z) over samples `z` [K, N, D], [N]; `log_weights` [K, N] are what it adds to in the samples' weights."""
+        if not self.reweighted or not torch.is_grad_enabled():
+            return self.model.log_likelihood(x, z).mean(0)
+        leaf = z.detach().requires_grad_()
+        log_likelihood = self.model.log_likelihood(x, leaf)
+        (slope,) = torch.autograd.grad(log_likelihood.sum(), leaf, retain_graph=True)
+        shares = torch.softmax(log_likelihood.detach() + log_weights, 0)
+        decoder, encoder = shares * (log_likelihood - log_likelihood.detach()), ((z - leaf.detach()) * slope).sum(-1)
+        # What is added to the mean is zero; its gradient is the reweighted one to the decoder and the plain one to the samples.
+        return log_likelihood.detach().mean(0) + decoder.sum(0) + encoder.mean(0)

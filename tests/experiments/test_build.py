@@ -75,6 +75,8 @@ def test_networks_of_one_run_start_apart_and_follow_the_seed():
         (["method=diff_vae"], "recipe"),
         (["method.chain.first_num_steps=1"], "first_num_steps"),
         (["recipe.lr=-1"], "lr"),
+        (["method.reweighted=true"], "num_samples"),
+        (["method=iwae", "method.reweighted=true"], "reweighted"),
         (["dataset.encoder.activation=gelu"], "activation"),
     ],
 )

@@ -43,8 +43,7 @@ def test_settings_win_in_order(square_alone):
     assert (cell.config.epochs, cell.config.recipe.lr) == (7, 0.01)
     cell = cells("mnist", "dataset=digits", epochs=3)[0]
     assert (cell.config.dataset.name, cell.config.epochs) == ("digits", 3)
-    assert {cell.config.split_seed for cell in cells("digits")} == {0, 1} and {cell.config.split_seed for cell in cells("mnist")} == {0}
-    assert {cell.config.recipe.epochs for cell in cells("digits")} == {400} and cells("digits")[0].config.epochs is None
+    assert {cell.config.split_seed for cell in cells("digits")} == {0}
 
 
 def test_a_folder_follows_what_is_run_and_not_where(square_alone):

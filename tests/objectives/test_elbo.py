@@ -14,7 +14,7 @@ from ddvi_fast.objectives.weights import PriorGuide
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import BIAS, SCALE, WEIGHT, diffusion_posterior, gaussian_posterior, make_model, observations
 
-START = Progress(0, 10)
+START, END = Progress(0, 10), Progress(9, 10)
 
 
 def test_terms_by_hand():
@@ -40,6 +40,29 @@ def test_value_and_gradient_are_those_of_the_mean_log_weight(make_posterior):
     torch.testing.assert_close(loss, expected)
     for found, wanted in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make_posterior", [gaussian_posterior, diffusion_posterior])
+def test_reweighted_the_decoder_follows_the_importance_weighted_bound_and_the_posterior_the_elbo(make_posterior):
+    model, posterior, x, draws = make_model().requires_grad_(True), make_posterior(), observations(6), Draws(1)
+    decoder, encoder = list(model.decoder.parameters()), list(posterior.parameters())
+    terms = ELBO(model, posterior, KLSchedule("constant", 0.7), 4, reweighted=True).wake_terms(x, START, draws)
+    plain = ELBO(model, posterior, KLSchedule("constant", 0.7), 4).wake_terms(x, START, draws)
+    for name, value in plain.values.items():
+        torch.testing.assert_close(terms.values[name], value)
+    found = torch.autograd.grad(terms.total(), decoder + encoder)
+    z, log_ratio = posterior.sample(x, 4, draws)
+    z, rest = z.detach(), 0.7 * (model.prior.log_prob(z) + log_ratio).detach()
+    importance_weighted = -(torch.logsumexp(model.log_likelihood(x, z) + rest, 0)).mean()
+    expected = (*torch.autograd.grad(importance_weighted, decoder), *torch.autograd.grad(plain.total(), encoder))
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[0], torch.autograd.grad(ELBO(model, posterior, num_samples=4).wake_terms(x, END, draws).total(), decoder[0])[0])
+
+
+def test_one_sample_cannot_be_reweighted():
+    with pytest.raises(InputError, match=r"^num_samples: expected at least 2, to be reweighted, got 1$"):
+        ELBO(make_model(), gaussian_posterior(), reweighted=True)
 
 
 def test_kl_weight_follows_progress():
