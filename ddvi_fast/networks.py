@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, rng
+from ddvi_fast import _checks, distributed, rng
 from ddvi_fast.rng import Draws
 
 IMAGE_SHAPE = (3, 32, 32)  # of the convolutional networks
@@ -166,6 +166,9 @@ class NoisyInput(nn.Module):
         return self.network(flat.view_as(x), draws)
 
 
+BATCH_NORM_EPS = 1e-5  # torch's default
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation of images [N, C, H, W], whose running statistics are those of data alone.
 
@@ -182,7 +185,22 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         moving = self.training and not self.fixed
+        if moving and distributed.current_part().count > 1:
+            return self._over_parts(x)
         return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, moving, self.momentum)
+
+
+    def _over_parts(self, x: Tensor) -> Tensor:
+        """By the statistics of the whole batch, of which `x` is a part."""
+        mean = distributed.batch_mean(x.mean((0, 2, 3)))
+        centred = x - mean[:, None, None]
+        variance = distributed.batch_mean(centred.square().mean((0, 2, 3)))
+        count = x.numel() // len(mean) * distributed.current_part().count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + BATCH_NORM_EPS).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 @contextmanager
