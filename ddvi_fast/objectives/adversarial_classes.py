@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, distributed
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, disagreement, divergence_from_uniform
@@ -70,7 +70,7 @@ class AdversarialSemiSupervised(Objective):
         values = {
             "reconstruction": -(probs * self.model.log_likelihood(x, z)).sum(0),
             "class_kl": (probs * log_probs).sum(0) + math.log(len(z)),
-            "balance": divergence_from_uniform(probs.mean(1)),
+            "balance": divergence_from_uniform(distributed.batch_mean(probs.mean(1)) if self.weights.balance > 0 else probs.mean(1)),
             "generator": (probs * softplus(-logits).squeeze(-1)).sum(0),
         }
         weights = {"reconstruction": 1.0, "class_kl": 1.0, "balance": self.weights.balance, "generator": self.weight}
@@ -84,8 +84,9 @@ class AdversarialSemiSupervised(Objective):
         return Terms({**terms.values, **disagreement(self.posterior, x, noisy, self.weights)}, {**terms.weights, "consistency": weight})
 
     def _labelled_terms(self, rows: int, draws: Draws) -> dict[str, Tensor]:
+        rows, first = distributed.whole_batch(rows, draws)
         per_class = rows_per_class(round(rows * self.weights.batch_fraction), self.posterior.num_classes)
-        own = draws.importance(self.posterior.num_classes + _REAL)
+        own = first.importance(self.posterior.num_classes + _REAL)
         x, labels = self.labelled.draw(per_class, own)
         z = self.posterior.sample_of_class(x, labels.unsqueeze(0), own, per_class).z
         log_probs = self.posterior.log_class_probs(x, own)
@@ -97,10 +98,11 @@ class AdversarialSemiSupervised(Objective):
     def discriminator_terms(self, z: Tensor, probs: Tensor, draws: Draws) -> Terms:
         """The cross-entropies of prior samples, as many of each class, and of latents `z` [C, N, D] weighted by q(c | x) [C, N]."""
         classes, rows, _ = z.shape
+        rows, first = distributed.whole_batch(rows, draws)  # every part sees all prior samples: classes need equally many
         per_class = rows_per_class(rows, classes)
         labels = class_major(classes, per_class, z.device)
-        real = self.model.prior.sample(len(labels), draws, labels, dtype=z.dtype, device=z.device).unflatten(0, (classes, per_class))
-        told = softplus(-self.discriminator(self._with_class(real), self._dropout(draws, _REAL)))
+        real = self.model.prior.sample(len(labels), first, labels, dtype=z.dtype, device=z.device).unflatten(0, (classes, per_class))
+        told = softplus(-self.discriminator(self._with_class(real), self._dropout(first, _REAL)))
         fooled = softplus(self.discriminator(self._with_class(z), self._dropout(draws, _FAKE))).squeeze(-1)
         values = {"discriminator_real": told.flatten(), "discriminator_fake": (probs * fooled).sum(0)}
         return Terms(values, dict.fromkeys(values, 1.0))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, ops, rng
+from ddvi_fast import _checks, distributed, ops, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
@@ -157,14 +157,16 @@ class SemiSupervised(Objective):
         kl, share = self.kl.at(progress), self.weights.labelled
         weights = {"reconstruction": 1.0, "kl": kl, "class_kl": 1.0, "balance": self.weights.balance}
         weights["consistency"] = progress.varying(self.weights.agreement)
+        # Every part of a batch takes all of its labelled examples and fantasies: they are few, and classes need equally many.
+        rows, first = distributed.whole_batch(len(x), draws)
         if self.labelled is not None:
-            per_class = rows_per_class(round(len(x) * self.weights.batch_fraction), self.posterior.num_classes)
+            per_class = rows_per_class(round(rows * self.weights.batch_fraction), self.posterior.num_classes)
             # The batch itself takes the first importance samples of these rows, one for each class and sample.
-            own = draws.importance(self.posterior.num_classes * self.num_samples)
+            own = first.importance(self.posterior.num_classes * self.num_samples)
             values |= self.labelled_terms(*self.labelled.draw(per_class, own), progress, own, per_class)
             weights |= {"labelled_reconstruction": share, "labelled_kl": share * kl, "cross_entropy": self.weights.cross_entropy}
         if self.sleep is not None and (self.sleep.active or self.weights.fantasies > 0):
-            values |= self.sleep_terms(x, draws)
+            values |= self.sleep_terms(x, first, rows)
             weights |= {"sleep": self.sleep.weight, "sleep_top": self.sleep.top_weight, "sleep_class": self.weights.fantasies}
         return Terms(values, weights)
 
@@ -180,9 +182,14 @@ class SemiSupervised(Objective):
             "reconstruction": -(probs * self.model.log_likelihood(x, z).mean(1)).sum(0),
             "kl": -(probs * (log_prior + log_ratio).mean(1)).sum(0),
             "class_kl": (probs * log_probs).sum(0) + math.log(len(z)),
-            "balance": divergence_from_uniform(probs.mean(1)),
+            "balance": divergence_from_uniform(self._class_means(probs)),
             **disagreement(self.posterior, x, noisy, self.weights),
         }
+
+    def _class_means(self, probs: Tensor) -> Tensor:
+        """Mean probabilities [C] of the whole batch from those [C, N] of a part, where they count."""
+        means = probs.mean(1)
+        return distributed.batch_mean(means) if self.weights.balance > 0 else means
 
     def labelled_terms(self, x: Tensor, labels: Tensor, progress: Progress, draws: Draws, per_class: int | None = None) -> dict[str, Tensor]:
         """Terms [L] of data with `labels` [L]; `per_class` says that they are class-major, so many of each."""
@@ -196,18 +203,18 @@ class SemiSupervised(Objective):
         }
 
     @torch.no_grad()
-    def _fantasies(self, like: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents [C M, D], their data and classes, class-major."""
+    def _fantasies(self, like: Tensor, draws: Draws, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [C M, D], their data and classes, class-major, `rows` in all or a few more."""
         classes = self.posterior.num_classes
-        labels = class_major(classes, rows_per_class(len(like), classes), like.device)
+        labels = class_major(classes, rows_per_class(rows, classes), like.device)
         z = self.model.prior.sample(len(labels), draws, labels, dtype=like.dtype, device=like.device)
         x = self.model.likelihood.sample(self.model.decoder(z), draws)
         return z, x.view(len(x), *like.shape[1:]), labels
 
-    def sleep_terms(self, like: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """Fit every class's posterior to fantasies of that class: one grouped call of the denoisers."""
+    def sleep_terms(self, like: Tensor, draws: Draws, rows: int | None = None) -> dict[str, Tensor]:
+        """Fit every class's posterior to fantasies of that class, `rows` of them (as many as `like` has): one grouped call of the denoisers."""
         family = self.posterior.family
-        z, x, labels = self._fantasies(like, draws)
+        z, x, labels = self._fantasies(like, draws, len(like) if rows is None else rows)
         with fixed_statistics(self.posterior):
             encoded = self.posterior.encode_of_class(x, labels, draws)
             log_probs = self.posterior.log_class_probs(x, draws)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from ddvi_fast import _checks, ops
+from ddvi_fast import _checks, distributed, ops
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.posteriors import Posterior
@@ -39,6 +39,7 @@ class WAE(Objective):
 
     def wake_terms(self, x: Tensor, draws: Draws) -> Terms:
         z = self.posterior.sample(x, 1, draws).z[0]
-        target = self.model.prior.sample(len(z), draws=draws, dtype=z.dtype, device=z.device)
-        values = {"reconstruction": -self.model.log_likelihood(x, z), "mmd": ops.mmd(z, target, self.sigmas).square()}
+        rows, first = distributed.whole_batch(len(z), draws)
+        target = self.model.prior.sample(rows, draws=first, dtype=z.dtype, device=z.device)
+        values = {"reconstruction": -self.model.log_likelihood(x, z), "mmd": ops.mmd(distributed.gathered(z), target, self.sigmas).square()}
         return Terms(values, {"reconstruction": 1.0, "mmd": self.weight})
