@@ -89,6 +89,8 @@ class NonFinite(InputError):
         rows: of the whole batch, where a term is not finite by itself.
     """
 
+    place: Any = None  # the step that met it, as the loop knows it
+
     def __init__(self, what: str, names: Sequence[str], rows: Sequence[int] = ()) -> None:
         self.what, self.names, self.rows = what, list(names), list(rows)
         where = ", ".join(self.names[:4]) + (" ..." if len(self.names) > 4 else "")

@@ -1,21 +1,23 @@
 """The training loop: phases of epochs of batches of updates, and nothing else.
 
 Order and noise are functions of (seed, step), so a run needs no random state to be repeated or resumed: batch `b` of the
-whole run stands at draws `b * batch_size`.
+whole run stands at draws `b * batch_size`. Of several processes each takes its own rows of every batch.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from ddvi_fast import distributed
 from ddvi_fast.data.batches import epoch_batches, num_batches
 from ddvi_fast.data.dataset import Dataset
-from ddvi_fast.engine.base import Engine, Optimisation, set_trainable
+from ddvi_fast.distributed import Part
+from ddvi_fast.engine.base import Engine, NonFinite, Optimisation, set_trainable
 from ddvi_fast.objectives import Objective, Progress
 from ddvi_fast.rng import Draws
 
@@ -60,6 +62,24 @@ class Observer(Protocol):
         """After an epoch."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run goes on: the steps it has done, and the state of the optimisers then; weights are in the modules already."""
+
+    step: int
+    adam: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A step of a run: number, phase, progress, and the examples of its batch."""
+
+    step: int
+    phase: int
+    progress: Progress
+    indices: Tensor
+
+
 def train(
     phases: Sequence[Phase],
     dataset: Dataset,
@@ -68,35 +88,62 @@ def train(
     make_engine: Callable[[Objective, Optimisation], Engine],
     observer: Observer,
     augment: Callable[[Tensor, Draws], Tensor] | None = None,
+    *,
+    start: Start | None = None,
+    between: Callable[[int, Engine], None] | None = None,
 ) -> None:
     """Train phase after phase on the dataset's training split.
 
     Args:
         phases: in order; modules shared between their objectives carry over.
-        dataset: lives on the engine's device as one tensor.
-        batch_size: rows of a batch; a last incomplete batch is left out.
+        dataset: lives on the engine's device as one tensor, in every process.
+        batch_size: rows of a batch, over all processes; a last incomplete batch is left out.
         seed: of order and noise.
         make_engine: builds the engine of a phase.
         observer: told after every batch and epoch.
         augment: `augment(x, draws)`, applied to training data.
+        start: go on after so many steps.
+        between: called as `between(step, engine)` when all of a step has been told, the place to save or to stop.
+
+    Raises:
+        NonFinite: with the `Place` as its `place`, where it is known.
     """
-    step = 0
+    done, step = 0 if start is None else start.step, 0
+    rows = Part(distributed.rank(), distributed.world_size()).rows(batch_size)
+    one_pass = num_batches(dataset.size(), batch_size)
     for number, phase in enumerate(phases):
+        per_epoch = phase.steps_per_epoch or one_pass
+        if done >= step + phase.epochs * per_epoch:
+            step += phase.epochs * per_epoch
+            phase.objective.eval()
+            continue
         engine = make_engine(phase.objective, phase.optimisation)
+        if done > step:
+            engine.load_state(start.adam)
         phase.objective.train()
-        for epoch in range(phase.epochs):
+        first_epoch, skipped = divmod(max(0, done - step), per_epoch)
+        step = max(step, done)
+        for epoch in range(first_epoch, phase.epochs):
             _prepare_epoch(phase, engine, epoch)
             batches = _batches(dataset, batch_size, seed, number, epoch, phase.steps_per_epoch)
-            for position, indices in enumerate(batches):
-                draws = Draws(seed, step * batch_size)
-                x = dataset.inputs(indices)
+            for position in range(skipped if epoch == first_epoch else 0, len(batches)):
+                indices = batches[position]
+                draws = Draws(seed, step * batch_size + rows.start)
+                x = dataset.inputs(indices[rows])
                 x = x if augment is None else augment(x, draws)
                 progress = Progress(epoch + position / len(batches), phase.epochs, phase.epochs * len(batches))
-                terms = engine.run(x, progress, draws)
+                try:
+                    terms = engine.run(x, progress, draws)
+                except NonFinite as error:
+                    error.place = Place(step, number, progress, indices)
+                    raise
                 step += 1
                 observer.step(step, phase.name, epoch + (position + 1) / len(batches), terms)
-            engine.check()
-            observer.epoch(step, phase.name, epoch + 1, engine)
+                if position + 1 == len(batches):
+                    engine.check()
+                    observer.epoch(step, phase.name, epoch + 1, engine)
+                if between is not None:
+                    between(step, engine)
         set_trainable(phase.frozen, True)
         phase.objective.eval()
 

@@ -91,7 +91,8 @@ class UpdateAdam(torch.optim.Optimizer):
     DeepSpeed's functions for full states find it, from the first look at it on.
 
     Args:
-        groups: with ``params``, ``factor`` on the learning rate, and ``updates``, the names of the updates that move them.
+        groups: with ``params``, ``factor`` on the learning rate, ``updates``, the names of the updates that move them, and
+            ``frozen``, whether they stand still for now.
         adam: which kind steps.
         lr: learning rate.
         device: of the parameters.
@@ -118,7 +119,7 @@ class UpdateAdam(torch.optim.Optimizer):
         if self.active is None:
             return
         for group in self.param_groups:
-            if self.active in group["updates"]:
+            if self.active in group["updates"] and not group["frozen"]:
                 self._step_group(group)
 
     def _step_group(self, group: dict[str, Any]) -> None:

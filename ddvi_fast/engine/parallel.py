@@ -62,5 +62,3 @@ class ParallelEngine(AdamState, ShardedEngine):
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         return self._optimisers
-
-

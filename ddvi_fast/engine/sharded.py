@@ -89,7 +89,7 @@ class ShardedEngine:
             with part_of_batch(part):
                 with self._products():
                     terms = update.terms()
-                losses.append(terms.total())
+                losses.append(self._loss(terms))
                 self._backward(losses[-1] * self._scale())
             computed.append(Terms({name: value.detach() for name, value in terms.values.items()}, terms.weights))
         if distributed.any_process(not bool(torch.isfinite(torch.stack(losses)).all())):
@@ -101,6 +101,10 @@ class ShardedEngine:
             raise NonFinite("gradient", self._bad_parameters())
         names = computed[0].values
         return {name: torch.stack([terms.values[name].mean() for terms in computed]).mean() for name in names}
+
+    def _loss(self, terms: Terms) -> Tensor:
+        """What is minimised on one part."""
+        return terms.total()
 
     def _scale(self) -> float:
         """On each part's loss, so that gradients of parts add up to their mean."""
