@@ -18,6 +18,7 @@ from ddvi_fast.experiments.compose import CONF, GROUPS, compose
 from ddvi_fast.experiments.config import Config
 
 _QUIET = ("progress=off", "tensorboard=false", "figures=false", "overwrite=true")
+_NAMES = {"digits": "Digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 # They say where and how a run is done, not what it is.
 _WHEREABOUTS = ("run_dir", "overwrite", "progress", "tensorboard", "figures", "data_dir", "download", "device", "threads")
 
@@ -36,12 +37,14 @@ class Table:
     """What `conf/reproduce/NAME.yaml` says: rows (methods) x columns (priors, or minutes) x seeds.
 
     Args:
-        name, title: of the table.
+        name: of the table.
+        title: of the table; `{dataset}` stands for the data set of its runs.
         rows, columns: by their names.
         figures: names of `evaluation.json`, in the order of the table's columns.
         common: overrides of all cells.
         epochs: of each run; None leaves it to the recipe.
         max_minutes: of the longest run; None for no limit.
+        note: what else a reader must know, a paragraph below the title.
     """
 
     name: str
@@ -52,6 +55,12 @@ class Table:
     common: tuple[str, ...] = ()
     epochs: int | None = None
     max_minutes: float | None = None
+    note: str = ""
+
+    @property
+    def dataset(self) -> str:
+        """The data set that the table is about, unless an override chooses another."""
+        return next(setting.partition("=")[2] for setting in self.common if setting.startswith("dataset="))
 
 
 @dataclass(frozen=True)
@@ -99,9 +108,19 @@ def load(name: str) -> Table:
     return Table(name, rows=rows, columns=columns, figures=tuple(stated.pop("figures")), common=tuple(stated.pop("common", ())), **stated)
 
 
-def paper_figures(name: str) -> dict[str, Any]:
-    """The paper's own figures of table `name`: row -> column -> figure -> [mean, interval]; empty where it has none."""
-    return _read(CONF / "paper_tables.yaml").get(name, {})
+def paper_figures(table: Table, dataset: str) -> dict[str, Any]:
+    """The paper's own figures of `table`: row -> column -> figure -> [mean, interval]; empty where it has none, or none of `dataset`."""
+    return _read(CONF / "paper_tables.yaml").get(table.name, {}) if dataset == table.dataset else {}
+
+
+def title(table: Table, dataset: str) -> str:
+    """The heading of `table` with runs on `dataset`.
+
+    Example:
+        >>> title(load("ablation-sleep"), "digits")
+        'Digits: what the sleep term is worth'
+    """
+    return table.title.replace("{dataset}", _NAMES.get(dataset, dataset))
 
 
 def cells(

@@ -143,16 +143,18 @@ def _write(table: Table, cells: Sequence[Cell], options: argparse.Namespace, com
         for cell in cells
     ]
     labels = {column: grid.column_label(table, column, options.max_minutes) for column in table.columns}
+    dataset = cells[0].config.dataset.name
     record = {
         "table": table.name,
-        "title": table.title,
+        "title": grid.title(table, dataset),
+        "note": table.note,
         "command": command,
         **{name: value for name, value in environment().items() if name != "command"},
         "rows": {name: entry.label for name, entry in table.rows.items()},
         "columns": labels,
         "figures": list(table.figures),
         "settings": {cell.folder.name: _settings(cell) for cell in cells if cell.seed == 0},
-        "paper": grid.paper_figures(table.name),
+        "paper": grid.paper_figures(table, dataset),
         "runs": runs,
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -185,7 +187,8 @@ def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, out
         return None
     rows = [grid.column_label(table, column, max_minutes) for column in table.columns]
     columns = [*(entry.label for entry in table.rows.values()), "prior"]
-    return figures.grid(output / "latents.png", rows, columns, panels, table.title, class_names=names or None, overwrite=True)
+    title = grid.title(table, cells[0].config.dataset.name)
+    return figures.grid(output / "latents.png", rows, columns, panels, title, class_names=names or None, overwrite=True)
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"# {record['title']}",
         "",
         "Test set, nats per example; mean and 95% interval by Student's t over " + (f"{seeds} seeds." if seeds > 1 else "one seed: no interval."),
-        "ELBO is a bound in nats, released ELBO the paper's scale (pixel averages; no bound). The paper's own figures are those after 200 epochs.",
+        *_explanations(record),
         f"`{record['command']}`, commit {str(record.get('commit'))[:10]}, torch {record['versions']['torch']}.",
         "",
     ]
@@ -111,6 +111,13 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines += [f"| {' | '.join(headings)} |", f"| {' | '.join('---' for _ in headings)} |", *(f"| {' | '.join(row)} |" for row in rows)]
     failures = sorted({f"- {run['row']}, {run['column']}: {run['failure']}" for run in record["runs"] if run.get("failure")})
     return "\n".join([*lines, *(["", "Not run:", "", *failures] if failures else [])]) + "\n"
+
+
+def _explanations(record: Mapping[str, Any]) -> list[str]:
+    """What the headings of this table do not say."""
+    lines = ["ELBO is a bound in nats, released ELBO the paper's scale (pixel averages; no bound)."] if "elbo_released" in record["figures"] else []
+    lines += ["The paper's own figures are those after 200 epochs."] if record["paper"] else []
+    return lines + ([record["note"]] if record["note"] else [])
 
 
 def latex(record: Mapping[str, Any]) -> str:

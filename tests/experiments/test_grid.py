@@ -51,6 +51,14 @@ def test_a_folder_follows_what_is_run_and_not_where(square_alone):
     assert first == here != other
 
 
+@pytest.mark.parametrize("name", ["mnist", "ablation-sleep", "ablation-released", "timesteps"])
+def test_a_table_on_other_data_says_so_and_has_no_figures_of_the_paper_beside_it(name):
+    table, made = grid.load(name), cells(name, "dataset=digits", seeds=1, max_minutes=0.1)
+    assert {cell.config.dataset.name for cell in made} == {"digits"} and all(cell.config.max_minutes <= 0.1 for cell in made)
+    assert grid.title(table, "digits").startswith("Digits") and grid.title(table, table.dataset).startswith("MNIST")
+    assert grid.paper_figures(table, "digits") == {}
+
+
 def test_minutes_are_shared_out_by_the_columns():
     made = [cell for cell in cells("timesteps", seeds=1, max_minutes=4) if cell.row == "ddvi_50"]
     assert [cell.config.max_minutes for cell in made] == [1, 2, 4] and made[0].config.method.chain.num_steps == 50

@@ -26,7 +26,8 @@ def tiny(monkeypatch, tmp_path):
         "ddvi": Entry("diffusion", ("method=ddvi",)),
         "bad": Entry("impossible", ("method=vae", "recipe.defects.standard_normal_top=true")),
     }
-    table = Table("digits", "tiny", rows, {"pinwheel": Entry("pinwheel", ("prior=pinwheel",))}, ("evidence", "elbo", "latent_nll", "seconds"))
+    columns, shown = {"pinwheel": Entry("pinwheel", ("prior=pinwheel",))}, ("evidence", "elbo", "latent_nll", "seconds")
+    table = Table("digits", "tiny", rows, columns, shown, common=("dataset=digits",), note="A remark.")
     monkeypatch.setattr(grid, "load", lambda name: table)
     # In this process: what is tested is which cells are run.
     trained = []
@@ -52,7 +53,7 @@ def test_a_table_is_resumed_and_never_repeated(tiny, tmp_path, capsys):
     assert "standard_normal_top" in record["runs"][4]["failure"]
     assert str(tmp_path) not in (folder / "table.json").read_text()
     text = (folder / "table.md").read_text()
-    assert "| pinwheel | Gaussian |" in text and "±" in text and "Not run:" in text
+    assert "| pinwheel | Gaussian |" in text and "±" in text and "Not run:" in text and "A remark." in text
     assert (folder / "table.tex").read_text().startswith("% tiny") and (folder / "latents.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("table.json", "table.md", "table.tex", "latents.png"))

@@ -10,6 +10,11 @@ from ddvi_fast.experiments import grid, tables
 from ddvi_fast.experiments.tables import summarise
 
 
+def paper_figures(name):
+    table = grid.load(name)
+    return grid.paper_figures(table, table.dataset)
+
+
 def record(**changes):
     runs = [
         {"row": row, "column": "pinwheel", "seed": seed, "figures": {"elbo": elbo + seed, "seconds": 10.0, "latent_nll": 2.0}}
@@ -18,6 +23,7 @@ def record(**changes):
     ]
     made = {
         "title": "a title",
+        "note": "",
         "command": "ddvi-fast reproduce x",
         "commit": "0123456789abcdef",
         "versions": {"torch": "2.13"},
@@ -37,6 +43,13 @@ def test_intervals_are_students():
     assert summarise(values).mean == 4
     assert summarise(values).half == pytest.approx(2.776 * deviation / math.sqrt(5), rel=1e-3)
     assert summarise([3.0]) == (3.0, None, 1)
+
+
+def test_markdown_explains_what_the_table_has_and_nothing_else():
+    whole = tables.markdown(record(figures=["elbo", "elbo_released"], note="A remark."))
+    assert "released ELBO the paper's scale" in whole and "after 200 epochs" in whole and "\nA remark.\n" in whole
+    plain = tables.markdown(record(paper={}))
+    assert "released" not in plain and "200 epochs" not in plain
 
 
 def test_markdown_shows_means_the_best_and_the_papers():
@@ -62,12 +75,12 @@ def test_a_single_run_has_no_interval():
 
 def test_the_papers_figures_belong_to_cells_that_exist():
     known = {figure for figure in tables.PAPER.values()}
-    filled = [name for name in grid.names() if grid.paper_figures(name)]
+    filled = [name for name in grid.names() if paper_figures(name)]
     assert {"mnist", "cifar10", "mnist-semi", "cifar10-semi", "ablation-sleep"} <= set(filled)
     for name in filled:
-        table, stated = grid.load(name), grid.paper_figures(name)
+        table, stated = grid.load(name), paper_figures(name)
         assert stated.keys() == table.rows.keys()
         for by_column in stated.values():
             assert by_column.keys() == table.columns.keys()
             assert all(figure in known and 1 <= len(value) <= 2 for figures in by_column.values() for figure, value in figures.items())
-    assert grid.paper_figures("mnist")["ddvi"]["swiss_roll"] == {"elbo": [-5.03, 0.58], "mmd": [0.62, 0.33], "latent_nll": [3.86, 0.17]}
+    assert paper_figures("mnist")["ddvi"]["swiss_roll"] == {"elbo": [-5.03, 0.58], "mmd": [0.62, 0.33], "latent_nll": [3.86, 0.17]}
