@@ -4,10 +4,16 @@
 // Samples in the lanes make a weight matrix usable as it lies in memory (its scalars are broadcast), need no packing, and leave
 // biases, activations and the state update free of horizontal sums.
 
+// Shapes of a product's blocks. Square ones suit a `b` that stays in the first cache; tall and wide ones read less of a `b` or an `a`
+// that does not.
 #if DDVI_LEVEL >= 2
 constexpr int kBlockRows = 4, kBlockVectors = 4;  // 16 accumulators, 4 operands, of 32 registers
+constexpr int kTallRows = 12, kTallVectors = 2;
+constexpr int kWideRows = 8, kWideVectors = 3;
 #else
 constexpr int kBlockRows = 4, kBlockVectors = 2;  // 8 accumulators, 2 operands and a scalar, of 16 registers
+constexpr int kTallRows = 4, kTallVectors = 2;
+constexpr int kWideRows = 4, kWideVectors = 2;
 #endif
 
 // What a product does with a scalar of `a` and a vector of `b`.
@@ -30,7 +36,7 @@ DDVI_INLINE void multiply_block(const float* a, int64_t row_stride, int64_t colu
     vf column[VECTORS];
 #pragma GCC unroll 8
     for (int j = 0; j < VECTORS; ++j) column[j] = load(b + j * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
       const vf scalar = spread(a[i * row_stride]);
 #pragma GCC unroll 8
@@ -47,35 +53,32 @@ DDVI_INLINE void gemm_block(const float* a, int64_t row_stride, int64_t column_s
 #pragma GCC unroll 8
   for (int j = 0; j < VECTORS; ++j) {
     vf values[ROWS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) values[i] = acc[i][j];
     epilogue(row, column + j * kLanes, values);
   }
 }
 
-template <class Op, int VECTORS, class Epilogue>
+template <class Op, int ROWS, int VECTORS, class Epilogue>
 inline void gemm_strip(const float* a, int64_t row_stride, int64_t column_stride, const float* b, int64_t b_stride, int64_t rows, int64_t depth,
                        int64_t column, const Epilogue& epilogue) {
   int64_t row = 0;
-  for (; row + kBlockRows <= rows; row += kBlockRows)
-    gemm_block<Op, kBlockRows, VECTORS>(a, row_stride, column_stride, b, b_stride, depth, row, column, epilogue);
+  for (; row + ROWS <= rows; row += ROWS) gemm_block<Op, ROWS, VECTORS>(a, row_stride, column_stride, b, b_stride, depth, row, column, epilogue);
+  if constexpr (ROWS > 4)
+    for (; row + 4 <= rows; row += 4) gemm_block<Op, 4, VECTORS>(a, row_stride, column_stride, b, b_stride, depth, row, column, epilogue);
   for (; row + 2 <= rows; row += 2) gemm_block<Op, 2, VECTORS>(a, row_stride, column_stride, b, b_stride, depth, row, column, epilogue);
   for (; row < rows; ++row) gemm_block<Op, 1, VECTORS>(a, row_stride, column_stride, b, b_stride, depth, row, column, epilogue);
 }
 
 // For every block of the product a [rows, depth] b [depth, columns] call `epilogue(row, column, values)` with one vector for each
 // of the block's rows. `columns` counts floats and is rounded up to whole vectors; b must be readable that far.
-template <class Op, class Epilogue>
+template <class Op, int ROWS = kBlockRows, int VECTORS = kBlockVectors, class Epilogue>
 inline void gemm(const float* a, int64_t row_stride, int64_t column_stride, const float* b, int64_t b_stride, int64_t rows, int64_t depth,
-                 int64_t columns, const Epilogue& epilogue) {
-  int64_t column = 0;
-  for (; column + (kBlockVectors - 1) * kLanes < columns; column += kBlockVectors * kLanes)
-    gemm_strip<Op, kBlockVectors>(a, row_stride, column_stride, b, b_stride, rows, depth, column, epilogue);
-#if DDVI_LEVEL >= 2
-  if (column + 2 * kLanes < columns) return gemm_strip<Op, 3>(a, row_stride, column_stride, b, b_stride, rows, depth, column, epilogue);
-  if (column + kLanes < columns) return gemm_strip<Op, 2>(a, row_stride, column_stride, b, b_stride, rows, depth, column, epilogue);
-#endif
-  if (column < columns) gemm_strip<Op, 1>(a, row_stride, column_stride, b, b_stride, rows, depth, column, epilogue);
+                 int64_t columns, const Epilogue& epilogue, int64_t column = 0) {
+  for (; column + (VECTORS - 1) * kLanes < columns; column += VECTORS * kLanes)
+    gemm_strip<Op, ROWS, VECTORS>(a, row_stride, column_stride, b, b_stride, rows, depth, column, epilogue);
+  if constexpr (VECTORS > 1)
+    if (column < columns) gemm<Op, ROWS, VECTORS - 1>(a, row_stride, column_stride, b, b_stride, rows, depth, columns, epilogue, column);
 }
 
 // out [columns, rows] = transpose of rows that may lie anywhere: `in(r)` points to row r. 32-bit elements, both sizes multiples of 16.

@@ -16,7 +16,7 @@ struct Float32 {
 
     template <int ROWS>
     DDVI_INLINE void put(int64_t row, int64_t column, const vf (&values)[ROWS]) const {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i) store(data + (row + i) * kTile + column, values[i]);
     }
     DDVI_INLINE vf get(int64_t row, int64_t column) const { return load(data + row * kTile + column); }
@@ -57,7 +57,7 @@ struct Float32 {
 
     template <int ROWS>
     DDVI_INLINE void operator()(int64_t row, int64_t column, const vf (&values)[ROWS]) const {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i) {
         float* place = target + (row + i) * stride + column;
         store(place, load(place) + values[i]);

@@ -6,17 +6,16 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, distributed, rng
+from ddvi_fast.dense import ACTIVATIONS, dense, dropout
 from ddvi_fast.rng import Draws
 
 IMAGE_SHAPE = (3, 32, 32)  # of the convolutional networks
 _INPUT = 1 << 10  # the inputs' place among the layers that drop values, and their noise's the next
-ACTIVATIONS = {"relu": torch.relu, "leaky_relu": lambda x: nn.functional.leaky_relu(x, 0.2), "silu": nn.functional.silu, "tanh": torch.tanh}
 
 
 def uniform_(parameter: Tensor, low: float, high: float, draws: Draws, layer: int) -> None:
@@ -43,60 +42,12 @@ def take_rows(table: Tensor, index: Tensor) -> Tensor:
     return nn.functional.embedding(index, table)
 
 
-def dropout(x: Tensor, rate: float, draws: Draws | None, layer: int) -> Tensor:
-    """Drop each value with probability `rate`; without draws (evaluation) nothing is dropped."""
-    if draws is None or rate == 0:
-        return x
-    kept = rng.uniform(draws, tuple(x.shape), rng.DROPOUT + layer, device=x.device) >= rate
-    return x * (kept.to(x.dtype) * (1 / (1 - rate)))
-
-
-def dense(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`layer(x)` for `x` [.., inputs], by the fastest product there is."""
-    plain = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or not _suits(x, layer.weight)
-    if plain:
-        return layer(x)
-    return (_Product.apply(x.reshape(-1, x.shape[-1]), layer.weight) + layer.bias).view(*x.shape[:-1], -1)
-
-
-# Multiplications from which on a product by oneDNN is worth its call.
-_WORTH = 1 << 21
-
-
-def _suits(a: Tensor, b: Tensor) -> bool:
-    """Whether `a @ b^T` is one for oneDNN, whose float32 kernels use a processor's whole vectors where torch's default may not."""
-    on_cpu = a.device.type == b.device.type == "cpu" and a.dtype == b.dtype == torch.float32
-    return on_cpu and a.numel() * b.shape[0] >= _WORTH and torch.backends.mkldnn.is_available()
-
-
-class _Product(torch.autograd.Function):
-    """`a @ b^T` of [M, K] and [N, K]; its gradients are such products again, so that they can be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        a, b = ctx.saved_tensors
-        upstream = upstream.contiguous()
-        return (
-            _product(upstream, b.mT) if ctx.needs_input_grad[0] else None,
-            _product(upstream.mT, a.mT) if ctx.needs_input_grad[1] else None,
-        )
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    return _Product.apply(a, b) if _suits(a, b) else a @ b.mT
-
-
 class MLP(nn.Module):
     """A plain multilayer perceptron on flattened inputs.
 
     Args:
         inputs, hidden, outputs: widths.
-        activation: ``relu``, ``leaky_relu`` (slope 0.2), ``silu`` or ``tanh``.
+        activation: ``relu``, ``leaky_relu`` (slope 0.2), ``silu``, ``tanh`` or ``none``.
         dropout: rate after each hidden layer, in force only where `forward` is given draws.
         draws: where the initial weights are drawn; networks of one model need different ones.
         zero_output: start the last layer at zero.
@@ -137,7 +88,7 @@ class MLP(nn.Module):
         """[N, ...] flattened to [N, inputs] -> [N, outputs]; leading axes are kept if the last one already is `inputs` wide."""
         hidden = x if x.shape[-1] == self.inputs else x.flatten(1)
         for index, layer in enumerate(self.layers[:-1]):
-            hidden = dropout(ACTIVATIONS[self.activation](dense(layer, hidden)), self.dropout, draws, index)
+            hidden = dense(layer, hidden, self.activation, self.dropout, draws, index)
         # Autocast narrows the layers; what follows enters densities.
         return dense(self.layers[-1], hidden).to(x.dtype)
 
@@ -188,7 +139,6 @@ class BatchNorm(nn.Module):
         if moving and distributed.current_part().count > 1:
             return self._over_parts(x)
         return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, moving, self.momentum)
-
 
     def _over_parts(self, x: Tensor) -> Tensor:
         """By the statistics of the whole batch, of which `x` is a part."""

@@ -23,6 +23,8 @@ from ddvi_fast.rng import DeviceDraws, Draws
 from tests.engine import pretend
 from tests.engine.recording import OperationRecording
 
+pytestmark = pytest.mark.usefixtures("plain_layers")
+
 PIXELS, ROWS = 6, 8
 
 

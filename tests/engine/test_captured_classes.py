@@ -25,6 +25,8 @@ from tests.engine import pretend
 from tests.engine.recording import OperationRecording
 from tests.engine.test_captured import run
 
+pytestmark = pytest.mark.usefixtures("plain_layers")
+
 PIXELS, ROWS, CLASSES = 6, 8, 2
 WEIGHTS = ClassWeights(fantasies=0.1, consistency=1.0, balance=0.5, batch_fraction=0.5)
 

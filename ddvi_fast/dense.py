@@ -1,0 +1,119 @@
+"""Dense layers of the networks: product, bias, activation and dropout, in one call where the compiled kernels can take it.
+
+On a GPU, and inside `torch.compile`, these are plain PyTorch: the products are the library's there, and a compiler fuses the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _backend, _operator, rng
+from ddvi_fast.rng import DeviceDraws, Draws
+
+LEAKY_SLOPE = 0.2
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "leaky_relu": lambda x: nn.functional.leaky_relu(x, LEAKY_SLOPE),
+    "silu": nn.functional.silu,
+    "tanh": torch.tanh,
+}
+# Below zero; an activation without a slope is applied to the kernel's output.
+_SLOPES = {"none": 1.0, "relu": 0.0, "leaky_relu": LEAKY_SLOPE}
+
+
+def dropout(x: Tensor, rate: float, draws: Draws | DeviceDraws | None, layer: int) -> Tensor:
+    """Drop each value of `x` [.., N, D] with probability `rate`; without draws (evaluation) nothing is dropped."""
+    if draws is None or rate == 0:
+        return x
+    kept = rng.uniform(draws, tuple(x.shape), rng.DROPOUT + layer, device=x.device) >= rate
+    return x * (kept.to(x.dtype) * (1 / (1 - rate)))
+
+
+def dense(
+    linear: nn.Linear, x: Tensor, activation: str = "none", rate: float = 0.0, draws: Draws | DeviceDraws | None = None, layer: int = 0
+) -> Tensor:
+    """`dropout(activation(linear(x)))` of `x` [.., N, inputs].
+
+    Under autocast to bf16 the kernel rounds the product's operands, adds in float32 and gives float32 back.
+
+    Args:
+        linear: weight and bias.
+        x: input.
+        activation: one of `ACTIVATIONS`.
+        rate, draws, layer: as of `dropout`.
+
+    Example:
+        >>> dense(nn.Linear(3, 4), torch.zeros(5, 3), "relu").shape
+        torch.Size([5, 4])
+    """
+    precision = _fused_precision(linear, x)
+    if precision is None:
+        return dropout(ACTIVATIONS[activation](linear(x)), rate, draws, layer)
+    slope = _SLOPES.get(activation)
+    if slope is None:
+        return dropout(ACTIVATIONS[activation](_apply(linear, x, _Options(1.0, precision))), rate, draws, layer)
+    if draws is None or rate == 0:
+        return _apply(linear, x, _Options(slope, precision))
+    state, rows = draws.state(), x.shape[-2]
+    return _apply(linear, x, _Options(slope, precision, rate, state, draws.offset, rows, rng.DROPOUT + layer))
+
+
+class _Options(NamedTuple):
+    slope: float
+    precision: str
+    rate: float = 0.0
+    state: Tensor | None = None
+    offset: int = 0
+    rows_per_sample: int = 1
+    stream: int = 0
+
+
+def _fused_precision(linear: nn.Linear, x: Tensor) -> str | None:
+    """The precision of the kernel's products, or None where it cannot take this layer."""
+    # A mode that watches operators (shapes alone, recordings) would not see the kernel.
+    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    if watched or linear.bias is None or x.dim() < 2 or _backend.fused(x.device) != "cpp":
+        return None
+    precision = _operator.hidden_precision(None, x.device)
+    reason = _backend.room("cpp", "dense").unsupported(precision, x=x, weight=linear.weight, bias=linear.bias)
+    return None if reason else precision
+
+
+def _apply(linear: nn.Linear, x: Tensor, options: _Options) -> Tensor:
+    return _Dense.apply(x.reshape(-1, x.shape[-1]), linear.weight, linear.bias, options).view(*x.shape[:-1], len(linear.weight))
+
+
+class _Dense(torch.autograd.Function):
+    """The kernel. Not an operator of `torch.library`: the call of one costs as much as a small layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, options: _Options) -> Tensor:
+        slope, precision, *dropping = options
+        x, weight, bias = _operator.contiguous(x, weight, bias)
+        out = _backend.room("cpp", "dense").forward(x, weight, bias, slope, *dropping, precision)
+        ctx.save_for_backward(x, weight, out)
+        ctx.options = options
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, out = ctx.saved_tensors
+        needed, options = ctx.needs_input_grad[:3], ctx.options
+        if torch.is_grad_enabled():  # somebody will differentiate again, which plain products can be
+            return *_differentiable(upstream, x, weight, out, options, needed), None
+        call = _backend.room("cpp", "dense").backward
+        return *call(upstream.contiguous(), x, weight, out, options.slope, options.rate, options.precision, needed), None
+
+
+def _differentiable(
+    upstream: Tensor, x: Tensor, weight: Tensor, out: Tensor, options: _Options, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The kernel's gradients in plain PyTorch. An output tells its slope: a dropped one is zero, and the others keep their sign."""
+    at_zero = 0.0 if options.rate else options.slope
+    slope = torch.where(out > 0, 1.0, torch.where(out < 0, options.slope, at_zero)) / (1 - options.rate)
+    gradient = upstream * slope
+    return gradient @ weight if needed[0] else None, gradient.mT @ x if needed[1] else None, gradient.sum(0) if needed[2] else None

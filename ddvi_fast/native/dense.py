@@ -1,0 +1,77 @@
+"""Dense layers in C++: product, bias, activation and dropout in one call, and their gradients in another."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddvi_fast.native import loader, memory
+
+_SIZES = ("rows", "inputs", "outputs", "bf16", "threads")
+_TENSORS = ("x", "weight", "bias", "out", "upstream", "d_x", "d_weight", "d_bias")
+
+
+class DenseArguments(ctypes.Structure):
+    """Mirrors the structure of csrc/dense_arguments.h."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in _SIZES]
+        + [("slope", ctypes.c_double), ("rate", ctypes.c_double), ("stream", ctypes.c_int64)]
+        + [("seed", ctypes.c_uint64), ("first_index", ctypes.c_int64), ("rows_per_sample", ctypes.c_int64)]
+        + [(name, ctypes.c_void_p) for name in _TENSORS]
+    )
+
+
+def unsupported(precision: str = "float32", **tensors: Tensor | None) -> str | None:
+    """Why the kernel cannot take these tensors or this precision, or None."""
+    if precision not in loader.PRECISIONS:
+        return f"precision: the C++ dense layer has {' and '.join(loader.PRECISIONS)}, got {precision}"
+    return loader.unusable(**tensors)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slope: float,
+    rate: float,
+    state: Tensor | None,
+    offset: int,
+    rows_per_sample: int,
+    stream: int,
+    precision: str,
+) -> Tensor:
+    """`reference.dense.dense` [R, M] of contiguous `x` [R, K], `weight` [M, K] and `bias` [M].
+
+    With a `rate` above 0, what is dropped is drawn at `state` (seed, first index); `precision` is that of the product's operands: ``bf16``
+    rounds them and adds in float32, where the processor has such products; elsewhere they stay float32.
+    """
+    out = memory.empty(len(x), len(weight))
+    arguments = _arguments(x, weight, slope, rate, precision)
+    arguments.seed, arguments.first_index = loader.position(state, offset)
+    arguments.rows_per_sample, arguments.stream = max(1, rows_per_sample), stream
+    loader.fill(arguments, _TENSORS[:4], (x, weight, bias, out))
+    loader.library().ddvi_dense_forward(ctypes.byref(arguments))
+    return out
+
+
+def backward(
+    upstream: Tensor, x: Tensor, weight: Tensor, out: Tensor, slope: float, rate: float, precision: str, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of x, weight and bias under `upstream` [R, M]; None where not needed. `out` is what `forward` gave."""
+    d_x = memory.empty(*x.shape) if needed[0] else None
+    d_weight = memory.empty(*weight.shape) if needed[1] else None
+    d_bias = memory.empty(len(weight)) if needed[2] else None
+    if len(x) == 0:
+        return [None if gradient is None else gradient.zero_() for gradient in (d_x, d_weight, d_bias)]
+    arguments = _arguments(x, weight, slope, rate, precision)
+    loader.fill(arguments, ("x", "weight", *_TENSORS[3:]), (x, weight, out, upstream, d_x, d_weight, d_bias))
+    loader.library().ddvi_dense_backward(ctypes.byref(arguments))
+    return [d_x, d_weight, d_bias]
+
+
+def _arguments(x: Tensor, weight: Tensor, slope: float, rate: float, precision: str) -> DenseArguments:
+    return DenseArguments(len(x), weight.shape[1], len(weight), precision == "bf16", torch.get_num_threads(), slope, rate, rows_per_sample=1)
