@@ -95,7 +95,7 @@ class Gaussian(Likelihood):
 
 
 class Binomial(Likelihood):
-    """Binomial counts out of `total` from logits, as for genotypes (`total` = 2)."""
+    """Binomial counts out of `total` from logits, as for genotypes (`total` = 2). A count that is NaN was not observed: it says nothing."""
 
     def __init__(self, total: int = 2) -> None:
         super().__init__()
@@ -103,7 +103,9 @@ class Binomial(Likelihood):
         self.total = total
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        return ops.binomial_log_likelihood(output, x, self.total)
+        missing = x.isnan()
+        # No success where success has no probability: log-likelihood and gradient are 0.
+        return ops.binomial_log_likelihood(output.masked_fill(missing, _NEVER), x.masked_fill(missing, 0.0), self.total)
 
     def mean(self, output: Tensor) -> Tensor:
         return self.total * torch.sigmoid(output)
@@ -113,14 +115,16 @@ class Binomial(Likelihood):
         return (trials < torch.sigmoid(output).unsqueeze(-1)).to(output.dtype).sum(-1)
 
     def pairwise(self, outputs: Tensor, x: Tensor) -> Tensor:
-        constant = ops.binomial_log_likelihood(torch.zeros_like(x), x, self.total) + self.total * x.shape[-1] * math.log(2)
-        return outputs @ x.mT - self.total * nn.functional.softplus(outputs).sum(-1, keepdim=True) + constant
+        called = (~x.isnan()).to(outputs)
+        constant = self.log_prob(torch.zeros_like(x), x) + self.total * math.log(2) * called.sum(-1)
+        return outputs @ x.nan_to_num(0.0).mT - self.total * nn.functional.softplus(outputs) @ called.mT + constant
 
 
 def _uniform(like: Tensor, draws: Draws) -> Tensor:
     return rng.uniform(draws, tuple(like.shape), rng.OBSERVATION, device=like.device, dtype=like.dtype)
 
 
+_NEVER = -1e4  # a logit whose probability is 0 in every precision
 _LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "binomial": Binomial}
 
 

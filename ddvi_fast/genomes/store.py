@@ -70,6 +70,13 @@ class GenotypeStore:
         columns = _read_columns(self.path / SAMPLES, self.num_samples)
         return SampleTable(columns.pop("sample"), columns)
 
+    def with_samples(self, samples: SampleTable) -> GenotypeStore:
+        """The same genotypes under other labels; the folder stays as it is."""
+        _checks.require(len(samples) == len(self), "samples", f"{len(self)} samples", len(samples))
+        other = GenotypeStore(self.path)
+        other.samples = samples
+        return other
+
     @functools.cached_property
     def variants(self) -> VariantTable:
         """The variants: chromosome, position, name and alleles."""
