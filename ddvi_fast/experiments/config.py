@@ -18,12 +18,22 @@ class NetworkConfig:
 
 
 @dataclass
+class GenotypesConfig:
+    features: str = "components"  # principal components, or counts of the variants themselves
+    num_components: int = 20
+    min_frequency: float = 0.01  # of a variant's rarer allele, where a file is read
+    label: str | None = "population"  # the column of labels; null for none
+    held_out: float = 0.2  # share of the samples for the test; 0 trains on all samples and tests on the same
+
+
+@dataclass
 class DatasetConfig:
     name: str = "digits"
     likelihood: str = "bernoulli"  # bernoulli, gaussian or binomial
     likelihood_options: dict[str, Any] = field(default_factory=dict)
     encoder: NetworkConfig = field(default_factory=NetworkConfig)
     decoder: NetworkConfig = field(default_factory=NetworkConfig)
+    genotypes: GenotypesConfig = field(default_factory=GenotypesConfig)  # of 1kg and genomes
     flip: bool = False  # mirror half of the training images
     labels: Any = 100  # training examples whose label a semi-supervised method sees: a number, a share of all below 1, or released (11,000 of MNIST)
 
@@ -94,6 +104,15 @@ class ClusteringConfig:
 
 
 @dataclass
+class MapConfig:
+    """Of t-SNE and UMAP, by their own names; the libraries' defaults."""
+
+    perplexity: float = 30.0
+    n_neighbors: int = 15
+    min_dist: float = 0.1
+
+
+@dataclass
 class MethodConfig:
     name: str = "ddvi"
     posterior: str = "diffusion"  # gaussian, iaf, planar, realnvp, spline, hierarchical_iaf, hamiltonian, path_integral, adversarial or diffusion
@@ -106,9 +125,10 @@ class MethodConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     chain: ChainConfig = field(default_factory=ChainConfig)
     sleep: SleepConfig = field(default_factory=SleepConfig)
-    task: str = "unsupervised"  # or semi, m2 (labels), or clustering
+    task: str = "unsupervised"  # or semi, m2 (labels), clustering, or map: pca, tsne, umap
     semi: SemiConfig = field(default_factory=SemiConfig)
     clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
+    map: MapConfig = field(default_factory=MapConfig)
 
 
 @dataclass
@@ -177,6 +197,8 @@ class Config:
     latent_dim: int = 2  # D
     epochs: int | None = None  # overrides the recipe's, in every stage it has
     max_minutes: float | None = None  # fewer epochs, as many as fit into so many minutes of training by a timing of the first steps
+    data: str | None = None  # 1kg and genomes: a store or a genotype file of one's own
+    labels: str | None = None  # and a table of its samples' labels
     data_dir: str | None = None  # where files of data sets lie; DDVI_FAST_DATA if null
     download: bool = False  # fetch missing files with torchvision
     limit: int | None = None  # first so many training examples

@@ -106,7 +106,8 @@ def restore(experiment: Experiment, folder: RunFolder, device: str) -> dict[str,
 def load_dataset(config: Config) -> Dataset:
     """The data set of a configuration, on its device."""
     _checks.require(config.seed >= 0, "seed", "at least 0", config.seed)
-    dataset = data.load(config.dataset.name, config.data_dir, config.download, config.split_seed, config.limit)
+    genotypes = {"path": config.data, "labels": config.labels, **dataclasses.asdict(config.dataset.genotypes)}
+    dataset = data.load(config.dataset.name, config.data_dir, config.download, config.split_seed, config.limit, genotypes)
     return dataset.to(_device(config.device))
 
 
