@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ddvi_fast import _checks
 from ddvi_fast.data.augment import flip
@@ -17,7 +19,14 @@ from ddvi_fast.data.idx import find_folder, load_idx
 __all__ = ["DATASETS", "Dataset", "epoch_batches", "epoch_order", "flip", "from_arrays", "load", "num_batches"]
 
 
-def load(name: str, data_dir: str | Path | None = None, download: bool = False, seed: int = 0, limit: int | None = None) -> Dataset:
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+    limit: int | None = None,
+    genotypes: Mapping[str, Any] | None = None,
+) -> Dataset:
     """Load a data set by name.
 
     Args:
@@ -27,6 +36,7 @@ def load(name: str, data_dir: str | Path | None = None, download: bool = False, 
         download: fetch what is missing into `data_dir` (a subset of CIFAR-10 counts as missing).
         seed: of the split, where the set has none of its own (digits, genomes), and of the simulation.
         limit: keep the first `limit` training and the first `limit` test examples.
+        genotypes: of ``"1kg"`` and ``"genomes"``: fields of `data.genotypes.Genotypes`, for files of one's own and other features.
 
     Raises:
         InputError: unknown name (the nearest valid ones are named), files that are missing or broken.
@@ -37,7 +47,9 @@ def load(name: str, data_dir: str | Path | None = None, download: bool = False, 
         (100, 100, 10)
     """
     reader = DATASETS[_checks.choice(name, DATASETS, "dataset")]
-    dataset = reader(name, _folder(data_dir), download, seed)
+    own = [field for field in ("path", "labels") if (genotypes or {}).get(field) is not None]
+    _checks.require(reader is None or not own, "data, labels", "none but for dataset=genomes and dataset=1kg", name)
+    dataset = _genomes(name, _folder(data_dir), seed, genotypes or {}) if reader is None else reader(name, _folder(data_dir), download, seed)
     return dataset if limit is None else dataset.take(limit)
 
 
@@ -57,11 +69,11 @@ def _cifar10(name: str, data_dir: Path | None, download: bool, seed: int) -> Dat
     return load_cifar10(data_dir)
 
 
-def _genomes(name: str, data_dir: Path | None, download: bool, seed: int) -> Dataset:
+def _genomes(name: str, data_dir: Path | None, seed: int, options: Mapping[str, Any]) -> Dataset:
     # Not at the top: reading images should not wait for what genotypes need.
-    from ddvi_fast.data.genotypes import load_1kg, load_simulated
+    from ddvi_fast.data.genotypes import Genotypes, load_genotypes
 
-    return load_simulated(seed) if name == "genomes" else load_1kg(data_dir, seed)
+    return load_genotypes(name, Genotypes(**options), data_dir=data_dir, seed=seed)
 
 
 def _folder(data_dir: str | Path | None) -> Path | None:
@@ -69,4 +81,5 @@ def _folder(data_dir: str | Path | None) -> Path | None:
     return Path(chosen).expanduser() if chosen else None
 
 
-DATASETS = {"digits": _digits, "mnist": _idx, "fashion_mnist": _idx, "cifar10": _cifar10, "1kg": _genomes, "genomes": _genomes}
+# Genotypes have options that images have not.
+DATASETS = {"digits": _digits, "mnist": _idx, "fashion_mnist": _idx, "cifar10": _cifar10, "1kg": None, "genomes": None}

@@ -113,16 +113,6 @@ def _split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, Tensor
     return (everybody, everybody) if test_size == 0 else random_split(size, test_size, seed)
 
 
-def load_simulated(seed: int) -> Dataset:
-    """Twenty principal components of simulated genomes, labelled by population, see `genomes.simulate`."""
-    return load_genotypes("genomes", Genotypes(), seed=seed)
-
-
-def load_1kg(data_dir: Path | None, seed: int) -> Dataset:
-    """Twenty principal components of the 1000 Genomes Project's people, labelled by their 26 populations; variants from 1% up."""
-    return load_genotypes("1kg", Genotypes(), data_dir=data_dir, seed=seed)
-
-
 @dataclass(frozen=True)
 class Genotypes:
     """What becomes of genotypes before a model sees them.

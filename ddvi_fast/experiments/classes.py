@@ -163,7 +163,7 @@ def _classifier(config: Config, dataset: Dataset, prior: Prior) -> NoisyInput:
 
 
 def _network(config: Config, dataset: Dataset, outputs: int, place: int, dropout: float | None = None) -> parts.Network:
-    return parts.make_network(config, config.dataset.encoder, dataset.num_dimensions, outputs, place, dropout)
+    return parts.make_encoder(config, dataset, outputs, place, dropout)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddvi_fast import evidence, figures, metrics
+from ddvi_fast import distributed, evidence, figures, metrics
 from ddvi_fast.data import Dataset
+from ddvi_fast.data.genotypes import PackedDataset
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.experiments.parts import Experiment
 from ddvi_fast.models import LatentVariableModel
@@ -24,6 +25,7 @@ from ddvi_fast.rng import Draws
 EVALUATION_SEED_OFFSET = 1 << 32
 _TRAIN, _TEST, _BOUND, _PRIOR = (index << 32 for index in range(4))
 _ROWS = 1 << 13  # examples classified at a time
+_VOTES = 25  # posterior samples that vote for the cluster of an example
 _GRID = 20  # decoded images along each latent axis
 
 
@@ -48,24 +50,35 @@ def evaluated(config: Config, posterior: Posterior) -> Iterator[None]:
 def _figures_of_merit(config: Config, experiment: Experiment, dataset: Dataset) -> dict[str, float]:
     model, posterior = experiment.model, experiment.posterior
     result = _bounds(config, model, posterior, dataset)
-    latents = metrics.encode(posterior, dataset.inputs(split="test"), _draws(config, _TEST))
+    latents = _latents(posterior, dataset.inputs(split="test"), _draws(config, _TEST))
     prior_samples = model.prior.sample(config.evaluation.prior_samples, draws=_draws(config, _PRIOR)).to(latents)
     if dataset.test_labels is not None:
-        train_latents = metrics.encode(posterior, dataset.inputs(), _draws(config, _TRAIN))
+        train_latents = _latents(posterior, dataset.inputs(), _draws(config, _TRAIN))
         result["knn_accuracy"] = metrics.knn_accuracy(train_latents, dataset.labels(), latents, dataset.labels(split="test"))
+        if config.method.task != "unsupervised":
+            result |= _classes(config, experiment, dataset, train_latents, latents)
     result["latent_nll"] = metrics.latent_nll(latents, prior_samples)
     result["latent_nll_narrow"] = metrics.latent_nll(latents, prior_samples, metrics.PRIOR_BANDWIDTHS)
-    result["mmd"] = _mmd(config, model, prior_samples, dataset)
-    return result | _classes(config, experiment, dataset)
+    if not isinstance(dataset, PackedDataset):  # bandwidths of pixels say nothing of genotypes, nor does a distance where calls are missing
+        result["mmd"] = _mmd(config, model, prior_samples, dataset)
+    return result
 
 
-def _classes(config: Config, experiment: Experiment, dataset: Dataset) -> dict[str, float]:
-    """Accuracy of q(c | x), or the scores of clusters against the labels, where the method has either."""
-    if dataset.test_labels is None or config.method.task == "unsupervised":
-        return {}
+def released_clusters(config: Config, train_latents: Tensor, latents: Tensor, labels: Tensor) -> dict[str, float]:
+    """Scores of the released code's clusters: those of a Gaussian mixture, as many as asked for, fitted to the training set's latents."""
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(config.method.clustering.num_clusters, random_state=config.seed).fit(train_latents.double().cpu().numpy())
+    scores = metrics.cluster_scores(labels, torch.from_numpy(mixture.predict(latents.double().cpu().numpy())))
+    return {f"{name}_mixture": score for name, score in scores.items()}
+
+
+def _classes(config: Config, experiment: Experiment, dataset: Dataset, train_latents: Tensor, latents: Tensor) -> dict[str, float]:
+    """Accuracy of q(c | x), or the scores of clusters against the labels, by both rules."""
     x, labels = dataset.inputs(split="test"), dataset.labels(split="test")
     if config.method.task == "clustering":
-        return metrics.cluster_scores(labels, assign(experiment.posterior, experiment.model.prior, x, _draws(config, _TEST)))
+        clusters = assign(experiment.posterior, experiment.model.prior, x, _draws(config, _TEST), _VOTES)
+        return metrics.cluster_scores(labels, clusters) | released_clusters(config, train_latents, latents, labels)
     predicted = torch.cat([experiment.posterior.log_class_probs(part).argmax(-1) for part in x.split(_ROWS)])
     return {"class_accuracy": metrics.accuracy(labels, predicted)}
 
@@ -75,16 +88,28 @@ def _bounds(config: Config, model: LatentVariableModel, posterior: Posterior, da
     x = dataset.inputs(None if options.limit is None else slice(0, options.limit), "test")
     draws = _draws(config, _BOUND)
     if options.evidence and model.prior.dim <= 2:
-        result["evidence"] = float(evidence.log_evidence_quadrature(model, x, resolution=config.prior.resolution).mean())
+        result["evidence"] = float(
+            _of_rows(lambda x, _: evidence.log_evidence_quadrature(model, x, resolution=config.prior.resolution), x, draws).mean()
+        )
     if posterior.has_density:
-        bound = metrics.elbo(model, posterior, x, options.elbo_samples, draws)
+        bound = _of_rows(lambda x, draws: metrics.elbo(model, posterior, x, options.elbo_samples, draws), x, draws)
         result["elbo"], result["elbo_error"] = float(bound.mean()), float(bound.std() / len(bound) ** 0.5)
-        result["iwae"] = float(metrics.iwae_bound(model, posterior, x, options.iwae_samples, draws).mean())
+        result["iwae"] = float(_of_rows(lambda x, draws: metrics.iwae_bound(model, posterior, x, options.iwae_samples, draws), x, draws).mean())
         if "evidence" in result:
             result["gap"] = result["evidence"] - result["elbo"]
     if posterior.has_density or isinstance(posterior, Diffusion):
-        result["elbo_released"] = float(metrics.elbo_released(model, posterior, x, draws).mean())
+        result["elbo_released"] = float(_of_rows(lambda x, draws: metrics.elbo_released(model, posterior, x, draws), x, draws).mean())
     return result
+
+
+def _latents(posterior: Posterior, x: Tensor, draws: Draws) -> Tensor:
+    return _of_rows(lambda x, draws: metrics.encode(posterior, x, draws), x, draws)
+
+
+def _of_rows(compute: Callable[[Tensor, Draws], Tensor], x: Tensor, draws: Draws) -> Tensor:
+    """`compute(x, draws)`, a number for each row of `x`: every process computes its share of the rows, and has them all."""
+    mine = distributed.share(len(x))
+    return distributed.collect(compute(x[mine], draws.advance(mine.start)), len(x))
 
 
 def _mmd(config: Config, model: LatentVariableModel, prior_samples: Tensor, dataset: Dataset) -> float:
@@ -107,7 +132,8 @@ def draw_figures(config: Config, experiment: Experiment, dataset: Dataset, folde
     latents = metrics.encode(posterior, x, draws)
     names = dataset.class_names or None
     paths.append(figures.latents(folder / "latents.png", latents, labels, prior_samples, prior_labels, title, class_names=names, overwrite=True))
-    paths.append(_decoded(model, dataset, prior_samples, folder, title))
+    if len(dataset.input_shape) > 1:
+        paths.append(_decoded(model, dataset, prior_samples, folder, title))
     if isinstance(posterior, Diffusion):
         path = posterior.latent_path(posterior.encode(x), 1, draws)[:, 0]
         paths.append(figures.trajectory(folder / "trajectory.png", path, labels, prior_samples, title, class_names=names, overwrite=True))

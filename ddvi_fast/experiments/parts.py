@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddvi_fast import _checks, likelihoods, priors, schedules
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.augment import flip
+from ddvi_fast.data.genotypes import PackedDataset
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.loop import Phase
 from ddvi_fast.experiments import families
 from ddvi_fast.experiments.config import ChainConfig, Config, MethodConfig, NetworkConfig, RecipeConfig
+from ddvi_fast.genomes.network import Standardised, start_at_frequencies
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder, SigmoidVariances
 from ddvi_fast.objectives import DDVI, ELBO, IWAE, WAE, Adversarial, Objective, Progress
@@ -64,6 +66,8 @@ def build_model(config: Config, dataset: Dataset, prior: Prior | None = None) ->
     prior = build_prior(config) if prior is None else prior
     likelihood = likelihoods.make(config.dataset.likelihood, **config.dataset.likelihood_options)
     decoder = make_network(config, config.dataset.decoder, prior.dim, dataset.num_dimensions, DECODER, dropout=0.0)
+    if isinstance(dataset, PackedDataset):
+        start_at_frequencies(decoder, dataset.scaling)
     return LatentVariableModel(prior, decoder, likelihood)
 
 
@@ -71,7 +75,7 @@ def build_posterior(config: Config, dataset: Dataset, model: LatentVariableModel
     """The inference half."""
 
     def network(outputs: int, place: int) -> Network:
-        return make_network(config, config.dataset.encoder, dataset.num_dimensions, outputs, place)
+        return make_encoder(config, dataset, outputs, place)
 
     if config.method.posterior == "diffusion":
         return make_diffusion(config, config.method.chain, dataset, network(2 * config.latent_dim, ENCODER))
@@ -81,7 +85,7 @@ def build_posterior(config: Config, dataset: Dataset, model: LatentVariableModel
 
 
 def make_diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder: Network) -> Diffusion:
-    context = make_network(config, config.dataset.encoder, dataset.num_dimensions, chain.context_dim, CONTEXT) if chain.context_dim else None
+    context = make_encoder(config, dataset, chain.context_dim, CONTEXT) if chain.context_dim else None
     denoiser = ResidualMLP(
         config.latent_dim,
         chain.context_dim,
@@ -179,6 +183,12 @@ def match_spread(weight: Tensor, bias: Tensor, means: Tensor, target: Tensor) ->
     if len(weight) == 2 * latent_dim:
         weight[latent_dim:] *= 0.1
         bias[latent_dim:] = _INITIAL_LOG_VARIANCE
+
+
+def make_encoder(config: Config, dataset: Dataset, outputs: int, place: int, dropout: float | None = None) -> nn.Module:
+    """A network from examples of the data set to so many outputs."""
+    made = make_network(config, config.dataset.encoder, dataset.num_dimensions, outputs, place, dropout)
+    return Standardised(made, dataset.scaling) if isinstance(dataset, PackedDataset) else made
 
 
 def make_network(config: Config, network: NetworkConfig, inputs: int, outputs: int, place: int, dropout: float | None = None) -> Network:

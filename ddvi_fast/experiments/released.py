@@ -40,7 +40,7 @@ def _chain_stages(config: Config, dataset: Dataset) -> Experiment:
     """The three stages (METHOD section 3); encoder and decoder carry over from stage to stage."""
     recipe = config.recipe
     model = parts.build_model(config, dataset)
-    encoder = parts.make_network(config, config.dataset.encoder, dataset.num_dimensions, 2 * config.latent_dim, parts.ENCODER)
+    encoder = parts.make_encoder(config, dataset, 2 * config.latent_dim, parts.ENCODER)
     first_denoiser = ResidualMLP(config.latent_dim, 0, _WARMUP_STEPS, draws=parts.place_of(config, parts.WARMUP_DENOISER))
     warm = Diffusion(encoder, first_denoiser, schedules.make("linear", _WARMUP_STEPS), parametrisation="eps", eta=0.0)
     optimisation = parts.make_optimisation(recipe)

@@ -26,9 +26,9 @@ from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.evaluate import evaluated, sample_prior
 from ddvi_fast.experiments.grid import Cell, Table
 from ddvi_fast.experiments.jobs import in_processes
-from ddvi_fast.experiments.run import load_dataset, restore, train_run
+from ddvi_fast.experiments.maps import LATENTS, run
+from ddvi_fast.experiments.run import load_dataset, restore
 
-LATENTS = "latents.npz"
 FAILURE = "failure.txt"
 
 
@@ -94,8 +94,8 @@ def run_cell(cell: Cell) -> None:
     """Train and evaluate one cell, and keep the latents of its test set; a cell that cannot be run leaves the reason."""
     _clear(cell.folder)
     try:
-        train_run(cell.config)
-        if cell.seed == 0 and cell.config.latent_dim == 2:
+        run(cell.config)
+        if cell.seed == 0 and cell.config.latent_dim == 2 and cell.config.method.task != "map":
             _keep_latents(cell)
     except InputError as error:
         cell.folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,8 @@ def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, out
                 arrays = {name: torch.from_numpy(stored[name]) for name in stored.files if name != "class_names"}
                 names = tuple(stored["class_names"])
             panels[column, table.rows[cell.row].label] = (arrays["latents"], arrays.get("labels"))
-            panels[column, "prior"] = (arrays["prior"], arrays.get("prior_labels"))
+            if "prior" in arrays:
+                panels[column, "prior"] = (arrays["prior"], arrays.get("prior_labels"))
     if not panels:
         return None
     rows = [grid.column_label(table, column, max_minutes) for column in table.columns]

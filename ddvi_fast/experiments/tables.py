@@ -17,8 +17,11 @@ COLUMNS = {
     "gap": "gap",
     "class_accuracy": "accuracy",
     "purity": "purity",
+    "purity_mixture": "purity, mixture",
     "completeness": "completeness",
+    "completeness_mixture": "completeness, mixture",
     "nmi": "NMI",
+    "nmi_mixture": "NMI, mixture",
     "knn_accuracy": "KNN accuracy",
     "latent_nll": "latent NLL",
     "mmd": "MMD",
@@ -34,8 +37,11 @@ _SHOWN: dict[str, tuple[int, bool | None]] = {
     "gap": (2, False),
     "class_accuracy": (3, True),
     "purity": (3, True),
+    "purity_mixture": (3, True),
     "completeness": (3, True),
+    "completeness_mixture": (3, True),
     "nmi": (3, True),
+    "nmi_mixture": (3, True),
     "knn_accuracy": (3, True),
     "latent_nll": (2, False),
     "mmd": (3, False),
@@ -44,7 +50,8 @@ _SHOWN: dict[str, tuple[int, bool | None]] = {
     "cpu_seconds": (0, None),
 }
 # our figure -> the paper's of the same kind
-PAPER = {"elbo_released": "elbo", "mmd": "mmd", "latent_nll": "latent_nll", "class_accuracy": "accuracy", "purity": "purity", "nmi": "nmi"}
+PAPER = {"elbo_released": "elbo", "mmd": "mmd", "latent_nll": "latent_nll", "class_accuracy": "accuracy"}
+PAPER |= {f"{name}_mixture": name for name in ("purity", "completeness", "nmi")}  # the released code's rule of clusters
 
 
 class Summary(NamedTuple):

@@ -53,10 +53,11 @@ class Clustering(Objective):
 
 
 @torch.no_grad()
-def assign(posterior: Posterior, prior: Prior, x: Tensor, draws: Draws | None = None) -> Tensor:
+def assign(posterior: Posterior, prior: Prior, x: Tensor, draws: Draws | None = None, num_samples: int = 1) -> Tensor:
     """The cluster of each row of `x` [N, ...], int64 [N].
 
-    With a latent cluster it is the most probable one under q(c | x); else the one whose centre is nearest to a posterior sample.
+    With a latent cluster it is the most probable one under q(c | x); else the one whose centre is nearest to a posterior sample, to most
+    of them if there are several (then the first such cluster).
 
     Raises:
         InputError: a prior that has no centres, and a posterior that knows no classes.
@@ -66,10 +67,12 @@ def assign(posterior: Posterior, prior: Prior, x: Tensor, draws: Draws | None = 
     hint = "method=ddvi_clustering builds them"
     _checks.require(latent or isinstance(prior, Centres), "prior", "learned centres (priors.Centres)", f"a {type(prior).__name__} prior", hint)
     clusters = []
-    for start in range(0, len(x), _ROWS):
-        part = x[start : start + _ROWS]
+    rows = max(1, _ROWS // num_samples)
+    for start in range(0, len(x), rows):
+        part = x[start : start + rows]
         if latent:
             clusters.append(posterior.log_class_probs(part).argmax(-1))
         else:
-            clusters.append(prior.nearest(posterior.sample(part, 1, draws.advance(start)).z[0]))
+            votes = prior.nearest(posterior.sample(part, num_samples, draws.advance(start)).z)
+            clusters.append(nn.functional.one_hot(votes, prior.num_classes).sum(0).argmax(-1))
     return torch.cat(clusters) if clusters else torch.empty(0, dtype=torch.int64, device=x.device)
