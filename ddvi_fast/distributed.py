@@ -49,6 +49,7 @@ class Part:
 
 
 _part = Part()
+_store: dist.Store | None = None
 
 
 @contextmanager
@@ -142,6 +143,30 @@ def means_over_processes(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(values, mean_over_processes(torch.stack(list(values.values()))).unbind(), strict=True))
 
 
+def share(rows: int) -> slice:
+    """This process's share of `rows` rows, which need not fall into equal parts; each row belongs to one process.
+
+    Example:
+        >>> share(10)
+        slice(0, 10, None)
+    """
+    size = world_size()
+    return slice(rows * rank() // size, rows * (rank() + 1) // size)
+
+
+def collect(mine: Tensor, rows: int) -> Tensor:
+    """All `rows` rows from the shares of the processes, [rows, ...] in each of them; without a gradient."""
+    if world_size() == 1:
+        return mine
+    longest = -(-rows // world_size())
+    padded = mine.new_zeros(longest, *mine.shape[1:])
+    padded[: len(mine)] = mine
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded)
+    lengths = [rows * (number + 1) // world_size() - rows * number // world_size() for number in range(world_size())]
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
 def any_process(flag: bool) -> bool:
     """Whether `flag` holds in any process."""
     if world_size() == 1:
@@ -172,6 +197,11 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def speaks() -> bool:
+    """Whether this is the process that a launcher calls the first, before and after `start` and `stop` too."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def launched() -> bool:
     """Whether a launcher (torchrun, deepspeed, srun with its variables set) started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -186,14 +216,23 @@ def start(device: torch.device, timeout: float = TIMEOUT) -> None:
     """
     if not launched() or _started():
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    global _store
+    backend, limit = "nccl" if device.type == "cuda" else "gloo", datetime.timedelta(seconds=timeout)
+    _store, number, size = next(dist.rendezvous("env://", timeout=limit))
+    dist.init_process_group(backend, store=dist.PrefixStore("exchange", _store), rank=number, world_size=size, timeout=limit)
 
 
 def stop() -> None:
     """Leave the other processes."""
+    global _store
     if _started():
         dist.destroy_process_group()
+    _store = None
+
+
+def store(name: str) -> dist.Store:
+    """Words that all processes share, under a name; only between `start` and `stop`."""
+    return dist.PrefixStore(name, _store)
 
 
 def local_device(name: str) -> str:

@@ -47,7 +47,7 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, An
     weights = safetensors.save({name: _on_host(name, value) for name, value in tensors.items()})
     manifest = _manifest(weights, state)
     _refuse_foreign(path)
-    fresh, previous = _beside(path, "partial"), _beside(path, "previous")
+    fresh, previous = partial(path), _beside(path, "previous")
     if previous.is_dir() and not path.exists():  # a crash between the two renames below
         previous.rename(path)
     shutil.rmtree(fresh, ignore_errors=True)
@@ -101,12 +101,19 @@ def load_modules(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module]
     Raises:
         InputError: a name is missing or unexpected, or a shape or dtype differs. Nothing has been copied then.
     """
-    wanted = module_tensors(modules)
-    given = {name: value for name, value in tensors.items() if name.split(".", 1)[0] in modules}
+    load_tensors({name: value for name, value in tensors.items() if name.split(".", 1)[0] in modules}, module_tensors(modules))
+
+
+def load_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Copy `given` into the tensors `wanted` of the same names, in place; all of them fit, or none is copied.
+
+    Raises:
+        InputError: a name is missing or unexpected, or a shape or dtype differs.
+    """
     if missing := wanted.keys() - given.keys():
         _checks.fail("checkpoint", f"the tensors {_listed(wanted)}", f"none for {_listed(missing)}")
     if unexpected := given.keys() - wanted.keys():
-        _checks.fail("checkpoint", f"only tensors of {', '.join(modules)}", f"unexpected {_listed(unexpected)}")
+        _checks.fail("checkpoint", f"only {_listed(wanted)}", f"unexpected {_listed(unexpected)}")
     for name, target in wanted.items():
         _require_like(name, given[name], target)
     with torch.no_grad():
@@ -219,6 +226,11 @@ def _refuse_foreign(path: Path) -> None:
         return
     foreign = not path.is_dir() or any(entry.name not in (WEIGHTS, STATE) for entry in path.iterdir())
     _checks.require(not foreign, str(path), "a new folder or a checkpoint to replace", "something else that stands there")
+
+
+def partial(path: Path) -> Path:
+    """Where a checkpoint stands while it is written; left behind by a crash, it is removed by the next write."""
+    return _beside(path, "partial")
 
 
 def _beside(path: Path, role: str) -> Path:

@@ -77,7 +77,10 @@ class DeepSpeedEngine(ShardedEngine):
         }
 
     def _lay_out(self) -> None:
-        """A first step without an active update moves nothing, but DeepSpeed links its states to parameters, and gathers those, in it."""
+        """A first step without an active update moves nothing, but DeepSpeed links its states to parameters in it."""
+        if self.zero_stage == 3:
+            parameters = self._engine.optimizer.persistent_parameters
+            parameters[0].all_gather(parameters)
         for _ in range(self.accumulation):
             self._engine.backward(self._engine(self._nothing))
             self._engine.step()

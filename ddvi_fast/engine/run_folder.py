@@ -10,12 +10,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -25,10 +26,15 @@ from ddvi_fast.engine.checkpoint import STATE, WEIGHTS, write_synced
 CONFIG, CONFIG_YAML, ENVIRONMENT = "config.json", "config.yaml", "environment.json"
 KIND = "ddvi_fast run"
 
+LOCK = ".lock"
+EVALUATION = "evaluation.json"
+
 # All that a run writes, and so all that overwrite=True removes. What else lies in the folder stays.
 OWNED = (
     "metrics.jsonl",
-    "evaluation.json",
+    EVALUATION,
+    f"failed-step/{WEIGHTS}",
+    f"failed-step/{STATE}",
     "figures/*.png",
     "tensorboard/events.out.tfevents.*",
     f"checkpoints/*/{WEIGHTS}",
@@ -38,7 +44,11 @@ OWNED = (
     ENVIRONMENT,  # the mark goes last: a removal that is cut short can be repeated
 )
 _FOLDERS = ("figures", "checkpoints", "tensorboard")
-_NOT_COMPARED = ("overwrite", "resume")  # they say how to start, not what to run
+# They say how to start, how to compute the same, or what to show; not what to run.
+_NOT_COMPARED = (
+    "overwrite", "resume", "device", "capture", "compile_networks", "threads", "progress", "tensorboard", "figures", "engine", "zero_stage",
+    "accumulation", "optimiser", "timeout", "checkpoint_steps", "checkpoint_keep", "data_dir", "download", "run_dir",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,16 @@ class RunFolder:
         record = _read_json(path / ENVIRONMENT)
         _write_json(path / ENVIRONMENT, {**record, "resumed": [*record.get("resumed", []), environment()]})
         return stands
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has been trained and evaluated."""
+        return (self.path / EVALUATION).exists()
+
+    @property
+    def failed_step(self) -> Path:
+        """Where the bundle of a step goes that was not finite."""
+        return self.path / "failed-step"
 
     @property
     def metrics(self) -> Path:
@@ -175,9 +195,51 @@ def _commit() -> str | None:
         return None
 
 
-def _vacant(path: Path) -> bool:
+def unfinished(path: str | Path) -> bool:
+    """Whether a run stands at `path` that was begun and not finished."""
+    path = Path(path)
+    return (path / CONFIG).is_file() and (path / ENVIRONMENT).is_file() and not (path / EVALUATION).exists()
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Hold the run folder `path` against other processes; the lock ends with this one, however it ends.
+
+    Raises:
+        InputError: another process holds it, or the folder cannot be written.
+    """
+    path = Path(path)
     _checks.require(path.is_dir() or not path.exists(), "run folder", "a folder", f"{path}, which is a file")
-    return not path.exists() or not any(path.iterdir())
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        _checks.fail(f"run folder {path}", "a folder that can be written", error.strerror)
+    with file:
+        _take(file, path)
+        yield  # the file stays: were it removed, two processes could hold two files of that name
+
+
+def _take(file: TextIO, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: there the lock only says who is there
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        _checks.fail(f"run folder {path}", "one that no other process writes", f"one held by {file.read().strip() or 'another process'}")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+
+
+def _vacant(path: Path) -> bool:
+    """Whether nothing stands there, but for a lock and what a start that was cut short leaves before it has said whose folder it is."""
+    _checks.require(path.is_dir() or not path.exists(), "run folder", "a folder", f"{path}, which is a file")
+    leftovers = (LOCK, f".{ENVIRONMENT}.partial")
+    return not path.exists() or all(entry.name in leftovers or (entry.name in _FOLDERS and not any(entry.iterdir())) for entry in path.iterdir())
 
 
 def _require_run(path: Path) -> None:
@@ -190,7 +252,7 @@ def _remove_owned(path: Path) -> None:
         for file in path.glob(pattern):
             if _inside(file, path):
                 file.unlink()
-    for folder in (*path.glob("checkpoints/*/"), *(path / name for name in _FOLDERS)):
+    for folder in (*path.glob("checkpoints/*/"), path / "failed-step", *(path / name for name in _FOLDERS)):
         if _inside(folder, path) and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 

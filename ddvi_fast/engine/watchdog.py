@@ -1,0 +1,100 @@
+"""Ends a run whose peer is gone or stands still, and says which: an exchange with it would wait for ever.
+
+Every process says at short intervals, from a thread of its own, that it lives; one that has been silent for too long is lost. A
+process whose threads run but whose training stands still is met by the time-out of the exchange that the others wait in.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from ddvi_fast import distributed
+
+EXIT_PEER_LOST = 76
+_BEATS = 5  # within the time-out
+
+
+class PeerLost(RuntimeError):
+    """Another process of the run does not answer any more."""
+
+
+class Watchdog:
+    """A context in which this process shows that it lives, and watches the others; alone it does nothing.
+
+    Args:
+        timeout: seconds of silence after which a process counts as lost.
+        end: called with the message, from another thread; it must end this process, whose main thread may hang in an exchange.
+    """
+
+    def __init__(self, timeout: float, end: Callable[[str], None] | None = None) -> None:
+        self.timeout, self._end = timeout, end or _leave
+        self._done = threading.Event()
+        self._beat_at = time.monotonic()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Watchdog:
+        if distributed.world_size() > 1:
+            self._store = distributed.store("watchdog")
+            self._store.set(f"name{distributed.rank()}", f"rank {distributed.rank()} (process {os.getpid()} on {socket.gethostname()})")
+            self._store.set(str(distributed.rank()), "0")
+            distributed.wait_for_all()
+            self._names = [self._store.get(f"name{rank}").decode() for rank in range(distributed.world_size())]
+            self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._judge)]
+            for thread in self._threads:
+                thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._threads:
+            return
+        if isinstance(error, RuntimeError) and not isinstance(error, PeerLost):
+            self._blame(error)
+        self._done.set()
+        for thread in self._threads:
+            thread.join(self.timeout / _BEATS)
+
+    def _blame(self, error: RuntimeError) -> None:
+        """An exchange has failed, often before the watch ends: wait for its verdict, which ends this process; else `error` was no peer's."""
+        self._done.wait(self.timeout * (1 + 2 / _BEATS))
+
+    def _beat(self) -> None:
+        """Say that this process lives, and note when the others last said so."""
+        heard = dict.fromkeys(range(distributed.world_size()), ("", time.monotonic()))
+        beat = 0
+        while not self._done.wait(self.timeout / _BEATS):
+            beat += 1
+            try:
+                self._store.set(str(distributed.rank()), str(beat))
+                words = [self._store.get(str(rank)).decode() for rank in heard]
+            except RuntimeError:  # the store is gone with the process that kept it; silence is judged below
+                return
+            self._beat_at = time.monotonic()
+            for rank, word in enumerate(words):
+                if word != heard[rank][0]:
+                    heard[rank] = (word, self._beat_at)
+            lost = [self._names[rank] for rank, (_, when) in heard.items() if self._beat_at - when > self.timeout]
+            if lost:
+                self._lose(" and ".join(lost))
+                return
+
+    def _judge(self) -> None:
+        """The first process often keeps the store: where nothing comes back from it, that process is the lost one."""
+        while not self._done.wait(self.timeout / _BEATS):
+            if time.monotonic() - self._beat_at > self.timeout * (1 + 1 / _BEATS):
+                self._lose(self._names[0] if distributed.rank() else "the store of the launcher")
+                return
+
+    def _lose(self, who: str) -> None:
+        if not self._done.is_set():
+            self._end(f"{who} has not answered for {self.timeout:g} s: it was killed, hangs, or its machine is out of reach; this run ends")
+
+
+def _leave(message: str) -> None:
+    print(f"ddvi-fast: {message}", file=sys.stderr, flush=True)
+    os._exit(EXIT_PEER_LOST)  # the main thread may never come back from an exchange
