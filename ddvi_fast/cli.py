@@ -9,6 +9,9 @@ from pathlib import Path
 from ddvi_fast import InputError, _checks
 
 EXIT_BAD_INPUT = 2
+EXIT_NON_FINITE = 65  # a loss or gradient; a bundle of the step is in the run's folder
+EXIT_NOT_WRITTEN = 74  # a full or broken disk
+EXIT_STOPPED = 75  # by a signal, after a checkpoint: the same command goes on
 EXIT_INTERRUPTED = 130
 
 USAGE = """usage: ddvi-fast COMMAND [name=value ...]
@@ -18,6 +21,7 @@ USAGE = """usage: ddvi-fast COMMAND [name=value ...]
   demo       Gaussian against diffusion posterior on digits, in a few minutes
   reproduce  one of the paper's tables        ddvi-fast reproduce mnist --seeds 3 --epochs 10 --jobs 2
   paper      the released code's command      ddvi-fast paper mnist diff_vae_warmup pinwheel epochs=1   (as ./run.sh)
+  replay     a step that was not finite, once more   ddvi-fast replay RUN/failed-step
   settings   every setting with its default
   data       genotype files into packed stores  ddvi-fast data import FILE --out STORE | info STORE | simulate --out STORE
   bench      speed and memory against plain PyTorch ddvi-fast bench [quick|targets|full] [--threads N] [--output NAME]
@@ -26,31 +30,57 @@ Settings are Hydra overrides; `dataset`, `prior`, `method` and `recipe` choose f
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input (one line on standard error), 130 for Ctrl-C."""
+    """Run one command; returns the exit code: 0, 2 for bad input (one line on standard error), 130 for Ctrl-C.
+
+    Training has more: 65 for a loss that is not finite, 74 for a disk that cannot be written, 75 where a signal stopped it and it can
+    go on, 76 where another process was lost.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if arguments else EXIT_BAD_INPUT
     try:
         command = _COMMANDS[_checks.choice(arguments[0], _COMMANDS, "command")]
-        command(arguments[1:])
+        return command(arguments[1:]) or 0
     except InputError as error:
         print(f"ddvi-fast: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return EXIT_NON_FINITE if hasattr(error, "place") else EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("ddvi-fast: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
 
 
-def _train(overrides: Sequence[str]) -> None:
+def _train(overrides: Sequence[str]) -> int:
+    from ddvi_fast.distributed import speaks
+    from ddvi_fast.engine.interrupts import Stopped
     from ddvi_fast.experiments.compose import compose
     from ddvi_fast.experiments.run import train_run
     from ddvi_fast.experiments.tables import print_result
 
     config = compose(overrides)
     _use_threads(config.threads)
-    print_result(train_run(config))
+    try:
+        result = train_run(config)
+    except Stopped as stopped:
+        print(f"ddvi-fast: {stopped}", file=sys.stderr)
+        return EXIT_STOPPED
+    except OSError as error:
+        print(f"ddvi-fast: {error.filename or 'a file of the run'} cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_NOT_WRITTEN
+    if speaks():
+        print_result(result)
+    return 0
+
+
+def _replay(arguments: Sequence[str]) -> None:
+    from ddvi_fast.engine import bundle
+    from ddvi_fast.experiments.compose import from_dict
+    from ddvi_fast.experiments.replay import print_replayed, replay
+    from ddvi_fast.experiments.run import load_dataset
+
+    _checks.require(len(arguments) == 1, "replay", "the folder of one failed step", " ".join(arguments) or "none")
+    config = from_dict(bundle.read(Path(arguments[0])).state["config"])
+    print_replayed(replay(arguments[0], load_dataset(config)))
 
 
 def _evaluate(overrides: Sequence[str]) -> None:
@@ -68,11 +98,11 @@ def _reproduce(arguments: Sequence[str]) -> None:
     reproduce(arguments)
 
 
-def _paper(arguments: Sequence[str]) -> None:
+def _paper(arguments: Sequence[str]) -> int:
     from ddvi_fast.experiments.paper import overrides_of, split_arguments
 
     names, further = split_arguments(arguments)
-    _train(overrides_of(*names, further))
+    return _train(overrides_of(*names, further))
 
 
 def _use_threads(threads: int | None) -> None:
@@ -127,9 +157,10 @@ def _options(overrides: Sequence[str], defaults: dict[str, str | None]) -> dict[
     return options
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+_COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "replay": _replay,
     "demo": _demo,
     "reproduce": _reproduce,
     "paper": _paper,

@@ -158,6 +158,7 @@ class RecipeConfig:
     lr_schedule: str = "cosine"  # cosine or constant
     warmup_fraction: float = 0.0  # of the epochs in which the rate rises
     max_norm: float | None = 50.0  # gradient clipping
+    average_decay: float | None = None  # of a moving average of the weights that takes their place in the end; null for none
     schedule_lr: float = 10.0  # factor on the rate of learned schedules and variances
     kl: KLConfig = field(default_factory=KLConfig)
     prior_blur: float = 0.3  # width by which the prior is blurred at first
@@ -203,7 +204,14 @@ class Config:
     download: bool = False  # fetch missing files with torchvision
     limit: int | None = None  # first so many training examples
     device: str = "cpu"
-    precision: str = "float32"  # of matrix products while training, or bf16
+    precision: str = "float32"  # of matrix products while training, or bf16; fp16 with engine parallel or deepspeed
+    engine: str = "auto"  # local, parallel or deepspeed; local in one process, deepspeed in several if installed, else parallel
+    zero_stage: int = 0  # deepspeed: what is spread over processes: 1 optimiser states, 2 gradients too, 3 parameters too
+    accumulation: int = 1  # parts into which each process cuts its rows of a batch (not with engine local)
+    optimiser: str = "auto"  # which fused Adam: apex, deepspeed, deepspeed_cpu or torch (not with engine local)
+    timeout: float = 300.0  # seconds of silence after which another process counts as lost
+    checkpoint_steps: int | None = 1000  # from one checkpoint to the next; null for none
+    checkpoint_keep: int = 2  # how many of the last ones stay
     capture: bool | None = None  # record the training step once and replay it; on a GPU if null
     compile_networks: bool = False  # let torch.compile fuse the dense networks while training
     threads: int | None = None  # of torch on the CPU; its own choice if null
