@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot, softplus
 from ddvi_fast import _checks, distributed
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
-from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, disagreement, divergence_from_uniform
+from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, disagreement, imbalance
 from ddvi_fast.posteriors.class_conditional import ClassConditional, class_major, rows_per_class
 from ddvi_fast.rng import Draws
 
@@ -70,7 +70,7 @@ class AdversarialSemiSupervised(Objective):
         values = {
             "reconstruction": -(probs * self.model.log_likelihood(x, z)).sum(0),
             "class_kl": (probs * log_probs).sum(0) + math.log(len(z)),
-            "balance": divergence_from_uniform(distributed.batch_mean(probs.mean(1)) if self.weights.balance > 0 else probs.mean(1)),
+            **imbalance(probs, self.weights),
             "generator": (probs * softplus(-logits).squeeze(-1)).sum(0),
         }
         weights = {"reconstruction": 1.0, "class_kl": 1.0, "balance": self.weights.balance, "generator": self.weight}

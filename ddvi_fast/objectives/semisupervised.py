@@ -112,8 +112,8 @@ class SemiSupervised(Objective):
     call of the chain. Without labelled examples this is a mixture with a latent cluster.
 
     Terms, nats per example: `reconstruction`, `kl` (latents), `class_kl` (to uniform classes) and `consistency` of unlabelled data,
-    `balance` of a batch; `labelled_reconstruction`, `labelled_kl`, `cross_entropy` of labelled data; `sleep`, `sleep_top`, `sleep_class`
-    of fantasies.
+    `balance` of a batch, where it has a weight; `labelled_reconstruction`, `labelled_kl`, `cross_entropy` of labelled data; `sleep`,
+    `sleep_top`, `sleep_class` of fantasies.
 
     Args:
         model: its prior is cut into classes.
@@ -182,14 +182,9 @@ class SemiSupervised(Objective):
             "reconstruction": -(probs * self.model.log_likelihood(x, z).mean(1)).sum(0),
             "kl": -(probs * (log_prior + log_ratio).mean(1)).sum(0),
             "class_kl": (probs * log_probs).sum(0) + math.log(len(z)),
-            "balance": divergence_from_uniform(self._class_means(probs)),
+            **imbalance(probs, self.weights),
             **disagreement(self.posterior, x, noisy, self.weights),
         }
-
-    def _class_means(self, probs: Tensor) -> Tensor:
-        """Mean probabilities [C] of the whole batch from those [C, N] of a part, where they count."""
-        means = probs.mean(1)
-        return distributed.batch_mean(means) if self.weights.balance > 0 else means
 
     def labelled_terms(self, x: Tensor, labels: Tensor, progress: Progress, draws: Draws, per_class: int | None = None) -> dict[str, Tensor]:
         """Terms [L] of data with `labels` [L]; `per_class` says that they are class-major, so many of each."""
@@ -236,6 +231,11 @@ def disagreement(posterior: ClassConditional, x: Tensor, noisy: Tensor, weights:
     with torch.no_grad(), fixed_statistics(posterior):
         believed = posterior.log_class_probs(x).argmax(1, keepdim=True)
     return {"consistency": -noisy.gather(1, believed).squeeze(1)}
+
+
+def imbalance(probs: Tensor, weights: ClassWeights) -> dict[str, Tensor]:
+    """The term `balance`, a scalar, of q(c | x) [C, N], if it has a weight: of the mean over the whole batch."""
+    return {} if weights.balance == 0 else {"balance": divergence_from_uniform(distributed.batch_mean(probs.mean(1)))}
 
 
 def divergence_from_uniform(probs: Tensor) -> Tensor:

@@ -11,12 +11,14 @@ import torch
 
 from ddvi_fast import distributed, use_backend
 from ddvi_fast.engine.base import NonFinite
-from ddvi_fast.engine.loop import train
+from ddvi_fast.engine.bundle import examples
+from ddvi_fast.engine.loop import Start, train
+from ddvi_fast.engine.precision import LossScale
 from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.compose import compose
 from ddvi_fast.experiments.run import load_dataset
 
-BATCH = 128
+BATCH, EPOCHS = 128, 5
 
 
 def make_engine(kind: str, **options: Any):
@@ -44,8 +46,25 @@ class Losses:
         pass
 
 
+class Overflows(LossScale):
+    """Counts them."""
+
+    overflows = 0
+
+    def update(self, overflow):
+        self.overflows += overflow
+        super().update(overflow)
+
+
 def follow(
-    overrides: list[str], kind: str = "parallel", steps: int = 50, double: bool = False, batch: int = BATCH, spoil: int | None = None, **options: Any
+    overrides: list[str],
+    kind: str = "parallel",
+    steps: int = 50,
+    double: bool = False,
+    batch: int = BATCH,
+    spoil: int | None = None,
+    first_scale: float | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """The losses of `steps` steps of a run, and a fingerprint of the weights that it ends with."""
     torch.set_num_threads(1)
@@ -53,14 +72,17 @@ def follow(
     config = compose(["dataset=digits", "recipe.match_prior=true", *overrides])
     dataset = load_dataset(config)
     experiment = build(config, dataset)
-    phases = [dataclasses.replace(phase, epochs=max(phase.epochs, steps)) for phase in experiment.phases][:1]
+    phases = [dataclasses.replace(phase, epochs=EPOCHS) for phase in experiment.phases][:1]
     augment = None
     if double:
         for phase in phases:
             phase.objective.double()
         augment = lambda x, draws: x.double()  # noqa: E731
     if spoil is not None:
+        dataset = dataclasses.replace(dataset, train_inputs=dataset.train_inputs.float(), test_inputs=dataset.test_inputs.float())
         dataset.train_inputs[spoil] = float("nan")
+    if first_scale is not None:
+        options["loss_scale"] = scale = Overflows(first_scale)
     losses = Losses(steps)
     found: dict[str, Any] = {}
     with use_backend("reference" if double else "auto"):
@@ -69,9 +91,66 @@ def follow(
         except StopIteration:
             pass
         except NonFinite as error:
-            found = {"what": error.what, "names": error.names, "rows": error.rows}
+            found = {"what": error.what, "names": error.names, "examples": examples(error)}
+    if first_scale is not None:
+        found |= {"scale": scale.value, "overflows": scale.overflows}
     weights = torch.cat([parameter.detach().double().flatten() for parameter in phases[0].objective.parameters()])
     return {"losses": losses.values, "weights": [float(weights.sum()), float(weights.norm())], **found}
+
+
+def several(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`follow` for each of many cases, in one start of the processes."""
+    return [follow(**case) for case in cases]
+
+
+class Handed(Exception):
+    """The state of an engine that has done its part."""
+
+
+def relay(overrides: list[str], engines: list[dict[str, Any]], each: int) -> dict[str, Any]:
+    """Losses of a run whose engine changes every `each` steps, and of the same run under one engine."""
+    total = each * len(engines)
+    whole = [sum(terms.values()) for terms in follow(overrides, steps=total)["losses"]]
+    config = compose(["dataset=digits", *overrides])
+    dataset = load_dataset(config)
+    (phase,) = build(config, dataset).phases
+    phase = dataclasses.replace(phase, epochs=EPOCHS)
+    relayed, start = [], None
+    for number, options in enumerate(engines):
+        until = each * (number + 1)
+        losses = Losses(1 << 30)
+
+        def between(step, engine, until=until):
+            if step == until:
+                raise Handed({name: value.clone() for name, value in engine.state().items()})
+
+        try:
+            train([phase], dataset, BATCH, config.seed, make_engine(**options), losses, start=start, between=between)
+        except Handed as handed:
+            start = Start(until, handed.args[0])
+        relayed += [sum(terms.values()) for terms in losses.values]
+        weights = {name: value.detach().clone() for name, value in phase.objective.state_dict().items()}
+        (fresh,) = build(config, dataset).phases  # without what an engine has hung on its parameters
+        fresh.objective.load_state_dict(weights)
+        phase = dataclasses.replace(phase, objective=fresh.objective)
+    counts = sorted({int(value) for name, value in start.adam.items() if name.endswith(".step")})
+    return {"whole": whole, "relayed": relayed, "counts": counts}
+
+
+def shares(rows: list[int]) -> dict[str, Any]:
+    """What two processes see of each other: shares of rows, gathered rows and a mean with their gradients."""
+    distributed.start(torch.device("cpu"))
+    rank = distributed.rank()
+    collected = [distributed.collect(torch.arange(n)[distributed.share(n)], n).tolist() for n in rows]
+    mine = torch.tensor([1.0, 2.0]) + 2 * rank
+    with distributed.part_of_batch(distributed.Part(rank, 2)):
+        x = mine.clone().requires_grad_()
+        distributed.gathered(x).square().sum().backward()  # the sum over processes of the gradient 2 x
+        y = mine.clone().requires_grad_()
+        (distributed.batch_mean(y) * torch.tensor([float(rank), 1.0 - rank])).sum().backward()
+    gathered = distributed.collect(x.grad, 4).tolist()
+    mean = float(distributed.mean_over_processes(torch.tensor(float(rank))))
+    return {"collected": collected, "gradient": [gathered, y.grad.tolist()], "mean": mean, "any": distributed.any_process(rank == 1)}
 
 
 def main() -> None:

@@ -152,7 +152,8 @@ def test_noisy_predictions_agree_with_the_quiet_choice():
 
 
 def test_balance_is_the_divergence_of_the_mean_from_uniform():
-    values = SemiSupervised(make_model(), posterior("gaussian"), kl=FULL).unlabelled_terms(x := observations(9), HALFWAY, Draws(0))
+    objective = SemiSupervised(make_model(), posterior("gaussian"), kl=FULL, weights=ClassWeights(balance=1.0))
+    values = objective.unlabelled_terms(x := observations(9), HALFWAY, Draws(0))
     mean = torch.softmax(posterior("gaussian").classifier(x), 1).mean(0)
     torch.testing.assert_close(values["balance"], (mean * torch.log(mean * CLASSES)).sum())
 

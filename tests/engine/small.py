@@ -1,0 +1,33 @@
+"""Small experiments of every kind that the tests of several processes train, and how far two runs are apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+COMMON = ["dataset.encoder.hidden=[24]", "dataset.decoder.hidden=[24]", "recipe.epochs=4", "figures=false"]
+CHAIN = ["method.chain.num_steps=4", "method.chain.hidden_dim=64"]
+METHODS = {
+    "ddvi": ["method=ddvi", *CHAIN],
+    "vae": ["method=vae"],
+    "iaf": ["method=iaf"],
+    "ddvi_semi": ["method=ddvi_semi", *CHAIN],
+}
+# Losses that couple the rows of a batch, and an update of an opponent.
+COUPLED = {
+    "wae": ["method=wae"],
+    "aae": ["method=aae"],
+    "clusters": ["method=ddvi_clustering", *CHAIN, "method.clustering.num_clusters=3"],
+}
+
+
+def case(method: str, steps: int = 50, double: bool = False, **options: Any) -> dict[str, Any]:
+    """Settings of `workers.follow`."""
+    return {"overrides": [*COMMON, *{**METHODS, **COUPLED}[method]], "steps": steps, "double": double, **options}
+
+
+def distance(one: dict[str, Any], other: dict[str, Any], step: int) -> float:
+    """Largest relative difference of the losses' terms at a step; terms are held against the largest of them."""
+    here, there = one["losses"][step], other["losses"][step]
+    assert here.keys() == there.keys()
+    scale = max(abs(value) for value in there.values())
+    return max(abs(here[name] - there[name]) for name in here) / scale

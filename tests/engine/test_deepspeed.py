@@ -1,0 +1,102 @@
+"""DeepSpeed trains as the plain engine does, at every ZeRO stage, and its states pass from one to another."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from tests.engine import world
+from tests.engine.small import CHAIN, COMMON, case, distance
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed (the extra distributed)")
+
+STEPS = 5
+ALTERNATING = [*COMMON, "method=ddvi", *CHAIN, "method.sleep.alternating=true", "method.sleep.num_updates=2"]
+KINDS = {"wake": case("ddvi")["overrides"], "wake and sleep": ALTERNATING, "discriminator": case("aae")["overrides"]}
+STAGES = {f"zero {stage}": {"kind": "deepspeed", "zero_stage": stage} for stage in range(4)}
+
+
+def cases() -> dict[str, dict]:
+    found = {}
+    for kind, overrides in KINDS.items():
+        for engine, options in {"parallel": {"kind": "parallel"}, **STAGES}.items():
+            found[f"{kind}, {engine}"] = {"overrides": overrides, "steps": STEPS, **options}
+    for stage in (0, 2, 3):
+        options = {"kind": "deepspeed", "zero_stage": stage, "accumulation": 2}
+        found[f"accumulated, zero {stage}"] = {"overrides": KINDS["wake and sleep"], "steps": STEPS, **options}
+    for stage in range(4):
+        found[f"fp16, zero {stage}"] = {
+            "overrides": KINDS["wake"], "steps": STEPS, "kind": "deepspeed", "zero_stage": stage, "precision": "fp16", "first_scale": 2.0**40
+        }  # fmt: skip
+        found[f"spoilt, zero {stage}"] = {"overrides": case("vae")["overrides"], "steps": 12, "spoil": 77, **STAGES[f"zero {stage}"]}
+    found["fp16, parallel"] = {"overrides": KINDS["wake"], "steps": STEPS, "precision": "fp16", "first_scale": 2.0**40}
+    return found
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict]:
+    named = cases()
+    first, second = world.run("several", 2, cases=list(named.values()))
+    assert [case["weights"] for case in first] == [case["weights"] for case in second]
+    return dict(zip(named, first, strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict]:
+    named = {name: settings for name, settings in cases().items() if name in ("wake and sleep, zero 0", "wake and sleep, zero 3")}
+    named["local"] = {"overrides": ALTERNATING, "steps": STEPS, "kind": "local"}
+    (results,) = world.run("several", 1, cases=list(named.values()))
+    return dict(zip(named, results, strict=True))
+
+
+def furthest(one: dict, other: dict) -> float:
+    assert len(one["losses"]) == len(other["losses"]) == STEPS
+    return max(distance(one, other, step) for step in range(STEPS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", range(4))
+def test_every_stage_trains_as_plain_data_parallelism(found, kind, stage):
+    one, other = found[f"{kind}, zero {stage}"], found[f"{kind}, parallel"]
+    assert distance(one, other, 0) < 1e-6
+    assert furthest(one, other) < 1e-4
+    assert other["losses"][0] != other["losses"][-1]
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_accumulated_parts_train_as_the_whole(found, stage):
+    assert furthest(found[f"accumulated, zero {stage}"], found["wake and sleep, parallel"]) < 1e-4
+
+
+def test_one_process_is_the_local_engine(alone):
+    assert alone["wake and sleep, zero 0"]["losses"] == alone["local"]["losses"]
+    assert furthest(alone["wake and sleep, zero 3"], alone["local"]) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ["parallel", "zero 0", "zero 1", "zero 2", "zero 3"])
+def test_overflow_in_fp16_lowers_the_scale_and_training_goes_on(found, engine):
+    """From a scale of 2^40 the first steps overflow: weights stand still until the scale fits, and then the loss falls."""
+    result = found[f"fp16, {engine}"]
+    assert 1.0 < result["scale"] < 2.0**40
+    assert result["overflows"] > 5
+    plain = found["wake, parallel"]["losses"]
+    assert distance(result, found["wake, parallel"], 0) < 1e-2
+    assert result["losses"][0] != result["losses"][-1] and plain[0] != plain[-1]
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_loss_that_is_not_finite_is_named(found, stage):
+    spoilt = found[f"spoilt, zero {stage}"]
+    assert spoilt["what"] == "loss" and spoilt["examples"] == [77] and "kl" in spoilt["names"]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_states_pass_between_engines_and_stages(size):
+    """Six steps under one, six under the next, against twelve under one of them."""
+    chain = [{"kind": "deepspeed", "zero_stage": 2}, {"kind": "parallel"}, {"kind": "deepspeed", "zero_stage": 3}, {"kind": "deepspeed"}]
+    for result in world.run("relay", size, overrides=ALTERNATING, engines=chain, each=3):
+        assert len(result["whole"]) == len(result["relayed"]) == 12
+        pairs = zip(result["whole"], result["relayed"], strict=True)
+        assert max(abs(one - other) / abs(one) for one, other in pairs) < 1e-4
+        assert result["counts"] == [12, 24]

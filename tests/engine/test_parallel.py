@@ -1,0 +1,126 @@
+"""One, two and four processes, and accumulated parts, follow the same trajectory; what couples the rows of a batch sees all of them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ddvi_fast import distributed
+from ddvi_fast._checks import InputError
+from ddvi_fast.distributed import Part, part_of_batch
+from ddvi_fast.networks import BatchNorm
+from tests.engine import world
+from tests.engine.small import COUPLED, METHODS, case, distance
+
+STEPS, DOUBLE_STEPS, COUPLED_STEPS, SPOILT = 15, 5, 3, 77
+
+
+def cases(size: int) -> dict[str, dict]:
+    found = {method: case(method, STEPS) for method in METHODS}
+    found |= {f"{method} double": case(method, DOUBLE_STEPS, double=True) for method in METHODS}
+    if size < 4:
+        found |= {f"{method} double": case(method, COUPLED_STEPS, double=True) for method in COUPLED}
+        found["spoilt"] = case("vae", 50, spoil=SPOILT)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict]:
+    extra = {f"{method} accumulated": case(method, DOUBLE_STEPS, double=True, accumulation=4) for method in METHODS}
+    extra |= {method + " local": case(method, 3, kind="local") for method in METHODS}
+    return _run(cases(1) | extra, 1)[0]
+
+
+@pytest.fixture(scope="module")
+def two() -> list[dict[str, dict]]:
+    return _run(cases(2), 2)
+
+
+@pytest.fixture(scope="module")
+def four() -> list[dict[str, dict]]:
+    return _run({name: cases(4)[name] for name in ("ddvi", "ddvi_semi")}, 4)
+
+
+def _run(named: dict[str, dict], size: int) -> list[dict[str, dict]]:
+    return [dict(zip(named, results, strict=True)) for results in world.run("several", size, cases=list(named.values()))]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_train_as_one(alone, two, method):
+    for process in two:
+        assert len(process[method]["losses"]) == STEPS
+        assert distance(process[method], alone[method], 0) < 1e-6
+        assert max(distance(process[method], alone[method], step) for step in range(STEPS)) < 1e-4
+    assert two[0][method]["weights"] == two[1][method]["weights"]
+
+
+@pytest.mark.parametrize("method", [*METHODS, *COUPLED])
+def test_in_float64_nothing_is_left_but_rounding(alone, two, method):
+    one, other = alone[f"{method} double"], two[0][f"{method} double"]
+    assert max(distance(other, one, step) for step in range(len(one["losses"]))) < 1e-10
+    assert one["losses"][0] != one["losses"][-1]
+
+
+def test_four_processes_train_as_one(alone, four):
+    for process in four:
+        for method in ("ddvi", "ddvi_semi"):
+            assert distance(process[method], alone[method], 0) < 1e-6
+            assert max(distance(process[method], alone[method], step) for step in range(STEPS)) < 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulated_parts_train_as_the_whole_batch(alone, method):
+    one, other = alone[f"{method} double"], alone[f"{method} accumulated"]
+    assert max(distance(other, one, step) for step in range(DOUBLE_STEPS)) < 1e-10
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_engine_of_one_process_is_the_local_one(alone, method):
+    assert alone[f"{method} local"]["losses"] == alone[method]["losses"][:3]
+
+
+def test_every_process_names_the_example_at_fault(alone, two):
+    for found in (alone["spoilt"], *(process["spoilt"] for process in two)):
+        assert found["what"] == "loss" and "reconstruction" in found["names"] and found["examples"] == [SPOILT]
+        assert found["weights"] == alone["spoilt"]["weights"] or distance_of_weights(found, alone["spoilt"]) < 1e-5
+
+
+def distance_of_weights(one: dict, other: dict) -> float:
+    return max(abs(here - there) / abs(there) for here, there in zip(one["weights"], other["weights"], strict=True))
+
+
+def test_parts_are_consecutive_and_cover_the_batch():
+    rows = [row for index in range(4) for row in range(*Part(index, 4).rows(20).indices(20))]
+    assert rows == list(range(20))
+    with pytest.raises(InputError, match=r"^batch_size: expected a multiple of 3[^\n]*got 20$"):
+        Part(0, 3).rows(20)
+
+
+def test_coupled_rows_refuse_accumulation():
+    with part_of_batch(Part(0, 2)):
+        for join in (distributed.gathered, distributed.batch_mean):
+            with pytest.raises(InputError, match=r"^accumulation: expected 1, got 2 \([^\n]*couples[^\n]*\)$"):
+                join(torch.ones(3))
+
+
+def test_batch_statistics_of_parts_are_torchs_of_the_whole(monkeypatch):
+    """The parts' means are averaged here by hand: two copies of a layer meet at each mean."""
+    x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours, plain = BatchNorm(3).double(), torch.nn.BatchNorm2d(3).double()
+    means = iter([x.mean((0, 2, 3)), (x - x.mean((0, 2, 3))[:, None, None]).square().mean((0, 2, 3))])
+    monkeypatch.setattr(distributed, "batch_mean", lambda value: next(means))
+    with part_of_batch(Part(0, 2)):
+        found = ours(x[:3])
+    torch.testing.assert_close(found, plain(x)[:3])
+    torch.testing.assert_close(ours.running_mean, plain.running_mean)
+    torch.testing.assert_close(ours.running_var, plain.running_var)
+
+
+def test_shares_of_rows_are_disjoint_and_complete():
+    found = world.run("shares", 2, rows=[0, 1, 7, 8])
+    for process in found:
+        assert process["collected"] == [list(range(rows)) for rows in (0, 1, 7, 8)]
+        assert process["gradient"] == [[4.0, 8.0, 12.0, 16.0], [0.5] * 2]
+    assert math.isclose(found[0]["mean"], 0.5) and found[0]["any"] and found[1]["any"]
