@@ -22,6 +22,7 @@ import torch
 
 from bench.cases import Case, by_name
 from bench.operations import Chain
+from ddvi_fast.native import memory
 
 ROOT = Path(__file__).resolve().parent.parent
 SCALING_STEPS, SCALING_ROWS, SCALING_LATENT = (10, 20, 40, 80), (1024, 2048, 4096, 8192), 2
@@ -73,6 +74,7 @@ def _peak_on_gpu(call: Callable[[], object], device: torch.device) -> int:
 def _peak_on_cpu(call: Callable[[], object]) -> int | None:
     call()
     gc.collect()
+    memory.release()  # what an earlier call left is not there for the next for nothing
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here

@@ -74,6 +74,11 @@ def full_precision(*values: Tensor | None) -> list[Tensor | None]:
     return [value.float() if _narrowed(value) else value for value in values]
 
 
+def watched() -> bool:
+    """Whether somebody follows the operators that run: a compiler, a recording, tensors of shapes alone. Then kernels must be called as operators."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Inside, plain PyTorch keeps the precision of its operands."""
     return torch.autocast(device.type, enabled=False) if _autocasting(device) else nullcontext()

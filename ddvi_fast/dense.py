@@ -74,9 +74,7 @@ class _Options(NamedTuple):
 
 def _fused_precision(linear: nn.Linear, x: Tensor) -> str | None:
     """The precision of the kernel's products, or None where it cannot take this layer."""
-    # A mode that watches operators (shapes alone, recordings) would not see the kernel.
-    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    if watched or linear.bias is None or x.dim() < 2 or _backend.fused(x.device) != "cpp":
+    if _operator.watched() or linear.bias is None or x.dim() < 2 or _backend.fused(x.device) != "cpp":
         return None
     precision = _operator.hidden_precision(None, x.device)
     reason = _backend.room("cpp", "dense").unsupported(precision, x=x, weight=linear.weight, bias=linear.bias)

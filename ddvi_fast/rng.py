@@ -80,6 +80,8 @@ class Draws(_Position):
 
     def state(self, device: torch.device | str = "cpu") -> Tensor:
         """Seed (its 64 bits as a signed number) and first index as kernels read them, int64 [2]; made on the device, without waiting for it."""
+        if torch.device(device).type == "cpu":
+            return torch.tensor((_signed(self.seed), self.first_index))
         state = torch.full((2,), self.first_index, dtype=torch.int64, device=device)
         state[:1].fill_(_signed(self.seed))
         return state
@@ -227,7 +229,8 @@ def _numbers(kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stre
     if backend == "reference":
         made = formula(kind, draws, tuple(shape), stream, count, device)
     else:
-        made = _fill(kind, draws.state(device), draws.offset, shape, stream, count, backend)
+        fill = _fill if _operator.watched() else _compute_fill  # an operator's call costs more than a small one's numbers
+        made = fill(kind, draws.state(device), draws.offset, shape, stream, count, backend)
     return made.squeeze(0) if planes is None else made
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -41,22 +42,22 @@ class NoiseSchedule:
         """T."""
         return self.betas.shape[0]
 
-    @property
+    @cached_property
     def alphas(self) -> Tensor:
         """Squared factor by which a step scales its input, [T]."""
         return 1 - self.betas if self.kind == "vp" else torch.ones_like(self.betas)
 
-    @property
+    @cached_property
     def alpha_bars(self) -> Tensor:
         """Product of the alphas so far, [T]: the squared factor of `y_0` in `y_t`."""
         return torch.cumprod(self.alphas, 0)
 
-    @property
+    @cached_property
     def noise_variances(self) -> Tensor:
         """Variance of `y_t` given `y_0`, [T]; `1 - alpha_bar` for VP."""
         return 1 - self.alpha_bars if self.kind == "vp" else torch.cumsum(self.betas, 0)
 
-    @property
+    @cached_property
     def posterior_variances(self) -> Tensor:
         """Variance of `r(y_{t-1} | y_t, y_0)`, [T]; zero at the first step."""
         return _before(self.noise_variances, 0.0) / self.noise_variances * self.betas

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-import threading
+import weakref
 from collections import defaultdict
 
 import numpy as np
@@ -12,13 +11,10 @@ import torch
 from torch import Tensor
 
 SMALLEST, LARGEST = 1 << 18, 1 << 25  # bytes: malloc keeps smaller blocks by itself, and larger ones are too much to hold on to
-KEPT = 64  # blocks of one size, more than a training step has alive
+KEPT = 64  # idle blocks of one size, more than a training step has
 
 _ALIGNMENT = 64
-_blocks: dict[int, list[np.ndarray]] = defaultdict(list)
-_lock = threading.Lock()
-# What refers to a block that no tensor stands in: its list, the loop's variable, and the argument of the question.
-_IDLE = 3
+_idle: dict[int, list[np.ndarray]] = defaultdict(list)
 
 
 def empty(*shape: int) -> Tensor:
@@ -34,19 +30,24 @@ def empty(*shape: int) -> Tensor:
     size = 4 * math.prod(shape)
     if not SMALLEST <= size <= LARGEST:
         return torch.empty(shape)
-    with _lock:
-        return torch.from_numpy(_idle_block(size)).view(shape)
+    try:
+        block = _idle[size].pop()
+    except IndexError:
+        block = _aligned(size)
+    # The tensor's storage, however many tensors share it, holds on to this array, and its end sends the block back.
+    handed = block.view()
+    weakref.finalize(handed, _take_back, size, block).atexit = False
+    return torch.from_numpy(handed).view(shape)
 
 
-def _idle_block(size: int) -> np.ndarray:
-    blocks = _blocks[size]
-    for block in blocks:
-        if sys.getrefcount(block) == _IDLE:
-            return block
-    block = _aligned(size)
-    if len(blocks) < KEPT:
-        blocks.append(block)
-    return block
+def release() -> None:
+    """Give idle memory back to the system."""
+    _idle.clear()
+
+
+def _take_back(size: int, block: np.ndarray) -> None:
+    if len(_idle[size]) < KEPT:
+        _idle[size].append(block)
 
 
 def _aligned(size: int) -> np.ndarray:

@@ -6,9 +6,12 @@ import threading
 
 import torch
 
+from ddvi_fast import dense, networks, rng
 from ddvi_fast.native import memory
+from ddvi_fast.rng import Draws
 
 SHAPE = (700, 301)  # a size of its own, so that no other test's blocks count
+SIZE = 4 * SHAPE[0] * SHAPE[1]
 
 
 def test_a_block_comes_back_once_nothing_stands_in_it():
@@ -23,21 +26,34 @@ def test_a_block_comes_back_once_nothing_stands_in_it():
     assert place % 64 == 0
 
 
-def test_a_gradient_keeps_its_memory():
-    weight = torch.zeros(SHAPE, requires_grad=True)
-    gradient = memory.empty(*SHAPE).fill_(1)
-    place = gradient.data_ptr()
-    weight.backward(gradient)
-    del gradient
-    assert memory.empty(*SHAPE).fill_(7).data_ptr() != weight.grad.data_ptr() or weight.grad.data_ptr() != place
-    assert (weight.grad == 1).all()
+def test_autograd_takes_gradients_as_they_are():
+    """A copy would stand in memory fresh from the system."""
+    linear = networks.linear(SHAPE[1], SHAPE[0], Draws(0), 0)
+    x = rng.normal(Draws(1), (3, SHAPE[1]), 0)
+    idle = memory.empty(*SHAPE)
+    place = idle.data_ptr()
+    del idle
+    dense.dense(linear, x).sum().backward()
+    assert linear.weight.grad.data_ptr() == place
+    torch.testing.assert_close(linear.weight.grad, x.sum(0).expand(SHAPE))
+
+
+def test_idle_memory_goes_back_on_request():
+    used, idle = memory.empty(*SHAPE), memory.empty(*SHAPE)
+    del idle
+    assert memory._idle[SIZE]
+    memory.release()
+    assert not memory._idle[SIZE]
+    place = used.fill_(3).data_ptr()
+    del used
+    assert memory.empty(*SHAPE).data_ptr() == place, "what was in use is kept"
 
 
 def test_small_and_huge_tensors_are_left_to_torch():
-    before = {size: len(blocks) for size, blocks in memory._blocks.items()}
     assert memory.empty(3, 4).shape == (3, 4) and memory.empty(0, 5).numel() == 0
-    assert memory.empty(memory.LARGEST // 4 + 1).numel() == memory.LARGEST // 4 + 1
-    assert {size: len(blocks) for size, blocks in memory._blocks.items()} == before
+    huge = memory.LARGEST // 4 + 1
+    assert memory.empty(huge).numel() == huge
+    assert not memory._idle.keys() & {48, 0, 4 * huge}
 
 
 def test_threads_never_share_a_block():
