@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -78,9 +79,7 @@ class DeepSpeedEngine(ShardedEngine):
 
     def _lay_out(self) -> None:
         """A first step without an active update moves nothing, but DeepSpeed links its states to parameters in it."""
-        if self.zero_stage == 3:
-            parameters = self._engine.optimizer.persistent_parameters
-            parameters[0].all_gather(parameters)
+        self._gather()
         for _ in range(self.accumulation):
             self._engine.backward(self._engine(self._nothing))
             self._engine.step()
@@ -136,7 +135,15 @@ class DeepSpeedEngine(ShardedEngine):
     def _move_spread(self) -> bool:
         """DeepSpeed clips, and leaves out a step whose gradient's norm is not finite."""
         self._engine.step()
+        if self._engine.optimizer.overflow:
+            self._gather()
         return not self._engine.optimizer.overflow
+
+    def _gather(self) -> None:
+        """Whole parameters under ZeRO 3, which DeepSpeed gathers after those steps alone that it takes."""
+        if self.zero_stage == 3:
+            parameters = self._engine.optimizer.persistent_parameters
+            parameters[0].all_gather(parameters)
 
     def refresh(self) -> None:
         """Parameters that stand still now are left out; those of a group must do so together."""
@@ -228,6 +235,9 @@ def _import_deepspeed(device: torch.device) -> Any:
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     import deepspeed
 
-    deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns of an optimiser that it has not tested: ours
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # it calls torch by older names
+    # An exchange for inference alone, which would be compiled here and now.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
     return deepspeed

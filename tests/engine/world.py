@@ -7,11 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
-LIMIT = 240  # seconds; far more than any of them takes
+LIMIT = 120  # seconds; far more than any of them takes
 
 
 def free_port() -> int:
@@ -37,14 +38,25 @@ def start(arguments: list[str], size: int, **options: Any) -> list[subprocess.Po
 def run(name: str, size: int, **settings: Any) -> list[Any]:
     """What `tests.engine.workers.NAME(**settings)` returns in each of `size` processes."""
     processes = start(["-m", "tests.engine.workers", name, json.dumps(settings)], size)
-    results = []
     try:
-        for rank, process in enumerate(processes):
-            out, error = process.communicate(timeout=LIMIT)
-            assert process.returncode == 0, f"process {rank} of {size} ended with {process.returncode}:\n{error[-4000:]}"
-            results.append(json.loads(out.splitlines()[-1]))
+        with ThreadPoolExecutor(size) as pool:
+            ended = pool.map(lambda process: _end(process, processes), processes)
+        outputs = list(ended)
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    return results
+    for rank, (out, error) in enumerate(outputs):
+        assert processes[rank].returncode == 0, f"process {rank} of {size} ended with {processes[rank].returncode}:\n{error[-4000:]}"
+    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+
+
+def _end(process: subprocess.Popen, others: list[subprocess.Popen]) -> tuple[str, str]:
+    """What a process printed; where it failed, the others would wait for it in vain."""
+    try:
+        printed = process.communicate(timeout=LIMIT)
+    finally:
+        if process.returncode != 0:
+            for other in others:
+                other.kill()
+    return printed
