@@ -31,15 +31,19 @@ _SUBMODULES = (
     "schedules",
 )
 
-__all__ = ["InputError", "use_backend", *_SUBMODULES]
+_CLASSES = {"DDVI": "estimator"}
+
+__all__ = ["DDVI", "InputError", "use_backend", *_SUBMODULES]
 
 
 def __getattr__(name: str) -> Any:
     """Load a submodule on first use, so that `import ddvi_fast` stays quick."""
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _CLASSES:
+        return getattr(importlib.import_module(f"{__name__}.{_CLASSES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBMODULES])
+    return sorted([*globals(), *_SUBMODULES, *_CLASSES])

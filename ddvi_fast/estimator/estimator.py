@@ -1,0 +1,268 @@
+"""DDVI as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from torch import Tensor
+
+from ddvi_fast import _checks
+from ddvi_fast.data import Dataset
+from ddvi_fast.engine import checkpoint
+from ddvi_fast.estimator import features as features_of
+from ddvi_fast.estimator.features import Features
+from ddvi_fast.estimator.inference import Drawn, draw, rows_at_a_time
+from ddvi_fast.estimator.training import configure, fit_model
+from ddvi_fast.experiments.build import build
+from ddvi_fast.experiments.compose import from_dict
+from ddvi_fast.experiments.config import Config
+from ddvi_fast.genomes.store import GenotypeStore
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.rng import Draws
+
+LIKELIHOODS = ("gaussian", "bernoulli", "binomial")
+OUTPUTS = ("mean", "sample")
+_FORMAT = "ddvi_fast estimator"
+
+
+class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Low-dimensional latents of any matrix under a prior of one's choice, with a diffusion posterior.
+
+    Rows are mapped by Monte Carlo with noise that is the same for each of them, so a fitted model is a function: a row gets the same
+    latents in any matrix.
+
+    Args:
+        n_components: latent size D.
+        prior: ``"pinwheel"``, ``"swiss_roll"``, ``"square"``, ``"less_noisy_square"``, ``"gaussian"`` or ``"mixture"``; with `n_clusters` the
+            shape around each centre. ``"auto"`` is the Gaussian with `n_clusters`, or where `n_components` is not 2, else the pinwheel.
+        n_clusters: learn so many centres of the prior, and have `predict` name the cluster of a row; None for the prior as it is, whose own
+            classes (a pinwheel's arms) `predict` then names.
+        likelihood: ``"gaussian"`` with a learned scale for each column; ``"bernoulli"`` for values in [0, 1]; ``"binomial"`` for
+            counts 0, 1 and 2 of genotypes, NaN where a call is missing.
+        standardise: of real data: ``"columns"`` to variance 1 each, ``"matrix"`` by one number (for principal components), ``"none"``.
+        n_principal: components that stand for the genotypes of a packed store, unless `likelihood` is binomial.
+        num_steps: T of the chain.
+        hidden: widths of the hidden layers of encoders and decoder.
+        epochs, batch_size, learning_rate: of training; None leaves a recipe's own.
+        n_samples: posterior draws a row, for `transform`, `predict` and `score_samples`.
+        output: what `transform` gives: the ``"mean"`` of these draws, or the first ``"sample"``, which keeps to the prior's shape.
+        settings: further ``name=value`` settings of ``ddvi-fast settings``.
+        device: where to train and map.
+        random_state: seed of everything; None takes one from NumPy's global generator, as elsewhere in scikit-learn.
+        verbose: show a progress bar.
+
+    Attributes (after `fit`):
+        model_, posterior_: the latent-variable model and q(z | x).
+        n_features_in_: columns, or variants.
+        loss_curve_: minus the bound, the mean over each epoch, nats a row.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(60, 5))
+        >>> model = DDVI(n_clusters=2, epochs=3, hidden=(16,), num_steps=3).fit(x)
+        >>> model.transform(x).shape, model.predict(x).shape, model.score_samples(x).shape, model.sample(4).shape
+        ((60, 2), (60,), (60,), (4, 5))
+    """
+
+    def __init__(
+        self,
+        n_components: int = 2,
+        prior: str = "auto",
+        *,
+        n_clusters: int | None = None,
+        likelihood: str = "gaussian",
+        standardise: str = "columns",
+        n_principal: int = 20,
+        num_steps: int = 10,
+        hidden: tuple[int, ...] = (256, 256),
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        n_samples: int = 16,
+        output: str = "mean",
+        settings: tuple[str, ...] = (),
+        device: str = "cpu",
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.n_components, self.prior, self.n_clusters, self.likelihood = n_components, prior, n_clusters, likelihood
+        self.standardise, self.n_principal, self.num_steps, self.hidden = standardise, n_principal, num_steps, hidden
+        self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
+        self.n_samples, self.output, self.settings = n_samples, output, settings
+        self.device, self.random_state, self.verbose = device, random_state, verbose
+
+    def fit(self, X: Any, y: None = None) -> DDVI:
+        """Fit rows [N, P] of a matrix, or the samples of a `GenotypeStore`; `y` is ignored.
+
+        Raises:
+            InputError: parameters that do not exist or fit; values that the likelihood cannot take.
+            ValueError: a matrix that is not finite, or has fewer than two rows.
+        """
+        _checks.choice(self.likelihood, LIKELIHOODS, "likelihood")
+        _checks.choice(self.output, OUTPUTS, "output")
+        _checks.require(isinstance(self.n_samples, int) and self.n_samples >= 1, "n_samples", "an integer of at least 1", self.n_samples)
+        state = self.random_state
+        self.seed_ = int(state) if isinstance(state, (int, np.integer)) else int(check_random_state(state).randint(1 << 31))
+        self.features_, dataset = self._features(X)
+        self.config_ = configure(self.get_params(deep=False), self.seed_, dataset)
+        self.model_, self.posterior_, self.loss_curve_ = fit_model(self.config_, dataset, self.verbose)
+        self._n_features_out = self.n_components
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Latents [N, D]: the mean of each row's posterior, or one sample of it (see `output`)."""
+        check_is_fitted(self)
+        if self.output == "sample":
+            return self._kind(X, torch.cat([drawn.z[0] for drawn in self._drawn(X, 1)]))
+        return self._kind(X, torch.cat([drawn.z.mean(0) for drawn in self._drawn(X)]))
+
+    def posterior_samples(self, X: Any, n_samples: int | None = None) -> np.ndarray:
+        """Draws of each row's posterior, float32 [K, N, D]: its uncertainty."""
+        check_is_fitted(self)
+        return torch.cat([drawn.z for drawn in self._drawn(X, n_samples)], 1).cpu().numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable cluster of each row, int64 [N]; InputError for a prior without classes."""
+        return self.cluster_probabilities(X).argmax(1)
+
+    @torch.no_grad()
+    def cluster_probabilities(self, X: Any) -> np.ndarray:
+        """Probability of each cluster, float64 [N, C]: ``p(c | z)`` averaged over posterior draws."""
+        check_is_fitted(self)
+        count = self.model_.prior.num_classes
+        _checks.require(bool(count), "prior", "one with classes, or n_clusters", f"a {type(self.model_.prior).__name__} prior")
+        return torch.cat([self._responsibilities(drawn.z).mean(0) for drawn in self._drawn(X)]).double().cpu().numpy()
+
+    @torch.no_grad()
+    def score_samples(self, X: Any) -> np.ndarray:
+        """The evidence lower bound of each row in nats, float64 [N], of the density of the rows as they were given.
+
+        For a packed store it is that of its principal components, or under a binomial likelihood of the genotypes that were called.
+        """
+        check_is_fitted(self)
+        bounds = [(self.model_.log_joint(drawn.x, drawn.z) + drawn.log_ratio).mean(0) for drawn in self._drawn(X)]
+        return torch.cat(bounds).double().cpu().numpy() - self.features_.log_volume
+
+    def score(self, X: Any, y: None = None) -> float:
+        """The mean of `score_samples`."""
+        return float(self.score_samples(X).mean())
+
+    @torch.no_grad()
+    def sample(self, n_samples: int = 1, seed: int = 0) -> np.ndarray:
+        """Rows drawn from the model, float64 [n, P]: ``z ~ p(z)``, ``x ~ p(x | z)``."""
+        check_is_fitted(self)
+        fantasies = self.model_.simulate(n_samples, Draws(self.seed_ + (seed << 32)))
+        return self.features_.back(fantasies.x)
+
+    @torch.no_grad()
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """The mean row of each latent: [N, D] -> float64 [N, P]."""
+        check_is_fitted(self)
+        latents = torch.as_tensor(np.asarray(X, np.float32))
+        _checks.require(latents.dim() == 2 and latents.shape[1] == self.n_components, "X", f"latents of shape [N, {self.n_components}]", latents)
+        output = self.model_.decoder(latents.to(self.config_.device))
+        return self.features_.back(self.model_.likelihood.mean(output))
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write the fitted model as a folder of safetensors and JSON; InputError if it stands already, unless `overwrite`."""
+        check_is_fitted(self)
+        path = Path(path)
+        _checks.require(overwrite or not path.exists(), "path", "a new folder", str(path), "overwrite=True replaces a model")
+        parameters = {**self.get_params(deep=False), "random_state": self.seed_}
+        state = {"kind": _FORMAT, "parameters": parameters, "n_features_in": self.n_features_in_, "loss_curve": self.loss_curve_}
+        partial = path.with_name(f".{path.name}.features")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            kept = self.features_.save(partial)
+            tensors = {**checkpoint.module_tensors({"model": self.model_, "posterior": self.posterior_}), **kept}
+            checkpoint.save(path, tensors, {**state, "config": dataclasses.asdict(self.config_)})
+            for file in partial.iterdir():
+                file.replace(path / file.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> DDVI:
+        """What `save` wrote; InputError if it is no such folder."""
+        tensors, state = checkpoint.load(path, device)
+        _checks.require(state.get("kind") == _FORMAT, "path", "a model written by DDVI.save", str(path))
+        lists = {name: tuple(state["parameters"][name]) for name in ("hidden", "settings")}
+        made = cls(**{**state["parameters"], **lists, "device": device})
+        made.seed_, made.n_features_in_, made.loss_curve_ = state["parameters"]["random_state"], state["n_features_in"], state["loss_curve"]
+        made.features_ = Features.load(Path(path), {name: value.cpu() for name, value in tensors.items()})
+        made.config_ = dataclasses.replace(from_dict(state["config"]), device=device)
+        made.model_, made.posterior_ = _built(made.config_, features_of.stand_in(made.features_))
+        checkpoint.load_modules(tensors, {"model": made.model_, "posterior": made.posterior_})
+        made._n_features_out = made.n_components
+        return made
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.likelihood == "binomial"
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _features(self, X: Any) -> tuple[Features, Dataset]:
+        if isinstance(X, GenotypeStore):
+            _checks.require(self.likelihood != "bernoulli", "likelihood", "gaussian or binomial for genotypes", self.likelihood)
+            self.n_features_in_ = X.num_variants
+            return features_of.of_store(X, self.likelihood == "binomial", self.n_principal, self.seed_)
+        rows = self._rows(X, reset=True)
+        if self.likelihood == "binomial":
+            return features_of.of_counts(rows)
+        return features_of.of_matrix(rows, self.standardise if self.likelihood == "gaussian" else "none")
+
+    def _rows(self, X: Any, reset: bool = False) -> np.ndarray:
+        """A matrix that the likelihood can take."""
+        finite = "allow-nan" if self.likelihood == "binomial" else True
+        rows = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=2 if reset else 1, ensure_all_finite=finite)
+        if self.likelihood != "gaussian":
+            top = 1 if self.likelihood == "bernoulli" else 2
+            called = rows[~np.isnan(rows)]
+            outside = (called < 0) | (called > top)
+            _checks.require(not outside.any(), "X", f"values from 0 to {top} for a {self.likelihood} likelihood", f"{int(outside.sum())} others")
+        return rows
+
+    def _blocks(self, X: Any, rows: int) -> Iterator[Tensor]:
+        if isinstance(X, GenotypeStore):
+            for start in range(0, len(X), rows):
+                yield self.features_.of_store(X, np.arange(start, min(start + rows, len(X))))
+            return
+        matrix = self._rows(X)
+        for start in range(0, len(matrix), rows):
+            yield self.features_.of(matrix[start : start + rows])
+
+    @torch.no_grad()
+    def _drawn(self, X: Any, num_samples: int | None = None) -> Iterator[Drawn]:
+        num_samples = self.n_samples if num_samples is None else num_samples
+        rows = rows_at_a_time(num_samples)
+        yield from draw(self.posterior_, self._blocks(X, rows), num_samples, self.seed_, rows)
+
+    def _responsibilities(self, z: Tensor) -> Tensor:
+        """``p(c | z)`` [..., C] under equally likely classes."""
+        prior = self.model_.prior
+        classes = torch.arange(prior.num_classes, device=z.device)
+        return torch.stack([prior.log_prob(z, label.expand(z.shape[:-1])) for label in classes], -1).softmax(-1)
+
+    @staticmethod
+    def _kind(X: Any, latents: Tensor) -> np.ndarray:
+        """Latents in the precision of the matrix."""
+        single = isinstance(X, GenotypeStore) or getattr(X, "dtype", None) == np.float32
+        return latents.cpu().numpy().astype(np.float32 if single else np.float64)
+
+
+def _built(config: Config, dataset: Dataset) -> tuple[LatentVariableModel, Diffusion]:
+    experiment = build(config, dataset)
+    experiment.model.eval(), experiment.posterior.eval()
+    return experiment.model.to(config.device), experiment.posterior.to(config.device)

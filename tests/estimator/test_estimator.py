@@ -1,0 +1,184 @@
+"""The scikit-learn estimator: its contract, that it recovers groups, that its bound is a bound in the units of the data, and its files."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import ddvi_fast
+from ddvi_fast import DDVI, InputError, evidence, metrics
+from ddvi_fast.genomes.convert import store_from_codes
+
+SMALL = {"epochs": 2, "hidden": (8,), "num_steps": 2, "n_samples": 2}
+
+
+@parametrize_with_checks([DDVI(**SMALL), DDVI(**SMALL, n_clusters=3, output="sample")])
+def test_scikit_learn_takes_it_for_one_of_its_own(estimator, check):
+    before = np.random.get_state()
+    check(estimator)
+    np.random.set_state(before)  # some of its checks shuffle by the global generator
+
+
+def blobs(rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Three groups in five columns of unlike units."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(rows) % 3
+    centres = np.array([[0, 0, 0, 0, 0], [4, 0, 4, 0, 4], [0, 4, 4, 4, 0]])
+    return (centres[labels] + 0.3 * generator.normal(size=(rows, 5))) * [1, 10, 0.1, 1, 1] + [0, 5, 0, -3, 0], labels
+
+
+@pytest.fixture(scope="module")
+def fitted() -> DDVI:
+    return DDVI(n_clusters=3, epochs=80, batch_size=64, hidden=(32,), num_steps=4, learning_rate=5e-3).fit(blobs()[0])
+
+
+def test_groups_are_found_again_and_probabilities_are_probabilities(fitted):
+    x, labels = blobs()
+    new, new_labels = blobs(60)
+    assert normalized_mutual_info_score(labels, fitted.predict(x)) > 0.95
+    probabilities = fitted.cluster_probabilities(new)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
+    assert np.array_equal(probabilities.argmax(1), fitted.predict(new)) and len(set(zip(new_labels, fitted.predict(new), strict=True))) == 3
+    assert fitted.loss_curve_[-1] < fitted.loss_curve_[0]
+
+
+def test_the_score_is_a_bound_on_the_evidence_in_the_units_of_the_data(fitted):
+    x, _ = blobs(40)
+    standardised = fitted.features_.of(x)
+    exact = evidence.log_evidence_quadrature(fitted.model_, standardised, resolution=200).numpy() - np.log(fitted.features_.scale).sum()
+    scores = fitted.score_samples(x)
+    assert scores.shape == (40,) and scores.mean() <= exact.mean() + 0.1 and fitted.score(x) == pytest.approx(scores.mean())
+    independent = metrics.elbo(fitted.model_, fitted.posterior_, standardised, 200).numpy() - np.log(fitted.features_.scale).sum()
+    assert abs(scores.mean() - independent.mean()) < 0.3
+    other_units = DDVI(**{**fitted.get_params()}).fit(1000 * x)
+    here = DDVI(**{**fitted.get_params()}).fit(x)
+    np.testing.assert_allclose(other_units.score_samples(1000 * x), here.score_samples(x) - 5 * np.log(1000), rtol=1e-3, atol=0.05)
+
+
+def test_latents_are_means_of_draws_or_one_of_them(fitted):
+    x, _ = blobs(50)
+    draws = fitted.posterior_samples(x)
+    assert draws.shape == (16, 50, 2)
+    np.testing.assert_allclose(fitted.transform(x), draws.mean(0), rtol=1e-5, atol=1e-6)
+    one = pickle.loads(pickle.dumps(fitted)).set_params(output="sample")
+    np.testing.assert_allclose(one.transform(x), fitted.posterior_samples(x, 1)[0], rtol=1e-5, atol=1e-6)
+    mean = torch.from_numpy(metrics_mean(fitted, x))
+    assert float((torch.from_numpy(fitted.posterior_samples(x, 400)).mean(0) - mean).abs().max()) < 0.1
+
+
+def metrics_mean(model: DDVI, x: np.ndarray) -> np.ndarray:
+    """Posterior means by draws of their own for each row."""
+    return model.posterior_.sample(model.features_.of(x), 400).z.mean(0).detach().numpy()
+
+
+def test_a_row_gets_the_same_in_any_company(fitted):
+    x, _ = blobs(1500)
+    whole = fitted.transform(x)
+    for rows in (slice(None, None, -1), slice(7, 8), slice(1000, 1100)):
+        np.testing.assert_allclose(fitted.transform(x[rows]), whole[rows], rtol=1e-5, atol=1e-5)
+
+
+def test_samples_and_decoded_latents_look_like_the_data(fitted):
+    x, _ = blobs()
+    drawn = fitted.sample(2000, seed=1)
+    assert drawn.shape == (2000, 5) and not np.array_equal(drawn, fitted.sample(2000, seed=2))
+    np.testing.assert_allclose(drawn.mean(0), x.mean(0), atol=0.25 * x.std(0).max(), rtol=0.3)
+    error = ((fitted.inverse_transform(fitted.transform(x)) - x) / x.std(0)) ** 2
+    assert error.mean() < 0.1
+
+
+def test_a_saved_model_is_the_model(fitted, tmp_path):
+    x, _ = blobs(30)
+    path = fitted.save(tmp_path / "model")
+    loaded = DDVI.load(path)
+    for method in ("transform", "predict", "score_samples"):
+        assert np.array_equal(getattr(loaded, method)(x), getattr(fitted, method)(x)), method
+    assert loaded.get_params() == fitted.get_params() and np.array_equal(loaded.sample(3), fitted.sample(3))
+    with pytest.raises(InputError, match=r"path: expected a new folder"):
+        fitted.save(path)
+    assert fitted.save(path, overwrite=True) == path
+    with pytest.raises(InputError):
+        DDVI.load(tmp_path)
+
+
+def test_it_works_in_a_pipeline_and_shows_a_bar(capsys):
+    x, _ = blobs(60)
+    pipeline = make_pipeline(PCA(3), DDVI(**SMALL, standardise="matrix", verbose=True))
+    assert pipeline.fit_transform(x).shape == (60, 2) and pipeline.transform(x).dtype == np.float64
+    assert "100%" in capsys.readouterr().err
+    assert list(pipeline.get_feature_names_out()) == ["ddvi0", "ddvi1"]
+
+
+def genotypes(rows: int = 80, variants: int = 60, missing: float = 0.05) -> np.ndarray:
+    generator = np.random.default_rng(1)
+    frequency = np.where(np.arange(rows)[:, None] % 2, 0.2, 0.8) * np.ones(variants)
+    codes = generator.binomial(2, frequency)
+    codes[generator.random(codes.shape) < missing] = 3
+    return codes
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "binomial"])
+def test_a_packed_store_is_as_good_as_a_matrix(likelihood, tmp_path):
+    store = store_from_codes(genotypes(), tmp_path / "store")
+    options = {"hidden": (16,), "num_steps": 3, "epochs": 100, "learning_rate": 5e-3, "batch_size": 40, "n_principal": 3}
+    model = DDVI(n_clusters=2, likelihood=likelihood, **options).fit(store)
+    assert normalized_mutual_info_score(np.arange(80) % 2, model.predict(store)) > 0.95
+    assert model.transform(store).shape == (80, 2) and np.isfinite(model.score_samples(store)).all() and model.n_features_in_ == 60
+    loaded = DDVI.load(model.save(tmp_path / "model"))
+    assert np.array_equal(loaded.transform(store), model.transform(store))
+    with pytest.raises(ValueError, match=r"store: expected"):
+        model.transform(store_from_codes(genotypes(variants=50)[:, ::-1], tmp_path / "other") if likelihood == "binomial" else _elsewhere(tmp_path))
+
+
+def _elsewhere(folder):
+    """A store without any variant that was fitted."""
+    store = store_from_codes(genotypes(), folder / "elsewhere")
+    table = (store.path / "variants.tsv").read_text().splitlines()
+    (store.path / "variants.tsv").write_text("\n".join([table[0], *(line.replace("1\t", "7\t", 1) for line in table[1:])]) + "\n")
+    return type(store)(store.path)
+
+
+def test_genotypes_of_a_matrix_and_of_a_store_are_one(tmp_path):
+    codes = genotypes()
+    matrix, store = np.where(codes == 3, np.nan, codes.astype(float)), store_from_codes(codes, tmp_path / "store")
+    one, other = DDVI(**SMALL, likelihood="binomial").fit(matrix), DDVI(**SMALL, likelihood="binomial").fit(store)
+    assert np.array_equal(one.score_samples(matrix), other.score_samples(store)) and np.array_equal(
+        one.score_samples(store), one.score_samples(matrix)
+    )
+    with pytest.raises(InputError, match="whole numbers"):
+        DDVI(**SMALL, likelihood="binomial").fit(matrix / 2)
+
+
+@pytest.mark.parametrize(
+    "parameters, words",
+    [
+        ({"likelihood": "poisson"}, "likelihood: expected one of"),
+        ({"prior": "pinweel"}, "did you mean pinwheel"),
+        ({"standardise": "rows"}, "standardise"),
+        ({"output": "median"}, "output"),
+        ({"n_samples": 0}, "n_samples"),
+        ({"settings": ("recipe.epoch=1",)}, "recipe.epochs"),
+        ({"likelihood": "binomial"}, "values from 0 to 2"),
+    ],
+)
+def test_bad_parameters_are_one_line(parameters, words):
+    with pytest.raises(InputError, match=words) as error:
+        DDVI(**{**SMALL, **parameters}).fit(blobs(20)[0])
+    assert "\n" not in str(error.value)
+
+
+def test_a_prior_without_classes_has_no_clusters():
+    model = DDVI(**SMALL, prior="gaussian").fit(blobs(20)[0])
+    with pytest.raises(InputError, match="prior: expected one with classes"):
+        model.predict(blobs(20)[0])
+
+
+def test_it_is_found_at_the_top():
+    assert "DDVI" in dir(ddvi_fast) and ddvi_fast.DDVI is DDVI
