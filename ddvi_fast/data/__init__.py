@@ -16,7 +16,7 @@ from ddvi_fast.data.digits import load_digits
 from ddvi_fast.data.download import download_cifar10, download_idx
 from ddvi_fast.data.idx import find_folder, load_idx
 
-__all__ = ["DATASETS", "Dataset", "epoch_batches", "epoch_order", "flip", "from_arrays", "load", "num_batches"]
+__all__ = ["DATASETS", "Dataset", "epoch_batches", "epoch_order", "flip", "folder_of", "from_arrays", "load", "num_batches"]
 
 
 def load(
@@ -49,7 +49,7 @@ def load(
     reader = DATASETS[_checks.choice(name, DATASETS, "dataset")]
     own = [field for field in ("path", "labels") if (genotypes or {}).get(field) is not None]
     _checks.require(reader is None or not own, "data, labels", "none but for dataset=genomes and dataset=1kg", name)
-    dataset = _genomes(name, _folder(data_dir), seed, genotypes or {}) if reader is None else reader(name, _folder(data_dir), download, seed)
+    dataset = _genomes(name, folder_of(data_dir), seed, genotypes or {}) if reader is None else reader(name, folder_of(data_dir), download, seed)
     return dataset if limit is None else dataset.take(limit)
 
 
@@ -76,7 +76,8 @@ def _genomes(name: str, data_dir: Path | None, seed: int, options: Mapping[str, 
     return load_genotypes(name, Genotypes(**options), data_dir=data_dir, seed=seed)
 
 
-def _folder(data_dir: str | Path | None) -> Path | None:
+def folder_of(data_dir: str | Path | None) -> Path | None:
+    """The folder of files: `data_dir`, else what ``DDVI_FAST_DATA`` names, else None."""
     chosen = data_dir or os.environ.get("DDVI_FAST_DATA")
     return Path(chosen).expanduser() if chosen else None
 

@@ -20,6 +20,7 @@ from ddvi_fast.genomes.simulate import Simulation, simulated_genomes
 from ddvi_fast.genomes.sources import open_source
 from ddvi_fast.genomes.standardise import Scaling
 from ddvi_fast.genomes.store import GenotypeStore, count_codes
+from ddvi_fast.genomes.tables import SampleTable
 from ddvi_fast.genomes.unpack import packed_width, unpack_scaled
 
 FEATURES = ("components", "counts")
@@ -150,15 +151,28 @@ def load_genotypes(name: str, options: Genotypes, *, data_dir: Path | None = Non
         InputError: files that are missing or damaged, samples without a label, a column that does not exist.
     """
     store = _store(name, options, data_dir, seed)
-    if options.path is not None and options.labels is not None:
-        samples, _ = attach(store.samples, read_labels(options.labels))
-        store = store.with_samples(samples)
     if options.features == "counts":
         return genotypes_dataset(store, options.label, test_size=options.held_out, seed=seed, name=name)
     return components_dataset(store, options.label, n_components=options.num_components, test_size=options.held_out, seed=seed, name=name)[0]
 
 
+def sample_tables(name: str, options: Genotypes, *, data_dir: Path | None = None, seed: int = 0) -> tuple[SampleTable, SampleTable]:
+    """Names and all labels of the training and of the test samples of `load_genotypes`, in its order."""
+    store = _store(name, options, data_dir, seed)
+    train, test = _split(len(store), options.held_out, seed)
+    return store.samples.take(train.numpy()), store.samples.take(test.numpy())
+
+
 def _store(name: str, options: Genotypes, data_dir: Path | None, seed: int) -> GenotypeStore:
+    """The store that options stand for, with the labels of their table."""
+    store = _bare_store(name, options, data_dir, seed)
+    if options.path is None or options.labels is None:
+        return store
+    samples, _ = attach(store.samples, read_labels(options.labels))
+    return store.with_samples(samples)
+
+
+def _bare_store(name: str, options: Genotypes, data_dir: Path | None, seed: int) -> GenotypeStore:
     if options.path is None:
         _checks.require(options.labels is None, "labels", "none without data=PATH", options.labels)
         return simulated_genomes(Simulation(seed=seed)) if name == "genomes" else _store_of_1kg(data_dir, options.min_frequency)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddvi_fast import distributed, evidence, figures, metrics
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.genotypes import PackedDataset
+from ddvi_fast.experiments import ancestry
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.experiments.parts import Experiment
 from ddvi_fast.models import LatentVariableModel
@@ -134,6 +135,7 @@ def draw_figures(config: Config, experiment: Experiment, dataset: Dataset, folde
     paths.append(figures.latents(folder / "latents.png", latents, labels, prior_samples, prior_labels, title, class_names=names, overwrite=True))
     if len(dataset.input_shape) > 1:
         paths.append(_decoded(model, dataset, prior_samples, folder, title))
+    paths += ancestry.draw(config, experiment, dataset, folder, title)
     if isinstance(posterior, Diffusion):
         path = posterior.latent_path(posterior.encode(x), 1, draws)[:, 0]
         paths.append(figures.trajectory(folder / "trajectory.png", path, labels, prior_samples, title, class_names=names, overwrite=True))

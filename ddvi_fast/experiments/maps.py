@@ -113,6 +113,10 @@ def _umap(config: Config, train: np.ndarray, test: np.ndarray | None) -> list[np
     _checks.require(importlib.util.find_spec("umap") is not None, "umap-learn", "an installed package", "none", _HINT)
     from umap import UMAP
 
-    options = config.method.map
+    options, before = config.method.map, np.random.get_state()
+    # Where the data fall into pieces it draws from NumPy's global generator.
+    np.random.seed(config.seed)
     fitted = UMAP(options.n_neighbors, config.latent_dim, min_dist=options.min_dist, random_state=config.seed, n_jobs=1).fit(train)
-    return [fitted.embedding_, *([] if test is None else [fitted.transform(test)])]
+    places = [fitted.embedding_, *([] if test is None else [fitted.transform(test)])]
+    np.random.set_state(before)
+    return places

@@ -21,7 +21,7 @@ import torch
 from ddvi_fast import _checks, figures, metrics
 from ddvi_fast._checks import InputError
 from ddvi_fast.engine.run_folder import RunFolder, environment
-from ddvi_fast.experiments import grid, tables
+from ddvi_fast.experiments import ancestry, grid, tables
 from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.evaluate import evaluated, sample_prior
 from ddvi_fast.experiments.grid import Cell, Table
@@ -51,9 +51,9 @@ def reproduce(arguments: Sequence[str]) -> Path:
             print(_news(cell, table), flush=True)
             _write(table, cells, options, command, output)
         written = _write(table, cells, options, command, output)
-    picture = _picture(table, cells, options.max_minutes, output)
+    pictures = _people(table, cells, output) or _picture(table, cells, options.max_minutes, output)
     print(written.with_suffix(".md").read_text(encoding="utf-8"))
-    for path in (written, written.with_suffix(".md"), written.with_suffix(".tex"), *([picture] if picture else [])):
+    for path in (written, written.with_suffix(".md"), written.with_suffix(".tex"), *pictures):
         print(f"written: {path}")
     return output
 
@@ -171,7 +171,7 @@ def _settings(cell: Cell) -> dict:
     return {name: value for name, value in settings.items() if name not in ("run_dir", "data_dir", "overwrite", "progress")}
 
 
-def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, output: Path) -> Path | None:
+def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, output: Path) -> list[Path]:
     """Latents of the test set by class: a row for each of the table's columns (priors), methods side by side, the prior last."""
     panels, names = {}, ()
     for cell in cells:
@@ -185,11 +185,23 @@ def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, out
             if "prior" in arrays:
                 panels[column, "prior"] = (arrays["prior"], arrays.get("prior_labels"))
     if not panels:
-        return None
+        return []
     rows = [grid.column_label(table, column, max_minutes) for column in table.columns]
     columns = [*(entry.label for entry in table.rows.values()), "prior"]
     title = grid.title(table, cells[0].config.dataset.name)
     return figures.grid(output / "latents.png", rows, columns, panels, title, class_names=names or None, overwrite=True)
+
+
+def _people(table: Table, cells: Sequence[Cell], output: Path) -> list[Path]:
+    """Of genotypes, the first column's maps side by side."""
+    first = [cell for cell in cells if cell.seed == 0 and cell.column == next(iter(table.columns)) and (cell.folder / LATENTS).is_file()]
+    if not first or first[0].config.dataset.name not in ancestry.DATASETS:
+        return []
+    maps = {}
+    for cell in first:
+        with np.load(cell.folder / LATENTS, allow_pickle=False) as stored:
+            maps[table.rows[cell.row].label] = stored["latents"]
+    return ancestry.compare(first[0].config, load_dataset(first[0].config), maps, output, table.title)
 
 
 @contextmanager

@@ -5,9 +5,14 @@ matplotlib is loaded when a picture is drawn, through its objects alone: `pyplot
 
 from __future__ import annotations
 
+from ddvi_fast.figures.ancestry import population_colours, population_maps, uncertainty
 from ddvi_fast.figures.images import decoded_grid
+from ddvi_fast.figures.interactive import interactive_map
 from ddvi_fast.figures.scatter import comparison, grid, latents, trajectory
 from ddvi_fast.figures.style import PALETTE, UNLABELLED, class_colours
 from ddvi_fast.figures.training import loss_terms
 
-__all__ = ["PALETTE", "UNLABELLED", "class_colours", "comparison", "decoded_grid", "grid", "latents", "loss_terms", "trajectory"]
+__all__ = [
+    "PALETTE", "UNLABELLED", "class_colours", "comparison", "decoded_grid", "grid", "interactive_map", "latents", "loss_terms",
+    "population_colours", "population_maps", "trajectory", "uncertainty",
+]  # fmt: skip
