@@ -24,6 +24,7 @@ USAGE = """usage: ddvi-fast COMMAND [name=value ...]
   replay     a step that was not finite, once more   ddvi-fast replay RUN/failed-step
   settings   every setting with its default
   data       genotype files into packed stores  ddvi-fast data import FILE --out STORE | info STORE | simulate --out STORE
+  doctor     what there is, what will be used and why, and what to do   ddvi-fast doctor [--json] [--quick] [data_dir=PATH]
   bench      speed and memory against plain PyTorch ddvi-fast bench [quick|targets|full] [--threads N] [--output NAME]
 
 Settings are Hydra overrides; `dataset`, `prior`, `method` and `recipe` choose files, `ddvi-fast settings` lists the rest."""
@@ -147,6 +148,12 @@ def _data(arguments: Sequence[str]) -> None:
     run_data(arguments)
 
 
+def _doctor(arguments: Sequence[str]) -> int:
+    from ddvi_fast.doctor import main as run_doctor
+
+    return run_doctor(arguments)
+
+
 def _options(overrides: Sequence[str], defaults: dict[str, str | None]) -> dict[str, str | None]:
     """Plain `name=value` options of a command that takes no configuration."""
     options = dict(defaults)
@@ -167,6 +174,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "settings": _settings,
     "data": _data,
     "bench": _bench,
+    "doctor": _doctor,
 }
 
 

@@ -1,0 +1,116 @@
+"""The doctor sees what is wrong, says what to do, and its self-test fails where the arithmetic is wrong."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+
+from ddvi_fast import _backend, cli
+from ddvi_fast.doctor import Finding, inspect, self_test
+from ddvi_fast.native import loader
+
+
+def find(findings: list[Finding], section: str, name: str) -> Finding:
+    return next(finding for finding in findings if (finding.section, finding.name) == (section, name))
+
+
+def test_every_operation_says_which_backend_it_gets_and_why() -> None:
+    found = [finding for finding in inspect() if finding.section == "backends"]
+    assert {f"{operation} on cpu" for operation in _backend.OPERATIONS} <= {finding.name for finding in found}
+    backend = _backend.fused(torch.device("cpu"))
+    assert find(found, "backends", "chain on cpu").detail.startswith(backend)
+
+
+def test_without_the_extension_the_reference_is_used_and_the_reason_is_given(monkeypatch) -> None:
+    monkeypatch.setattr(loader, "_open", lambda: (None, "_native.so was not built"))
+    finding = find(inspect(), "backends", "chain on cpu")
+    assert finding.status == "note" and finding.detail.startswith("reference") and "was not built" in finding.detail
+    assert "compiler" in finding.advice
+
+
+def test_a_backend_that_does_not_exist_is_a_problem(monkeypatch) -> None:
+    monkeypatch.setenv("DDVI_FAST_BACKEND", "cuda")
+    finding = find(inspect(), "backends", "DDVI_FAST_BACKEND")
+    assert finding.status == "problem" and "unset DDVI_FAST_BACKEND" in finding.advice
+
+
+@pytest.fixture
+def apex_of_the_index(tmp_path, monkeypatch):
+    """A package called apex without FusedAdam."""
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "apex"]:
+        del sys.modules[name]
+
+
+def test_an_apex_that_is_not_nvidias_is_told(apex_of_the_index) -> None:
+    finding = find(inspect(), "optimiser", "apex")
+    assert finding.status == "problem" and "not NVIDIA's" in finding.detail and "pip uninstall apex" in finding.advice
+
+
+def test_data_are_found_where_they_lie_and_missed_where_they_do_not(tmp_path) -> None:
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"")
+    (tmp_path / "1kg_phase3.bed").write_bytes(b"")
+    found = inspect(tmp_path)
+    assert find(found, "data", "mnist").detail == str(tmp_path / "mnist")
+    assert find(found, "data", "1kg").detail == str(tmp_path / "1kg_phase3.bed")
+    assert find(found, "data", "cifar10").status == "note" and str(tmp_path) in find(found, "data", "cifar10").advice
+    assert find(inspect(tmp_path / "none"), "data", "folder").status == "problem"
+
+
+def test_more_threads_than_cores_are_noted(monkeypatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    finding = find(inspect(), "devices", "cpu")
+    assert finding.status == "note" and "threads=1" in finding.advice
+
+
+def test_nothing_is_wrong_without_something_to_do() -> None:
+    with pytest.raises(ValueError, match="advice"):
+        Finding("data", "mnist", "problem", "missing")
+
+
+def test_self_test_passes_with_numbers() -> None:
+    found = self_test("cpu")
+    assert {finding.status for finding in found} == {"ok"}
+    assert {*_backend.OPERATIONS, "random numbers", "bounds", "training"} == {finding.name for finding in found}
+    assert "nats" in find(found, "self-test", "bounds").detail
+
+
+def test_self_test_sees_wrong_arithmetic(monkeypatch) -> None:
+    room = _backend.room(_backend.fused(torch.device("cpu")), "mmd") if _backend.fused(torch.device("cpu")) != "reference" else None
+    if room is None:
+        pytest.skip("the kernels were not built here")
+    right = room.forward
+    monkeypatch.setattr(room, "forward", lambda *operands: right(*operands) * 1.01)
+    monkeypatch.setattr("ddvi_fast.doctor.selftest.PHILOX_OF_ZERO", (0, 0, 0, 0))
+    found = self_test("cpu")
+    assert {finding.name for finding in found if finding.status == "problem"} == {"random numbers", "mmd"}
+    assert "report" in find(found, "self-test", "mmd").advice
+
+
+def test_json_and_exit_code(capsys, tmp_path) -> None:
+    assert cli.main(["doctor", "--json", "--quick", f"data_dir={tmp_path}"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["healthy"] and all({"section", "name", "status", "detail", "advice"} == set(finding) for finding in told["findings"])
+    assert cli.main(["doctor", "--json", "--quick", f"data_dir={tmp_path / 'none'}"]) == 1
+    assert not json.loads(capsys.readouterr().out)["healthy"]
+
+
+def test_shown_for_people(capsys, tmp_path) -> None:
+    assert cli.main(["doctor", "--quick", f"data_dir={tmp_path / 'none'}"]) == 1
+    shown = capsys.readouterr().out
+    assert "to mend: folder" in shown and "data_dir" in shown
+
+
+def test_unknown_options_are_one_line(capsys) -> None:
+    assert cli.main(["doctor", "--jsn"]) == 2
+    assert "--json" in capsys.readouterr().err
