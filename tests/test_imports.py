@@ -19,7 +19,7 @@ LAYERS = (
     ("_backend", "_operator"),
     ("rng", "schedules"),
     ("reference", "kernels", "native", "distributed"),
-    ("networks", "denoisers"),
+    ("dense", "networks", "denoisers"),
     ("ops",),
     ("likelihoods", "priors", "models"),
     ("posteriors",),
@@ -28,7 +28,7 @@ LAYERS = (
     ("genomes",),
     ("data",),
     ("engine",),
-    ("figures", "report", "estimator", "interop", "experiments"),
+    ("figures", "report", "estimator", "interop", "experiments", "doctor"),
     ("__init__",),
     ("cli", "train"),
 )
