@@ -17,7 +17,7 @@ import torch
 from bench.problem import Problem
 
 SETS = ("quick", "targets", "full", "device", "genomes", "million")
-WITH_BF16 = ("chain", "sleep", "training")  # what has hidden layers
+WITH_BF16 = ("chain", "sleep", "training", "semisupervised")  # what has hidden layers
 MODES = {False: "forward", True: "forward+backward"}
 
 
@@ -26,7 +26,7 @@ class Case:
     """One operation at one size.
 
     Args:
-        operation: a key of `operations.OPERATIONS`, ``training`` or ``genomes``.
+        operation: a key of `operations.OPERATIONS`, ``training``, ``semisupervised`` or ``genomes``.
         shape: arguments of its problem.
         backward: forward and backward, or forward alone.
         sets: where it belongs.
@@ -60,6 +60,10 @@ class Case:
             from bench.training import Training
 
             return Training(device, **dict(self.shape))
+        if self.operation == "semisupervised":
+            from bench.semisupervised import SemiSupervisedTraining
+
+            return SemiSupervisedTraining(device, **dict(self.shape))
         if self.operation == "genomes":
             from bench import genomes
 
@@ -110,6 +114,7 @@ def _targets() -> Iterator[Case]:
     yield _case("targets", "kde", True, {"ours": 25.0}, N=128, M=10_000, D=2)
     yield replace(_case("targets", "mmd", False, {"ours": 4.0}, N=10_000, M=10_000, P=784), most_bytes=200 * 10**6)
     yield _case("targets", "training", True, {"ours": 4.0, "ours_bf16": 6.0}, N=128, T=40)
+    yield _case("targets", "semisupervised", True, {"ours": 3.0}, N=1024, T=100, classes=10)
 
 
 def _quick() -> Iterator[Case]:

@@ -171,7 +171,7 @@ class Operation(Problem):
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
-def compare(got: Tensor, plain: Tensor, exact: Tensor, bf16: bool, name: str, floor: float = FLOOR) -> None:
+def compare(got: Tensor, plain: Tensor, exact: Tensor, bf16: bool, name: str, floor: float = FLOOR, bf16_floor: float = FLOOR_BF16) -> None:
     """Raise unless `got` is at most about twice as far from `exact` as `plain` is.
 
     In float32 every element counts. In bf16 the length of the whole does: a state that rounds to the other side of a kink changes
@@ -180,7 +180,7 @@ def compare(got: Tensor, plain: Tensor, exact: Tensor, bf16: bool, name: str, fl
     if not bf16:
         assert_within_budget(got, plain, exact, floor=floor, name=name)
         return
-    error, allowed = (got - exact).norm(), 2 * (plain - exact).norm() + FLOOR_BF16 * exact.norm()
+    error, allowed = (got - exact).norm(), 2 * (plain - exact).norm() + bf16_floor * exact.norm()
     assert error <= allowed, f"{name}: off by {float(error):.3g} in length, allowed {float(allowed):.3g}"
 
 

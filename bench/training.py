@@ -83,14 +83,22 @@ def copy_networks(source: ReleasedDDVI, target: Networks) -> Networks:
     """Our weights in the baseline's networks."""
     posterior = source.posterior
     pairs = ((posterior.encoder, target.encoder), (posterior.context_encoder, target.context_encoder), (source.model.decoder, target.decoder))
-    with torch.no_grad():
-        for ours, theirs in pairs:
-            linear = [layer for layer in theirs if isinstance(layer, nn.Linear)]
-            for one, other in zip(ours.layers, linear, strict=True):
-                other.weight.copy_(one.weight)
-                other.bias.copy_(one.bias)
+    for ours, theirs in pairs:
+        copy_perceptron(ours, theirs)
     copy_denoiser(posterior.denoiser, target.denoiser)
     return target.to(next(source.parameters()).device)
+
+
+@torch.no_grad()
+def copy_perceptron(source: networks.MLP, target: nn.Sequential) -> None:
+    """Our weights in one of the baseline's dense networks."""
+    for one, other in zip(source.parameters(), linear_parameters(target), strict=True):
+        other.copy_(one)
+
+
+def linear_parameters(network: nn.Sequential) -> list[nn.Parameter]:
+    """Weight and bias of one linear layer after another, the order of ours."""
+    return [parameter for layer in network if isinstance(layer, nn.Linear) for parameter in (layer.weight, layer.bias)]
 
 
 def images(rows: int, pixels: int, device: torch.device) -> Tensor:
@@ -182,8 +190,7 @@ def _baseline_results(step: TrainingStep, given: dict[str, tuple[Tensor, ...]], 
         value.backward()
         found[update] = value.detach()
         for name in ("encoder", "context_encoder", "decoder"):
-            linear = [layer for layer in getattr(step.networks, name) if isinstance(layer, nn.Linear)]
-            found |= _named_gradients(update, name, [parameter for layer in linear for parameter in (layer.weight, layer.bias)])
+            found |= named_gradients(update, name, linear_parameters(getattr(step.networks, name)))
         gradients = denoiser_gradients(step.networks.denoiser, [parameter.grad for parameter in step.networks.denoiser.parameters()])
         found |= {f"{update} gradient of denoiser {name}": gradient for name, gradient in gradients.items()}
     return {name: value.cpu() for name, value in found.items()}
@@ -203,13 +210,13 @@ def _our_results(objective: ReleasedDDVI, x: Tensor, bf16: bool) -> dict[str, Te
         posterior = objective.posterior
         modules = {"encoder": posterior.encoder, "context_encoder": posterior.context_encoder, "decoder": objective.model.decoder}
         for name, module in modules.items():
-            found |= _named_gradients(update.group, name, list(module.parameters()))
+            found |= named_gradients(update.group, name, list(module.parameters()))
         for name, parameter in posterior.denoiser.named_parameters():
             found[f"{update.group} gradient of denoiser {name}"] = parameter.grad
     return {name: value.cpu() for name, value in found.items()}
 
 
-def _named_gradients(update: str, network: str, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+def named_gradients(update: str, network: str, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
     """By position: weight and bias of one layer after another."""
     return {f"{update} gradient of {network} {i}": parameter.grad for i, parameter in enumerate(parameters) if parameter.grad is not None}
 

@@ -13,6 +13,7 @@ from bench import cases, problem, run
 from bench.baselines import eager
 from bench.baselines.training import Sizes
 from bench.operations import OPERATIONS, Chain, Kde, network_flops
+from bench.semisupervised import SemiSupervisedTraining
 from bench.training import SMALL, Training, step_flops
 
 CPU = torch.device("cpu")
@@ -64,6 +65,21 @@ def test_the_training_steps_agree_with_float64(provider):
     call()
 
 
+@pytest.mark.parametrize("provider", ["eager", "ours", "ours_bf16"])
+def test_the_semi_supervised_steps_agree_with_float64(provider):
+    made = SemiSupervisedTraining(CPU, N=24, T=4, small=True)
+    made.check(provider)
+    call = made.provider(provider)
+    call()
+    call()
+
+
+def test_a_baseline_with_a_wrong_term_is_noticed(monkeypatch):
+    monkeypatch.setattr("bench.baselines.semisupervised.SLEEP_TOP", 0.3)
+    with pytest.raises(AssertionError):
+        SemiSupervisedTraining(CPU, N=24, T=4, small=True).check("ours")
+
+
 def test_the_baseline_knows_nothing_of_the_package():
     for path in (Path(eager.__file__).parent).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -98,6 +114,11 @@ def test_training_flops_are_those_that_torch_counts(sizes):
     expected = step_flops(made.sizes, 4)
     # Not counted: the gradient of the sleep term to its noised latents, which torch does not take either.
     assert _counted(made.provider("eager")) == pytest.approx(expected, rel=0.01)
+
+
+def test_semi_supervised_flops_are_those_that_torch_counts():
+    made = SemiSupervisedTraining(CPU, N=30, T=4, small=True)
+    assert _counted(made.provider("eager")) == pytest.approx(made.work.flops, rel=0.01)
 
 
 class _Wrong(Kde):
