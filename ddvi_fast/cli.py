@@ -55,13 +55,13 @@ def _train(overrides: Sequence[str]) -> int:
     from ddvi_fast.distributed import speaks
     from ddvi_fast.engine.interrupts import Stopped
     from ddvi_fast.experiments.compose import compose
-    from ddvi_fast.experiments.run import train_run
+    from ddvi_fast.experiments.maps import run
     from ddvi_fast.experiments.tables import print_result
 
     config = compose(overrides)
     _use_threads(config.threads)
     try:
-        result = train_run(config)
+        result = run(config)
     except Stopped as stopped:
         print(f"ddvi-fast: {stopped}", file=sys.stderr)
         return EXIT_STOPPED

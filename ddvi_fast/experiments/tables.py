@@ -81,7 +81,7 @@ def summarise(values: Sequence[float]) -> Summary:
 def print_result(result: Result) -> None:
     """One run: its figures of merit and the paths of its pictures."""
     print_table([(result.folder.path.name, result.metrics)])
-    if "elbo" not in result.metrics:
+    if "elbo" not in result.metrics and "latent_nll" in result.metrics:
         print("no ELBO, IWAE or gap: this posterior has no density, so it has no bound; the other columns judge its samples")
     print(f"run folder: {result.folder.path}")
     for path in result.figures:

@@ -78,6 +78,14 @@ def metrics_mean(model: DDVI, x: np.ndarray) -> np.ndarray:
     return model.posterior_.sample(model.features_.of(x), 400).z.mean(0).detach().numpy()
 
 
+def test_columns_that_do_not_vary_say_nothing():
+    x, _ = blobs(40)
+    constant = np.column_stack((x, np.full(40, 7.0), np.zeros(40)))
+    model = DDVI(**SMALL).fit(constant)
+    assert np.isfinite(model.score_samples(constant)).all() and (model.features_.scale[5:] == 1).all()
+    assert np.isfinite(DDVI(**SMALL, standardise="matrix").fit_transform(constant)).all()
+
+
 def test_a_row_gets_the_same_in_any_company(fitted):
     x, _ = blobs(1500)
     whole = fitted.transform(x)
