@@ -7,6 +7,8 @@ Figures of every part go into `bench/results/NAME.json` and `.md`; parts that ar
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
 import random
@@ -262,12 +264,21 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+def import_all() -> None:
+    """What runs import late, here and once."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name in ("ddvi_fast.experiments.run", "hydra", "sklearn.neighbors", "deepspeed"):
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all of them if none is given")
     parser.add_argument("--output", default="soak-cpu", metavar="NAME")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    import_all()
     path = RESULTS / f"{options.output}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in options.parts or PARTS:

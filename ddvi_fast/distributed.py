@@ -231,8 +231,8 @@ def stop() -> None:
 
 
 def store(name: str) -> dist.Store:
-    """Words that all processes share, under a name; only between `start` and `stop`."""
-    return dist.PrefixStore(name, _store)
+    """Words that all processes share, under a name, by a connection of its own; only between `start` and `stop`."""
+    return dist.PrefixStore(name, _store.clone())
 
 
 def local_device(name: str) -> str:

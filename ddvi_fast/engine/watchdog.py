@@ -34,6 +34,7 @@ class Watchdog:
 
     def __init__(self, timeout: float, end: Callable[[str], None] | None = None) -> None:
         self.timeout, self._end = timeout, end or _leave
+        self._rank = distributed.rank()
         self._done = threading.Event()
         self._beat_at = time.monotonic()
         self._threads: list[threading.Thread] = []
@@ -41,8 +42,8 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if distributed.world_size() > 1:
             self._store = distributed.store("watchdog")
-            self._store.set(f"name{distributed.rank()}", f"rank {distributed.rank()} (process {os.getpid()} on {socket.gethostname()})")
-            self._store.set(str(distributed.rank()), "0")
+            self._store.set(f"name{self._rank}", f"rank {self._rank} (process {os.getpid()} on {socket.gethostname()})")
+            self._store.set(str(self._rank), "0")
             distributed.wait_for_all()
             self._names = [self._store.get(f"name{rank}").decode() for rank in range(distributed.world_size())]
             self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._judge)]
@@ -70,7 +71,7 @@ class Watchdog:
         while not self._done.wait(self.timeout / _BEATS):
             beat += 1
             try:
-                self._store.set(str(distributed.rank()), str(beat))
+                self._store.set(str(self._rank), str(beat))
                 words = [self._store.get(str(rank)).decode() for rank in heard]
             except RuntimeError:  # the store is gone with the process that kept it; silence is judged below
                 return
@@ -87,7 +88,8 @@ class Watchdog:
         """The first process often keeps the store: where nothing comes back from it, that process is the lost one."""
         while not self._done.wait(self.timeout / _BEATS):
             if time.monotonic() - self._beat_at > self.timeout * (1 + 1 / _BEATS):
-                self._lose(self._names[0] if distributed.rank() else "the store of the launcher")
+                others = [name for rank, name in enumerate(self._names) if rank != self._rank]
+                self._lose(self._names[0] if self._rank else " or ".join(others))
                 return
 
     def _lose(self, who: str) -> None:
