@@ -13,10 +13,12 @@ EXIT_NON_FINITE = 65  # a loss or gradient; a bundle of the step is in the run's
 EXIT_NOT_WRITTEN = 74  # a full or broken disk
 EXIT_STOPPED = 75  # by a signal, after a checkpoint: the same command goes on
 EXIT_INTERRUPTED = 130
+_DRY = "--dry-run"
 
 USAGE = """usage: ddvi-fast COMMAND [name=value ...]
 
   train      train and evaluate one run      ddvi-fast train dataset=mnist prior=pinwheel epochs=5
+             with --dry-run: resolved settings, parameters, memory and time, by ten steps; nothing is written
   evaluate   evaluate a run's weights again  ddvi-fast evaluate run_dir=runs/... overwrite=true
   demo       Gaussian against diffusion posterior on digits, in a few minutes
   reproduce  one of the paper's tables        ddvi-fast reproduce mnist --seeds 3 --epochs 10 --jobs 2
@@ -58,8 +60,13 @@ def _train(overrides: Sequence[str]) -> int:
     from ddvi_fast.experiments.maps import run
     from ddvi_fast.experiments.tables import print_result
 
-    config = compose(overrides)
+    config = compose([override for override in overrides if override != _DRY])
     _use_threads(config.threads)
+    if _DRY in overrides:
+        from ddvi_fast.experiments.estimate import dry_run, print_estimate
+
+        print_estimate(dry_run(config))
+        return 0
     try:
         result = run(config)
     except Stopped as stopped:

@@ -32,7 +32,7 @@ def within_minutes(config: Config, dataset: Dataset, make_engine: Callable[[Obje
     _checks.require(config.max_minutes > 0, "max_minutes", "a positive number", config.max_minutes)
     batches = num_batches(dataset.size(), config.recipe.batch_size)
     phases = build(config, dataset).phases
-    seconds = sum(phase.num_steps(batches) * _seconds_a_step(phase, config, dataset, make_engine) for phase in phases)
+    seconds = sum(phase.num_steps(batches) * seconds_a_step(phase, config, dataset, make_engine) for phase in phases)
     share = 60 * config.max_minutes / seconds
     return config if share >= 1 else _shortened(config, share)
 
@@ -48,9 +48,12 @@ def _shortened(config: Config, share: float) -> Config:
     return replace(config, recipe=replace(recipe, **shorter))
 
 
-def _seconds_a_step(phase: Phase, config: Config, dataset: Dataset, make_engine: Callable[[Objective, Optimisation], Engine]) -> float:
+def seconds_a_step(
+    phase: Phase, config: Config, dataset: Dataset, make_engine: Callable[[Objective, Optimisation], Engine], steps: int = _STEPS
+) -> float:
+    """Median seconds of a step, by training `phase` for so many, more than 5; its modules are changed by it."""
     clock = _Clock()
-    few = replace(phase, epochs=1, steps_per_epoch=_STEPS, frozen=(), frozen_epochs=0)
+    few = replace(phase, epochs=1, steps_per_epoch=steps, frozen=(), frozen_epochs=0)
     train([few], dataset, config.recipe.batch_size, config.seed, make_engine, clock, augmentation(config))
     times = clock.times[_UNCOUNTED:]
     return statistics.median(after - before for before, after in itertools.pairwise(times))

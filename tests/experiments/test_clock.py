@@ -13,7 +13,7 @@ from ddvi_fast.experiments.run import load_dataset
 
 def fitted(monkeypatch, *overrides, seconds=0.5):
     config = compose(["limit=256", "recipe.batch_size=64", *overrides])  # four batches
-    monkeypatch.setattr(clock, "_seconds_a_step", lambda *arguments: seconds)
+    monkeypatch.setattr(clock, "seconds_a_step", lambda *arguments: seconds)
     return clock.within_minutes(config, load_dataset(config), None)
 
 
