@@ -228,7 +228,7 @@ def signals() -> dict[str, Any]:
             (process,) = fork(SMALL, folder)
             while not (folder / "run" / "metrics.jsonl").exists():
                 time.sleep(0.002)
-            time.sleep(0.1)
+            time.sleep(random.Random(int(number)).uniform(0.3, 1.5))
             os.kill(process, number)
             codes = [*wait([process]), *wait(fork(SMALL, folder))]
             same = all(torch.equal(value, expected[key]) for key, value in weights(folder).items())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import sys
 from typing import Any
 
@@ -14,6 +16,7 @@ from ddvi_fast.engine.base import NonFinite
 from ddvi_fast.engine.bundle import examples
 from ddvi_fast.engine.loop import Start, train
 from ddvi_fast.engine.precision import LossScale
+from ddvi_fast.engine.watchdog import Watchdog
 from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.compose import compose
 from ddvi_fast.experiments.run import load_dataset
@@ -151,6 +154,15 @@ def shares(rows: list[int]) -> dict[str, Any]:
     gathered = distributed.collect(x.grad, 4).tolist()
     mean = float(distributed.mean_over_processes(torch.tensor(float(rank))))
     return {"collected": collected, "gradient": [gathered, y.grad.tolist()], "mean": mean, "any": distributed.any_process(rank == 1)}
+
+
+def lose_a_peer(kind: str, timeout: float) -> None:
+    """Process 1 goes still or dies; process 0 waits for it in an exchange."""
+    distributed.start(torch.device("cpu"), timeout=60.0)
+    with Watchdog(timeout):
+        if distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGSTOP if kind == "stopped" else signal.SIGKILL)
+        distributed.wait_for_all()
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def run(name: str, size: int, **settings: Any) -> list[Any]:
         for process in processes:
             process.kill()
             process.wait()
-    for rank, (out, error) in enumerate(outputs):
+    for rank, (_, error) in enumerate(outputs):
         assert processes[rank].returncode == 0, f"process {rank} of {size} ended with {processes[rank].returncode}:\n{error[-4000:]}"
     return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 

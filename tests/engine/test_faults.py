@@ -1,0 +1,183 @@
+"""Signals, lost peers, locks, failed steps: what ends a run, and what it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ddvi_fast import cli
+from ddvi_fast._checks import InputError
+from ddvi_fast.engine import bundle, checkpoint
+from ddvi_fast.engine.base import NonFinite, Optimisation
+from ddvi_fast.engine.interrupts import StopRequest
+from ddvi_fast.engine.parallel import ParallelEngine
+from ddvi_fast.engine.recorder import Recorder
+from ddvi_fast.engine.run_folder import RunFolder, locked, unfinished
+from ddvi_fast.engine.watchdog import EXIT_PEER_LOST
+from ddvi_fast.experiments import run as runs
+from ddvi_fast.experiments.compose import compose
+from ddvi_fast.experiments.replay import replay
+from ddvi_fast.objectives import Objective, Progress, Terms, Update
+from ddvi_fast.rng import Draws
+from tests.engine import world
+from tests.engine.small import COMMON
+
+QUICK = [
+    *COMMON, "dataset=digits", "method=vae", "epochs=3", "checkpoint_steps=4", "tensorboard=false", "progress=off", "evaluation.evidence=false",
+    "evaluation.limit=8", "evaluation.elbo_samples=2", "evaluation.iwae_samples=2", "evaluation.prior_samples=64",
+]  # fmt: skip
+SPOILT = 77
+
+
+def final(folder) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder / "checkpoints" / "final")[0]
+
+
+def train(folder, *more: str) -> int:
+    return cli.main(["train", *QUICK, f"run_dir={folder}", *more])
+
+
+class Interrupted:
+    """Sends a signal to this process while the loop is at a step."""
+
+    def __init__(self, monkeypatch, step: int, number: int) -> None:
+        told = Recorder.step
+
+        def tell(recorder, at, *news):
+            told(recorder, at, *news)
+            if at == step:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Recorder, "step", tell)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("options", [[], ["recipe.average_decay=0.9", "engine=parallel", "accumulation=2"]], ids=["local", "accumulated, averaged"])
+def test_a_signal_ends_the_step_and_the_same_command_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys, number, options):
+    assert train(tmp_path / "calm", *options) == 0
+    with monkeypatch.context() as patch:
+        Interrupted(patch, 13, number)  # in the middle of an epoch
+        assert train(tmp_path / "run", *options) == cli.EXIT_STOPPED
+    assert "stopped after step 13; the same command goes on from there" in capsys.readouterr().err
+    assert unfinished(tmp_path / "run")
+    assert train(tmp_path / "run", *options) == 0
+    assert "goes on after step 13 of 30" in capsys.readouterr().err
+    expected, found = final(tmp_path / "calm"), final(tmp_path / "run")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    records = [runs.read_metrics(tmp_path / name / "metrics.jsonl") for name in ("calm", "run")]
+    for record in (*records[0], *records[1]):
+        del record["seconds"]
+    assert records[0] == records[1] and len(records[0]) == 3
+
+
+def test_a_finished_run_is_not_taken_up_again(tmp_path):
+    assert train(tmp_path / "run") == 0
+    assert train(tmp_path / "run") == cli.EXIT_BAD_INPUT
+
+
+def test_a_run_goes_on_under_another_engine(tmp_path, monkeypatch):
+    assert train(tmp_path / "calm") == 0
+    with monkeypatch.context() as patch:
+        Interrupted(patch, 13, signal.SIGTERM)
+        assert train(tmp_path / "run", "engine=parallel", "accumulation=2") == cli.EXIT_STOPPED
+    assert train(tmp_path / "run") == 0
+    expected, found = final(tmp_path / "calm"), final(tmp_path / "run")
+    assert all(torch.allclose(found[name], value, rtol=1e-4, atol=1e-5) for name, value in expected.items())
+
+
+def test_a_second_interrupt_ends_a_process_at_once():
+    code = "import os, signal, time\nfrom ddvi_fast.engine.interrupts import StopRequest\nwith StopRequest() as stop:\n" + "".join(
+        f"    os.kill(os.getpid(), signal.SIGINT)\n    print(stop.asked, {number}, flush=True)\n" for number in range(2)
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.split() == ["True", "0"] and ended.returncode == -signal.SIGINT
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    with locked(tmp_path / "run"):
+        code = f"from ddvi_fast.engine.run_folder import locked\nwith locked({str(tmp_path / 'run')!r}): print('in')"
+        second = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=60)
+        assert f"one held by process {os.getpid()} on " in second.stderr.splitlines()[-1] and second.stdout == ""
+    with locked(tmp_path / "run"):
+        RunFolder.create(tmp_path / "run", {})
+    with pytest.raises(InputError, match="which is a file"), locked(tmp_path / "run" / "config.json"):
+        pass
+
+
+def test_a_start_that_was_cut_short_leaves_room(tmp_path):
+    (tmp_path / "run" / "figures").mkdir(parents=True)
+    (tmp_path / "run" / ".environment.json.partial").write_text("{")
+    assert RunFolder.create(tmp_path / "run", {"seed": 1}).config == {"seed": 1}
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("stopped", "rank 1"), ("killed", "rank 1")])
+def test_a_lost_peer_ends_the_run_and_is_named(kind, wanted):
+    processes = world.start(["-m", "tests.engine.workers", "lose_a_peer", f'{{"kind": "{kind}", "timeout": 1.5}}'], 2)
+    try:
+        _, error = processes[0].communicate(timeout=60)
+        assert processes[0].returncode == EXIT_PEER_LOST
+        assert f"{wanted} (process {processes[1].pid} on " in error and "has not answered for 1.5 s" in error
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def spoilt(tmp_path, monkeypatch, capsys):
+    """A run with NaN in one training example, which fails, and what it said."""
+    load = runs.load_dataset
+
+    def load_spoilt(config):
+        dataset = load(config)
+        dataset = dataclasses.replace(dataset, train_inputs=dataset.train_inputs.float(), test_inputs=dataset.test_inputs.float())
+        dataset.train_inputs[SPOILT] = float("nan")
+        return dataset
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "load_dataset", load_spoilt)
+        # Initial weights would be matched to the data, NaN included.
+        assert train(tmp_path / "run", "recipe.match_prior=false") == cli.EXIT_NON_FINITE
+    return tmp_path / "run", capsys.readouterr().err
+
+
+def test_a_step_that_fails_is_kept_and_replayed(spoilt, capsys):
+    folder, error = spoilt
+    assert f"at training example {SPOILT}; ddvi-fast replay {folder / 'failed-step'} shows it" in error and error.count("\n") == 1
+    kept = bundle.read(folder / "failed-step")
+    assert kept.state["examples"] == [SPOILT] and bool(kept.batch.flatten(1).isnan().all(1)[kept.indices == SPOILT].all())
+    found = replay(folder / "failed-step", runs.load_dataset(compose(QUICK)))
+    assert (found.names, found.examples, found.step) == (kept.state["names"], [SPOILT], kept.state["step"])
+    assert cli.main(["replay", str(folder / "failed-step")]) == 0
+    assert f"training examples: {SPOILT}" in capsys.readouterr().out
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    class Root(Objective):
+        """A finite loss, the square root at zero, whose gradient is infinite."""
+
+        def __init__(self):
+            super().__init__()
+            self.good, self.bad = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.zeros(2))
+
+        def updates(self, x, progress, draws):
+            yield Update("wake", lambda: Terms({"root": self.good.square() + self.bad.sqrt()}, {"root": 1.0}))
+
+    objective = Root()
+    with pytest.raises(NonFinite, match=r"^gradient: expected a finite number, got NaN or infinity in bad \(") as caught:
+        ParallelEngine(objective, Optimisation()).run(torch.ones(2, 1), Progress(0, 1), Draws(0))
+    assert caught.value.names == ["bad"] and torch.equal(objective.good, torch.ones(2))
