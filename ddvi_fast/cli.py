@@ -26,6 +26,7 @@ USAGE = """usage: ddvi-fast COMMAND [name=value ...]
   replay     a step that was not finite, once more   ddvi-fast replay RUN/failed-step
   settings   every setting with its default
   data       genotype files into packed stores  ddvi-fast data import FILE --out STORE | info STORE | simulate --out STORE
+  report     runs side by side in one HTML file  ddvi-fast report RUN... [output=report.html] [overwrite=true]
   doctor     what there is, what will be used and why, and what to do   ddvi-fast doctor [--json] [--quick] [data_dir=PATH]
   bench      speed and memory against plain PyTorch ddvi-fast bench [quick|targets|full] [--threads N] [--output NAME]
 
@@ -161,6 +162,12 @@ def _doctor(arguments: Sequence[str]) -> int:
     return run_doctor(arguments)
 
 
+def _report(arguments: Sequence[str]) -> None:
+    from ddvi_fast.report import main as run_report
+
+    run_report(arguments)
+
+
 def _options(overrides: Sequence[str], defaults: dict[str, str | None]) -> dict[str, str | None]:
     """Plain `name=value` options of a command that takes no configuration."""
     options = dict(defaults)
@@ -182,6 +189,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "data": _data,
     "bench": _bench,
     "doctor": _doctor,
+    "report": _report,
 }
 
 

@@ -1,0 +1,83 @@
+"""Charts as inline SVG whose colours are the page's, so that one drawing serves a light and a dark page."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ddvi_fast.figures.style import PALETTE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Stand-ins in the drawing for what the page calls by name.
+_INK, _GRID = "#010203", "#030201"
+COLOURS = len(PALETTE)
+_WIDTH, _HEIGHT = 4.6, 2.6
+_POINTS = 400  # of a curve
+
+
+def line_chart(curves: Sequence[tuple[Sequence[float], Sequence[float]]], across: str, colours: Sequence[int] | None = None) -> str:
+    """Curves (x, y), each in its number's colour, as an SVG element; curves without points are left out."""
+    figure, axes = _canvas(across)
+    for number, (x, y) in enumerate(curves):
+        thin = max(1, len(x) // _POINTS)
+        colour, marker = _stand_in(number if colours is None else colours[number]), "o" if len(x) < 3 else ""
+        axes.plot(x[::thin], y[::thin], color=colour, linewidth=1.6, marker=marker)
+    return _svg(figure)
+
+
+def bar_chart(series: Sequence[Sequence[float]], across: str, colours: Sequence[int]) -> str:
+    """Values at 1, 2, ..., n from right to left, a series beside the other, as an SVG element."""
+    figure, axes = _canvas(across)
+    width = 0.8 / max(1, len(series))
+    for number, (values, colour) in enumerate(zip(series, colours, strict=True)):
+        steps = [len(values) - place - (number - (len(series) - 1) / 2) * width for place in range(len(values))]
+        axes.bar(steps, values, width, color=_stand_in(colour))
+    axes.axhline(0, color=_INK, linewidth=0.8)
+    axes.invert_xaxis()
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return _svg(figure)
+
+
+def _canvas(across: str) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(across, color=_INK, fontsize=10)
+    axes.tick_params(labelsize=10, colors=_INK, length=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+    axes.grid(axis="y", color=_GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.locator_params(nbins=6)
+    return figure, axes
+
+
+def _stand_in(number: int) -> str:
+    return f"#0405{number % COLOURS:02x}"
+
+
+def _svg(figure: Figure) -> str:
+    """The drawing without its XML header, date and random names; sizes and colours are left to the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for number in range(COLOURS):
+        text = text.replace(_stand_in(number), f"var(--c{number})")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text.replace(_INK, "currentColor").replace(_GRID, "var(--line)"), flags=re.S)
+    return _with_own_ids(text)
+
+
+def _with_own_ids(text: str) -> str:
+    """matplotlib names parts alike in every drawing, or by chance: a page of many needs names of their own, the same in every build."""
+    found = dict.fromkeys(re.findall(r'id="([^"]+)"', text))
+    for number, name in enumerate(found):
+        text = re.sub(rf'(id="|href="#|url\(#){re.escape(name)}(?=["\)])', rf"\g<1>@-{number}", text)
+    return text.replace("@-", f"c{hashlib.sha256(text.encode()).hexdigest()[:8]}-")

@@ -1,0 +1,163 @@
+"""The page holds what the runs hold, asks nothing of a network, and can be read by day and night, wide and narrow."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from ddvi_fast import InputError, cli
+from ddvi_fast.report import read_run, write_report
+from ddvi_fast.report.charts import bar_chart, line_chart
+from ddvi_fast.report.runs import differences, groups
+
+SMALL = [
+    "epochs=2", "limit=256", "progress=off", "tensorboard=false", "evaluation.iwae_samples=5", "evaluation.elbo_samples=5", "evaluation.limit=64",
+    "prior.resolution=40", "dataset.encoder.hidden=[16]", "dataset.decoder.hidden=[16]",
+]  # fmt: skip
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[Path]:
+    """A Gaussian posterior, and a diffusion posterior of two seeds, one of them with pictures."""
+    root = tmp_path_factory.mktemp("runs")
+    folders = []
+    for name, *settings in (("gaussian", "method=vae"), ("first", "method=ddvi"), ("second", "method=ddvi", "seed=1")):
+        folders.append(root / name)
+        pictures = "true" if name == "first" else "false"
+        assert cli.main(["train", f"run_dir={folders[-1]}", f"figures={pictures}", *settings, *SMALL]) == 0
+    return folders
+
+
+@pytest.fixture(scope="module")
+def written(runs, tmp_path_factory) -> Path:
+    return write_report(runs, tmp_path_factory.mktemp("report") / "report.html")
+
+
+class _Reader(HTMLParser):
+    """Text, addresses, ids, and whether every element is closed."""
+
+    EMPTY = ("meta", "link", "img", "path", "use", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.ids, self.addresses, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href"):
+                self.addresses.append(value)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.EMPTY:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.EMPTY:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def reader(written: Path) -> _Reader:
+    made = _Reader()
+    made.feed(written.read_text(encoding="utf-8"))
+    return made
+
+
+def test_the_page_is_whole_and_needs_nothing_else(reader: _Reader, written: Path) -> None:
+    assert reader.open == []
+    assert len(reader.ids) == len(set(reader.ids))
+    assert all(address.startswith(("data:", "#")) for address in reader.addresses)
+    assert {address[1:] for address in reader.addresses if address.startswith("#")} <= set(reader.ids)
+    assert not re.search(r"url\((?!#)|@import|<script", written.read_text(encoding="utf-8"))
+
+
+def test_it_holds_what_the_runs_hold(reader: _Reader, runs: list[Path]) -> None:
+    text = " ".join(reader.text)
+    gaussian = json.loads((runs[0] / "evaluation.json").read_text())
+    assert f"{gaussian['elbo']:.2f}" in text
+    assert "2 seeds: first" in text and "±" in text
+    for words in ("method.posterior", "Learning curves", "reconstruction", "nats of each step", "latents, first", "activations", "encode and sample"):
+        assert words in text
+    assert "latents, second" not in text
+
+
+def test_settings_that_differ_and_no_others(runs: list[Path]) -> None:
+    found = differences([read_run(path) for path in runs])
+    assert found["method.posterior"] == ["gaussian", "diffusion", "diffusion"] and found["seed"] == [0, 0, 1]
+    assert "prior.name" not in found and "run_dir" not in found
+
+
+def test_runs_of_one_kind_are_grouped(runs: list[Path]) -> None:
+    assert [[run.name for run in members] for members in groups([read_run(path) for path in runs])] == [["gaussian"], ["first", "second"]]
+
+
+def test_a_run_without_its_data_is_shown_with_the_reason(runs: list[Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(runs[0], tmp_path / "moved")
+    config = json.loads((copy / "config.json").read_text())
+    config["dataset"]["name"], config["data_dir"] = "mnist", str(tmp_path)
+    (copy / "config.json").write_text(json.dumps(config))
+    text = write_report([copy], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "train-images-idx3-ubyte" in text and "Learning curves" in text
+
+
+def test_nothing_is_overwritten_and_bad_input_is_named(runs: list[Path], written: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(InputError, match="overwrite"):
+        write_report(runs, written)
+    assert cli.main(["report"]) == 2 and "from 1 to" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert cli.main(["report", str(runs[0]), "out=x"]) == 2 and "output" in capsys.readouterr().err
+    assert cli.main(["report", str(runs[1]), f"output={tmp_path / 'page.html'}"]) == 0
+    assert "one run" in (tmp_path / "page.html").read_text().lower()
+
+
+def test_charts_draw_every_curve_in_its_colour_and_are_built_alike() -> None:
+    chart = line_chart([([1, 2, 3], [1.0, 4.0, 2.0]), ([1, 2, 3], [2.0, 2.0, 2.0])], "step", [3, 5])
+    assert "var(--c3)" in chart and "var(--c5)" in chart and "var(--c0)" not in chart and "currentColor" in chart
+    assert chart == line_chart([([1, 2, 3], [1.0, 4.0, 2.0]), ([1, 2, 3], [2.0, 2.0, 2.0])], "step", [3, 5])
+    assert bar_chart([[1.0, -2.0]], "step t", [1]).count("var(--c1)") == 2
+
+
+def _contrast(first: str, second: str) -> float:
+    """Contrast ratio of two colours as WCAG 2 defines it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_has_contrast_by_day_and_by_night(written: Path) -> None:
+    sheets = re.findall(r":root \{([^}]*)\}", written.read_text(encoding="utf-8"))
+    assert len(sheets) == 2
+    for sheet in sheets:
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", sheet))
+        assert min(_contrast(colours[ink], colours[ground]) for ink in ("ink", "soft", "link") for ground in ("paper", "panel")) >= 4.5
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_chromium_renders_it_without_a_word_on_its_console(written: Path, tmp_path: Path, width: int) -> None:
+    picture = tmp_path / "page.png"
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+    command = [CHROMIUM, *options, f"--window-size={width},1200", f"--screenshot={picture}", written.as_uri()]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stderr
+    assert picture.stat().st_size > 10_000
+    assert "CONSOLE" not in said
