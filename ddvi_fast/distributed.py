@@ -207,7 +207,7 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def start(device: torch.device, timeout: float = TIMEOUT) -> None:
+def start(device: torch.device | str, timeout: float = TIMEOUT) -> None:
     """Join the other processes as the launcher's environment says (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); one alone does nothing.
 
     Args:
@@ -217,7 +217,7 @@ def start(device: torch.device, timeout: float = TIMEOUT) -> None:
     if not launched() or _started():
         return
     global _store
-    backend, limit = "nccl" if device.type == "cuda" else "gloo", datetime.timedelta(seconds=timeout)
+    backend, limit = "nccl" if str(device).startswith("cuda") else "gloo", datetime.timedelta(seconds=timeout)
     _store, number, size = next(dist.rendezvous("env://", timeout=limit))
     dist.init_process_group(backend, store=dist.PrefixStore("exchange", _store), rank=number, world_size=size, timeout=limit)
 

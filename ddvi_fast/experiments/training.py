@@ -11,8 +11,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from ddvi_fast import _checks, distributed
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
@@ -62,7 +60,7 @@ def processes(config: Config) -> Iterator[None]:
     """The processes of a run, joined and watched; one alone has nothing to join."""
     if distributed.launched():
         _checks.require(config.max_minutes is None, "max_minutes", "null in several processes, whose clocks differ", config.max_minutes)
-    distributed.start(torch.device(config.device), config.timeout)
+    distributed.start(config.device, config.timeout)
     try:
         with Watchdog(config.timeout):
             yield
