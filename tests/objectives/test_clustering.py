@@ -8,7 +8,7 @@ import torch
 from ddvi_fast import InputError, likelihoods, metrics, priors, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
-from ddvi_fast.objectives import ELBO, Progress
+from ddvi_fast.objectives import ELBO, Progress, clustering
 from ddvi_fast.objectives.adversarial import Adversarial as AdversarialObjective
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.clustering import Clustering, assign
@@ -108,6 +108,17 @@ def test_assignment_is_the_nearest_centre_to_the_sample():
     expected = (z.unsqueeze(1) - prior.centres).norm(dim=-1).argmin(1)
     assert torch.equal(assign(posterior, prior, x, Draws(3)), expected)
     assert assign(posterior, prior, x[:0]).shape == (0,)
+
+
+def test_several_samples_vote(monkeypatch):
+    _, prior = model_and_prior(7)
+    posterior, (x, _) = gaussian(), blobs(20)
+    nearest = (posterior.sample(x, 9, Draws(3)).z.unsqueeze(2) - prior.centres).norm(dim=-1).argmin(2)
+    assert (nearest != nearest[0]).any(), "samples differ"
+    expected = torch.stack([torch.bincount(votes, minlength=7).argmax() for votes in nearest.T])
+    assert torch.equal(assign(posterior, prior, x, Draws(3), 9), expected)
+    monkeypatch.setattr(clustering, "_ROWS", 36)  # four rows at a time
+    assert torch.equal(assign(posterior, prior, x, Draws(3), 9), expected)
 
 
 def test_other_priors_are_refused():
