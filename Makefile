@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 2
 # DeepSpeed would otherwise compile its operators while it is being installed.
 export DS_BUILD_OPS ?= 0
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint soak install clean
 
 demo: $(STAMP)
 	$(VENV)/bin/ddvi-fast demo $(ARGS)
@@ -25,6 +25,10 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
+
+# Kills, full disks, lost peers, damaged files: minutes, and root for the file systems it mounts. Results go into bench/results/.
+soak: $(STAMP)
+	$(VENV)/bin/python -m bench.soak $(ARGS)
 
 install: $(STAMP)
 

@@ -7,4 +7,5 @@ import sys
 from ddvi_fast.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    # The deepspeed launcher adds --local_rank, which the environment says too.
+    sys.exit(main(["train", *(argument for argument in sys.argv[1:] if not argument.startswith("--local_rank"))]))

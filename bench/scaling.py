@@ -1,0 +1,239 @@
+"""What several processes cost and bring: `python -m bench.scaling [--steps N]`; see `docs/clusters.md` for what follows from it.
+
+The whole released training step at MNIST shape, on this machine's CPU with one thread a process: examples a second, bytes that each
+process hands to an exchange in a step, the DeepSpeed engine against the local one in one process, what a checkpoint written aside adds,
+and from those a model of the step on 8, 64 and 512 GPUs. Engines take turns step by step, so that a busy machine slows all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.baselines.training import Sizes
+from bench.training import PROGRESS, SEED, build_objective, images, step_flops
+from ddvi_fast import distributed
+from ddvi_fast.engine.base import Engine, Optimisation
+from ddvi_fast.engine.checkpoints import Checkpoints
+from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.parallel import ParallelEngine
+from ddvi_fast.engine.run_folder import environment
+from ddvi_fast.rng import Draws
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ROWS, WARM_UP = 128, 3
+EXCHANGES = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather_single")
+
+# Assumptions of the model, none of them measured here.
+RATE = 40e12  # FLOP/s that small matrix products reach on a current GPU, bf16
+FLOOR = 1.2e-3  # seconds of a captured step with nothing to compute: sequential chain, five updates
+INPUT = 5e-6  # seconds to gather a batch that lives on the device
+NODE = 8  # GPUs of a node
+LINKS = {"within a node": (12e-6, 200e9), "between nodes": (25e-6, 40e9)}  # seconds of an exchange of nothing, bytes a second
+GPUS = (1, 8, 64, 512)
+
+
+def engines() -> dict[str, Callable[..., Engine]]:
+    found: dict[str, Callable[..., Engine]] = {"parallel": ParallelEngine}
+    if importlib.util.find_spec("deepspeed") is not None:
+        from ddvi_fast.engine.deepspeed_engine import DeepSpeedEngine
+
+        found["deepspeed"] = DeepSpeedEngine
+    return found
+
+
+def stepper(make: Callable[..., Engine], rows: int) -> Callable[[], None]:
+    """One step a call, on this process's rows of batches of `rows` for each process."""
+    objective = build_objective(Sizes()).train()
+    engine = make(objective, Optimisation(1e-3, "constant"), "cpu")
+    x, draws = images(rows, Sizes().pixels, torch.device("cpu")), [Draws(SEED, distributed.rank() * rows)]
+
+    def step() -> None:
+        engine.run(x, PROGRESS, draws[0])
+        draws[0] = draws[0].advance(rows * distributed.world_size())
+
+    step.engine = engine
+    return step
+
+
+def seconds(steps: dict[str, Callable[[], None]], count: int) -> dict[str, list[float]]:
+    """Times of steps that take turns."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(WARM_UP + count):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if number >= WARM_UP:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """Counts exchanges and the bytes that this process hands to them."""
+    totals, before = {"exchanges": 0, "bytes": 0}, {name: getattr(torch.distributed, name) for name in EXCHANGES if hasattr(torch.distributed, name)}
+
+    def counting(exchange: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+            totals["exchanges"] += 1
+            totals["bytes"] += max((value.numel() * value.element_size() for value in tensors), default=0)
+            return exchange(*args, **kwargs)
+
+        return call
+
+    for name, exchange in before.items():
+        setattr(torch.distributed, name, counting(exchange))
+    try:
+        yield totals
+    finally:
+        for name, exchange in before.items():
+            setattr(torch.distributed, name, exchange)
+
+
+def work(count: int) -> dict[str, Any]:
+    """What each process does: examples a second and exchanges of each engine."""
+    torch.set_num_threads(1)
+    distributed.start("cpu")
+    found = {}
+    for name, make in engines().items():
+        step = stepper(make, ROWS)
+        times = seconds({name: step}, count)[name]
+        with counted() as totals:
+            step()
+        rows = ROWS * distributed.world_size()
+        found[name] = {"examples a second": round(rows / statistics.median(times), 1), **{f"{key} a step": value for key, value in totals.items()}}
+    distributed.stop()
+    return found
+
+
+def start(size: int, count: int) -> dict[str, Any]:
+    """`work` in `size` processes; the first one's figures."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(size):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1}
+        variables = {**os.environ, "DS_ACCELERATOR": "cpu", **{name: str(value) for name, value in place.items()}}
+        command = [sys.executable, "-m", "bench.scaling", "--work", "--steps", str(count)]
+        processes.append(subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate()[0] for process in processes]
+    return json.loads(outputs[0].splitlines()[-1])
+
+
+def compare(count: int) -> dict[str, Any]:
+    """One process: each engine's step against the local engine's, and a step during which a checkpoint is written."""
+    makes = {"local": LocalEngine, **engines()}
+    steps = {name: stepper(make, ROWS) for name, make in makes.items()}
+    times = seconds(steps, count)
+    local = statistics.median(times["local"])
+    found = {f"{name} step, ms": round(1e3 * statistics.median(values), 2) for name, values in times.items()}
+    found |= {f"{name} against local": round(statistics.median(values) / local, 3) for name, values in times.items() if name != "local"}
+    distributed.stop()
+    return found | checkpoint_cost(steps["local"], count)
+
+
+def checkpoint_cost(step: Callable[[], None], count: int) -> dict[str, Any]:
+    """Ten steps with a checkpoint in their middle against ten without, in turns."""
+    engine = step.engine
+    with tempfile.TemporaryDirectory() as name:
+        kept = Checkpoints(Path(name), keep=2)
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for turn in range(max(4, count // 3)):
+            for saved in (True, False):
+                started = time.perf_counter()
+                for number in range(10):
+                    step()
+                    if saved and number == 4:
+                        weights = dict(engine.objective.named_parameters())
+                        kept.save(turn, {**weights, **engine.state()}, {"step": turn})
+                times[saved].append(time.perf_counter() - started)
+        kept.wait()
+        size = sum(file.stat().st_size for file in (kept.folder / f"step-{turn:08d}").iterdir())
+    with_one, without = statistics.median(times[True]), statistics.median(times[False])
+    return {"checkpoint, bytes": size, "ten steps with a checkpoint against without": round(with_one / without, 3)}
+
+
+def model(num_bytes: float, exchanges: float) -> list[dict[str, Any]]:
+    """Seconds of a step on GPUs: compute, all-reduce, launch and the chain's sequence, input.
+
+    An exchange of b bytes over P takes `latency log2 P + 2 b (P - 1) / P / bandwidth`, the ring's law with a tree's latency.
+    """
+    rows = []
+    for label, batch_of in (("128 in all", lambda gpus: 128 / gpus), ("128 a GPU", lambda gpus: 128), ("8192 a GPU", lambda gpus: 8192)):
+        for gpus in GPUS:
+            batch = batch_of(gpus)
+            compute = step_flops(Sizes(), 1) * batch / RATE
+            latency, bandwidth = LINKS["within a node" if gpus <= NODE else "between nodes"]
+            steps = max(0, gpus - 1).bit_length()
+            exchange = 0.0 if gpus == 1 else exchanges * latency * steps + 2 * num_bytes * (gpus - 1) / gpus / bandwidth
+            whole = compute + exchange + FLOOR + INPUT
+            rows.append({
+                "batch": label, "GPUs": gpus, "compute, us": compute * 1e6, "exchange, us": exchange * 1e6, "step, us": whole * 1e6,
+                "examples a second": batch * gpus / whole,
+            })  # fmt: skip
+    for row in rows:
+        alone = next(other for other in rows if other["batch"] == row["batch"] and other["GPUs"] == 1)
+        row["times one GPU"] = row["examples a second"] / alone["examples a second"]
+        row["share of what GPUs could"] = row["times one GPU"] / row["GPUs"]
+    return [{name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()} for row in rows]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.work:
+        print(json.dumps(work(options.steps)))
+        return
+    torch.set_num_threads(1)
+    measured = {f"{size} processes": start(size, options.steps) for size in (1, 2)}
+    plain = measured["2 processes"]["parallel"]
+    result = {
+        "measured": measured, "one process": compare(options.steps), "model": model(plain["bytes a step"], plain["exchanges a step"]),
+        "assumptions": {
+            "FLOP a row": step_flops(Sizes(), 1), "FLOP/s": RATE, "seconds of an empty step": FLOOR, "seconds of input": INPUT,
+            "GPUs of a node": NODE,
+            "links (seconds, bytes a second)": LINKS,
+        },
+        "environment": environment(),
+    }  # fmt: skip
+    (RESULTS / "scaling-cpu.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / "scaling-cpu.md").write_text(as_text(result))
+    print(as_text(result))
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The figures for people."""
+    source = "Written by `python -m bench.scaling`: the released training step at MNIST shape, CPU, one thread a process."
+    lines = ["# Several processes", "", source, ""]
+    lines += ["| processes | engine | examples a second | exchanges a step | bytes a step |", "| --- | --- | --- | --- | --- |"]
+    for size, of_engines in result["measured"].items():
+        for name, figures in of_engines.items():
+            lines.append(f"| {size.split()[0]} | {name} | {' | '.join(str(value) for value in figures.values())} |")
+    lines += ["", *(f"- {name}: {value}" for name, value in result["one process"].items()), "", "## The model", ""]
+    names = list(result["model"][0])
+    lines += [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
+    lines += [f"| {' | '.join(f'{value:.3g}' if isinstance(value, float) else str(value) for value in row.values())} |" for row in result["model"]]
+    lines += ["", "Assumptions:", "", *(f"- {name}: {value}" for name, value in result["assumptions"].items()), ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
