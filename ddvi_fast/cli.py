@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ddvi_fast import InputError, _checks
+from ddvi_fast.distributed import speaks
 
 EXIT_BAD_INPUT = 2
 EXIT_NON_FINITE = 65  # a loss or gradient; a bundle of the step is in the run's folder
@@ -29,6 +30,7 @@ USAGE = """usage: ddvi-fast COMMAND [name=value ...]
   report     runs side by side in one HTML file  ddvi-fast report RUN... [output=report.html] [overwrite=true]
   doctor     what there is, what will be used and why, and what to do   ddvi-fast doctor [--json] [--quick] [data_dir=PATH]
   bench      speed and memory against plain PyTorch ddvi-fast bench [quick|targets|full] [--threads N] [--output NAME]
+  completion completion for bash, zsh or fish  ddvi-fast completion bash > ~/.local/share/bash-completion/completions/ddvi-fast
 
 Settings are Hydra overrides; `dataset`, `prior`, `method` and `recipe` choose files, `ddvi-fast settings` lists the rest."""
 
@@ -47,15 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = _COMMANDS[_checks.choice(arguments[0], _COMMANDS, "command")]
         return command(arguments[1:]) or 0
     except InputError as error:
-        print(f"ddvi-fast: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_NON_FINITE if hasattr(error, "place") else EXIT_BAD_INPUT
+        non_finite = hasattr(error, "place")  # which every process of a run meets
+        if speaks() or not non_finite:
+            print(f"ddvi-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_NON_FINITE if non_finite else EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("ddvi-fast: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
 def _train(overrides: Sequence[str]) -> int:
-    from ddvi_fast.distributed import speaks
     from ddvi_fast.engine.interrupts import Stopped
     from ddvi_fast.experiments.compose import compose
     from ddvi_fast.experiments.maps import run
@@ -71,7 +74,8 @@ def _train(overrides: Sequence[str]) -> int:
     try:
         result = run(config)
     except Stopped as stopped:
-        print(f"ddvi-fast: {stopped}", file=sys.stderr)
+        if speaks():
+            print(f"ddvi-fast: {stopped}", file=sys.stderr)
         return EXIT_STOPPED
     except OSError as error:
         print(f"ddvi-fast: {error.filename or 'a file of the run'} cannot be written: {error.strerror}", file=sys.stderr)
@@ -168,6 +172,13 @@ def _report(arguments: Sequence[str]) -> None:
     run_report(arguments)
 
 
+def _completion(arguments: Sequence[str]) -> None:
+    from ddvi_fast.experiments.completion import script
+
+    _checks.require(len(arguments) == 1, "completion", "the name of a shell", " ".join(arguments) or "none")
+    print(script(arguments[0], list(_COMMANDS)), end="")
+
+
 def _options(overrides: Sequence[str], defaults: dict[str, str | None]) -> dict[str, str | None]:
     """Plain `name=value` options of a command that takes no configuration."""
     options = dict(defaults)
@@ -190,6 +201,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "bench": _bench,
     "doctor": _doctor,
     "report": _report,
+    "completion": _completion,
 }
 
 

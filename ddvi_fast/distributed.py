@@ -217,6 +217,8 @@ def start(device: torch.device | str, timeout: float = TIMEOUT) -> None:
     if not launched() or _started():
         return
     global _store
+    if str(device).startswith("cuda"):
+        torch.cuda.set_device(device)
     backend, limit = "nccl" if str(device).startswith("cuda") else "gloo", datetime.timedelta(seconds=timeout)
     _store, number, size = next(dist.rendezvous("env://", timeout=limit))
     dist.init_process_group(backend, store=dist.PrefixStore("exchange", _store), rank=number, world_size=size, timeout=limit)

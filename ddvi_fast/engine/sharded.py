@@ -63,6 +63,8 @@ class ShardedEngine:
 
     def run(self, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
         """All updates on this process's rows of a batch, `x` [N, ...] at `draws`; returns the terms' means over these rows."""
+        whole = len(x) % self.accumulation == 0
+        _checks.require(whole, "batch_size", f"a multiple of processes times {self.accumulation} accumulated parts", f"{len(x)} rows a process")
         parts, rows = self._parts(), len(x) // self.accumulation
         each = [self.objective.updates(part, progress, draws.advance(i * rows)) for i, part in enumerate(x.split(rows))]
         means: dict[str, Tensor] = {}

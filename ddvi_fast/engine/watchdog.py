@@ -6,6 +6,7 @@ process whose threads run but whose training stands still is met by the time-out
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -14,14 +15,19 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from torch.distributed import DistError
+
 from ddvi_fast import distributed
+from ddvi_fast.engine.base import NonFinite
+from ddvi_fast.engine.interrupts import Stopped
 
 EXIT_PEER_LOST = 76
-_BEATS = 5  # within the time-out
+_BEATS = 5  # at least, within the time-out
+_SOON = 1.0  # seconds within which a process that fails is heard of
 
 
-class PeerLost(RuntimeError):
-    """Another process of the run does not answer any more."""
+TOGETHER = (Stopped, NonFinite)  # what all processes meet at the same place
+_GONE = "gone: "
 
 
 class Watchdog:
@@ -34,7 +40,7 @@ class Watchdog:
 
     def __init__(self, timeout: float, end: Callable[[str], None] | None = None) -> None:
         self.timeout, self._end = timeout, end or _leave
-        self._rank = distributed.rank()
+        self._rank, self._interval = distributed.rank(), min(timeout / _BEATS, _SOON)
         self._done = threading.Event()
         self._beat_at = time.monotonic()
         self._threads: list[threading.Thread] = []
@@ -54,21 +60,22 @@ class Watchdog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._threads:
             return
-        if isinstance(error, RuntimeError) and not isinstance(error, PeerLost):
-            self._blame(error)
+        if error is not None and _of_an_exchange(error):
+            # It often fails before its cause has been silent for long: the verdict on a peer ends this process.
+            self._done.wait(self.timeout * (1 + 2 / _BEATS))
         self._done.set()
         for thread in self._threads:
-            thread.join(self.timeout / _BEATS)
-
-    def _blame(self, error: RuntimeError) -> None:
-        """An exchange has failed, often before the watch ends: wait for its verdict, which ends this process; else `error` was no peer's."""
-        self._done.wait(self.timeout * (1 + 2 / _BEATS))
+            thread.join(self._interval)
+        if error is not None and not isinstance(error, TOGETHER):
+            with contextlib.suppress(RuntimeError):
+                self._store.set(str(self._rank), f"{_GONE}{' '.join(str(error).split()) or type(error).__name__}")
+                time.sleep(2 * self._interval)  # the store may end with this process: the others shall hear of it before
 
     def _beat(self) -> None:
         """Say that this process lives, and note when the others last said so."""
         heard = dict.fromkeys(range(distributed.world_size()), ("", time.monotonic()))
         beat = 0
-        while not self._done.wait(self.timeout / _BEATS):
+        while not self._done.wait(self._interval):
             beat += 1
             try:
                 self._store.set(str(self._rank), str(beat))
@@ -79,6 +86,10 @@ class Watchdog:
             for rank, word in enumerate(words):
                 if word != heard[rank][0]:
                     heard[rank] = (word, self._beat_at)
+            gone = [f"{self._names[rank]} has ended: {word.removeprefix(_GONE)}" for rank, word in enumerate(words) if word.startswith(_GONE)]
+            if gone and not self._done.is_set():
+                self._end("; ".join(gone))
+                return
             lost = [self._names[rank] for rank, (_, when) in heard.items() if self._beat_at - when > self.timeout]
             if lost:
                 self._lose(" and ".join(lost))
@@ -86,7 +97,7 @@ class Watchdog:
 
     def _judge(self) -> None:
         """The first process often keeps the store: where nothing comes back from it, that process is the lost one."""
-        while not self._done.wait(self.timeout / _BEATS):
+        while not self._done.wait(self._interval):
             if time.monotonic() - self._beat_at > self.timeout * (1 + 1 / _BEATS):
                 others = [name for rank, name in enumerate(self._names) if rank != self._rank]
                 self._lose(self._names[0] if self._rank else " or ".join(others))
@@ -95,6 +106,11 @@ class Watchdog:
     def _lose(self, who: str) -> None:
         if not self._done.is_set():
             self._end(f"{who} has not answered for {self.timeout:g} s: it was killed, hangs, or its machine is out of reach; this run ends")
+
+
+def _of_an_exchange(error: BaseException) -> bool:
+    """Whether a collective operation failed; gloo raises plain errors that name it."""
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _leave(message: str) -> None:

@@ -57,8 +57,12 @@ class Interrupted:
         monkeypatch.setattr(Recorder, "step", tell)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("options", [[], ["recipe.average_decay=0.9", "engine=parallel", "accumulation=2"]], ids=["local", "accumulated, averaged"])
+ACCUMULATED = ["recipe.average_decay=0.9", "engine=parallel", "accumulation=2"]
+
+
+@pytest.mark.parametrize(
+    ("number", "options"), [(signal.SIGTERM, []), (signal.SIGINT, ACCUMULATED)], ids=["SIGTERM, local", "SIGINT, accumulated, averaged"]
+)
 def test_a_signal_ends_the_step_and_the_same_command_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys, number, options):
     assert train(tmp_path / "calm", *options) == 0
     with monkeypatch.context() as patch:
@@ -131,6 +135,18 @@ def test_a_lost_peer_ends_the_run_and_is_named(kind, wanted):
         _, error = processes[0].communicate(timeout=60)
         assert processes[0].returncode == EXIT_PEER_LOST
         assert f"{wanted} (process {processes[1].pid} on " in error and "has not answered for 1.5 s" in error
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_a_peer_that_fails_ends_the_run_with_its_words():
+    processes = world.start(["-m", "tests.engine.workers", "lose_a_peer", '{"kind": "failed", "timeout": 10}'], 2)
+    try:
+        _, error = processes[0].communicate(timeout=60)
+        assert processes[0].returncode == EXIT_PEER_LOST
+        assert f"rank 1 (process {processes[1].pid} on " in error and "has ended: the third shelf is empty" in error
     finally:
         for process in processes:
             process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from ddvi_fast import distributed
 from ddvi_fast._checks import InputError
 from ddvi_fast.distributed import Part, part_of_batch
+from ddvi_fast.engine import checkpoint
 from ddvi_fast.networks import BatchNorm
 from tests.engine import world
-from tests.engine.small import COUPLED, METHODS, case, distance
+from tests.engine.small import COMMON, COUPLED, METHODS, case, distance
 
 STEPS, DOUBLE_STEPS, COUPLED_STEPS, SPOILT = 15, 5, 3, 77
 
@@ -116,6 +118,23 @@ def test_batch_statistics_of_parts_are_torchs_of_the_whole(monkeypatch):
     torch.testing.assert_close(found, plain(x)[:3])
     torch.testing.assert_close(ours.running_mean, plain.running_mean)
     torch.testing.assert_close(ours.running_var, plain.running_var)
+
+
+def test_the_command_in_two_processes_is_the_command_in_one(tmp_path):
+    """Weights, figures of merit and records, which are written once; evaluation counts every row once."""
+    settings = [*COMMON, "dataset=digits", "method=vae", "epochs=1", "engine=parallel", "progress=off", "evaluation.limit=31"]
+    settings += ["evaluation.elbo_samples=3", "evaluation.iwae_samples=3", "evaluation.prior_samples=64"]
+    for size in (1, 2):
+        processes = world.start(["-m", "ddvi_fast.train", *settings, f"run_dir={tmp_path / str(size)}"], size)
+        printed = [process.communicate(timeout=world.LIMIT) for process in processes]
+        assert [process.returncode for process in processes] == [0] * size, printed
+        assert ["run folder" in out for out, _ in printed] == [True, False][:size]
+    one, two = (json.loads((tmp_path / size / "evaluation.json").read_text()) for size in "12")
+    for name in one.keys() - {"seconds", "cpu_seconds"}:
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+    assert [len((tmp_path / size / "metrics.jsonl").read_text().splitlines()) for size in "12"] == [1, 1]
+    weights = [checkpoint.load(tmp_path / size / "checkpoints" / "final")[0] for size in "12"]
+    assert all(torch.allclose(weights[1][name], value, rtol=1e-4, atol=1e-6) for name, value in weights[0].items())
 
 
 def test_shares_of_rows_are_disjoint_and_complete():

@@ -157,9 +157,11 @@ def shares(rows: list[int]) -> dict[str, Any]:
 
 
 def lose_a_peer(kind: str, timeout: float) -> None:
-    """Process 1 goes still or dies; process 0 waits for it in an exchange."""
+    """Process 1 goes still, dies or fails; process 0 waits for it in an exchange."""
     distributed.start(torch.device("cpu"), timeout=60.0)
     with Watchdog(timeout):
+        if distributed.rank() == 1 and kind == "failed":
+            raise ValueError("the third shelf is empty")
         if distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGSTOP if kind == "stopped" else signal.SIGKILL)
         distributed.wait_for_all()
