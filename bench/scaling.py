@@ -36,6 +36,7 @@ from ddvi_fast.rng import Draws
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROWS, WARM_UP = 128, 3
+_STARTED = "SCALING_STARTED"  # when the launcher started a process
 EXCHANGES = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather_single")
 
 # Assumptions of the model, none of them measured here.
@@ -109,14 +110,18 @@ def work(count: int) -> dict[str, Any]:
     """What each process does: examples a second and exchanges of each engine."""
     torch.set_num_threads(1)
     distributed.start("cpu")
-    found = {}
-    for name, make in engines().items():
-        step = stepper(make, ROWS)
+    imports, found = time.time() - float(os.environ[_STARTED]), {}
+    for name in engines():
+        begun = time.time()
+        step = stepper(engines()[name], ROWS)
+        step()
+        first = imports + time.time() - begun
         times = seconds({name: step}, count)[name]
         with counted() as totals:
             step()
         rows = ROWS * distributed.world_size()
         found[name] = {"examples a second": round(rows / statistics.median(times), 1), **{f"{key} a step": value for key, value in totals.items()}}
+        found[name]["seconds from start to first step"] = round(first, 1)
     distributed.stop()
     return found
 
@@ -128,7 +133,15 @@ def start(size: int, count: int) -> dict[str, Any]:
         port = probe.getsockname()[1]
     processes = []
     for rank in range(size):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1}
+        place = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": size,
+            "MASTER_PORT": port,
+            "MASTER_ADDR": "127.0.0.1",
+            "OMP_NUM_THREADS": 1,
+            _STARTED: time.time(),
+        }
         variables = {**os.environ, "DS_ACCELERATOR": "cpu", **{name: str(value) for name, value in place.items()}}
         command = [sys.executable, "-m", "bench.scaling", "--work", "--steps", str(count)]
         processes.append(subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True))
@@ -223,7 +236,10 @@ def as_text(result: dict[str, Any]) -> str:
     """The figures for people."""
     source = "Written by `python -m bench.scaling`: the released training step at MNIST shape, CPU, one thread a process."
     lines = ["# Several processes", "", source, ""]
-    lines += ["| processes | engine | examples a second | exchanges a step | bytes a step |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        "| processes | engine | examples a second | exchanges a step | bytes a step | seconds to the first step |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for size, of_engines in result["measured"].items():
         for name, figures in of_engines.items():
             lines.append(f"| {size.split()[0]} | {name} | {' | '.join(str(value) for value in figures.values())} |")

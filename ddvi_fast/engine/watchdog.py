@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from torch.distributed import DistError
@@ -71,12 +71,20 @@ class Watchdog:
                 self._store.set(str(self._rank), f"{_GONE}{' '.join(str(error).split()) or type(error).__name__}")
                 time.sleep(2 * self._interval)  # the store may end with this process: the others shall hear of it before
 
+    def _rounds(self) -> Iterator[bool]:
+        """Rounds at intervals until the watch ends; whether this process itself was held up since the last, when nobody can be blamed."""
+        while True:
+            since = time.monotonic()
+            if self._done.wait(self._interval):
+                return
+            yield time.monotonic() - since > self._interval + self.timeout / 2
+
     def _beat(self) -> None:
         """Say that this process lives, and note when the others last said so."""
         heard = dict.fromkeys(range(distributed.world_size()), ("", time.monotonic()))
-        beat = 0
-        while not self._done.wait(self._interval):
-            beat += 1
+        for beat, stood_still in enumerate(self._rounds(), 1):
+            if stood_still:
+                heard = {rank: (word, time.monotonic()) for rank, (word, _) in heard.items()}
             try:
                 self._store.set(str(self._rank), str(beat))
                 words = [self._store.get(str(rank)).decode() for rank in heard]
@@ -97,7 +105,9 @@ class Watchdog:
 
     def _judge(self) -> None:
         """The first process often keeps the store: where nothing comes back from it, that process is the lost one."""
-        while not self._done.wait(self._interval):
+        for stood_still in self._rounds():
+            if stood_still:
+                self._beat_at = time.monotonic()
             if time.monotonic() - self._beat_at > self.timeout * (1 + 1 / _BEATS):
                 others = [name for rank, name in enumerate(self._names) if rank != self._rank]
                 self._lose(self._names[0] if self._rank else " or ".join(others))

@@ -1,0 +1,73 @@
+"""The watch over peers, with two of them in one process."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from torch import distributed as dist
+
+from ddvi_fast import distributed
+from ddvi_fast.engine.watchdog import Watchdog
+
+TIMEOUT = 1.0
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """This process as rank 0 of two, and the words that both share."""
+    shared = dist.HashStore()
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    monkeypatch.setattr(distributed, "store", lambda name: shared)
+    monkeypatch.setattr(distributed, "wait_for_all", lambda: None)
+    shared.set("name1", "rank 1 (process 7 on there)")
+    shared.set("1", "0")
+    return shared
+
+
+def watch(pair, seconds: float, say=None) -> list[str]:
+    """What the watch has to say after so long, while the peer says `say(n)`."""
+    ended = []
+    with Watchdog(TIMEOUT, ended.append):
+        until, number = time.monotonic() + seconds, 0
+        while time.monotonic() < until and not ended:
+            number += 1
+            if say is not None:
+                pair.set("1", say(number))
+            time.sleep(0.02)
+    return ended
+
+
+def test_a_peer_that_speaks_is_left_alone(pair):
+    assert watch(pair, 2.5 * TIMEOUT, say=str) == []
+
+
+def test_a_silent_peer_is_named(pair):
+    (message,) = watch(pair, 30 * TIMEOUT)
+    assert message.startswith("rank 1 (process 7 on there) has not answered for 1 s")
+
+
+def test_a_peer_that_has_ended_is_quoted(pair):
+    (message,) = watch(pair, 30 * TIMEOUT, say=lambda number: "gone: no such file")
+    assert message == "rank 1 (process 7 on there) has ended: no such file"
+
+
+def test_a_failure_is_told_to_the_others(pair):
+    with pytest.raises(KeyError), Watchdog(TIMEOUT, lambda message: None):
+        raise KeyError("shelf")
+    assert pair.get("0") == b"gone: 'shelf'"
+
+
+def test_a_process_that_was_held_up_itself_blames_nobody(pair, monkeypatch):
+    """The clock leaps by ten time-outs, as it does for a process that was stopped and goes on."""
+    leap, clock = [0.0], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + leap[0])
+    ended: list[str] = []
+    with Watchdog(TIMEOUT, ended.append):
+        for number in range(100):
+            pair.set("1", str(number))
+            if number == 50:
+                leap[0] = 10 * TIMEOUT
+            time.sleep(0.02)
+    assert ended == []
