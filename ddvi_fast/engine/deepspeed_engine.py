@@ -231,6 +231,7 @@ def _import_deepspeed(device: torch.device) -> Any:
     if importlib.util.find_spec("deepspeed") is None:
         _checks.fail("engine", "DeepSpeed, for engine=deepspeed", "none installed", "pip install 'ddvi-fast[distributed]', or engine=parallel")
     if not torch.distributed.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it where there is no launcher, too
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     import deepspeed
