@@ -1,0 +1,16 @@
+"""Formulas become MathML while the site is built: browsers draw it themselves, without a script and without a network."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+from latex2mathml.converter import convert
+
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """MathML for every formula of a page."""
+    return _FORMULA.sub(lambda found: convert(html.unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline"), content)

@@ -1,0 +1,109 @@
+"""Pages say what is so: examples run, commands exist, links lead somewhere, and the site is built without a warning."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddvi_fast import cli
+from ddvi_fast.experiments.compose import compose
+
+PROJECT = Path(__file__).resolve().parents[2]
+DOCS = PROJECT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [*PAGES, PROJECT / "README.md", PROJECT / "CONTRIBUTING.md"]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(PROJECT).as_posix()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if ">>>" in page.read_text(encoding="utf-8")], ids=name)
+def test_examples_of_a_page_run(page: Path) -> None:
+    failed, tried = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS, encoding="utf-8")
+    assert tried > 0 and failed == 0
+
+
+def commands(text: str) -> list[list[str]]:
+    """Words of the lines of code blocks that call `ddvi-fast`, comments and redirections left out."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    return [shlex.split(line.partition(" > ")[0], comments=True)[1:] for line in lines if line.startswith("ddvi-fast ") and "COMMAND" not in line]
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if commands(page.read_text(encoding="utf-8"))], ids=name)
+def test_commands_of_a_page_exist_and_their_settings_compose(page: Path) -> None:
+    for command, *arguments in commands(page.read_text(encoding="utf-8")):
+        assert command in cli._COMMANDS, command
+        if command in ("train", "settings"):
+            compose([argument for argument in arguments if not argument.startswith("--")])
+
+
+def test_the_reader_of_commands_sees_them() -> None:
+    text = "```\nddvi-fast train prior=square   # a comment\nddvi-fast completion bash > file\nls\n```\n"
+    assert commands(text) == [["train", "prior=square"], ["completion", "bash"]]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http://", "https://", "#", "gallery/")):  # the gallery's pictures are drawn when the site is built
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (PROJECT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert sorted(re.findall(r"[\w/-]+\.md", navigation)) == [page.relative_to(DOCS).as_posix() for page in PAGES]
+
+
+MISSING = [module for module in ("mkdocs", "material", "mkdocstrings", "latex2mathml") if importlib.util.find_spec(module) is None]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built as CI builds it: a warning is an error."""
+    if MISSING:
+        pytest.skip(f"not installed: {', '.join(MISSING)} (pip install -e '.[docs]')")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    # The theme announces its successor in the year before its end of life.
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    ran = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0 and "WARNING" not in ran.stderr, ran.stderr[-3000:]
+    return folder
+
+
+def test_the_site_has_every_page_and_its_pictures(site: Path) -> None:
+    for page in PAGES:
+        relative = page.relative_to(DOCS).with_suffix("")
+        assert (site / (relative if relative.name != "index" else relative.parent) / "index.html").is_file(), page
+    for picture in ("latents.png", "gallery/priors.png", "gallery/noising_cosine.png"):
+        assert (site / picture).read_bytes().startswith(b"\x89PNG"), picture
+
+
+def test_formulas_are_drawn_without_a_script(site: Path) -> None:
+    concepts = (site / "concepts" / "index.html").read_text(encoding="utf-8")
+    assert concepts.count("<math ") > 20 and "arithmatex" not in concepts
+
+
+def test_the_reference_holds_docstrings(site: Path) -> None:
+    posteriors = (site / "reference" / "posteriors" / "index.html").read_text(encoding="utf-8")
+    for words in ("denoising steps", "log_ratio", "learn_schedule"):
+        assert words in posteriors
+
+
+FETCHED = r'<(?:script|img|iframe)[^>]*\ssrc="(https?:[^"]+)"|<link[^>]*rel="stylesheet"[^>]*href="(https?:[^"]+)"'
+
+
+def test_no_page_fetches_anything(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        assert not re.findall(FETCHED, page.read_text(encoding="utf-8")), page
