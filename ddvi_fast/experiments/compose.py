@@ -70,7 +70,7 @@ def _typed(composed: Any) -> Config:
 
 def _check_names(overrides: Iterable[str]) -> None:
     """Name the nearest valid settings and choices before Hydra sees the overrides."""
-    known = _settings()
+    known = setting_names()
     for override in overrides:
         name, sign, value = override.partition("=")
         _checks.require(bool(sign) and bool(name), "override", "name=value", override)
@@ -85,7 +85,7 @@ _FREE = ("dataset.likelihood_options", "prior.options", "method.chain.schedule_o
 
 
 @functools.cache
-def _settings() -> list[str]:
+def setting_names() -> list[str]:
     """Dotted names of all settings, inner nodes included."""
     from omegaconf import DictConfig, OmegaConf
 
