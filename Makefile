@@ -25,6 +25,7 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m mypy
 
 # Kills, full disks, lost peers, damaged files: minutes, and root for the file systems it mounts. Results go into bench/results/.
 soak: $(STAMP)

@@ -55,7 +55,7 @@ def _operations(device: torch.device) -> Iterator[Finding]:
     backend = _backend.fused(device)
     for operation in _SMALL:
 
-        def check(operation=operation) -> str:
+        def check(operation: str = operation) -> str:
             errors = [error for case in parity.cases(operation, small=True) for error in parity.check(case, backend, device).values()]
             return f"{backend} on {device.type}: values and gradients within {max(errors):.1e} of float64, {len(errors)} compared"
 

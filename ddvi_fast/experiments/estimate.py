@@ -40,23 +40,17 @@ def dry_run(config: Config) -> dict[str, Any]:
     dataset = load_dataset(config)
     experiment = build(config, dataset)
     counts, held = parameters(experiment), memory(experiment, dataset, config.recipe.batch_size)
-    batches, phases = num_batches(dataset.size(), config.recipe.batch_size), []
-    for phase in experiment.phases:
-        phases.append(
-            {
-                "name": phase.name,
-                "steps": phase.num_steps(batches),
-                "seconds_a_step": seconds_a_step(phase, config, dataset, make_engines(config), _STEPS),
-            }
-        )
+    batches = num_batches(dataset.size(), config.recipe.batch_size)
+    steps = {phase.name: phase.num_steps(batches) for phase in experiment.phases}
+    seconds = {phase.name: seconds_a_step(phase, config, dataset, make_engines(config), _STEPS) for phase in experiment.phases}
     return {
         "config": dataclasses.asdict(config),
         "run_dir": str(run_dir(config)),
         "examples": {"train": dataset.size("train"), "test": dataset.size("test")},
         "parameters": counts,
         "bytes": held,
-        "phases": phases,
-        "seconds": sum(phase["steps"] * phase["seconds_a_step"] for phase in phases),
+        "phases": [{"name": name, "steps": steps[name], "seconds_a_step": seconds[name]} for name in steps],
+        "seconds": sum(steps[name] * seconds[name] for name in steps),
     }
 
 
@@ -66,7 +60,8 @@ def parameters(experiment: Experiment) -> dict[str, int]:
     own = {id(parameter): parameter.numel() for parameter in experiment.posterior.parameters(recurse=False)}
     parts |= {f"posterior.{name}": _sizes(child) for name, child in experiment.posterior.named_children()} | {"posterior": own}
     parts |= {f"objective {phase.name}": _sizes(phase.objective) for phase in experiment.phases}
-    counts, seen = {}, set()
+    counts: dict[str, int] = {}
+    seen: set[int] = set()
     for name, sizes in parts.items():
         if fresh := sum(size for key, size in sizes.items() if key not in seen):
             counts[name] = fresh

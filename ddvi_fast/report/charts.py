@@ -33,6 +33,8 @@ def line_chart(curves: Sequence[tuple[Sequence[float], Sequence[float]]], across
 
 def bar_chart(series: Sequence[Sequence[float]], across: str, colours: Sequence[int]) -> str:
     """Values at 1, 2, ..., n from right to left, a series beside the other, as an SVG element."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _canvas(across)
     width = 0.8 / max(1, len(series))
     for number, (values, colour) in enumerate(zip(series, colours, strict=True)):
@@ -40,7 +42,7 @@ def bar_chart(series: Sequence[Sequence[float]], across: str, colours: Sequence[
         axes.bar(steps, values, width, color=_stand_in(colour))
     axes.axhline(0, color=_INK, linewidth=0.8)
     axes.invert_xaxis()
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return _svg(figure)
 
 

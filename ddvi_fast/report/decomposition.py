@@ -46,9 +46,10 @@ def decompose(experiment: Experiment, x: Tensor, draws: Draws) -> Decomposition 
         steps, z = step_ratios(posterior, encoded.context, path), path[-1]
         ratios = {"path": steps.sum(0), "−log q(y_T | x)": -ops.gaussian_log_prob(path[0], encoded.mean, encoded.log_var)}
     else:
-        sample = posterior.sample(x, 1, draws)
-        steps, z = x.new_zeros((0, len(x))), sample.z[0]
-        ratios = {"−log q(z | x)": sample.log_ratio[0]}
+        encoded = posterior.encode(x, draws)
+        path = posterior.latent_path(encoded, 1, draws)
+        steps, z = x.new_zeros((0, len(x))), path[-1, 0]
+        ratios = {"−log q(z | x)": posterior.log_ratio(encoded, path)[0]}
     terms = {"log p(x | z)": model.log_likelihood(x, z), "log p(z)": model.prior.log_prob(z), **ratios}
     bound = torch.stack(list(terms.values())).sum(0)
     return Decomposition(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -154,13 +154,14 @@ def cost(runs: Sequence[Run], measured: Sequence[Measured]) -> str:
     seconds = [[run.name, *(_number(run.figures.get(name)) for name in ("seconds", "cpu_seconds")), _a_step(run)] for run in runs]
     pieces = [page.table(["run", "training, s", "processor, s", "ms a step"], seconds)]
     known = [(run, part) for run, part in zip(runs, measured, strict=True) if part.seconds]
-    for heading, rows in (
-        ("ms on a batch, here and now", [[run.name, part.seconds, 1e3] for run, part in known]),
-        ("parameters", [[run.name, part.parameters, 1] for run, part in known]),
-        ("MB in a training step", [[run.name, part.bytes, 1e-6] for run, part in known]),
-    ):
-        names = dict.fromkeys(name for _, values, _ in rows for name in values)
-        cells = [[run, *(_scaled(values.get(name), factor) for name in names)] for run, values, factor in rows]
+    tables: tuple[tuple[str, float, list[tuple[str, Mapping[str, float]]]], ...] = (
+        ("ms on a batch, here and now", 1e3, [(run.name, part.seconds) for run, part in known]),
+        ("parameters", 1, [(run.name, part.parameters) for run, part in known]),
+        ("MB in a training step", 1e-6, [(run.name, part.bytes) for run, part in known]),
+    )
+    for heading, factor, rows in tables:
+        names = dict.fromkeys(name for _, values in rows for name in values)
+        cells = [[run, *(_scaled(values.get(name), factor) for name in names)] for run, values in rows]
         pieces += [f"<h3>{heading}</h3>", page.table(["run", *names], cells)] if rows else []
     return page.section("cost", "Time and memory", *pieces)
 
@@ -190,7 +191,7 @@ def colours_of(runs: Sequence[Run]) -> list[int]:
 def titled(runs: Sequence[Run]) -> str:
     """What the report is of."""
     names = sorted({str(run.settings.get("dataset.name")) for run in runs})
-    seeds = sorted({run.settings.get(SEED) for run in runs if run.settings.get(SEED) is not None})
+    seeds = sorted({int(run.settings[SEED]) for run in runs if SEED in run.settings})
     return f"{len(runs)} run{'s' if len(runs) > 1 else ''} on {', '.join(names)}" + (
         f", seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
     )
