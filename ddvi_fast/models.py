@@ -47,8 +47,8 @@ class LatentVariableModel(nn.Module):
         return self.log_likelihood(x, z) + self.prior.log_prob(z)
 
     @torch.no_grad()
-    def simulate(self, n: int, draws: Draws, like: Tensor | None = None, prior: Prior | None = None) -> Fantasies:
-        """Fantasies `z ~ p(z)`, `x ~ p(x | z)`, without gradients; `like` gives dtype and device, `prior` stands in for the model's own."""
+    def simulate(self, n: int, draws: Draws, like: Tensor | None = None) -> Fantasies:
+        """Fantasies `z ~ p(z)`, `x ~ p(x | z)`, without gradients; `like` gives dtype and device."""
         reference = next(self.decoder.parameters()) if like is None else like
-        z = (self.prior if prior is None else prior).sample(n, draws=draws, dtype=reference.dtype, device=reference.device)
+        z = self.prior.sample(n, draws=draws, dtype=reference.dtype, device=reference.device)
         return Fantasies(z, self.likelihood.sample(self.decoder(z), draws))

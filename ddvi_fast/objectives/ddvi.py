@@ -14,7 +14,6 @@ from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.iwae import IWAE
 from ddvi_fast.posteriors import Diffusion
-from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
 _OTHERS = 1 << 16  # importance samples between a fantasy and the one whose context it may be given: no update reaches that far
@@ -73,9 +72,7 @@ class DDVI(Objective):
         wake: the bound on data, an `ELBO` or `IWAE` over a `Diffusion` posterior; its model draws the fantasies.
         sleep: how fantasies enter.
 
-    The decoder takes no gradient from fantasies: they are drawn without one. While the bound's guide blurs the prior, fantasies come
-    from the blurred one too: sleep fits the posterior of the model that the wake bound holds. A chain that already knew the thin arms
-    of the prior itself would keep latents where they happened to start.
+    The decoder takes no gradient from fantasies: they are drawn without one.
     """
 
     def __init__(self, wake: ELBO | IWAE, sleep: Sleep = Sleep()) -> None:
@@ -102,43 +99,38 @@ class DDVI(Objective):
             yield Update("wake", lambda: self._joint_terms(x, progress, draws))
             return
         yield Update("wake", lambda: self.wake.wake_terms(x, progress, draws))
-        prior = self._prior(progress)
         for update in range(self.sleep.num_updates):
             # Every second importance sample: the one between belongs to the noise of y_T.
-            yield Update("sleep", lambda update=update: self.sleep_terms(x, draws.importance(2 * update), prior))
+            yield Update("sleep", lambda update=update: self.sleep_terms(x, draws.importance(2 * update)))
 
     def _joint_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         wake = self.wake.wake_terms(x, progress, draws)
-        sleep = self.sleep_terms(x, draws, self._prior(progress))
+        sleep = self.sleep_terms(x, draws)
         return Terms({**wake.values, **sleep.values}, {**wake.weights, **sleep.weights})
 
-    def _prior(self, progress: Progress) -> Prior:
-        """Where latents of fantasies come from."""
-        return self.wake.guide.blurred(self.wake.model.prior, progress)
-
-    def sleep_terms(self, like: Tensor, draws: Draws, prior: Prior | None = None) -> Terms:
-        """Fit the posterior to fantasies, `batch_factor` for each row of `like`, their latents from `prior` (the model's, if not given)."""
+    def sleep_terms(self, like: Tensor, draws: Draws) -> Terms:
+        """Fit the posterior to fantasies, `batch_factor` for each row of `like`."""
         # Row i of the run owns fantasies i * batch_factor and on, so that no two batches share any.
         draws = draws.spread(self.sleep.batch_factor)
-        z, x = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like, prior)
+        z, x = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
         x = x.view(len(x), *like.shape[1:])
         values, weights = {}, {}
         with fixed_statistics(self.posterior):  # fantasies are not data
             if self.sleep.weight > 0:
-                context = self._mixed(self.posterior.encode_context(x, draws), t, like, draws, prior)
+                context = self._mixed(self.posterior.encode_context(x, draws), t, like, draws)
                 values["sleep"], weights["sleep"] = self._chain_loss(context, z, t, draws), self.sleep.weight
             if self.sleep.top_weight > 0:
                 top = self.posterior.encode_top(x, draws)
                 values["sleep_top"], weights["sleep_top"] = -self.posterior.top_log_prob(*top, z, draws), self.sleep.top_weight
         return Terms(values, weights)
 
-    def _mixed(self, context: Tensor | None, t: Tensor, like: Tensor, draws: Draws, prior: Prior | None) -> Tensor | None:
+    def _mixed(self, context: Tensor | None, t: Tensor, like: Tensor, draws: Draws) -> Tensor | None:
         """`context` [N, C], with that of other fantasies in some of the rows whose step `t` [N] has little noise."""
         if context is None or self.sleep.mixed == 0:
             return context
         draws = draws.importance(_OTHERS)
-        x = self.wake.model.simulate(len(t), draws, like, prior).x
+        x = self.wake.model.simulate(len(t), draws, like).x
         others = self.posterior.encode_context(x.view(len(x), *like.shape[1:]), draws)
         schedule = self.posterior.schedule.detach()
         little = schedule.noise_variances <= self.sleep.mixed_noise**2 * schedule.alpha_bars
