@@ -79,7 +79,7 @@ def test_the_papers_figures_belong_to_cells_that_exist():
     assert {"mnist", "cifar10", "mnist-semi", "cifar10-semi", "ablation-sleep"} <= set(filled)
     for name in filled:
         table, stated = grid.load(name), paper_figures(name)
-        assert stated.keys() == table.rows.keys()
+        assert stated.keys() <= table.rows.keys()  # a table may have rows that the paper's lacks
         for by_column in stated.values():
             assert by_column.keys() == table.columns.keys()
             assert all(figure in known and 1 <= len(value) <= 2 for figures in by_column.values() for figure, value in figures.items())
