@@ -25,7 +25,7 @@ from ddvi_fast import _checks
 from ddvi_fast.engine.adam_state import COUNT, by_parameter
 from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.optimisers import MOMENTS, UpdateAdam
-from ddvi_fast.engine.sharded import ShardedEngine
+from ddvi_fast.engine.sharded import ShardedEngine, average_gradients
 from ddvi_fast.objectives import Objective, Terms
 
 STAGES = (0, 1, 2, 3)
@@ -57,6 +57,8 @@ class DeepSpeedEngine(ShardedEngine):
         self.zero_stage = zero_stage
         self._adam = UpdateAdam(memberships(objective, optimisation), self.adam, optimisation.lr, self.device)
         self._engine, *_ = deepspeed.initialize(model=_Whole(objective), optimizer=self._adam, config=self._config(), dist_init_required=False)
+        # Without ZeRO it would exchange zeros for whatever an update does not move.
+        self._engine.enable_backward_allreduce = zero_stage > 0
         self._lay_out()
 
     def _config(self) -> dict[str, Any]:
@@ -116,9 +118,11 @@ class DeepSpeedEngine(ShardedEngine):
             self._adam.active = None
 
     def _move_whole(self, group: str) -> bool:
-        """Without ZeRO, gradients stand on the parameters, averaged; zeros where an update has none."""
-        moving = [parameter for options in self._adam.param_groups if group in options["updates"] for parameter in options["params"]]
-        gradients = [parameter.grad for parameter in moving if parameter.grad is not None]
+        """Without ZeRO, gradients stand on the parameters, and are averaged here."""
+        members = [parameter for options in self._adam.param_groups if group in options["updates"] for parameter in options["params"]]
+        moving = [parameter for parameter in members if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in moving]
+        average_gradients(gradients)
         if self.loss_scale is not None:
             torch._foreach_div_(gradients, self.loss_scale.value)
         norm = get_total_norm(gradients)
@@ -135,6 +139,9 @@ class DeepSpeedEngine(ShardedEngine):
     def _move_spread(self) -> bool:
         """DeepSpeed clips, and leaves out a step whose gradient's norm is not finite."""
         self._engine.step()
+        if self.zero_stage == 3:
+            # What the next update does not move would count with its last gradient in the norm.
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
         if self._engine.optimizer.overflow:
             self._gather()
         return not self._engine.optimizer.overflow

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ddvi_fast import distributed
 from ddvi_fast.engine.adam_state import AdamState
 from ddvi_fast.engine.base import Optimisation, by_factor
-from ddvi_fast.engine.sharded import ShardedEngine
+from ddvi_fast.engine.sharded import ShardedEngine, average_gradients
 from ddvi_fast.objectives import Objective
 
 
@@ -33,7 +32,7 @@ class ParallelEngine(AdamState, ShardedEngine):
     def _move(self, group: str, rate: float) -> bool:
         moving = [parameter for parameter in self._parameters[group] if parameter.grad is not None]
         gradients = [parameter.grad for parameter in moving]
-        self._average(gradients)
+        average_gradients(gradients)
         if self.loss_scale is not None:
             torch._foreach_div_(gradients, self.loss_scale.value)
         norm = get_total_norm(gradients)
@@ -48,13 +47,6 @@ class ParallelEngine(AdamState, ShardedEngine):
         self._optimisers[group].step()
         self._forget_gradients()
         return True
-
-    def _average(self, gradients: list[Tensor]) -> None:
-        if distributed.world_size() == 1 or not gradients:
-            return
-        flat = distributed.mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
 
     def _forget_gradients(self) -> None:
         for parameter in self.objective.parameters():

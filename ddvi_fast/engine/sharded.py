@@ -140,3 +140,12 @@ class ShardedEngine:
 
     def refresh(self) -> None:
         """Nothing is recorded that a change could make void."""
+
+
+def average_gradients(gradients: Sequence[Tensor]) -> None:
+    """Make each the mean over processes, all in one exchange."""
+    if distributed.world_size() == 1 or not gradients:
+        return
+    flat = distributed.mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))

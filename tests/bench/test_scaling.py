@@ -11,7 +11,7 @@ from bench.training import step_flops
 
 
 def rows(batch: str) -> dict[int, dict]:
-    return {row["GPUs"]: row for row in scaling.model(4e6, 4) if row["batch"] == batch}
+    return {row["GPUs"]: row for row in scaling.model(44e6, 8) if row["batch"] == batch}
 
 
 def test_one_gpu_exchanges_nothing():
@@ -24,7 +24,7 @@ def test_parts_of_a_step_by_hand():
     row = rows("128 a GPU")[64]
     assert row["compute, us"] == pytest.approx(1e6 * 128 * step_flops(Sizes(), 1) / scaling.RATE, abs=1e-3)
     latency, bandwidth = scaling.LINKS["between nodes"]
-    assert row["exchange, us"] == pytest.approx(1e6 * (4 * latency * 6 + 2 * 4e6 * 63 / 64 / bandwidth), abs=1e-3)
+    assert row["exchange, us"] == pytest.approx(1e6 * (8 * latency * 6 + 2 * 44e6 * 63 / 64 / bandwidth), abs=1e-3)
     assert row["step, us"] == pytest.approx(row["compute, us"] + row["exchange, us"] + 1e6 * (scaling.FLOOR + scaling.INPUT), abs=1e-2)
 
 
