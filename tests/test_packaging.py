@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
@@ -90,6 +91,13 @@ def test_source_archive_holds_what_a_build_needs(plain: tuple[Path, Path]) -> No
 def test_wheel_works_from_another_folder(plain: tuple[Path, Path], tmp_path: Path) -> None:
     code = "import ddvi_fast.kernels, ddvi_fast.cli; print(ddvi_fast.rng.normal(ddvi_fast.rng.Draws(1), (3, 2), 0).shape)"
     assert "[3, 2]" in _use(plain[1], tmp_path / "target", code)
+
+
+def test_a_wheel_without_the_extension_can_say_so(plain: tuple[Path, Path], tmp_path: Path) -> None:
+    told = json.loads(_use(plain[1], tmp_path / "target", "from ddvi_fast.cli import main; main(['doctor', '--quick', '--json'])"))
+    found = {(finding["section"], finding["name"]): finding for finding in told["findings"]}
+    assert told["healthy"]
+    assert "not built" in found["backends", "chain on cpu"]["detail"] and "compiler" in found["backends", "chain on cpu"]["advice"]
 
 
 def test_no_kernels_package_of_ours_can_shadow_another() -> None:
