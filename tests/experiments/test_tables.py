@@ -79,8 +79,8 @@ def test_the_papers_figures_belong_to_cells_that_exist():
     assert {"mnist", "cifar10", "mnist-semi", "cifar10-semi", "ablation-sleep"} <= set(filled)
     for name in filled:
         table, stated = grid.load(name), paper_figures(name)
-        assert stated.keys() <= table.rows.keys()  # a table may have rows that the paper's lacks
+        assert stated.keys() <= table.rows.keys()  # a table may have more cells than the paper's
         for by_column in stated.values():
-            assert by_column.keys() == table.columns.keys()
+            assert by_column.keys() <= table.columns.keys()
             assert all(figure in known and 1 <= len(value) <= 2 for figures in by_column.values() for figure, value in figures.items())
     assert paper_figures("mnist")["ddvi"]["swiss_roll"] == {"elbo": [-5.03, 0.58], "mmd": [0.62, 0.33], "latent_nll": [3.86, 0.17]}
