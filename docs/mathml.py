@@ -13,4 +13,12 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1
 
 def on_page_content(content: str, **_: Any) -> str:
     """MathML for every formula of a page."""
-    return _FORMULA.sub(lambda found: convert(html.unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline"), content)
+    return _FORMULA.sub(_drawn, content)
+
+
+def _drawn(found: re.Match[str]) -> str:
+    formula = html.unescape(found[3]).strip()
+    if found[2] == "(":
+        return convert(formula, display="inline")
+    # On a telephone a long formula is moved sideways, not the page.
+    return f'<div style="overflow: auto hidden; padding: .3em 0">{convert(formula, display="block")}</div>'
