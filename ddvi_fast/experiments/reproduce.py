@@ -189,7 +189,7 @@ def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, out
     rows = [grid.column_label(table, column, max_minutes) for column in table.columns]
     columns = [*(entry.label for entry in table.rows.values()), "prior"]
     title = grid.title(table, cells[0].config.dataset.name)
-    return figures.grid(output / "latents.png", rows, columns, panels, title, class_names=names or None, overwrite=True)
+    return [figures.grid(output / "latents.png", rows, columns, panels, title, class_names=names or None, overwrite=True)]
 
 
 def _people(table: Table, cells: Sequence[Cell], output: Path) -> list[Path]:
