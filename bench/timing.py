@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 SHORTEST_MS = 1.0  # calls shorter than this are timed several at a time
+LONGEST_SETTLING_MS = 500.0  # calls longer than this begin their turn without one that is not counted
 MOST_ROUNDS = 400
 
 
@@ -32,6 +33,9 @@ def time_together(
 ) -> dict[str, Timing]:
     """Time each provider for about `seconds`, in turns: one measurement of each, then the next round.
 
+    What the one before left in caches is not this one's fault, and work is done many times in a row: a turn begins with a call that
+    is not counted, unless calls are so long that it would not show.
+
     Args:
         providers: what to call; results are dropped.
         device: where the work runs. On a GPU events are recorded around the calls, else the host's clock is read.
@@ -49,6 +53,8 @@ def time_together(
         for name, provider in providers.items():
             # The slow ones skip rounds evenly, so that their few measurements are spread over the whole run.
             if (number + 1) * wanted[name] // max(wanted.values()) > len(samples[name]):
+                if estimates[name] < LONGEST_SETTLING_MS:
+                    provider()
                 samples[name].append(measure(provider, device, calls[name]))
     return {name: summarise(values, calls[name]) for name, values in samples.items()}
 

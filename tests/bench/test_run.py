@@ -58,6 +58,16 @@ def test_providers_take_turns_and_slow_ones_are_measured_often_enough(monkeypatc
     assert max(gaps) - min(gaps) <= 1, "the slow provider's measurements are spread over the whole run"
 
 
+def test_a_turn_begins_with_a_call_that_is_not_counted_unless_calls_are_long(monkeypatch):
+    called = []
+    cost = {"short": 1.0, "long": 2 * timing.LONGEST_SETTLING_MS}
+    monkeypatch.setattr(timing, "measure", lambda provider, device, calls: cost[provider()])
+    providers = {name: (lambda name=name: called.append(name) or name) for name in cost}
+    found = timing.time_together(providers, CPU, seconds=0.01, warm_up=1)
+    assert called.count("short") == 1 + 2 * found["short"].rounds, "once to warm up; then each measurement and the call before it"
+    assert called.count("long") == 1 + found["long"].rounds
+
+
 def test_ceilings_are_rates():
     assert all(value > 1e6 for value in measure_ceilings(CPU, quick=True).values())
 
