@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ddvi_fast import _checks
+from ddvi_fast.engine.tensor_file import write_tensors
 
 WEIGHTS, STATE = "weights.safetensors", "state.json"
 FORMAT = 1
@@ -43,17 +43,31 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, An
         >>> load(folder)
         ({'w': tensor([0., 1., 2.])}, {'step': 7})
     """
-    path = Path(path)
-    weights = safetensors.save({name: _on_host(name, value) for name, value in tensors.items()})
-    manifest = _manifest(weights, state)
+    path, digest = Path(path), _state_digest(dict(state))
+    on_host = {name: _on_host(name, value) for name, value in tensors.items()}
+
+    def write(fresh: Path) -> None:
+        weights = write_tensors(fresh / WEIGHTS, on_host)
+        envelope = {"format": FORMAT, "weights_sha256": weights, "state_sha256": digest, "state": dict(state)}
+        write_synced(fresh / STATE, (json.dumps(envelope, indent=1) + "\n").encode())
+
+    _put(path, write)
+
+
+def link(source: str | Path, path: str | Path) -> None:
+    """The checkpoint `source` as `path` too: the same bytes on the disk, which are never changed in place; OSError as of `save`."""
+    _put(Path(path), lambda fresh: shutil.copytree(source, fresh, copy_function=_link, dirs_exist_ok=True))
+
+
+def _put(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a new folder, and put it at `path`."""
     _refuse_foreign(path)
     fresh, previous = partial(path), _beside(path, "previous")
     if previous.is_dir() and not path.exists():  # a crash between the two renames below
         previous.rename(path)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    write_synced(fresh / WEIGHTS, weights)
-    write_synced(fresh / STATE, manifest)
+    write(fresh)
     _sync_folder(fresh)
     shutil.rmtree(previous, ignore_errors=True)
     if path.exists():
@@ -61,6 +75,13 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, An
     fresh.rename(path)
     _sync_folder(path.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without a second name for a file
+        write_synced(Path(target), Path(source).read_bytes())
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -121,65 +142,12 @@ def load_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> N
             target.copy_(given[name])
 
 
-def optimizer_tensors(name: str, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimiser's state as ``name.state.INDEX.KEY``, INDEX counting parameters over all groups.
-
-    For Adam the keys are ``exp_avg``, ``exp_avg_sq`` and ``step``. A parameter that never had a gradient has none.
-    """
-    state = optimizer.state_dict()["state"]
-    return {f"{name}.state.{index}.{key}": value for index, entry in state.items() for key, value in entry.items() if isinstance(value, Tensor)}
-
-
-def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """The rest of an optimiser's state, ready for JSON: scalars of each group (``lr`` ...) and of each parameter."""
-    packed = optimizer.state_dict()
-    groups = [{key: _plain(value) for key, value in group.items() if key != "params"} for group in packed["param_groups"]]
-    sizes = [len(group["params"]) for group in packed["param_groups"]]
-    scalars = {str(index): {k: v for k, v in entry.items() if not isinstance(v, Tensor)} for index, entry in packed["state"].items()}
-    return {"groups": groups, "group_sizes": sizes, "scalars": scalars}
-
-
-def load_optimizer(name: str, optimizer: Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Put back what `optimizer_tensors` and `optimizer_state` gave, so that the next step is the same bit for bit.
-
-    Group values that are tensors (the `lr` of a captured CUDA graph) are filled in place and keep their address.
-
-    Raises:
-        InputError: groups of other sizes, or a tensor whose parameter does not exist or has another shape.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    _checks.require(state["group_sizes"] == sizes, f"checkpoint, optimiser {name}", f"groups of {sizes} parameters", state["group_sizes"])
-    entries: dict[int, dict[str, Any]] = {int(index): dict(scalars) for index, scalars in state["scalars"].items()}
-    prefix = f"{name}.state."
-    for full, value in tensors.items():
-        if full.startswith(prefix):
-            index, key = full.removeprefix(prefix).split(".", 1)
-            _checks.require(index.isdigit() and int(index) < len(parameters), full, f"a parameter below {len(parameters)}", index)
-            shape = parameters[int(index)].shape
-            _checks.require(value.dim() == 0 or value.shape == shape, full, f"shape {list(shape)}", value)
-            entries.setdefault(int(index), {})[key] = value.clone()  # optimisers update in place: leave the caller's tensors alone
-    kept = [{key: value for key, value in group.items() if isinstance(value, Tensor)} for group in optimizer.param_groups]
-    numbering = optimizer.state_dict()["param_groups"]
-    groups = [{**_as_before(saved, now), "params": now["params"]} for saved, now in zip(state["groups"], numbering, strict=True)]
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})
-    for group, tensors_of_group in zip(optimizer.param_groups, kept, strict=True):
-        for key, value in tensors_of_group.items():
-            group[key] = value.fill_(group[key])
-
-
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file and wait until it is on the disk."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _manifest(weights: bytes, state: Mapping[str, Any]) -> bytes:
-    state = dict(state)
-    envelope = {"format": FORMAT, "weights_sha256": hashlib.sha256(weights).hexdigest(), "state_sha256": _state_digest(state), "state": state}
-    return (json.dumps(envelope, indent=1) + "\n").encode()
 
 
 def _state_digest(state: Any) -> str:
@@ -247,21 +215,12 @@ def _sync_folder(path: Path) -> None:
 
 
 def _on_host(name: str, value: Tensor) -> Tensor:
-    return _checks.tensor(value, name, floating=False).detach().to("cpu", copy=True).contiguous()
+    return _checks.tensor(value, name, floating=False).detach().to("cpu").contiguous()
 
 
 def _require_like(name: str, given: Tensor, target: Tensor) -> None:
     wanted = f"a {str(target.dtype).removeprefix('torch.')} tensor of shape {list(target.shape)}"
     _checks.require(given.shape == target.shape and given.dtype == target.dtype, f"checkpoint, {name}", wanted, given)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
-
-
-def _as_before(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples: give those of the optimiser (Adam's `betas`) back their type."""
-    return {key: tuple(value) if isinstance(now.get(key), tuple) else value for key, value in saved.items()}
 
 
 def _listed(names: Any) -> str:

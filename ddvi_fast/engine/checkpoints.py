@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
@@ -53,14 +54,23 @@ class Checkpoints:
         self.folder, self.keep, self._tell = folder, keep, tell
         self._writer: threading.Thread | None = None
         self._failure: OSError | None = None
+        self._copies: dict[str, Tensor] = {}
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], best: bool = False) -> None:
         """Copy `tensors` to the host now, and write them while training goes on; waits for the write before this one."""
         self._join()
-        copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        names = [f"{_PREFIX}{step:08d}", *([BEST] if best else [])]
-        self._writer = threading.Thread(target=self._write, args=(names, copies, dict(state)), name="checkpoint")
+        self._copy(tensors)
+        self._writer = threading.Thread(target=self._write, args=(f"{_PREFIX}{step:08d}", dict(state), best), name="checkpoint")
         self._writer.start()
+
+    def _copy(self, tensors: Mapping[str, Tensor]) -> None:
+        """Into memory that is kept from one checkpoint to the next: to be given fresh memory costs more than the copy."""
+        kept, self._copies = self._copies, {}
+        for name, value in tensors.items():
+            copy = kept.get(name)
+            if copy is None or copy.shape != value.shape or copy.dtype != value.dtype:
+                copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            self._copies[name] = copy.copy_(value.detach())
 
     def wait(self) -> None:
         """Until what has been saved is on the disk.
@@ -86,19 +96,21 @@ class Checkpoints:
             self._writer.join()
             self._writer = None
 
-    def _write(self, names: list[str], tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def _write(self, name: str, state: dict[str, Any], best: bool) -> None:
         try:
-            for name in names:
-                checkpoint.save(self.folder / name, tensors, state)
+            checkpoint.save(self.folder / name, self._copies, state)
+            if best:
+                checkpoint.link(self.folder / name, self.folder / BEST)
             for path in self._standing()[: -self.keep]:
                 shutil.rmtree(path, ignore_errors=True)
             self._failure = None
         except OSError as error:
             self._failure = error
-            shutil.rmtree(checkpoint.partial(self.folder / names[0]), ignore_errors=True)
+            for unfinished in (name, BEST):
+                shutil.rmtree(checkpoint.partial(self.folder / unfinished), ignore_errors=True)
             stands = self._standing()
             left = f"{stands[-1].name} is intact" if stands else "there is none before it"
-            self._tell(f"checkpoint {names[0]} was not written ({error.strerror}): {left}")
+            self._tell(f"checkpoint {name} was not written ({error.strerror}): {left}")
 
     def _standing(self) -> list[Path]:
         return sorted(path for path in self.folder.glob(f"{_PREFIX}*") if path.is_dir())

@@ -46,6 +46,17 @@ def test_the_last_ones_and_the_best_are_kept(kept, told):
     assert told == []
 
 
+def test_copies_take_the_same_memory_and_new_shapes(kept):
+    """Memory of the copies is kept, and what is written is what the tensors are now, in any shape."""
+    first, second = torch.zeros(3), torch.arange(6.0).reshape(2, 3)
+    for step, tensors in enumerate([{"a": first, "b": second}, {"a": first + 1, "b": second.T}, {"a": first.double() + 2}], 1):
+        kept.save(step, tensors, {})
+        kept.wait()
+        found = kept.newest().tensors
+        assert found.keys() == tensors.keys() and all(torch.equal(found[name], value) for name, value in tensors.items())
+        assert all(found[name].dtype == value.dtype for name, value in tensors.items())
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(kept, monkeypatch):
     """The write waits here until the weights have changed: what is written is what they were."""
     go_on, written = threading.Event(), checkpoint.save
@@ -79,12 +90,12 @@ def test_damage_is_noticed_and_the_checkpoint_before_is_used(kept, told):
 def test_a_full_disk_is_told_and_the_checkpoint_before_stands(kept, told, monkeypatch):
     save(kept, 1)
 
-    def half(path, data):
-        path.write_bytes(data[: len(data) // 2])
+    def half(path, tensors):
+        path.write_bytes(b"the first half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_synced", half)
+        patch.setattr(checkpoint, "write_tensors", half)
         with pytest.raises(OSError, match="No space left"):
             save(kept, 2)
         kept.save(3, {"w": torch.zeros(1)}, {})  # training goes on and tries again
