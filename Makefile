@@ -1,7 +1,7 @@
 # Two commands need nothing but Python 3.10 to 3.13 and make: `make demo` and `make test`.
 # Each creates .venv and installs everything at the versions of constraints.txt; a second call installs nothing.
 #   make demo PYTHON=python3.12      another interpreter
-#   make demo ARGS="seeds=1"         arguments for the command
+#   make demo ARGS="seed=1"         arguments for the command
 #   make test ARGS="-k chain -x"
 
 PYTHON ?= python3

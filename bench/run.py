@@ -10,7 +10,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -22,14 +22,8 @@ from bench.records import KIND, RESULTS
 from bench.report import print_record, write_markdown
 from bench.timing import time_together
 from ddvi_fast import _checks
+from ddvi_fast._arguments import Parser
 from ddvi_fast.engine.run_folder import environment
-
-
-class _Parser(argparse.ArgumentParser):
-    """Bad arguments end in one line, as everywhere."""
-
-    def error(self, message: str) -> NoReturn:
-        raise _checks.InputError(f"bench: {message}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -58,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="ddvi-fast bench", description=__doc__.splitlines()[0])
+    parser = Parser(prog="ddvi-fast bench", description=__doc__.splitlines()[0])
     parser.add_argument("set", nargs="?", default="quick", choices=cases.SETS, help="quick takes a few minutes on two cores")
     parser.add_argument("--threads", type=int, help="torch's threads; as torch chooses if left out")
     parser.add_argument("--output", help="name of the results file; SET-DEVICE if left out")

@@ -64,6 +64,9 @@ def _train(overrides: Sequence[str]) -> int:
     from ddvi_fast.experiments.maps import run
     from ddvi_fast.experiments.tables import print_result
 
+    for override in overrides:
+        if override.startswith("--"):
+            _checks.choice(override, (_DRY,), "option")
     config = compose([override for override in overrides if override != _DRY])
     _use_threads(config.threads)
     if _DRY in overrides:

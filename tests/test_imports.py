@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "ddvi_fast"
 # Lowest first. A module imports from its own layer and the layers before it, never from a later one. A folder is one module here.
 LAYERS = (
     ("_checks",),
-    ("_backend", "_operator"),
+    ("_arguments", "_backend", "_operator"),
     ("rng", "schedules"),
     ("reference", "kernels", "native", "distributed"),
     ("dense", "networks", "denoisers"),

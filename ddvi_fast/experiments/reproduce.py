@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
 
 from ddvi_fast import _checks, figures, metrics
+from ddvi_fast._arguments import Parser
 from ddvi_fast._checks import InputError
 from ddvi_fast.engine.run_folder import RunFolder, environment
 from ddvi_fast.experiments import ancestry, grid, tables
@@ -58,15 +58,9 @@ def reproduce(arguments: Sequence[str]) -> Path:
     return output
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        tables_there = ", ".join(grid.names())
-        _checks.fail("reproduce", f"TABLE ({tables_there}) [--seeds N] [--epochs N | --max-minutes M] [--jobs J] [name=value ...]", message)
-
-
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = _Parser(prog="ddvi-fast reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", help=", ".join(grid.names()))
+    parser = Parser(prog="ddvi-fast reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", metavar="TABLE", choices=grid.names(), help=", ".join(grid.names()))
     parser.add_argument("overrides", nargs="*", help="settings of all runs, such as data_dir=... or evaluation.limit=500")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each cell, with seeds 0, 1, ... (default 3)")
     length = parser.add_mutually_exclusive_group()
@@ -76,7 +70,6 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--runs", help="folder of the runs (default runs/reproduce)")
     parser.add_argument("--output", help="folder of the table and the picture (default: beside the runs)")
     options = parser.parse_intermixed_args(arguments)
-    _checks.choice(options.table, grid.names(), "table")
     for override in options.overrides:
         _checks.require("=" in override, "reproduce", "one table, then name=value", override)
     return options, options.overrides

@@ -10,24 +10,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
-from ddvi_fast import _checks
+from ddvi_fast._arguments import Parser
 from ddvi_fast.genomes.convert import import_genotypes
 from ddvi_fast.genomes.filters import Filters
 from ddvi_fast.genomes.simulate import Simulation, write_simulation
 from ddvi_fast.genomes.sources import MULTIALLELIC
 from ddvi_fast.genomes.staging import frequencies
 from ddvi_fast.genomes.store import GENOTYPES, GenotypeStore
-
-
-class _Parser(argparse.ArgumentParser):
-    """Bad arguments end in one line, as everywhere."""
-
-    def error(self, message: str) -> NoReturn:
-        raise _checks.InputError(f"data: {message}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,8 +33,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ddvi-fast data", description="Genotype files into packed stores.")
-    commands = parser.add_subparsers(required=True, metavar="import|info|simulate", parser_class=_Parser)
+    parser = Parser(prog="ddvi-fast data", description="Genotype files into packed stores.")
+    commands = parser.add_subparsers(required=True, metavar="import|info|simulate", parser_class=Parser)
     _add_import(commands.add_parser("import", help="a PLINK 1, VCF, BCF or EIGENSTRAT file into a store"))
     info = commands.add_parser("info", help="what a store holds")
     info.add_argument("store")
