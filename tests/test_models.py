@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ddvi_fast import likelihoods, priors
@@ -42,6 +43,18 @@ def test_fantasies_stand_at_their_draws():
     whole, part = model.simulate(7, draws), model.simulate(3, draws.advance(4))
     assert torch.equal(whole.z[4:], part.z)
     torch.testing.assert_close(whole.x[4:], part.x)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_several_sets_of_fantasies_are_those_made_one_by_one(likelihood):
+    model, draws = LatentVariableModel(priors.make("pinwheel"), MLP(2, [8], 6), likelihoods.make(likelihood)), Draws(9, 100)
+    sets = model.simulate(4, draws, num_sets=3)
+    assert sets.z.shape == (3, 4, 2) and sets.x.shape == (3, 4, 6)
+    for number in range(3):
+        alone = model.simulate(4, draws.importance(number))
+        torch.testing.assert_close(tuple(sets.of(number)), tuple(alone), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="num_sets"):
+        model.simulate(4, draws, num_sets=0)
 
 
 def test_fantasies_take_no_gradient_and_the_dtype_asked_for():

@@ -6,6 +6,7 @@ clamped kernel estimate. None of these objectives is a bound.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from ddvi_fast import _checks, ops
 from ddvi_fast.likelihoods import Gaussian
-from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.models import Fantasies, LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.ddvi import uniform_timesteps
@@ -93,8 +94,10 @@ class ReleasedDDVI(Objective):
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
         yield Update("wake", lambda: self._wake_terms(x, progress, draws))
+        # The decoder stands still in the sleep updates, so it makes the fantasies of all of them in one pass.
+        fantasies = functools.cache(lambda: self.model.simulate(len(x), draws, x, self.num_sleep_updates))
         for update in range(self.num_sleep_updates):
-            yield Update("sleep", lambda update=update: self._sleep_terms(x, draws.importance(update)))
+            yield Update("sleep", lambda update=update: self._sleep_terms(x, fantasies().of(update), draws.importance(update)))
 
     def _wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         encoded = self.posterior.encode(x, draws)
@@ -109,8 +112,8 @@ class ReleasedDDVI(Objective):
         kl = self.kl.at(progress)
         return Terms(values, {"reconstruction": 1.0, "kl": kl, "prior": kl, "matching": 1.0})
 
-    def _sleep_terms(self, like: Tensor, draws: Draws) -> Terms:
-        z, x = self.model.simulate(len(like), draws, like)
+    def _sleep_terms(self, like: Tensor, fantasies: Fantasies, draws: Draws) -> Terms:
+        z, x = fantasies
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
         with fixed_statistics(self.posterior):  # fantasies are not data
             context = self.posterior.encode_context(x.view_as(like), draws)
