@@ -11,39 +11,57 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from ddvi_fast import _checks
 
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 
 
-def register(schema: str, compute: Callable, fake: Callable) -> OpOverload:
-    """Define ``ddvi_fast::name`` by its schema ``name(...) -> ...``, its computation on any device and its version for shapes alone."""
-    name, arguments = schema.split("(", 1)
-    torch.library.define(f"ddvi_fast::{name}", f"({arguments}", tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(f"ddvi_fast::{name}", "default", compute)
-    torch.library.register_fake(f"ddvi_fast::{name}", fake)
-    return getattr(torch.ops.ddvi_fast, name).default
+class Operator:
+    """An operator of `torch.library`, ``ddvi_fast::name``, called as one where somebody follows the operators that run.
 
+    Its call costs as much as the kernels of a small batch do, so elsewhere the same computation runs as a plain autograd function.
 
-def differentiate(operator: OpOverload, setup: Callable, backward: Callable) -> None:
-    """Give an operator its gradient. Upstream gradients that do not exist arrive as None, and no memory is filled with zeros for them."""
+    Args:
+        schema: ``name(...) -> ...``.
+        compute: on any device.
+        fake: its version for shapes alone.
+    """
 
-    def lazily(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.set_materialize_grads(False)
-        setup(ctx, inputs, output)
+    def __init__(self, schema: str, compute: Callable, fake: Callable) -> None:
+        name, arguments = schema.split("(", 1)
+        torch.library.define(f"ddvi_fast::{name}", f"({arguments}", tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(f"ddvi_fast::{name}", "default", compute)
+        torch.library.register_fake(f"ddvi_fast::{name}", fake)
+        self._overload = getattr(torch.ops.ddvi_fast, name).default
+        self._compute, self._function, self._refuses = compute, None, False
 
-    torch.library.register_autograd(operator, backward, setup_context=lazily)
+    def __call__(self, *inputs: Any) -> Any:
+        if watched() or (self._refuses and torch.is_grad_enabled()):
+            return self._overload(*inputs)
+        if self._function is None or not torch.is_grad_enabled():
+            return self._compute(*inputs)
+        return self._function.apply(*inputs)
 
+    def differentiate(self, setup: Callable, backward: Callable) -> None:
+        """Give it its gradient. Upstream gradients that do not exist arrive as None, and no memory is filled with zeros for them."""
 
-def first_derivative_only(operator: OpOverload) -> None:
-    """Let the gradient of a backward operator be an error: without a rule second derivatives would be silently zero."""
+        def lazily(ctx: Any, inputs: tuple, output: Any) -> None:
+            ctx.set_materialize_grads(False)
+            setup(ctx, inputs, output)
 
-    def refuse(ctx: Any, *upstream: Any) -> None:
-        _checks.fail("create_graph", "False, as the fused kernels have first derivatives only", True, "use the reference backend")
+        torch.library.register_autograd(self._overload, backward, setup_context=lazily)
+        members = {"forward": self._compute, "setup_context": lazily, "backward": backward}
+        self._function = type(f"{self._overload.name()}", (torch.autograd.Function,), {key: staticmethod(value) for key, value in members.items()})
 
-    torch.library.register_autograd(operator, refuse)
+    def first_derivative_only(self) -> None:
+        """Let the gradient of a backward operator be an error: without a rule second derivatives would be silently zero."""
+
+        def refuse(ctx: Any, *upstream: Any) -> None:
+            _checks.fail("create_graph", "False, as the fused kernels have first derivatives only", True, "use the reference backend")
+
+        torch.library.register_autograd(self._overload, refuse)
+        self._refuses = True
 
 
 def contiguous(*values: Tensor | None) -> list[Tensor | None]:

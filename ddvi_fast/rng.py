@@ -229,8 +229,7 @@ def _numbers(kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stre
     if backend == "reference":
         made = formula(kind, draws, tuple(shape), stream, count, device)
     else:
-        fill = _fill if _operator.watched() else _compute_fill  # an operator's call costs more than a small one's numbers
-        made = fill(kind, draws.state(device), draws.offset, shape, stream, count, backend)
+        made = _fill(kind, draws.state(device), draws.offset, shape, stream, count, backend)
     return made.squeeze(0) if planes is None else made
 
 
@@ -242,7 +241,7 @@ def _fake_fill(kind: str, state: Tensor, offset: int, shape: list[int], stream: 
     return state.new_empty((planes, *shape), dtype=torch.int64 if kind == "words" else torch.float32)
 
 
-_fill = _operator.register(
+_fill = _operator.Operator(
     "fill(str kind, Tensor state, SymInt offset, SymInt[] shape, SymInt stream, SymInt planes, str backend) -> Tensor", _compute_fill, _fake_fill
 )
 

@@ -9,15 +9,13 @@ from torch import Tensor
 
 from ddvi_fast import _backend, _checks
 from ddvi_fast._operator import (
+    Operator,
     check_reference_precision,
     contiguous,
-    differentiate,
     filled,
-    first_derivative_only,
     full_precision,
     hidden_precision,
     kept,
-    register,
     shapes_of,
     without_autocast,
 )
@@ -164,10 +162,10 @@ _OPERANDS = (
     "Tensor? noise, Tensor? state, SymInt offset, SymInt rows_per_sample, bool residual, str precision"
 )
 _UPSTREAM = "Tensor trajectory, Tensor? d_z, Tensor? d_path, Tensor? d_trajectory"
-_chain = register(f"chain({_OPERANDS}, bool keep_trajectory, str backend) -> (Tensor, Tensor, Tensor)", _compute, _fake)
-_chain_backward = register(f"chain_backward({_OPERANDS}, {_UPSTREAM}, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward)
-differentiate(_chain, _setup, _gradient)
-first_derivative_only(_chain_backward)
+_chain = Operator(f"chain({_OPERANDS}, bool keep_trajectory, str backend) -> (Tensor, Tensor, Tensor)", _compute, _fake)
+_chain_backward = Operator(f"chain_backward({_OPERANDS}, {_UPSTREAM}, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward)
+_chain.differentiate(_setup, _gradient)
+_chain_backward.first_derivative_only()
 
 
 def check_chain(y: Tensor, context: Tensor | None, denoiser: ResidualMLP, table: Tensor, states: str = "y_T", name: str = "coefficients") -> None:

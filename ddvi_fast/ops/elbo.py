@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import contiguous, differentiate, filled, first_derivative_only, full_precision, kept, register
+from ddvi_fast._operator import Operator, contiguous, filled, full_precision, kept
 from ddvi_fast.reference import elbo as reference
 
 
@@ -139,10 +139,10 @@ def _fake_backward(kind, first, second, third, shape, total, upstream, needed, b
 
 
 _OPERANDS = "str kind, Tensor first, Tensor second, Tensor? third, SymInt[] shape, float total"
-_elbo = register(f"elbo({_OPERANDS}, str backend) -> Tensor", _compute, _fake)
-_elbo_backward = register(f"elbo_backward({_OPERANDS}, Tensor upstream, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward)
-differentiate(_elbo, _setup, _gradient)
-first_derivative_only(_elbo_backward)
+_elbo = Operator(f"elbo({_OPERANDS}, str backend) -> Tensor", _compute, _fake)
+_elbo_backward = Operator(f"elbo_backward({_OPERANDS}, Tensor upstream, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward)
+_elbo.differentiate(_setup, _gradient)
+_elbo_backward.first_derivative_only()
 
 
 def _compute_log_mean_exp(log_weights, backend):
@@ -162,18 +162,18 @@ def _gradient_log_mean_exp(ctx: Any, upstream: Tensor | None) -> tuple:
     return None if upstream is None else _log_mean_exp_backward(*ctx.saved_tensors, upstream, ctx.backend), None
 
 
-_log_mean_exp = register(
+_log_mean_exp = Operator(
     "log_mean_exp(Tensor log_weights, str backend) -> Tensor",
     _compute_log_mean_exp,
     lambda log_weights, backend: log_weights.new_empty(len(log_weights)),
 )
-_log_mean_exp_backward = register(
+_log_mean_exp_backward = Operator(
     "log_mean_exp_backward(Tensor log_weights, Tensor out, Tensor upstream, str backend) -> Tensor",
     _compute_log_mean_exp_backward,
     lambda log_weights, out, upstream, backend: torch.empty(log_weights.shape, dtype=log_weights.dtype, device=log_weights.device),
 )
-differentiate(_log_mean_exp, _setup_log_mean_exp, _gradient_log_mean_exp)
-first_derivative_only(_log_mean_exp_backward)
+_log_mean_exp.differentiate(_setup_log_mean_exp, _gradient_log_mean_exp)
+_log_mean_exp_backward.first_derivative_only()
 
 
 def _same_shape(first: Tensor, second: Tensor, argument: str) -> None:

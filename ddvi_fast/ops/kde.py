@@ -10,14 +10,12 @@ from torch import Tensor
 
 from ddvi_fast import _backend, _checks
 from ddvi_fast._operator import (
+    Operator,
     contiguous,
-    differentiate,
     filled,
-    first_derivative_only,
     full_precision,
     kept,
     numbers,
-    register,
     shapes_of,
     without_autocast,
 )
@@ -83,9 +81,9 @@ def _fake_backward(z, points, bandwidths, each, upstream, clamp, needed, backend
 
 
 _OPERANDS = "Tensor z, Tensor points, Tensor bandwidths"
-_kde = register(f"kde({_OPERANDS}, float clamp, str backend) -> (Tensor, Tensor)", _compute, _fake)
-_kde_backward = register(
+_kde = Operator(f"kde({_OPERANDS}, float clamp, str backend) -> (Tensor, Tensor)", _compute, _fake)
+_kde_backward = Operator(
     f"kde_backward({_OPERANDS}, Tensor each, Tensor upstream, float clamp, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward
 )
-differentiate(_kde, _setup, _gradient)
-first_derivative_only(_kde_backward)
+_kde.differentiate(_setup, _gradient)
+_kde_backward.first_derivative_only()

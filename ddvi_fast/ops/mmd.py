@@ -9,14 +9,12 @@ from torch import Tensor
 
 from ddvi_fast import _backend, _checks
 from ddvi_fast._operator import (
+    Operator,
     contiguous,
-    differentiate,
     filled,
-    first_derivative_only,
     full_precision,
     kept,
     numbers,
-    register,
     shapes_of,
     without_autocast,
 )
@@ -80,9 +78,9 @@ def _fake_backward(x, y, sigmas, value, upstream, needed, backend):
 
 
 _OPERANDS = "Tensor x, Tensor y, Tensor sigmas"
-_mmd = register(f"mmd({_OPERANDS}, str backend) -> Tensor", _compute, _fake)
-_mmd_backward = register(
+_mmd = Operator(f"mmd({_OPERANDS}, str backend) -> Tensor", _compute, _fake)
+_mmd_backward = Operator(
     f"mmd_backward({_OPERANDS}, Tensor value, Tensor upstream, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward
 )
-differentiate(_mmd, _setup, _gradient)
-first_derivative_only(_mmd_backward)
+_mmd.differentiate(_setup, _gradient)
+_mmd_backward.first_derivative_only()

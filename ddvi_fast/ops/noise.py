@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import contiguous, differentiate, filled, first_derivative_only, full_precision, kept, register, shapes_of
+from ddvi_fast._operator import Operator, contiguous, filled, full_precision, kept, shapes_of
 from ddvi_fast.reference import noise as reference
 from ddvi_fast.rng import DeviceDraws, Draws
 from ddvi_fast.schedules import NoiseSchedule
@@ -86,14 +86,14 @@ def _fake_backward(upstream, x0, t, signal, deviation, noise, needed, backend):
 
 
 _OPERANDS = "Tensor x0, Tensor t, Tensor signal, Tensor deviation"
-_add_noise = register(
+_add_noise = Operator(
     f"add_noise({_OPERANDS}, Tensor? noise, Tensor? state, SymInt offset, SymInt rows_per_sample, str backend) -> (Tensor, Tensor)", _compute, _fake
 )
-_add_noise_backward = register(
+_add_noise_backward = Operator(
     f"add_noise_backward(Tensor upstream, {_OPERANDS}, Tensor noise, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward
 )
-differentiate(_add_noise, _setup, _gradient)
-first_derivative_only(_add_noise_backward)
+_add_noise.differentiate(_setup, _gradient)
+_add_noise_backward.first_derivative_only()
 
 
 def check_latents(value: Tensor, argument: str) -> None:

@@ -8,15 +8,13 @@ from torch import Tensor
 
 from ddvi_fast import _backend, _checks, rng
 from ddvi_fast._operator import (
+    Operator,
     check_reference_precision,
     contiguous,
-    differentiate,
     filled,
-    first_derivative_only,
     full_precision,
     hidden_precision,
     kept,
-    register,
     shapes_of,
     without_autocast,
 )
@@ -148,7 +146,7 @@ _OPERANDS = (
     "Tensor x0, Tensor t, Tensor? context, Tensor first, Tensor hidden, Tensor last, Tensor last_bias, Tensor time_table, Tensor table, "
     "Tensor? noise, Tensor? state, SymInt offset, SymInt rows_per_sample, str loss, bool residual, str precision"
 )
-_sleep = register(f"sleep({_OPERANDS}, str backend) -> Tensor", _compute, _fake)
-_sleep_backward = register(f"sleep_backward({_OPERANDS}, Tensor upstream, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward)
-differentiate(_sleep, _setup, _gradient)
-first_derivative_only(_sleep_backward)
+_sleep = Operator(f"sleep({_OPERANDS}, str backend) -> Tensor", _compute, _fake)
+_sleep_backward = Operator(f"sleep_backward({_OPERANDS}, Tensor upstream, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward)
+_sleep.differentiate(_setup, _gradient)
+_sleep_backward.first_derivative_only()
