@@ -89,9 +89,10 @@ def _bounds(config: Config, model: LatentVariableModel, posterior: Posterior, da
     x = dataset.inputs(None if options.limit is None else slice(0, options.limit), "test")
     draws = _draws(config, _BOUND)
     if options.evidence and model.prior.dim <= 2:
-        result["evidence"] = float(
-            _of_rows(lambda x, _: evidence.log_evidence_quadrature(model, x, resolution=config.prior.resolution), x, draws).mean()
-        )
+        result["evidence"] = _evidence(config, model, x, draws)
+        if options.evidence_blur is not None:
+            blurred = LatentVariableModel(model.prior.blurred(options.evidence_blur), model.decoder, model.likelihood)
+            result["evidence_blurred"] = _evidence(config, blurred, x, draws)
     if posterior.has_density:
         bound = _of_rows(lambda x, draws: metrics.elbo(model, posterior, x, options.elbo_samples, draws), x, draws)
         result["elbo"], result["elbo_error"] = float(bound.mean()), float(bound.std() / len(bound) ** 0.5)
@@ -101,6 +102,10 @@ def _bounds(config: Config, model: LatentVariableModel, posterior: Posterior, da
     if posterior.has_density or isinstance(posterior, Diffusion):
         result["elbo_released"] = float(_of_rows(lambda x, draws: metrics.elbo_released(model, posterior, x, draws), x, draws).mean())
     return result
+
+
+def _evidence(config: Config, model: LatentVariableModel, x: Tensor, draws: Draws) -> float:
+    return float(_of_rows(lambda x, _: evidence.log_evidence_quadrature(model, x, resolution=config.prior.resolution), x, draws).mean())
 
 
 def _latents(posterior: Posterior, x: Tensor, draws: Draws) -> Tensor:

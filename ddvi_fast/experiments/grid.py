@@ -45,6 +45,8 @@ class Table:
         epochs: of each run; None leaves it to the recipe.
         max_minutes: of the longest run; None for no limit.
         note: what else a reader must know, a paragraph below the title.
+        others: heading of the figures beside ours, which stand in `conf/paper_tables.yaml`.
+        others_note: what a reader must know of those.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Table:
     epochs: int | None = None
     max_minutes: float | None = None
     note: str = ""
+    others: str = "paper"
+    others_note: str = "The paper's own figures are those after 200 epochs."
 
     @property
     def dataset(self) -> str:
@@ -106,6 +110,24 @@ def load(name: str) -> Table:
     stated = _read(CONF / "reproduce" / f"{_checks.choice(name, names(), 'table')}.yaml")
     rows, columns = (_entries(stated.pop(kind)) for kind in ("rows", "columns"))
     return Table(name, rows=rows, columns=columns, figures=tuple(stated.pop("figures")), common=tuple(stated.pop("common", ())), **stated)
+
+
+def part(table: Table, rows: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> Table:
+    """`table` with these rows and columns alone, in its own order.
+
+    Raises:
+        InputError: a row or column that the table does not have.
+
+    Example:
+        >>> list(part(load("mnist"), ["ddvi", "vae"]).rows)
+        ['vae', 'ddvi']
+    """
+
+    def chosen(entries: Mapping[str, Entry], names: Sequence[str] | None, argument: str) -> Mapping[str, Entry]:
+        wanted = [_checks.choice(name, entries, argument) for name in (entries if names is None else names)]
+        return {name: entry for name, entry in entries.items() if name in wanted}
+
+    return dataclasses.replace(table, rows=chosen(table.rows, rows, "--rows"), columns=chosen(table.columns, columns, "--columns"))
 
 
 def paper_figures(table: Table, dataset: str) -> dict[str, Any]:

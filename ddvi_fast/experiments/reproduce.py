@@ -39,7 +39,7 @@ def reproduce(arguments: Sequence[str]) -> Path:
         InputError: bad arguments or settings, or another call at work in the same folder.
     """
     options, overrides = _parse(arguments)
-    table = grid.load(options.table)
+    table = grid.part(grid.load(options.table), options.rows, options.columns)
     folder = Path("runs/reproduce" if options.runs is None else options.runs) / table.name
     output = folder if options.output is None else Path(options.output)
     cells = grid.cells(table, options.seeds, folder, overrides, options.epochs, options.max_minutes)
@@ -67,6 +67,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     length.add_argument("--epochs", type=int, help="epochs of each run and stage")
     length.add_argument("--max-minutes", type=float, help="minutes of training of each run, by a timing of its first steps")
     parser.add_argument("--jobs", type=int, help="runs at a time, each in a process of one thread (default: one a core)")
+    parser.add_argument("--rows", type=_names, help="some of the table's rows alone, as NAME,NAME")
+    parser.add_argument("--columns", type=_names, help="some of its columns alone")
     parser.add_argument("--runs", help="folder of the runs (default runs/reproduce)")
     parser.add_argument("--output", help="folder of the table and the picture (default: beside the runs)")
     options = parser.parse_intermixed_args(arguments)
@@ -75,9 +77,13 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, options.overrides
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 def _run_missing(cells: Sequence[Cell], jobs: int | None) -> Iterator[Cell]:
-    """Train the cells that are not finished; yields each as it ends."""
-    missing = [cell for cell in cells if not cell.finished]
+    """Train the cells that are not finished, seed by seed, so that there is soon a whole table of fewer seeds; yields each as it ends."""
+    missing = sorted((cell for cell in cells if not cell.finished), key=lambda cell: cell.seed)
     print(f"{len(cells) - len(missing)} of {len(cells)} runs are there already", flush=True)
     for number, _ in in_processes(run_cell, missing, jobs):
         yield missing[number]
@@ -148,6 +154,7 @@ def _write(table: Table, cells: Sequence[Cell], options: argparse.Namespace, com
         "figures": list(table.figures),
         "settings": {cell.folder.name: _settings(cell) for cell in cells if cell.seed == 0},
         "paper": grid.paper_figures(table, dataset),
+        "others": [table.others, table.others_note],
         "runs": runs,
     }
     output.mkdir(parents=True, exist_ok=True)

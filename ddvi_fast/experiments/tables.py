@@ -12,6 +12,7 @@ from ddvi_fast.experiments.run import Result
 # name in evaluation.json -> heading; nats per example where nothing else is said
 COLUMNS = {
     "evidence": "evidence",
+    "evidence_blurred": "evidence, prior blurred",
     "elbo": "ELBO",
     "iwae": "IWAE",
     "gap": "gap",
@@ -24,6 +25,7 @@ COLUMNS = {
     "nmi_mixture": "NMI, mixture",
     "knn_accuracy": "KNN accuracy",
     "latent_nll": "latent NLL",
+    "latent_nll_narrow": "latent NLL, narrow",
     "mmd": "MMD",
     "elbo_released": "released ELBO",
     "seconds": "seconds",
@@ -32,6 +34,7 @@ COLUMNS = {
 # name -> digits, and whether higher is better (None: not compared)
 _SHOWN: dict[str, tuple[int, bool | None]] = {
     "evidence": (2, True),
+    "evidence_blurred": (2, True),
     "elbo": (2, True),
     "iwae": (2, True),
     "gap": (2, False),
@@ -44,6 +47,7 @@ _SHOWN: dict[str, tuple[int, bool | None]] = {
     "nmi_mixture": (3, True),
     "knn_accuracy": (3, True),
     "latent_nll": (2, False),
+    "latent_nll_narrow": (2, False),
     "mmd": (3, False),
     "elbo_released": (2, True),
     "seconds": (0, None),
@@ -51,6 +55,7 @@ _SHOWN: dict[str, tuple[int, bool | None]] = {
 }
 # our figure -> the paper's of the same kind
 PAPER = {"elbo_released": "elbo", "mmd": "mmd", "latent_nll": "latent_nll", "class_accuracy": "accuracy"}
+PAPER |= {name: name for name in ("evidence_blurred", "latent_nll_narrow", "knn_accuracy", "seconds")}  # measured with the released code
 PAPER |= {f"{name}_mixture": name for name in ("purity", "completeness", "nmi")}  # the released code's rule of clusters
 
 
@@ -123,7 +128,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 def _explanations(record: Mapping[str, Any]) -> list[str]:
     """What the headings of this table do not say."""
     lines = ["ELBO is a bound in nats, released ELBO the paper's scale (pixel averages; no bound)."] if "elbo_released" in record["figures"] else []
-    lines += ["The paper's own figures are those after 200 epochs."] if record["paper"] else []
+    lines += [record["others"][1]] if record["paper"] else []
     return lines + ([record["note"]] if record["note"] else [])
 
 
@@ -147,7 +152,7 @@ def _body(record: Mapping[str, Any], strong: Callable[[str], str], sign: str) ->
     """Headings, and the cells of each (column, row) of the record: our figures, each with the paper's beside it where it has one."""
     shown = [name for name in record["figures"] if any(name in run.get("figures", {}) for run in record["runs"])]
     compared = {name for name in shown if any(PAPER.get(name) in entry for row in record["paper"].values() for entry in row.values())}
-    headings = ["", "method"] + [text for name in shown for text in (COLUMNS[name], *(["paper"] if name in compared else []))]
+    headings = ["", "method"] + [text for name in shown for text in (COLUMNS[name], *([record["others"][0]] if name in compared else []))]
     rows = []
     for column, label in record["columns"].items():
         summaries = {row: _summaries(record, row, column, shown) for row in record["rows"]}
@@ -156,7 +161,7 @@ def _body(record: Mapping[str, Any], strong: Callable[[str], str], sign: str) ->
             for name in shown:
                 cells.append(_cell(name, row, summaries, strong, sign))
                 if name in compared:
-                    cells.append(_paper(record["paper"].get(row, {}).get(column, {}).get(PAPER[name]), sign))
+                    cells.append(_other(record["paper"].get(row, {}).get(column, {}).get(PAPER[name]), min(2, _SHOWN[name][0]), sign))
             rows.append(cells)
     return headings, rows
 
@@ -176,8 +181,8 @@ def _cell(name: str, row: str, summaries: Mapping[str, Mapping[str, Summary]], s
     return strong(text) if higher is not None and len(means) > 1 and own.mean == (max if higher else min)(means) else text
 
 
-def _paper(value: Sequence[float] | None, sign: str) -> str:
-    return "-" if value is None else f"{value[0]:.2f}" + (f" {sign} {value[1]:.2f}" if len(value) > 1 else "")
+def _other(value: Sequence[float] | None, digits: int, sign: str) -> str:
+    return "-" if value is None else f" {sign} ".join(f"{number:.{digits}f}" for number in value)
 
 
 def _escaped(text: str) -> str:

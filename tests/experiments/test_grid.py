@@ -96,6 +96,14 @@ def test_bad_sizes(square_alone, arguments, words):
         cells("digits", **arguments)
 
 
+def test_a_part_of_a_table_keeps_its_order_and_names_what_it_lacks():
+    table = grid.part(grid.load("mnist"), ["ddvi", "vae"], ["square"])
+    assert (list(table.rows), list(table.columns)) == (["vae", "ddvi"], ["square"])
+    assert table.rows["ddvi"] == grid.load("mnist").rows["ddvi"] and table.figures == grid.load("mnist").figures
+    with pytest.raises(InputError, match="--columns.*did you mean square"):
+        grid.part(table, columns=["sqare"])
+
+
 @pytest.mark.parametrize("override", ["method=vae", "prior=square", "seed=3", "run_dir=x"])
 def test_what_the_table_sets_cannot_be_set(square_alone, override):
     with pytest.raises(InputError, match="the table does not make itself"):

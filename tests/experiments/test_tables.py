@@ -31,6 +31,7 @@ def record(**changes):
         "columns": {"pinwheel": "pinwheel"},
         "figures": ["elbo", "mmd", "latent_nll", "seconds"],
         "paper": {"vae": {"pinwheel": {"latent_nll": [1.68, 0.31]}}},
+        "others": ["paper", "after 200 epochs"],
         "runs": [*runs, {"row": "aae", "column": "pinwheel", "seed": 0, "failure": "no reason"}],
     }
     return {**made, **changes}
@@ -59,6 +60,13 @@ def test_markdown_shows_means_the_best_and_the_papers():
     assert "| pinwheel | Gaussian | -29.00 ± 2.48 | **2.00 ± 0.00** | 1.68 ± 0.31 | 10 ± 0 |" in text
     assert "| pinwheel | diffusion | **-19.00 ± 2.48** | **2.00 ± 0.00** | - | 10 ± 0 |" in text
     assert "| pinwheel | adversarial | - | - | - | - |" in text and "- aae, pinwheel: no reason" in text
+
+
+def test_figures_of_others_have_their_own_heading():
+    others = {"vae": {"pinwheel": {"latent_nll": [1.68], "seconds": [472]}}}
+    text = tables.markdown(record(paper=others, others=["released code", "Two cores."]))
+    assert "| latent NLL | released code | seconds | released code |" in text and "\nTwo cores.\n" in text
+    assert "| 1.68 | 10 ± 0 | 472 |" in text
 
 
 def test_latex_has_the_same_rows():
