@@ -100,7 +100,7 @@ def test_a_part_of_a_table_keeps_its_order_and_names_what_it_lacks():
     table = grid.part(grid.load("mnist"), ["ddvi", "vae"], ["square"])
     assert (list(table.rows), list(table.columns)) == (["vae", "ddvi"], ["square"])
     assert table.rows["ddvi"] == grid.load("mnist").rows["ddvi"] and table.figures == grid.load("mnist").figures
-    with pytest.raises(InputError, match="--columns.*did you mean square"):
+    with pytest.raises(InputError, match=r"--columns.*did you mean square"):
         grid.part(table, columns=["sqare"])
 
 
