@@ -17,6 +17,7 @@ _SUBMODULES = (
     "data",
     "denoisers",
     "evidence",
+    "export",
     "genomes",
     "interop",
     "likelihoods",

@@ -30,6 +30,7 @@ USAGE = """usage: ddvi-fast COMMAND [name=value ...]
   report     runs side by side in one HTML file  ddvi-fast report RUN... [output=report.html] [overwrite=true]
   doctor     what there is, what will be used and why, and what to do   ddvi-fast doctor [--json] [--quick] [data_dir=PATH]
   bench      speed and memory against plain PyTorch ddvi-fast bench [quick|targets|full] [--threads N] [--output NAME]
+  export     a run's posterior as a program of torch alone   ddvi-fast export run_dir=runs/... [output=FILE] [num_samples=K]
   completion completion for bash, zsh or fish  ddvi-fast completion bash > ~/.local/share/bash-completion/completions/ddvi-fast
 
 Settings are Hydra overrides; `dataset`, `prior`, `method` and `recipe` choose files, `ddvi-fast settings` lists the rest."""
@@ -104,8 +105,16 @@ def _evaluate(overrides: Sequence[str]) -> None:
     from ddvi_fast.experiments.tables import print_result
 
     options = _options(overrides, {"run_dir": None, "overwrite": "false"})
-    _checks.require(options["run_dir"] is not None, "run_dir", "the folder of a run (run_dir=...)", None)
-    print_result(evaluate_run(options["run_dir"], _checks.choice(options["overwrite"], ("true", "false"), "overwrite") == "true"))
+    print_result(evaluate_run(_run_dir(options), _overwrites(options)))
+
+
+def _export(overrides: Sequence[str]) -> None:
+    from ddvi_fast.experiments.exporting import export_run
+
+    options = _options(overrides, {"run_dir": None, "output": None, "num_samples": "1", "overwrite": "false"})
+    count = options["num_samples"] or ""
+    _checks.require(count.isdecimal(), "num_samples", "a number", count)
+    print(export_run(_run_dir(options), options["output"], num_samples=int(count), overwrite=_overwrites(options)))
 
 
 def _reproduce(arguments: Sequence[str]) -> None:
@@ -192,6 +201,16 @@ def _options(overrides: Sequence[str], defaults: dict[str, str | None]) -> dict[
     return options
 
 
+def _run_dir(options: dict[str, str | None]) -> str:
+    path = options["run_dir"]
+    _checks.require(bool(path), "run_dir", "the folder of a run (run_dir=...)", path)
+    return path or ""
+
+
+def _overwrites(options: dict[str, str | None]) -> bool:
+    return _checks.choice(options["overwrite"], ("true", "false"), "overwrite") == "true"
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
@@ -204,6 +223,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "bench": _bench,
     "doctor": _doctor,
     "report": _report,
+    "export": _export,
     "completion": _completion,
 }
 

@@ -23,7 +23,7 @@ LAYERS = (
     ("ops",),
     ("likelihoods", "priors", "models"),
     ("posteriors",),
-    ("evidence", "metrics", "objectives", "testing"),
+    ("evidence", "export", "metrics", "objectives", "testing"),
     ("parity",),
     ("genomes",),
     ("data",),

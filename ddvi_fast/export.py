@@ -1,0 +1,99 @@
+"""A posterior as a program of `torch.export`: encoder and sampler in one graph that needs torch alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks
+from ddvi_fast._backend import use_backend
+from ddvi_fast.posteriors import Posterior
+from ddvi_fast.rng import DeviceDraws, Draws
+
+_TOLERANCE = 1e-3  # nats, and units of the latents: the same arithmetic at another batch size
+
+
+class Sampler(nn.Module):
+    """What is exported: `forward(x, position)` gives `z` [K, N, D] and, where there is a density, `log_ratio` [K, N] in nats.
+
+    Args:
+        posterior: in evaluation mode.
+        num_samples: K.
+    """
+
+    def __init__(self, posterior: Posterior, num_samples: int) -> None:
+        super().__init__()
+        self.posterior, self.num_samples = posterior, num_samples
+
+    def forward(self, x: Tensor, position: Tensor) -> tuple[Tensor, ...]:
+        """`x` [N, ...] and `position` int64 [2], a seed and the draw index of the first row, on one device."""
+        sample = self.posterior.sample(x, self.num_samples, DeviceDraws(position))
+        return tuple(part for part in sample if part is not None)
+
+
+def sampler(posterior: Posterior, example: Tensor, *, num_samples: int = 1) -> torch.export.ExportedProgram:
+    """Export encoder and sampler of a posterior, for any batch size; the number of steps and of samples are fixed.
+
+    The program's graph holds operators of torch alone, random numbers included: `torch.export.load` runs it where ddvi_fast is not installed,
+    and AOTInductor compiles it. It takes `(x, position)`, where `position` is an int64 tensor of a seed and the draw index of the first
+    row, and gives what `posterior.sample(x, num_samples, Draws(seed, first_index))` gives, to rounding: a row gets the same samples in any batch.
+    Before it is returned it is run at another batch size and compared with the posterior itself.
+
+    Args:
+        posterior: on the device on which the program is to run.
+        example: rows [N, ...], at least two, of the shape that the encoder takes.
+        num_samples: K, samples of a row.
+
+    Raises:
+        InputError: rows that do not fit, or a family that cannot be traced (one that follows gradients while it samples).
+
+    Example:
+        >>> from ddvi_fast import networks, posteriors
+        >>> posterior = posteriors.Gaussian(networks.MLP(5, [8], 4), latent_dim=2)
+        >>> program = sampler(posterior, torch.zeros(3, 5), num_samples=7).module()
+        >>> z, log_ratio = program(torch.zeros(100, 5), torch.tensor([0, 0]))
+        >>> z.shape, log_ratio.shape
+        (torch.Size([7, 100, 2]), torch.Size([7, 100]))
+    """
+    _checks.tensor(example, "example")
+    _checks.require(example.dim() >= 2 and len(example) >= 2, "example", "at least two rows, [N, ...]", example)
+    _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
+    modes = {module: module.training for module in posterior.modules()}
+    position = Draws(0).state(example.device)
+    try:
+        wrapped = Sampler(posterior, num_samples).eval()
+        with torch.no_grad(), use_backend("reference"):
+            program = _traced(wrapped, example, position)
+            _verify(program, wrapped, torch.cat((example, example[:1])), Draws(1, 5).state(example.device))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return program
+
+
+def save(program: torch.export.ExportedProgram, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a program to a file, by custom with the ending ``.pt2``; InputError if it stands already, unless `overwrite`."""
+    path = Path(path)
+    _checks.require(overwrite or not path.exists(), "output", "a new file", str(path), "overwrite=true replaces it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.stem}.partial.pt2")
+    torch.export.save(program, fresh)
+    os.replace(fresh, path)
+    return path
+
+
+def _traced(wrapped: Sampler, example: Tensor, position: Tensor) -> torch.export.ExportedProgram:
+    shapes = {"x": {0: torch.export.Dim("batch")}, "position": None}
+    try:
+        return torch.export.export(wrapped, (example, position), dynamic_shapes=shapes)
+    except Exception as error:  # whatever the tracer meets in a family that it cannot follow
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        _checks.fail("posterior", "one that torch.export can trace", f"{type(wrapped.posterior).__name__}, {reason}")
+
+
+def _verify(program: torch.export.ExportedProgram, wrapped: Sampler, x: Tensor, position: Tensor) -> None:
+    for made, expected in zip(program.module()(x, position), wrapped(x, position), strict=True):
+        torch.testing.assert_close(made, expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)

@@ -1,0 +1,124 @@
+"""An exported program gives what the posterior gives, at any batch size, where nothing but torch is installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddvi_fast import InputError, cli, export
+from ddvi_fast.posteriors import PosteriorSample
+from ddvi_fast.rng import Draws
+from tests.linear_gaussian import make_model, observations
+from tests.posteriors import families
+
+SAMPLES, SEED, FIRST = 3, 5, 1 << 33
+EXPORTED = [family for family in families.ALL if family is not families.hamiltonian]  # which follows the gradient of its model
+
+
+def parts(sample: PosteriorSample) -> list[Tensor]:
+    return [part for part in sample if part is not None]
+
+
+def close(made: Tensor, expected: Tensor) -> bool:
+    """Fused kernels against plain PyTorch: float32 sums of ten to twenty terms."""
+    return made.shape == expected.shape and torch.allclose(made, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", EXPORTED, ids=lambda family: family.__name__)
+@torch.no_grad()
+def test_a_program_gives_what_the_posterior_gives_at_any_batch_size(family) -> None:
+    posterior = family(make_model()).eval()
+    program = export.sampler(posterior, observations(4), num_samples=SAMPLES)
+    assert "ddvi_fast" not in program.graph_module.code  # operators of torch alone
+    run = program.module()
+    for rows in (1, 2, 37):
+        made, expected = (
+            run(observations(rows), torch.tensor([SEED, FIRST])),
+            parts(posterior.sample(observations(rows), SAMPLES, Draws(SEED, FIRST))),
+        )
+        assert len(made) == len(expected) and all(close(*pair) for pair in zip(made, expected, strict=True)), rows
+
+
+@torch.no_grad()
+def test_seed_and_first_row_are_inputs() -> None:
+    program = export.sampler(families.diffusion(make_model()), observations(4), num_samples=SAMPLES).module()
+    x = observations(1).expand(6, -1)
+    z, _ = program(x, torch.tensor([SEED, 10]))
+    assert close(program(x[2:], torch.tensor([SEED, 12]))[0], z[:, 2:]), "rows must not know their batch"
+    assert not torch.equal(program(x, torch.tensor([SEED + 1, 10]))[0], z)
+    assert (z[:, 0] - z[:, 1]).abs().min() > 0
+
+
+LOADED = """
+import sys, torch
+program = torch.export.load(sys.argv[1]).module()
+saved = torch.load(sys.argv[2])
+torch.save(list(program(saved["x"], saved["position"])), sys.argv[3])
+assert not [name for name in sys.modules if name.startswith("ddvi_fast")]
+"""
+
+
+@torch.no_grad()
+def test_a_saved_program_runs_without_the_package(tmp_path: Path) -> None:
+    posterior, x = families.diffusion(make_model()).eval(), observations(9)
+    path = export.save(export.sampler(posterior, observations(4), num_samples=SAMPLES), tmp_path / "new" / "posterior.pt2")
+    torch.save({"x": x, "position": torch.tensor([SEED, FIRST])}, tmp_path / "inputs.pt")
+    command = [sys.executable, "-c", LOADED, str(path), str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    for made, expected in zip(torch.load(tmp_path / "outputs.pt"), posterior.sample(x, SAMPLES, Draws(SEED, FIRST)), strict=True):
+        assert close(made, expected)
+    with pytest.raises(InputError, match="overwrite"):
+        export.save(torch.export.load(path), path)
+
+
+def test_the_posterior_is_left_in_its_mode() -> None:
+    posterior = families.diffusion(make_model()).train()
+    posterior.encoder.eval()
+    export.sampler(posterior, observations(2))
+    assert posterior.training and not posterior.encoder.training and posterior.denoiser.training
+
+
+def test_a_program_that_differs_is_refused(monkeypatch) -> None:
+    posterior = families.gaussian(make_model())
+    sample = posterior.sample
+
+    def shifted(x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
+        z, log_ratio = sample(x, num_samples, draws)
+        return PosteriorSample(z + 1.0 if torch.compiler.is_exporting() else z, log_ratio)
+
+    monkeypatch.setattr(posterior, "sample", shifted)
+    with pytest.raises(AssertionError, match="not close"):
+        export.sampler(posterior, observations(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "rows", "samples", "words"),
+    [
+        (families.gaussian, 1, 1, "example: expected at least two rows"),
+        (families.gaussian, 2, 0, "num_samples: expected at least 1"),
+        (families.hamiltonian, 2, 1, "torch.export can trace, got Hamiltonian"),
+    ],
+)
+def test_bad_input_is_named(make, rows: int, samples: int, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        export.sampler(make(make_model()), observations(rows), num_samples=samples)
+
+
+def test_the_command_exports_a_run(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    settings = ["epochs=1", "limit=256", "progress=off", "tensorboard=false", "figures=false", "evaluation.iwae_samples=5", "evaluation.limit=32"]
+    assert cli.main(["train", f"run_dir={run}", *settings]) == 0
+    capsys.readouterr()
+    assert cli.main(["export", f"run_dir={run}", "num_samples=2"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == run / "posterior.pt2"
+    z, log_ratio = torch.export.load(path).module()(torch.zeros(5, 8, 8), torch.tensor([0, 0]))
+    assert z.shape == (2, 5, 2) and log_ratio.shape == (2, 5)
+    assert cli.main(["export", f"run_dir={run}"]) == 2 and "overwrite" in capsys.readouterr().err
+    assert cli.main(["export", f"run_dir={run}", "num_samples=two", "overwrite=true"]) == 2 and "num_samples" in capsys.readouterr().err
+    assert cli.main(["export", "rundir=x"]) == 2 and "did you mean run_dir" in capsys.readouterr().err
