@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddvi_fast import _checks
 
@@ -37,7 +37,7 @@ class Operator:
         self._compute, self._function, self._refuses = compute, None, False
 
     def __call__(self, *inputs: Any) -> Any:
-        if watched() or (self._refuses and torch.is_grad_enabled()):
+        if watched(*inputs) or (self._refuses and torch.is_grad_enabled()):
             return self._overload(*inputs)
         if self._function is None or not torch.is_grad_enabled():
             return self._compute(*inputs)
@@ -92,9 +92,9 @@ def full_precision(*values: Tensor | None) -> list[Tensor | None]:
     return [value.float() if _narrowed(value) else value for value in values]
 
 
-def watched() -> bool:
-    """Whether somebody follows the operators that run: a compiler, a recording, tensors of shapes alone. Then kernels must be called as operators."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+def watched(*inputs: Any) -> bool:
+    """Whether somebody follows the operators that run: a compiler, a recording, inputs that are no plain tensors. Then kernels must be operators."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or any(map(_unusual, inputs))
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
@@ -130,6 +130,11 @@ def check_reference_precision(precision: str, device: torch.device) -> None:
         usable = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
         hint = "the reference has it only where torch.backends.cuda.matmul.allow_tf32 is set"
         _checks.require(usable, "precision", "float32, bf16 or fp16 instead of tf32 here", precision, hint)
+
+
+def _unusual(value: Any) -> bool:
+    """Tensors of shapes alone, and those with dispatch of their own."""
+    return isinstance(value, Tensor) and (value.is_meta or type(value) not in (Tensor, nn.Parameter))
 
 
 def _narrowed(value: Tensor | None) -> bool:
