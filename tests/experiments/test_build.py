@@ -78,6 +78,11 @@ def test_networks_of_one_run_start_apart_and_follow_the_seed():
         (["method.reweighted=true"], "num_samples"),
         (["method=iwae", "method.reweighted=true"], "reweighted"),
         (["dataset.encoder.activation=gelu"], "activation"),
+        (
+            ["method=aae", "method.objective=elbo"],
+            "method.objective: expected adversarial or wae, for the adversarial posterior, which has no density",
+        ),
+        (["method=vae", "method.objective=ddvi"], "method.objective: expected elbo, iwae, adversarial or wae, for a posterior other than diffusion"),
     ],
 )
 def test_settings_that_cannot_be_honoured_are_refused(overrides, words):
