@@ -35,7 +35,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `kernels/` and `csrc/` know nothing of the package above `rng`.
 KERNELS_MAY_IMPORT = {"_checks", "rng", "kernels"}
-OPTIONAL = ("triton", "deepspeed", "torchvision", "matplotlib", "tensorboard", "bed_reader", "cyvcf2", "msprime")
+OPTIONAL = ("triton", "deepspeed", "torchvision", "matplotlib", "tensorboard", "bed_reader", "cyvcf2", "msprime", "wandb", "mlflow")
 
 
 def _unit(path: Path) -> str:

@@ -32,6 +32,10 @@ OPTIONAL = (
     ("bed-reader", "bed_reader", "PLINK files", "genomes"),
     ("cyvcf2", "cyvcf2", "VCF and BCF files", "genomes"),
     ("msprime", "msprime", "simulated genomes", "genomes"),
+    ("openTSNE", "openTSNE", "t-SNE of many samples", "maps"),
+    ("umap-learn", "umap", "maps to compare with", "maps"),
+    ("wandb", "wandb", "tracker=wandb", "trackers"),
+    ("mlflow", "mlflow", "tracker=mlflow", "trackers"),
 )
 TORCH_SUPPORTED = (2, 8)
 _FILES = {

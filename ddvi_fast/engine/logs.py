@@ -1,4 +1,4 @@
-"""What a run says while it goes: JSON lines for programs, TensorBoard for browsers, a progress bar for people."""
+"""What a run says while it goes: JSON lines for programs, TensorBoard and trackers for browsers, a progress bar for people."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from torch import Tensor
 
 from ddvi_fast import _checks
+from ddvi_fast.engine.trackers import Tracker
 
 RESERVED = ("step", "epoch", "phase", "seconds", "non_finite")
 _SHOWN_TERMS = 4
@@ -26,6 +27,7 @@ class RunLog:
         folder: the run's folder; metrics.jsonl and tensorboard/ are written into it.
         total_steps: length of the run, for the bar and the remaining time; None if it is not known.
         tensorboard: write event files too.
+        tracker: hand every record on to it too, and close it at the end.
         progress: ``"on"`` draws a bar on `stream`, ``"off"`` says nothing, ``"auto"`` draws the bar on a terminal and
             otherwise writes one plain line every `interval` seconds, and one at the end.
         resume_from: steps done by the run that is continued. Records of later steps are dropped: they will come again.
@@ -51,6 +53,7 @@ class RunLog:
         *,
         total_steps: int | None = None,
         tensorboard: bool = True,
+        tracker: Tracker | None = None,
         progress: str = "auto",
         resume_from: int | None = None,
         interval: float = 10.0,
@@ -68,13 +71,14 @@ class RunLog:
         self._started = time.monotonic() - before
         self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._writer = writer_class(str(folder / "tensorboard"), purge_step=resume_from) if writer_class else None
+        self._tracker = tracker
         self._display = _display(progress, stream or sys.stderr, total_steps, resume_from or 0, interval)
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
     def advance(self, step: int, *, phase: str, terms: Mapping[str, float | Tensor] | None = None) -> None:
         """Say that `step` steps are done. Without `terms` it neither reads the device nor writes a file: call it every step."""
@@ -98,11 +102,16 @@ class RunLog:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{name}/{phase}", value, step)
+        if self._tracker is not None:
+            self._tracker.log(step, {"epoch": epoch, **{f"{name}/{phase}": value for name, value in values.items()}})
         self._display.update(step, phase, values)
 
-    def close(self) -> None:
-        """Close bar, event file and metrics; a second call does nothing."""
+    def close(self, failed: bool = False) -> None:
+        """Close bar, event file, tracker and metrics; a second call does nothing."""
         self._display.close()
+        if self._tracker is not None:
+            self._tracker.close(failed)
+            self._tracker = None
         if self._writer is not None:
             self._writer.close()
         self._file.close()

@@ -39,6 +39,7 @@ OWNED = (
     "tensorboard/events.out.tfevents.*",
     f"checkpoints/*/{WEIGHTS}",
     f"checkpoints/*/{STATE}",
+    "tracker.json",
     CONFIG_YAML,
     CONFIG,
     ENVIRONMENT,  # the mark goes last: a removal that is cut short can be repeated
@@ -46,8 +47,8 @@ OWNED = (
 _FOLDERS = ("figures", "checkpoints", "tensorboard")
 # They say how to start, how to compute the same, or what to show; not what to run.
 _NOT_COMPARED = (
-    "overwrite", "resume", "device", "capture", "compile_networks", "threads", "progress", "tensorboard", "figures", "engine", "zero_stage",
-    "accumulation", "optimiser", "timeout", "checkpoint_steps", "checkpoint_keep", "data_dir", "download", "run_dir",
+    "overwrite", "resume", "device", "capture", "compile_networks", "threads", "progress", "tensorboard", "tracker", "figures", "engine",
+    "zero_stage", "accumulation", "optimiser", "timeout", "checkpoint_steps", "checkpoint_keep", "data_dir", "download", "run_dir",
 )  # fmt: skip
 
 

@@ -220,4 +220,5 @@ class Config:
     overwrite: bool = False  # replace another run in run_dir
     progress: str = "auto"  # auto, on or off
     tensorboard: bool = True
+    tracker: str | None = None  # wandb or mlflow, to follow the run there too; their environment variables say where
     figures: bool = True

@@ -20,7 +20,7 @@ from ddvi_fast.experiments.config import Config
 _QUIET = ("progress=off", "tensorboard=false", "figures=false", "overwrite=true")
 _NAMES = {"digits": "Digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 # They say where and how a run is done, not what it is.
-_WHEREABOUTS = ("run_dir", "overwrite", "progress", "tensorboard", "figures", "data_dir", "download", "device", "threads")
+_WHEREABOUTS = ("run_dir", "overwrite", "progress", "tensorboard", "tracker", "figures", "data_dir", "download", "device", "threads")
 
 
 @dataclass(frozen=True)

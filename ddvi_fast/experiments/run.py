@@ -14,6 +14,7 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.logs import read_metrics
 from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
+from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.clock import within_minutes
 from ddvi_fast.experiments.compose import from_dict
@@ -96,6 +97,9 @@ def _finish(config: Config, experiment: Experiment, dataset: Dataset, folder: Ru
     if not distributed.is_first():
         return Result(folder, metrics, [])
     _evaluation_path(folder).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if (tracker := open_tracker(config.tracker, folder.path, folder.config)) is not None:
+        tracker.summarise(metrics)
+        tracker.close()
     figures = draw_figures(config, experiment, dataset, folder.figures, read_metrics(folder.metrics)) if config.figures else []
     return Result(folder, metrics, figures)
 

@@ -25,6 +25,7 @@ from ddvi_fast.engine.loop import train
 from ddvi_fast.engine.parallel import ParallelEngine
 from ddvi_fast.engine.recorder import Recorder
 from ddvi_fast.engine.run_folder import RunFolder, locked, unfinished
+from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.engine.watchdog import Watchdog
 from ddvi_fast.experiments.compose import from_dict
 from ddvi_fast.experiments.config import Config
@@ -147,6 +148,8 @@ def train_in(folder: RunFolder, config: Config, experiment: Experiment, dataset:
         total = sum(phase.num_steps(num_batches(dataset.size(), config.recipe.batch_size)) for phase in experiment.phases)
         resume_from = start.step if start else (0 if folder.metrics.exists() else None)
         options = {"tensorboard": config.tensorboard, "progress": config.progress, "resume_from": resume_from}
+        if first:
+            options["tracker"] = open_tracker(config.tracker, folder.path, folder.config)
         if start and first:
             _tell(f"goes on after step {start.step} of {total}")
         with RunLog(folder.path, total_steps=total, **options) if first else nullcontext() as recorder.log:

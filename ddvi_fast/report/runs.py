@@ -15,7 +15,7 @@ from ddvi_fast.engine.run_folder import ENVIRONMENT, EVALUATION, RunFolder
 
 SEED = "seed"
 # They say where a run lies or what it shows, not what it is.
-_NOT_OF_THE_METHOD = ("run_dir", "overwrite", "progress", "tensorboard", "figures", "max_minutes")
+_NOT_OF_THE_METHOD = ("run_dir", "overwrite", "progress", "tensorboard", "tracker", "figures", "max_minutes")
 
 
 @dataclass(frozen=True)
