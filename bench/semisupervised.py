@@ -21,9 +21,10 @@ from bench.baselines.semisupervised import (
     Sizes,
 )
 from bench.operations import copy_denoiser, denoiser_gradients, network_flops
-from bench.problem import FLOOR, Problem, Work, compare, require_sound
+from bench.problem import Work
+from bench.steps import GRADIENT_FLOOR, Step
 from bench.training import copy_perceptron, images, linear_parameters, named_gradients, precision
-from ddvi_fast import likelihoods, models, networks, priors, rng, schedules, use_backend
+from ddvi_fast import likelihoods, models, networks, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
@@ -37,7 +38,6 @@ SEED = 3
 PROGRESS = Progress(0.9, 1, 1000)  # where the classifier follows the whole bound
 SMALL = Sizes(pixels=64, hidden=64, classes=3, chain_hidden=64)  # for trying things out
 SHARE = 0.25  # labelled examples for each row
-_GRADIENT_FLOOR = 10 * FLOOR  # they pass many steps and networks
 _KINKS = 0.05  # a hidden unit near zero may round to the other side, in the one computation as in the other; where rows are few, each counts
 _NETWORKS = ("classifier", "encoder", "context_encoder", "decoder")
 
@@ -70,45 +70,30 @@ def per_class(rows: int, sizes: Sizes) -> int:
     return round(rows * SHARE) // sizes.classes
 
 
-class SemiSupervisedTraining(Problem):
-    """The step as a case. What is checked is the loss and all gradients of an update, for the same draws."""
+class SemiSupervisedTraining(Step):
+    """The step as a case."""
+
+    gradient_floors = (GRADIENT_FLOOR, _KINKS)
 
     def __init__(self, device: torch.device, N: int, T: int, classes: int = 10, small: bool = False) -> None:
-        super().__init__(device, backward=True)
+        super().__init__(device)
         self.sizes = replace(SMALL if small else Sizes(classes=classes), num_steps=T)
         self.rows, self.x = N, images(N, self.sizes.pixels, device)
         self.work = Work(flops=step_flops(self.sizes, N))
-        self._known: dict[str, dict[str, Tensor]] = {}
 
     def provider(self, name: str) -> Callable[[], object]:
-        objective = build_objective(self.sizes, self.rows, self.device).train()
+        objective = self.objective().train()
         if not name.startswith("ours"):
-            step = self._baseline(objective, compiled=name == "compiled")
+            step = self.baseline(objective, compiled=name == "compiled")
             return lambda: step(self.x)
         kind = "bf16" if name.endswith("bf16") else "float32"
         engine = LocalEngine(objective, Optimisation(LEARNING_RATE, "constant"), self.device, precision=kind)
         return lambda: engine.run(self.x, PROGRESS, Draws(SEED))
 
-    def check(self, name: str) -> None:
-        bf16, objective = name.endswith("bf16"), build_objective(self.sizes, self.rows, self.device)
-        with use_backend("reference"):
-            given = self._given(objective)
-            exact = self._once("exact", lambda: _baseline_results(self._baseline(objective).double(), _doubled(given)))
-            plain = self._once(f"plain {bf16}", lambda: _baseline_results(self._baseline(objective), given, bf16))
-            if not bf16:
-                require_sound(plain, exact)
-            got = _baseline_results(self._baseline(objective, compiled=True), given) if name == "compiled" else plain
-        if name.startswith("ours"):
-            got = _our_results(objective, self.x, bf16)
-        for key, value in got.items():
-            compare(value, plain[key], exact[key], bf16, key, *((_GRADIENT_FLOOR, _KINKS) if "gradient" in key else ()))
+    def objective(self) -> SemiSupervised:
+        return build_objective(self.sizes, self.rows, self.device)
 
-    def _once(self, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        if key not in self._known:
-            self._known[key] = compute()
-        return self._known[key]
-
-    def _baseline(self, objective: SemiSupervised, compiled: bool = False) -> SemiSupervisedStep:
+    def baseline(self, objective: SemiSupervised, compiled: bool = False) -> SemiSupervisedStep:
         """Our weights in the baseline, which sees the labelled examples that ours draws."""
         theirs, family = Networks(self.sizes), objective.posterior.family
         for name, module in _modules(objective).items():
@@ -123,7 +108,7 @@ class SemiSupervisedTraining(Problem):
     def _draws_of_labelled(self) -> Draws:
         return Draws(SEED).importance(self.sizes.classes)
 
-    def _given(self, objective: SemiSupervised) -> dict:
+    def given(self, objective: SemiSupervised) -> dict:
         """What our step draws, for the baseline: arguments of its losses."""
         sizes, draws, own = self.sizes, Draws(SEED), self._draws_of_labelled()
         shape, many = (sizes.classes, self.rows, sizes.latent), per_class(self.rows, sizes)
@@ -144,6 +129,30 @@ class SemiSupervisedTraining(Problem):
         }
         t = uniform_timesteps(draws, len(z), sizes.num_steps, self.device)
         return {"x": self.x, "z": z, "imagined": imagined, "noise": noise, "t": t}
+
+    def baseline_results(self, step: SemiSupervisedStep, given: dict, bf16: bool = False) -> dict[str, Tensor]:
+        step.networks.zero_grad()
+        with precision(step.labelled.device, bf16):
+            loss = sum(step.losses(**given).values())
+        loss.backward()
+        found = {"loss": loss.detach()}
+        for name in _NETWORKS:
+            found |= named_gradients("step", name, linear_parameters(getattr(step.networks, name)))
+        classes = [denoiser_gradients(network, [parameter.grad for parameter in network.parameters()]) for network in step.networks.denoisers]
+        found |= {f"step gradient of denoiser {name}": torch.stack([gradients[name] for gradients in classes]) for name in classes[0]}
+        return {name: value.cpu() for name, value in found.items()}
+
+    def our_results(self, objective: SemiSupervised, bf16: bool) -> dict[str, Tensor]:
+        objective.zero_grad()
+        with precision(self.device, bf16):
+            loss = objective.terms(self.x, PROGRESS, Draws(SEED)).total()
+        loss.backward()
+        found = {"loss": loss.detach()}
+        for name, module in _modules(objective).items():
+            found |= named_gradients("step", name, list(module.parameters()))
+        for name, parameter in objective.posterior.family.denoiser.named_parameters():
+            found[f"step gradient of denoiser {name}"] = parameter.grad
+        return {name: value.cpu() for name, value in found.items()}
 
 
 def step_flops(sizes: Sizes, rows: int) -> float:
@@ -167,38 +176,3 @@ def _modules(objective: SemiSupervised) -> dict[str, networks.MLP]:
     family = objective.posterior.family
     found = (objective.posterior.classifier, family.encoder.network, family.context_encoder, objective.model.decoder)
     return dict(zip(_NETWORKS, found, strict=True))
-
-
-def _baseline_results(step: SemiSupervisedStep, given: dict, bf16: bool = False) -> dict[str, Tensor]:
-    """Loss and gradients of the baseline on given draws."""
-    step.networks.zero_grad()
-    with precision(step.labelled.device, bf16):
-        loss = sum(step.losses(**given).values())
-    loss.backward()
-    found = {"loss": loss.detach()}
-    for name in _NETWORKS:
-        found |= named_gradients("step", name, linear_parameters(getattr(step.networks, name)))
-    classes = [denoiser_gradients(network, [parameter.grad for parameter in network.parameters()]) for network in step.networks.denoisers]
-    found |= {f"step gradient of denoiser {name}": torch.stack([gradients[name] for gradients in classes]) for name in classes[0]}
-    return {name: value.cpu() for name, value in found.items()}
-
-
-def _our_results(objective: SemiSupervised, x: Tensor, bf16: bool) -> dict[str, Tensor]:
-    """The same of ours."""
-    objective.zero_grad()
-    with precision(x.device, bf16):
-        loss = objective.terms(x, PROGRESS, Draws(SEED)).total()
-    loss.backward()
-    found = {"loss": loss.detach()}
-    for name, module in _modules(objective).items():
-        found |= named_gradients("step", name, list(module.parameters()))
-    for name, parameter in objective.posterior.family.denoiser.named_parameters():
-        found[f"step gradient of denoiser {name}"] = parameter.grad
-    return {name: value.cpu() for name, value in found.items()}
-
-
-def _doubled(given: dict) -> dict:
-    def double(value: Tensor) -> Tensor:
-        return value.double() if value.is_floating_point() else value
-
-    return {key: {name: double(part) for name, part in value.items()} if isinstance(value, dict) else double(value) for key, value in given.items()}

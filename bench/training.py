@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from bench.baselines.training import KL_WEIGHT, LEARNING_RATE, Networks, Sizes, TrainingStep
 from bench.operations import copy_denoiser, denoiser_gradients, network_flops
-from bench.problem import FLOOR, Problem, Work, compare, require_sound
-from ddvi_fast import likelihoods, models, networks, posteriors, priors, rng, schedules, use_backend
+from bench.problem import Work
+from bench.steps import Step
+from ddvi_fast import likelihoods, models, networks, posteriors, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
@@ -25,7 +26,6 @@ from ddvi_fast.rng import Draws
 SEED = 3
 PROGRESS = Progress(0, 1, 1000)
 SMALL = Sizes(pixels=64, hidden=64, chain_hidden=64)  # for trying things out
-_GRADIENT_FLOOR = 10 * FLOOR  # they pass 40 steps and three networks
 
 
 def build_objective(sizes: Sizes, device: torch.device | str = "cpu") -> ReleasedDDVI:
@@ -106,54 +106,35 @@ def images(rows: int, pixels: int, device: torch.device) -> Tensor:
     return rng.uniform(Draws(SEED), (rows, pixels), rng.OBSERVATION, device=device) ** 4
 
 
-class Training(Problem):
-    """The step as a case. What is checked is the losses and all gradients of a wake and a sleep update, for the same draws, without dropout."""
+class Training(Step):
+    """The step as a case; what is checked is a wake and a sleep update."""
 
     def __init__(self, device: torch.device, N: int, T: int, small: bool = False) -> None:
-        super().__init__(device, backward=True)
+        super().__init__(device)
         self.sizes = replace(SMALL if small else Sizes(), num_steps=T)
         self.rows, self.x = N, images(N, self.sizes.pixels, device)
         self.work = Work(flops=step_flops(self.sizes, N), exponentials=10.0 * N * self.sizes.kde_points)
-        self._known: dict[str, dict[str, Tensor]] = {}
 
     def provider(self, name: str) -> Callable[[], object]:
-        objective = build_objective(self.sizes, self.device)
+        objective = self.objective()
         if name.startswith("ours"):
             step = OurStep(objective, self.device, bf16=name.endswith("bf16"))
         else:
-            step = self._baseline(objective, compiled=name == "compiled").train()
+            step = self.baseline(objective, compiled=name == "compiled").train()
         if self.device.type == "cuda":
             for _ in range(5):  # a recorded step runs as it is first, and then records
                 step(self.x)
         return lambda: step(self.x)
 
-    def check(self, name: str) -> None:
-        bf16, objective = name.endswith("bf16"), build_objective(self.sizes, self.device).eval()
-        with use_backend("reference"):
-            given = self._given(objective)
-            exact = self._once("exact", lambda: _baseline_results(self._baseline(objective).double(), _doubled(given)))
-            plain = self._once(f"plain {bf16}", lambda: _baseline_results(self._baseline(objective), given, bf16))
-            if not bf16:
-                require_sound(plain, exact)
-            got = plain
-            if name == "compiled":
-                got = _baseline_results(self._baseline(objective, compiled=True), given)
-        if name.startswith("ours"):
-            got = _our_results(objective, self.x, bf16)
-        for key, value in got.items():
-            compare(value, plain[key], exact[key], bf16, key, _GRADIENT_FLOOR if "gradient" in key else FLOOR)
+    def objective(self) -> ReleasedDDVI:
+        return build_objective(self.sizes, self.device)
 
-    def _once(self, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        if key not in self._known:
-            self._known[key] = compute()
-        return self._known[key]
-
-    def _baseline(self, objective: ReleasedDDVI, compiled: bool = False) -> TrainingStep:
+    def baseline(self, objective: ReleasedDDVI, compiled: bool = False) -> TrainingStep:
         points = objective.model.prior.sample(self.sizes.kde_points, Draws(0), device=self.device)
         step = TrainingStep(copy_networks(objective, Networks(self.sizes)), self.sizes, points).eval()
         return step.compiled() if compiled else step
 
-    def _given(self, objective: ReleasedDDVI) -> dict[str, tuple[Tensor, ...]]:
+    def given(self, objective: ReleasedDDVI) -> dict[str, tuple[Tensor, ...]]:
         """What the updates of our step draw, for the baseline: arguments of its two losses."""
         draws, shape, sleep = Draws(SEED), (self.rows, self.sizes.latent), Draws(SEED).importance(0)
         start = rng.normal(draws, (1, *shape), rng.START, device=self.device)[0]
@@ -161,6 +142,38 @@ class Training(Problem):
         z, x = objective.model.simulate(self.rows, sleep, self.x)
         noise = rng.normal(sleep, shape, rng.NOISE, device=self.device)
         return {"wake": (self.x, start, t), "sleep": (z, x, uniform_timesteps(sleep, self.rows, self.sizes.num_steps, self.device), noise)}
+
+    def baseline_results(self, step: TrainingStep, given: dict[str, tuple[Tensor, ...]], bf16: bool = False) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for update, loss in (("wake", step.wake_loss), ("sleep", step.sleep_loss)):
+            step.networks.zero_grad()
+            with precision(step.points.device, bf16):
+                value = loss(*given[update])
+            value.backward()
+            found[update] = value.detach()
+            for name in ("encoder", "context_encoder", "decoder"):
+                found |= named_gradients(update, name, linear_parameters(getattr(step.networks, name)))
+            gradients = denoiser_gradients(step.networks.denoiser, [parameter.grad for parameter in step.networks.denoiser.parameters()])
+            found |= {f"{update} gradient of denoiser {name}": gradient for name, gradient in gradients.items()}
+        return {name: value.cpu() for name, value in found.items()}
+
+    def our_results(self, objective: ReleasedDDVI, bf16: bool) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for update in objective.updates(self.x, PROGRESS, Draws(SEED)):
+            if update.group in found:
+                break
+            objective.zero_grad()
+            with precision(self.device, bf16):
+                value = update.terms().total()
+            value.backward()
+            found[update.group] = value.detach()
+            posterior = objective.posterior
+            modules = {"encoder": posterior.encoder, "context_encoder": posterior.context_encoder, "decoder": objective.model.decoder}
+            for name, module in modules.items():
+                found |= named_gradients(update.group, name, list(module.parameters()))
+            for name, parameter in posterior.denoiser.named_parameters():
+                found[f"{update.group} gradient of denoiser {name}"] = parameter.grad
+        return {name: value.cpu() for name, value in found.items()}
 
 
 def step_flops(sizes: Sizes, rows: int) -> float:
@@ -180,46 +193,6 @@ def step_flops(sizes: Sizes, rows: int) -> float:
     return wake + sizes.sleep_updates * (context + chain + decoder_forward)
 
 
-def _baseline_results(step: TrainingStep, given: dict[str, tuple[Tensor, ...]], bf16: bool = False) -> dict[str, Tensor]:
-    """Losses and gradients of the baseline on given draws."""
-    found: dict[str, Tensor] = {}
-    for update, loss in (("wake", step.wake_loss), ("sleep", step.sleep_loss)):
-        step.networks.zero_grad()
-        with precision(step.points.device, bf16):
-            value = loss(*given[update])
-        value.backward()
-        found[update] = value.detach()
-        for name in ("encoder", "context_encoder", "decoder"):
-            found |= named_gradients(update, name, linear_parameters(getattr(step.networks, name)))
-        gradients = denoiser_gradients(step.networks.denoiser, [parameter.grad for parameter in step.networks.denoiser.parameters()])
-        found |= {f"{update} gradient of denoiser {name}": gradient for name, gradient in gradients.items()}
-    return {name: value.cpu() for name, value in found.items()}
-
-
-def _our_results(objective: ReleasedDDVI, x: Tensor, bf16: bool) -> dict[str, Tensor]:
-    """The same of ours, for the draws that its updates make."""
-    found: dict[str, Tensor] = {}
-    for update in objective.updates(x, PROGRESS, Draws(SEED)):
-        if update.group in found:
-            break
-        objective.zero_grad()
-        with precision(x.device, bf16):
-            value = update.terms().total()
-        value.backward()
-        found[update.group] = value.detach()
-        posterior = objective.posterior
-        modules = {"encoder": posterior.encoder, "context_encoder": posterior.context_encoder, "decoder": objective.model.decoder}
-        for name, module in modules.items():
-            found |= named_gradients(update.group, name, list(module.parameters()))
-        for name, parameter in posterior.denoiser.named_parameters():
-            found[f"{update.group} gradient of denoiser {name}"] = parameter.grad
-    return {name: value.cpu() for name, value in found.items()}
-
-
 def named_gradients(update: str, network: str, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
     """By position: weight and bias of one layer after another."""
     return {f"{update} gradient of {network} {i}": parameter.grad for i, parameter in enumerate(parameters) if parameter.grad is not None}
-
-
-def _doubled(given: dict[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, ...]]:
-    return {update: tuple(value.double() if value.is_floating_point() else value for value in values) for update, values in given.items()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.baselines import eager
-from bench.baselines.training import perceptron
+from bench.baselines.training import linear_schedule, perceptron
 
 LEARNING_RATE = 1e-4
 CROSS_ENTROPY, SLEEP, SLEEP_TOP, SLEEP_CLASS = 10.0, 0.2, 0.2, 0.1  # weights
@@ -53,9 +53,7 @@ class Tables(nn.Module):
 
     def __init__(self, num_steps: int) -> None:
         super().__init__()
-        betas = torch.linspace(1e-4, 0.02, num_steps, dtype=torch.float64)
-        bars = torch.cumprod(1 - betas, 0)
-        before = torch.cat((bars.new_ones(1), bars[:-1]))
+        betas, bars, before = linear_schedule(num_steps)
         variances = betas * (1 - before) / (1 - bars)
         variances[0] = variances[1]
         scale = (1 - betas).sqrt()

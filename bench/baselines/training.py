@@ -56,14 +56,19 @@ class Networks(nn.Module):
         self.decoder = perceptron(sizes.latent, sizes.hidden, sizes.pixels, dropout=0.0)
 
 
+def linear_schedule(num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise of each step, share of the signal's variance that is left after it, and before it, [T] each, in float64."""
+    betas = torch.linspace(1e-4, 0.02, num_steps, dtype=torch.float64)
+    bars = torch.cumprod(1 - betas, 0)
+    return betas, bars, torch.cat((bars.new_ones(1), bars[:-1]))
+
+
 class Tables(nn.Module):
     """What a linear noise schedule gives the chain: its deterministic table [T, 5] and the noising process's own columns [T]."""
 
     def __init__(self, num_steps: int) -> None:
         super().__init__()
-        betas = torch.linspace(1e-4, 0.02, num_steps, dtype=torch.float64)
-        bars = torch.cumprod(1 - betas, 0)
-        before = torch.cat((bars.new_ones(1), bars[:-1]))
+        betas, bars, before = linear_schedule(num_steps)
         weight_state = before.sqrt() / bars.sqrt()
         weight_output = (1 - before).sqrt() - weight_state * (1 - bars).sqrt()
         table = torch.stack((weight_state, weight_output, torch.zeros_like(betas), (1 - betas).sqrt(), betas), 1)
