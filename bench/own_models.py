@@ -1,0 +1,170 @@
+"""Posteriors of the four example models beside reference posteriors: C2ST, MMD, moments, calibration and seconds.
+
+    python -m bench.own_models run two_moons diffusion --seed 0     # one cell: minutes of one core
+    python -m bench.own_models table                                # from the cells that are there
+
+A cell is written into `--cells`, and `table` gathers them in bench/results/own_models.json and own_models.md. Reference posteriors are
+read from `--data`; that of the logistic regression is made by `python -m examples.references`. `npse` needs sbi.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import own_models_npse
+from ddvi_fast.engine.run_folder import environment
+from ddvi_fast.inference import Architecture, FittedPosterior, Training
+from ddvi_fast.inference.compare import c2st, mmd, moment_errors
+from ddvi_fast.inference.diagnostics import LEVELS, Diagnostics
+from examples import eight_schools, gaussian_mixture, logistic_regression, references, two_moons
+
+HERE = Path(__file__).parent
+EXAMPLES = ("two_moons", "gaussian_mixture", "eight_schools", "logistic_regression")
+METHODS = {"diffusion": "diffusion", "flow": "flow (splines)", "gaussian": "mean-field Gaussian", "npse": "NPSE (sbi)"}
+SIMULATORS = {"two_moons": two_moons, "gaussian_mixture": gaussian_mixture}
+SINGLE = {"eight_schools": eight_schools, "logistic_regression": logistic_regression}
+DRAWS, TRUTHS, RANKED = 2000, 500, 199  # draws compared, truths and draws for calibration
+TRAINING = Training(steps=8000, batch_size=512)
+SIZES = {"num_steps": 30, "width": 128, "hidden": (128, 128)}
+SINGLE_TRAINING = Training(steps=4000, batch_size=256)  # the bound needs whole chains at every step, so that chains are smaller
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=Path, default=Path("runs/own_models"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="compute a cell, unless it is there")
+    run.add_argument("example", choices=EXAMPLES)
+    run.add_argument("method", choices=METHODS)
+    run.add_argument("--seed", type=int, default=0)
+    commands.add_parser("table", help="write the results and the table")
+    options = parser.parse_args(arguments)
+    if options.command == "run":
+        path = options.cells / f"{options.example}-{options.method}-{options.seed}.json"
+        if not path.exists():
+            figures = cell(options.example, options.method, options.seed, options.data)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            head = {**environment(), "command": " ".join(["python -m bench.own_models", *(arguments or sys.argv[1:])])}
+            path.write_text(json.dumps({"example": options.example, "method": options.method, "seed": options.seed, **figures, **head}, indent=1))
+        return 0
+    cells = [json.loads(path.read_text()) for path in sorted(options.cells.glob("*.json"))]
+    (HERE / "results/own_models.json").write_text(json.dumps({"cells": cells}, indent=1) + "\n", encoding="utf-8")
+    (HERE / "results/own_models.md").write_text(table(cells), encoding="utf-8")
+    return 0
+
+
+def cell(example: str, method: str, seed: int, data: Path) -> dict[str, Any]:
+    """All figures of one method on one example."""
+    torch.set_num_threads(1)
+    start = time.process_time()
+    if method == "npse":
+        posterior = own_models_npse.fit(SIMULATORS[example], seed)
+    elif example in SIMULATORS:
+        posterior = SIMULATORS[example].fit(training=TRAINING, architecture=Architecture(family=method, **SIZES), seed=seed)
+    else:
+        posterior = SINGLE[example].fit(training=SINGLE_TRAINING, architecture=Architecture(family=method), seed=seed)
+    seconds = time.process_time() - start
+    compare = _simulator if example in SIMULATORS else _single
+    return {**compare(example, posterior, data), "seconds": seconds}
+
+
+def _simulator(example: str, posterior: Any, data: Path) -> dict[str, Any]:
+    """At every observation with a reference; calibration over simulations."""
+    pairs, weighted = [], []
+    for number in range(1, references.OBSERVATIONS[example] + 1):
+        x = references.observation(data, example, number)
+        pairs.append((posterior.sample(DRAWS, x), references.simulator_draws(data, example, number)[:DRAWS]))
+        if isinstance(posterior, FittedPosterior):
+            weighted.append(posterior.importance_sample(x=x))
+    return {**_distances(pairs), **_weights(weighted), **_calibration(posterior.diagnostics(TRUTHS, RANKED))}
+
+
+def _single(example: str, posterior: FittedPosterior, data: Path) -> dict[str, Any]:
+    """At the one data set, calibration too."""
+    if example == "eight_schools":
+        reference = references.eight_schools_draws(data)
+        names, some = _schools, {name: value[:TRUTHS] for name, value in reference.items()}
+    else:
+        reference = references.logistic_regression_draws(HERE / "references")
+        names, some = (lambda z: z), reference[:TRUTHS]
+    pairs = [(names(posterior.sample(DRAWS)), names(reference)[:DRAWS])]
+    calibration = _calibration(posterior.diagnostics(num_samples=RANKED, reference=some))
+    return {**_distances(pairs), **_weights([posterior.importance_sample()]), **calibration}
+
+
+def _schools(z: dict[str, Tensor]) -> Tensor:
+    """Effects, mean and spread [K, 10], in the coordinates of the reference."""
+    return torch.cat((eight_schools.EightSchools.effects(z), z["mu"].unsqueeze(1), z["tau"].unsqueeze(1)), 1)
+
+
+def _distances(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Means over observations; every observation's C2ST."""
+    tests, moments = [c2st(*pair) for pair in pairs], [moment_errors(*pair) for pair in pairs]
+    return {
+        "c2st": statistics.mean(tests),
+        "c2st_each": tests,
+        "mmd": statistics.mean(mmd(*pair) for pair in pairs),
+        "mean_error": statistics.mean(mean for mean, _ in moments),
+        "deviation_error": statistics.mean(deviation for _, deviation in moments),
+    }
+
+
+def _weights(weighted: list[Any]) -> dict[str, Any]:
+    if not weighted:
+        return {}
+    shares = [sample.effective_sample_size / len(sample.log_ratios) for sample in weighted]
+    return {"effective": statistics.mean(shares), "pareto_k": statistics.median(sample.pareto_k for sample in weighted)}
+
+
+def _calibration(diagnostics: Diagnostics) -> dict[str, Any]:
+    """Coverage by level and parameter, and the largest deviation in standard errors."""
+    coverage = {str(level): diagnostics.coverage(level) for level in LEVELS}
+    errors = [
+        abs(value - diagnostics.nominal(level)) / diagnostics.standard_error(level) for level in LEVELS for value in coverage[str(level)].values()
+    ]
+    return {"coverage": coverage, "coverage_error": max(errors), "coverage_standard_error": {str(x): diagnostics.standard_error(x) for x in LEVELS}}
+
+
+HEAD = """\
+| model | posterior | C2ST | MMD | mean | deviation | coverage 50 / 80 / 90 % | worst, s.e. | ESS | Pareto k | CPU seconds |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Means over seeds, with the standard deviation of C2ST."""
+    rows = []
+    for example in EXAMPLES:
+        for method, title in METHODS.items():
+            chosen = [found for found in cells if (found["example"], found["method"]) == (example, method)]
+            if chosen:
+                rows.append(_row(example.replace("_", " "), title, chosen))
+    made = sorted({(found["commit"] or "none", found["machine"]["processor"]) for found in cells})
+    notes = [f"Commit {commit[:10]}, {processor}, one thread." for commit, processor in made]
+    return HEAD + "\n".join(rows) + "\n\n" + "\n".join(notes) + "\n"
+
+
+def _row(example: str, title: str, cells: list[dict[str, Any]]) -> str:
+    def mean(name: str) -> float:
+        return statistics.mean(found[name] for found in cells)
+
+    tests = [found["c2st"] for found in cells]
+    spread = f" ± {statistics.stdev(tests):.3f}" if len(tests) > 1 else ""
+    joint = " / ".join(f"{statistics.mean(found['coverage'][str(level)]['joint'] for found in cells):.3f}" for level in LEVELS)
+    weights = [f"{mean('effective'):.0%}", f"{mean('pareto_k'):.2f}"] if "effective" in cells[0] else ["", ""]
+    figures = [f"{mean('mmd'):.3f}", f"{mean('mean_error'):.3f}", f"{mean('deviation_error'):.3f}", joint, f"{mean('coverage_error'):.1f}"]
+    return f"| {example} | {title} | {mean('c2st'):.3f}{spread} | " + " | ".join([*figures, *weights, f"{mean('seconds'):.0f}"]) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

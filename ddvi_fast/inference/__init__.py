@@ -1,0 +1,25 @@
+"""Posteriors for a model of one's own: a density, a simulator or both are enough."""
+
+from ddvi_fast.inference.diagnostics import Diagnostics
+from ddvi_fast.inference.fitting import Training, fit_posterior
+from ddvi_fast.inference.importance import ImportanceSample
+from ddvi_fast.inference.model import HasLogJoint, HasSimulate, Model
+from ddvi_fast.inference.networks import Architecture
+from ddvi_fast.inference.posterior import FittedPosterior
+from ddvi_fast.inference.support import Support
+
+load = FittedPosterior.load
+
+__all__ = [
+    "Architecture",
+    "Diagnostics",
+    "FittedPosterior",
+    "HasLogJoint",
+    "HasSimulate",
+    "ImportanceSample",
+    "Model",
+    "Support",
+    "Training",
+    "fit_posterior",
+    "load",
+]

@@ -1,0 +1,93 @@
+"""What is minimised: the bound on the evidence of data at hand, and the fit to simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from ddvi_fast.inference.model import FlatModel, Simulator, Whitening
+from ddvi_fast.objectives import Objective, Progress, Terms, Update
+from ddvi_fast.objectives.ddvi import uniform_timesteps
+from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.rng import Draws
+
+_WAKE = 1 << 12  # importance samples between the draws of simulations and those of the bound
+
+
+class EvidenceBound(Objective):
+    """Minus the evidence bound `E_q[log p(x, z) + log_ratio]` of one data set, by a posterior that looks at no data.
+
+    Term: `bound`, nats.
+
+    Args:
+        posterior: over the coordinates of the model's whitening.
+        model: the density.
+        data: handed to the model as it is.
+        num_samples: samples a step.
+    """
+
+    def __init__(self, posterior: Posterior, model: FlatModel, data: Any, num_samples: int) -> None:
+        super().__init__()
+        self.posterior, self.model, self.data, self.num_samples = posterior, model, data, num_samples
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: self._terms(x, draws))
+
+    def _terms(self, x: Tensor, draws: Draws) -> Terms:
+        y, log_ratio = self.posterior.sample(x, self.num_samples, draws)
+        return Terms({"bound": -(self.model.log_joint(self.data, y[:, 0]) + log_ratio[:, 0])}, {"bound": 1.0})
+
+
+class Simulated(Objective):
+    """Minus a bound on `log q(z | x)` over simulations; where the model has a density, plus the evidence bound of data at hand.
+
+    For a diffusion posterior the two are the sleep and the wake term of METHOD section 3, the first with its exact weights. Terms, nats:
+    `chain` (the chain's steps) and `start` (`y_T`), or `density` for a family whose density is known; and `bound`.
+
+    Args:
+        posterior: reads data.
+        whitening: of the posterior's coordinates.
+        simulator: of the simulations.
+        num_rows: simulations a step.
+        model: the density, for the bound; None leaves it out.
+        observed: data [M, ...] for the bound; None takes those of the simulations.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        whitening: Whitening,
+        simulator: Simulator,
+        num_rows: int,
+        model: FlatModel | None = None,
+        observed: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.posterior, self.whitening, self.simulator, self.num_rows = posterior, whitening, simulator, num_rows
+        self.model, self.observed = model, observed
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: self._terms(draws))
+
+    def _terms(self, draws: Draws) -> Terms:
+        u, x = self.simulator.take(self.num_rows, draws)
+        values = self._fit(self.whitening.inverse(u), x, draws)
+        if self.model is not None:
+            values["bound"] = self._bound(x if self.observed is None else self.observed, draws.importance(_WAKE))
+        return Terms(values, dict.fromkeys(values, 1.0))
+
+    def _fit(self, y: Tensor, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        encoded = self.posterior.encode(x, draws)
+        if not isinstance(self.posterior, Diffusion):
+            return {"density": self.posterior.log_ratio(encoded, y[None, None]).squeeze(0)}
+        t = uniform_timesteps(draws, len(y), self.posterior.schedule.num_steps, y.device)
+        return {
+            "chain": self.posterior.step_divergence(encoded.context, y, t, draws),
+            "start": -self.posterior.top_log_prob(encoded.mean, encoded.log_var, y, draws),
+        }
+
+    def _bound(self, x: Tensor, draws: Draws) -> Tensor:
+        y, log_ratio = self.posterior.sample(x, max(1, self.num_rows // len(x)), draws)
+        return -(self.model.log_joint(x, y) + log_ratio).mean(0)

@@ -1,0 +1,243 @@
+"""A fitted posterior: samples, bounds, weights, calibration, and a folder to keep it in."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks, ops, rng
+from ddvi_fast.engine import checkpoint
+from ddvi_fast.inference.diagnostics import Diagnostics
+from ddvi_fast.inference.importance import ImportanceSample
+from ddvi_fast.inference.model import FlatModel, Simulator, Whitening, offers
+from ddvi_fast.inference.networks import Architecture, Observation, build
+from ddvi_fast.inference.support import Latents, Support
+from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.rng import Draws
+
+BOUNDS = ("iwae", "elbo")
+_FORMAT = "ddvi_fast posterior"
+_ROWS = 1 << 14  # chain rows (data times samples) at a time
+_TRUTHS = 1 << 51  # draws of simulations for calibration stand apart from those of training
+
+
+class FittedPosterior:
+    """The posterior `q(z | x)` that `fit_posterior` trained.
+
+    Everything that is drawn is a function of `seed`. Densities are those of the constrained parameters, in nats.
+
+    Attributes:
+        posterior: q over the coordinates of `whitening`.
+        support, whitening, architecture: of what was fitted.
+        conditional: whether it takes other data than `x`.
+        model, x: what it was fitted to; a loaded one has only those that were handed to `load`.
+        history: means of the loss, nats, over each twentieth of training.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        support: Support,
+        whitening: Whitening,
+        architecture: Architecture,
+        *,
+        conditional: bool,
+        model: Any = None,
+        x: Any = None,
+        data_shape: tuple[int, ...] = (),
+    ) -> None:
+        self.posterior, self.support, self.whitening, self.architecture = posterior, support, whitening, architecture
+        self.conditional, self.model, self.x, self.data_shape = conditional, model, x, tuple(data_shape)
+        self.history: list[float] = []
+
+    @torch.no_grad()
+    def sample(self, num_samples: int = 1000, x: Tensor | None = None, seed: int = 0) -> Latents:
+        """Draws [K, D], or named ones [K, *shape]; for rows `x` [M, ...] of data [K, M, ...].
+
+        Args:
+            num_samples: K.
+            x: other data than those of the fit; refused where the posterior takes none.
+            seed: of the draws.
+        """
+        rows, many = self._rows(x)
+        y = torch.cat([y for y, _ in self._drawn(rows, num_samples, seed)])
+        z, _ = self.support.constrain(self.whitening(y if many else y[:, 0]))
+        return z
+
+    @torch.no_grad()
+    def log_prob(self, z: Latents, x: Tensor | None = None, *, bound: str = "iwae", num_samples: int = 64, seed: int = 0) -> Tensor:
+        """A lower bound on `log q(z | x)` in nats, [N] for parameters `z` [N, ...] under one data set `x`.
+
+        A chain's density is an integral over its paths. Paths are drawn from the noising process `r`, and bounded by the mean of
+        `log q(z, y | x) - log r(y | z)` (``elbo``) or the log-mean-exp of `num_samples` of them (``iwae``), which rises to `log q(z | x)` as their
+        number grows. A flow and a Gaussian have their density itself.
+        """
+        _checks.choice(bound, BOUNDS, "bound")
+        u = self.support.unconstrain(z)
+        _checks.require(u.dim() == 2, "z", f"parameters [N, ...], {self.support.dim} unconstrained numbers each", u)
+        rows, many = self._rows(x)
+        _checks.require(not many, "x", "one data set", rows)
+        _, log_det = self.support.constrain(u)
+        y = self.whitening.inverse(u.to(self.whitening.shift))
+        encoded = self.posterior.encode(rows.expand(len(y), *rows.shape[1:]))
+        if isinstance(self.posterior, Diffusion):
+            log_q = torch.stack([-self.posterior.log_ratio(encoded, path) for path in self._noised(y, num_samples, seed)])[:, 0]
+            log_q = log_q.mean(0) if bound == "elbo" else ops.log_mean_exp(log_q, 0)
+        else:
+            log_q = -self.posterior.log_ratio(encoded, y[None, None])[0]
+        return log_q - self.whitening.log_det - log_det
+
+    @torch.no_grad()
+    def importance_sample(self, num_samples: int = 10_000, x: Any = None, seed: int = 0) -> ImportanceSample:
+        """Draws for one data set with their weights under the model, effective sample size and Pareto k.
+
+        Raises:
+            InputError: the model has no `log_joint`, or several data sets.
+        """
+        self._needs("log_joint", "weights")
+        rows, many = self._rows(x)
+        _checks.require(not many, "x", "one data set", rows)
+        flat = FlatModel(self.model, self.support, self.whitening)
+        kept, weights = [], []
+        for y, log_ratio in self._drawn(rows, num_samples, seed):
+            joint = flat.log_joint(rows, y)[:, 0] if self.conditional else flat.log_joint(self.x, y[:, 0])
+            kept.append(y[:, 0])
+            weights.append(joint + log_ratio[:, 0])
+        z, _ = self.support.constrain(self.whitening(torch.cat(kept)))
+        return ImportanceSample.of(z, torch.cat(weights))
+
+    @torch.no_grad()
+    def diagnostics(self, num_simulations: int = 500, num_samples: int = 199, seed: int = 0, *, reference: Latents | None = None) -> Diagnostics:
+        """Simulation-based calibration (Talts et al. 2018) and expected coverage.
+
+        Args:
+            num_simulations: M pairs `z, x` of the model; `z` is then ranked among draws of the posterior of `x`.
+            num_samples: L draws for each.
+            seed: of simulations and draws.
+            reference: draws [M, ...] of the true posterior of the fitted data set, from a long Markov chain, say. They are ranked instead of
+                simulated parameters, and so show calibration at these data: the one way to do it for a posterior of one data set.
+
+        Raises:
+            InputError: neither `simulate` nor `reference`.
+        """
+        if reference is not None:
+            truth = self.support.unconstrain(reference)
+            draws = self.support.unconstrain(self.sample(num_samples * len(truth), seed=seed)).unflatten(0, (num_samples, len(truth)))
+        else:
+            self._needs("simulate", "calibration")
+            _checks.require(self.conditional, "reference", "draws of the true posterior, where the posterior takes no data", None)
+            simulator = Simulator(self.model, self.support, device=self.whitening.shift.device)
+            truth, x = simulator.take(num_simulations, Draws(seed, _TRUTHS))
+            draws = self.support.unconstrain(self.sample(num_samples, x, seed))
+        return Diagnostics.of(truth.to(draws), draws, self._coordinates())
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write a folder of safetensors and JSON: the posterior, without the model; InputError if it stands already, unless `overwrite`."""
+        path = Path(path)
+        _checks.require(overwrite or not path.exists(), "path", "a new folder", str(path), "overwrite=True replaces a posterior")
+        tensors = checkpoint.module_tensors({"posterior": self.posterior, "whitening": self.whitening})
+        if self.conditional and self.x is not None:
+            tensors["x"] = self.x
+        observation = getattr(getattr(self.posterior, "encoder", None), "observation", None)
+        state = {
+            "kind": _FORMAT,
+            "support": self.support.state(),
+            "architecture": dataclasses.asdict(self.architecture),
+            "conditional": self.conditional,
+            "data_shape": list(self.data_shape),
+            "features": 0 if observation is None else len(observation.shift),
+            "embedded": observation is not None and observation.embedding is not None,
+            "history": self.history,
+        }
+        checkpoint.save(path, tensors, state)
+        return path
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: Any = None, x: Any = None, *, embedding: nn.Module | None = None, device: torch.device | str = "cpu"
+    ) -> FittedPosterior:
+        """What `save` wrote.
+
+        Args:
+            path: the folder.
+            model: for weights and calibration; samples need none.
+            x: data, if other than those saved, or where the posterior is that of one data set.
+            embedding: a network as the one that was trained, whose weights are filled in.
+            device: where to work.
+
+        Raises:
+            InputError: no such folder, or one that was altered.
+        """
+        tensors, state = checkpoint.load(path, device)
+        _checks.require(state.get("kind") == _FORMAT, "path", "a posterior written by FittedPosterior.save", str(path))
+        has = embedding is not None
+        _checks.require(has == state["embedded"], "embedding", "the network that was trained along" if state["embedded"] else "None", embedding)
+        support = Support.from_state(state["support"])
+        sizes = {**state["architecture"], "hidden": tuple(state["architecture"]["hidden"])}
+        architecture, features, dim = Architecture(**sizes), state["features"], support.dim
+        observation = Observation(torch.zeros(features), torch.ones(features), embedding) if state["conditional"] else None
+        posterior, whitening = build(architecture, dim, observation, 0).to(device), Whitening(torch.zeros(dim), torch.eye(dim)).to(device)
+        checkpoint.load_modules(tensors, {"posterior": posterior, "whitening": whitening})
+        posterior.eval()
+        kept = tensors.get("x") if x is None else x
+        options = {"conditional": state["conditional"], "model": model, "x": kept, "data_shape": state["data_shape"]}
+        fitted = cls(posterior, support, whitening, architecture, **options)
+        fitted.history = state["history"]
+        return fitted
+
+    def _needs(self, name: str, purpose: str) -> None:
+        _checks.require(
+            offers(self.model, name), "model", f"one with {name}, for {purpose}", "None" if self.model is None else type(self.model).__name__
+        )
+
+    def _rows(self, x: Any) -> tuple[Tensor, bool]:
+        """Rows of data [M, ...] on the device, and whether several were given; for a posterior of one data set a row that says nothing."""
+        device = self.whitening.shift.device
+        if not self.conditional:
+            _checks.require(x is None, "x", "None: this posterior is that of one data set", x, "a model with simulate gets one that takes any")
+            return torch.zeros(1, 1, device=device), False
+        x = self.x if x is None else x
+        _checks.require(x is not None, "x", f"data of shape {list(self.data_shape)} or rows of them", None)
+        rows, many = observed_rows(x, self.data_shape)
+        return rows.to(device), many
+
+    def _drawn(self, rows: Tensor, num_samples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Coordinates [K', M, D] and log-ratios [K', M] in parts, which together are what one large call would draw."""
+        _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
+        encoded, chunk = self.posterior.encode(rows), max(1, _ROWS // len(rows))
+        for first in range(0, num_samples, chunk):
+            yield self.posterior.sample_encoded(encoded, min(chunk, num_samples - first), Draws(seed).importance(first))
+
+    def _noised(self, y: Tensor, num_samples: int, seed: int) -> Iterator[Tensor]:
+        """Paths [T + 1, 1, N, D] of the noising process from `y` [N, D], the noisiest state first."""
+        schedule = self.posterior.schedule
+        for sample in range(num_samples):
+            draws, states = Draws(seed).importance(sample), [y]
+            for step, (alpha, beta) in enumerate(zip(schedule.alphas.tolist(), schedule.betas.tolist(), strict=True)):
+                noise = rng.normal(draws, tuple(y.shape), rng.NOISE + step, device=y.device)
+                states.append(math.sqrt(alpha) * states[-1] + math.sqrt(beta) * noise)
+            yield torch.stack(states[::-1]).unsqueeze(1)
+
+    def _coordinates(self) -> list[str]:
+        """Names of the unconstrained coordinates: those of the parameters where each has its own."""
+        names = self.support.entries()
+        return names if len(names) == self.support.dim else [f"u[{place}]" for place in range(self.support.dim)]
+
+    def __repr__(self) -> str:
+        what = "takes data of shape " + str(list(self.data_shape)) if self.conditional else "of one data set"
+        loss = f", last loss {self.history[-1]:.3f} nats" if self.history else ""
+        return f"FittedPosterior({self.architecture.family}, {self.support.dim} parameters, {what}{loss})"
+
+
+def observed_rows(x: Any, shape: tuple[int, ...]) -> tuple[Tensor, bool]:
+    """Data of `shape`, or rows of them, as rows [M, ...] of floats; and whether they came as rows."""
+    _checks.tensor(x, "x", floating=False)
+    many = x.dim() == len(shape) + 1
+    _checks.require(tuple(x.shape[int(many) :]) == tuple(shape), "x", f"data of shape {list(shape)} or rows of them", x)
+    return (x if many else x.unsqueeze(0)).float(), many

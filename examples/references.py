@@ -1,0 +1,80 @@
+"""Reference posteriors of the examples: exact draws, long chains, and a No-U-Turn chain of our own.
+
+python -m examples.references --out bench/references    # the chain, a few minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from examples import logistic_regression
+
+OBSERVATIONS = {"two_moons": 10, "gaussian_mixture": 5}
+CHAIN = "logistic_regression_nuts"
+
+
+def observation(data: Path, task: str, number: int) -> Tensor:
+    """Observed data of a simulator's task, [P]."""
+    return torch.tensor(json.loads((data / "posteriors/observations.json").read_text())[task][str(number)]["x"])
+
+
+def simulator_draws(data: Path, task: str, number: int) -> Tensor:
+    """Exact draws [10000, 2]."""
+    with bz2.open(data / f"posteriors/{task}/reference_{number:02d}.csv.bz2", "rt") as file:
+        return torch.from_numpy(np.loadtxt(file, delimiter=",", skiprows=1)).float()
+
+
+def eight_schools_draws(data: Path) -> dict[str, Tensor]:
+    """Draws [10000] of `mu` and `tau`, [10000, 8] of `eta`: ten chains of Stan, thinned, in turns."""
+    stored = np.load(data / "posteriors/eight_schools_draws.npz")
+    draws = dict(zip(stored["names"].tolist(), torch.from_numpy(stored["draws"]).double().transpose(0, 1).flatten(0, 1).T, strict=True))
+    theta = torch.stack([draws[f"theta[{school}]"] for school in range(1, 9)], 1)
+    eta = (theta - draws["mu"].unsqueeze(1)) / draws["tau"].unsqueeze(1)
+    return {"mu": draws["mu"].float(), "tau": draws["tau"].float(), "eta": eta.float()}
+
+
+def logistic_regression_draws(folder: Path) -> Tensor:
+    """Draws [4000, 4] of the stored chain."""
+    return torch.from_numpy(np.load(folder / f"{CHAIN}.npy")).flatten(0, 1)
+
+
+def run_chain(folder: Path, chains: int = 4, warmup: int = 500, draws: int = 2000, thin: int = 2) -> dict[str, float]:
+    """Pyro's No-U-Turn sampler on the logistic regression; writes float32 [draws / thin, chains, 4] and what R-hat and sample sizes say."""
+    import pyro
+    from arviz_stats.base import array_stats
+    from pyro.infer import MCMC, NUTS
+
+    features, labels = logistic_regression.data()
+    model = logistic_regression.LogisticRegression(features)
+    kept = []
+    for chain in range(chains):
+        pyro.set_rng_seed(chain)
+        kernel = NUTS(potential_fn=lambda z: -model.log_joint(labels, z["weights"]), target_accept_prob=0.9)
+        sampler = MCMC(kernel, draws, warmup_steps=warmup, initial_params={"weights": torch.randn(model.design.shape[1])}, disable_progbar=True)
+        sampler.run()
+        kept.append(sampler.get_samples()["weights"][::thin])
+    stacked = torch.stack(kept, 1).numpy()
+    columns = [(stacked[:, :, place].T, place) for place in range(stacked.shape[2])]
+    summary = {
+        "chains": chains,
+        "draws": len(stacked),
+        "rhat": max(float(array_stats.rhat(column)) for column, _ in columns),
+        "effective sample size": min(float(array_stats.ess(column)) for column, _ in columns),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{CHAIN}.npy", stacked.astype(np.float32))
+    (folder / f"{CHAIN}.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Draw the chain of the logistic regression.")
+    parser.add_argument("--out", type=Path, default=Path("bench/references"))
+    print(run_chain(parser.parse_args().out))
