@@ -19,6 +19,7 @@ _SUBMODULES = (
     "evidence",
     "export",
     "genomes",
+    "inference",
     "interop",
     "likelihoods",
     "metrics",
@@ -32,9 +33,9 @@ _SUBMODULES = (
     "schedules",
 )
 
-_CLASSES = {"DDVI": "estimator"}
+_CLASSES = {"DDVI": "estimator", "fit_posterior": "inference"}
 
-__all__ = ["DDVI", "InputError", "use_backend", *_SUBMODULES]
+__all__ = ["DDVI", "InputError", "fit_posterior", "use_backend", *_SUBMODULES]
 
 
 def __getattr__(name: str) -> Any:

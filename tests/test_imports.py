@@ -28,14 +28,15 @@ LAYERS = (
     ("genomes",),
     ("data",),
     ("engine",),
-    ("figures", "report", "estimator", "interop", "experiments", "doctor"),
+    ("figures", "report", "estimator", "interop", "experiments", "doctor", "inference"),
+    ("pyro",),
     ("__init__",),
     ("cli", "train"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `kernels/` and `csrc/` know nothing of the package above `rng`.
 KERNELS_MAY_IMPORT = {"_checks", "rng", "kernels"}
-OPTIONAL = ("triton", "deepspeed", "torchvision", "matplotlib", "tensorboard", "bed_reader", "cyvcf2", "msprime", "wandb", "mlflow")
+OPTIONAL = ("triton", "deepspeed", "torchvision", "matplotlib", "tensorboard", "bed_reader", "cyvcf2", "msprime", "pyro", "arviz_stats", "wandb", "mlflow")
 
 
 def _unit(path: Path) -> str:
