@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, rng
+from ddvi_fast.inference.pareto import smooth
 from ddvi_fast.inference.support import Latents
 from ddvi_fast.rng import Draws
 
 GOOD_K = 0.7  # above which smoothed weights are not to be relied on (Vehtari et al. 2024)
-_FEWEST, _FAR = 100, 100.0  # draws that have a tail; nats
+_FEWEST = 100  # draws that have a tail
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +42,7 @@ class ImportanceSample:
         _checks.require(len(log_ratios) >= _FEWEST, "num_samples", f"at least {_FEWEST}, to see a tail", len(log_ratios))
         usable = not bool(torch.isnan(log_ratios).any()) and bool((log_ratios < math.inf).all()) and bool(torch.isfinite(log_ratios).any())
         _checks.require(usable, "log_joint", "numbers below infinity, some of them finite", "NaN, infinity or zero probability everywhere")
-        return cls(z, log_ratios, *_smoothed(log_ratios))
+        return cls(z, log_ratios, *smooth(log_ratios))
 
     @property
     def effective_sample_size(self) -> float:
@@ -77,17 +78,3 @@ class ImportanceSample:
             f"ImportanceSample: {len(self.log_ratios)} draws, effective sample size {self.effective_sample_size:.0f}, Pareto k {self.pareto_k:.2f} "
             f"({verdict}), log p(x) at least {self.log_evidence:.3f} (ELBO {self.elbo:.3f}) nats"
         )
-
-
-def _smoothed(log_ratios: Tensor) -> tuple[Tensor, float]:
-    """Normalised weights with a Pareto tail, and its shape; as they are, with an infinite shape, where hardly any is above zero."""
-    from arviz_stats.base import array_stats
-
-    met = torch.isfinite(log_ratios)
-    if int(met.sum()) < _FEWEST:
-        return log_ratios.log_softmax(0), math.inf
-    # Draws without probability stand far below the others while the tail is looked at.
-    filled = torch.where(met, log_ratios, log_ratios[met].min() - _FAR)
-    # The library takes log-likelihoods of points that are left out, whose weights are the inverse.
-    smoothed, pareto_k = array_stats.psislw(-filled.double().cpu().numpy())
-    return torch.from_numpy(smoothed).to(log_ratios).masked_fill(~met, -math.inf).log_softmax(0), float(pareto_k)
