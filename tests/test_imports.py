@@ -15,7 +15,7 @@ PACKAGE = PROJECT / "ddvi_fast"
 
 # Lowest first. A module imports from its own layer and the layers before it, never from a later one. A folder is one module here.
 LAYERS = (
-    ("_checks",),
+    ("_checks", "_html"),
     ("_arguments", "_backend", "_operator"),
     ("rng", "schedules"),
     ("reference", "kernels", "native", "distributed"),

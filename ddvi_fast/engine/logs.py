@@ -14,10 +14,10 @@ from typing import Any, TextIO
 from torch import Tensor
 
 from ddvi_fast import _checks
+from ddvi_fast.engine.progress import display, numbers
 from ddvi_fast.engine.trackers import Tracker
 
 RESERVED = ("step", "epoch", "phase", "seconds", "non_finite")
-_SHOWN_TERMS = 4
 
 
 class RunLog:
@@ -28,7 +28,7 @@ class RunLog:
         total_steps: length of the run, for the bar and the remaining time; None if it is not known.
         tensorboard: write event files too.
         tracker: hand every record on to it too, and close it at the end.
-        progress: ``"on"`` draws a bar on `stream`, ``"off"`` says nothing, ``"auto"`` draws the bar on a terminal and
+        progress: ``"on"`` draws a bar on `stream`, ``"off"`` says nothing, ``"auto"`` draws the bar on a terminal and in a notebook, and
             otherwise writes one plain line every `interval` seconds, and one at the end.
         resume_from: steps done by the run that is continued. Records of later steps are dropped: they will come again.
         stream: where the bar or the lines go, standard error by default.
@@ -72,7 +72,7 @@ class RunLog:
         self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._writer = writer_class(str(folder / "tensorboard"), purge_step=resume_from) if writer_class else None
         self._tracker = tracker
-        self._display = _display(progress, stream or sys.stderr, total_steps, resume_from or 0, interval)
+        self._display = display(progress, stream or sys.stderr, total_steps, resume_from or 0, interval)
 
     def __enter__(self) -> RunLog:
         return self
@@ -82,7 +82,7 @@ class RunLog:
 
     def advance(self, step: int, *, phase: str, terms: Mapping[str, float | Tensor] | None = None) -> None:
         """Say that `step` steps are done. Without `terms` it neither reads the device nor writes a file: call it every step."""
-        self._display.update(step, phase, _numbers(terms or {}))
+        self._display.update(step, phase, numbers(terms or {}))
 
     def log(self, step: int, *, epoch: int, phase: str, terms: Mapping[str, float | Tensor]) -> None:
         """Write one record of named scalars (numbers or tensors of one element), to every place that is open.
@@ -91,7 +91,7 @@ class RunLog:
         """
         for name in terms:
             _checks.require(name not in RESERVED, "terms", f"names other than {', '.join(RESERVED)}", name)
-        values = _numbers(terms)
+        values = numbers(terms)
         lost = [name for name, value in values.items() if not math.isfinite(value)]
         record: dict[str, Any] = {"step": step, "epoch": epoch, "phase": phase, "seconds": round(time.monotonic() - self._started, 3)}
         record |= {name: None if name in lost else value for name, value in values.items()}
@@ -152,97 +152,9 @@ def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
     return kept
 
 
-def _numbers(terms: Mapping[str, float | Tensor]) -> dict[str, float]:
-    return {name: float(value) for name, value in terms.items()}
-
-
 def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         _checks.fail("tensorboard=true", "the package tensorboard", "none installed", "pip install tensorboard, or tensorboard=false")
     return SummaryWriter
-
-
-class _Silent:
-    def update(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        """Nothing is shown."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class _Lines:
-    """One plain line every `interval` seconds, for logs of batch systems."""
-
-    def __init__(self, stream: TextIO, total: int | None, done: int, interval: float) -> None:
-        self._stream, self._total, self._interval = stream, total, interval
-        self._first, self._started = done, time.monotonic()
-        self._last_time, self._last_step = self._started, done
-        self._step, self._phase, self._values = done, "", {}
-
-    def update(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        self._step, self._phase = step, phase
-        self._values = dict(values) or self._values
-        if time.monotonic() - self._last_time >= self._interval:
-            self._print()
-
-    def close(self) -> None:
-        if self._step != self._last_step:
-            self._print()
-
-    def _print(self) -> None:
-        now = time.monotonic()
-        rate = (self._step - self._first) / max(now - self._started, 1e-9)
-        self._last_time, self._last_step = now, self._step
-        total = "" if self._total is None else f"/{self._total}"
-        left = "" if self._total is None or rate == 0 else f"  {_clock((self._total - self._step) / rate)} left"
-        line = f"{self._phase}  step {self._step}{total}  {rate:.4g} steps/s{left}  {_terms_text(self._values)}"
-        print(line.rstrip(), file=self._stream, flush=True)
-
-
-class _Bar:
-    """A bar with phase, count, rate, remaining time and the last terms."""
-
-    def __init__(self, stream: TextIO, total: int | None, done: int, force: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]} steps/s"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[terms]}", style="dim"),
-        )
-        console = Console(file=stream, force_terminal=True if force else None)
-        self._bar = Progress(*columns, console=console, refresh_per_second=5)
-        self._task = self._bar.add_task("", total=total, completed=done, rate="-", terms="")
-        self._first, self._started = done, time.monotonic()
-        self._bar.start()
-
-    def update(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        rate = (step - self._first) / max(time.monotonic() - self._started, 1e-9)
-        fields = {"rate": f"{rate:.4g}"} | ({"terms": _terms_text(values)} if values else {})
-        self._bar.update(self._task, completed=step, description=phase, **fields)
-
-    def close(self) -> None:
-        self._bar.stop()
-
-
-def _display(progress: str, stream: TextIO, total: int | None, done: int, interval: float) -> _Silent | _Lines | _Bar:
-    if progress == "off":
-        return _Silent()
-    if progress == "on" or stream.isatty():
-        return _Bar(stream, total, done, force=progress == "on")
-    return _Lines(stream, total, done, interval)
-
-
-def _terms_text(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:_SHOWN_TERMS])
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -15,6 +15,7 @@ from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine.base import Engine
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.engine.loop import train
+from ddvi_fast.engine.progress import Display, display
 from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.compose import compose
 from ddvi_fast.experiments.config import Config
@@ -82,30 +83,27 @@ def fit_model(config: Config, dataset: Dataset, verbose: bool) -> tuple[LatentVa
 
 
 class _Watch:
-    """Averages minus the bound over each epoch, and moves the bar."""
+    """Averages minus the bound over each epoch, and shows how far training is."""
 
-    def __init__(self, advance: Any) -> None:
+    def __init__(self, shown: Display) -> None:
         self.losses: list[float] = []
-        self._advance, self._sum, self._count = advance, 0.0, 0
+        self._shown, self._sum, self._count = shown, 0.0, 0
 
     def step(self, step: int, phase: str, epoch: float, terms: Mapping[str, Tensor]) -> None:
         self._sum = self._sum + terms["reconstruction"] + terms.get("kl", 0.0)
         self._count += 1
-        self._advance()
+        self._shown.update(step, phase, {})
 
     def epoch(self, step: int, phase: str, epoch: int, engine: Engine) -> None:
         self.losses.append(float(self._sum) / self._count)
+        self._shown.update(step, phase, {"loss": self.losses[-1]})
         self._sum, self._count = 0.0, 0
 
 
 @contextmanager
 def _progress(steps: int, verbose: bool) -> Iterator[_Watch]:
-    if not verbose:
-        yield _Watch(lambda: None)
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(file=sys.stderr)) as bar:
-        task = bar.add_task("DDVI", total=steps)
-        yield _Watch(lambda: bar.advance(task))
+    shown = display("on" if verbose else "off", sys.stderr, steps)
+    try:
+        yield _Watch(shown)
+    finally:
+        shown.close()

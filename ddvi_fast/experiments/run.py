@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ddvi_fast import _checks, data, distributed
+from ddvi_fast._html import card
 from ddvi_fast.data import Dataset
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.logs import read_metrics
@@ -33,6 +34,9 @@ class Result:
     folder: RunFolder
     metrics: dict[str, float]
     figures: list[Path]
+
+    def _repr_html_(self) -> str:
+        return card(str(self.folder.path), {name: f"{value:.4g}" for name, value in self.metrics.items()}, self.figures)
 
 
 def train_run(config: Config) -> Result:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, rng
+from ddvi_fast._html import card
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.rng import Draws
 
@@ -93,6 +94,19 @@ class Posterior(nn.Module):
         _checks.require(self.has_density, "posterior", "one with a density, for a bound", f"{type(self).__name__}: {self.why_no_density}")
 
     why_no_density = "its samples come without a log-ratio"
+
+    def facts(self) -> dict[str, object]:
+        """What a notebook shows of it."""
+        counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in self.named_children()}
+        return {
+            "latent dimensions": self.latent_dim,
+            "density": "yes" if self.has_density else f"no: {self.why_no_density}",
+            "parameters": f"{sum(parameter.numel() for parameter in self.parameters()):,}",
+            **{f"of {name}": f"{count:,}" for name, count in counts.items() if count},
+        }
+
+    def _repr_html_(self) -> str:
+        return card(type(self).__name__, self.facts())
 
 
 def check_request(x: Tensor, num_samples: int, draws: Draws | None) -> Draws:

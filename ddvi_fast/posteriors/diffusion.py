@@ -181,5 +181,17 @@ class Diffusion(Posterior):
         source = draws if self.has_density else None
         return ops.sample_chain(y_T, encoded.context, self.active_denoiser(), self.coefficients(), draws=source, return_trajectory=return_trajectory)
 
+    def facts(self) -> dict[str, object]:
+        learned = " and ".join(
+            name for name, part in (("schedule", self.learned_schedule), ("variances", self.log_variance_factors)) if part is not None
+        )
+        chain = {
+            "steps": self.denoiser.num_steps,
+            "predicts": self.parametrisation,
+            "schedule": self.schedule_kind,
+            "learned": learned or "nothing of the schedule",
+        }
+        return {**super().facts(), **chain}
+
     def extra_repr(self) -> str:
         return f"num_steps={self.denoiser.num_steps}, parametrisation={self.parametrisation}, eta={self.eta}"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddvi_fast import InputError
-from ddvi_fast.engine import logs
+from ddvi_fast.engine import progress
 from ddvi_fast.engine.logs import RunLog, read_metrics
 
 
@@ -110,7 +110,7 @@ def test_the_bar_shows_phase_count_rate_and_terms(tmp_path):
 
 def test_without_a_terminal_plain_lines_come_now_and_then(tmp_path, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(logs.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     stream = io.StringIO()
     with RunLog(tmp_path, total_steps=1000, tensorboard=False, stream=stream, interval=10.0) as log:
         for step in range(1, 26):
