@@ -15,15 +15,22 @@ from ddvi_fast.rng import Draws
 
 STEPS, SAMPLES, RATE = 1500, 16, 0.05
 FULL = 200  # coordinates up to which correlations are taken in
+SCALE = 0.1  # that it starts with
 
 
-class _Ellipsoid(nn.Module):
-    """`u = shift + factor e`, the factor lower triangular with a positive diagonal."""
+class Ellipsoid(nn.Module):
+    """The learned map `u = shift + factor e`, its factor lower triangular with a positive diagonal.
 
-    def __init__(self, dim: int, full: bool, device: torch.device) -> None:
+    Args:
+        shift: [D], where it starts.
+        correlated: whether anything below the diagonal is learned.
+    """
+
+    def __init__(self, shift: Tensor, correlated: bool) -> None:
         super().__init__()
-        self.shift, self.log_scale = nn.Parameter(torch.zeros(dim, device=device)), nn.Parameter(torch.full((dim,), math.log(0.1), device=device))
-        self.below = nn.Parameter(torch.zeros(dim, dim, device=device)) if full else None
+        dim = len(shift)
+        self.shift, self.log_scale = nn.Parameter(shift.clone()), nn.Parameter(torch.full_like(shift, math.log(SCALE)))
+        self.below = nn.Parameter(shift.new_zeros(dim, dim)) if correlated and 1 < dim <= FULL else None
 
     def factor(self) -> Tensor:
         scale = torch.diag(self.log_scale.exp())
@@ -39,7 +46,7 @@ def gaussian_start(model: Any, x: Any, support: Support, seed: int, device: torc
     """
     dim = support.dim
     plain = FlatModel(model, support, Whitening(torch.zeros(dim, device=device), torch.eye(dim, device=device)))
-    ellipsoid = _Ellipsoid(dim, correlated and 1 < dim <= FULL, device)
+    ellipsoid = Ellipsoid(torch.zeros(dim, device=device), correlated)
     optimiser = torch.optim.Adam(ellipsoid.parameters(), lr=RATE)
     for step in range(STEPS):
         for group in optimiser.param_groups:
