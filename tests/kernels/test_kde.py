@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddvi_fast import rng, testing
-from ddvi_fast.kernels import kde
+from ddvi_fast.kernels import kde, kde_common
 from ddvi_fast.reference import kde as reference
 from ddvi_fast.rng import Draws
 
@@ -52,7 +52,7 @@ def test_values_and_gradients(rows, count, width, clamp):
 @pytest.mark.parametrize("warps", [1, 8])
 def test_all_points_in_one_share(monkeypatch, warps):
     """With no processor to fill, one program walks over all points, and nothing is combined."""
-    monkeypatch.setattr(kde, "_WARPS", warps)
+    monkeypatch.setattr(kde_common, "_WARPS", warps)
     _compare(*_case(70, 130, 2), (0.1, 0.7, 2.0), 4.0)
 
 

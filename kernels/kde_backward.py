@@ -1,0 +1,168 @@
+"""Gradients of the kernel density: to z and to the points, each in one pass of distances for all bandwidths."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ddvi_fast.kernels.common import on_device
+from ddvi_fast.kernels.kde_common import (
+    clip_value,
+    coordinate_away,
+    exponent_rate,
+    launch_options,
+    log_constant,
+    padded_columns,
+    split_tiles,
+    squared_distances,
+)
+
+
+def backward(z: Tensor, points: Tensor, bandwidths: Tensor, each: Tensor, upstream: Tensor, clamp: float, needed: list[bool]) -> list[Tensor | None]:
+    """Gradients to `z` and `points` from `upstream` [N], those that are `needed`; `each` [N, S] is forward's."""
+    rows, width = z.shape
+    if rows == 0:
+        return [torch.zeros_like(value) if need else None for value, need in zip((z, points), needed, strict=True)]
+    count, block = len(bandwidths), launch_options(rows, width, len(bandwidths))["POINTS"]
+    padded = triton.cdiv(rows, block) * block
+    weights = z.new_empty((3, count, padded))
+    options = weights_options(width, count)
+    with on_device(z):
+        grid = (triton.cdiv(padded, options["ROWS"]),)
+        weights_kernel[grid](each, upstream, bandwidths, weights, rows, padded, clamp, log_constant(points), **options)
+    # The rows' masses, which normalise both gradients, come with that to z.
+    mass = z.new_ones(padded)
+    d_z = _pull(z, points, bandwidths, weights, mass, own=True)
+    if needed[1]:
+        weights[0].div_(mass)
+    return [d_z if needed[0] else None, _pull(points, z, bandwidths, weights, mass, own=False) if needed[1] else None]
+
+
+def weights_options(width: int, bandwidths: int) -> dict[str, int]:
+    """Up to eight values a thread."""
+    padded = triton.next_power_of_2(bandwidths)
+    return {"WIDTH": width, "COUNT": bandwidths, "PADDED": padded, "ROWS": 1024 // max(8, padded), "num_warps": 4}
+
+
+def pull_options(rows: int, width: int, bandwidths: int, own: bool) -> dict[str, int]:
+    """Fewer points at a time than forward takes where coordinates, factors and sums of a row fill the registers; up to 16 coordinates a program."""
+    options = launch_options(rows, width, bandwidths)
+    points = 8 if width > 8 or bandwidths > 8 else 32 if own else 16
+    return {**options, "POINTS": points, "PADDED": min(triton.next_power_of_2(width), 16), "OWN": own}
+
+
+def gather_options(shares: int, width: int, own: bool) -> dict[str, int]:
+    return {"WIDTH": width, "ROWS": 8, "SHARES": triton.next_power_of_2(shares), "OWN": own, "num_warps": 4}
+
+
+def _pull(own_rows: Tensor, other: Tensor, bandwidths: Tensor, weights: Tensor, mass: Tensor, own: bool) -> Tensor:
+    """Gradient to `own_rows` [N, D], drawn by those of `other` [M, D]; with weights of their `own` it writes their `mass`."""
+    rows, width = own_rows.shape
+    options = pull_options(rows, width, len(bandwidths), own)
+    columns, tiles = padded_columns(other, options["POINTS"])
+    shares, share = split_tiles(rows, tiles, options)
+    partial, gradient = own_rows.new_empty((shares, width + own, rows)), torch.empty_like(own_rows)
+    gather = gather_options(shares, width, own)
+    with on_device(own_rows):
+        grid = (triton.cdiv(rows, options["ROWS"]), shares, triton.cdiv(width, options["PADDED"]))
+        pull_kernel[grid](own_rows, columns, bandwidths, weights, partial, rows, tiles, share, weights.shape[2], **options)
+        gather_kernel[(triton.cdiv(rows, gather["ROWS"]),)](partial, gradient, mass, rows, shares, **gather)
+    return gradient
+
+
+@triton.jit
+def weights_kernel(
+    each, upstream, bandwidths, weights, rows, padded, clamp, constant,
+    WIDTH: tl.constexpr, COUNT: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Per bandwidth and row [3, COUNT, padded]: the factor of its kernels in the gradient, the log base 2 of their sum, its part of a row.
+
+    A value outside of the clamp has no gradient; rows behind the last pull on nothing.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    s = tl.arange(0, PADDED)
+    present = (s < COUNT)[:, None] & (row < rows)[None, :]
+    h = tl.load(bandwidths + s, mask=s < COUNT, other=1.0)
+    value = tl.load(each + row.to(tl.int64)[None, :] * COUNT + s[:, None], mask=present, other=0.0)
+    clipped = tl.where((s < COUNT)[:, None], clip_value(value, clamp), -float("inf"))
+    part = tl.exp(clipped - tl.max(clipped, axis=0)[None, :])
+    part = part / tl.sum(part, axis=0)[None, :]
+    part = tl.where(tl.abs(value) > clamp, 0.0, part)
+    given = tl.load(upstream + row, mask=row < rows, other=0.0)[None, :]
+    log_sum = ((value.to(tl.float64) + (tl.log(h).to(tl.float64) * WIDTH + constant)[:, None]) * 1.4426950408889634).to(tl.float32)
+    of_all = tl.sum(part, axis=0)[None, :]
+    plane = tl.cast(padded, tl.int64) * COUNT
+    place = weights + s[:, None].to(tl.int64) * padded + row[None, :]
+    mask = (s < COUNT)[:, None] & (row < padded)[None, :]
+    tl.store(place, given * part / (h * h)[:, None], mask=mask)
+    tl.store(place + plane, tl.where(present, log_sum, 0.0), mask=mask)
+    tl.store(place + 2 * plane, part / tl.where(of_all == 0, 1.0, of_all), mask=mask)
+
+
+@triton.jit
+def pull_kernel(
+    own, columns, bandwidths, weights, partial, rows, tiles, share, padded, OWN: tl.constexpr,
+    WIDTH: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, POINTS: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """`sum_j sum_s factor_s k_s (other_j - own_i)` with `k_s = 2^(rate_s d_ij - log_sum_s)` for every row i; OWN: factors are those of i, else of j.
+
+    With its own factors a row also sums up `part_s k_s`, its mass: 1 but for the rounding of `log_sum`, which at 1000 nats is worth
+    two digits, and which dividing by the mass takes back.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    first = tl.program_id(1) * share
+    stride = tl.cast(tiles, tl.int64) * POINTS
+    plane = tl.cast(padded, tl.int64) * COUNT
+    start = tl.program_id(2) * PADDED
+    dimension = tl.arange(0, PADDED)[:, None]
+    total = tl.zeros((PADDED, ROWS), tl.float32)
+    whole = tl.zeros((ROWS,), tl.float32)
+    for tile in range(first, tl.minimum(first + share, tiles)):
+        column = tile * POINTS + tl.arange(0, POINTS)
+        # Unrolled, the differences would be kept for the gradient below: more registers than there are.
+        squared = squared_distances(own, columns, row.to(tl.int64), inside, column, stride, 8, WIDTH, ROWS, POINTS)
+        pull = tl.zeros((POINTS, ROWS), tl.float32)
+        masses = tl.zeros((POINTS, ROWS), tl.float32)
+        for s in tl.static_range(COUNT):
+            factors = weights + s * tl.cast(padded, tl.int64)
+            if OWN:
+                factor = tl.load(factors + row, mask=inside, other=0.0)[None, :]
+                log_sum = tl.load(factors + plane + row, mask=inside, other=0.0)[None, :]
+            else:
+                factor = tl.load(factors + column)[:, None]
+                log_sum = tl.load(factors + plane + column)[:, None]
+            kernel = tl.exp2(squared * exponent_rate(bandwidths, s) - log_sum)
+            pull += factor * kernel
+            if OWN:
+                masses += tl.load(factors + 2 * plane + row, mask=inside, other=0.0)[None, :] * kernel
+        for d in tl.static_range(PADDED):
+            # Behind the last coordinate comes the last again, which is not stored.
+            away = coordinate_away(own, columns, row.to(tl.int64), inside, column, stride, tl.minimum(start + d, WIDTH - 1), WIDTH)
+            total = tl.where(dimension == d, total + tl.sum(pull * away, axis=0)[None, :], total)
+        if OWN:
+            whole += tl.sum(masses, axis=0)
+    place = partial + tl.program_id(1).to(tl.int64) * (WIDTH + OWN) * rows + row
+    tl.store(place[None, :] + (start + dimension).to(tl.int64) * rows, total, mask=(start + dimension < WIDTH) & inside[None, :])
+    if OWN:
+        tl.store(place + WIDTH * tl.cast(rows, tl.int64), whole, mask=inside & (start == 0))
+
+
+@triton.jit
+def gather_kernel(partial, gradient, mass, rows, shares, OWN: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SHARES: tl.constexpr):
+    """Sum of the shares' parts [shares, WIDTH (+ mass), rows], divided by the mass where there is one."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    share = tl.arange(0, SHARES).to(tl.int64)[:, None]
+    mask = (share < shares) & (row < rows)[None, :]
+    place = partial + share * (WIDTH + OWN) * rows + row[None, :]
+    whole = tl.full((ROWS,), 1.0, tl.float32)
+    if OWN:
+        whole = tl.sum(tl.load(place + WIDTH * tl.cast(rows, tl.int64), mask=mask, other=0.0), axis=0)
+        # Nothing pulls on a row whose every value is clipped.
+        whole = tl.where(whole == 0, 1.0, whole)
+        tl.store(mass + row, whole, mask=row < rows)
+    for d in range(WIDTH):
+        summed = tl.sum(tl.load(place + d * tl.cast(rows, tl.int64), mask=mask, other=0.0), axis=0)
+        tl.store(gradient + row.to(tl.int64) * WIDTH + d, summed / whole, mask=row < rows)

@@ -1,0 +1,74 @@
+"""What forward and backward of the kernel density share: sizes of a launch, points as kernels read them, distances."""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.functional import pad
+
+MOST_SHARES = 256
+_WARPS = 4224  # 32 on each of an H200's 132 multiprocessors keep its exponential units busy
+_FAR = 1e18  # a coordinate of the points behind the last: its square is finite, its kernel is 0
+
+
+def launch_options(rows: int, width: int, bandwidths: int) -> dict[str, int]:
+    """A thread per row, one warp where rows are few; as many points at a time as registers hold."""
+    block = 128 if rows > 64 else 32
+    points = 32 if width <= 16 else 16
+    return dict(WIDTH=width, COUNT=bandwidths, PADDED=triton.next_power_of_2(bandwidths), ROWS=block, POINTS=points, num_warps=block // 32)
+
+
+def padded_columns(points: Tensor, block: int) -> tuple[Tensor, int]:
+    """Points as [D, M], M rounded up to whole tiles with points too far away to count, so that loops need no mask; and the tiles."""
+    tiles = triton.cdiv(len(points), block)
+    return pad(points.mT, (0, tiles * block - len(points)), value=_FAR).contiguous(), tiles
+
+
+def split_tiles(rows: int, tiles: int, options: dict[str, int]) -> tuple[int, int]:
+    """In how many shares the tiles are split, and tiles in each: a function of the shapes alone, as the order of sums hangs on it."""
+    programs = triton.cdiv(rows, options["ROWS"])
+    wanted = min(triton.cdiv(_WARPS, options["num_warps"] * programs), MOST_SHARES, max(1, tiles // 2))
+    share = triton.cdiv(tiles, wanted)
+    return triton.cdiv(tiles, share), share
+
+
+def log_constant(points: Tensor) -> float:
+    return math.log(len(points)) + 0.5 * points.shape[1] * math.log(2 * math.pi)
+
+
+@triton.jit
+def coordinate_away(own, columns, row, inside, column, stride, d, WIDTH: tl.constexpr):
+    """Coordinate `d` of points less that of rows: [POINTS, ROWS]."""
+    return tl.load(columns + d * stride + column)[:, None] - tl.load(own + row * WIDTH + d, mask=inside, other=0.0)[None, :]
+
+
+@triton.jit
+def squared_distances(own, columns, row, inside, column, stride, UNROLL: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, POINTS: tl.constexpr):
+    """Squared distances [POINTS, ROWS], unrolled up to UNROLL coordinates."""
+    total = tl.zeros((POINTS, ROWS), tl.float32)
+    # Rows of few coordinates stay in registers from tile to tile; longer ones are read again.
+    if WIDTH <= UNROLL:
+        for d in tl.static_range(WIDTH):
+            away = coordinate_away(own, columns, row, inside, column, stride, d, WIDTH)
+            total += away * away
+    else:
+        for d in range(WIDTH):
+            away = coordinate_away(own, columns, row, inside, column, stride, d, WIDTH)
+            total += away * away
+    return total
+
+
+@triton.jit
+def exponent_rate(bandwidths, s):
+    """`exp(-d / 2 h^2)` is 2 to the power of `rate d`."""
+    h = tl.load(bandwidths + s)
+    return -0.7213475204444817 / (h * h)
+
+
+@triton.jit
+def clip_value(each, clamp):
+    """Comparisons, not minimum and maximum, so that a NaN stays one."""
+    return tl.where(each > clamp, clamp, tl.where(each < -clamp, -clamp, each))
