@@ -1,7 +1,8 @@
 """Ends a run whose peer is gone or stands still, and says which: an exchange with it would wait for ever.
 
-Every process says at short intervals, from a thread of its own, that it lives; one that has been silent for too long is lost. A
-process whose threads run but whose training stands still is met by the time-out of the exchange that the others wait in.
+Every process says at short intervals, from a thread of its own, that it lives, and where its training stands; one that has been
+silent for too long is lost. A process that speaks but never comes to an exchange is met by the time-out of the others in that
+exchange, who then say where it stands.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _SOON = 1.0  # seconds within which a process that fails is heard of
 
 TOGETHER = (Stopped, NonFinite)  # what all processes meet at the same place
 _GONE = "gone: "
+_EXCHANGES = (os.path.join("torch", "distributed"), os.path.join("deepspeed", "comm"))  # where their code is
 
 
 class Watchdog:
@@ -44,6 +46,7 @@ class Watchdog:
         self._done = threading.Event()
         self._beat_at = time.monotonic()
         self._threads: list[threading.Thread] = []
+        self._trains, self._failed = threading.get_ident(), False
 
     def __enter__(self) -> Watchdog:
         if distributed.world_size() > 1:
@@ -61,15 +64,21 @@ class Watchdog:
         if not self._threads:
             return
         if error is not None and _of_an_exchange(error):
+            self._failed = True
             # It often fails before its cause has been silent for long: the verdict on a peer ends this process.
-            self._done.wait(self.timeout * (1 + 2 / _BEATS))
+            self._done.wait(2 * self._interval if _is_timeout(error) else self.timeout * (1 + 2 / _BEATS))
+            self._blame()
         self._done.set()
         for thread in self._threads:
             thread.join(self._interval)
         if error is not None and not isinstance(error, TOGETHER):
-            with contextlib.suppress(RuntimeError):
-                self._store.set(str(self._rank), f"{_GONE}{' '.join(str(error).split()) or type(error).__name__}")
-                time.sleep(2 * self._interval)  # the store may end with this process: the others shall hear of it before
+            self._say_gone(" ".join(str(error).split()) or type(error).__name__)
+
+    def _say_gone(self, why: str) -> None:
+        """Tell the others; the store may end with this process, and they shall hear of it before."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set(str(self._rank), f"{_GONE}{why}")
+            time.sleep(2 * self._interval)
 
     def _rounds(self) -> Iterator[bool]:
         """Rounds at intervals until the watch ends; whether this process itself was held up since the last, when nobody can be blamed."""
@@ -86,7 +95,7 @@ class Watchdog:
             if stood_still:
                 heard = {rank: (word, time.monotonic()) for rank, (word, _) in heard.items()}
             try:
-                self._store.set(str(self._rank), str(beat))
+                self._store.set(str(self._rank), f"{beat} {self._place()}")
                 words = [self._store.get(str(rank)).decode() for rank in heard]
             except RuntimeError:  # the store is gone with the process that kept it; silence is judged below
                 return
@@ -113,6 +122,32 @@ class Watchdog:
                 self._lose(self._names[0] if self._rank else " or ".join(others))
                 return
 
+    def _place(self) -> str:
+        """Where training stands, ``file:line in function``; nothing where it waits for others."""
+        frame = sys._current_frames().get(self._trains)
+        if frame is None or self._failed:
+            return ""
+        place = f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+        while frame is not None:
+            if any(part in frame.f_code.co_filename for part in _EXCHANGES):
+                return ""
+            frame = frame.f_back
+        return place
+
+    def _blame(self) -> None:
+        """An exchange has failed though all speak: whoever is not in one did not come."""
+        try:
+            words = [self._store.get(str(rank)).decode() for rank in range(len(self._names))]
+        except RuntimeError:  # the store is gone: silence is judged by the threads
+            return
+        places = {name: word.partition(" ")[2] for name, word in zip(self._names, words, strict=True) if not word.startswith(_GONE)}
+        late = [f"{name}, which stands at {place}" for name, place in places.items() if place]
+        if late:
+            verdict = f"{' and '.join(late)}, has not come to an exchange for {self.timeout:g} s; this run ends"
+            self._done.set()
+            self._say_gone(verdict)
+            self._end(verdict)
+
     def _lose(self, who: str) -> None:
         if not self._done.is_set():
             self._end(f"{who} has not answered for {self.timeout:g} s: it was killed, hangs, or its machine is out of reach; this run ends")
@@ -121,6 +156,10 @@ class Watchdog:
 def _of_an_exchange(error: BaseException) -> bool:
     """Whether a collective operation failed; gloo raises plain errors that name it."""
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _is_timeout(error: BaseException) -> bool:
+    return "timed out" in str(error).lower()
 
 
 def _leave(message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,6 +148,20 @@ def test_a_peer_that_fails_ends_the_run_with_its_words():
         _, error = processes[0].communicate(timeout=60)
         assert processes[0].returncode == EXIT_PEER_LOST
         assert f"rank 1 (process {processes[1].pid} on " in error and "has ended: the third shelf is empty" in error
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_a_peer_that_lives_but_does_not_come_is_named_with_its_place():
+    processes = world.start(["-m", "tests.engine.workers", "lose_a_peer", '{"kind": "asleep", "timeout": 2}'], 2)
+    try:
+        errors = [process.communicate(timeout=60)[1] for process in processes]
+        assert [process.returncode for process in processes] == [EXIT_PEER_LOST] * 2
+        for error in errors:
+            assert f"rank 1 (process {processes[1].pid} on " in error
+            assert re.search(r"which stands at \S*workers\.py:\d+ in oversleep, has not come to an exchange for 2 s", error)
     finally:
         for process in processes:
             process.kill()

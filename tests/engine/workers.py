@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import torch
@@ -156,12 +157,18 @@ def shares(rows: list[int]) -> dict[str, Any]:
     return {"collected": collected, "gradient": [gathered, y.grad.tolist()], "mean": mean, "any": distributed.any_process(rank == 1)}
 
 
+def oversleep() -> None:
+    time.sleep(600)
+
+
 def lose_a_peer(kind: str, timeout: float) -> None:
-    """Process 1 goes still, dies or fails; process 0 waits for it in an exchange."""
-    distributed.start(torch.device("cpu"), timeout=60.0)
+    """Process 1 goes still, dies, fails or sleeps; process 0 waits for it in an exchange."""
+    distributed.start(torch.device("cpu"), timeout=timeout if kind == "asleep" else 60.0)
     with Watchdog(timeout):
         if distributed.rank() == 1 and kind == "failed":
             raise ValueError("the third shelf is empty")
+        if distributed.rank() == 1 and kind == "asleep":
+            oversleep()
         if distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGSTOP if kind == "stopped" else signal.SIGKILL)
         distributed.wait_for_all()
