@@ -20,7 +20,7 @@ from bench.baselines.semisupervised import (
     SemiSupervisedStep,
     Sizes,
 )
-from bench.operations import copy_denoiser, denoiser_gradients, network_flops
+from bench.diffusion import copy_denoiser, denoiser_gradients, network_flops
 from bench.problem import Work
 from bench.steps import GRADIENT_FLOOR, Step
 from bench.training import copy_perceptron, images, linear_parameters, named_gradients, precision

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.baselines.training import KL_WEIGHT, LEARNING_RATE, Networks, Sizes, TrainingStep
-from bench.operations import copy_denoiser, denoiser_gradients, network_flops
+from bench.diffusion import copy_denoiser, denoiser_gradients, network_flops
 from bench.problem import Work
 from bench.steps import Step
 from ddvi_fast import likelihoods, models, networks, posteriors, priors, rng, schedules

@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import cases, problem, run
 from bench.baselines import eager
 from bench.baselines.training import Sizes
-from bench.operations import OPERATIONS, Chain, Kde, network_flops
+from bench.diffusion import Chain, network_flops
+from bench.operations import OPERATIONS
+from bench.reductions import Kde
 from bench.semisupervised import SemiSupervisedTraining
 from bench.training import SMALL, Training, step_flops
 
