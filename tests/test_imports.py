@@ -36,7 +36,9 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `kernels/` and `csrc/` know nothing of the package above `rng`.
 KERNELS_MAY_IMPORT = {"_checks", "rng", "kernels"}
-OPTIONAL = ("triton", "deepspeed", "torchvision", "matplotlib", "tensorboard", "bed_reader", "cyvcf2", "msprime", "pyro", "arviz_stats", "wandb", "mlflow")
+OPTIONAL = (
+    "triton", "deepspeed", "torchvision", "matplotlib", "tensorboard", "bed_reader", "cyvcf2", "msprime", "pyro", "arviz_stats", "wandb", "mlflow",
+)  # fmt: skip
 
 
 def _unit(path: Path) -> str:

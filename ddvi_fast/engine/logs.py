@@ -72,7 +72,7 @@ class RunLog:
         self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._writer = writer_class(str(folder / "tensorboard"), purge_step=resume_from) if writer_class else None
         self._tracker = tracker
-        self._display = display(progress, stream or sys.stderr, total_steps, resume_from or 0, interval)
+        self._display = display(progress, stream or sys.stderr, total_steps, resume_from or 0, interval, folder.name)
 
     def __enter__(self) -> RunLog:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Mapping
@@ -24,22 +25,26 @@ class Display(Protocol):
         """The run is over; a second call does nothing."""
 
 
-def display(progress: str, stream: TextIO, total: int | None, done: int = 0, interval: float = 10.0) -> Display:
+def display(progress: str, stream: TextIO, total: int | None, done: int = 0, interval: float = 10.0, label: str = "") -> Display:
     """What shows progress: nothing for ``"off"``, a bar for ``"on"``; ``"auto"`` draws it where somebody looks, and else writes lines.
+
+    One of several processes that share a terminal writes lines too, which bear its label.
 
     Args:
         stream: where a terminal's bar or the lines go.
         total: steps of the whole run; None if it is not known.
         done: steps that are done already.
         interval: seconds from line to line.
+        label: of a line.
     """
     if progress == "off":
         return _Silent()
     if in_notebook():
         return _Notebook(total, done)
-    if progress == "on" or stream.isatty():
+    beside_others = multiprocessing.parent_process() is not None
+    if progress == "on" or (stream.isatty() and not beside_others):
         return _Bar(stream, total, done, force=progress == "on")
-    return _Lines(stream, total, done, interval)
+    return _Lines(stream, total, done, interval, label if beside_others else "")
 
 
 def in_notebook() -> bool:
@@ -64,8 +69,8 @@ class _Silent:
 class _Lines:
     """One plain line every `interval` seconds, for logs of batch systems."""
 
-    def __init__(self, stream: TextIO, total: int | None, done: int, interval: float) -> None:
-        self._stream, self._total, self._interval = stream, total, interval
+    def __init__(self, stream: TextIO, total: int | None, done: int, interval: float, label: str) -> None:
+        self._stream, self._total, self._interval, self._label = stream, total, interval, f"{label}  " if label else ""
         self._first, self._started = done, time.monotonic()
         self._last_time, self._last_step = self._started, done
         self._step, self._phase, self._values = done, "", {}
@@ -86,7 +91,7 @@ class _Lines:
         self._last_time, self._last_step = now, self._step
         total = "" if self._total is None else f"/{self._total}"
         left = "" if self._total is None or rate == 0 else f"  {_clock((self._total - self._step) / rate)} left"
-        line = f"{self._phase}  step {self._step}{total}  {rate:.4g} steps/s{left}  {_terms_text(self._values)}"
+        line = f"{self._label}{self._phase}  step {self._step}{total}  {rate:.4g} steps/s{left}  {_terms_text(self._values)}"
         print(line.rstrip(), file=self._stream, flush=True)
 
 
@@ -96,6 +101,7 @@ class _Bar:
     def __init__(self, stream: TextIO, total: int | None, done: int, force: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         columns = (
             TextColumn("[bold]{task.description}"),
@@ -103,10 +109,11 @@ class _Bar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]} steps/s"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[terms]}", style="dim"),
+            # On a narrow terminal this one gives way, not the bar.
+            TextColumn("{task.fields[terms]}", style="dim", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
         console = Console(file=stream, force_terminal=True if force else None)
-        self._bar = Progress(*columns, console=console, refresh_per_second=5)
+        self._bar = Progress(*columns, console=console, refresh_per_second=5, expand=True)
         self._task = self._bar.add_task("", total=total, completed=done, rate="-", terms="")
         self._first, self._started = done, time.monotonic()
         self._bar.start()

@@ -94,18 +94,32 @@ def print_result(result: Result) -> None:
 
 
 def print_table(rows: Sequence[tuple[str, Mapping[str, float]]], title: str = "test set, nats per example") -> None:
-    """Rows of figures under their headings; columns that no row has are left out."""
+    """Rows of figures under their headings, or beside them where a terminal is too narrow; columns that no row has are left out."""
     from rich.console import Console
-    from rich.table import Table
 
     shown = [name for name in COLUMNS if any(name in metrics for _, metrics in rows)]
+    cells = [[f"{metrics[name]:.3f}" if name in metrics else "-" for name in shown] for _, metrics in rows]
+    labels, headings = [label for label, _ in rows], [COLUMNS[name] for name in shown]
+    console, wide = Console(), Console(width=_WIDEST)
+    table = _grid(title, labels, headings, cells)
+    if console.is_terminal and wide.measure(table).maximum > console.width:
+        table = _grid(title, headings, labels, list(zip(*cells, strict=True)))
+    (console if console.is_terminal else wide).print(table)
+
+
+_WIDEST = 250
+
+
+def _grid(title: str, labels: Sequence[str], headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
-    for name in shown:
-        table.add_column(COLUMNS[name], justify="right", no_wrap=True)
-    for label, metrics in rows:
-        table.add_row(label, *[f"{metrics[name]:.3f}" if name in metrics else "-" for name in shown])
-    Console(width=max(150, Console().width)).print(table)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, row in zip(labels, cells, strict=True):
+        table.add_row(label, *row)
+    return table
 
 
 def markdown(record: Mapping[str, Any]) -> str:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,6 +110,45 @@ def test_the_bar_shows_phase_count_rate_and_terms(tmp_path):
         log.advance(40, phase="joint")
     shown = stream.getvalue()
     assert all(part in shown for part in ("joint", "40/40", "steps/s", "loss 1.25"))
+
+
+@pytest.mark.parametrize("columns", [70, 80, 200])
+def test_the_bar_outlasts_the_terms_on_a_narrow_terminal(tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = _Terminal()
+    with RunLog(tmp_path, total_steps=4000, tensorboard=False, stream=stream) as log:
+        log.advance(1234, phase="train", terms={"reconstruction": 27.06, "kl": 94.4, "sleep": -27.75, "sleep_top": 4.3})
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).rstrip().splitlines()[-1].rpartition("\r")[2]
+    assert len(last) <= columns and "1234/4000" in last and "━━━━" in last and "steps/s" in last
+    assert ("sleep_top 4.3" in last) == (columns == 200)
+
+
+LABELLED = """
+import multiprocessing, sys
+from ddvi_fast.engine.progress import display
+
+class Terminal:
+    def isatty(self): return True
+    def write(self, text): sys.stdout.write(text)
+    def flush(self): sys.stdout.flush()
+
+def work():
+    shown = display("auto", Terminal(), total=3, label="runs-a")
+    shown.update(3, "train", {})
+    shown.close()
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("spawn").Process(target=work)
+    worker.start(), worker.join()
+    sys.exit(worker.exitcode)
+"""
+
+
+def test_processes_that_share_a_terminal_write_labelled_lines_instead_of_bars(tmp_path):
+    (tmp_path / "several.py").write_text(LABELLED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    ran = subprocess.run([sys.executable, "several.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert ran.stdout.startswith("runs-a  train  step 3/3") and "\x1b" not in ran.stdout and ran.stdout.count("\n") == 1
 
 
 def test_without_a_terminal_plain_lines_come_now_and_then(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -92,3 +93,20 @@ def test_the_papers_figures_belong_to_cells_that_exist():
             assert by_column.keys() <= table.columns.keys()
             assert all(figure in known and 1 <= len(value) <= 2 for figures in by_column.values() for figure, value in figures.items())
     assert paper_figures("mnist")["ddvi"]["swiss_roll"] == {"elbo": [-5.03, 0.58], "mmd": [0.62, 0.33], "latent_nll": [3.86, 0.17]}
+
+
+@pytest.mark.parametrize(("columns", "terminal"), [(80, True), (300, True), (80, False)])
+def test_a_table_fits_the_terminal_that_shows_it(capsys, monkeypatch, columns, terminal):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("rich.console.Console.is_terminal", terminal)
+    figures = {
+        name: -12.345 for name in ("evidence", "elbo", "iwae", "gap", "knn_accuracy", "latent_nll", "mmd", "elbo_released", "seconds", "cpu_seconds")
+    }
+    tables.print_table([("Gaussian posterior", figures), ("diffusion posterior", {**figures, "elbo": -7.5})])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    (elbo,) = [line for line in lines if line.count("-7.500")]
+    turned = terminal and columns == 80
+    assert ("Gaussian" in elbo) is False and ("diffusion" in elbo) is not turned and ("ELBO" in elbo) is turned
+    assert elbo.count("-12.345") == (1 if turned else 9)
+    if terminal:
+        assert max(map(len, lines)) <= columns
