@@ -42,8 +42,7 @@ def moment_errors(samples: Tensor, reference: Tensor) -> tuple[float, float]:
 
 def standardised(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Both [.., D] shifted and scaled by mean and standard deviation of the reference, float64 on the host."""
-    _checks.require(
-        samples.dim() == 2 == reference.dim() and samples.shape[1] == reference.shape[1], "samples", "draws [N, D] as the reference", samples
-    )
+    alike = samples.dim() == reference.dim() == 2 and samples.shape[1] == reference.shape[1]
+    _checks.require(alike, "samples", f"draws [N, {reference.shape[-1]}]", samples)
     mean, deviation = reference.double().mean(0), reference.double().std(0)
     return tuple(((part.double() - mean) / deviation).cpu() for part in (samples, reference))
