@@ -11,6 +11,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from ddvi_fast import _checks, distributed
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
@@ -22,6 +24,7 @@ from ddvi_fast.engine.keeper import Keeper
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.engine.logs import RunLog
 from ddvi_fast.engine.loop import train
+from ddvi_fast.engine.optimisers import choose
 from ddvi_fast.engine.parallel import ParallelEngine
 from ddvi_fast.engine.recorder import Recorder
 from ddvi_fast.engine.run_folder import RunFolder, locked, unfinished
@@ -94,16 +97,23 @@ def _as_long_as(config: Config, path: Path) -> Config:
     return dataclasses.replace(config, epochs=begun.epochs, recipe=dataclasses.replace(config.recipe, **lengths))
 
 
+def engine_name(config: Config) -> str:
+    """``local``, ``parallel`` or ``deepspeed``: what the configuration asks for, or what fits."""
+    name = _checks.choice(config.engine, ENGINES, "engine")
+    if name != "auto":
+        return name
+    if config.zero_stage > 0:
+        return "deepspeed"
+    if distributed.world_size() > 1:
+        return "deepspeed" if importlib.util.find_spec("deepspeed") is not None else "parallel"
+    return "parallel" if config.accumulation > 1 or config.precision == "fp16" else "local"
+
+
 def make_engines(config: Config) -> Callable[[Objective, Optimisation], Engine]:
     """Makes the engine that the configuration asks for."""
-    name = _checks.choice(config.engine, ENGINES, "engine")
-    several = distributed.world_size() > 1
-    if name == "auto":
-        elsewhere = "deepspeed" if several and importlib.util.find_spec("deepspeed") is not None else "parallel"
-        name = elsewhere if several or config.accumulation > 1 or config.zero_stage > 0 or config.precision == "fp16" else "local"
-        name = "deepspeed" if config.zero_stage > 0 else name
+    name = engine_name(config)
     if name == "local":
-        return _local(config, several)
+        return _local(config, distributed.world_size() > 1)
     _checks.require(name == "deepspeed" or config.zero_stage == 0, "zero_stage", "0 without engine=deepspeed", config.zero_stage)
     options: dict[str, Any] = {"precision": config.precision, "accumulation": config.accumulation, "optimiser": config.optimiser}
     if name == "parallel":
@@ -111,6 +121,15 @@ def make_engines(config: Config) -> Callable[[Objective, Optimisation], Engine]:
     from ddvi_fast.engine.deepspeed_engine import DeepSpeedEngine
 
     return lambda objective, optimisation: DeepSpeedEngine(objective, optimisation, config.device, zero_stage=config.zero_stage, **options)
+
+
+def _name_engine(config: Config) -> None:
+    """Say what moves the parameters, where that is chosen."""
+    name = engine_name(config)
+    if name != "local":
+        stage = f", ZeRO {config.zero_stage}" if name == "deepspeed" else ""
+        adam = choose(config.optimiser, torch.device(config.device))
+        _tell(f"engine {name}{stage}, {distributed.world_size()} x {config.accumulation} parts of a batch, {config.precision}, {adam.note}")
 
 
 def _local(config: Config, several: bool) -> Callable[[Objective, Optimisation], Engine]:
@@ -150,6 +169,7 @@ def train_in(folder: RunFolder, config: Config, experiment: Experiment, dataset:
         options = {"tensorboard": config.tensorboard, "progress": config.progress, "resume_from": resume_from}
         if first:
             options["tracker"] = open_tracker(config.tracker, folder.path, folder.config)
+            _name_engine(config)
         if start and first:
             _tell(f"goes on after step {start.step} of {total}")
         with RunLog(folder.path, total_steps=total, **options) if first else nullcontext() as recorder.log:
