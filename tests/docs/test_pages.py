@@ -60,6 +60,31 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
+def headings(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub and MkDocs make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    plain = [re.sub(r"[`*]", "", title).strip().lower() for title in re.findall(r"^#+ (.*)$", text, re.M)]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in plain}
+
+
+def anchors(text: str) -> list[tuple[str, str]]:
+    """Links to a place in a page: (page, or the empty string for the same one; anchor)."""
+    return re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", text)
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name)
+def test_links_to_places_find_their_heading(page: Path) -> None:
+    for target, anchor in anchors(page.read_text(encoding="utf-8")):
+        assert anchor in headings(page.parent / target if target else page), f"{target}#{anchor}"
+
+
+def test_the_reader_of_anchors_sees_them(tmp_path: Path) -> None:
+    assert anchors("[a](#there) [b](c.md#d-e) [f](https://g.org/#h) [i](j.md)") == [("", "there"), ("c.md", "d-e")]
+    page = tmp_path / "page.md"
+    page.write_text("# One `two`: three\n```\n# no heading\n```\n## With-dash\n")
+    assert headings(page) == {"one-two-three", "with-dash"}
+
+
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (PROJECT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
     assert sorted(re.findall(r"[\w/-]+\.md", navigation)) == [page.relative_to(DOCS).as_posix() for page in PAGES]
