@@ -14,7 +14,7 @@ from torch.distributions.constraints import Constraint
 from ddvi_fast import _checks
 from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
-from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulator, Whitening, offers, seeded
+from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulator, Whitening, offers, simulate
 from ddvi_fast.inference.networks import Architecture, Observation, build
 from ddvi_fast.inference.objective import EvidenceBound, Simulated
 from ddvi_fast.inference.posterior import FittedPosterior, observed_rows
@@ -127,8 +127,7 @@ def _support(support: Any, dim: int | None, simulated: Any = None) -> Support:
     if isinstance(support, Support):
         return support
     if dim is None and simulated is not None and not isinstance(support, Mapping):
-        with seeded(Draws(0), torch.device("cpu")):
-            z, _ = simulated.simulate(2)
+        z, _ = simulate(simulated, 2, Draws(0))
         _checks.require(isinstance(z, Tensor) and z.dim() == 2, "support", "a mapping, as simulate gives named parameters", support)
         dim = z.shape[1]
     return Support(support, dim)

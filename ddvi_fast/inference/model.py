@@ -71,8 +71,7 @@ class Simulator:
     """
 
     def __init__(self, model: Any, support: Support, budget: int | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
-        self.simulate, self.support, self.device = model.simulate, support, torch.device(device)
-        self._takes_draws = "draws" in inspect.signature(model.simulate).parameters
+        self.model, self.support, self.device = model, support, torch.device(device)
         _checks.require(budget is None or budget >= 2, "num_simulations", "None or at least 2", budget)
         self._pool = None if budget is None else self._new(budget, Draws(seed))
 
@@ -86,10 +85,7 @@ class Simulator:
 
     @torch.no_grad()
     def _new(self, n: int, draws: Draws) -> Simulations:
-        with seeded(draws, self.device):
-            made = self.simulate(n, draws=draws) if self._takes_draws else self.simulate(n)
-        _checks.require(isinstance(made, tuple) and len(made) == 2, "simulate", "a pair (z, x)", type(made).__name__)
-        z, x = made
+        z, x = simulate(self.model, n, draws, self.device)
         u = self.support.unconstrain(z).to(self.device, torch.float32)
         _checks.tensor(x, "simulate, x", floating=False)
         for name, value in (("z", u), ("x", x)):
@@ -151,6 +147,17 @@ class Whitening(nn.Module):
 def offers(model: Any, name: str) -> bool:
     """Whether a model has one of the two callables."""
     return callable(getattr(model, name, None))
+
+
+def simulate(model: Any, n: int, draws: Draws, device: torch.device | str = "cpu") -> tuple[Latents, Tensor]:
+    """What `model.simulate(n)` gives, a function of `draws`: they are handed on, or torch's global generators are seeded by them."""
+    if "draws" in inspect.signature(model.simulate).parameters:
+        made = model.simulate(n, draws=draws)
+    else:
+        with seeded(draws, torch.device(device)):
+            made = model.simulate(n)
+    _checks.require(isinstance(made, tuple) and len(made) == 2, "simulate", "a pair (z, x)", type(made).__name__)
+    return made
 
 
 @contextmanager

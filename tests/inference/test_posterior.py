@@ -1,0 +1,165 @@
+"""The fitted posterior: densities against closed forms and quadrature, draws that do not depend on batching, and its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import LogNormal, Normal, constraints
+
+from ddvi_fast import InputError
+from ddvi_fast.inference import Architecture, FittedPosterior, Model, Support, Training, fit_posterior, load
+from ddvi_fast.inference.model import Whitening
+from ddvi_fast.inference.networks import build
+
+FAMILIES = [pytest.param("flow", marks=pytest.mark.skipif(find_spec("zuko") is None, reason="zuko is not installed")), "gaussian"]
+SMALL = Architecture(num_steps=6, width=64, hidden=(16,), context_dim=4)
+
+
+def untrained(support: Support, shift: float = 0.4, scale: float = 0.7) -> FittedPosterior:
+    """A chain that still gives N(0, I), in coordinates that are moved and scaled."""
+    whitening = Whitening(torch.full((support.dim,), shift), scale * torch.eye(support.dim))
+    return FittedPosterior(build(SMALL, support.dim, None, 0), support, whitening, SMALL, conditional=False)
+
+
+def bent(posterior: FittedPosterior) -> FittedPosterior:
+    """The same with a chain that does something."""
+    denoiser = posterior.posterior.denoiser
+    with torch.no_grad():
+        denoiser.last.copy_(0.15 * torch.randn(denoiser.last.shape, generator=torch.Generator().manual_seed(0)))
+        denoiser.embedding.copy_(torch.rand(denoiser.embedding.shape, generator=torch.Generator().manual_seed(1)))
+    return posterior
+
+
+def conditional(**options) -> FittedPosterior:
+    def simulate(n: int) -> tuple[Tensor, Tensor]:
+        z = torch.randn(n, 1)
+        return z, z.unsqueeze(2) + torch.randn(n, 1, 3)
+
+    return fit_posterior(Model(simulate=simulate), architecture=SMALL, training=Training(steps=3, batch_size=32), **options)
+
+
+def test_an_untrained_chain_is_exactly_the_gaussian_it_starts_from() -> None:
+    posterior = untrained(Support(constraints.positive, 1))
+    z = torch.tensor([[0.2], [1.0], [3.7]])
+    for bound in ("elbo", "iwae"):  # both are tight where the chain undoes the noise exactly
+        torch.testing.assert_close(posterior.log_prob(z, bound=bound, num_samples=3), LogNormal(0.4, 0.7).log_prob(z)[:, 0], rtol=0, atol=2e-4)
+    draws = posterior.sample(20_000).log()
+    assert abs(float(draws.mean()) - 0.4) < 4 * 0.7 / math.sqrt(20_000)
+    assert abs(float(draws.std()) / 0.7 - 1) < 4 / math.sqrt(40_000)
+
+
+def test_the_bound_on_a_density_rises_to_one_that_integrates_to_one() -> None:
+    posterior = bent(untrained(Support(constraints.real, 1)))
+    grid = torch.linspace(-6, 6, 301).unsqueeze(1)
+    mass = {
+        samples: float(torch.trapezoid(posterior.log_prob(grid, bound=bound, num_samples=samples).exp(), grid[:, 0]))
+        for bound, samples in (("elbo", 64), ("iwae", 8), ("iwae", 512))
+    }
+    assert mass[64] < mass[8] < mass[512] < 1.01 and mass[512] > 0.97
+    # And it is the density of the draws: their mean by it is the mean of draws.
+    weights = posterior.log_prob(grid, num_samples=512).exp()
+    mean = float(torch.trapezoid(weights * grid[:, 0], grid[:, 0]) / torch.trapezoid(weights, grid[:, 0]))
+    draws = posterior.sample(50_000)
+    assert abs(mean - float(draws.mean())) < 4 * float(draws.std()) / math.sqrt(50_000) + 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_have_their_density_itself(family: str) -> None:
+    architecture, support = Architecture(family=family), Support(constraints.interval(-1.0, 3.0), 2)
+    posterior = FittedPosterior(build(architecture, 2, None, 0), support, Whitening(torch.zeros(2), torch.eye(2)), architecture, conditional=False)
+    axis = torch.linspace(-1, 3, 202)[1:-1]
+    grid = torch.cartesian_prod(axis, axis)
+    mass = float(posterior.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** 2)
+    assert abs(mass - 1) < 0.02
+
+
+def test_weights_of_a_known_posterior_are_all_the_evidence() -> None:
+    # Where q is the posterior, every weight is p(x): here q = N(0.4, 0.7^2) and p(x, z) = e^2 q(z).
+    posterior = untrained(Support(constraints.real, 1))
+    posterior.model = Model(log_joint=lambda x, z: 2 + Normal(0.4, 0.7).log_prob(z[..., 0]))
+    sample = posterior.importance_sample(1000)
+    torch.testing.assert_close(sample.log_ratios, torch.full((1000,), 2.0), rtol=0, atol=2e-4)
+    assert sample.effective_sample_size > 999
+
+
+def test_draws_do_not_depend_on_how_many_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = conditional()
+    rows = torch.randn(3, 1, 3, generator=torch.Generator().manual_seed(2))
+    whole = posterior.sample(50, rows, seed=4)
+    torch.testing.assert_close(posterior.sample(20, rows, seed=4), whole[:20])
+    monkeypatch.setattr("ddvi_fast.inference.posterior._ROWS", 12)
+    torch.testing.assert_close(posterior.sample(50, rows, seed=4), whole)
+    torch.testing.assert_close(posterior.sample(50, rows[0], seed=4), whole[:, 0])
+    assert not torch.equal(posterior.sample(50, rows, seed=5), whole)
+
+
+def test_a_posterior_is_the_same_after_its_folder(tmp_path) -> None:
+    posterior = conditional(x=torch.ones(1, 3))
+    posterior.save(tmp_path / "kept")
+    again = load(tmp_path / "kept")
+    assert torch.equal(again.sample(7), posterior.sample(7)) and again.history == posterior.history
+    assert torch.equal(again.sample(7, torch.zeros(2, 1, 3)), posterior.sample(7, torch.zeros(2, 1, 3)))
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"weights.safetensors", "state.json"}
+    with pytest.raises(InputError, match="path: expected a new folder"):
+        posterior.save(tmp_path / "kept")
+    posterior.save(tmp_path / "kept", overwrite=True)
+    with pytest.raises(InputError, match="model: expected one with simulate"):
+        again.diagnostics()
+
+
+def test_a_posterior_of_one_data_set_is_the_same_after_its_folder(tmp_path) -> None:
+    support = Support({"mu": constraints.real, "tau": constraints.positive})
+    posterior = bent(untrained(support))
+    posterior.save(tmp_path / "kept")
+    again = FittedPosterior.load(tmp_path / "kept", model=Model(log_joint=lambda x, z: x * z["mu"]), x=2.0)
+    one, other = posterior.sample(5), again.sample(5)
+    assert one.keys() == {"mu", "tau"} and all(torch.equal(one[name], other[name]) for name in one)
+    assert again.x == 2.0 and len(again.importance_sample(200).log_ratios) == 200
+
+
+def test_an_embedding_is_trained_saved_and_asked_for(tmp_path) -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Flatten(1), nn.Linear(3, 2))
+
+    with torch.random.fork_rng():
+        embedding, other = network(), network()
+    before = embedding[1].weight.detach().clone()
+    posterior = conditional(embedding=embedding)
+    assert not torch.equal(embedding[1].weight, before)
+    posterior.save(tmp_path / "kept")
+    again = load(tmp_path / "kept", embedding=other)
+    assert torch.equal(again.sample(4, torch.ones(1, 3)), posterior.sample(4, torch.ones(1, 3)))
+    with pytest.raises(InputError, match="embedding: expected the network"):
+        load(tmp_path / "kept")
+
+
+def test_a_folder_that_was_altered_is_refused(tmp_path) -> None:
+    untrained(Support(constraints.real, 1)).save(tmp_path / "kept")
+    state = json.loads((tmp_path / "kept/state.json").read_text())
+    state["state"]["conditional"] = True
+    (tmp_path / "kept/state.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match="altered"):
+        load(tmp_path / "kept")
+
+
+def test_bad_requests_are_named() -> None:
+    single, many = untrained(Support(constraints.real, 2)), conditional()
+    with pytest.raises(InputError, match="x: expected None"):
+        single.sample(3, torch.zeros(2))
+    with pytest.raises(InputError, match=r"x: expected data of shape \[1, 3\]"):
+        many.sample(3, torch.zeros(4))
+    with pytest.raises(InputError, match=r"x: expected data of shape \[1, 3\]"):
+        many.sample(3)
+    with pytest.raises(InputError, match="num_samples: expected at least 1"):
+        single.sample(0)
+    with pytest.raises(InputError, match="did you mean elbo"):
+        single.log_prob(torch.zeros(1, 2), bound="elb")
+    with pytest.raises(InputError, match="model: expected one with log_joint"):
+        single.importance_sample()
+    with pytest.raises(InputError, match="z: expected"):
+        single.log_prob(torch.zeros(2))
