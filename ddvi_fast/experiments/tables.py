@@ -136,7 +136,22 @@ def markdown(record: Mapping[str, Any]) -> str:
     headings, rows = _body(record, lambda text: f"**{text}**", "±")
     lines += [f"| {' | '.join(headings)} |", f"| {' | '.join('---' for _ in headings)} |", *(f"| {' | '.join(row)} |" for row in rows)]
     failures = sorted({f"- {run['row']}, {run['column']}: {run['failure']}" for run in record["runs"] if run.get("failure")})
-    return "\n".join([*lines, *(["", "Not run:", "", *failures] if failures else [])]) + "\n"
+    missing = _missing(record)
+    lines += ["", "Not run:", "", *failures] if failures else []
+    lines += ["", "Not finished:", "", *missing] if missing else []
+    return "\n".join(lines) + "\n"
+
+
+def _missing(record: Mapping[str, Any]) -> list[str]:
+    """Rows some of whose seeds are still to be run."""
+    told = []
+    for row in record["rows"]:
+        counts = [
+            len([run for run in record["runs"] if (run["row"], run["column"]) == (row, column) and not (run.get("figures") or run.get("failure"))])
+            for column in record["columns"]
+        ]
+        told += [f"- {record['rows'][row]}: {sum(counts)} of its runs, {max(counts)} a column at most"] if any(counts) else []
+    return told
 
 
 def _explanations(record: Mapping[str, Any]) -> list[str]:

@@ -70,6 +70,14 @@ def test_figures_of_others_have_their_own_heading():
     assert "| 1.68 | 10 ± 0 | 472 |" in text
 
 
+def test_rows_with_seeds_to_come_are_named():
+    made = record()
+    assert "Not finished" not in tables.markdown(made)
+    for number in (4, 5):  # two seeds of ddvi
+        del made["runs"][number]["figures"]
+    assert tables.markdown(made).endswith("Not finished:\n\n- diffusion: 2 of its runs, 2 a column at most\n")
+
+
 def test_latex_has_the_same_rows():
     text = tables.latex(record(title="50% of a_b"))
     assert r"\textbf{-19.00 $\pm$ 2.48}" in text and text.count(r" \\") == 4 and r"\bottomrule" in text
