@@ -42,6 +42,7 @@ class Watchdog:
 
     def __init__(self, timeout: float, end: Callable[[str], None] | None = None) -> None:
         self.timeout, self._end = timeout, end or _leave
+        self._patience = timeout  # with a silent process, as long as nothing else speaks against it
         self._rank, self._interval = distributed.rank(), min(timeout / _BEATS, _SOON)
         self._done = threading.Event()
         self._beat_at = time.monotonic()
@@ -64,9 +65,9 @@ class Watchdog:
         if not self._threads:
             return
         if error is not None and _of_an_exchange(error):
-            self._failed = True
-            # It often fails before its cause has been silent for long: the verdict on a peer ends this process.
-            self._done.wait(2 * self._interval if _is_timeout(error) else self.timeout * (1 + 2 / _BEATS))
+            # It fails at once where a peer was killed, who is known by a few beats of silence: the verdict ends this process.
+            self._failed, self._patience = True, min(self.timeout, _BEATS * self._interval)
+            self._done.wait(2 * self._interval if _is_timeout(error) else self._patience * (1 + 2 / _BEATS))
             self._blame()
         self._done.set()
         for thread in self._threads:
@@ -107,7 +108,7 @@ class Watchdog:
             if gone and not self._done.is_set():
                 self._end("; ".join(gone))
                 return
-            lost = [self._names[rank] for rank, (_, when) in heard.items() if self._beat_at - when > self.timeout]
+            lost = [self._names[rank] for rank, (_, when) in heard.items() if self._beat_at - when > self._patience]
             if lost:
                 self._lose(" and ".join(lost))
                 return
@@ -117,7 +118,7 @@ class Watchdog:
         for stood_still in self._rounds():
             if stood_still:
                 self._beat_at = time.monotonic()
-            if time.monotonic() - self._beat_at > self.timeout * (1 + 1 / _BEATS):
+            if time.monotonic() - self._beat_at > self._patience * (1 + 1 / _BEATS):
                 others = [name for rank, name in enumerate(self._names) if rank != self._rank]
                 self._lose(self._names[0] if self._rank else " or ".join(others))
                 return
@@ -150,7 +151,7 @@ class Watchdog:
 
     def _lose(self, who: str) -> None:
         if not self._done.is_set():
-            self._end(f"{who} has not answered for {self.timeout:g} s: it was killed, hangs, or its machine is out of reach; this run ends")
+            self._end(f"{who} has not answered for {self._patience:g} s: it was killed, hangs, or its machine is out of reach; this run ends")
 
 
 def _of_an_exchange(error: BaseException) -> bool:
