@@ -7,10 +7,12 @@ Figures of every part go into `bench/results/NAME.json` and `.md`; parts that ar
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import importlib.util
 import json
 import os
+import pickle
 import random
 import signal
 import socket
@@ -24,6 +26,7 @@ from typing import Any
 
 import torch
 
+from bench.equality import equality
 from ddvi_fast import cli
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.checkpoints import Checkpoints
@@ -35,7 +38,7 @@ SMALL = [
     "dataset.decoder.hidden=[24]", "epochs=12", "checkpoint_steps=2", "tensorboard=false", "figures=false", "progress=off",
     "evaluation.evidence=false", "evaluation.limit=8", "evaluation.elbo_samples=2", "evaluation.iwae_samples=2", "evaluation.prior_samples=64",
 ]  # fmt: skip
-KILLS, DAMAGES, TIMEOUT = 30, 200, 4.0
+KILLS, KILLS_A_RUN, DAMAGES, TIMEOUT = 30, 5, 200, 4.0
 
 
 def fork(overrides: Sequence[str], folder: Path, size: int = 1, run: Path | None = None) -> list[int]:
@@ -93,7 +96,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def kills(size: int, count: int = KILLS) -> dict[str, Any]:
-    """Kill -9 at random moments: every start goes on, and the final weights are those of a run that nobody disturbed."""
+    """Kill -9 at random moments, every other one in a checkpoint's write: the final weights are those of a run that nobody disturbed."""
     chance = random.Random(size)
     with tempfile.TemporaryDirectory() as name:
         calm = Path(name) / "calm"
@@ -106,35 +109,68 @@ def kills(size: int, count: int = KILLS) -> dict[str, Any]:
         while done < count:
             folder = Path(name) / f"run{runs}"
             folder.mkdir()
-            runs += 1
+            runs, until = runs + 1, min(count, done + KILLS_A_RUN)
             while not (folder / "run" / "evaluation.json").exists():
-                processes = fork(SMALL, folder, size)
-                if done < count:
+                before, processes = half_written(folder), fork(SMALL, folder, size)
+                if done < until:
                     time.sleep(chance.uniform(0.15, 0.8) * length)
-                    writing += any((folder / "run" / "checkpoints").glob(".*.partial"))
+                    if done % 2:
+                        await_write(folder, before, length)
                     for process in processes:
                         os.kill(process, signal.SIGKILL)
                 codes = wait(processes)
                 killed = any(code == -signal.SIGKILL for code in codes)
                 done += killed
+                writing += killed and bool(half_written(folder) - before)
                 assert killed or codes == [0] * size, words(folder)
             resumed += words(folder).count("goes on after step")
             found = weights(folder)
             furthest = max([furthest, *(float((found[key] - expected[key]).abs().max()) for key in expected)])
     return {
-        "processes": size, "kills": done, "during a checkpoint's write": writing, "runs": runs, "starts that went on from a checkpoint": resumed,
-        "largest difference of a final weight": furthest, "undisturbed seconds": round(length, 2),
+        "processes": size, "kills": done, "that cut a checkpoint's write short": writing, "runs": runs,
+        "starts that went on from a checkpoint": resumed, "largest difference of a final weight": furthest, "undisturbed seconds": round(length, 2),
     }  # fmt: skip
 
 
-def damages(count: int = DAMAGES) -> dict[str, Any]:
-    """Cut or flip one bit of the newest checkpoint: it is noticed, and the one before it is read instead."""
-    chance, noticed, told = random.Random(0), 0, []
+def half_written(folder: Path) -> set[tuple[str, int]]:
+    """Checkpoints that were begun and not finished, with the time of their beginning."""
+    found = set()
+    for path in (folder / "run" / "checkpoints").glob(".*.partial"):
+        with suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_ctime_ns))
+    return found
+
+
+def await_write(folder: Path, before: set[tuple[str, int]], limit: float) -> None:
+    """Until a checkpoint is being written, or the limit has passed."""
+    until = time.monotonic() + limit
+    while time.monotonic() < until and not half_written(folder) - before:
+        time.sleep(0.0002)
+
+
+@contextmanager
+def two_checkpoints() -> Iterator[tuple[Checkpoints, list[str]]]:
+    """Checkpoints of steps 1 and 2, and what is told when they are read."""
+    told: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         kept = Checkpoints(Path(name), keep=2, tell=told.append)
         for step in (1, 2):
             kept.save(step, {"w": torch.full((500,), float(step)), "m": torch.ones(20, 3)}, {"step": step, "best": None})
         kept.wait()
+        yield kept, told
+
+
+def first_is_used(kept: Checkpoints, told: list[str]) -> bool:
+    """Whether the second checkpoint is refused in words, and the first one read."""
+    told.clear()
+    found = kept.newest()
+    return found is not None and found.name == "step-00000001" and len(told) == 1 and "step-00000002" in told[0]
+
+
+def damages(count: int = DAMAGES) -> dict[str, Any]:
+    """Cut or flip one bit of the newest checkpoint: it is noticed, and the one before it is read instead."""
+    chance, noticed = random.Random(0), 0
+    with two_checkpoints() as (kept, told):
         for number in range(count):
             file = kept.folder / "step-00000002" / (checkpoint.WEIGHTS if number % 4 else checkpoint.STATE)
             good = file.read_bytes()
@@ -142,11 +178,38 @@ def damages(count: int = DAMAGES) -> dict[str, Any]:
             bad = bytearray(good)
             bad[offset] ^= 1 << chance.randrange(8)
             file.write_bytes(good[:offset] if number % 2 else bytes(bad))
-            told.clear()
-            found = kept.newest()
-            noticed += found is not None and found.name == "step-00000001" and len(told) == 1 and "step-00000002" in told[0]
+            noticed += first_is_used(kept, told)
             file.write_bytes(good)
     return {"damages": count, "noticed, and the one before it used": noticed}
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.trace,)
+
+
+def pickles() -> dict[str, Any]:
+    """A pickle that does something, in place of each file and in the tensors' place of a signed one: it is refused and not executed."""
+    with tempfile.TemporaryDirectory() as beside, two_checkpoints() as (kept, told):
+        trace = Path(beside) / "trace"
+        poison, refused = pickle.dumps(Trap(trace)), 0
+        state, tensors = (kept.folder / "step-00000002" / name for name in (checkpoint.STATE, checkpoint.WEIGHTS))
+        signed = json.loads(state.read_bytes()) | {"weights_sha256": hashlib.sha256(poison).hexdigest()}
+        for contents in ({state: poison}, {tensors: poison}, {tensors: poison, state: json.dumps(signed).encode()}):
+            good = {file: file.read_bytes() for file in contents}
+            for file, data in contents.items():
+                file.write_bytes(data)
+            refused += first_is_used(kept, told)
+            for file, data in good.items():
+                file.write_bytes(data)
+        executed = trace.exists()
+        pickle.loads(poison)
+        return {"places of a pickle": 3, "refused, and the one before it used": refused, "executed": executed, "the trap works": trace.exists()}
 
 
 @contextmanager
@@ -236,28 +299,13 @@ def signals() -> dict[str, Any]:
     return found
 
 
-def equality() -> dict[str, Any]:
-    """One process against two and four over 50 steps, float32 and float64: largest relative differences of losses."""
-    from tests.engine import world
-    from tests.engine.small import METHODS, case, distance
-
-    named = {f"{method}, {kind}": case(method, 50, double=kind == "float64") for method in METHODS for kind in ("float32", "float64")}
-    alone = world.run("several", 1, cases=list(named.values()))[0]
-    found = {}
-    for size in (2, 4):
-        together = world.run("several", size, cases=list(named.values()))[0]
-        for name, one, other in zip(named, alone, together, strict=True):
-            steps = [distance(other, one, step) for step in range(50)]
-            found[f"{name}, {size} processes"] = {"first step": steps[0], "over 50 steps": max(steps)}
-    return found
-
-
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "kills, one process": lambda: kills(1),
     "kills, two processes": lambda: kills(2),
     "signals": signals,
     "peers": peers,
     "damages": damages,
+    "pickles": pickles,
     "full disk": full_disk,
     "read only": read_only,
     "equality": equality,
@@ -283,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in options.parts or PARTS:
         started = time.monotonic()
-        results[name] = {**PARTS[name](), "took seconds": round(time.monotonic() - started, 1)}
+        results[name] = {**PARTS[name](), "took seconds": round(time.monotonic() - started, 1), "commit": environment()["commit"]}
         print(name, json.dumps(results[name]), flush=True)
         path.write_text(json.dumps({**results, "environment": environment()}, indent=2) + "\n")
         path.with_suffix(".md").write_text(as_text(results))
