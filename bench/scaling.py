@@ -2,7 +2,8 @@
 
 The whole released training step at MNIST shape, on this machine's CPU with one thread a process: examples a second, bytes that each
 process hands to an exchange in a step, the DeepSpeed engine against the local one in one process, what a checkpoint written aside adds,
-and from those a model of the step on 8, 64 and 512 GPUs. Engines take turns step by step, so that a busy machine slows all of them.
+how long the command takes to its first step, and from those a model of the step on 8, 64 and 512 GPUs, whose law is held against the
+step of two processes. Engines take turns step by step, so that a busy machine slows all of them.
 """
 
 from __future__ import annotations
@@ -120,10 +121,42 @@ def work(count: int) -> dict[str, Any]:
         with counted() as totals:
             step()
         rows = ROWS * distributed.world_size()
-        found[name] = {"examples a second": round(rows / statistics.median(times), 1), **{f"{key} a step": value for key, value in totals.items()}}
-        found[name]["seconds from start to first step"] = round(first, 1)
+        median = statistics.median(times)
+        found[name] = {"examples a second": round(rows / median, 1), "step, ms": round(1e3 * median, 2)}
+        found[name] |= {f"{key} a step": value for key, value in totals.items()}
+        found[name] |= {"exchanges alone, ms": round(1e3 * exchange_seconds(totals, count), 2), "seconds from start to first step": round(first, 1)}
     distributed.stop()
     return found
+
+
+def exchange_seconds(totals: dict[str, int], count: int) -> float:
+    """Seconds of a step's exchanges without the step, all of one size; 0 where there are none."""
+    if not totals["exchanges"]:
+        return 0.0
+    values, times = torch.zeros(totals["bytes"] // 4 // totals["exchanges"]), []
+    for _ in range(count):
+        started = time.perf_counter()
+        for _ in range(totals["exchanges"]):
+            distributed.mean_over_processes(values)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def launch_seconds(engine: str) -> float:
+    """Seconds from torchrun's start with two processes until a checkpoint of the first step stands, on digits with the default networks."""
+    with tempfile.TemporaryDirectory() as name:
+        settings = ["dataset=digits", f"engine={engine}", "checkpoint_steps=1", "checkpoint_keep=1000", "progress=off", f"run_dir={name}/run"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "ddvi_fast.train", *settings]
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}, stderr=subprocess.DEVNULL)
+        while not (Path(name) / "run" / "checkpoints" / "step-00000001").exists():
+            if process.poll() is not None:
+                raise RuntimeError(f"{' '.join(command)} ended with {process.returncode} before its first step")
+            time.sleep(0.01)
+        found = time.perf_counter() - started
+        process.terminate()
+        process.wait()
+        return found
 
 
 def start(size: int, count: int) -> dict[str, Any]:
@@ -207,6 +240,17 @@ def model(num_bytes: float, exchanges: float) -> list[dict[str, Any]]:
     return [{name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()} for row in rows]
 
 
+def law(measured: dict[str, Any]) -> dict[str, float]:
+    """The model's sum, a step plus its exchanges, against the step of two processes."""
+    found = {}
+    for name, together in measured["2 processes"].items():
+        found[f"{name}: one process's step and two's exchanges, ms"] = round(
+            measured["1 processes"][name]["step, ms"] + together["exchanges alone, ms"], 2
+        )
+        found[f"{name}: two processes' step, ms"] = together["step, ms"]
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
@@ -219,7 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured = {f"{size} processes": start(size, options.steps) for size in (1, 2)}
     plain = measured["2 processes"]["parallel"]
     result = {
-        "measured": measured, "one process": compare(options.steps), "model": model(plain["bytes a step"], plain["exchanges a step"]),
+        "measured": measured, "one process": compare(options.steps),
+        "command": {f"seconds from torchrun to the first step, {name}": round(launch_seconds(name), 1) for name in engines()},
+        "law": law(measured), "model": model(plain["bytes a step"], plain["exchanges a step"]),
         "assumptions": {
             "FLOP a row": step_flops(Sizes(), 1), "FLOP/s": RATE, "seconds of an empty step": FLOOR, "seconds of input": INPUT,
             "GPUs of a node": NODE,
@@ -237,13 +283,15 @@ def as_text(result: dict[str, Any]) -> str:
     source = "Written by `python -m bench.scaling`: the released training step at MNIST shape, CPU, one thread a process."
     lines = ["# Several processes", "", source, ""]
     lines += [
-        "| processes | engine | examples a second | exchanges a step | bytes a step | seconds to the first step |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| processes | engine | examples a second | step, ms | exchanges a step | bytes a step | exchanges alone, ms | seconds to the first step |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for size, of_engines in result["measured"].items():
         for name, figures in of_engines.items():
             lines.append(f"| {size.split()[0]} | {name} | {' | '.join(str(value) for value in figures.values())} |")
-    lines += ["", *(f"- {name}: {value}" for name, value in result["one process"].items()), "", "## The model", ""]
+    for part in ("one process", "command", "law"):
+        lines += ["", *(f"- {name}: {value}" for name, value in result[part].items())]
+    lines += ["", "## The model", ""]
     names = list(result["model"][0])
     lines += [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
     lines += [f"| {' | '.join(f'{value:.3g}' if isinstance(value, float) else str(value) for value in row.values())} |" for row in result["model"]]
