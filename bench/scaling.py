@@ -50,6 +50,7 @@ GPUS = (1, 8, 64, 512)
 
 
 def engines() -> dict[str, Callable[..., Engine]]:
+    """Those of several processes."""
     found: dict[str, Callable[..., Engine]] = {"parallel": ParallelEngine}
     if importlib.util.find_spec("deepspeed") is not None:
         from ddvi_fast.engine.deepspeed_engine import DeepSpeedEngine
@@ -112,9 +113,9 @@ def work(count: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     distributed.start("cpu")
     imports, found = time.time() - float(os.environ[_STARTED]), {}
-    for name in engines():
+    for name, make in {"local": LocalEngine, **engines()}.items():  # the local one exchanges nothing
         begun = time.time()
-        step = stepper(engines()[name], ROWS)
+        step = stepper(make, ROWS)
         step()
         first = imports + time.time() - begun
         times = seconds({name: step}, count)[name]
@@ -241,14 +242,14 @@ def model(num_bytes: float, exchanges: float) -> list[dict[str, Any]]:
 
 
 def law(measured: dict[str, Any]) -> dict[str, float]:
-    """The model's sum, a step plus its exchanges, against the step of two processes."""
-    found = {}
-    for name, together in measured["2 processes"].items():
-        found[f"{name}: one process's step and two's exchanges, ms"] = round(
-            measured["1 processes"][name]["step, ms"] + together["exchanges alone, ms"], 2
+    """The model's sum, of a step that exchanges nothing and the exchanges, against the step of two processes."""
+    together, found = measured["2 processes"], {}
+    for name in together.keys() - {"local"}:
+        found[f"{name}, two processes: step without exchanges plus exchanges, ms"] = round(
+            together["local"]["step, ms"] + together[name]["exchanges alone, ms"], 2
         )
-        found[f"{name}: two processes' step, ms"] = together["step, ms"]
-    return found
+        found[f"{name}, two processes: step, ms"] = together[name]["step, ms"]
+    return dict(sorted(found.items()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
