@@ -35,7 +35,7 @@ SINGLE = {"eight_schools": eight_schools, "logistic_regression": logistic_regres
 DRAWS, TRUTHS, RANKED = 2000, 500, 199  # draws compared, truths and draws for calibration
 TRAINING = Training(steps=8000, batch_size=512)
 SIZES = {"num_steps": 30, "width": 128, "hidden": (128, 128)}
-SINGLE_TRAINING = Training(steps=4000, batch_size=256)  # the bound needs whole chains at every step, so that chains are smaller
+SINGLE_TRAINING = Training(steps=2000, batch_size=256)  # the bound needs whole chains at every step, so that chains are smaller
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -42,7 +42,7 @@ class Training:
 
     steps: int = 8000
     batch_size: int = 512
-    lr: float = 2e-3
+    lr: float = 5e-3
     max_norm: float = 10.0
 
     def __post_init__(self) -> None:

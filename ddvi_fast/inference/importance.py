@@ -73,7 +73,7 @@ class ImportanceSample:
         return {name: value[chosen] for name, value in self.z.items()} if isinstance(self.z, dict) else self.z[chosen]
 
     def __repr__(self) -> str:
-        verdict = "reliable" if self.pareto_k < GOOD_K else "not reliable: train longer, or with a larger architecture"
+        verdict = "reliable" if self.pareto_k < GOOD_K else "a heavy tail: train longer, or with a larger architecture"
         return (
             f"ImportanceSample: {len(self.log_ratios)} draws, effective sample size {self.effective_sample_size:.0f}, Pareto k {self.pareto_k:.2f} "
             f"({verdict}), log p(x) at least {self.log_evidence:.3f} (ELBO {self.elbo:.3f}) nats"

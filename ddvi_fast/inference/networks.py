@@ -86,19 +86,24 @@ class Constant(nn.Module):
 
 
 class Reader(nn.Module):
-    """A network on standardised data.
+    """A network on standardised data, added to a linear map of them: where parameters follow the data closely, most is linear.
 
     Args:
         observation: shared by the readers of one posterior.
-        network: called as `network(features, draws)`.
+        outputs: width of the output.
+        architecture: of the network.
+        draws: where the initial weights are drawn.
     """
 
-    def __init__(self, observation: Observation, network: nn.Module) -> None:
+    def __init__(self, observation: Observation, outputs: int, architecture: Architecture, draws: Draws) -> None:
         super().__init__()
-        self.observation, self.network = observation, network
+        self.observation, inputs = observation, len(observation.shift)
+        self.network = MLP(inputs, architecture.hidden, outputs, activation=architecture.activation, draws=draws)
+        self.linear = MLP(inputs, [], outputs, draws=draws.importance(1))
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.network(self.observation(x), draws)
+        features = self.observation(x)
+        return self.network(features, draws) + self.linear(features)
 
 
 def build(architecture: Architecture, dim: int, observation: Observation | None, seed: int) -> Posterior:
@@ -132,8 +137,5 @@ def _constant_encoders(architecture: Architecture, dim: int, observation: None, 
 
 
 def _readers(architecture: Architecture, dim: int, observation: Observation, seed: int) -> tuple[nn.Module, nn.Module]:
-    def reader(outputs: int, place: int) -> Reader:
-        network = MLP(len(observation.shift), architecture.hidden, outputs, activation=architecture.activation, draws=Draws(seed).importance(place))
-        return Reader(observation, network)
-
-    return reader(2 * dim, 1), reader(architecture.context_dim, 2)
+    start, context = (Draws(seed).importance(place) for place in (4, 6))
+    return Reader(observation, 2 * dim, architecture, start), Reader(observation, architecture.context_dim, architecture, context)
