@@ -129,11 +129,15 @@ class _Mean(torch.autograd.Function):
 
 def mean_over_processes(x: Tensor) -> Tensor:
     """The mean of a tensor that every process has, without a gradient."""
-    if world_size() == 1:
-        return x
-    total = x.clone()
-    dist.all_reduce(total)
-    return total / world_size()
+    return x if world_size() == 1 else average_(x.clone())
+
+
+def average_(x: Tensor) -> Tensor:
+    """Make a contiguous tensor its mean over processes, in place; returns it."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+        x /= world_size()
+    return x
 
 
 def means_over_processes(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from ddvi_fast import _checks
 from ddvi_fast.engine.adam_state import COUNT, by_parameter
 from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.optimisers import MOMENTS, UpdateAdam
-from ddvi_fast.engine.sharded import ShardedEngine, average_gradients
+from ddvi_fast.engine.sharded import ShardedEngine
 from ddvi_fast.objectives import Objective, Terms
 
 STAGES = (0, 1, 2, 3)
@@ -122,7 +122,7 @@ class DeepSpeedEngine(ShardedEngine):
         members = [parameter for options in self._adam.param_groups if group in options["updates"] for parameter in options["params"]]
         moving = [parameter for parameter in members if parameter.grad is not None]
         gradients = [parameter.grad for parameter in moving]
-        average_gradients(gradients)
+        self._average(gradients)
         if self.loss_scale is not None:
             torch._foreach_div_(gradients, self.loss_scale.value)
         norm = get_total_norm(gradients)

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ddvi_fast.engine.adam_state import AdamState
 from ddvi_fast.engine.base import Optimisation, by_factor
-from ddvi_fast.engine.sharded import ShardedEngine, average_gradients
+from ddvi_fast.engine.sharded import ShardedEngine
 from ddvi_fast.objectives import Objective
 
 
@@ -32,7 +32,7 @@ class ParallelEngine(AdamState, ShardedEngine):
     def _move(self, group: str, rate: float) -> bool:
         moving = [parameter for parameter in self._parameters[group] if parameter.grad is not None]
         gradients = [parameter.grad for parameter in moving]
-        average_gradients(gradients)
+        self._average(gradients)
         if self.loss_scale is not None:
             torch._foreach_div_(gradients, self.loss_scale.value)
         norm = get_total_norm(gradients)

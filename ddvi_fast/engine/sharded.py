@@ -53,6 +53,7 @@ class ShardedEngine:
         self.accumulation, self.adam = accumulation, choose(optimiser, self.device)
         self._products = products_in(precision, self.device)
         self.loss_scale = (loss_scale or LossScale()) if precision == "fp16" else None
+        self._flat: Tensor | None = None
         self._share_from_first()
 
     def _share_from_first(self) -> None:
@@ -120,6 +121,19 @@ class ShardedEngine:
         """Average gradients over processes, undo the loss's scale, clip, step; False, and nothing moved, if they are not finite."""
         raise NotImplementedError
 
+    def _average(self, gradients: Sequence[Tensor]) -> None:
+        """Make each its mean over processes, all in one exchange, in memory that is kept: fresh memory costs as much as the exchange."""
+        if distributed.world_size() == 1 or not gradients:
+            return
+        sizes = [gradient.numel() for gradient in gradients]
+        if self._flat is None or self._flat.numel() < sum(sizes):
+            self._flat = gradients[0].new_empty(sum(sizes))
+        flat = self._flat[: sum(sizes)]
+        parts = [part.view_as(gradient) for part, gradient in zip(flat.split(sizes), gradients, strict=True)]
+        torch._foreach_copy_(parts, list(gradients))
+        distributed.average_(flat)
+        torch._foreach_copy_(list(gradients), parts)
+
     def _bad_parameters(self) -> list[str]:
         """Names of parameters whose gradient is not finite, as far as they are known."""
         return [name for name, parameter in self.objective.named_parameters() if parameter.grad is not None and not parameter.grad.isfinite().all()]
@@ -140,12 +154,3 @@ class ShardedEngine:
 
     def refresh(self) -> None:
         """Nothing is recorded that a change could make void."""
-
-
-def average_gradients(gradients: Sequence[Tensor]) -> None:
-    """Make each the mean over processes, all in one exchange."""
-    if distributed.world_size() == 1 or not gradients:
-        return
-    flat = distributed.mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
