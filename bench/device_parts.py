@@ -19,11 +19,10 @@ from bench.baselines.training import Sizes
 from bench.ceilings import measure_ceilings
 from bench.run import run_case
 from bench.training import SMALL, OurStep, build_objective, images
-from ddvi_fast import ops, rng, schedules
+from ddvi_fast import _backend, ops, rng, schedules
 from ddvi_fast.rng import Draws
 
 ROOT = Path(__file__).resolve().parent.parent
-OPERATIONS = ("noise", "chain", "sleep", "elbo", "kde", "mmd")
 Result = dict[str, Any]
 
 
@@ -292,7 +291,7 @@ class Part:
 
 PARTS: dict[str, Part] = {
     "random numbers": Part(random_numbers, 60),
-    **{f"parity {operation}": Part(parity(operation), 130) for operation in OPERATIONS},
+    **{f"parity {operation}": Part(parity(operation), 130) for operation in _backend.OPERATIONS},
     "golden values": Part(golden, 60),
     "step": Part(step, 100),
     "host waits": Part(quiet_operations, 100),

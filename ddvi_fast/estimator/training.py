@@ -17,12 +17,11 @@ from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.engine.loop import train
 from ddvi_fast.engine.progress import Display, display
 from ddvi_fast.experiments.build import build
-from ddvi_fast.experiments.compose import compose
+from ddvi_fast.experiments.compose import choices, compose
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion
 
-PRIORS = ("auto", "pinwheel", "swiss_roll", "square", "less_noisy_square", "gaussian", "mixture")
 
 
 def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Config:
@@ -32,7 +31,7 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
         InputError: settings that do not exist or fit.
     """
     clusters, size = parameters["n_clusters"], parameters["n_components"]
-    prior = _checks.choice(parameters["prior"], PRIORS, "prior")
+    prior = _checks.choice(parameters["prior"], ("auto", *choices("prior")), "prior")
     if prior == "auto":
         prior = "pinwheel" if clusters is None and size == 2 else "gaussian"
     widths = "[" + ",".join(map(str, parameters["hidden"])) + "]"
