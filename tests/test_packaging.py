@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -91,6 +93,33 @@ def test_source_archive_holds_what_a_build_needs(plain: tuple[Path, Path]) -> No
 def test_wheel_works_from_another_folder(plain: tuple[Path, Path], tmp_path: Path) -> None:
     code = "import ddvi_fast.kernels, ddvi_fast.cli; print(ddvi_fast.rng.normal(ddvi_fast.rng.Draws(1), (3, 2), 0).shape)"
     assert "[3, 2]" in _use(plain[1], tmp_path / "target", code)
+
+
+def _clean_environment(folder: Path) -> Path:
+    """The interpreter of a new environment that sees the dependencies installed here, but nothing of the project."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    places = {Path(importlib.util.find_spec(name).origin).parents[1] for name in ("torch", "numpy", "hydra", "setuptools")}
+    (site / "dependencies.pth").write_text("".join(f"{place}\n" for place in sorted(places)))
+    return folder / "bin" / "python"
+
+
+@pytest.mark.parametrize("kind", ["wheel", "source archive"])
+def test_it_installs_into_a_clean_environment_whose_command_trains(plain: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+    interpreter = _clean_environment(tmp_path / "environment")
+    options = ("--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed", "--disable-pip-version-check")
+    package = plain[0] if kind == "source archive" else plain[1]
+    _python("-m", "pip", "--python", str(interpreter), "install", *options, str(package), cwd=tmp_path, **NO_COMPILER)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DDVI_FAST_BACKEND")}
+    command = [str(interpreter.with_name("ddvi-fast")), "train", "run_dir=run", "epochs=1", "limit=128", "progress=off", "tensorboard=false"]
+    quick = ["figures=false", "evaluation.iwae_samples=5", "evaluation.elbo_samples=5", "evaluation.limit=16", "prior.resolution=40"]
+    ran = subprocess.run([*command, *quick], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert "ELBO" in ran.stdout and (tmp_path / "run" / "evaluation.json").is_file()
+    where = subprocess.run(
+        [interpreter, "-c", "import ddvi_fast; print(ddvi_fast.__file__)"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert where.stdout.startswith(str(tmp_path / "environment"))
 
 
 def test_a_wheel_without_the_extension_can_say_so(plain: tuple[Path, Path], tmp_path: Path) -> None:
