@@ -23,7 +23,6 @@ from ddvi_fast.objectives.adversarial_classes import AdversarialSemiSupervised
 from ddvi_fast.objectives.clustering import Clustering
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
-from ddvi_fast.objectives.weights import PriorGuide
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassMLP, OneHotStyle, PerClass
 from ddvi_fast.priors import Centres, OneHotGaussian, Prior
@@ -146,7 +145,7 @@ def _over_classes(config: Config, model: LatentVariableModel, posterior: ClassCo
         weight = {} if method.weight is None else {"weight": method.weight}
         return AdversarialSemiSupervised(model, posterior, discriminator, labelled, weights, **weight)
     kl = KLSchedule(recipe.kl.kind, method.beta * recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
-    guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score, recipe.prior_max_score_fraction)
+    guide = parts.make_guide(recipe)
     sleep = parts.make_sleep(method) if method.objective == "ddvi" else None
     return SemiSupervised(model, posterior, labelled, kl, guide, weights, sleep, method.num_samples)
 

@@ -163,6 +163,7 @@ class RecipeConfig:
     kl: KLConfig = field(default_factory=KLConfig)
     prior_blur: float = 0.3  # width by which the prior is blurred at first
     prior_blur_fraction: float = 0.6  # of the epochs by which the blur is gone
+    prior_blur_power: float = 1.0  # with more than 1 the blur narrows slowly at first
     prior_max_score: float | None = 200.0  # limit of each sample's gradient of log p(z); null for none
     prior_max_score_fraction: float = 1.0  # of the epochs in which that limit holds
     match_prior: bool = True  # start the encoder's means with the prior's centre and spread

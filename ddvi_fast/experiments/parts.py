@@ -110,7 +110,7 @@ def make_diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder
 def make_objective(config: Config, model: LatentVariableModel, posterior: Posterior) -> Objective:
     method, recipe = config.method, config.recipe
     kl = KLSchedule(recipe.kl.kind, method.beta * recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
-    guide = PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score, recipe.prior_max_score_fraction)
+    guide = make_guide(recipe)
     if method.objective == "iwae":
         return IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, kl, guide)
     _checks.require(not method.doubly_reparametrised, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
@@ -135,6 +135,11 @@ def _elbo(config: Config, model: LatentVariableModel, posterior: Posterior, kl: 
     defects = config.recipe.defects
     wrong = {name: True for name in ("log_var_twice", "standard_normal_top") if getattr(defects, name)}
     return (DefectiveELBO if wrong else ELBO)(model, posterior, kl, config.method.num_samples, guide, config.method.reweighted, **wrong)
+
+
+def make_guide(recipe: RecipeConfig) -> PriorGuide:
+    limit = (recipe.prior_max_score, recipe.prior_max_score_fraction)
+    return PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, *limit, power=recipe.prior_blur_power)
 
 
 def make_sleep(method: MethodConfig) -> Sleep:

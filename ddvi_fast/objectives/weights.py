@@ -64,14 +64,17 @@ class PriorGuide:
         fraction: of the phase by which the blur is gone.
         max_score: limit of the norm of each sample's `d log p(z) / dz`; None for none.
         max_score_fraction: of the phase in which that limit holds.
+        power: with more than 1 the blur narrows slowly at first: the prior is wide, and latents can still change places, for longer.
     """
 
     blur: float = 0.0
     fraction: float = 0.5
     max_score: float | None = None
     max_score_fraction: float = 1.0
+    power: float = 1.0
 
     def __post_init__(self) -> None:
+        _checks.require(self.power > 0, "prior_blur_power", "a positive number", self.power)
         _checks.require(self.blur >= 0, "prior_blur", "a width of at least 0", self.blur)
         _checks.require(0 < self.fraction <= 1, "prior_blur_fraction", "a number in (0, 1]", self.fraction)
         _checks.require(self.max_score is None or self.max_score > 0, "prior_max_score", "None or a positive number", self.max_score)
@@ -81,7 +84,7 @@ class PriorGuide:
         """The blur's width at `fraction` of the phase."""
         if self.blur == 0 or fraction >= self.fraction:
             return 0.0
-        return self.blur * 0.01 ** (math.floor(_STAIRS * fraction / self.fraction) / _STAIRS)
+        return self.blur * 0.01 ** ((math.floor(_STAIRS * fraction / self.fraction) / _STAIRS) ** self.power)
 
     def _width_at(self, progress: Progress) -> float:
         return self.width(progress.fraction)

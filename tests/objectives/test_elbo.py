@@ -118,6 +118,15 @@ def test_a_score_within_the_limit_is_untouched_and_learned_priors_keep_their_gra
         torch.testing.assert_close(limited, torch.autograd.grad(prior.log_prob(z).sum(), parameter)[0])
 
 
+def test_the_blur_narrows_to_a_hundredth_and_with_a_power_slowly_at_first():
+    plain, slow = PriorGuide(blur=0.5, fraction=0.8), PriorGuide(blur=0.5, fraction=0.8, power=2.0)
+    assert plain.width(0.0) == slow.width(0.0) == 0.5 and plain.width(0.8) == slow.width(0.8) == 0.0
+    assert plain.width(0.4) == pytest.approx(0.05) and slow.width(0.4) == pytest.approx(0.5 * 0.01**0.25)
+    assert slow.width(0.799) == pytest.approx(0.5 * 0.01 ** (39 / 40) ** 2)
+    with pytest.raises(InputError, match="prior_blur_power"):
+        PriorGuide(power=0)
+
+
 def test_the_limit_of_the_score_is_lifted_at_its_share_of_the_phase():
     prior, guide = priors.make("pinwheel"), PriorGuide(max_score=3.0, max_score_fraction=0.6)
     z = torch.tensor([[2.0, 0.4], [1.0, 1.0]]).requires_grad_()
