@@ -24,6 +24,7 @@ from ddvi_fast.engine.interrupts import Stopped
 
 EXIT_PEER_LOST = 76
 _BEATS = 5  # at least, within the time-out
+_BEATS_OF_SILENCE = 3  # that are enough where an exchange has failed
 _SOON = 1.0  # seconds within which a process that fails is heard of
 
 
@@ -36,14 +37,14 @@ class Watchdog:
     """A context in which this process shows that it lives, and watches the others; alone it does nothing.
 
     Args:
-        timeout: seconds of silence after which a process counts as lost.
+        timeout: seconds within which a process that is silent is found lost, and the run ended.
         end: called with the message, from another thread; it must end this process, whose main thread may hang in an exchange.
     """
 
     def __init__(self, timeout: float, end: Callable[[str], None] | None = None) -> None:
         self.timeout, self._end = timeout, end or _leave
-        self._patience = timeout  # with a silent process, as long as nothing else speaks against it
         self._rank, self._interval = distributed.rank(), min(timeout / _BEATS, _SOON)
+        self._patience = timeout - 2 * self._interval  # with silence, so that the end comes within the time-out
         self._done = threading.Event()
         self._beat_at = time.monotonic()
         self._threads: list[threading.Thread] = []
@@ -66,8 +67,8 @@ class Watchdog:
             return
         if error is not None and _of_an_exchange(error):
             # It fails at once where a peer was killed, who is known by a few beats of silence: the verdict ends this process.
-            self._failed, self._patience = True, min(self.timeout, _BEATS * self._interval)
-            self._done.wait(2 * self._interval if _is_timeout(error) else self._patience * (1 + 2 / _BEATS))
+            self._failed, self._patience = True, _BEATS_OF_SILENCE * self._interval
+            self._done.wait(2 * self._interval if _is_timeout(error) else self._patience + 3 * self._interval)
             self._blame()
         self._done.set()
         for thread in self._threads:
@@ -87,7 +88,7 @@ class Watchdog:
             since = time.monotonic()
             if self._done.wait(self._interval):
                 return
-            yield time.monotonic() - since > self._interval + self.timeout / 2
+            yield time.monotonic() - since > self._interval + self._patience / 2
 
     def _beat(self) -> None:
         """Say that this process lives, and note when the others last said so."""
@@ -118,7 +119,7 @@ class Watchdog:
         for stood_still in self._rounds():
             if stood_still:
                 self._beat_at = time.monotonic()
-            if time.monotonic() - self._beat_at > self._patience * (1 + 1 / _BEATS):
+            if time.monotonic() - self._beat_at > self._patience + self._interval:
                 others = [name for rank, name in enumerate(self._names) if rank != self._rank]
                 self._lose(self._names[0] if self._rank else " or ".join(others))
                 return

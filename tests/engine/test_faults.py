@@ -129,7 +129,7 @@ def test_a_start_that_was_cut_short_leaves_room(tmp_path):
     assert RunFolder.create(tmp_path / "run", {"seed": 1}).config == {"seed": 1}
 
 
-@pytest.mark.parametrize(("kind", "timeout", "silence"), [("stopped", 1.5, "1.5"), ("killed", 600, "5")])
+@pytest.mark.parametrize(("kind", "timeout", "silence"), [("stopped", 1.5, "0.9"), ("killed", 600, "3")])
 def test_a_lost_peer_ends_the_run_and_is_named(kind, timeout, silence):
     """One that stands still by the time-out; one that was killed breaks the exchange, and a few beats of silence are enough."""
     processes = world.start(["-m", "tests.engine.workers", "lose_a_peer", f'{{"kind": "{kind}", "timeout": {timeout}}}'], 2)

@@ -45,7 +45,7 @@ def test_a_peer_that_speaks_is_left_alone(pair):
 
 def test_a_silent_peer_is_named(pair):
     (message,) = watch(pair, 30 * TIMEOUT)
-    assert message.startswith("rank 1 (process 7 on there) has not answered for 1 s")
+    assert message.startswith("rank 1 (process 7 on there) has not answered for 0.6 s")
 
 
 def test_a_peer_that_has_ended_is_quoted(pair):
