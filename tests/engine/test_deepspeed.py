@@ -7,12 +7,12 @@ import importlib.util
 import pytest
 
 from tests.engine import world
-from tests.engine.small import CHAIN, COMMON, case, distance
+from tests.engine.small import CHAIN, COMMON, SMOOTH, case, distance
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed (the extra distributed)")
 
 STEPS = 5
-ALTERNATING = [*COMMON, "method=ddvi", *CHAIN, "method.sleep.alternating=true", "method.sleep.num_updates=2"]
+ALTERNATING = [*COMMON, "method=ddvi", *CHAIN, *SMOOTH, "method.sleep.alternating=true", "method.sleep.num_updates=2"]
 KINDS = {"wake": case("ddvi")["overrides"], "wake and sleep": ALTERNATING, "discriminator": case("aae")["overrides"]}
 STAGES = {f"zero {stage}": {"kind": "deepspeed", "zero_stage": stage} for stage in range(4)}
 
