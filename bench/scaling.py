@@ -42,7 +42,7 @@ EXCHANGES = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into
 
 # Assumptions of the model, none of them measured here.
 RATE = 40e12  # FLOP/s that small matrix products reach on a current GPU, bf16
-FLOOR = 1.2e-3  # seconds of a captured step with nothing to compute: sequential chain, five updates
+FLOOR = 1.2e-3  # seconds of a captured step with nothing to compute: sequential chain, four updates
 INPUT = 5e-6  # seconds to gather a batch that lives on the device
 NODE = 8  # GPUs of a node
 LINKS = {"within a node": (12e-6, 200e9), "between nodes": (25e-6, 40e9)}  # seconds of an exchange of nothing, bytes a second
