@@ -23,7 +23,6 @@ from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion
 
 
-
 def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Config:
     """The configuration of an experiment that an estimator's parameters stand for.
 
