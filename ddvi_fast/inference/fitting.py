@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +15,20 @@ from torch.distributions.constraints import Constraint
 from ddvi_fast import _checks
 from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
-from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulator, Whitening, offers, simulate
-from ddvi_fast.inference.networks import Architecture, Observation, build
-from ddvi_fast.inference.objective import EvidenceBound, Simulated
+from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulator, offers, simulate
+from ddvi_fast.inference.networks import Architecture, Observation, build, whitening_reader
+from ddvi_fast.inference.objective import EvidenceBound, GaussianFit, Simulated
 from ddvi_fast.inference.posterior import FittedPosterior, observed_rows
 from ddvi_fast.inference.start import gaussian_start
 from ddvi_fast.inference.support import Support
+from ddvi_fast.inference.whitening import ConditionalWhitening, Whitening
 from ddvi_fast.objectives import Objective, Progress
 from ddvi_fast.rng import Draws
 
 OBJECTIVES = ("auto", "bound", "simulations", "both")
 _LOOKED_AT = 4096  # simulations by which coordinates and data are standardised
 _BEFORE = 1 << 50  # draws of these stand apart from those of training
+_PART = 0.25  # of the steps, for the Gaussian approximation that comes first
 _KEPT = 20  # losses of the history
 
 
@@ -66,7 +69,8 @@ def fit_posterior(
 ) -> FittedPosterior:
     """Train a diffusion posterior for a model of one's own.
 
-    A model with `simulate` gets a posterior that takes any data of that shape, trained on simulations; where it has `log_joint` as well, the
+    A model with `simulate` gets a posterior that takes any data of that shape, trained on simulations: first a Gaussian approximation, by a
+    quarter of the steps more, then the chain in its coordinates. Where it has `log_joint` as well, the
     evidence bound at `x` (at simulated data without `x`) is trained along. A model with `log_joint` alone gets the posterior of the one
     data set `x`, trained by the bound; a bound of this kind may leave modes out that it never met (`importance_sample` cannot tell).
 
@@ -154,13 +158,21 @@ class _Request:
     def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> tuple[FittedPosterior, Objective]:
         support, first = simulator.support, simulator.take(_LOOKED_AT, Draws(self.seed, _BEFORE))
         observation = Observation.of(first.x, None if embedding is None else embedding.to(self.device))
-        whitening, posterior = Whitening.of(first.u), build(self.architecture, support.dim, observation, self.seed).to(self.device)
+        reader = whitening_reader(self.architecture, support.dim, observation, self.seed)
+        whitening = self._whitened(ConditionalWhitening(Whitening.of(first.u), reader.to(self.device)), simulator)
+        posterior = build(self.architecture, support.dim, observation, self.seed).to(self.device)
         shape = tuple(first.x.shape[1:])
         observed = None if self.x is None else observed_rows(self.x, shape)[0].to(self.device)
         options = {"conditional": True, "model": self.model, "x": self.x, "data_shape": shape}
         fitted = FittedPosterior(posterior, support, whitening, self.architecture, **options)
         model = FlatModel(self.model, support, whitening) if with_bound else None
         return fitted, Simulated(posterior, whitening, simulator, self.training.batch_size, model, observed)
+
+    def _whitened(self, whitening: ConditionalWhitening, simulator: Simulator) -> ConditionalWhitening:
+        """Fitted on a part of the steps that the posterior gets, and held fixed from there."""
+        training = dataclasses.replace(self.training, steps=max(1, int(_PART * self.training.steps)))
+        _train(GaussianFit(whitening, simulator, training.batch_size), training, self.seed, self.device)
+        return whitening.requires_grad_(False)
 
 
 def _train(objective: Objective, training: Training, seed: int, device: torch.device) -> list[float]:

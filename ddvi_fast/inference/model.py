@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddvi_fast import _checks, rng
 from ddvi_fast.inference.support import Latents, Support
+from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.rng import Draws
 
 
@@ -94,7 +95,7 @@ class Simulator:
 
 
 class FlatModel:
-    """A model's density over the coordinates `y` of a chain: `z = constrain(shift + factor y)`.
+    """A model's density over the coordinates `y` of a chain: `z = constrain(whitening(y))`.
 
     Args:
         model: with `log_joint`.
@@ -107,41 +108,10 @@ class FlatModel:
 
     def log_joint(self, x: Any, y: Tensor) -> Tensor:
         """log p(x, y) in nats: log p(x, z) and the volume of the two maps."""
-        z, log_det = self.support.constrain(self.whitening(y))
+        z, log_det = self.support.constrain(self.whitening(y, x))
         log_joint = self.model.log_joint(x, z)
         _checks.require(log_joint.shape == y.shape[:-1], "log_joint", f"values of shape {list(y.shape[:-1])}", log_joint)
-        return log_joint + log_det + self.whitening.log_det
-
-
-class Whitening(nn.Module):
-    """The affine map `u = shift + factor y` [.., D], by which chains work near mean 0 and variance 1.
-
-    Args:
-        shift: [D].
-        factor: [D, D], lower triangular.
-    """
-
-    def __init__(self, shift: Tensor, factor: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("shift", shift)
-        self.register_buffer("factor", factor)
-
-    def forward(self, y: Tensor) -> Tensor:
-        return self.shift + y @ self.factor.T
-
-    def inverse(self, u: Tensor) -> Tensor:
-        """The chain's coordinates of `u` [.., D]."""
-        return torch.linalg.solve_triangular(self.factor, (u - self.shift).unsqueeze(-1), upper=False).squeeze(-1)
-
-    @property
-    def log_det(self) -> Tensor:
-        """`log |du/dy|`, a scalar."""
-        return self.factor.diagonal().log().sum()
-
-    @classmethod
-    def of(cls, u: Tensor) -> Whitening:
-        """The map under which rows `u` [n, D] have mean 0 and variance 1 in each coordinate."""
-        return cls(u.mean(0), torch.diag(u.std(0).clamp(min=1e-6)))
+        return log_joint + log_det + self.whitening.log_det(x)
 
 
 def offers(model: Any, name: str) -> bool:

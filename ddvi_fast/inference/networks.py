@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -130,6 +131,11 @@ def build(architecture: Architecture, dim: int, observation: Observation | None,
 def _start_as_standard_normal(posterior: Diffusion) -> None:
     """An untrained chain then gives N(0, I) exactly: of such data the velocity is 0 everywhere, and a step undoes noise of variance beta."""
     posterior.log_variance_factors.copy_(torch.log(posterior.betas / posterior.coefficients()[:, 2].double().square()))
+
+
+def whitening_reader(architecture: Architecture, dim: int, observation: Observation, seed: int) -> Reader:
+    """From data to mean and log-scale of `dim` coordinates, through an observation of its own: the posterior's is trained on."""
+    return Reader(copy.deepcopy(observation), 2 * dim, architecture, Draws(seed).importance(8))
 
 
 def _constant_encoders(architecture: Architecture, dim: int, observation: None, seed: int) -> tuple[nn.Module, None]:

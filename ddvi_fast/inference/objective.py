@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ddvi_fast.inference.model import FlatModel, Simulator, Whitening
+from ddvi_fast.inference.model import FlatModel, Simulator
+from ddvi_fast.inference.whitening import ConditionalWhitening, Whitening
 from ddvi_fast.objectives import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.ddvi import uniform_timesteps
 from ddvi_fast.posteriors import Diffusion, Posterior
@@ -38,6 +39,30 @@ class EvidenceBound(Objective):
     def _terms(self, x: Tensor, draws: Draws) -> Terms:
         y, log_ratio = self.posterior.sample(x, self.num_samples, draws)
         return Terms({"bound": -(self.model.log_joint(self.data, y[:, 0]) + log_ratio[:, 0])}, {"bound": 1.0})
+
+
+class GaussianFit(Objective):
+    """The Gaussian approximation that a conditional whitening starts from: minus `log N(u; mean(x), scale(x))` over simulations.
+
+    Term: `gaussian`, nats up to a constant.
+
+    Args:
+        whitening: whose reader is trained.
+        simulator: of the simulations.
+        num_rows: simulations a step.
+    """
+
+    def __init__(self, whitening: ConditionalWhitening, simulator: Simulator, num_rows: int) -> None:
+        super().__init__()
+        self.whitening, self.simulator, self.num_rows = whitening, simulator, num_rows
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: self._terms(draws))
+
+    def _terms(self, draws: Draws) -> Terms:
+        u, x = self.simulator.take(self.num_rows, draws)
+        y = self.whitening.inverse(u, x)
+        return Terms({"gaussian": 0.5 * y.square().sum(-1) + self.whitening.log_det(x)}, {"gaussian": 1.0})
 
 
 class Simulated(Objective):
@@ -73,7 +98,7 @@ class Simulated(Objective):
 
     def _terms(self, draws: Draws) -> Terms:
         u, x = self.simulator.take(self.num_rows, draws)
-        values = self._fit(self.whitening.inverse(u), x, draws)
+        values = self._fit(self.whitening.inverse(u, x), x, draws)
         if self.model is not None:
             values["bound"] = self._bound(x if self.observed is None else self.observed, draws.importance(_WAKE))
         return Terms(values, dict.fromkeys(values, 1.0))

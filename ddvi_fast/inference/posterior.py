@@ -15,9 +15,10 @@ from ddvi_fast import _checks, ops, rng
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.inference.diagnostics import Diagnostics
 from ddvi_fast.inference.importance import ImportanceSample
-from ddvi_fast.inference.model import FlatModel, Simulator, Whitening, offers
-from ddvi_fast.inference.networks import Architecture, Observation, build
+from ddvi_fast.inference.model import FlatModel, Simulator, offers
+from ddvi_fast.inference.networks import Architecture, Observation, build, whitening_reader
 from ddvi_fast.inference.support import Latents, Support
+from ddvi_fast.inference.whitening import ConditionalWhitening, Whitening
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
 
@@ -67,7 +68,8 @@ class FittedPosterior:
         """
         rows, many = self._rows(x)
         y = torch.cat([y for y, _ in self._drawn(rows, num_samples, seed)])
-        z, _ = self.support.constrain(self.whitening(y if many else y[:, 0]))
+        u = self.whitening(y, rows)
+        z, _ = self.support.constrain(u if many else u[:, 0])
         return z
 
     @torch.no_grad()
@@ -84,14 +86,14 @@ class FittedPosterior:
         rows, many = self._rows(x)
         _checks.require(not many, "x", "one data set", rows)
         _, log_det = self.support.constrain(u)
-        y = self.whitening.inverse(u.to(self.whitening.shift))
+        y = self.whitening.inverse(u.to(self.whitening.shift), rows)
         encoded = self.posterior.encode(rows.expand(len(y), *rows.shape[1:]))
         if isinstance(self.posterior, Diffusion):
             log_q = torch.stack([-self.posterior.log_ratio(encoded, path) for path in self._noised(y, num_samples, seed)])[:, 0]
             log_q = log_q.mean(0) if bound == "elbo" else ops.log_mean_exp(log_q, 0)
         else:
             log_q = -self.posterior.log_ratio(encoded, y[None, None])[0]
-        return log_q - self.whitening.log_det - log_det
+        return log_q - self.whitening.log_det(rows) - log_det
 
     @torch.no_grad()
     def importance_sample(self, num_samples: int = 10_000, x: Any = None, seed: int = 0) -> ImportanceSample:
@@ -107,9 +109,9 @@ class FittedPosterior:
         kept, weights = [], []
         for y, log_ratio in self._drawn(rows, num_samples, seed):
             joint = flat.log_joint(rows, y)[:, 0] if self.conditional else flat.log_joint(self.x, y[:, 0])
-            kept.append(y[:, 0])
+            kept.append(self.whitening(y, rows)[:, 0])
             weights.append(joint + log_ratio[:, 0])
-        z, _ = self.support.constrain(self.whitening(torch.cat(kept)))
+        z, _ = self.support.constrain(torch.cat(kept))
         return ImportanceSample.of(z, torch.cat(weights))
 
     @torch.no_grad()
@@ -182,7 +184,10 @@ class FittedPosterior:
         sizes = {**state["architecture"], "hidden": tuple(state["architecture"]["hidden"])}
         architecture, features, dim = Architecture(**sizes), state["features"], support.dim
         observation = Observation(torch.zeros(features), torch.ones(features), embedding) if state["conditional"] else None
-        posterior, whitening = build(architecture, dim, observation, 0).to(device), Whitening(torch.zeros(dim), torch.eye(dim)).to(device)
+        posterior, whitening = build(architecture, dim, observation, 0), Whitening(torch.zeros(dim), torch.eye(dim))
+        if observation is not None:
+            whitening = ConditionalWhitening(whitening, whitening_reader(architecture, dim, observation, 0))
+        posterior.to(device), whitening.to(device)
         checkpoint.load_modules(tensors, {"posterior": posterior, "whitening": whitening})
         posterior.eval()
         kept = tensors.get("x") if x is None else x

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, rng
-from ddvi_fast.inference.model import FlatModel, Whitening
+from ddvi_fast.inference.model import FlatModel
 from ddvi_fast.inference.support import Support
+from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.rng import Draws
 
 STEPS, SAMPLES, RATE = 1500, 16, 0.05

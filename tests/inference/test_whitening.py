@@ -1,0 +1,49 @@
+"""The affine maps against Jacobians, and there and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ddvi_fast.inference.whitening import ConditionalWhitening, Whitening
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def plain() -> Whitening:
+    factor = torch.tensor([[2.0, 0.0, 0.0], [0.5, 0.3, 0.0], [-1.0, 4.0, 1.5]]).double()
+    return Whitening(torch.tensor([1.0, -2.0, 0.5]).double(), factor)
+
+
+class Row(nn.Module):
+    """Mean and log-scale that are the data themselves."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_map_goes_there_and_back_with_the_volume_of_its_jacobian() -> None:
+    y = torch.randn(4, 5, 3, dtype=torch.float64, generator=generator())
+    torch.testing.assert_close(plain().inverse(plain()(y)), y)
+    jacobian = torch.autograd.functional.jacobian(plain(), y[0, 0])
+    torch.testing.assert_close(plain().log_det(), torch.linalg.slogdet(jacobian)[1])
+
+
+def test_a_conditional_map_differs_for_every_row_of_data() -> None:
+    x = torch.randn(5, 6, dtype=torch.float64, generator=generator())
+    y = torch.randn(4, 5, 3, dtype=torch.float64, generator=generator())
+    whitening = ConditionalWhitening(plain(), Row())
+    torch.testing.assert_close(whitening.inverse(whitening(y, x), x), y)
+    for row in range(5):
+        jacobian = torch.autograd.functional.jacobian(lambda y, row=row: whitening(y, x[row : row + 1])[0], y[0, row])
+        torch.testing.assert_close(whitening.log_det(x)[row], torch.linalg.slogdet(jacobian)[1])
+        torch.testing.assert_close(whitening(y, x)[:, row], whitening(y[:, row : row + 1], x[row : row + 1])[:, 0])
+
+
+def test_standardised_rows_have_mean_zero_and_variance_one() -> None:
+    u = torch.randn(1000, 3, generator=generator()) * torch.tensor([0.1, 5.0, 2.0]) + 7
+    y = Whitening.of(u).inverse(u)
+    torch.testing.assert_close(y.mean(0), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(y.std(0), torch.ones(3))
