@@ -93,13 +93,18 @@ def _single(example: str, posterior: FittedPosterior, data: Path) -> dict[str, A
     """At the one data set, calibration too."""
     if example == "eight_schools":
         reference = references.eight_schools_draws(data)
-        names, some = _schools, {name: value[:TRUTHS] for name, value in reference.items()}
+        names, some = _schools, {name: _spread(value, TRUTHS) for name, value in reference.items()}
     else:
         reference = references.logistic_regression_draws(HERE / "references")
-        names, some = (lambda z: z), reference[:TRUTHS]
-    pairs = [(names(posterior.sample(DRAWS)), names(reference)[:DRAWS])]
+        names, some = (lambda z: z), _spread(reference, TRUTHS)
+    pairs = [(names(posterior.sample(DRAWS)), _spread(names(reference), DRAWS))]
     calibration = _calibration(posterior.diagnostics(num_samples=RANKED, reference=some))
     return {**_distances(pairs), **_weights([posterior.importance_sample()]), **calibration}
+
+
+def _spread(draws: Tensor, count: int) -> Tensor:
+    """So many of a chain's draws [N, ...], evenly spread: neighbours are not independent."""
+    return draws[:: len(draws) // count][:count]
 
 
 def _schools(z: dict[str, Tensor]) -> Tensor:
