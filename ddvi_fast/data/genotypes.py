@@ -94,13 +94,13 @@ def genotypes_dataset(
 def components_dataset(
     store: GenotypeStore, labels: str | None = None, *, n_components: int = 20, test_size: int | float = 0.2, seed: int = 0, name: str = "genomes"
 ) -> tuple[Dataset, GenotypePCA]:
-    """Principal components of the training samples, and the test samples projected onto them, each divided by one number: the standard
-    deviation of the first component. Returns the data set and the fitted components."""
+    """Principal components of the training samples, and the test samples projected onto them without shrinkage, each divided by one number:
+    the standard deviation of the first component. Returns the data set and the fitted components."""
     train, test = (part.numpy() for part in _split(len(store), test_size, seed))
     pca = GenotypePCA(n_components, drop_constant=True, seed=seed)
     scores = pca.fit_transform(store, rows=train)
     unit = float(scores[:, 0].std())
-    test_scores = scores if test_size == 0 else pca.transform(store, rows=test)
+    test_scores = scores if test_size == 0 else pca.transform(store, rows=test, unshrunk=True)
     numbers, names = (None, ()) if labels is None else store.labels(labels)
     data = from_arrays(
         name, scores / unit, None if numbers is None else numbers[train], test_inputs=test_scores / unit,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ddvi_fast import _checks, rng
 from ddvi_fast.genomes.align import Alignment, align
 from ddvi_fast.genomes.krylov import leading_eigenpairs
-from ddvi_fast.genomes.projection import least_squares_scores
+from ddvi_fast.genomes.projection import least_squares_scores, unshrunk_scores
 from ddvi_fast.genomes.standardise import Scaling, StandardisedRows, total_square
 from ddvi_fast.genomes.store import GenotypeStore, count_codes
 from ddvi_fast.genomes.tables import VariantTable, require_file
@@ -94,7 +94,9 @@ class GenotypePCA:
                           f"{found.products} passes, {self.tolerance:g} was asked for (max_passes)", stacklevel=2)  # fmt: skip
         return self._keep(store, scaling, matrix, found.vectors, found.values, found.products, total_square(counts, scaling))
 
-    def transform(self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None, missing: str = "mean") -> np.ndarray:
+    def transform(
+        self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None, missing: str = "mean", *, unshrunk: bool = False
+    ) -> np.ndarray:
         """Scores of samples `rows` (None: all) of any store on the fitted components, with the fitted frequencies: float32 [N, k].
 
         Another store's variants are matched with the fitted ones by position and alleles, swapped and complemented where needed (see
@@ -105,6 +107,8 @@ class GenotypePCA:
             rows: indices.
             missing: ``"mean"`` takes missing calls as the mean, which draws a sample with many of them to the origin; ``"least_squares"``
                 solves for the scores that fit the calls there are.
+            unshrunk: of samples that were not fitted, the scores they would have if they had been. Plain projections of such samples
+                are drawn to the origin, by half or more on weak components (see `projection.unshrunk_scores`).
 
         Raises:
             InputError: not fitted, no variant in common, indices out of range.
@@ -115,9 +119,10 @@ class GenotypePCA:
         scaling = Scaling(torch.from_numpy(self.mean_), torch.from_numpy(self.scale_))
         matrix = StandardisedRows(self._aligned_tile(store, chosen), len(chosen), scaling, self.device)
         loadings = torch.from_numpy(self.components_.T.copy())
-        if missing == "least_squares":
-            return least_squares_scores(matrix, loadings).cpu().numpy()
-        return matrix.product(loadings).float().cpu().numpy()
+        scores = least_squares_scores(matrix, loadings) if missing == "least_squares" else matrix.product(loadings).float()
+        if unshrunk:
+            scores = unshrunk_scores(scores, matrix.row_squares(), torch.from_numpy(self.singular_values_).to(self.device))
+        return scores.cpu().numpy()
 
     def alignment(self, store: GenotypeStore) -> Alignment:
         """How a store's variants match the fitted ones."""

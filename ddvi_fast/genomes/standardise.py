@@ -109,6 +109,14 @@ class StandardisedRows:
                 total[rows] += (self.values(rows, first, count) @ right[first : first + count]).double()
         return total
 
+    def row_squares(self) -> Tensor:
+        """The sum of the squares of each row, float64 [N]."""
+        total = torch.zeros(self.num_rows, dtype=torch.float64, device=self.device)
+        for first, count in self.chunks():
+            for rows in self.row_slices():
+                total[rows] += self.values(rows, first, count).square().sum(1).double()
+        return total
+
 
 def total_square(counts: np.ndarray, scaling: Scaling) -> float:
     """The sum of the squares of all standardised values, from the counts of codes [M, 4] alone."""

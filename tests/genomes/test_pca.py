@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
 
 from ddvi_fast import use_backend
@@ -80,6 +81,46 @@ def test_new_samples_are_projected_with_the_training_frequencies(store):
     np.testing.assert_allclose(pca.transform(store, rows=held_out), values[held_out] @ pca.components_.T, atol=1e-3)
     # The frequencies of everybody would give other scores.
     assert np.abs(pca.transform(store, rows=held_out) - dense(store.genotypes())[held_out] @ pca.components_.T).max() > 0.05
+
+
+def added_to_the_fitted(training, sample, count):
+    """Scores of a sample by principal components of everybody, turned and stretched so that the fitted samples lie where they lay."""
+    fitted = scores_of(training, count)
+    both = scores_of(np.vstack((training, sample)), count)
+    rotation, stretch = orthogonal_procrustes(both[:-1], fitted)
+    return both[-1] @ rotation * stretch / (both[:-1] ** 2).sum()
+
+
+def scores_of(values, count):
+    left, singular, _ = np.linalg.svd(values, full_matrices=False)
+    return left[:, :count] * singular[:count]
+
+
+def test_unshrunk_scores_are_those_of_a_sample_that_was_fitted_too(tmp_path):
+    codes = ancestry(160, 3000)
+    store = store_from_codes(codes, tmp_path / "store")
+    training, held_out = np.arange(120), np.arange(120, 160)
+    pca = GenotypePCA(4, tolerance=1e-5)
+    fitted = pca.fit_transform(store, rows=training)
+    values = dense(codes, training)
+    wanted = np.array([added_to_the_fitted(values[training], values[row], 4) for row in held_out])
+    wanted *= np.sign((scores_of(values[training], 4) * fitted).sum(0))
+    plain, unshrunk = (pca.transform(store, rows=held_out, unshrunk=choice) for choice in (False, True))
+    errors = [np.abs(scores - wanted).mean(0) for scores in (plain, unshrunk)]
+    assert (errors[1][:2] < 0.3 * errors[0][:2]).all(), errors
+    # Populations come to lie where the fitted samples of the same population do; without it they are drawn to the origin.
+    centres = [np.array([scores[group::4].mean(0)[:2] for group in range(4)]) for scores in (fitted, plain, unshrunk)]
+    slopes = [(part * centres[0]).sum() / (centres[0] ** 2).sum() for part in centres[1:]]
+    assert slopes[0] < 0.9 and 0.95 < slopes[1] < 1.05, slopes
+
+
+def test_a_sample_like_the_fitted_ones_in_every_component_is_not_moved(tmp_path):
+    # With all components and no residual the new decomposition has no further direction: only the sample's own weight is added.
+    codes = ancestry(60, 12, missing=0)
+    store = store_from_codes(np.vstack([codes] * 20), tmp_path / "store")
+    pca = GenotypePCA(12, tolerance=1e-6).fit(store, rows=np.arange(1140))
+    plain, unshrunk = (pca.transform(store, rows=np.arange(1140, 1200), unshrunk=choice) for choice in (False, True))
+    np.testing.assert_allclose(unshrunk, plain, atol=0.02 * np.abs(plain).max())
 
 
 def test_the_result_is_a_function_of_the_seed_alone(store):
