@@ -28,6 +28,7 @@ OBSERVATION = 5 << 16  # fantasies x ~ p(x | z)
 ORDER = 6 << 16  # the order of the examples in an epoch
 DROPOUT = 7 << 16  # + the layer
 INITIAL = 8 << 16  # initial weights
+RESTART = 9 << 16  # seeds of further starts of a run
 
 # Importance sample (or group) k of row n stands 2^40 draws after sample 0: independent of how many there are.
 IMPORTANCE_STRIDE = 1 << 40

@@ -36,8 +36,12 @@ class Average:
     def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
         _checks.require(0 < decay < 1, "average_decay", "a number in (0, 1), or null", decay)
         self._weights = {name: value for name, value in weights.items() if value.is_floating_point()}
-        self.tensors = {name: value.detach().clone() for name, value in self._weights.items()}
+        self.restart()
         self._weight = 1 - decay
+
+    def restart(self) -> None:
+        """Begin with the weights as they are."""
+        self.tensors = {name: value.detach().clone() for name, value in self._weights.items()}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -101,6 +105,13 @@ class Keeper:
         self._best, self._recorder.last_bound, self.about = found.state["best"], found.state["bound"], found.state["about"]
         return Start(found.state["step"], parts["adam"])
 
+    def begin(self, start: Start) -> None:
+        """Begin after `start.step` instead of the first step, with the weights that the modules have; that is kept at once."""
+        if self._average is not None:
+            self._average.restart()
+        if self._checkpoints is not None:
+            self._save(start.step, start.adam)
+
     def __call__(self, step: int, engine: Engine) -> None:
         """After a step.
 
@@ -112,13 +123,13 @@ class Keeper:
             self._average.update()
         stopping = distributed.any_process(self._stop.asked)
         if self._checkpoints is not None and (stopping or step % self._every == 0):
-            self._save(step, engine)
+            self._save(step, engine.state())
         if stopping:
             self.finish_writing()
             raise Stopped(step)
 
-    def _save(self, step: int, engine: Engine) -> None:
-        parts = {"weights": self._weights, "adam": engine.state(), "log": self._recorder.state()}
+    def _save(self, step: int, adam: Mapping[str, Tensor]) -> None:
+        parts = {"weights": self._weights, "adam": adam, "log": self._recorder.state()}
         parts["average"] = {} if self._average is None else self._average.tensors
         bound = self._recorder.last_bound
         best = bound is not None and (self._best is None or bound < self._best)

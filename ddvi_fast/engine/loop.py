@@ -91,6 +91,7 @@ def train(
     *,
     start: Start | None = None,
     between: Callable[[int, Engine], None] | None = None,
+    until: int | None = None,
 ) -> None:
     """Train phase after phase on the dataset's training split.
 
@@ -104,6 +105,7 @@ def train(
         augment: `augment(x, draws)`, applied to training data.
         start: go on after so many steps.
         between: called as `between(step, engine)` when all of a step has been told, the place to save or to stop.
+        until: train no further than this step, which may lie within a phase.
 
     Raises:
         NonFinite: with the `Place` as its `place`, where it is known.
@@ -144,6 +146,8 @@ def train(
                     observer.epoch(step, phase.name, epoch + 1, engine)
                 if between is not None:
                     between(step, engine)
+                if step == until:
+                    return
         set_trainable(phase.frozen, True)
         phase.objective.eval()
 

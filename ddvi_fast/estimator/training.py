@@ -51,6 +51,7 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
         *parameters["settings"],
     ]
     config = compose(overrides)
+    _checks.require(config.recipe.restarts == 1, "settings", "recipe.restarts=1", f"recipe.restarts={config.recipe.restarts}")
     # All rows of a small matrix are one batch.
     config.recipe.batch_size = min(config.recipe.batch_size, dataset.size())
     return config

@@ -24,6 +24,7 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     _check_method(config.method)
     _checks.choice(config.recipe.name, ("default", "released"), "recipe.name")
     _checks.choice(config.method.task, ("unsupervised", "semi", "m2", "clustering"), "method.task")
+    _check_restarts(config)
     staged = config.method.name != "diff_vae" or config.recipe.name == "released"
     _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", config.recipe.name)
     if config.recipe.name == "released":
@@ -38,6 +39,19 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     before_epoch = parts.make_annealing(config.method.chain, posterior)
     phase = Phase("train", objective, parts.num_epochs(config), parts.make_optimisation(config.recipe), before_epoch=before_epoch)
     return Experiment(model, posterior, [phase])
+
+
+def _check_restarts(config: Config) -> None:
+    """Refuse several starts where they are not one phase apart, or do not see the same labels."""
+    recipe = config.recipe
+    _checks.require(recipe.restarts >= 1, "recipe.restarts", "at least 1", recipe.restarts)
+    _checks.require(0 < recipe.restart_fraction <= 1, "recipe.restart_fraction", "a number in (0, 1]", recipe.restart_fraction)
+    labelled = config.method.task in ("semi", "m2")
+    for fits, expected, got in (
+        (recipe.name == "default", "1 with recipe=released, whose stages stand on one another", recipe.restarts),
+        (not labelled, "1 for methods with labels, which the seed chooses", recipe.restarts),
+    ):
+        _checks.require(fits or recipe.restarts == 1, "recipe.restarts", expected, got)
 
 
 def _check_method(method: MethodConfig) -> None:

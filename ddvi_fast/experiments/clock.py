@@ -13,6 +13,7 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine.base import Engine, Optimisation
 from ddvi_fast.engine.loop import Phase, train
+from ddvi_fast.experiments import restarts
 from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.experiments.parts import augmentation
@@ -33,7 +34,7 @@ def within_minutes(config: Config, dataset: Dataset, make_engine: Callable[[Obje
     batches = num_batches(dataset.size(), config.recipe.batch_size)
     phases = build(config, dataset).phases
     seconds = sum(phase.num_steps(batches) * seconds_a_step(phase, config, dataset, make_engine) for phase in phases)
-    share = 60 * config.max_minutes / seconds
+    share = 60 * config.max_minutes / (seconds * restarts.lengths(config.recipe))
     return config if share >= 1 else _shortened(config, share)
 
 

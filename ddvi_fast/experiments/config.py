@@ -167,6 +167,8 @@ class RecipeConfig:
     prior_max_score: float | None = 200.0  # limit of each sample's gradient of log p(z); null for none
     prior_max_score_fraction: float = 1.0  # of the epochs in which that limit holds
     match_prior: bool = True  # start the encoder's means with the prior's centre and spread
+    restarts: int = 1  # starts, of which the one with the best bound on the training data goes on; one process
+    restart_fraction: float = 0.3  # of the epochs after which it is chosen
     defects: DefectsConfig = field(default_factory=DefectsConfig)
     context_dropout: float | None = None  # rate of the context networks; the encoder's if null
     sigmoid_variances: bool = False  # keep the encoder's variances below 1

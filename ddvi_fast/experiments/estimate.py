@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ddvi_fast import distributed
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
+from ddvi_fast.experiments import restarts
 from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.clock import seconds_a_step
 from ddvi_fast.experiments.config import Config
@@ -50,7 +51,7 @@ def dry_run(config: Config) -> dict[str, Any]:
         "parameters": counts,
         "bytes": held,
         "phases": [{"name": name, "steps": steps[name], "seconds_a_step": seconds[name]} for name in steps],
-        "seconds": sum(steps[name] * seconds[name] for name in steps),
+        "seconds": restarts.lengths(config.recipe) * sum(steps[name] * seconds[name] for name in steps),
     }
 
 

@@ -30,6 +30,7 @@ from ddvi_fast.engine.recorder import Recorder
 from ddvi_fast.engine.run_folder import RunFolder, locked, unfinished
 from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.engine.watchdog import Watchdog
+from ddvi_fast.experiments import restarts
 from ddvi_fast.experiments.compose import from_dict
 from ddvi_fast.experiments.config import Config
 from ddvi_fast.experiments.parts import Experiment, augmentation
@@ -64,6 +65,9 @@ def processes(config: Config) -> Iterator[None]:
     """The processes of a run, joined and watched; one alone has nothing to join."""
     if distributed.launched():
         _checks.require(config.max_minutes is None, "max_minutes", "null in several processes, whose clocks differ", config.max_minutes)
+        _checks.require(config.recipe.restarts == 1, "recipe.restarts", "1 in several processes", config.recipe.restarts)
+    one_owner = config.recipe.restarts == 1 or engine_name(config) != "deepspeed"
+    _checks.require(one_owner, "recipe.restarts", "1 with engine=deepspeed, which takes a model for good", config.recipe.restarts)
     distributed.start(config.device, config.timeout)
     try:
         with Watchdog(config.timeout):
@@ -174,8 +178,12 @@ def train_in(folder: RunFolder, config: Config, experiment: Experiment, dataset:
             _tell(f"goes on after step {start.step} of {total}")
         with RunLog(folder.path, total_steps=total, **options) if first else nullcontext() as recorder.log:
             try:
+                make = make_engines(config)
+                if start is None and config.recipe.restarts > 1:
+                    start = restarts.choose(config, experiment, dataset, make, stop, recorder.log, _tell)
+                    keeper.begin(start)
                 train(
-                    experiment.phases, dataset, config.recipe.batch_size, config.seed, make_engines(config), recorder, augmentation(config),
+                    experiment.phases, dataset, config.recipe.batch_size, config.seed, make, recorder, augmentation(config),
                     start=start, between=keeper,
                 )  # fmt: skip
             except NonFinite as error:
