@@ -252,7 +252,7 @@ def read_only() -> dict[str, Any]:
     """A folder on a file system that is read only: one line."""
     with small_disk("ro") as (disk, beside):
         (code,) = wait(fork(SMALL, beside, run=disk))
-        return {"exit code": code, "words": words(beside).strip().splitlines()[-1]}
+        return {"exit code": code, "words": words(beside).strip().splitlines()[-1].replace(str(disk), "FOLDER")}
 
 
 def peers() -> dict[str, Any]:

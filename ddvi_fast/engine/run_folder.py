@@ -150,7 +150,7 @@ def environment() -> dict[str, Any]:
     """What the run ran on: versions, machine, commit of the source tree (None outside one), time and command."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [_program(), *sys.argv[1:]],
         "versions": {
             "ddvi_fast": __version__,
             "python": platform.python_version(),
@@ -166,6 +166,12 @@ def environment() -> dict[str, Any]:
         },
         "commit": _commit(),
     }
+
+
+def _program() -> str:
+    """The program as one would name it here: without the folders that lead to it."""
+    path = Path(sys.argv[0])
+    return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name
 
 
 def _processor() -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops, rng
+from ddvi_fast._html import card
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.inference.diagnostics import Diagnostics
 from ddvi_fast.inference.importance import ImportanceSample
@@ -234,10 +235,17 @@ class FittedPosterior:
         names = self.support.entries()
         return names if len(names) == self.support.dim else [f"u[{place}]" for place in range(self.support.dim)]
 
+    def _data(self) -> str:
+        return f"takes data of shape {list(self.data_shape)}" if self.conditional else "of one data set"
+
     def __repr__(self) -> str:
-        what = "takes data of shape " + str(list(self.data_shape)) if self.conditional else "of one data set"
         loss = f", last loss {self.history[-1]:.3f} nats" if self.history else ""
-        return f"FittedPosterior({self.architecture.family}, {self.support.dim} parameters, {what}{loss})"
+        return f"FittedPosterior({self.architecture.family}, {self.support.dim} parameters, {self._data()}{loss})"
+
+    def _repr_html_(self) -> str:
+        loss = {"last loss": f"{self.history[-1]:.3f} nats"} if self.history else {}
+        rows = {"family": self.architecture.family, "parameters": ", ".join(self.support.entries()), "data": self._data(), **loss}
+        return card("FittedPosterior", rows)
 
 
 def observed_rows(x: Any, shape: tuple[int, ...]) -> tuple[Tensor, bool]:

@@ -10,11 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from ddvi_fast import DDVI
+from ddvi_fast import DDVI, fit_posterior
 from ddvi_fast.engine import progress
 from ddvi_fast.engine.run_folder import RunFolder
 from ddvi_fast.experiments.run import Result
+from ddvi_fast.inference import Model, Training
 from tests.linear_gaussian import make_model
 from tests.posteriors import families
 
@@ -93,9 +95,17 @@ def test_the_estimator_shows_its_parameters():
     assert "n_clusters" in DDVI(n_clusters=3)._repr_html_()
 
 
+def test_a_fitted_posterior_shows_what_it_is_of():
+    model = Model(simulate=lambda n: (torch.randn(n, 2), torch.randn(n, 3)))
+    fitted = fit_posterior(model, training=Training(steps=20, batch_size=8))
+    shown = cells(fitted._repr_html_())
+    assert shown["data"] == "takes data of shape [3]" and shown["parameters"] == "z[0], z[1]"
+    assert shown["last loss"] == f"{fitted.history[-1]:.3f} nats"
+
+
 NOTEBOOK = """
 import numpy as np
-from ddvi_fast import DDVI
+from ddvi_fast import DDVI, fit_posterior
 model = DDVI(epochs=2, hidden=(8,), num_steps=3, verbose=True).fit(np.random.default_rng(0).normal(size=(40, 4)))
 model.posterior_
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import yaml
 
 from ddvi_fast import InputError
 from ddvi_fast.engine import checkpoint
-from ddvi_fast.engine.run_folder import RunFolder
+from ddvi_fast.engine.run_folder import RunFolder, environment
 
 CONFIG = {"dataset": "digits", "prior": {"name": "pinwheel", "arms": 10}, "lr": 1e-3, "seeds": [0, 1], "note": None}
 
@@ -109,3 +110,10 @@ def test_a_configuration_that_json_cannot_hold_makes_no_folder(tmp_path):
     with pytest.raises(InputError, match="config: expected plain values"):
         RunFolder.create(tmp_path / "run", {"lr": torch.ones(1)})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_command_is_named_without_the_folders_that_lead_to_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for program, named in ((tmp_path / "bench/soak.py", "bench/soak.py"), (tmp_path.parent / "bin/ddvi-fast", "ddvi-fast")):
+        monkeypatch.setattr(sys, "argv", [str(program), "kills"])
+        assert environment()["command"] == [named, "kills"]
