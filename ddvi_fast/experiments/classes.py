@@ -30,6 +30,7 @@ from ddvi_fast.priors.partitions import require_partitions
 from ddvi_fast.rng import Draws
 
 _CLASSIFIER, _CENTRES = 5, 6  # further places of initial weights
+_LATENT_BALANCE = 20.0
 _FAMILIES = ("gaussian", "iaf", "planar", "realnvp", "spline", "adversarial")  # whose encoders may have a head for each class
 
 
@@ -78,7 +79,10 @@ def _clustering(config: Config, dataset: Dataset) -> Experiment:
         if config.recipe.match_prior:
             parts.match_prior(posterior.encoder, dataset, prior)
         inner = parts.make_objective(config, model, posterior)
-    return _experiment(config, model, posterior, Clustering(inner, prior, options.eta, options.spread_weight))
+    # A latent cluster is balanced by its own q(c | x).
+    balance = 0.0 if options.latent else options.balance or 0.0
+    clustering = Clustering(inner, prior, options.eta, options.spread_weight, balance, posterior, parts.make_guide(config.recipe))
+    return _experiment(config, model, posterior, clustering)
 
 
 def _experiment(config: Config, model: LatentVariableModel, posterior: Posterior, objective: Objective) -> Experiment:
@@ -135,7 +139,7 @@ def _over_classes(config: Config, model: LatentVariableModel, posterior: ClassCo
     recipe, semi, method = config.recipe, config.method.semi, config.method
     _checks.choice(method.objective, ("elbo", "ddvi", "adversarial"), "method.objective")
     if labelled is None:
-        weights = ClassWeights(balance=method.clustering.balance)
+        weights = ClassWeights(balance=_LATENT_BALANCE if method.clustering.balance is None else method.clustering.balance)
     else:
         weights = ClassWeights(
             semi.cross_entropy, semi.labelled, semi.fantasies, semi.unlabelled, semi.consistency, batch_fraction=semi.batch_fraction

@@ -99,7 +99,7 @@ class ClusteringConfig:
     eta: float = 1.5  # distance below which centres repel each other
     spread_weight: float = 1.0  # of that hinge
     centre_lr: float = 10.0  # factor on the rate of the centres
-    balance: float = 20.0  # latent: weight of the divergence of a batch's clusters from equally many members
+    balance: float | None = None  # weight of the divergence of a batch's clusters from equally many members; 20 with a latent one, else 0, if null
     latent: bool = False  # a latent cluster with a posterior of its own, instead of the nearest centre
 
 

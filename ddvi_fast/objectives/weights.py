@@ -97,9 +97,13 @@ class PriorGuide:
     def _limit_at(self, progress: Progress) -> float:
         return self.limit(progress.fraction)
 
+    def blurred(self, prior: Prior, progress: Progress) -> Prior:
+        """The prior as blurred as it is by then."""
+        return prior.blurred(progress.fixed(self._width_at))
+
     def log_prob(self, prior: Prior, z: Tensor, progress: Progress, labels: Tensor | None = None) -> Tensor:
         """log p(z), or log p(z | labels), in nats under the blurred prior, [..., D] -> [...], its gradient to `z` limited."""
-        prior = prior.blurred(progress.fixed(self._width_at))
+        prior = self.blurred(prior, progress)
         limit = progress.fixed(self._limit_at)
         if math.isinf(limit) or not torch.is_grad_enabled():
             return prior.log_prob(z, labels)

@@ -71,6 +71,10 @@ class Centres(Prior):
         """The cluster of latents [..., D]: the index of the nearest centre, int64 [...]."""
         return torch.cdist(z, self.centres.to(z)).argmin(-1)
 
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """``p(c | z)`` of latents [..., D], [..., C], differentiable in latents and centres."""
+        return self.base.log_prob(self._centred(z)).softmax(-1)
+
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         nodes, log_weights = self.base.integration_nodes(max(2, resolution // 5))
         centred = self.centres.detach().double().cpu().unsqueeze(1) + self.scale * nodes
@@ -82,8 +86,11 @@ class Centres(Prior):
         return self.centres.to(device)[labels] + self.scale * base
 
     def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        centred = (z.unsqueeze(-2) - self.centres.to(z)) / self.scale
-        return pick(self.base.log_prob(centred) - self.dim * math.log(self.scale), labels)
+        return pick(self.base.log_prob(self._centred(z)) - self.dim * math.log(self.scale), labels)
+
+    def _centred(self, z: Tensor) -> Tensor:
+        """Latents [..., D] as the base prior around each centre sees them, [..., C, D]."""
+        return (z.unsqueeze(-2) - self.centres.to(z)) / self.scale
 
     def _blurred(self, width: float) -> Centres:
         # With the very parameter: centres take their gradient through the blur.

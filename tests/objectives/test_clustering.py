@@ -101,6 +101,38 @@ def test_the_hinge_joins_the_updates_that_train_the_centres_alone():
             torch.testing.assert_close(terms.total(), plain)
 
 
+def test_balance_is_the_divergence_of_the_mean_responsibilities_from_equal_ones():
+    model, prior = model_and_prior(4)
+    posterior, (x, _) = gaussian(), blobs(20)
+    guide, progress, draws = PriorGuide(0.5, 0.6), Progress(1, 10), Draws(3)
+    objective = Clustering(ELBO(model, posterior, guide=guide), prior, balance=0.3, posterior=posterior, guide=guide)
+    (update,) = objective.updates(x, progress, draws)
+    terms = update.terms()
+    assert terms.weights["balance"] == 0.3
+    z, variance = posterior.sample(x, 1, draws).z[0], 0.125**2 + guide.width(0.1) ** 2
+    weight = torch.exp(-(z.unsqueeze(1) - prior.centres).square().sum(-1) / (2 * variance))
+    share = (weight / weight.sum(1, keepdim=True)).mean(0)
+    torch.testing.assert_close(terms.values["balance"], (share * (4 * share).log()).sum())
+    # It has a gradient to the encoder and to the centres, and none where clusters are equally large already.
+    for parameter in (prior.raw, posterior.encoder.output_layer.weight):
+        assert torch.autograd.grad(terms.values["balance"], parameter, retain_graph=True)[0].abs().max() > 1e-4
+    assert "balance" not in next(iter(Clustering(ELBO(model, posterior), prior).updates(x, progress, draws))).terms().values
+
+
+def test_balance_keeps_clusters_of_like_size():
+    # A large group, and a small one that is much further away: two centres go to these, or halve what there is.
+    x = 0.3 * rng.normal(Draws(2), (240, COLUMNS), rng.PRIOR)
+    x[:12] += 6.0
+    smallest = []
+    for balance in (0.0, 50.0):
+        model, prior = model_and_prior(2)
+        posterior, guide = spread_out(gaussian(), x), PriorGuide(0.5, 0.6)
+        inner = ELBO(model, posterior, KLSchedule("constant"), guide=guide)
+        fit(Clustering(inner, prior, balance=balance, posterior=posterior, guide=guide), x)
+        smallest.append(torch.bincount(assign(posterior, prior, x), minlength=2).min())
+    assert smallest[0] < 40 and smallest[1] > 90, smallest
+
+
 def test_assignment_is_the_nearest_centre_to_the_sample():
     _, prior = model_and_prior(7)
     posterior, (x, _) = gaussian(), blobs(20)
@@ -126,5 +158,7 @@ def test_other_priors_are_refused():
     plain = priors.make("pinwheel")
     with pytest.raises(InputError, match=r"^prior: expected learned centres[^\n]*got a Pinwheel prior$"):
         Clustering(ELBO(model, gaussian()), plain)
+    with pytest.raises(InputError, match=r"^posterior: expected one whose samples are balanced"):
+        Clustering(ELBO(model, gaussian()), model.prior, balance=1.0)
     with pytest.raises(InputError, match=r"^prior: expected learned centres[^\n]*Pinwheel prior \(method=ddvi_clustering builds them\)$"):
         assign(gaussian(), plain, blobs(4)[0])
