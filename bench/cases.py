@@ -1,8 +1,9 @@
 """Every benchmark case: an operation at one size, and the sets that `ddvi-fast bench` runs. Time, memory and device runs all read it.
 
 Sets: ``targets`` (the comparisons that this project promises), ``quick`` (every operation once, small), ``full`` (sizes from 128 to 65,536
-rows, latent dimensions 2 and 16, 5 to 100 steps), ``device`` (what fills a large GPU), ``genomes`` (unpacking genotypes, and their principal
-components against scikit-learn's), ``million`` (components of 2,504 x 1,000,000 genotypes, which a dense matrix would need 10 GB for).
+rows, latent dimensions 2 and 16, 5 to 100 steps), ``device`` (what fills a large GPU), ``genomes`` (unpacking genotypes, their principal
+components against scikit-learn's, and people mapped by a fitted model), ``million`` (components of 2,504 x 1,000,000 genotypes, which a
+dense matrix would need 10 GB for).
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Case:
             from bench import genomes
 
             shape = dict(self.shape)
-            return (genomes.Components if shape["kind"].startswith("pca") else genomes.Unpacking)(device, **shape)
+            kinds = {"codes": genomes.Unpacking, "scaled": genomes.Unpacking, "map": genomes.Mapping}
+            return kinds.get(shape["kind"], genomes.Components)(device, **shape)
         from bench.operations import OPERATIONS
 
         return OPERATIONS[self.operation](device, self.backward, **dict(self.shape))
@@ -169,4 +171,5 @@ def _genomes() -> Iterator[Case]:
         yield _case("genomes", "genomes", False, None, kind=kind, N=2504, M=4096)
     for kind in ("pca", "pca in 7 passes"):
         yield _case("genomes", "genomes", False, None, kind=kind, N=2504, M=20_000)
+    yield _case("genomes", "genomes", False, None, kind="map", N=100_000, M=20)
     yield replace(_case("million", "genomes", False, None, kind="pca", N=2504, M=1_000_000), most_bytes=2 * 10**9)

@@ -1,4 +1,5 @@
-"""Genotypes as problems: unpacking 2-bit codes, and principal components of a packed store against scikit-learn's on the dense matrix.
+"""Genotypes as problems: unpacking 2-bit codes, principal components of a packed store against scikit-learn's on the dense matrix, and people
+mapped by a fitted estimator.
 
 Genotypes are simulated by the Balding-Nichols model: five populations whose allele frequencies differ, made in blocks, so that a million
 variants never stand in memory.
@@ -6,6 +7,7 @@ variants never stand in memory.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.problem import Problem, Work
-from ddvi_fast import rng, use_backend
+from ddvi_fast import DDVI, rng, use_backend
 from ddvi_fast.genomes.convert import new_folder, write_store
 from ddvi_fast.genomes.filters import Filters
 from ddvi_fast.genomes.pca import GenotypePCA
@@ -24,6 +26,8 @@ from ddvi_fast.genomes.sources import Block, Source
 from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
 from ddvi_fast.genomes.unpack import packed_width, unpack, unpack_scaled
+from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.reference import chain as reference
 
 POPULATIONS, DIFFERENTIATION = 5, 0.05
 COMPONENTS = 20
@@ -32,6 +36,7 @@ FLOAT = 4  # bytes
 _BLOCK = 4096
 _RANDOMISED_PASSES = 7  # of scikit-learn's randomised solver, for so few components
 _CHECKED_ROWS = 64
+_FITTED_ROWS = 2504
 _ANGLE = 1e-3  # how far the cosine between a leading component and scikit-learn's may be from 1
 
 
@@ -110,6 +115,51 @@ class Components(Problem):
         scale = np.sqrt(2 * frequency * (1 - frequency))
         dense = ((codes - (2 * frequency).astype(np.float32)) / scale.astype(np.float32)).astype(np.float32)
         return PCA(COMPONENTS, svd_solver="arpack" if self.passes is None else "randomized", random_state=0).fit_transform(dense)
+
+
+class Mapping(Problem):
+    """N rows of M principal components to the latents of a fitted estimator: the means of its 16 draws a row."""
+
+    def __init__(self, device: torch.device, N: int, M: int, kind: str) -> None:
+        super().__init__(device, backward=False)
+        self.rows = rng.normal(rng.Draws(1), (N, M), rng.OBSERVATION).numpy()
+        self.model = DDVI(n_clusters=20, epochs=1, device=str(device)).fit(self.rows[:_FITTED_ROWS])
+        self.work = Work(flops=2.0 * N * self.model.n_samples * _chain_products(self.model.posterior_))
+
+    def provider(self, name: str) -> Callable[[], object]:
+        return lambda: self._latents(self.rows, name)
+
+    def check(self, name: str) -> None:
+        rows = self.rows[:_CHECKED_ROWS]
+        expected = _means(self.model, torch.from_numpy(rows).to(self.device))
+        torch.testing.assert_close(torch.from_numpy(self._latents(rows, name)).double(), expected.cpu(), rtol=1e-4, atol=1e-4)
+
+    def _latents(self, rows: np.ndarray, name: str) -> np.ndarray:
+        with use_backend("auto" if name == "ours" else "reference"):
+            return self.model.transform(rows)
+
+
+def _chain_products(posterior: Diffusion) -> int:
+    """Multiplications of the networks for one draw of one row; the encoders', once a row, are few beside them."""
+    denoiser = posterior.denoiser
+    return denoiser.num_steps * sum(part.numel() for part in (denoiser.first, denoiser.hidden, denoiser.last))
+
+
+@torch.no_grad()
+def _means(model: DDVI, rows: Tensor) -> Tensor:
+    """Means [N, D] of the draws that the estimator takes, in float64."""
+    posterior, seed, shape = copy.deepcopy(model.posterior_).double(), rng.Draws(model.seed_), (model.n_samples, 1, 2)
+    x = torch.from_numpy((rows.double().cpu().numpy() - model.features_.centre) / model.features_.scale).to(rows.device)
+    steps = range(posterior.denoiser.num_steps)
+    start, *noise = (rng.normal(seed, shape, stream, device=rows.device).double() for stream in (rng.START, *(rng.CHAIN + step for step in steps)))
+    with use_backend("reference"):
+        encoded = posterior.encode(x)
+        y = (encoded.mean + torch.exp(0.5 * encoded.log_var) * start).flatten(0, 1)
+        context = encoded.context.repeat(model.n_samples, 1)
+        given = torch.stack([part.expand(-1, len(x), -1).flatten(0, 1) for part in noise])
+        weights, table = posterior.denoiser.chain_weights(), posterior.coefficients().double()
+        z = reference.sample_chain(y, context, weights, table, given, posterior.denoiser.residual)[0]
+    return z.unflatten(0, (model.n_samples, -1)).mean(0)
 
 
 def simulated_store(path: Path, samples: int, variants: int) -> GenotypeStore:

@@ -45,12 +45,13 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         prior: ``"pinwheel"``, ``"swiss_roll"``, ``"square"``, ``"less_noisy_square"``, ``"gaussian"`` or ``"mixture"``; with `n_clusters` the
             shape around each centre. ``"auto"`` is the Gaussian with `n_clusters`, or where `n_components` is not 2, else the pinwheel.
         n_clusters: learn so many centres of the prior, and have `predict` name the cluster of a row; None for the prior as it is, whose own
-            classes (a pinwheel's arms) `predict` then names.
+            classes (a pinwheel's arms) `predict` then names. Clusters tend to like sizes; `settings=("method.clustering.balance=0",)` lets
+            them differ more.
         likelihood: ``"gaussian"`` with a learned scale for each column; ``"bernoulli"`` for values in [0, 1]; ``"binomial"`` for
             counts 0, 1 and 2 of genotypes, NaN where a call is missing.
         standardise: of real data: ``"columns"`` to variance 1 each, ``"matrix"`` by one number (for principal components), ``"none"``.
         n_principal: components that stand for the genotypes of a packed store, unless `likelihood` is binomial.
-        num_steps: T of the chain.
+        num_steps: T of the chain; None leaves a recipe's own, 10, and 5 with `n_clusters`.
         hidden: widths of the hidden layers of encoders and decoder.
         epochs, batch_size, learning_rate: of training; None leaves a recipe's own.
         n_samples: posterior draws a row, for `transform`, `predict` and `score_samples`.
@@ -82,7 +83,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         likelihood: str = "gaussian",
         standardise: str = "columns",
         n_principal: int = 20,
-        num_steps: int = 10,
+        num_steps: int | None = None,
         hidden: tuple[int, ...] = (256, 256),
         epochs: int | None = None,
         batch_size: int | None = None,

@@ -34,14 +34,13 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
     if prior == "auto":
         prior = "pinwheel" if clusters is None and size == 2 else "gaussian"
     widths = "[" + ",".join(map(str, parameters["hidden"])) + "]"
-    chosen = {"epochs": "recipe.epochs", "batch_size": "recipe.batch_size", "learning_rate": "recipe.lr"}
+    chosen = {"epochs": "recipe.epochs", "batch_size": "recipe.batch_size", "learning_rate": "recipe.lr", "num_steps": "method.chain.num_steps"}
     overrides = [
         f"method={'ddvi' if clusters is None else 'ddvi_clustering'}",
         f"prior={prior}",
         f"dataset.likelihood={parameters['likelihood']}",
         f"dataset.encoder.hidden={widths}",
         f"dataset.decoder.hidden={widths}",
-        f"method.chain.num_steps={parameters['num_steps']}",
         f"latent_dim={size}",
         f"seed={seed}",
         f"device={parameters['device']}",

@@ -31,7 +31,16 @@ def test_components_are_checked(monkeypatch):
         problem.check("ours")
 
 
+def test_latents_are_checked(monkeypatch):
+    problem = genomes.Mapping(CPU, N=3000, M=20, kind="map")
+    problem.check("eager")
+    problem.check("ours")
+    monkeypatch.setattr(problem, "_latents", lambda rows, name: problem.model.transform(rows) + np.float32(1e-3))
+    with pytest.raises(AssertionError):
+        problem.check("ours")
+
+
 def test_the_cases_have_the_sizes_that_are_promised():
     (million,) = cases.in_set("million")
     assert dict(million.shape) == {"kind": "pca", "N": 2504, "M": 1_000_000} and million.most_bytes == 2 * 10**9 and million.providers == ("ours",)
-    assert {dict(case.shape)["kind"] for case in cases.in_set("genomes")} == {"codes", "scaled", "pca", genomes.QUICK}
+    assert {dict(case.shape)["kind"] for case in cases.in_set("genomes")} == {"codes", "scaled", "pca", genomes.QUICK, "map"}
