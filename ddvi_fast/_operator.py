@@ -50,9 +50,15 @@ class Operator:
             ctx.set_materialize_grads(False)
             setup(ctx, inputs, output)
 
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = self._compute(*inputs)
+            lazily(ctx, inputs, output)
+            return output
+
         torch.library.register_autograd(self._overload, backward, setup_context=lazily)
-        members = {"forward": self._compute, "setup_context": lazily, "backward": backward}
-        self._function = type(f"{self._overload.name()}", (torch.autograd.Function,), {key: staticmethod(value) for key, value in members.items()})
+        # Not with a `setup_context` of its own, for which autograd inspects the signature of `forward` at every call.
+        members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        self._function = type(self._overload.name(), (torch.autograd.Function,), members)
 
     def first_derivative_only(self) -> None:
         """Let the gradient of a backward operator be an error: without a rule second derivatives would be silently zero."""

@@ -7,10 +7,13 @@ A schedule is the noising process `r(y_t | y_{t-1}) = N(sqrt(alpha_t) y_{t-1}, b
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,22 @@ from torch import Tensor, nn
 from ddvi_fast import _checks
 
 PARAMETRISATIONS = ("eps", "x0", "v", "mean")
+
+
+def _kept(table: Callable) -> Callable:
+    """Keep a method's answers on a schedule that is not learned: a training step asks for the same few tables again and again."""
+
+    @functools.wraps(table)
+    def asked(self: NoiseSchedule, *arguments: Any, **named: Any) -> Any:
+        # What inference mode makes is of no use to a later gradient; a compiler cannot follow what is kept.
+        if torch.compiler.is_compiling() or self.betas.requires_grad or torch.is_inference_mode_enabled():
+            return table(self, *arguments, **named)
+        key = (table.__name__, arguments, tuple(sorted(named.items())))
+        if key not in self._tables:
+            self._tables[key] = table(self, *arguments, **named)
+        return self._tables[key]
+
+    return asked
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,10 @@ class NoiseSchedule:
         return self.betas.shape[0]
 
     @cached_property
+    def _tables(self) -> dict[tuple, Any]:
+        return {}
+
+    @cached_property
     def alphas(self) -> Tensor:
         """Squared factor by which a step scales its input, [T]."""
         return 1 - self.betas if self.kind == "vp" else torch.ones_like(self.betas)
@@ -62,6 +85,7 @@ class NoiseSchedule:
         """Variance of `r(y_{t-1} | y_t, y_0)`, [T]; zero at the first step."""
         return _before(self.noise_variances, 0.0) / self.noise_variances * self.betas
 
+    @_kept
     def posterior_mean_weights(self) -> tuple[Tensor, Tensor]:
         """Weights of `y_0` and of `y_t` in the mean of `r(y_{t-1} | y_t, y_0)`, both [T]."""
         previous_signal = _before(self.alpha_bars, 1.0).sqrt()
@@ -89,6 +113,7 @@ class NoiseSchedule:
             return (previous_signal * signal + direction * noise) / norm, (direction * signal - previous_signal * noise) / norm
         return torch.zeros_like(signal), torch.ones_like(signal)
 
+    @_kept
     def coefficients(
         self, parametrisation: str = "eps", eta: float = 1.0, final_variance: float | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
@@ -134,6 +159,7 @@ class NoiseSchedule:
         weight_x0, weight_state = self.posterior_mean_weights()
         return weight_x0 + weight_state * signal, weight_state * deviation
 
+    @_kept
     def regression_table(self, parametrisation: str, weight: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
         """The sleep term's table [T, 5]: columns signal, deviation, `c0`, `c1` of `target_weights`, and `weight` at every step.
 
@@ -179,7 +205,7 @@ class NoiseSchedule:
 
     def detach(self) -> NoiseSchedule:
         """The same schedule without gradients."""
-        return NoiseSchedule(self.betas.detach(), self.kind)
+        return NoiseSchedule(self.betas.detach(), self.kind) if self.betas.requires_grad else self
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """The same schedule on another device."""

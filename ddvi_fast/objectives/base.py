@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,11 @@ class Terms:
 
     def total(self) -> Tensor:
         """The scalar to minimise: the weighted sum of means."""
-        return torch.stack([self.weights[name] * value.mean() for name, value in self.values.items() if self._counts(name)]).sum()
+        return torch.stack([self.weights[name] * mean for name, mean in self._means.items() if self._counts(name)]).sum()
+
+    @cached_property
+    def _means(self) -> dict[str, Tensor]:
+        return {name: value.mean() for name, value in self.values.items()}
 
     def _counts(self, name: str) -> bool:
         # The value of a weight on a device is not known here; one on the host that is zero spares its term's gradient.
@@ -62,7 +67,7 @@ class Terms:
 
     def means(self) -> dict[str, Tensor]:
         """Unweighted means, for the log."""
-        return {name: value.detach().mean() for name, value in self.values.items()}
+        return {name: mean.detach() for name, mean in self._means.items()}
 
 
 @dataclass(frozen=True)

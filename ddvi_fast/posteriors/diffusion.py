@@ -79,7 +79,21 @@ class Diffusion(Posterior):
     @property
     def schedule(self) -> NoiseSchedule:
         """The noising process in force, with gradients where it is learned, at the steps in use."""
-        whole = NoiseSchedule(self.betas, self.schedule_kind) if self.learned_schedule is None else self.learned_schedule()
+        if self.learned_schedule is None:
+            return self._fixed_schedule()
+        return self._at_steps_in_use(self.learned_schedule())
+
+    def _fixed_schedule(self) -> NoiseSchedule:
+        """That of `betas`, made again only where they or the steps in use have changed, for the tables that it keeps."""
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or self.betas.is_inference():
+            return self._at_steps_in_use(NoiseSchedule(self.betas, self.schedule_kind))
+        betas, *key = getattr(self, "_kept_key", (None,))
+        if betas is not self.betas or key != [self.betas._version, self.num_active_steps]:
+            self._kept_key = (self.betas, self.betas._version, self.num_active_steps)
+            self._kept_schedule = self._at_steps_in_use(NoiseSchedule(self.betas, self.schedule_kind))
+        return self._kept_schedule
+
+    def _at_steps_in_use(self, whole: NoiseSchedule) -> NoiseSchedule:
         return whole if self.num_active_steps == self.denoiser.num_steps else whole.at(self._active())
 
     def use_steps(self, number: int) -> None:

@@ -186,3 +186,23 @@ def test_refuses_parts_that_do_not_fit(argument, options):
 def test_refuses_a_number_of_steps_it_does_not_have(number):
     with pytest.raises(InputError, match=rf"^number: expected from 2 to 6, got {number}"):
         diffusion_posterior().use_steps(number)
+
+
+def test_the_schedule_follows_its_betas_and_the_steps_in_use():
+    posterior = diffusion_posterior()
+    assert posterior.coefficients() is posterior.coefficients(), "kept: a training step asks again and again"
+    posterior.betas.copy_(make("quadratic", 6).betas)
+    assert torch.equal(posterior.coefficients(), make("quadratic", 6).coefficients("v"))
+    posterior.use_steps(3)
+    assert torch.equal(posterior.coefficients(), make("quadratic", 6).at(torch.tensor([1, 3, 5])).coefficients("v"))
+    posterior.betas = make("cosine", 6).betas
+    posterior.use_steps(6)
+    assert torch.equal(posterior.coefficients(), make("cosine", 6).coefficients("v"))
+
+
+def test_tables_asked_for_in_inference_mode_leave_training_alone():
+    posterior, x = diffusion_posterior(), observations(3)
+    with torch.inference_mode():
+        posterior.sample(x, 2)
+    posterior.sample(x, 2).log_ratio.sum().backward()
+    assert all(parameter.grad is not None for parameter in posterior.denoiser.parameters())
