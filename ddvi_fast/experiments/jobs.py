@@ -40,7 +40,7 @@ def in_processes(function: Callable[[Given], Made], items: Sequence[Given], jobs
     # Forked children would share this process's thread pools, which do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(items)), context, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
-        numbers = {pool.submit(function, item): number for number, item in enumerate(items)}
+        numbers = {pool.submit(_in_one_thread, function, item): number for number, item in enumerate(items)}
         try:
             for future in as_completed(numbers):
                 yield numbers[future], future.result()
@@ -49,8 +49,13 @@ def in_processes(function: Callable[[Given], Made], items: Sequence[Given], jobs
             raise
 
 
-def _start_worker(parent: int) -> None:
+def _in_one_thread(function: Callable[[Given], Made], item: Given) -> Made:
+    """`function(item)`, whatever the call before it did to the process: UMAP, for one, has OpenMP take all cores from then on."""
     torch.set_num_threads(1)
+    return function(item)
+
+
+def _start_worker(parent: int) -> None:
     # A worker whose parent was killed would wait for work for ever, or go on writing into a folder that another call has taken up.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
