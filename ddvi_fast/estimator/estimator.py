@@ -45,8 +45,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         prior: ``"pinwheel"``, ``"swiss_roll"``, ``"square"``, ``"less_noisy_square"``, ``"gaussian"`` or ``"mixture"``; with `n_clusters` the
             shape around each centre. ``"auto"`` is the Gaussian with `n_clusters`, or where `n_components` is not 2, else the pinwheel.
         n_clusters: learn so many centres of the prior, and have `predict` name the cluster of a row; None for the prior as it is, whose own
-            classes (a pinwheel's arms) `predict` then names. Clusters tend to like sizes; `settings=("method.clustering.balance=0",)` lets
-            them differ more.
+            classes (a pinwheel's arms) `predict` then names. `settings=("method.clustering.balance=3",)` pulls clusters to like sizes.
         likelihood: ``"gaussian"`` with a learned scale for each column; ``"bernoulli"`` for values in [0, 1]; ``"binomial"`` for
             counts 0, 1 and 2 of genotypes, NaN where a call is missing.
         standardise: of real data: ``"columns"`` to variance 1 each, ``"matrix"`` by one number (for principal components), ``"none"``.
