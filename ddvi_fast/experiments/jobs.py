@@ -50,7 +50,7 @@ def in_processes(function: Callable[[Given], Made], items: Sequence[Given], jobs
 
 
 def _in_one_thread(function: Callable[[Given], Made], item: Given) -> Made:
-    """`function(item)`, whatever the call before it did to the process: UMAP, for one, has OpenMP take all cores from then on."""
+    """`function(item)`, whatever the call before it did to the process."""
     torch.set_num_threads(1)
     return function(item)
 

@@ -113,10 +113,11 @@ def _umap(config: Config, train: np.ndarray, test: np.ndarray | None) -> list[np
     _checks.require(importlib.util.find_spec("umap") is not None, "umap-learn", "an installed package", "none", _HINT)
     from umap import UMAP
 
-    options, before = config.method.map, np.random.get_state()
-    # Where the data fall into pieces it draws from NumPy's global generator.
+    options, before, threads = config.method.map, np.random.get_state(), torch.get_num_threads()
+    # Where the data fall into pieces it draws from NumPy's global generator; and its compiler sets OpenMP's threads, which are torch's too.
     np.random.seed(config.seed)
     fitted = UMAP(options.n_neighbors, config.latent_dim, min_dist=options.min_dist, random_state=config.seed, n_jobs=1).fit(train)
     places = [fitted.embedding_, *([] if test is None else [fitted.transform(test)])]
     np.random.set_state(before)
+    torch.set_num_threads(threads)
     return places
