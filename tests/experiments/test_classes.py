@@ -62,6 +62,23 @@ def test_a_clustering_run_reports_its_scores(capsys, tmp_path, method, latent):
     assert all(0 <= result[name] <= 1 for name in ("purity", "completeness", "nmi")) and 1 <= result["clusters_used"] <= 20
 
 
+@pytest.mark.parametrize("method", CLUSTERING)
+def test_clusters_are_balanced_where_that_has_a_weight(method):
+    """None of its own; a latent cluster is balanced by q(c | x) instead, more unless told otherwise."""
+    weights = {}
+    for override in ("null", "1.5"):
+        clustering = built(f"method={method}", f"method.clustering.balance={override}").phases[0].objective
+        terms = next(clustering.updates(load_dataset(compose([])).inputs(slice(0, 8)), Progress(0, 1), Draws(0))).terms()
+        weights[override] = terms.weights.get("balance")
+    assert weights == {"null": None, "1.5": 1.5}
+    if method != "iaf_clustering":
+        latent = [
+            built(f"method={method}", "method.clustering.latent=true", *more).phases[0].objective.inner.weights.balance
+            for more in ([], ["method.clustering.balance=3"])
+        ]
+        assert latent == [20.0, 3.0]
+
+
 def test_what_a_configuration_stands_for():
     experiment = built("method=ddvi_semi")
     assert isinstance(experiment.posterior, ClassConditional) and isinstance(experiment.posterior.family, ClassDiffusion)
