@@ -15,6 +15,7 @@ from bench.records import DEVICE_KIND, KIND, RESULTS, fractions, goal_lines, rat
 README = RESULTS.parent.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: written by python -m bench.report -->", "<!-- end of benchmarks -->"
 HEADINGS = ("case", "provider", "ms (p20 to p80)", "x eager", "x compiled", "FLOP/s", "bytes/s", "exp/s", "peak memory")
+_TURNS = {False: "providers took turns in one process", True: "providers took turns, those of each case in a process of its own"}
 _UNITS = {"flops": "FLOP/s", "bytes": "B/s", "exponentials": "exp/s"}
 
 
@@ -89,7 +90,7 @@ def _about(record: dict[str, Any]) -> list[str]:
     return [
         f"{_machine(record)}; `{record['command']}`, commit {str(record.get('commit'))[:10]}, {str(record.get('time'))[:10]}.",
         f"{_ceilings_line(record)} Providers: {'; '.join(f'`{name}` {text}' for name, text in PROVIDERS.items())}.",
-        "Times are medians, with 20th and 80th percentile; providers took turns in one process, and each was compared with float64 before.",
+        f"Times are medians, with 20th and 80th percentile; {_TURNS[record.get('apart', False)]}, and each was compared with float64 before.",
     ]
 
 

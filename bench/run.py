@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -85,12 +87,13 @@ def run(
         "command": command,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "apart": device.type == "cpu",
         "ceilings": measure_ceilings(device),
         "cases": [],
     }
     for number, case in enumerate(chosen, 1):
         start = time.perf_counter()
-        record["cases"].append(run_case(case, device, providers, seconds, memory=memory))
+        record["cases"].append((_run_apart if record["apart"] else run_case)(case, device, providers, seconds, memory=memory))
         print(f"[{number}/{len(chosen)}] {case.name}: {time.perf_counter() - start:.0f} s", flush=True)
     # A moment in which something else ran must not lower a ceiling.
     again = measure_ceilings(device)
@@ -98,6 +101,12 @@ def run(
     if memory and device.type == "cpu" and name != "quick":
         record["memory scaling"] = scaling(torch.get_num_threads())
     return record
+
+
+def _run_apart(case: cases.Case, device: torch.device, providers: Sequence[str], seconds: float, *, memory: bool) -> dict[str, Any]:
+    """`run_case` in a process of its own: what earlier cases taught the allocator would change what later ones cost."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
+        return pool.submit(run_case, case, device, providers, seconds, memory=memory).result()
 
 
 def run_case(case: cases.Case, device: torch.device, providers: Sequence[str], seconds: float, *, memory: bool = True) -> dict[str, Any]:
