@@ -44,7 +44,7 @@ class Bernoulli(Likelihood):
         return torch.sigmoid(output)
 
     def sample(self, output: Tensor, draws: Draws) -> Tensor:
-        return (_uniform(output, draws) < torch.sigmoid(output)).to(output.dtype)
+        return _uniform(output, draws).lt_(torch.sigmoid(output))
 
     def pairwise(self, outputs: Tensor, x: Tensor) -> Tensor:
         return outputs @ x.mT - nn.functional.softplus(outputs).sum(-1, keepdim=True)

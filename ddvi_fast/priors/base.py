@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops, rng
+from ddvi_fast.priors.curve import along_curve
 from ddvi_fast.rng import Draws
 
 KDE_BANDWIDTHS = (0.005, 0.008, 0.01, 0.03, 0.05)  # of the released code's density
@@ -72,10 +73,12 @@ class Prior(nn.Module):
         return ops.kde_log_density(z, points, bandwidths, clamp)
 
     def _kde_points(self, num_points: int, seed: int, like: Tensor) -> Tensor:
-        """Samples for the kernel estimate, kept for the next call unless the prior is learned."""
+        """Samples for the kernel estimate; unless the prior is learned, in an order that spares kernels work, and kept for the next call."""
         key = (num_points, seed, like.dtype, like.device)
-        if getattr(self, "_kept_points", (None,))[0] != key or any(parameter.requires_grad for parameter in self.parameters()):
-            self._kept_points = (key, self.sample(num_points, Draws(seed), dtype=like.dtype, device=like.device))
+        learned = any(parameter.requires_grad for parameter in self.parameters())
+        if learned or getattr(self, "_kept_points", (None,))[0] != key:
+            points = self.sample(num_points, Draws(seed), dtype=like.dtype, device=like.device)
+            self._kept_points = (key, points if learned else points[along_curve(points)])
         return self._kept_points[1]
 
     def blurred(self, width: float) -> Prior:
