@@ -34,7 +34,7 @@ SIMULATORS = {"two_moons": two_moons, "gaussian_mixture": gaussian_mixture}
 SINGLE = {"eight_schools": eight_schools, "logistic_regression": logistic_regression}
 DRAWS, TRUTHS, RANKED = 2000, 500, 199  # draws compared, truths and draws for calibration
 # About as many seconds for the chain as for the flow, whose steps are dear.
-TRAINING = {"diffusion": Training(steps=32000, batch_size=512)}
+STEPS = {"diffusion": 32000, "flow": 8000, "gaussian": 8000}
 SIZES = {"num_steps": 60, "width": 128, "hidden": (128, 128)}
 SINGLE_TRAINING = Training(steps=2000, batch_size=256)  # the bound needs whole chains at every step, so that chains are smaller
 
@@ -71,7 +71,8 @@ def cell(example: str, method: str, seed: int, data: Path) -> dict[str, Any]:
     if method == "npse":
         posterior = own_models_npse.fit(SIMULATORS[example], seed)
     elif example in SIMULATORS:
-        posterior = SIMULATORS[example].fit(training=TRAINING.get(method, Training(steps=8000, batch_size=512)), architecture=Architecture(family=method, **SIZES), seed=seed)
+        training = Training(steps=STEPS[method], batch_size=512)
+        posterior = SIMULATORS[example].fit(training=training, architecture=Architecture(family=method, **SIZES), seed=seed)
     else:
         posterior = SINGLE[example].fit(training=SINGLE_TRAINING, architecture=Architecture(family=method), seed=seed)
     seconds = time.process_time() - start
