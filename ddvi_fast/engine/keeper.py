@@ -55,6 +55,12 @@ class Average:
             self._weights[name].copy_(value)
 
 
+def weights_of(modules: Mapping[str, nn.Module], phases: Sequence[Phase]) -> dict[str, Tensor]:
+    """All tensors of a run by name: those of `modules`, and what the objectives of its `phases` own beside."""
+    owners = {f"phase{number}": phase.objective for number, phase in enumerate(phases)}
+    return tensors_of({**modules, **owners})
+
+
 class Keeper:
     """Called between steps; every process has one, and the first one writes.
 
@@ -81,8 +87,7 @@ class Keeper:
         about: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         _checks.require(every >= 1, "checkpoint_steps", "at least 1, or null", every)
-        owners = {f"phase{number}": phase.objective for number, phase in enumerate(phases)}
-        self._weights = tensors_of({**modules, **owners})
+        self._weights = weights_of(modules, phases)
         self._recorder, self._checkpoints, self._every, self._stop = recorder, checkpoints, every, stop
         self._average = None if average_decay is None else Average(self._weights, average_decay)
         self._ask_about, self._best = about, None

@@ -18,8 +18,8 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.base import Engine, NonFinite, Optimisation
-from ddvi_fast.engine.checkpoints import tensors_of
 from ddvi_fast.engine.interrupts import Stopped, StopRequest
+from ddvi_fast.engine.keeper import weights_of
 from ddvi_fast.engine.logs import RunLog
 from ddvi_fast.engine.loop import Start, train
 from ddvi_fast.engine.recorder import Recorder
@@ -130,5 +130,4 @@ def _train(config: Config, dataset: Dataset, make_engine: MakeEngine, stop: Stop
 
 
 def _weights(experiment: Experiment) -> dict[str, Tensor]:
-    owners = {f"phase{number}": phase.objective for number, phase in enumerate(experiment.phases)}
-    return tensors_of({"model": experiment.model, "posterior": experiment.posterior, **owners})
+    return weights_of({"model": experiment.model, "posterior": experiment.posterior}, experiment.phases)
