@@ -42,7 +42,7 @@ class Table:
         rows, columns: by their names.
         figures: names of `evaluation.json`, in the order of the table's columns.
         common: overrides of all cells.
-        epochs: of each run; None leaves it to the recipe.
+        epochs: of each run, unless its row or column says otherwise; None leaves it to the recipe.
         max_minutes: of the longest run; None for no limit.
         note: what else a reader must know, a paragraph below the title.
         others: heading of the figures beside ours, which stand in `conf/paper_tables.yaml`.
@@ -164,11 +164,11 @@ def cells(
         name = override.partition("=")[0]
         _checks.require(name not in ("method", "prior", "seed", "run_dir"), "override", "a setting that the table does not make itself", override)
     limit = max_minutes or (table.max_minutes if epochs is None else None)
-    chosen = epochs or (table.epochs if limit is None else None)
     made = []
     for row, column in ((row, column) for row in table.rows for column in table.columns):
-        settings = [*table.common, *table.rows[row].overrides, *table.columns[column].overrides]
-        settings += [] if chosen is None else [f"epochs={chosen}"]
+        settings = [] if table.epochs is None or limit is not None else [f"epochs={table.epochs}"]
+        settings += [*table.common, *table.rows[row].overrides, *table.columns[column].overrides]
+        settings += [] if epochs is None else [f"epochs={epochs}"]
         settings += [] if limit is None else [f"max_minutes={limit * (table.columns[column].minutes or 1.0)}"]
         config = compose(_last_of_each([*_QUIET, *settings, *overrides]))
         made += [_cell(table, row, column, seed, config, folder) for seed in range(seeds)]

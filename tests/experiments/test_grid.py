@@ -46,6 +46,13 @@ def test_settings_win_in_order(square_alone):
     assert {cell.config.split_seed for cell in cells("digits")} == {0}
 
 
+def test_epochs_of_a_column_stand_before_those_of_the_table_and_behind_those_asked_for():
+    table = grid.part(grid.load("digits"), rows=["vae"])
+    stated = {cell.column: cell.config.epochs for cell in grid.cells(table, 1, Path("runs"))}
+    assert (stated["square"], stated["swiss_roll"]) == (table.epochs, 400)
+    assert {cell.config.epochs for cell in grid.cells(table, 1, Path("runs"), epochs=2)} == {2}
+
+
 def test_a_folder_follows_what_is_run_and_not_where(square_alone):
     first, here, other = (cells("digits", *overrides)[0].folder for overrides in ((), ("data_dir=there", "threads=1"), ("recipe.lr=0.01",)))
     assert first == here != other
