@@ -26,6 +26,8 @@ class ResidualMLP(nn.Module):
         groups: G independent networks side by side (class-conditional chains, seeds); None for one, without a group axis.
         residual: add the first hidden layer to the third; by default exactly when there is a context.
         zero_output: start the last layer and the embeddings at zero, so that an untrained chain only scales its state.
+        time_features: make the embeddings of so many slow cosines along the chain instead of one for each step: a long chain then learns
+            every step from its neighbours as well. At most T of them matter; None gives each step its own.
         draws: where the initial weights are drawn.
 
     Example:
@@ -44,6 +46,7 @@ class ResidualMLP(nn.Module):
         *,
         residual: bool | None = None,
         zero_output: bool = False,
+        time_features: int | None = None,
         draws: Draws = Draws(0),
     ) -> None:
         super().__init__()
@@ -51,6 +54,7 @@ class ResidualMLP(nn.Module):
         _checks.require(context_dim >= 0, "context_dim", "at least 0", context_dim)
         _checks.require(num_steps >= 2, "num_steps", "at least 2", num_steps)
         _checks.require(groups is None or groups >= 1, "groups", "None or at least 1", groups)
+        _checks.require(time_features is None or time_features >= 1, "time_features", "None or at least 1", time_features)
         self.latent_dim, self.context_dim, self.num_steps = latent_dim, context_dim, num_steps
         self.hidden_dim, self.groups = hidden_dim, groups
         self.residual = context_dim > 0 if residual is None else residual
@@ -58,7 +62,9 @@ class ResidualMLP(nn.Module):
         self.first = nn.Parameter(torch.zeros(*lead, hidden_dim, inputs))
         self.hidden = nn.Parameter(torch.zeros(*lead, 3, hidden_dim, hidden_dim))
         self.bias = nn.Parameter(torch.zeros(*lead, 4, hidden_dim))
-        self.embedding = nn.Parameter(torch.zeros(*lead, num_steps, 4, hidden_dim))
+        features = None if time_features is None else _cosines(num_steps, min(time_features, num_steps))
+        self.register_buffer("time_features", features, persistent=False)
+        self.embedding = nn.Parameter(torch.zeros(*lead, num_steps if features is None else features.shape[1], 4, hidden_dim))
         self.last = nn.Parameter(torch.zeros(*lead, latent_dim, hidden_dim))
         self.last_bias = nn.Parameter(torch.zeros(*lead, latent_dim))
         self._initialise(draws, zero_output)
@@ -72,11 +78,13 @@ class ResidualMLP(nn.Module):
         for layer, (parameter, bound) in enumerate(bounds.items()):
             uniform_(parameter, -bound, bound, draws, layer)
         if not zero_output:
-            uniform_(self.embedding, 0, 1, draws, len(bounds) + 1)
+            alike = self.embedding if self.time_features is None else self.embedding[..., :1, :, :]  # all steps start alike
+            uniform_(alike, 0, 1, draws, len(bounds) + 1)
 
     def chain_weights(self) -> ChainWeights:
         """The weights as the fused chain takes them, biases folded into the time table."""
-        return ChainWeights(self.first, self.hidden, self.last, self.last_bias, self.embedding + self.bias.unsqueeze(-3))
+        embedding = self.embedding if self.time_features is None else torch.einsum("tf,...flh->...tlh", self.time_features, self.embedding)
+        return ChainWeights(self.first, self.hidden, self.last, self.last_bias, embedding + self.bias.unsqueeze(-3))
 
     def check_context(self, context: Tensor | None) -> None:
         """A denoiser with a context needs one of its width, one without takes none."""
@@ -97,6 +105,20 @@ class ResidualMLP(nn.Module):
     def extra_repr(self) -> str:
         names = ("latent_dim", "context_dim", "num_steps", "hidden_dim", "groups")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+def _cosines(num_steps: int, count: int) -> Tensor:
+    """The `count` slowest cosines over the steps of a chain, [num_steps, count]; the first is constant.
+
+    Example:
+        >>> _cosines(4, 2)
+        tensor([[ 1.0000,  0.9239],
+                [ 1.0000,  0.3827],
+                [ 1.0000, -0.3827],
+                [ 1.0000, -0.9239]])
+    """
+    place = (torch.arange(num_steps) + 0.5) / num_steps
+    return torch.cos(math.pi * place.unsqueeze(1) * torch.arange(count))
 
 
 class StepView:

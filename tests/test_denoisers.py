@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -68,7 +70,20 @@ def test_initial_weights():
     assert (zero(torch.ones(3, 4), None, torch.zeros(3, dtype=torch.int64)) == 0).all()
 
 
-@pytest.mark.parametrize("argument, value", [("latent_dim", 0), ("context_dim", -1), ("num_steps", 1), ("groups", 0)])
+@pytest.mark.parametrize("groups", [None, 3])
+def test_embeddings_made_of_cosines(groups):
+    smooth = ResidualMLP(2, 0, 40, 16, groups=groups, time_features=3, draws=Draws(1)).double()
+    table = smooth.chain_weights().time_table - smooth.bias.unsqueeze(-3)
+    assert_close(table, smooth.embedding[..., :1, :, :].expand_as(table), rtol=0, atol=1e-12)  # at first all steps are alike
+    with torch.no_grad():
+        smooth.embedding.copy_(rng.normal(Draws(2), tuple(smooth.embedding.shape), 0))
+    table, angle = smooth.chain_weights().time_table - smooth.bias.unsqueeze(-3), torch.pi * (7 + 0.5) / 40
+    constant, slow, fast = smooth.embedding.unbind(-3)
+    assert_close(table[..., 7, :, :], constant + math.cos(angle) * slow + math.cos(2 * angle) * fast, rtol=1e-6, atol=1e-6)
+    assert ResidualMLP(2, 0, 5, time_features=16).embedding.shape[0] == 5
+
+
+@pytest.mark.parametrize("argument, value", [("latent_dim", 0), ("context_dim", -1), ("num_steps", 1), ("groups", 0), ("time_features", 0)])
 def test_bad_sizes(argument, value):
     with pytest.raises(InputError, match=f"{argument}: expected .*at least"):
         ResidualMLP(**({"latent_dim": 2, "context_dim": 0, "num_steps": 5} | {argument: value}))

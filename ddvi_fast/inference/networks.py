@@ -28,6 +28,7 @@ class Architecture:
         hidden: widths of the hidden layers of the networks that read the data.
         context_dim: what the chain, or the flow, is told of the data.
         activation: of the networks that read the data.
+        time_features: of what the denoiser is told about a step, see `denoisers.ResidualMLP`.
         start, end: ratios of noise to signal after the chain's first and its last step, see `schedules.make`.
     """
 
@@ -37,6 +38,7 @@ class Architecture:
     hidden: tuple[int, ...] = (64, 64)
     context_dim: int = 16
     activation: str = "silu"
+    time_features: int = 16
     start: float = 0.005
     end: float = 3.0
 
@@ -119,7 +121,7 @@ def build(architecture: Architecture, dim: int, observation: Observation | None,
         return Spline(encoder, context, dim, context_dim=wide, num_steps=3, hidden_dim=architecture.width, draws=Draws(seed).importance(3))
     denoiser = ResidualMLP(
         dim, 0 if context is None else architecture.context_dim, architecture.num_steps, architecture.width,
-        zero_output=True, draws=Draws(seed).importance(3),
+        zero_output=True, time_features=architecture.time_features, draws=Draws(seed).importance(3),
     )  # fmt: skip
     schedule = schedules.make("geometric", architecture.num_steps, start=architecture.start, end=architecture.end)
     posterior = Diffusion(encoder, denoiser, schedule, context_encoder=context, parametrisation="v", learn_variances=True)

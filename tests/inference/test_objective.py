@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from ddvi_fast import fit_posterior, rng
 from ddvi_fast.inference import Architecture, Model, Training
-from ddvi_fast.inference.objective import COVERING, EvidenceBound
+from ddvi_fast.inference.objective import COVERING, EvidenceBound, even_timesteps
 from ddvi_fast.objectives import Progress
 from ddvi_fast.posteriors import Gaussian
 from ddvi_fast.rng import Draws
@@ -69,3 +69,10 @@ def test_what_the_bound_forgives_is_covered():
     model = Model(log_joint=lambda x, z: target.log_prob(z))
     fitted = fit_posterior(model, dim=2, architecture=Architecture(family="gaussian"), training=Training(steps=600, batch_size=256, lr=0.02))
     assert 0.68 < float(fitted.sample(5000).var(0).mean()) < 1.0
+
+
+def test_timesteps_are_even_over_the_chain_and_uniform():
+    t = torch.stack([even_timesteps(Draws(seed), 30, 7, torch.device("cpu")) for seed in range(2000)])
+    counts = torch.stack([(t == step).sum(1) for step in range(7)], 1)
+    assert counts.sum() == 30 * 2000 and int(counts.min()) >= 3 and int(counts.max()) <= 6  # 30 / 7 is 4.3: never off by more than two
+    assert ((counts.double().mean(0) - 30 / 7).abs() < 4 * counts.double().std(0) / 2000**0.5).all()

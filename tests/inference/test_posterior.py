@@ -31,7 +31,7 @@ def bent(posterior: FittedPosterior) -> FittedPosterior:
     denoiser = posterior.posterior.denoiser
     with torch.no_grad():
         denoiser.last.copy_(0.15 * torch.randn(denoiser.last.shape, generator=torch.Generator().manual_seed(0)))
-        denoiser.embedding.copy_(torch.rand(denoiser.embedding.shape, generator=torch.Generator().manual_seed(1)))
+        denoiser.embedding.copy_(0.4 * torch.rand(denoiser.embedding.shape, generator=torch.Generator().manual_seed(1)))
     return posterior
 
 
