@@ -29,6 +29,7 @@ OBJECTIVES = ("auto", "bound", "simulations", "both")
 _LOOKED_AT = 4096  # simulations by which coordinates and data are standardised
 _BEFORE = 1 << 50  # draws of these stand apart from those of training
 _PART = 0.25  # of the steps, for the Gaussian approximation that comes first
+_WARMUP = 0.05  # of the steps: at the full rate from the first one on, networks whose layers are wide may lose the data for good
 _KEPT = 20  # losses of the history
 
 
@@ -39,7 +40,7 @@ class Training:
     Args:
         steps: of Adam.
         batch_size: simulations, or samples of the bound, a step.
-        lr: peak learning rate; it falls to zero along a cosine.
+        lr: peak learning rate; it rises linearly over the first twentieth of the steps and falls to zero along a cosine.
         max_norm: limit of the gradient's norm.
     """
 
@@ -178,7 +179,8 @@ class _Request:
 
 def _train(objective: Objective, training: Training, seed: int, device: torch.device) -> list[float]:
     """All steps; returns means of the loss over each twentieth of them."""
-    engine = LocalEngine(objective, Optimisation(lr=training.lr, max_norm=training.max_norm), device, capture=False)
+    optimisation = Optimisation(lr=training.lr, warmup_fraction=_WARMUP, max_norm=training.max_norm)
+    engine = LocalEngine(objective, optimisation, device, capture=False)
     rows, losses = torch.zeros(1, 1, device=device), []
     for step in range(training.steps):
         means = engine.run(rows, Progress(step, training.steps), Draws(seed, step * training.batch_size))
