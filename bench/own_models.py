@@ -35,7 +35,10 @@ SINGLE = {"eight_schools": eight_schools, "logistic_regression": logistic_regres
 DRAWS, TRUTHS, RANKED = 2000, 500, 199  # draws compared, truths and draws for calibration
 # About as many seconds for the chain as for the flow, whose steps are dear. Long chains cost nothing in training, whose rows see a step each.
 TRAINING = {"diffusion": {"steps": 24000, "lr": 2e-3}, "flow": {"steps": 8000}, "gaussian": {"steps": 8000}}
-SIZES = {"num_steps": 240, "width": 128, "hidden": (128, 128), "end": 8.0}
+# A step's noise is as wide for all states, so that steps must be small where a state may still go either way, into a narrow cloud or a wide
+# one; they begin at a fifth of the width of what is thinnest, in the coordinates of the chain.
+SIZES = {"width": 128, "hidden": (128, 128), "end": 8.0}
+CHAINS = {"two_moons": {"num_steps": 240, "start": 0.005}, "gaussian_mixture": {"num_steps": 400, "start": 0.02}}
 SINGLE_TRAINING = Training(steps=2000, batch_size=256)  # the bound needs whole chains at every step, so that chains are smaller
 
 
@@ -72,7 +75,7 @@ def cell(example: str, method: str, seed: int, data: Path) -> dict[str, Any]:
         posterior = own_models_npse.fit(SIMULATORS[example], seed)
     elif example in SIMULATORS:
         training = Training(batch_size=512, **TRAINING[method])
-        posterior = SIMULATORS[example].fit(training=training, architecture=Architecture(family=method, **SIZES), seed=seed)
+        posterior = SIMULATORS[example].fit(training=training, architecture=Architecture(family=method, **SIZES, **CHAINS[example]), seed=seed)
     else:
         posterior = SINGLE[example].fit(training=SINGLE_TRAINING, architecture=Architecture(family=method), seed=seed)
     seconds = time.process_time() - start
