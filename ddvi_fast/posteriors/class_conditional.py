@@ -81,13 +81,8 @@ class ClassDiffusion(Diffusion):
         """The chains' networks at the steps in use, on class-major rows."""
         return FlatGroups(super().active_denoiser())
 
-    def sample(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
-        """Samples `z` [K, C, N, D] of every class, and their log-ratios [K, C, N]."""
-        draws = check_request(x, num_samples, draws)
-        return self.sample_encoded(self.encode(x, draws), num_samples, draws)
-
     def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
-        """As `sample`: all chains of all classes in one grouped call."""
+        """Samples `z` [K, C, N, D] of every class, and their log-ratios [K, C, N]: all chains of all classes in one grouped call."""
         y_T = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
         context = encoded.context
         if context is not None and context.dim() == 3:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, ops
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.networks import take_rows
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_request, draw_start, split_top
+from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start, split_top
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import LearnedSchedule, NoiseSchedule
 
@@ -132,10 +132,8 @@ class Diffusion(Posterior):
         # Dropout of the two encoders must not share its draws, or both would drop the same units.
         return self.context_encoder(x, draws.importance(1) if self.training and draws is not None else None)
 
-    def sample(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
-        """As `Posterior.sample`; the path log-ratio is added up on the way down the chain."""
-        draws = check_request(x, num_samples, draws)
-        encoded = self.encode(x, draws)
+    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
+        """As `Posterior.sample_encoded`; the path log-ratio is added up on the way down the chain."""
         y_T = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
         chain = self._chain(encoded, y_T, draws, return_trajectory=False)
         if chain.path is None:
