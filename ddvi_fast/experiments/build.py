@@ -65,7 +65,7 @@ def _check_method(method: MethodConfig) -> None:
         (method.objective != "ddvi" or method.posterior == "diffusion", "method.objective", _FOR_OTHERS, f"ddvi for {method.posterior}"),
         (implicit or method.weight is None, "method.weight", "null unless method.objective is adversarial or wae", method.weight),
         (method.objective in ("elbo", "ddvi") or method.beta == 1, "method.beta", "1 unless method.objective is elbo or ddvi", method.beta),
-        (bounded or not method.reweighted, "method.reweighted", "false unless method.objective is elbo or ddvi, without classes", True),
+        (bounded or not method.reweighted, "method.reweighted", "null unless method.objective is elbo or ddvi, without classes", True),
         (not implicit or method.num_samples == 1, "method.num_samples", f"1 with method.objective={method.objective}", method.num_samples),
     ):
         _checks.require(fits, argument, expected, got)

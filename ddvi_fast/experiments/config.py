@@ -118,7 +118,7 @@ class MethodConfig:
     posterior: str = "diffusion"  # gaussian, iaf, planar, realnvp, spline, hierarchical_iaf, hamiltonian, path_integral, adversarial or diffusion
     objective: str = "ddvi"  # elbo, iwae, ddvi, adversarial or wae
     num_samples: int = 1  # importance samples a row
-    reweighted: bool = False  # elbo and ddvi: the decoder learns from importance-weighted samples
+    reweighted: bool | None = None  # elbo and ddvi: the decoder learns from importance-weighted samples; if null, with a chain of several samples
     doubly_reparametrised: bool = False  # iwae: the gradient of Tucker et al.
     beta: float = 1.0  # elbo and ddvi: factor on the KL weight
     weight: float | None = None  # adversarial, wae: of the discriminator's opinion or the discrepancy, nats; the objective's own if null

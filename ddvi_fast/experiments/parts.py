@@ -134,7 +134,10 @@ def _elbo(config: Config, model: LatentVariableModel, posterior: Posterior, kl: 
     """The bound, or what the released code's mistakes make of it."""
     defects = config.recipe.defects
     wrong = {name: True for name in ("log_var_twice", "standard_normal_top") if getattr(defects, name)}
-    return (DefectiveELBO if wrong else ELBO)(model, posterior, kl, config.method.num_samples, guide, config.method.reweighted, **wrong)
+    count, reweighted = config.method.num_samples, config.method.reweighted
+    if reweighted is None:
+        reweighted = count > 1 and isinstance(posterior, Diffusion)
+    return (DefectiveELBO if wrong else ELBO)(model, posterior, kl, count, guide, reweighted, **wrong)
 
 
 def make_guide(recipe: RecipeConfig) -> PriorGuide:

@@ -30,6 +30,21 @@ def test_every_method_takes_every_prior(method, objective, prior):
     assert all(math.isfinite(float(update.terms().total().detach())) for update in updates)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "reweighted"),
+    [
+        (["method.num_samples=3"], True),
+        (["method.num_samples=3", "method.reweighted=false"], False),
+        ([], False),
+        (["method=vae", "method.num_samples=3"], False),
+        (["method=vae", "method.num_samples=3", "method.reweighted=true"], True),
+    ],
+)
+def test_several_samples_of_a_chain_are_reweighted_unless_told_otherwise(overrides, reweighted):
+    objective = built(*overrides).phases[0].objective
+    assert getattr(objective, "wake", objective).reweighted is reweighted
+
+
 def test_the_encoder_starts_with_the_priors_centre_and_spread():
     config = compose(["prior=square"])
     dataset = load_dataset(config)
