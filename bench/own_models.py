@@ -34,7 +34,7 @@ SIMULATORS = {"two_moons": two_moons, "gaussian_mixture": gaussian_mixture}
 SINGLE = {"eight_schools": eight_schools, "logistic_regression": logistic_regression}
 DRAWS, TRUTHS, RANKED = 2000, 500, 199  # draws compared, truths and draws for calibration
 # About as many seconds for the chain as for the flow, whose steps are dear. Long chains cost nothing in training, whose rows see a step each.
-TRAINING = {"diffusion": {"steps": 24000, "lr": 2e-3}, "flow": {"steps": 8000}, "gaussian": {"steps": 8000}}
+TRAINING = {"diffusion": {"steps": 36000, "lr": 2e-3}, "flow": {"steps": 8000}, "gaussian": {"steps": 8000}}
 # A step's noise is as wide for all states, so that steps must be small where a state may still go either way, into a narrow cloud or a wide
 # one; they begin at a fifth of the width of what is thinnest, in the coordinates of the chain.
 SIZES = {"width": 128, "hidden": (128, 128), "end": 8.0}
