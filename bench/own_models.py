@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not path.exists():
             figures = cell(options.example, options.method, options.seed, options.data)
             path.parent.mkdir(parents=True, exist_ok=True)
-            head = {**environment(), "command": " ".join(["python -m bench.own_models", *(arguments or sys.argv[1:])])}
+            # Where the data and the cells lie is this machine's affair.
+            command = f"python -m bench.own_models run {options.example} {options.method} --seed {options.seed}"
+            head = {**environment(), "command": command}
             path.write_text(json.dumps({"example": options.example, "method": options.method, "seed": options.seed, **figures, **head}, indent=1))
         return 0
     cells = [json.loads(path.read_text()) for path in sorted(options.cells.glob("*.json"))]
