@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ EXIT_NON_FINITE = 65  # a loss or gradient; a bundle of the step is in the run's
 EXIT_NOT_WRITTEN = 74  # a full or broken disk
 EXIT_STOPPED = 75  # by a signal, after a checkpoint: the same command goes on
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141  # whoever read the output, such as `head`, has left
 _DRY = "--dry-run"
 
 USAGE = """usage: ddvi-fast COMMAND [name=value ...]
@@ -37,7 +39,8 @@ Settings are Hydra overrides; `dataset`, `prior`, `method` and `recipe` choose f
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input (one line on standard error), 130 for Ctrl-C.
+    """Run one command; returns the exit code: 0, 2 for bad input (one line on standard error), 130 for Ctrl-C,
+    141 where nobody reads on.
 
     Training has more: 65 for a loss that is not finite, 74 for a disk that cannot be written, 75 where a signal stopped it and it can
     go on, 76 where another process was lost.
@@ -48,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else EXIT_BAD_INPUT
     try:
         command = _COMMANDS[_checks.choice(arguments[0], _COMMANDS, "command")]
-        return command(arguments[1:]) or 0
+        code = command(arguments[1:]) or 0
+        sys.stdout.flush()
+        return code
     except InputError as error:
         non_finite = hasattr(error, "place")  # which every process of a run meets
         if speaks() or not non_finite:
@@ -57,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ddvi-fast: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        return EXIT_UNREAD
 
 
 def _train(overrides: Sequence[str]) -> int:

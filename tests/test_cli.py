@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -186,3 +188,10 @@ def test_figures_and_event_files_are_written(capsys, tmp_path):
     assert names == {"latents.png", "decoded.png", "loss_terms.png", "trajectory.png"}
     assert all(f"figure: {folder / 'figures' / name}" in out for name in names)
     assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_reader_that_leaves_early_hears_no_complaint():
+    command = subprocess.Popen([sys.executable, "-m", "ddvi_fast.cli", "settings"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command.stdout.close()
+    assert command.stderr.read() == b"" and command.wait() == cli.EXIT_UNREAD
+    command.stderr.close()
