@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,15 +20,23 @@ _INK, _GRID = "#010203", "#030201"
 COLOURS = len(PALETTE)
 _WIDTH, _HEIGHT = 4.6, 2.6
 _POINTS = 400  # of a curve
+_SETTLING = 0.05  # share of a curve whose height does not count: the drop of the first steps would press all the rest into a line
 
 
 def line_chart(curves: Sequence[tuple[Sequence[float], Sequence[float]]], across: str, colours: Sequence[int] | None = None) -> str:
-    """Curves (x, y), each in its number's colour, as an SVG element; curves without points are left out."""
+    """Curves (x, y), each in its number's colour, as an SVG element; curves without points are left out.
+
+    The frame holds what follows their first twentieth, which may leave it.
+    """
     figure, axes = _canvas(across)
     for number, (x, y) in enumerate(curves):
         thin = max(1, len(x) // _POINTS)
         colour, marker = _stand_in(number if colours is None else colours[number]), "o" if len(x) < 3 else ""
         axes.plot(x[::thin], y[::thin], color=colour, linewidth=1.6, marker=marker)
+    settled = [value for _, y in curves for value in y[int(_SETTLING * len(y)) :] if math.isfinite(value)]
+    if settled and min(settled) < max(settled):
+        margin = 0.05 * (max(settled) - min(settled))
+        axes.set_ylim(min(settled) - margin, max(settled) + margin)
     return _svg(figure)
 
 

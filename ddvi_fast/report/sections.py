@@ -106,7 +106,8 @@ def interval(summary: Summary) -> str:
 
 def learning(runs: Sequence[Run], colours: Sequence[int]) -> str:
     charts = [(name, line_chart(found, "step", colours)) for name, found in curves(runs).items()]
-    return page.section("learning", "Learning curves", page.legend([run.name for run in runs], colours), page.cards(charts))
+    note = page.paragraph("Frames are made for what follows the first twentieth of training.")
+    return page.section("learning", "Learning curves", page.legend([run.name for run in runs], colours), page.cards(charts), note)
 
 
 def bound(runs: Sequence[Run], measured: Sequence[Measured], colours: Sequence[int]) -> str:

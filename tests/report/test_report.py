@@ -132,6 +132,13 @@ def test_charts_draw_every_curve_in_its_colour_and_are_built_alike() -> None:
     assert bar_chart([[1.0, -2.0]], "step t", [1]).count("var(--c1)") == 2
 
 
+def test_a_curves_first_drop_does_not_set_the_frame() -> None:
+    late = [2.0 + 0.01 * step for step in range(99)]
+    falls, stays = (line_chart([(range(100), [first, *late])], "step") for first in (4000.0, 2.0))
+    ticks = [set(re.findall(r"<!-- ([\d.]+) -->", chart)) for chart in (falls, stays)]
+    assert ticks[0] == ticks[1] and "2.4" in ticks[0]
+
+
 def _contrast(first: str, second: str) -> float:
     """Contrast ratio of two colours as WCAG 2 defines it."""
 
