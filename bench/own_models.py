@@ -33,7 +33,8 @@ METHODS = {"diffusion": "diffusion", "flow": "flow (splines)", "gaussian": "mean
 SIMULATORS = {"two_moons": two_moons, "gaussian_mixture": gaussian_mixture}
 SINGLE = {"eight_schools": eight_schools, "logistic_regression": logistic_regression}
 DRAWS, TRUTHS, RANKED = 2000, 500, 199  # draws compared, truths and draws for calibration
-# About as many seconds for the chain as for the flow, whose steps are dear. Long chains cost nothing in training, whose rows see a step each.
+# The flow's steps are dear: so many of the chain take a fifth to two fifths more seconds than its own. Long chains cost nothing in training,
+# whose rows see a step each.
 TRAINING = {"diffusion": {"steps": 36000, "lr": 2e-3}, "flow": {"steps": 8000}, "gaussian": {"steps": 8000}}
 # A step's noise is as wide for all states, so that steps must be small where a state may still go either way, into a narrow cloud or a wide
 # one; they begin at a fifth of the width of what is thinnest, in the coordinates of the chain.
@@ -151,6 +152,11 @@ HEAD = """\
 | model | posterior | C2ST | MMD | mean | deviation | coverage 50 / 80 / 90 % | worst, s.e. | ESS | Pareto k | CPU seconds |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
+NOTES = (
+    "The chain's length, first noise, rate and steps for the two simulators were chosen on these comparisons; the flow's steps are the default.",
+    f"NPSE has sbi's settings, {own_models_npse.SIMULATIONS:,} simulations and at most {own_models_npse.EPOCHS} epochs; "
+    "the others draw new simulations at every step.",
+)
 
 
 def table(cells: list[dict[str, Any]]) -> str:
@@ -163,7 +169,7 @@ def table(cells: list[dict[str, Any]]) -> str:
                 rows.append(_row(example.replace("_", " "), title, chosen))
     made = sorted({(found["commit"] or "none", found["machine"]["processor"]) for found in cells})
     notes = [f"Commit {commit[:10]}, {processor}, one thread." for commit, processor in made]
-    return HEAD + "\n".join(rows) + "\n\n" + "\n".join(notes) + "\n"
+    return HEAD + "\n".join(rows) + "\n\n" + "\n".join([*notes, *NOTES]) + "\n"
 
 
 def _row(example: str, title: str, cells: list[dict[str, Any]]) -> str:
