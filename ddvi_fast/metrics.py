@@ -52,12 +52,13 @@ def _streamed_weights(model: LatentVariableModel, posterior: Posterior, x: Tenso
 
 
 @torch.no_grad()
-def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, draws: Draws | None = None) -> Tensor:
+def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, draws: Draws | None = None, prior_weight: float = 1.0) -> Tensor:
     """The released code's "ELBO" of each row, [N], on its own scale; higher is better.
 
     Reconstruction is averaged over pixels instead of summed and the prior is its clamped kernel estimate (ORIGINAL_RELEASE). The
     ratio is averaged over latent dimensions; for a deterministic chain, which has none, it is minus the divergence of `y_T` from
-    N(0, I) and of each step from the noising process, as the released code reports it. Not nats, and no bound.
+    N(0, I) and of each step from the noising process, as the released code reports it. The prior counts `prior_weight` times, as in
+    the loss there: 5 in its `vae`. Not nats, and no bound.
 
     Raises:
         InputError: a family without either.
@@ -73,7 +74,7 @@ def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, d
         posterior.require_density()
         sample = posterior.sample(x, 1, draws)
         z, ratio = sample.z[0], sample.log_ratio[0] / posterior.latent_dim
-    return model.prior.log_prob_kde(z) + ratio - released.pixel_mean(model, x, z)
+    return prior_weight * model.prior.log_prob_kde(z) + ratio - released.pixel_mean(model, x, z)
 
 
 @torch.no_grad()

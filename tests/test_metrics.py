@@ -106,6 +106,8 @@ def test_elbo_released_scale():
     z, log_ratio = posterior.sample(x, 1, draws)
     expected = model.log_likelihood(x, z)[0] / 3 + model.prior.log_prob_kde(z[0]) + log_ratio[0] / 2
     torch.testing.assert_close(metrics.elbo_released(model, posterior, x, draws), expected.detach())
+    weighted = metrics.elbo_released(model, posterior, x, draws, prior_weight=5.0)
+    torch.testing.assert_close(weighted - expected.detach(), 4 * model.prior.log_prob_kde(z[0]))
 
 
 def test_encode_gives_rows_their_samples_in_any_split(monkeypatch):

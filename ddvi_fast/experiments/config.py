@@ -77,6 +77,8 @@ class SleepConfig:
     num_updates: int = 1  # sleep updates a batch, when alternating
     mixed: float = 0.0  # share of the fantasies whose chain sees another's context at steps of little noise; not with classes
     mixed_noise: float = 0.05  # ratio of noise to signal up to which a step has little noise
+    data: float = 0.0  # share of the fantasies replaced by data, each with the prior sample that its likelihood draws; not with classes
+    candidates: int = 4  # prior samples among which it draws, for each row of the batch
 
 
 @dataclass

@@ -25,7 +25,7 @@ class Parts:
         method: the family's options.
         latent_dim: D.
         draws: where further networks draw their initial weights.
-        still: start a chain's control at zero, where means start with the prior's spread.
+        still: where means start with the prior's spread, start what follows them near the identity.
     """
 
     encoder: Callable[[int], nn.Module]
@@ -54,6 +54,8 @@ def _flow(family: type[Posterior], **more: str) -> Callable[[Parts], Posterior]:
         options: dict[str, Any] = {argument: getattr(flow, option) for argument, option in more.items()}
         if flow.num_steps is not None:
             options["num_steps"] = flow.num_steps
+        if family in (IAF, HierarchicalIAF):
+            options["open_gates"] = parts.still
         if family is Hamiltonian:
             options["model"] = parts.model
         encoder, context = parts.encoder(2 * parts.latent_dim), parts.context(flow.context_dim)

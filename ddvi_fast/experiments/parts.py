@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,8 +147,7 @@ def make_guide(recipe: RecipeConfig) -> PriorGuide:
 
 
 def make_sleep(method: MethodConfig) -> Sleep:
-    sleep = method.sleep
-    return Sleep(sleep.weight, sleep.top_weight, sleep.loss, sleep.alternating, sleep.num_updates, mixed=sleep.mixed, mixed_noise=sleep.mixed_noise)
+    return Sleep(**dataclasses.asdict(method.sleep))
 
 
 def make_optimisation(recipe: RecipeConfig) -> Optimisation:

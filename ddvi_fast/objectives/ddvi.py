@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, ops, rng
+from ddvi_fast import _checks, distributed, ops, rng
+from ddvi_fast._operator import without_autocast
+from ddvi_fast.models import Fantasies
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.elbo import ELBO
@@ -16,7 +18,9 @@ from ddvi_fast.objectives.iwae import IWAE
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.rng import Draws
 
-_OTHERS = 1 << 16  # importance samples between a fantasy and the one whose context it may be given: no update reaches that far
+# Importance samples between a fantasy and what else is drawn for it, further apart than updates reach.
+_OTHERS = 1 << 16  # the fantasy whose context it may be given
+_CANDIDATES = 1 << 17  # the prior samples among which a datum finds its latent
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Sleep:
             where `z` is, and `p(x | z)` hardly varies over what is left open; a chain that looks at `x` all the same goes astray with
             the contexts of unseen data.
         mixed_noise: ratio of noise to signal at `y_t` up to which a step has little noise.
+        data: share of the fantasies whose place a datum of the batch takes, with a latent of its own posterior: a prior sample, drawn
+            among many by its likelihood (the wake phase of the posterior in reweighted wake-sleep, Bornschein and Bengio 2015). The
+            bound alone moves a posterior by small steps; this tells it of modes far from where it is. For few latents, of which
+            prior samples hit the posterior.
+        candidates: those prior samples, for each row of the batch; the whole batch shares them.
     """
 
     weight: float = 0.2
@@ -45,14 +54,17 @@ class Sleep:
     batch_factor: int = 1
     mixed: float = 0.0
     mixed_noise: float = 0.05
+    data: float = 0.0
+    candidates: int = 4
 
     def __post_init__(self) -> None:
         _checks.choice(self.loss, (*ops.LOSSES, "kl"), "sleep.loss")
         for name in ("weight", "top_weight"):
             _checks.require(getattr(self, name) >= 0, f"sleep.{name}", "a number of at least 0", getattr(self, name))
-        _checks.require(0 <= self.mixed <= 1, "sleep.mixed", "a share from 0 to 1", self.mixed)
+        for name in ("mixed", "data"):
+            _checks.require(0 <= getattr(self, name) <= 1, f"sleep.{name}", "a share from 0 to 1", getattr(self, name))
         _checks.require(self.mixed_noise > 0, "sleep.mixed_noise", "a positive number", self.mixed_noise)
-        for name in ("num_updates", "batch_factor"):
+        for name in ("num_updates", "batch_factor", "candidates"):
             _checks.require(getattr(self, name) >= 1, f"sleep.{name}", "at least 1", getattr(self, name))
         _checks.require(self.alternating or self.num_updates == 1, "sleep.num_updates", "1 unless sleep.alternating is true", self.num_updates)
 
@@ -112,7 +124,7 @@ class DDVI(Objective):
         """Fit the posterior to fantasies, `batch_factor` for each row of `like`."""
         # Row i of the run owns fantasies i * batch_factor and on, so that no two batches share any.
         draws = draws.spread(self.sleep.batch_factor)
-        z, x = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
+        z, x = self._with_data(self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like), like, draws)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
         x = x.view(len(x), *like.shape[1:])
         values, weights = {}, {}
@@ -124,6 +136,29 @@ class DDVI(Objective):
                 top = self.posterior.encode_top(x, draws)
                 values["sleep_top"], weights["sleep_top"] = -self.posterior.top_log_prob(*top, z, draws), self.sleep.top_weight
         return Terms(values, weights)
+
+    def _with_data(self, fantasies: Fantasies, data: Tensor, draws: Draws) -> Fantasies:
+        """`fantasies`, some of them replaced by rows of the batch `data` [N, ...] with latents of their posteriors."""
+        if self.sleep.data == 0:
+            return fantasies
+        data = data.flatten(1)
+        latents = self._posterior_latents(data, draws.importance(_CANDIDATES))
+        chosen = rng.uniform(draws.importance(_CANDIDATES), (len(fantasies.z), 1), rng.TIME, device=data.device) < self.sleep.data
+        return Fantasies(
+            torch.where(chosen, latents, fantasies.z), torch.where(chosen, data.repeat_interleave(self.sleep.batch_factor, 0), fantasies.x)
+        )
+
+    @torch.no_grad()
+    def _posterior_latents(self, data: Tensor, draws: Draws) -> Tensor:
+        """`batch_factor` latents [N * batch_factor, D] of the posterior of each datum [N, P], by importance sampling from the prior."""
+        model = self.wake.model
+        rows, first = distributed.whole_batch(len(data) * self.sleep.batch_factor, draws)
+        candidates = model.prior.sample(rows * self.sleep.candidates, draws=first.spread(self.sleep.candidates), dtype=data.dtype, device=data.device)
+        with without_autocast(data.device):  # narrow sums over pixels would be off by nats
+            log_weights = model.likelihood.pairwise(model.decoder(candidates), data)  # [M, N]
+        shares = torch.softmax(log_weights.mT, 1).cumsum(1).repeat_interleave(self.sleep.batch_factor, 0)
+        level = rng.uniform(draws.importance(1), (len(shares), 1), rng.TIME, device=data.device)
+        return candidates[torch.searchsorted(shares, level * shares[:, -1:]).squeeze(1)]
 
     def _mixed(self, context: Tensor | None, t: Tensor, like: Tensor, draws: Draws) -> Tensor | None:
         """`context` [N, C], with that of other fantasies in some of the rows whose step `t` [N] has little noise."""

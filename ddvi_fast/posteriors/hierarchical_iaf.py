@@ -17,10 +17,10 @@ from ddvi_fast.rng import Draws
 class Level(nn.Module):
     """`q(y | above, x)`: a Gaussian whose parameters come from what is above and the context, carried through autoregressive steps."""
 
-    def __init__(self, latent_dim: int, inputs: int, hidden_dim: int, num_steps: int, draws: Draws) -> None:
+    def __init__(self, latent_dim: int, inputs: int, hidden_dim: int, num_steps: int, draws: Draws, open_gates: bool = True) -> None:
         super().__init__()
         self.head = MLP(inputs, [hidden_dim], 2 * latent_dim, draws=draws)
-        self.steps = nn.ModuleList(autoregressive_steps(latent_dim, inputs, num_steps, draws.importance(1), hidden_dim))
+        self.steps = nn.ModuleList(autoregressive_steps(latent_dim, inputs, num_steps, draws.importance(1), hidden_dim, open_gates))
 
     def base(self, condition: Tensor, top: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the Gaussian; `top` [N, 2 D] is added to the network's output."""
@@ -43,6 +43,7 @@ class HierarchicalIAF(AuxiliaryPosterior):
         num_steps: autoregressive steps of each level.
         hidden_dim: width of all hidden layers.
         draws: where the initial weights are drawn.
+        open_gates: as in `IAF`.
 
     Example:
         >>> from ddvi_fast import networks
@@ -62,6 +63,7 @@ class HierarchicalIAF(AuxiliaryPosterior):
         num_steps: int = 2,
         hidden_dim: int = 64,
         draws: Draws = Draws(0),
+        open_gates: bool = True,
     ) -> None:
         super().__init__()
         _checks.require(num_levels >= 2, "num_levels", "at least 2 (with 1 it is IAF)", num_levels)
@@ -69,7 +71,9 @@ class HierarchicalIAF(AuxiliaryPosterior):
         self.encoder, self.context_encoder, self.latent_dim = encoder, context_encoder, latent_dim
         widths = [context_dim] + [context_dim + latent_dim] * (num_levels - 1)
         places = [draws.importance(number * (num_steps + 2)) for number in range(num_levels)]
-        self.levels = nn.ModuleList(Level(latent_dim, width, hidden_dim, num_steps, place) for width, place in zip(widths, places, strict=True))
+        self.levels = nn.ModuleList(
+            Level(latent_dim, width, hidden_dim, num_steps, place, open_gates) for width, place in zip(widths, places, strict=True)
+        )
         self.reverse = nn.ModuleList(
             MLP(context_dim + latent_dim, [hidden_dim], 2 * latent_dim, draws=place.importance(num_steps + 1)) for place in places[1:]
         )

@@ -26,16 +26,20 @@ class AutoregressiveStep(nn.Module):
         hidden_dim: width of the three hidden layers.
         reverse: turn the dimensions round.
         draws: where the initial weights are drawn.
+        open_gates: start near the identity; else, as the released code does, halve what comes in.
     """
 
-    def __init__(self, latent_dim: int, context_dim: int, hidden_dim: int = 128, reverse: bool = False, draws: Draws = Draws(0)) -> None:
+    def __init__(
+        self, latent_dim: int, context_dim: int, hidden_dim: int = 128, reverse: bool = False, draws: Draws = Draws(0), open_gates: bool = True
+    ) -> None:
         super().__init__()
         self.latent_dim, self.context_dim, self.reverse = latent_dim, context_dim, reverse
         widths = [latent_dim, hidden_dim, hidden_dim, hidden_dim, 2 * latent_dim]
         self.layers = nn.ModuleList(make_linear(*pair, draws, layer) for layer, pair in enumerate(itertools.pairwise(widths)))
         self.context_layer = make_linear(context_dim, hidden_dim, draws, len(self.layers))
-        with torch.no_grad():
-            self.layers[-1].bias[:latent_dim] += _OPEN
+        if open_gates:
+            with torch.no_grad():
+                self.layers[-1].bias[:latent_dim] += _OPEN
         for layer, mask in enumerate(_masks(latent_dim, hidden_dim)):
             self.register_buffer(f"mask{layer}", mask, persistent=False)
 
@@ -74,6 +78,7 @@ class IAF(Flow):
         context_dim: C.
         num_steps: autoregressive steps.
         draws: where the initial weights are drawn.
+        open_gates: start near the Gaussian; else, as the released code does, with half open gates.
 
     Example:
         >>> from ddvi_fast import networks
@@ -83,14 +88,26 @@ class IAF(Flow):
     """
 
     def __init__(
-        self, encoder: nn.Module, context_encoder: nn.Module, latent_dim: int, context_dim: int = 10, num_steps: int = 4, draws: Draws = Draws(0)
+        self,
+        encoder: nn.Module,
+        context_encoder: nn.Module,
+        latent_dim: int,
+        context_dim: int = 10,
+        num_steps: int = 4,
+        draws: Draws = Draws(0),
+        open_gates: bool = True,
     ) -> None:
-        super().__init__(encoder, context_encoder, latent_dim, autoregressive_steps(latent_dim, context_dim, num_steps, draws))
+        super().__init__(encoder, context_encoder, latent_dim, autoregressive_steps(latent_dim, context_dim, num_steps, draws, open_gates=open_gates))
 
 
-def autoregressive_steps(latent_dim: int, context_dim: int, num_steps: int, draws: Draws, hidden_dim: int = 128) -> list[nn.Module]:
+def autoregressive_steps(
+    latent_dim: int, context_dim: int, num_steps: int, draws: Draws, hidden_dim: int = 128, open_gates: bool = True
+) -> list[nn.Module]:
     """Steps that turn the dimensions round after every second one."""
-    return [AutoregressiveStep(latent_dim, context_dim, hidden_dim, reverse=step % 2 == 1, draws=draws.importance(step)) for step in range(num_steps)]
+    return [
+        AutoregressiveStep(latent_dim, context_dim, hidden_dim, reverse=step % 2 == 1, draws=draws.importance(step), open_gates=open_gates)
+        for step in range(num_steps)
+    ]
 
 
 def _masks(latent_dim: int, hidden_dim: int) -> list[Tensor]:

@@ -7,10 +7,11 @@ import torch
 
 from ddvi_fast import ops, rng
 from ddvi_fast._checks import InputError
+from ddvi_fast.distributed import Part, part_of_batch
 from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress
 from ddvi_fast.objectives.ddvi import Sleep, uniform_timesteps
 from ddvi_fast.rng import Draws
-from tests.linear_gaussian import diffusion_posterior, gaussian_posterior, make_model, observations
+from tests.linear_gaussian import diffusion_posterior, exact_posterior, gaussian_posterior, make_model, observations
 
 END = Progress(9, 10)
 
@@ -58,6 +59,33 @@ def test_fine_steps_of_a_share_of_the_fantasies_see_anothers_context(monkeypatch
     assert not changed[0.3][~fine].any() and torch.equal(changed[1.0], fine)
     share, error = float(changed[0.3][fine].float().mean()), (0.3 * 0.7 / int(fine.sum())) ** 0.5
     assert abs(share - 0.3) < 4 * error
+
+
+def test_data_come_with_latents_of_their_exact_posterior(monkeypatch):
+    rows, seen = 4000, []
+    ddvi, x = objective(Sleep(1.0, 0.0, data=0.75, candidates=2)), observations(2).repeat_interleave(rows // 2, 0)
+    monkeypatch.setattr(ddvi.posterior, "encode_context", lambda x, draws: seen.append(x))
+    monkeypatch.setattr(ddvi.posterior, "denoising_loss", lambda context, z, t, draws, loss: seen.append(z) or z.sum(-1))
+    ddvi.sleep_terms(x, Draws(4, 100))
+    (shown, z), (means, covariance) = seen, exact_posterior(x[:: rows // 2])
+    of_data = (shown == x).all(1)
+    assert abs(float(of_data.double().mean()) - 0.75) < 4 * (0.75 * 0.25 / rows) ** 0.5
+    for number in range(2):
+        own = z[rows // 2 * number : rows // 2 * (number + 1)][of_data[rows // 2 * number : rows // 2 * (number + 1)]].double()
+        # Latents of the same datum share their candidates, of which about one in five carries weight.
+        error = (covariance.diagonal() * (1 / len(own) + 5 / (2 * rows))).sqrt()
+        assert ((own.mean(0) - means[number]).abs() < 4 * error).all()
+        assert ((own.T.cov() - covariance).abs() < 0.1 * covariance.diagonal().max()).all()
+
+
+def test_data_replace_fantasies_in_every_process_as_in_one():
+    ddvi, x, draws = objective(Sleep(1.0, 1.0, batch_factor=2, data=0.6)), observations(6), Draws(3, 12)
+    whole, parts = ddvi.sleep_terms(x, draws).values, []
+    for number in range(3):
+        with part_of_batch(Part(number, 3)):
+            parts.append(ddvi.sleep_terms(x[2 * number : 2 * number + 2], draws.advance(2 * number)).values)
+    for name, value in whole.items():
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), value, rtol=1e-4, atol=1e-5)
 
 
 def test_alternating_updates_have_groups_of_their_own():
@@ -156,6 +184,8 @@ def test_timesteps_are_uniform_and_stand_at_their_draws():
         ("sleep.batch_factor", {"batch_factor": 0}),
         ("sleep.weight", {"weight": -0.1}),
         ("sleep.loss", {"loss": "hubr"}),
+        ("sleep.data", {"data": 1.1}),
+        ("sleep.candidates", {"candidates": 0}),
     ],
 )
 def test_refuses_unusable_options(argument, options):

@@ -44,6 +44,15 @@ def test_inverse_and_jacobian(latent_dim, reverse):
         torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det[row])
 
 
+def test_open_gates_start_near_the_gaussian_and_the_released_ones_half_way():
+    z, context = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(500, 3)
+    shares = {
+        is_open: AutoregressiveStep(2, 3, draws=Draws(1), open_gates=is_open)(z, context)[1].div(2).exp().mean().item() for is_open in (True, False)
+    }
+    assert shares[True] == pytest.approx(torch.tensor(2.0).sigmoid().item(), abs=0.05)
+    assert shares[False] == pytest.approx(0.5, abs=0.05)
+
+
 def test_the_log_ratio_of_a_path_is_that_of_the_sample():
     posterior = posteriors.IAF(networks.MLP(5, [8], 6), networks.MLP(5, [8], 4, draws=Draws(1)), latent_dim=3, context_dim=4).double()
     x = torch.rand(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
