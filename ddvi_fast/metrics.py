@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddvi_fast import _checks, ops
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.objectives import released
+from ddvi_fast.objectives import defects, released
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
 
@@ -52,13 +52,18 @@ def _streamed_weights(model: LatentVariableModel, posterior: Posterior, x: Tenso
 
 
 @torch.no_grad()
-def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, draws: Draws | None = None, prior_weight: float = 1.0) -> Tensor:
+def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, draws: Draws | None = None, log_var_twice: bool = False) -> Tensor:
     """The released code's "ELBO" of each row, [N], on its own scale; higher is better.
 
-    Reconstruction is averaged over pixels instead of summed and the prior is its clamped kernel estimate (ORIGINAL_RELEASE). The
-    ratio is averaged over latent dimensions; for a deterministic chain, which has none, it is minus the divergence of `y_T` from
-    N(0, I) and of each step from the noising process, as the released code reports it. The prior counts `prior_weight` times, as in
-    the loss there: 5 in its `vae`. Not nats, and no bound.
+    Reconstruction is averaged over pixels instead of summed and the prior is its clamped kernel estimate (ORIGINAL_RELEASE). A chain's
+    ratio is averaged over latent dimensions; for a deterministic one, which has none, it is minus the divergence of `y_T` from
+    N(0, I) and of each step from the noising process, as the released code reports it. Not nats, and no bound.
+
+    Args:
+        model, posterior: what is judged.
+        x: data [N, ...].
+        draws: of the one sample a row.
+        log_var_twice: count `log_var` in place of its half in `log q`, as the released code does without a chain.
 
     Raises:
         InputError: a family without either.
@@ -73,8 +78,12 @@ def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, d
     else:
         posterior.require_density()
         sample = posterior.sample(x, 1, draws)
-        z, ratio = sample.z[0], sample.log_ratio[0] / posterior.latent_dim
-    return prior_weight * model.prior.log_prob_kde(z) + ratio - released.pixel_mean(model, x, z)
+        z, ratio = sample.z[0], sample.log_ratio[0]
+        if isinstance(posterior, Diffusion):
+            ratio = ratio / posterior.latent_dim
+        elif log_var_twice:
+            ratio = ratio + defects.log_var_excess(defects.first_gaussian(posterior, x, draws)[1])
+    return model.prior.log_prob_kde(z) + ratio - released.pixel_mean(model, x, z)
 
 
 @torch.no_grad()

@@ -106,8 +106,12 @@ def test_elbo_released_scale():
     z, log_ratio = posterior.sample(x, 1, draws)
     expected = model.log_likelihood(x, z)[0] / 3 + model.prior.log_prob_kde(z[0]) + log_ratio[0] / 2
     torch.testing.assert_close(metrics.elbo_released(model, posterior, x, draws), expected.detach())
-    weighted = metrics.elbo_released(model, posterior, x, draws, prior_weight=5.0)
-    torch.testing.assert_close(weighted - expected.detach(), 4 * model.prior.log_prob_kde(z[0]))
+    posterior = gaussian_posterior()
+    z, log_ratio = posterior.sample(x, 1, draws)
+    expected = model.log_likelihood(x, z)[0] / 3 + model.prior.log_prob_kde(z[0]) + log_ratio[0]
+    torch.testing.assert_close(metrics.elbo_released(model, posterior, x, draws), expected.detach())
+    twice = metrics.elbo_released(model, posterior, x, draws, log_var_twice=True)
+    torch.testing.assert_close(twice - expected.detach(), 0.5 * posterior.encode(x)[1].sum(1).detach())
 
 
 def test_encode_gives_rows_their_samples_in_any_split(monkeypatch):

@@ -75,9 +75,11 @@ class SleepConfig:
     loss: str = "kl"  # kl, or the squared, absolute or huber error of the prediction
     alternating: bool = False  # separate sleep updates instead of one joint update
     num_updates: int = 1  # sleep updates a batch, when alternating
+    timesteps: int = 1  # steps of the chain that each fantasy teaches
     mixed: float = 0.0  # share of the fantasies whose chain sees another's context at steps of little noise; not with classes
     mixed_noise: float = 0.05  # ratio of noise to signal up to which a step has little noise
     data: float = 0.0  # share of the fantasies replaced by data, each with the prior sample that its likelihood draws; not with classes
+    decoder: float = 0.0  # weight of the decoder's own loss on them
     candidates: int = 4  # prior samples among which it draws, for each row of the batch
 
 
@@ -161,6 +163,7 @@ class RecipeConfig:
     warmup_fraction: float = 0.0  # of the epochs in which the rate rises
     max_norm: float | None = 50.0  # gradient clipping
     average_decay: float | None = None  # of a moving average of the weights that takes their place in the end; null for none
+    denoiser_lr: float = 1.0  # factor on the rate of a chain's network
     schedule_lr: float = 10.0  # factor on the rate of learned schedules and variances
     kl: KLConfig = field(default_factory=KLConfig)
     prior_blur: float = 0.3  # width by which the prior is blurred at first

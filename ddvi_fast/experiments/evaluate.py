@@ -100,8 +100,8 @@ def _bounds(config: Config, model: LatentVariableModel, posterior: Posterior, da
         if "evidence" in result:
             result["gap"] = result["evidence"] - result["elbo"]
     if posterior.has_density or isinstance(posterior, Diffusion):
-        weight = config.recipe.prior_weight
-        result["elbo_released"] = float(_of_rows(lambda x, draws: metrics.elbo_released(model, posterior, x, draws, weight), x, draws).mean())
+        twice = config.recipe.defects.log_var_twice
+        result["elbo_released"] = float(_of_rows(lambda x, draws: metrics.elbo_released(model, posterior, x, draws, twice), x, draws).mean())
     return result
 
 

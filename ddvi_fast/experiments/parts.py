@@ -151,7 +151,7 @@ def make_sleep(method: MethodConfig) -> Sleep:
 
 
 def make_optimisation(recipe: RecipeConfig) -> Optimisation:
-    factors = {"learned_schedule": recipe.schedule_lr, "log_variance_factors": recipe.schedule_lr}
+    factors = {"learned_schedule": recipe.schedule_lr, "log_variance_factors": recipe.schedule_lr, ".denoiser.": recipe.denoiser_lr}
     return Optimisation(recipe.lr, recipe.lr_schedule, recipe.warmup_fraction, recipe.max_norm, factors)
 
 

@@ -35,6 +35,8 @@ class Sleep:
         alternating: separate sleep updates of the posterior after each wake update, instead of one joint update.
         num_updates: sleep updates a batch, when alternating.
         batch_factor: fantasies for each row of the batch.
+        timesteps: steps of the chain that each fantasy teaches. More of them cost little beside the networks that read data, and thin
+            priors, whose last steps must be precise, need many.
         mixed: share of the fantasies whose chain sees the context of another one at the steps of little noise. There `y_t` alone tells
             where `z` is, and `p(x | z)` hardly varies over what is left open; a chain that looks at `x` all the same goes astray with
             the contexts of unseen data.
@@ -43,6 +45,8 @@ class Sleep:
             among many by its likelihood (the wake phase of the posterior in reweighted wake-sleep, Bornschein and Bengio 2015). The
             bound alone moves a posterior by small steps; this tells it of modes far from where it is. For few latents, of which
             prior samples hit the posterior.
+        decoder: weight of `-log p(x | z)` at those latents, the one term of this phase whose gradient the decoder takes: that of the
+            evidence estimated from the prior samples. Data for which the posterior has not found a place under the prior then find one.
         candidates: those prior samples, for each row of the batch; the whole batch shares them.
     """
 
@@ -52,20 +56,24 @@ class Sleep:
     alternating: bool = False
     num_updates: int = 1
     batch_factor: int = 1
+    timesteps: int = 1
     mixed: float = 0.0
     mixed_noise: float = 0.05
     data: float = 0.0
+    decoder: float = 0.0
     candidates: int = 4
 
     def __post_init__(self) -> None:
         _checks.choice(self.loss, (*ops.LOSSES, "kl"), "sleep.loss")
-        for name in ("weight", "top_weight"):
+        for name in ("weight", "top_weight", "decoder"):
             _checks.require(getattr(self, name) >= 0, f"sleep.{name}", "a number of at least 0", getattr(self, name))
         for name in ("mixed", "data"):
             _checks.require(0 <= getattr(self, name) <= 1, f"sleep.{name}", "a share from 0 to 1", getattr(self, name))
         _checks.require(self.mixed_noise > 0, "sleep.mixed_noise", "a positive number", self.mixed_noise)
-        for name in ("num_updates", "batch_factor", "candidates"):
+        for name in ("num_updates", "batch_factor", "timesteps", "candidates"):
             _checks.require(getattr(self, name) >= 1, f"sleep.{name}", "at least 1", getattr(self, name))
+        taught = self.data > 0 and not self.alternating
+        _checks.require(self.decoder == 0 or taught, "sleep.decoder", "0 unless data enter a joint update", self.decoder)
         _checks.require(self.alternating or self.num_updates == 1, "sleep.num_updates", "1 unless sleep.alternating is true", self.num_updates)
 
     @property
@@ -77,8 +85,8 @@ class Sleep:
 class DDVI(Objective):
     """The wake bound on data plus a wake-sleep regulariser on fantasies `z ~ p(z)`, `x ~ p(x | z)`.
 
-    Terms: those of the bound, `sleep` (nats for the loss ``kl``, else an error averaged over latent dimensions) and
-    `sleep_top` (-log q(y_T | x), nats).
+    Terms: those of the bound, `sleep` (nats for the loss ``kl``, else an error averaged over latent dimensions),
+    `sleep_top` (-log q(y_T | x), nats) and `sleep_decoder` (-log p(x | z) of data, nats).
 
     Args:
         wake: the bound on data, an `ELBO` or `IWAE` over a `Diffusion` posterior; its model draws the fantasies.
@@ -121,61 +129,77 @@ class DDVI(Objective):
         return Terms({**wake.values, **sleep.values}, {**wake.weights, **sleep.weights})
 
     def sleep_terms(self, like: Tensor, draws: Draws) -> Terms:
-        """Fit the posterior to fantasies, `batch_factor` for each row of `like`."""
+        """Fit the posterior to fantasies, `batch_factor` for each row of `like`, or to some of those rows themselves."""
         # Row i of the run owns fantasies i * batch_factor and on, so that no two batches share any.
         draws = draws.spread(self.sleep.batch_factor)
-        z, x = self._with_data(self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like), like, draws)
-        t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
+        fantasies = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
+        if self.sleep.data == 0:
+            return self._fit(fantasies, like, draws)
+        data = self._data_with_latents(like.flatten(1), draws.importance(_CANDIDATES))
+        chosen = rng.uniform(draws.importance(_CANDIDATES), (len(data.z), 1), rng.TIME, device=like.device) < self.sleep.data
+        terms = self._fit(Fantasies(*(torch.where(chosen, *pair) for pair in zip(data, fantasies, strict=True))), like, draws)
+        if self.sleep.decoder == 0:
+            return terms
+        value = -self.wake.model.log_likelihood(data.x, data.z)
+        return Terms({**terms.values, "sleep_decoder": value}, {**terms.weights, "sleep_decoder": self.sleep.decoder})
+
+    def _fit(self, fantasies: Fantasies, like: Tensor, draws: Draws) -> Terms:
+        """The chain's loss on `fantasies`, whose data have the shape of the rows of `like`, and that of the top."""
+        z, x = fantasies
         x = x.view(len(x), *like.shape[1:])
         values, weights = {}, {}
         with fixed_statistics(self.posterior):  # fantasies are not data
             if self.sleep.weight > 0:
-                context = self._mixed(self.posterior.encode_context(x, draws), t, like, draws)
-                values["sleep"], weights["sleep"] = self._chain_loss(context, z, t, draws), self.sleep.weight
+                context = self.posterior.encode_context(x, draws)
+                values["sleep"], weights["sleep"] = self._chain_loss(context, z, like, draws), self.sleep.weight
             if self.sleep.top_weight > 0:
                 top = self.posterior.encode_top(x, draws)
                 values["sleep_top"], weights["sleep_top"] = -self.posterior.top_log_prob(*top, z, draws), self.sleep.top_weight
         return Terms(values, weights)
 
-    def _with_data(self, fantasies: Fantasies, data: Tensor, draws: Draws) -> Fantasies:
-        """`fantasies`, some of them replaced by rows of the batch `data` [N, ...] with latents of their posteriors."""
-        if self.sleep.data == 0:
-            return fantasies
-        data = data.flatten(1)
-        latents = self._posterior_latents(data, draws.importance(_CANDIDATES))
-        chosen = rng.uniform(draws.importance(_CANDIDATES), (len(fantasies.z), 1), rng.TIME, device=data.device) < self.sleep.data
-        return Fantasies(
-            torch.where(chosen, latents, fantasies.z), torch.where(chosen, data.repeat_interleave(self.sleep.batch_factor, 0), fantasies.x)
-        )
-
     @torch.no_grad()
-    def _posterior_latents(self, data: Tensor, draws: Draws) -> Tensor:
-        """`batch_factor` latents [N * batch_factor, D] of the posterior of each datum [N, P], by importance sampling from the prior."""
-        model = self.wake.model
-        rows, first = distributed.whole_batch(len(data) * self.sleep.batch_factor, draws)
-        candidates = model.prior.sample(rows * self.sleep.candidates, draws=first.spread(self.sleep.candidates), dtype=data.dtype, device=data.device)
+    def _data_with_latents(self, data: Tensor, draws: Draws) -> Fantasies:
+        """Each datum [N, P] `batch_factor` times, with as many latents of its posterior, by importance sampling from the prior."""
+        model, factor = self.wake.model, self.sleep.batch_factor
+        rows, first = distributed.whole_batch(len(data) * factor, draws)
+        first = first.spread(self.sleep.candidates)
+        candidates = model.prior.sample(rows * self.sleep.candidates, draws=first, dtype=data.dtype, device=data.device)
         with without_autocast(data.device):  # narrow sums over pixels would be off by nats
             log_weights = model.likelihood.pairwise(model.decoder(candidates), data)  # [M, N]
-        shares = torch.softmax(log_weights.mT, 1).cumsum(1).repeat_interleave(self.sleep.batch_factor, 0)
+        shares = torch.softmax(log_weights.mT, 1).cumsum(1).repeat_interleave(factor, 0)
         level = rng.uniform(draws.importance(1), (len(shares), 1), rng.TIME, device=data.device)
-        return candidates[torch.searchsorted(shares, level * shares[:, -1:]).squeeze(1)]
+        chosen = torch.searchsorted(shares, level * shares[:, -1:]).squeeze(1)
+        return Fantasies(candidates[chosen], data.repeat_interleave(factor, 0))
 
-    def _mixed(self, context: Tensor | None, t: Tensor, like: Tensor, draws: Draws) -> Tensor | None:
-        """`context` [N, C], with that of other fantasies in some of the rows whose step `t` [N] has little noise."""
+    def _chain_loss(self, context: Tensor | None, z: Tensor, like: Tensor, draws: Draws) -> Tensor:
+        """The chain's loss [N] on latents `z` [N, D] given `context`, a mean over timesteps."""
+        count, others = self.sleep.timesteps, self._others(context, len(z), like, draws)
+        z, draws = z.repeat_interleave(count, 0), draws.spread(count)
+        t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
+        if context is not None:
+            context = context.repeat_interleave(count, 0)
+        if others is not None:
+            context = torch.where(self._mixed(t, draws), others.repeat_interleave(count, 0), context)
+        if self.sleep.loss == "kl":
+            loss = self.posterior.step_divergence(context, z, t, draws)
+        else:
+            loss = self.posterior.denoising_loss(context, z, t, draws, self.sleep.loss)
+        return loss.view(-1, count).mean(1)
+
+    def _others(self, context: Tensor | None, rows: int, like: Tensor, draws: Draws) -> Tensor | None:
+        """Contexts of other fantasies, as many as `rows`, where some are to be mixed in."""
         if context is None or self.sleep.mixed == 0:
-            return context
+            return None
         draws = draws.importance(_OTHERS)
-        x = self.wake.model.simulate(len(t), draws, like).x
-        others = self.posterior.encode_context(x.view(len(x), *like.shape[1:]), draws)
+        x = self.wake.model.simulate(rows, draws, like).x
+        return self.posterior.encode_context(x.view(rows, *like.shape[1:]), draws)
+
+    def _mixed(self, t: Tensor, draws: Draws) -> Tensor:
+        """Which rows [N, 1] see another's context: a share of those whose step `t` [N] has little noise."""
         schedule = self.posterior.schedule.detach()
         little = schedule.noise_variances <= self.sleep.mixed_noise**2 * schedule.alpha_bars
-        chosen = rng.uniform(draws, (len(t), 1), rng.TIME, device=t.device) < self.sleep.mixed
-        return torch.where(chosen & little[t].unsqueeze(1), others, context)
-
-    def _chain_loss(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
-        if self.sleep.loss == "kl":
-            return self.posterior.step_divergence(context, z, t, draws)
-        return self.posterior.denoising_loss(context, z, t, draws, self.sleep.loss)
+        chosen = rng.uniform(draws.importance(_OTHERS), (len(t), 1), rng.TIME, device=t.device) < self.sleep.mixed
+        return chosen & little[t].unsqueeze(1)
 
 
 def uniform_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:

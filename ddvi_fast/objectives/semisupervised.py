@@ -144,8 +144,8 @@ class SemiSupervised(Objective):
             family = posterior.family
             _checks.require(isinstance(family, ClassDiffusion), "sleep", "None without a diffusion posterior", type(family).__name__)
             _checks.require(not sleep.alternating, "sleep.alternating", "false, for classes", True)
-            for name in ("mixed", "data"):
-                _checks.require(getattr(sleep, name) == 0, f"sleep.{name}", "0, for classes", getattr(sleep, name))
+            for name, only in (("mixed", 0), ("data", 0), ("decoder", 0), ("timesteps", 1)):
+                _checks.require(getattr(sleep, name) == only, f"sleep.{name}", f"{only}, for classes", getattr(sleep, name))
         self.model, self.posterior, self.labelled, self.kl, self.guide = model, posterior, labelled, kl, guide
         self.weights, self.sleep, self.num_samples = weights, sleep, num_samples
 

@@ -11,7 +11,7 @@ from ddvi_fast.distributed import Part, part_of_batch
 from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress
 from ddvi_fast.objectives.ddvi import Sleep, uniform_timesteps
 from ddvi_fast.rng import Draws
-from tests.linear_gaussian import diffusion_posterior, exact_posterior, gaussian_posterior, make_model, observations
+from tests.linear_gaussian import BIAS, SCALE, WEIGHT, diffusion_posterior, exact_posterior, gaussian_posterior, make_model, observations
 
 END = Progress(9, 10)
 
@@ -78,8 +78,36 @@ def test_data_come_with_latents_of_their_exact_posterior(monkeypatch):
         assert ((own.T.cov() - covariance).abs() < 0.1 * covariance.diagonal().max()).all()
 
 
+def test_the_decoder_learns_the_evidence_from_those_latents():
+    """Its gradient, averaged over many draws, is that of the exact log-evidence of a linear-Gaussian model."""
+    ddvi, x = objective(Sleep(1.0, 0.0, data=1.0, decoder=2.0, candidates=50)), observations(2).repeat_interleave(20, 0)
+    bias = ddvi.wake.model.decoder.layers[0].bias
+    gradients = []
+    for number in range(100):
+        terms = ddvi.sleep_terms(x, Draws(number))
+        assert terms.weights["sleep_decoder"] == 2.0
+        gradients.append(torch.autograd.grad(terms.values["sleep_decoder"].mean(), bias)[0])
+    weight = torch.tensor(WEIGHT)
+    covariance = weight @ weight.mT + SCALE**2 * torch.eye(3)
+    exact = -torch.linalg.solve(covariance, (observations(2) - torch.tensor(BIAS)).mean(0))
+    sampled, error = torch.stack(gradients).mean(0), torch.stack(gradients).std(0) / 10
+    assert ((sampled - exact).abs() < 4 * error + 0.01 * exact.abs()).all()
+
+
+@pytest.mark.parametrize("loss", ["squared", "kl"])
+def test_many_timesteps_are_the_mean_of_their_rows(loss):
+    ddvi, x, draws = objective(Sleep(1.0, 0.0, loss=loss, timesteps=3)), observations(5), Draws(1, 10)
+    z, fantasies = ddvi.wake.model.simulate(5, draws)
+    context, own = ddvi.posterior.encode_context(fantasies, draws), draws.spread(3)
+    t = uniform_timesteps(own, 15, 6, torch.device("cpu"))
+    rows = (context.repeat_interleave(3, 0), z.repeat_interleave(3, 0), t, own)
+    each = ddvi.posterior.step_divergence(*rows) if loss == "kl" else ddvi.posterior.denoising_loss(*rows)
+    torch.testing.assert_close(ddvi.sleep_terms(x, draws).values["sleep"], each.view(5, 3).mean(1))
+
+
 def test_data_replace_fantasies_in_every_process_as_in_one():
-    ddvi, x, draws = objective(Sleep(1.0, 1.0, batch_factor=2, data=0.6)), observations(6), Draws(3, 12)
+    sleep = Sleep(1.0, 1.0, batch_factor=2, data=0.6, decoder=1.0, timesteps=3, mixed=0.5, mixed_noise=10.0)
+    ddvi, x, draws = objective(sleep), observations(6), Draws(3, 12)
     whole, parts = ddvi.sleep_terms(x, draws).values, []
     for number in range(3):
         with part_of_batch(Part(number, 3)):
@@ -186,6 +214,9 @@ def test_timesteps_are_uniform_and_stand_at_their_draws():
         ("sleep.loss", {"loss": "hubr"}),
         ("sleep.data", {"data": 1.1}),
         ("sleep.candidates", {"candidates": 0}),
+        ("sleep.timesteps", {"timesteps": 0}),
+        ("sleep.decoder", {"decoder": 1.0}),
+        ("sleep.decoder", {"decoder": 1.0, "data": 0.5, "alternating": True}),
     ],
 )
 def test_refuses_unusable_options(argument, options):
