@@ -171,6 +171,7 @@ class RecipeConfig:
     prior_blur_power: float = 1.0  # with more than 1 the blur narrows slowly at first
     prior_max_score: float | None = 200.0  # limit of each sample's gradient of log p(z); null for none
     prior_max_score_fraction: float = 1.0  # of the epochs in which that limit holds
+    joint_score: bool = False  # elbo and ddvi: that limit holds for its sum with the gradient of log p(x|z), which then cannot outvote it
     match_prior: bool = True  # start the encoder's means with the prior's centre and spread
     restarts: int = 1  # starts, of which the one with the best bound on the training data goes on; one process
     restart_fraction: float = 0.3  # of the epochs after which it is chosen

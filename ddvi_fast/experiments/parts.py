@@ -116,6 +116,7 @@ def make_objective(config: Config, model: LatentVariableModel, posterior: Poster
         return IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, kl, guide)
     _checks.require(not method.doubly_reparametrised, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
     if method.objective in IMPLICIT:
+        _checks.require(not recipe.joint_score, "recipe.joint_score", "false for an objective without a bound", method.objective)
         return _implicit(config, model, posterior)
     wake = _elbo(config, model, posterior, kl, guide)
     if method.objective == "elbo":
@@ -143,7 +144,7 @@ def _elbo(config: Config, model: LatentVariableModel, posterior: Posterior, kl: 
 
 def make_guide(recipe: RecipeConfig) -> PriorGuide:
     limit = (recipe.prior_max_score, recipe.prior_max_score_fraction)
-    return PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, *limit, power=recipe.prior_blur_power)
+    return PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, *limit, power=recipe.prior_blur_power, joint=recipe.joint_score)
 
 
 def make_sleep(method: MethodConfig) -> Sleep:

@@ -27,6 +27,7 @@ def build_released(config: Config, dataset: Dataset, build: Callable[[Config, Da
     with the reconstruction averaged over pixels, as there. `build` makes the experiment of another recipe.
     """
     method = config.method
+    _checks.require(not config.recipe.joint_score, "recipe.joint_score", "false with recipe=released", True)
     if method.task == "unsupervised" and method.objective == "ddvi":
         return _chain_stages(config, dataset)
     if method.task == "unsupervised" and method.objective in ("elbo", "iwae"):

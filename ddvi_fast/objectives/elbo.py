@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
-from ddvi_fast.objectives.weights import PriorGuide, kl_weight
+from ddvi_fast.objectives.weights import PriorGuide, following, kl_weight
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.base import PosteriorSample
 from ddvi_fast.rng import Draws
@@ -78,21 +79,25 @@ class ELBO(Objective):
 
     def wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         z, log_ratio = self.draw(x, draws)
-        log_prior, kl = self.guide.log_prob(self.model.prior, z, progress), self.kl.at(progress)
-        values = {
-            "reconstruction": -self._reconstruction(x, z, kl * (log_prior + log_ratio).detach()),
-            "kl": -(log_prior + log_ratio).mean(0),
-        }
-        return Terms(values, {"reconstruction": 1.0, "kl": kl})
+        kl = self.kl.at(progress)
+        if torch.is_grad_enabled() and (self.reweighted or self.guide.joint):
+            log_likelihood, log_prior = self._apart(x, z, log_ratio.detach(), kl, progress)
+        else:
+            log_likelihood, log_prior = self.model.log_likelihood(x, z).mean(0), self.guide.log_prob(self.model.prior, z, progress)
+        return Terms({"reconstruction": -log_likelihood, "kl": -(log_prior + log_ratio).mean(0)}, {"reconstruction": 1.0, "kl": kl})
 
-    def _reconstruction(self, x: Tensor, z: Tensor, log_weights: Tensor) -> Tensor:
-        """The mean of log p(x|z) over samples `z` [K, N, D], [N]; `log_weights` [K, N] are what it adds to in the samples' weights."""
-        if not self.reweighted or not torch.is_grad_enabled():
-            return self.model.log_likelihood(x, z).mean(0)
+    def _apart(self, x: Tensor, z: Tensor, log_ratio: Tensor, kl: float | Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        """The mean of log p(x|z) over samples `z` [K, N, D], [N], and log p(z) [K, N], where decoder and samples take gradients of their own."""
         leaf = z.detach().requires_grad_()
         log_likelihood = self.model.log_likelihood(x, leaf)
-        (slope,) = torch.autograd.grad(log_likelihood.sum(), leaf, retain_graph=True)
-        shares = torch.softmax(log_likelihood.detach() + log_weights, 0)
-        decoder, encoder = shares * (log_likelihood - log_likelihood.detach()), ((z - leaf.detach()) * slope).sum(-1)
-        # What is added to the mean is zero; its gradient is the reweighted one to the decoder and the plain one to the samples.
-        return log_likelihood.detach().mean(0) + decoder.sum(0) + encoder.mean(0)
+        if self.guide.joint:
+            log_prior, limit = self.guide.blurred(self.model.prior, progress).log_prob(leaf), self.guide.limit_at(progress)
+            (slope,) = torch.autograd.grad((log_likelihood + kl * log_prior).sum(), leaf, retain_graph=True)
+        else:
+            log_prior, limit = self.guide.log_prob(self.model.prior, z, progress), math.inf
+            (slope,) = torch.autograd.grad(log_likelihood.sum(), leaf, retain_graph=True)
+        value, shares = log_likelihood.detach(), 1 / len(z)
+        if self.reweighted:
+            shares = torch.softmax(value + kl * (log_prior.detach() + log_ratio), 0)
+        # What is added to the mean is zero: a gradient to the decoder, and one to the samples.
+        return value.mean(0) + (shares * (log_likelihood - value)).sum(0) + following(z, slope, limit).mean(0), log_prior

@@ -46,6 +46,7 @@ class IWAE(Objective):
         posterior.require_density()
         model.prior.require_density()
         _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
+        _checks.require(not guide.joint, "guide.joint", "false for an importance-weighted bound", guide.joint)
         self.model, self.posterior, self.kl, self.guide = model, posterior, kl, guide
         self.num_samples, self.doubly_reparametrised = num_samples, doubly_reparametrised
 

@@ -140,6 +140,7 @@ class SemiSupervised(Objective):
         super().__init__()
         posterior.require_density()
         model.prior.require_density()
+        _checks.require(not guide.joint, "guide.joint", "false, for classes", guide.joint)
         if sleep is not None:
             family = posterior.family
             _checks.require(isinstance(family, ClassDiffusion), "sleep", "None without a diffusion posterior", type(family).__name__)

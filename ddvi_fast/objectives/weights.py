@@ -65,6 +65,8 @@ class PriorGuide:
         max_score: limit of the norm of each sample's `d log p(z) / dz`; None for none.
         max_score_fraction: of the phase in which that limit holds.
         power: with more than 1 the blur narrows slowly at first: the prior is wide, and latents can still change places, for longer.
+        joint: the limit holds for the sum of that score and `d log p(x|z) / dz` (`ELBO` alone). A score limited by itself is outvoted
+            by the data beside a thin prior, and latents stay there; their sum leads back to it however short it is cut.
     """
 
     blur: float = 0.0
@@ -72,12 +74,14 @@ class PriorGuide:
     max_score: float | None = None
     max_score_fraction: float = 1.0
     power: float = 1.0
+    joint: bool = False
 
     def __post_init__(self) -> None:
         _checks.require(self.power > 0, "prior_blur_power", "a positive number", self.power)
         _checks.require(self.blur >= 0, "prior_blur", "a width of at least 0", self.blur)
         _checks.require(0 < self.fraction <= 1, "prior_blur_fraction", "a number in (0, 1]", self.fraction)
         _checks.require(self.max_score is None or self.max_score > 0, "prior_max_score", "None or a positive number", self.max_score)
+        _checks.require(self.max_score is not None or not self.joint, "prior_max_score", "a number, to limit it jointly", self.max_score)
         _checks.require(0 <= self.max_score_fraction <= 1, "prior_max_score_fraction", "a number in [0, 1]", self.max_score_fraction)
 
     def width(self, fraction: float) -> float:
@@ -104,12 +108,21 @@ class PriorGuide:
     def log_prob(self, prior: Prior, z: Tensor, progress: Progress, labels: Tensor | None = None) -> Tensor:
         """log p(z), or log p(z | labels), in nats under the blurred prior, [..., D] -> [...], its gradient to `z` limited."""
         prior = self.blurred(prior, progress)
-        limit = progress.fixed(self._limit_at)
+        limit = self.limit_at(progress)
         if math.isinf(limit) or not torch.is_grad_enabled():
             return prior.log_prob(z, labels)
         leaf = z.detach().requires_grad_()
         log_prob = prior.log_prob(leaf, labels)
         (score,) = torch.autograd.grad(log_prob.sum(), leaf, retain_graph=True)
-        limited = score * (limit / score.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
-        # The added term is zero; its gradient is the limited score.
-        return log_prob + ((z - z.detach()) * limited).sum(-1)
+        return log_prob + following(z, score, limit)
+
+    def limit_at(self, progress: Progress) -> float:
+        """The limit by then, the same for many steps."""
+        return progress.fixed(self._limit_at)
+
+
+def following(z: Tensor, slope: Tensor, limit: float) -> Tensor:
+    """Zeros [...], whose gradient to `z` [..., D] is `slope`, each row of which is at most `limit` long."""
+    if not math.isinf(limit):
+        slope = slope * (limit / slope.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+    return ((z - z.detach()) * slope).sum(-1)

@@ -8,7 +8,7 @@ from torch.distributions import Normal
 
 from ddvi_fast import priors
 from ddvi_fast._checks import InputError
-from ddvi_fast.objectives import ELBO, Progress, Terms
+from ddvi_fast.objectives import ELBO, IWAE, Progress, Terms
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.objectives.weights import PriorGuide
 from ddvi_fast.rng import Draws
@@ -109,6 +109,31 @@ def test_the_priors_score_is_limited_but_its_value_is_not():
     (limited,), (free,) = torch.autograd.grad(value.sum(), z), torch.autograd.grad(prior.log_prob(z).sum(), z)
     torch.testing.assert_close(limited.norm(dim=-1), torch.full((2,), 3.0))
     torch.testing.assert_close(limited / limited.norm(dim=-1, keepdim=True), free / free.norm(dim=-1, keepdim=True))
+
+
+def test_the_sum_of_the_priors_score_and_the_datas_is_limited_jointly():
+    model, posterior, x = make_model().requires_grad_(True), gaussian_posterior(), observations(5)
+    kl, sample = KLSchedule("constant", 0.7), posterior.sample(x, 3, Draws(2))
+    z = sample.z.detach().requires_grad_()
+    found = {}
+    for limit in (0.01, 1e6):
+        objective = ELBO(model, posterior, kl, 3, PriorGuide(max_score=limit, joint=True))
+        objective.draw = lambda x, draws: sample._replace(z=z, log_ratio=sample.log_ratio.detach())
+        terms = objective.wake_terms(x, END, Draws(2))
+        found[limit] = torch.autograd.grad(terms.total(), [z, *model.decoder.parameters()], retain_graph=True)
+    plain = -(model.log_likelihood(x, z) + 0.7 * (model.prior.log_prob(z) + sample.log_ratio.detach())).mean()
+    torch.testing.assert_close(terms.total(), plain)
+    exact = torch.autograd.grad(plain, [z, *model.decoder.parameters()])
+    torch.testing.assert_close(found[1e6], exact)
+    torch.testing.assert_close(found[0.01][1:], exact[1:])  # the decoder's gradient is not limited
+    torch.testing.assert_close(found[0.01][0], exact[0] / exact[0].norm(dim=-1, keepdim=True) * 0.01 / 15)
+
+
+def test_no_joint_limit_without_a_limit_or_for_an_importance_weighted_bound():
+    with pytest.raises(InputError, match=r"^prior_max_score: expected a number, to limit it jointly, got None$"):
+        PriorGuide(joint=True)
+    with pytest.raises(InputError, match=r"^guide.joint: expected false"):
+        IWAE(make_model(), gaussian_posterior(), guide=PriorGuide(max_score=1.0, joint=True))
 
 
 def test_a_score_within_the_limit_is_untouched_and_learned_priors_keep_their_gradient():
