@@ -135,7 +135,7 @@ class DDVI(Objective):
         fantasies = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
         if self.sleep.data == 0:
             return self._fit(fantasies, like, draws)
-        data = self._data_with_latents(like.flatten(1), draws.importance(_CANDIDATES))
+        data = self._data_with_latents(like.flatten(1), draws)
         chosen = rng.uniform(draws.importance(_CANDIDATES), (len(data.z), 1), rng.TIME, device=like.device) < self.sleep.data
         terms = self._fit(Fantasies(*(torch.where(chosen, *pair) for pair in zip(data, fantasies, strict=True))), like, draws)
         if self.sleep.decoder == 0:
@@ -162,12 +162,12 @@ class DDVI(Objective):
         """Each datum [N, P] `batch_factor` times, with as many latents of its posterior, by importance sampling from the prior."""
         model, factor = self.wake.model, self.sleep.batch_factor
         rows, first = distributed.whole_batch(len(data) * factor, draws)
-        first = first.spread(self.sleep.candidates)
+        first = first.spread(self.sleep.candidates).importance(_CANDIDATES)
         candidates = model.prior.sample(rows * self.sleep.candidates, draws=first, dtype=data.dtype, device=data.device)
         with without_autocast(data.device):  # narrow sums over pixels would be off by nats
             log_weights = model.likelihood.pairwise(model.decoder(candidates), data)  # [M, N]
         shares = torch.softmax(log_weights.mT, 1).cumsum(1).repeat_interleave(factor, 0)
-        level = rng.uniform(draws.importance(1), (len(shares), 1), rng.TIME, device=data.device)
+        level = rng.uniform(draws.importance(_CANDIDATES + 1), (len(shares), 1), rng.TIME, device=data.device)
         chosen = torch.searchsorted(shares, level * shares[:, -1:]).squeeze(1)
         return Fantasies(candidates[chosen], data.repeat_interleave(factor, 0))
 
