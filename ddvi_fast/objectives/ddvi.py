@@ -79,7 +79,7 @@ class Sleep:
     @property
     def active(self) -> bool:
         """Whether fantasies enter at all."""
-        return self.weight > 0 or self.top_weight > 0
+        return self.weight > 0 or self.top_weight > 0 or self.decoder > 0
 
 
 class DDVI(Objective):

@@ -92,10 +92,11 @@ class ELBO(Objective):
         log_likelihood = self.model.log_likelihood(x, leaf)
         if self.guide.joint:
             log_prior, limit = self.guide.blurred(self.model.prior, progress).log_prob(leaf), self.guide.limit_at(progress)
-            (slope,) = torch.autograd.grad((log_likelihood + kl * log_prior).sum(), leaf, retain_graph=True)
+            followed = log_likelihood + kl * log_prior
         else:
             log_prior, limit = self.guide.log_prob(self.model.prior, z, progress), math.inf
-            (slope,) = torch.autograd.grad(log_likelihood.sum(), leaf, retain_graph=True)
+            followed = log_likelihood
+        (slope,) = torch.autograd.grad(followed.sum(), leaf, retain_graph=True)
         value, shares = log_likelihood.detach(), 1 / len(z)
         if self.reweighted:
             shares = torch.softmax(value + kl * (log_prior.detach() + log_ratio), 0)

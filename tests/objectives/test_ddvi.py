@@ -94,6 +94,11 @@ def test_the_decoder_learns_the_evidence_from_those_latents():
     assert ((sampled - exact).abs() < 4 * error + 0.01 * exact.abs()).all()
 
 
+def test_the_decoders_loss_alone_is_not_left_out():
+    (update,) = objective(Sleep(0.0, 0.0, data=1.0, decoder=2.0)).updates(observations(3), END, Draws(0))
+    assert update.terms().weights == {"reconstruction": 1.0, "kl": 1.0, "sleep_decoder": 2.0}
+
+
 @pytest.mark.parametrize("loss", ["squared", "kl"])
 def test_many_timesteps_are_the_mean_of_their_rows(loss):
     ddvi, x, draws = objective(Sleep(1.0, 0.0, loss=loss, timesteps=3)), observations(5), Draws(1, 10)
