@@ -8,7 +8,10 @@ class probability, batch statistics) ask for `gathered` rows or a `batch_mean`, 
 from __future__ import annotations
 
 import datetime
+import gc
+import importlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -221,6 +224,9 @@ def start(device: torch.device | str, timeout: float = TIMEOUT) -> None:
     if not launched() or _started():
         return
     global _store
+    # Torch loads this module with its first optimiser, and its functions' defaults are the group of that time: loaded after the
+    # group, they would keep its threads alive past `stop`, where they race with the end of the interpreter and abort it.
+    importlib.import_module("torch.distributed.nn.functional")
     if str(device).startswith("cuda"):
         torch.cuda.set_device(device)
     backend, limit = "nccl" if str(device).startswith("cuda") else "gloo", datetime.timedelta(seconds=timeout)
@@ -229,11 +235,14 @@ def start(device: torch.device | str, timeout: float = TIMEOUT) -> None:
 
 
 def stop() -> None:
-    """Leave the other processes."""
+    """Leave the other processes; threads that serve exchanges end here, unless a caller still holds a DeepSpeed engine."""
     global _store
     if _started():
-        dist.destroy_process_group()
+        deepspeed = sys.modules.get("deepspeed.comm")
+        initialised = deepspeed is not None and deepspeed.is_initialized()
+        (deepspeed if initialised else dist).destroy_process_group()
     _store = None
+    gc.collect()  # engines refer to themselves, and to the group
 
 
 def store(name: str) -> dist.Store:

@@ -242,10 +242,14 @@ def _import_deepspeed(device: torch.device) -> Any:
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     import deepspeed
+    from deepspeed.comm.torch import TorchBackend
 
     deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns of an optimiser that it has not tested: ours
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # it calls torch by older names
     # An exchange for inference alone, which would be compiled here and now.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Their defaults are the group of the time of import and would keep its threads past its end; None says the same.
+    for barrier in (TorchBackend.barrier, TorchBackend.monitored_barrier):
+        barrier.__defaults__ = (None, *barrier.__defaults__[1:])
     deepspeed.init_distributed(verbose=False)
     return deepspeed

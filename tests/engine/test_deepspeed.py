@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import pytest
 
@@ -100,3 +101,8 @@ def test_states_pass_between_engines_and_stages(size):
         pairs = zip(result["whole"], result["relayed"], strict=True)
         assert max(abs(one - other) / abs(one) for one, other in pairs) < 1e-4
         assert result["counts"] == [12, 24]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_leaving_ends_the_threads_that_serve_exchanges():
+    assert world.run("exchanging_threads_left", 2, **cases()["wake, zero 0"]) == [0, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -143,3 +144,8 @@ def test_shares_of_rows_are_disjoint_and_complete():
         assert process["collected"] == [list(range(rows)) for rows in (0, 1, 7, 8)]
         assert process["gradient"] == [[4.0, 8.0, 12.0, 16.0], [0.5] * 2]
     assert math.isclose(found[0]["mean"], 0.5) and found[0]["any"] and found[1]["any"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_leaving_ends_the_threads_that_serve_exchanges():
+    assert world.run("exchanging_threads_left", 2, **case("ddvi", 2)) == [0, 0]

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,6 +106,14 @@ def follow(
 def several(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """`follow` for each of many cases, in one start of the processes."""
     return [follow(**case) for case in cases]
+
+
+def exchanging_threads_left(**case: Any) -> int:
+    """Threads that serve exchanges after a process has left the others; they would race with the end of the interpreter."""
+    follow(**case)
+    distributed.stop()
+    names = [thread.read_text(encoding="utf-8").strip() for thread in Path("/proc/self/task").glob("*/comm")]
+    return sum("gloo" in name for name in names)
 
 
 class Handed(Exception):
