@@ -189,7 +189,9 @@ class RecipeConfig:
 @dataclass
 class EvaluationConfig:
     evidence: bool = True  # by quadrature, for up to two latents
-    evidence_blur: float | None = None  # width by which the prior is blurred for a second evidence, as a kernel estimate of it would; null for none
+    evidence_blur: float | None = (
+        None  # width by which the prior is blurred for a second evidence and ELBO, as a kernel estimate of it would; null for none
+    )
     elbo_samples: int = 100  # draws a row for the ELBO
     iwae_samples: int = 1000  # K of the IWAE bound
     limit: int | None = 2000  # test examples for evidence and bounds; null for all

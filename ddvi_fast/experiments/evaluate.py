@@ -88,25 +88,30 @@ def _bounds(config: Config, model: LatentVariableModel, posterior: Posterior, da
     options, result = config.evaluation, {}
     x = dataset.inputs(None if options.limit is None else slice(0, options.limit), "test")
     draws = _draws(config, _BOUND)
-    if options.evidence and model.prior.dim <= 2:
-        result["evidence"] = _evidence(config, model, x, draws)
-        if options.evidence_blur is not None:
-            blurred = LatentVariableModel(model.prior.blurred(options.evidence_blur), model.decoder, model.likelihood)
-            result["evidence_blurred"] = _evidence(config, blurred, x, draws)
+    result |= _evidence_and_bound(config, model, posterior, x, draws)
+    if options.evidence_blur is not None:
+        blurred = LatentVariableModel(model.prior.blurred(options.evidence_blur), model.decoder, model.likelihood)
+        result |= {f"{name}_blurred": value for name, value in _evidence_and_bound(config, blurred, posterior, x, draws).items()}
     if posterior.has_density:
-        bound = _of_rows(lambda x, draws: metrics.elbo(model, posterior, x, options.elbo_samples, draws), x, draws)
-        result["elbo"], result["elbo_error"] = float(bound.mean()), float(bound.std() / len(bound) ** 0.5)
         result["iwae"] = float(_of_rows(lambda x, draws: metrics.iwae_bound(model, posterior, x, options.iwae_samples, draws), x, draws).mean())
-        if "evidence" in result:
-            result["gap"] = result["evidence"] - result["elbo"]
     if posterior.has_density or isinstance(posterior, Diffusion):
         twice = config.recipe.defects.log_var_twice
         result["elbo_released"] = float(_of_rows(lambda x, draws: metrics.elbo_released(model, posterior, x, draws, twice), x, draws).mean())
     return result
 
 
-def _evidence(config: Config, model: LatentVariableModel, x: Tensor, draws: Draws) -> float:
-    return float(_of_rows(lambda x, _: evidence.log_evidence_quadrature(model, x, resolution=config.prior.resolution), x, draws).mean())
+def _evidence_and_bound(config: Config, model: LatentVariableModel, posterior: Posterior, x: Tensor, draws: Draws) -> dict[str, float]:
+    """The evidence by quadrature, the bound that the posterior gives, and what is between them, as far as there are such."""
+    result = {}
+    if config.evaluation.evidence and model.prior.dim <= 2:
+        exact = _of_rows(lambda x, _: evidence.log_evidence_quadrature(model, x, resolution=config.prior.resolution), x, draws)
+        result["evidence"] = float(exact.mean())
+    if posterior.has_density:
+        bound = _of_rows(lambda x, draws: metrics.elbo(model, posterior, x, config.evaluation.elbo_samples, draws), x, draws)
+        result["elbo"], result["elbo_error"] = float(bound.mean()), float(bound.std() / len(bound) ** 0.5)
+    if len(result) == 3:
+        result["gap"] = result["evidence"] - result["elbo"]
+    return result
 
 
 def _latents(posterior: Posterior, x: Tensor, draws: Draws) -> Tensor:

@@ -34,3 +34,12 @@ def test_the_second_evidence_is_that_under_prior_samples_with_noise():
     error = (parts.exp().std(0) / parts.exp().mean(0) / 40**0.5).mean()  # of a row's evidence; rows share their latents
     assert abs(figures["evidence_blurred"] - simulated) < 4 * error < 0.3
     assert abs(figures["evidence_blurred"] - figures["evidence"]) > 8 * error
+
+    sample = experiment.posterior.sample(dataset.inputs(slice(0, 30), "test"), 2, Draws(8))
+    kernels = experiment.model.prior.sample(20_000, draws=Draws(9)).float()  # whose mean is the density of the prior with noise
+    near = torch.exp(-torch.cdist(sample.z.flatten(0, 1), kernels).square() / (2 * 0.8**2)).mean(1).view(2, 30)
+    log_prior = near.log() - math.log(2 * math.pi * 0.8**2)
+    with torch.no_grad():
+        bound = experiment.model.log_likelihood(dataset.inputs(slice(0, 30), "test"), sample.z) + log_prior + sample.log_ratio
+    assert abs(figures["elbo_blurred"] - bound.mean()) < 4 * bound.std() / 60**0.5
+    assert figures["gap_blurred"] == figures["evidence_blurred"] - figures["elbo_blurred"] != figures["gap"]
