@@ -190,7 +190,7 @@ class RecipeConfig:
 class EvaluationConfig:
     evidence: bool = True  # by quadrature, for up to two latents
     evidence_blur: float | None = (
-        None  # width by which the prior is blurred for a second evidence and ELBO, as a kernel estimate of it would; null for none
+        None  # width of a blur of the prior for a second evidence and ELBO, as under a kernel estimate of it; null for none
     )
     elbo_samples: int = 100  # draws a row for the ELBO
     iwae_samples: int = 1000  # K of the IWAE bound
