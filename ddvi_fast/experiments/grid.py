@@ -103,7 +103,7 @@ def load(name: str) -> Table:
         InputError: no such table, with the nearest ones.
 
     Example:
-        >>> table = load("mnist")
+        >>> table = load("cifar10")
         >>> list(table.rows), list(table.columns)
         (['vae', 'iaf', 'aae', 'h_iaf', 'pis', 'ddvi'], ['pinwheel', 'swiss_roll', 'square'])
     """
