@@ -189,9 +189,7 @@ class RecipeConfig:
 @dataclass
 class EvaluationConfig:
     evidence: bool = True  # by quadrature, for up to two latents
-    evidence_blur: float | None = (
-        None  # width of a blur of the prior for a second evidence and ELBO, as under a kernel estimate of it; null for none
-    )
+    evidence_blur: float | None = None  # width of a blur of the prior, as a kernel estimate has, for a second evidence and ELBO; null for none
     elbo_samples: int = 100  # draws a row for the ELBO
     iwae_samples: int = 1000  # K of the IWAE bound
     limit: int | None = 2000  # test examples for evidence and bounds; null for all

@@ -109,7 +109,7 @@ def _evidence_and_bound(config: Config, model: LatentVariableModel, posterior: P
     if posterior.has_density:
         bound = _of_rows(lambda x, draws: metrics.elbo(model, posterior, x, config.evaluation.elbo_samples, draws), x, draws)
         result["elbo"], result["elbo_error"] = float(bound.mean()), float(bound.std() / len(bound) ** 0.5)
-    if len(result) == 3:
+    if {"evidence", "elbo"} <= result.keys():
         result["gap"] = result["evidence"] - result["elbo"]
     return result
 
