@@ -238,11 +238,10 @@ def stop() -> None:
     """Leave the other processes; threads that serve exchanges end here, unless a caller still holds a DeepSpeed engine."""
     global _store
     if _started():
-        deepspeed = sys.modules.get("deepspeed.comm")
-        initialised = deepspeed is not None and deepspeed.is_initialized()
-        (deepspeed if initialised else dist).destroy_process_group()
+        deepspeed = sys.modules.get("deepspeed.comm")  # it keeps references of its own, and lets them go if it is asked
+        (deepspeed if deepspeed is not None and deepspeed.is_initialized() else dist).destroy_process_group()
+        gc.collect()  # engines refer to themselves, and to the group
     _store = None
-    gc.collect()  # engines refer to themselves, and to the group
 
 
 def store(name: str) -> dist.Store:

@@ -85,10 +85,10 @@ def _classes(config: Config, experiment: Experiment, dataset: Dataset, train_lat
 
 
 def _bounds(config: Config, model: LatentVariableModel, posterior: Posterior, dataset: Dataset) -> dict[str, float]:
-    options, result = config.evaluation, {}
+    options = config.evaluation
     x = dataset.inputs(None if options.limit is None else slice(0, options.limit), "test")
     draws = _draws(config, _BOUND)
-    result |= _evidence_and_bound(config, model, posterior, x, draws)
+    result = _evidence_and_bound(config, model, posterior, x, draws)
     if options.evidence_blur is not None:
         blurred = LatentVariableModel(model.prior.blurred(options.evidence_blur), model.decoder, model.likelihood)
         result |= {f"{name}_blurred": value for name, value in _evidence_and_bound(config, blurred, posterior, x, draws).items()}
