@@ -54,6 +54,8 @@ def _semi_supervised(config: Config, dataset: Dataset) -> Experiment:
 
 def _m2(config: Config, dataset: Dataset) -> Experiment:
     """Kingma's M2: style and class make the latents; its decoder and encoder see both."""
+    stated = (config.prior.name, config.prior.kernel_width)
+    _checks.require(stated == ("gaussian", 0), "prior", "gaussian without a kernel_width, as M2's styles have", stated)
     prior = OneHotGaussian(config.latent_dim, dataset.num_classes)
     model = parts.build_model(config, dataset, prior)
     network = config.dataset.encoder

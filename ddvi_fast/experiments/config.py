@@ -42,6 +42,7 @@ class DatasetConfig:
 class PriorConfig:
     name: str = "pinwheel"
     options: dict[str, Any] = field(default_factory=dict)
+    kernel_width: float = 0.0  # of a Gaussian kernel that blurs the prior of the model itself; the released code's estimate has about 0.03
     resolution: int = 200  # quadrature nodes along each arm or edge
 
 

@@ -59,7 +59,8 @@ def build_prior(config: Config) -> Prior:
     sized = {"dim": config.latent_dim} if config.prior.name == "gaussian" else {}
     prior = priors.make(config.prior.name, **sized, **config.prior.options)
     _checks.require(prior.dim == config.latent_dim, "latent_dim", f"{prior.dim}, as the {config.prior.name} prior has", config.latent_dim)
-    return prior
+    _checks.require(config.prior.kernel_width >= 0, "prior.kernel_width", "a width of at least 0", config.prior.kernel_width)
+    return prior.blurred(config.prior.kernel_width)
 
 
 def build_model(config: Config, dataset: Dataset, prior: Prior | None = None) -> LatentVariableModel:

@@ -55,6 +55,17 @@ def test_the_encoder_starts_with_the_priors_centre_and_spread():
     torch.testing.assert_close(means.std(0), target.std(0), atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("prior", ["pinwheel", "swiss_roll", "square", "gaussian"])
+def test_a_kernel_width_makes_the_models_prior_that_much_wider(prior):
+    thin, wide = (built(f"prior={prior}", f"prior.kernel_width={width}").model.prior for width in (0, 0.3))
+    noise = 0.3 * torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
+    there = thin.sample(20_000, Draws(1)) + noise
+    torch.testing.assert_close(wide.sample(20_000, Draws(2)).std(0), there.std(0), atol=0.04, rtol=0)
+    # The density belongs to the samples: no other one finds them likelier.
+    others = (built(f"prior={prior}", f"prior.kernel_width={width}").model.prior for width in (0.2, 0.45))
+    assert all(wide.log_prob(there).mean() > other.log_prob(there).mean() for other in others)
+
+
 def test_annealing_doubles_the_steps_until_all_are_used():
     experiment = built("method.chain.num_steps=20", "method.chain.first_num_steps=3")
     numbers = []

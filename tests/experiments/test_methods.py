@@ -70,6 +70,8 @@ def test_beta_is_a_factor_of_the_kl_weight():
         (["method=wae", "method.num_samples=3"], r"method\.num_samples: expected 1"),
         (["method=vae", "method.posterior=plannar"], r"method\.posterior: expected one of[^\n]*did you mean planar"),
         (["method=hamiltonian", "prior=swiss_roll", "prior.options.noise=0"], r"prior: expected a density[^\n]*swiss_roll_noisy"),
+        (["prior.kernel_width=-0.1"], r"prior\.kernel_width: expected a width of at least 0, got -0\.1"),
+        (["method=m2", "prior.kernel_width=0.03"], r"prior: expected gaussian without a kernel_width"),
     ],
 )
 def test_wrong_combinations_say_what_would_work(overrides, words):
