@@ -1,7 +1,7 @@
 """Run all commands of the paper's README, one epoch each, and say which of them finished.
 
     python bench/run_paper_commands.py data_dir=path/to/data                       # whole data sets
-    python bench/run_paper_commands.py --jobs 2 data_dir=... limit=2048 recipe.prior_steps=100
+    python bench/run_paper_commands.py --jobs 2 data_dir=... limit=2048
 
 Everything after the options goes to every command. Commands that an earlier call finished with the same settings are not repeated.
 Writes bench/results/paper_commands.json and the table paper_commands.md.

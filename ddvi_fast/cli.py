@@ -72,11 +72,14 @@ def _train(overrides: Sequence[str]) -> int:
     from ddvi_fast.experiments.compose import compose
     from ddvi_fast.experiments.maps import run
     from ddvi_fast.experiments.tables import print_result
+    from ddvi_fast.experiments.unused import refuse_unused
 
     for override in overrides:
         if override.startswith("--"):
             _checks.choice(override, (_DRY,), "option")
-    config = compose([override for override in overrides if override != _DRY])
+    settings = [override for override in overrides if override != _DRY]
+    config = compose(settings)
+    refuse_unused(settings, config)
     _use_threads(config.threads)
     if _DRY in overrides:
         from ddvi_fast.experiments.estimate import dry_run, print_estimate

@@ -19,6 +19,7 @@ from ddvi_fast.engine.progress import Display, display
 from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.compose import choices, compose
 from ddvi_fast.experiments.config import Config
+from ddvi_fast.experiments.unused import refuse_unused
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion
 
@@ -50,6 +51,7 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
         *parameters["settings"],
     ]
     config = compose(overrides)
+    refuse_unused(parameters["settings"], config)
     _checks.require(config.recipe.restarts == 1, "settings", "recipe.restarts=1", f"recipe.restarts={config.recipe.restarts}")
     # All rows of a small matrix are one batch.
     config.recipe.batch_size = min(config.recipe.batch_size, dataset.size())
