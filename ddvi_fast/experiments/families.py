@@ -75,15 +75,15 @@ def _path_integral(parts: Parts) -> PathIntegral:
     return PathIntegral(parts.encoder(parts.latent_dim), control, parts.context(chain.context_dim), learn_scales=chain.learn_variances)
 
 
-# All families but the diffusion, which the released recipe and class-conditional chains need in pieces.
-FAMILIES: dict[str, Callable[[Parts], Posterior]] = {
-    "gaussian": _gaussian,
+# Those that `method.flow` describes whole.
+FLOWS: dict[str, Callable[[Parts], Posterior]] = {
     "iaf": _flow(IAF),
     "planar": _flow(Planar),
     "realnvp": _flow(RealNVP),
     "spline": _flow(Spline),
     "hierarchical_iaf": _flow(HierarchicalIAF, num_levels="num_levels"),
     "hamiltonian": _flow(Hamiltonian, num_leapfrog="num_leapfrog"),
-    "path_integral": _path_integral,
-    "adversarial": _adversarial,
 }
+
+# All families but the diffusion, which the released recipe and class-conditional chains need in pieces.
+FAMILIES: dict[str, Callable[[Parts], Posterior]] = {"gaussian": _gaussian, **FLOWS, "path_integral": _path_integral, "adversarial": _adversarial}

@@ -26,15 +26,24 @@ def build_released(config: Config, dataset: Dataset, build: Callable[[Config, Da
     DDVI (and `diff_vae`, its warm-up alone) in stages; densities on the released scale; all other methods under their own objective
     with the reconstruction averaged over pixels, as there. `build` makes the experiment of another recipe.
     """
-    method = config.method
     _checks.require(not config.recipe.joint_score, "recipe.joint_score", "false with recipe=released", True)
-    if method.task == "unsupervised" and method.objective == "ddvi":
+    if has_stages(config):
         return _chain_stages(config, dataset)
-    if method.task == "unsupervised" and method.objective in ("elbo", "iwae"):
+    if has_released_density(config):
         return _density(config, dataset, build)
     experiment = build(replace(config, recipe=replace(config.recipe, name="default")), dataset)
     phases = [replace(phase, objective=PixelMean(phase.objective, dataset.num_dimensions)) for phase in experiment.phases]
     return replace(experiment, phases=phases)
+
+
+def has_stages(config: Config) -> bool:
+    """Whether a run is the released recipe's DDVI or its warm-up, in stages with chains of their own."""
+    return config.recipe.name == "released" and config.method.task == "unsupervised" and config.method.objective == "ddvi"
+
+
+def has_released_density(config: Config) -> bool:
+    """Whether a run has the released recipe's loss of a posterior without a chain."""
+    return config.recipe.name == "released" and config.method.task == "unsupervised" and config.method.objective in ("elbo", "iwae")
 
 
 def _chain_stages(config: Config, dataset: Dataset) -> Experiment:

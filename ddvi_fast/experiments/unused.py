@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from ddvi_fast import _checks
 from ddvi_fast.experiments.config import Config
+from ddvi_fast.experiments.families import FLOWS
+from ddvi_fast.experiments.released import has_released_density, has_stages
 
-_FLOWS = ("iaf", "planar", "realnvp", "spline", "hierarchical_iaf", "hamiltonian")
 _OF_A_CONTROL = ("num_steps", "hidden_dim", "context_dim", "learn_variances")  # what a path integral takes of a chain
+_OF_A_CLASSIFIER = ("dropout", "input_dropout", "noise")  # what a latent cluster takes of methods that see labels
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,8 @@ def _has_task(*tasks: str) -> Callable[[Config], bool]:
     return lambda config: config.method.task in tasks
 
 
-def _is_staged(config: Config) -> bool:
-    """The released recipe's chains, whose settings are its own."""
-    return config.recipe.name == "released" and config.method.objective == "ddvi" and config.method.task == "unsupervised"
-
-
 def _has_chain(config: Config) -> bool:
-    return _has_posterior("diffusion")(config) and not _is_staged(config)
+    return _has_posterior("diffusion")(config) and not has_stages(config)
 
 
 def _has_steps(config: Config) -> bool:
@@ -73,12 +70,12 @@ def _has_sleep(config: Config) -> bool:
     return _has_chain(config) and config.method.objective == "ddvi"
 
 
-def _has_released_density(config: Config) -> bool:
-    return config.recipe.name == "released" and config.method.objective in ("elbo", "iwae") and config.method.task == "unsupervised"
+def _has_classifier(config: Config) -> bool:
+    return _has_task("semi", "m2")(config) or (config.method.task == "clustering" and config.method.clustering.latent)
 
 
 def _is_released_ddvi(config: Config) -> bool:
-    return _is_staged(config) and config.method.name != "diff_vae"
+    return has_stages(config) and config.method.name != "diff_vae"
 
 
 _CHAIN = "a diffusion posterior without the released recipe"
@@ -88,11 +85,12 @@ _STAGED = "recipe=released with method=ddvi"
 _USES = (
     Use("method.flow.num_levels", _has_posterior("hierarchical_iaf"), "the hierarchical_iaf posterior"),
     Use("method.flow.num_leapfrog", _has_posterior("hamiltonian"), "the hamiltonian posterior"),
-    Use("method.flow.num_steps", _has_posterior(*_FLOWS), "a flow or the hamiltonian posterior"),
-    Use("method.flow", _has_posterior(*_FLOWS, "adversarial"), "a flow, the hamiltonian or the adversarial posterior"),
+    Use("method.flow.num_steps", _has_posterior(*FLOWS), "a flow or the hamiltonian posterior"),
+    Use("method.flow", _has_posterior(*FLOWS, "adversarial"), "a flow, the hamiltonian or the adversarial posterior"),
     *(Use(f"method.chain.{name}", _has_steps, f"{_CHAIN}, or the path_integral posterior") for name in _OF_A_CONTROL),
     Use("method.chain", _has_chain, _CHAIN),
     Use("method.sleep", _has_sleep, f"{_CHAIN}, and method.objective=ddvi"),
+    *(Use(f"method.semi.{name}", _has_classifier, "a method that sees labels, or has latent clusters") for name in _OF_A_CLASSIFIER),
     Use("method.semi", _has_task("semi", "m2"), "a method that sees labels"),
     Use("method.clustering", _has_task("clustering"), "a clustering method"),
     Use("method.map.perplexity", lambda config: config.method.name == "tsne", "method=tsne"),
@@ -100,7 +98,7 @@ _USES = (
     Use("dataset.labels", _has_task("semi", "m2"), "a method that sees labels"),
     Use("recipe.denoiser_lr", _has_posterior("diffusion"), "a diffusion posterior"),
     Use("recipe.schedule_lr", _has_chain, _CHAIN),
-    Use("recipe.prior_weight", _has_released_density, "recipe=released with a posterior without a chain"),
-    *(Use(f"recipe.{name}", _is_staged, _STAGED) for name in ("prior_epochs", "prior_steps")),
+    Use("recipe.prior_weight", has_released_density, "recipe=released with a posterior without a chain"),
+    *(Use(f"recipe.{name}", has_stages, _STAGED) for name in ("prior_epochs", "prior_steps")),
     *(Use(f"recipe.{name}", _is_released_ddvi, _STAGED) for name in ("sleep_updates", "warmup_epochs", "frozen_fraction")),
 )
