@@ -83,7 +83,7 @@ def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, d
             ratio = ratio / posterior.latent_dim
         elif log_var_twice:
             ratio = ratio + defects.log_var_excess(defects.first_gaussian(posterior, x, draws)[1])
-    return model.prior.log_prob_kde(z) + ratio - released.pixel_mean(model, x, z)
+    return model.prior.log_prob_kde(z) + ratio - released.pixel_mean(model, x, z, draws)
 
 
 @torch.no_grad()

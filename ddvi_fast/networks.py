@@ -215,11 +215,16 @@ class ConvEncoder(nn.Module):
 
 
 class SigmoidVariances(nn.Module):
-    """An encoder whose variances stay below 1, the released code's choice: its output [N, 2 D] gives means and logits of variances."""
+    """An encoder whose variances stay below 1, the released code's choice: its output gives means and logits of variances.
 
-    def __init__(self, encoder: MLP | ConvEncoder) -> None:
+    Args:
+        encoder: from x to [N, 2 D], or to more columns, which stay as they are.
+        latent_dim: D.
+    """
+
+    def __init__(self, encoder: MLP | ConvEncoder, latent_dim: int) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.latent_dim = encoder, latent_dim
 
     @property
     def output_layer(self) -> nn.Linear:
@@ -227,9 +232,9 @@ class SigmoidVariances(nn.Module):
         return self.encoder.output_layer
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        """[N, ...] -> means and log-variances [N, 2 D]."""
-        mean, logits = self.encoder(x, draws).chunk(2, dim=-1)
-        return torch.cat((mean, nn.functional.logsigmoid(logits)), -1)
+        """[N, ...] -> means and log-variances [N, 2 D], and what follows them."""
+        mean, logits, rest = self.encoder(x, draws).tensor_split((self.latent_dim, 2 * self.latent_dim), dim=-1)
+        return torch.cat((mean, nn.functional.logsigmoid(logits), rest), -1)
 
 
 class ConvDecoder(nn.Module):

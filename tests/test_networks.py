@@ -119,7 +119,8 @@ def test_convolutions_start_from_the_seed_at_a_steady_scale():
 
 def test_variances_below_one():
     encoder, x = MLP(6, [8], 4), 50 * rng.normal(Draws(1), (40, 6), 0)
-    mean, log_var = SigmoidVariances(encoder)(x).chunk(2, 1)
+    mean, log_var = SigmoidVariances(encoder, 2)(x).chunk(2, 1)
     plain = encoder(x)
     assert torch.equal(mean, plain[:, :2]) and (log_var < 0).all() and torch.isfinite(log_var).all()
     torch.testing.assert_close(log_var.exp(), torch.sigmoid(plain[:, 2:]))
+    assert torch.equal(SigmoidVariances(encoder, 1)(x)[:, 2:], plain[:, 2:])

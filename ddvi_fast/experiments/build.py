@@ -16,11 +16,15 @@ _FOR_OTHERS = "elbo, iwae, adversarial or wae, for a posterior other than diffus
 
 
 def build(config: Config, dataset: Dataset) -> Experiment:
-    """Build networks with initial weights from `config.seed`, and the phases that train them.
+    """Build networks with initial weights from `config.seed`, and the phases that train them, where the data are.
 
     Raises:
         InputError: a combination of settings that makes no sense, naming what would.
     """
+    return _built(config, dataset).to(dataset.device)
+
+
+def _built(config: Config, dataset: Dataset) -> Experiment:
     _check_method(config.method)
     _checks.choice(config.recipe.name, ("default", "released"), "recipe.name")
     _checks.choice(config.method.task, ("unsupervised", "semi", "m2", "clustering"), "method.task")
@@ -28,7 +32,7 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     staged = config.method.name != "diff_vae" or config.recipe.name == "released"
     _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", config.recipe.name)
     if config.recipe.name == "released":
-        return build_released(config, dataset, build)
+        return build_released(config, dataset, _built)
     if config.method.task != "unsupervised":
         return build_with_classes(config, dataset)
     model = parts.build_model(config, dataset)

@@ -21,7 +21,6 @@ from ddvi_fast.objectives import Objective
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.adversarial_classes import AdversarialSemiSupervised
 from ddvi_fast.objectives.clustering import Clustering
-from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassMLP, OneHotStyle, PerClass
@@ -150,8 +149,7 @@ def _over_classes(config: Config, model: LatentVariableModel, posterior: ClassCo
         discriminator = make_discriminator(model.prior.dim + model.prior.num_classes, parts.place_of(config, parts.DISCRIMINATOR))
         weight = {} if method.weight is None else {"weight": method.weight}
         return AdversarialSemiSupervised(model, posterior, discriminator, labelled, weights, **weight)
-    kl = KLSchedule(recipe.kl.kind, method.beta * recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
-    guide = parts.make_guide(recipe)
+    kl, guide = parts.make_kl(recipe.kl, method.beta), parts.make_guide(recipe)
     sleep = parts.make_sleep(method) if method.objective == "ddvi" else None
     return SemiSupervised(model, posterior, labelled, kl, guide, weights, sleep, method.num_samples)
 
@@ -174,7 +172,7 @@ def _network(config: Config, dataset: Dataset, outputs: int, place: int, dropout
 @torch.no_grad()
 def _match_classes(encoder: PerClass, dataset: Dataset, prior: Prior) -> None:
     """Scale and shift each class's means so that over the data they start with its partition's centre and spread."""
-    means = encoder(dataset.inputs(slice(0, 2048)))[..., : prior.dim]
+    means = encoder(parts.first_examples(dataset))[..., : prior.dim]
     weight = encoder.output_layer.weight.unflatten(0, (prior.num_classes, -1))
     bias = encoder.output_layer.bias.unflatten(0, (prior.num_classes, -1))
     for label in range(prior.num_classes):

@@ -14,7 +14,7 @@ class NetworkConfig:
     kind: str = "mlp"  # mlp, or conv: the released code's for images of 3 x 32 x 32
     hidden: list[int] = field(default_factory=lambda: [256, 256])  # widths of the hidden layers; of a conv encoder, after its convolutions
     activation: str = "relu"  # relu, leaky_relu, silu or tanh
-    dropout: float = 0.0  # rate after each hidden layer of the encoders, while training
+    dropout: float = 0.0  # rate after each hidden layer of an mlp, while training; a decoder's in the released recipe alone
 
 
 @dataclass
@@ -142,13 +142,14 @@ class KLConfig:
     weight: float = 1.0  # at the end
     fraction: float = 0.4  # of the epochs by which the ramp has ended
     hold: float = 0.0  # of the epochs at full weight before it
+    whole_epochs: bool = False  # the weight moves from epoch to epoch, not from step to step
 
 
 @dataclass
 class DefectsConfig:
     """Mistakes of the released code, each of which can be switched on alone to see what it is worth."""
 
-    dropout_at_evaluation: bool = False  # the encoders' dropout stays on
+    dropout_at_evaluation: bool = False  # dropout stays on
     log_var_twice: bool = False  # log q counts log_var where log_var / 2 belongs (methods without a chain)
     unscaled_noise: bool = False  # linear betas from 1e-4 to 0.02 for any T, so that noising stops half way
     standard_normal_top: bool = False  # y_T is held against N(0, I), which the noising does not reach
@@ -178,6 +179,7 @@ class RecipeConfig:
     restart_fraction: float = 0.3  # of the epochs after which it is chosen
     defects: DefectsConfig = field(default_factory=DefectsConfig)
     context_dropout: float | None = None  # rate of the context networks; the encoder's if null
+    shared_context: bool = False  # a flow's context is a further output of its encoder, which else has a network of its own beside it
     sigmoid_variances: bool = False  # keep the encoder's variances below 1
     prior_weight: float = 1.0  # released, without a chain: of -log p(z) within the KL term
     sleep_updates: int = 3  # released ddvi: sleep updates after each batch

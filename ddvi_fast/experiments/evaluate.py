@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddvi_fast import distributed, evidence, figures, metrics
 from ddvi_fast.data import Dataset
@@ -19,6 +19,7 @@ from ddvi_fast.experiments.parts import Experiment
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.clustering import assign
+from ddvi_fast.objectives.released import decoded
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
 
@@ -32,19 +33,20 @@ _GRID = 20  # decoded images along each latent axis
 
 def evaluate(config: Config, experiment: Experiment, dataset: Dataset) -> dict[str, float]:
     """Test figures: bounds and evidence in nats per example; what a family or a latent size does not have is left out."""
-    with evaluated(config, experiment.posterior):
+    with evaluated(config, experiment):
         return _figures_of_merit(config, experiment, dataset)
 
 
 @contextmanager
-def evaluated(config: Config, posterior: Posterior) -> Iterator[None]:
-    """The posterior without dropout, or with it where the released code's mistake is asked for."""
-    posterior.train(config.recipe.defects.dropout_at_evaluation)
+def evaluated(config: Config, experiment: Experiment) -> Iterator[None]:
+    """Model and posterior without dropout, or with it where the released code's mistake is asked for."""
+    modules = nn.ModuleList([experiment.model, experiment.posterior])
+    modules.train(config.recipe.defects.dropout_at_evaluation)
     try:
-        with fixed_statistics(posterior):
+        with fixed_statistics(modules):
             yield
     finally:
-        posterior.eval()
+        modules.eval()
 
 
 @torch.no_grad()
@@ -127,7 +129,7 @@ def _of_rows(compute: Callable[[Tensor, Draws], Tensor], x: Tensor, draws: Draws
 def _mmd(config: Config, model: LatentVariableModel, prior_samples: Tensor, dataset: Dataset) -> float:
     """Between decoded prior samples and the test set, as many of each as the smaller has."""
     test = dataset.inputs(split="test")
-    return metrics.mmd(model.likelihood.mean(model.decoder(prior_samples[: len(test)])), test)
+    return metrics.mmd(model.likelihood.mean(decoded(model, prior_samples[: len(test)], _draws(config, _PRIOR))), test)
 
 
 @torch.no_grad()
@@ -164,7 +166,7 @@ def _decoded(model: LatentVariableModel, dataset: Dataset, prior_samples: Tensor
     """Decoder means over a square grid that holds the prior."""
     reach = float(prior_samples.abs().max())
     axis = torch.linspace(-reach, reach, _GRID)
-    z = torch.cartesian_prod(axis.flip(0), axis).flip(1).to(prior_samples)
+    z = torch.cartesian_prod(axis.flip(0), axis).flip(1).to(next(model.decoder.parameters()))
     images = model.likelihood.mean(model.decoder(z)).view(-1, *dataset.input_shape)
     return figures.decoded_grid(folder / "decoded.png", images, title, columns=_GRID, bounds=(-reach, reach), overwrite=True)
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from ddvi_fast import _checks
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.experiments.config import MethodConfig
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import IAF, Adversarial, Gaussian, Hamiltonian, HierarchicalIAF, PathIntegral, Planar, Posterior, RealNVP, Spline
+from ddvi_fast.posteriors.flows import Flow
 from ddvi_fast.rng import Draws
 
 
@@ -26,6 +28,7 @@ class Parts:
         latent_dim: D.
         draws: where further networks draw their initial weights.
         still: where means start with the prior's spread, start what follows them near the identity.
+        shared: a flow's encoder gives its context, too.
     """
 
     encoder: Callable[[int], nn.Module]
@@ -35,6 +38,7 @@ class Parts:
     latent_dim: int
     draws: Draws
     still: bool
+    shared: bool = False
 
 
 def make(parts: Parts) -> Posterior:
@@ -58,7 +62,10 @@ def _flow(family: type[Posterior], **more: str) -> Callable[[Parts], Posterior]:
             options["open_gates"] = parts.still
         if family is Hamiltonian:
             options["model"] = parts.model
-        encoder, context = parts.encoder(2 * parts.latent_dim), parts.context(flow.context_dim)
+        fits = issubclass(family, Flow) or not parts.shared
+        _checks.require(fits, "recipe.shared_context", "false, for a posterior other than iaf, planar, realnvp and spline", parts.method.posterior)
+        top, width = 2 * parts.latent_dim, flow.context_dim
+        encoder, context = (parts.encoder(top + width), None) if parts.shared else (parts.encoder(top), parts.context(width))
         return family(encoder, context, latent_dim=parts.latent_dim, context_dim=flow.context_dim, draws=parts.draws, **options)
 
     return build

@@ -66,6 +66,7 @@ METHODS = {
 PRIORS = ("pinwheel", "swiss_roll", "less_noisy_square")
 # What the paper sets for one data set and method alone.
 _PARTICULAR = {
+    **{("mnist", name): ("dataset.decoder.dropout=0.2",) for name in ("diff_vae_warmup", "diff_vae", "vae", "iaf_vae", "h_iaf_vae", "iwae")},
     ("mnist_semi", "diff_vae_warmup_semi"): ("method.chain.num_steps=100",),
     ("mnist", "aae"): ("method.weight=1",),
     ("cifar", "aae"): ("method.weight=1",),

@@ -19,7 +19,7 @@ from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.loop import Phase
 from ddvi_fast.experiments import families
-from ddvi_fast.experiments.config import ChainConfig, Config, MethodConfig, NetworkConfig, RecipeConfig
+from ddvi_fast.experiments.config import ChainConfig, Config, KLConfig, MethodConfig, NetworkConfig, RecipeConfig
 from ddvi_fast.genomes.network import Standardised, start_at_frequencies
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder, SigmoidVariances
@@ -53,6 +53,12 @@ class Experiment:
     posterior: Posterior
     phases: Sequence[Phase]
 
+    def to(self, device: torch.device) -> Experiment:
+        """The same experiment, its networks and what its objectives own moved to `device` in place."""
+        for module in (self.model, self.posterior, *(phase.objective for phase in self.phases)):
+            module.to(device)
+        return self
+
 
 def build_prior(config: Config) -> Prior:
     """The prior that a configuration names."""
@@ -67,7 +73,7 @@ def build_model(config: Config, dataset: Dataset, prior: Prior | None = None) ->
     """The generative half: prior (the configuration's, if not given), decoder, likelihood."""
     prior = build_prior(config) if prior is None else prior
     likelihood = likelihoods.make(config.dataset.likelihood, **config.dataset.likelihood_options)
-    decoder = make_network(config, config.dataset.decoder, prior.dim, dataset.num_dimensions, DECODER, dropout=0.0)
+    decoder = make_network(config, config.dataset.decoder, prior.dim, dataset.num_dimensions, DECODER)
     if isinstance(dataset, PackedDataset):
         start_at_frequencies(decoder, dataset.scaling)
     return LatentVariableModel(prior, decoder, likelihood)
@@ -83,7 +89,7 @@ def build_posterior(config: Config, dataset: Dataset, model: LatentVariableModel
         return make_diffusion(config, config.method.chain, dataset, network(2 * config.latent_dim, ENCODER))
     encoder, context = partial(network, place=ENCODER), partial(network, place=CONTEXT)
     draws, still = place_of(config, DENOISER), config.recipe.match_prior
-    return families.make(families.Parts(encoder, context, model, config.method, config.latent_dim, draws, still))
+    return families.make(families.Parts(encoder, context, model, config.method, config.latent_dim, draws, still, config.recipe.shared_context))
 
 
 def make_diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder: Network) -> Diffusion:
@@ -109,10 +115,13 @@ def make_diffusion(config: Config, chain: ChainConfig, dataset: Dataset, encoder
     )
 
 
+def make_kl(kl: KLConfig, factor: float = 1.0) -> KLSchedule:
+    return KLSchedule(kl.kind, factor * kl.weight, kl.fraction, kl.hold, kl.whole_epochs)
+
+
 def make_objective(config: Config, model: LatentVariableModel, posterior: Posterior) -> Objective:
     method, recipe = config.method, config.recipe
-    kl = KLSchedule(recipe.kl.kind, method.beta * recipe.kl.weight, recipe.kl.fraction, recipe.kl.hold)
-    guide = make_guide(recipe)
+    kl, guide = make_kl(recipe.kl, method.beta), make_guide(recipe)
     if method.objective == "iwae":
         return IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, kl, guide)
     _checks.require(not method.doubly_reparametrised, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
@@ -177,8 +186,13 @@ def match_prior(encoder: Network, dataset: Dataset, prior: Prior) -> None:
 
     Means that start in one point leave most of a thin prior far away, and the KL term then pulls all of them together.
     """
-    means = encoder(dataset.inputs(slice(0, 2048)))[:, : prior.dim]
+    means = encoder(first_examples(dataset))[:, : prior.dim]
     match_spread(encoder.output_layer.weight, encoder.output_layer.bias, means, prior.sample(4096, draws=Draws(0)))
+
+
+def first_examples(dataset: Dataset) -> Tensor:
+    """Some examples, on the CPU: networks are built there, wherever the data are."""
+    return dataset.inputs(slice(0, 2048)).cpu()
 
 
 def match_spread(weight: Tensor, bias: Tensor, means: Tensor, target: Tensor) -> None:
@@ -206,8 +220,8 @@ def make_network(config: Config, network: NetworkConfig, inputs: int, outputs: i
     if place == CONTEXT and config.recipe.context_dropout is not None:
         rate = config.recipe.context_dropout
     made = _plain_network(network, inputs, outputs, rate, place == DECODER, place_of(config, place))
-    top = place == ENCODER and outputs == 2 * config.latent_dim
-    return SigmoidVariances(made) if top and config.recipe.sigmoid_variances else made
+    top = place == ENCODER and config.recipe.sigmoid_variances
+    return SigmoidVariances(made, config.latent_dim) if top else made
 
 
 def _plain_network(network: NetworkConfig, inputs: int, outputs: int, rate: float, decodes: bool, draws: Draws) -> MLP | ConvEncoder | ConvDecoder:

@@ -18,6 +18,7 @@ from ddvi_fast.objectives.released import PixelMean, PriorFit, ReleasedDDVI, Rel
 from ddvi_fast.posteriors import Diffusion
 
 _WARMUP_STEPS, _STEPS, _CONTEXT_DIM = 20, 40, 2
+_WARMUP_KL = KLSchedule("constant", 0.01)
 
 
 def build_released(config: Config, dataset: Dataset, build: Callable[[Config, Dataset], Experiment]) -> Experiment:
@@ -57,13 +58,13 @@ def _chain_stages(config: Config, dataset: Dataset) -> Experiment:
     prior_epochs = parts.stage_epochs(config, recipe.prior_epochs)
     prior = Phase("prior", PriorFit(model.prior, warm), prior_epochs, Optimisation(1e-3, "constant"), steps_per_epoch=recipe.prior_steps)
     if config.method.name == "diff_vae":
-        warmup = Phase("train", WarmUp(model, warm, _kl(config)), parts.num_epochs(config), optimisation)
+        warmup = Phase("train", WarmUp(model, warm, parts.make_kl(recipe.kl)), parts.num_epochs(config), optimisation)
         return _staged(Experiment(model, warm, [prior, warmup]))
-    warmup = Phase("warmup", WarmUp(model, warm, KLSchedule("linear", 0.01, 0.8)), parts.stage_epochs(config, recipe.warmup_epochs), optimisation)
+    warmup = Phase("warmup", WarmUp(model, warm, _WARMUP_KL), parts.stage_epochs(config, recipe.warmup_epochs), optimisation)
     chain = ChainConfig(_STEPS, 128, _CONTEXT_DIM, "eps", "linear", {}, eta=0.0, learn_schedule=False, learn_variances=False)
     posterior = parts.make_diffusion(config, chain, dataset, encoder)
     frozen = round(recipe.frozen_fraction * parts.num_epochs(config))
-    objective = ReleasedDDVI(model, posterior, _kl(config), recipe.sleep_updates)
+    objective = ReleasedDDVI(model, posterior, parts.make_kl(recipe.kl), recipe.sleep_updates)
     train = Phase("train", objective, parts.num_epochs(config), optimisation, frozen=[model.decoder], frozen_epochs=frozen)
     return _staged(Experiment(model, posterior, [prior, warmup, train]))
 
@@ -75,13 +76,8 @@ def _density(config: Config, dataset: Dataset, build: Callable[[Config, Dataset]
     _checks.require(unset, "recipe.defects", "those of a chain only with method=ddvi", method.name)
     default = build(replace(config, recipe=replace(recipe, name="default", defects=replace(recipe.defects, log_var_twice=False))), dataset)
     samples = method.num_samples if method.objective == "iwae" else 1
-    objective = ReleasedELBO(default.model, default.posterior, _kl(config), recipe.prior_weight, samples, recipe.defects.log_var_twice)
+    objective = ReleasedELBO(default.model, default.posterior, parts.make_kl(recipe.kl), recipe.prior_weight, samples, recipe.defects.log_var_twice)
     return replace(default, phases=[Phase("train", objective, parts.num_epochs(config), parts.make_optimisation(recipe))])
-
-
-def _kl(config: Config) -> KLSchedule:
-    kl = config.recipe.kl
-    return KLSchedule(kl.kind, kl.weight, kl.fraction, kl.hold)
 
 
 def _staged(experiment: Experiment) -> Experiment:

@@ -113,7 +113,7 @@ def _keep_latents(cell: Cell) -> None:
     dataset = load_dataset(cell.config)
     experiment = build(cell.config, dataset)
     restore(experiment, RunFolder.open(cell.folder), cell.config.device)
-    with evaluated(cell.config, experiment.posterior):
+    with evaluated(cell.config, experiment):
         latents = metrics.encode(experiment.posterior, dataset.inputs(split="test"))
     prior, prior_labels = sample_prior(cell.config, experiment.model)
     stored = {"latents": latents, "labels": dataset.test_labels, "prior": prior, "prior_labels": prior_labels}

@@ -78,6 +78,15 @@ def _is_released_ddvi(config: Config) -> bool:
     return has_stages(config) and config.method.name != "diff_vae"
 
 
+def _drops_in_the_decoder(config: Config) -> bool:
+    return (has_stages(config) or has_released_density(config)) and config.dataset.decoder.kind == "mlp"
+
+
+def _has_own_flow(config: Config) -> bool:
+    without_classes = config.method.task == "unsupervised" or (config.method.task == "clustering" and not config.method.clustering.latent)
+    return without_classes and _has_posterior("iaf", "planar", "realnvp", "spline")(config)
+
+
 _CHAIN = "a diffusion posterior without the released recipe"
 _STAGED = "recipe=released with method=ddvi"
 
@@ -95,9 +104,11 @@ _USES = (
     Use("method.clustering", _has_task("clustering"), "a clustering method"),
     Use("method.map.perplexity", lambda config: config.method.name == "tsne", "method=tsne"),
     Use("method.map", lambda config: config.method.name == "umap", "method=umap"),
+    Use("dataset.decoder.dropout", _drops_in_the_decoder, "recipe=released, unsupervised and not adversarial, with dataset.decoder.kind=mlp"),
     Use("dataset.labels", _has_task("semi", "m2"), "a method that sees labels"),
     Use("recipe.denoiser_lr", _has_posterior("diffusion"), "a diffusion posterior"),
     Use("recipe.schedule_lr", _has_chain, _CHAIN),
+    Use("recipe.shared_context", _has_own_flow, "an iaf, planar, realnvp or spline posterior without classes"),
     Use("recipe.prior_weight", has_released_density, "recipe=released with a posterior without a chain"),
     *(Use(f"recipe.{name}", has_stages, _STAGED) for name in ("prior_epochs", "prior_steps")),
     *(Use(f"recipe.{name}", _is_released_ddvi, _STAGED) for name in ("sleep_updates", "warmup_epochs", "frozen_fraction")),

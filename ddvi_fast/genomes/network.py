@@ -26,9 +26,10 @@ class Standardised(nn.Module):
     def __init__(self, network: nn.Module, scaling: Scaling) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", scaling.mean.clone())
+        here = network.output_layer.weight.device
+        self.register_buffer("mean", scaling.mean.to(here, copy=True))
         # Many columns of variance 1 would make the first layer's sums as large as their root.
-        self.register_buffer("scale", scaling.scale / len(scaling.scale) ** 0.5)
+        self.register_buffer("scale", (scaling.scale / len(scaling.scale) ** 0.5).to(here))
 
     @property
     def output_layer(self) -> nn.Linear:

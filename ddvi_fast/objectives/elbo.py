@@ -26,13 +26,15 @@ class KLSchedule:
     weight: float = 1.0
     fraction: float = 0.4
     hold: float = 0.0
+    whole_epochs: bool = False  # moves from epoch to epoch, not from step to step
 
     def at(self, progress: Progress) -> float | Tensor:
         """The weight, a scalar on the device in a recorded step."""
         return progress.varying(self._number)
 
     def _number(self, progress: Progress) -> float:
-        return kl_weight(self.kind, progress.epoch, progress.epochs, self.weight, fraction=self.fraction, hold=self.hold)
+        epoch = math.floor(progress.epoch) if self.whole_epochs else progress.epoch
+        return kl_weight(self.kind, epoch, progress.epochs, self.weight, fraction=self.fraction, hold=self.hold)
 
 
 class ELBO(Objective):

@@ -25,6 +25,8 @@ from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
+_DECODER_DROPOUT = 2  # the samples whose draws drop units of the decoder; the encoders' are 0 and 1
+
 
 class PriorFit(Objective):
     """Stage 1: fit an unconditional chain to prior samples. Term: `noise`, Huber error of the predicted noise."""
@@ -69,7 +71,7 @@ class WarmUp(Objective):
         encoded = posterior.encode(x, draws)
         z = posterior.latent_path(encoded, 1, draws)[-1, 0]
         values = {
-            "reconstruction": pixel_mean(self.model, x, z),
+            "reconstruction": pixel_mean(self.model, x, z, draws),
             "kl": ops.gaussian_kl(encoded.mean, encoded.log_var),
             "noise": self.prior_fit.noise_loss(x, draws),
         }
@@ -104,7 +106,7 @@ class ReleasedDDVI(Objective):
         trajectory = self.posterior.latent_path(encoded, 1, draws)[:, 0]
         t = uniform_timesteps(draws, len(x), self.posterior.schedule.num_steps, x.device)
         values = {
-            "reconstruction": pixel_mean(self.model, x, trajectory[-1]),
+            "reconstruction": pixel_mean(self.model, x, trajectory[-1], draws),
             "kl": ops.gaussian_kl(encoded.mean, encoded.log_var),
             "prior": -self.model.prior.log_prob_kde(trajectory[-1]),
             "matching": mean_matching(self.posterior, encoded.context, trajectory, t).mean(-1),
@@ -157,7 +159,7 @@ class ReleasedELBO(Objective):
         if self.log_var_twice:
             log_ratio = log_ratio + log_var_excess(first_gaussian(self.posterior, x, draws)[1])
         values = {
-            "reconstruction": pixel_mean(self.model, x, z),
+            "reconstruction": pixel_mean(self.model, x, z, draws),
             "entropy": -log_ratio,
             "prior": -self.model.prior.log_prob_kde(z.flatten(0, 1)).view_as(log_ratio),
         }
@@ -193,16 +195,23 @@ class PixelMean(Objective):
         return Terms(terms.values, {**terms.weights, **share})
 
 
-def pixel_mean(model: LatentVariableModel, x: Tensor, z: Tensor) -> Tensor:
+def pixel_mean(model: LatentVariableModel, x: Tensor, z: Tensor, draws: Draws | None = None) -> Tensor:
     """The released code's reconstruction error of data [N, ...] from latents [.., N, D], a mean over pixels: [.., N].
 
     Cross-entropy, or the squared error of data scaled to [-1, 1] where the likelihood is Gaussian; else minus the log-likelihood.
+    `draws` are those of the latents.
     """
-    likelihood, flat = model.likelihood, x.flatten(1)
+    likelihood, flat, output = model.likelihood, x.flatten(1), decoded(model, z, draws)
     if isinstance(likelihood, Gaussian) and likelihood.value_range is not None:
         low, high = likelihood.value_range
-        return ((likelihood.mean(model.decoder(z)) - flat) * (2 / (high - low))).square().mean(-1)
-    return -model.log_likelihood(x, z) / flat.shape[1]
+        return ((likelihood.mean(output) - flat) * (2 / (high - low))).square().mean(-1)
+    return -likelihood.log_prob(output, flat) / flat.shape[1]
+
+
+def decoded(model: LatentVariableModel, z: Tensor, draws: Draws | None) -> Tensor:
+    """The decoder's output for latents [.., N, D], with its dropout, if it has one, while the model is in training mode."""
+    drops = model.training and draws is not None and getattr(model.decoder, "dropout", 0.0) > 0
+    return model.decoder(z, draws.importance(_DECODER_DROPOUT)) if drops else model.decoder(z)
 
 
 def mean_matching(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> Tensor:

@@ -24,13 +24,13 @@ class Flow(Posterior):
 
     Args:
         encoder: `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean and log-variance of the Gaussian.
-        context_encoder: `context_encoder(x, draws)`, from x to [N, C].
+        context_encoder: `context_encoder(x, draws)`, from x to [N, C]; None where the encoder's output has the context behind, [N, 2 D + C].
         latent_dim: D.
         steps: modules with `forward(z, context) -> (y, log |det dy/dz|)` and `inverse(y, context) -> (z, log |det dy/dz|)`,
             from [.., N, D] to [.., N, D] and [.., N].
     """
 
-    def __init__(self, encoder: nn.Module, context_encoder: nn.Module, latent_dim: int, steps: list[nn.Module]) -> None:
+    def __init__(self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, steps: list[nn.Module]) -> None:
         super().__init__()
         _checks.require(len(steps) >= 1, "num_steps", "at least 1", len(steps))
         self.encoder, self.context_encoder, self.latent_dim = encoder, context_encoder, latent_dim
@@ -54,8 +54,11 @@ class Flow(Posterior):
 
 
 def encode_with_context(posterior: Any, x: Tensor, draws: Draws | None) -> Encoded:
-    """Mean, log-variance and context by the two encoders of `posterior`, whose dropout must not share its draws."""
+    """Mean, log-variance and context by the two encoders of `posterior`, whose dropout must not share its draws, or by the one."""
     draws = draws if posterior.training else None
+    if posterior.context_encoder is None:
+        top, context = posterior.encoder(x, draws).tensor_split((2 * posterior.latent_dim,), dim=-1)
+        return Encoded(*split_top(top), context)
     context = posterior.context_encoder(x, None if draws is None else draws.importance(1))
     return Encoded(*split_top(posterior.encoder(x, draws)), context)
 
@@ -144,7 +147,13 @@ class Planar(Flow):
     """
 
     def __init__(
-        self, encoder: nn.Module, context_encoder: nn.Module, latent_dim: int, context_dim: int = 10, num_steps: int = 8, draws: Draws = Draws(0)
+        self,
+        encoder: nn.Module,
+        context_encoder: nn.Module | None,
+        latent_dim: int,
+        context_dim: int = 10,
+        num_steps: int = 8,
+        draws: Draws = Draws(0),
     ) -> None:
         steps = [PlanarStep(latent_dim, context_dim, draws.importance(step)) for step in range(num_steps)]
         super().__init__(encoder, context_encoder, latent_dim, steps)
@@ -173,7 +182,7 @@ class RealNVP(Flow):
     def __init__(
         self,
         encoder: nn.Module,
-        context_encoder: nn.Module,
+        context_encoder: nn.Module | None,
         latent_dim: int,
         context_dim: int = 10,
         num_steps: int = 4,
@@ -210,7 +219,7 @@ class Spline(Flow):
     def __init__(
         self,
         encoder: nn.Module,
-        context_encoder: nn.Module,
+        context_encoder: nn.Module | None,
         latent_dim: int,
         context_dim: int = 10,
         num_steps: int = 2,

@@ -90,7 +90,7 @@ class IAF(Flow):
     def __init__(
         self,
         encoder: nn.Module,
-        context_encoder: nn.Module,
+        context_encoder: nn.Module | None,
         latent_dim: int,
         context_dim: int = 10,
         num_steps: int = 4,

@@ -92,7 +92,7 @@ class Prior(nn.Module):
         return self._kept_blur[1]
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
-        """Nodes [M, D] and log-weights [M], float64, with `E_p[f(z)] ~ sum_m w_m f(z_m)`: `resolution` along an arm or edge."""
+        """Nodes [M, D] and log-weights [M], float64 on the CPU, with `E_p[f(z)] ~ sum_m w_m f(z_m)`: `resolution` along an arm or edge."""
         raise NotImplementedError
 
     def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:

@@ -46,11 +46,12 @@ class Square(Prior):
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         nodes, log_nodes = uniform_nodes(max(8, resolution // 4))
-        lengths = (self.ends - self.starts).double().unsqueeze(1)
-        positions = self.starts.double().unsqueeze(1) + lengths * nodes
+        starts, ends, edges = self.starts.double().cpu(), self.ends.double().cpu(), self.edges.cpu()
+        lengths = (ends - starts).unsqueeze(1)
+        positions = starts.unsqueeze(1) + lengths * nodes
         (around, log_around), (beside, log_beside) = bell_nodes(1, reach=10), bell_nodes(across(resolution), reach=40)
         along = positions[..., None, None] + self.corner_width * around[:, None] + torch.zeros_like(beside)
-        points = self._place(self.edges[:, None, None, None], along, self.noise * beside)
+        points = self._place(edges[:, None, None, None], along, self.noise * beside)
         log_weights = (log_nodes + torch.log(lengths / _PERIMETER))[..., None, None] + log_around[:, None] + log_beside
         return points.flatten(0, 3), log_weights.flatten()
 

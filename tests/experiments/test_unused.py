@@ -33,6 +33,9 @@ from ddvi_fast.experiments.unused import refuse_unused
         (["method=vae", "recipe.prior_epochs=3"], r"recipe\.prior_epochs: expected recipe=released with method=ddvi"),
         (["method=diff_vae", "recipe=released", "recipe.sleep_updates=5"], r"recipe\.sleep_updates: expected recipe=released with method=ddvi"),
         (["recipe=released", "method.chain.num_steps=20"], r"method\.chain\.num_steps: [^\n]*without the released recipe[^\n]*got method=ddvi"),
+        (["method=vae", "dataset.decoder.dropout=0.2"], r"dataset\.decoder\.dropout: expected recipe=released, unsupervised"),
+        (["method=aae", "recipe=released", "dataset.decoder.dropout=0.2"], r"dataset\.decoder\.dropout: expected recipe=released"),
+        (["method=iaf_semi", "recipe.shared_context=true"], r"recipe\.shared_context: expected an iaf, planar, realnvp or spline posterior"),
         (["recipe=released", "recipe.prior_weight=2"], r"recipe\.prior_weight: expected recipe=released with a posterior without a chain"),
     ],
 )
@@ -55,7 +58,9 @@ def test_a_setting_that_the_run_ignores_is_refused(overrides, words):
         ["method=tsne", "method.map.perplexity=5"],
         ["method=vae", "recipe=released", "recipe.prior_weight=2"],
         ["recipe=released", "recipe.sleep_updates=5", "recipe.prior_epochs=2"],
-        ["method=diff_vae", "recipe=released", "recipe.prior_epochs=2"],
+        ["method=diff_vae", "recipe=released", "recipe.prior_epochs=2", "dataset.decoder.dropout=0.2"],
+        ["method=iaf", "recipe=released", "dataset.decoder.dropout=0.2", "recipe.shared_context=false"],
+        ["method=spline", "recipe.shared_context=true"],
     ],
 )
 def test_a_setting_that_the_run_looks_at_passes(overrides):

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-from ddvi_fast import InputError
+from ddvi_fast import InputError, rng
 from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.likelihoods import Bernoulli
+from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import ELBO, Progress
 from ddvi_fast.objectives.defects import DefectiveELBO
 from ddvi_fast.objectives.elbo import KLSchedule
-from ddvi_fast.objectives.released import PixelMean, ReleasedELBO, pixel_mean
+from ddvi_fast.objectives.released import PixelMean, ReleasedELBO, decoded, pixel_mean
 from ddvi_fast.posteriors import Diffusion, Gaussian
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import make
@@ -69,6 +71,21 @@ def test_the_released_loss(twice):
     log_q = Independent(Normal(mean, (0.5 * log_var).exp()), 1).log_prob(sample.z[0]) - (0.5 * log_var.sum(1) if twice else 0)
     expected = (pixel_mean(model, x, sample.z[0]) + 0.01 * (log_q - 5 * model.prior.log_prob_kde(sample.z[0]))).mean()
     torch.testing.assert_close(found.total(), expected)
+
+
+def test_units_of_the_released_decoder_drop_out_while_the_model_trains_and_at_no_other_time():
+    model, z = LatentVariableModel(make_model().prior, MLP(2, [400], 3, dropout=0.25), Bernoulli()), rng.normal(Draws(1), (5, 2), 0)
+    plain = model.decoder(z)
+    assert torch.equal(decoded(model.eval(), z, Draws(4)), plain) and torch.equal(decoded(model.train(), z, None), plain)
+    dropped = decoded(model, z, Draws(4))
+    assert torch.equal(decoded(model, z, Draws(4)), dropped) and not torch.equal(decoded(model, z, Draws(5)), dropped)
+    assert torch.equal(decoded(model, z[2:], Draws(4, 2)), dropped[2:])  # a row's own draws, whoever computes it
+    many = torch.stack([decoded(model, z, Draws(0, 5 * step)) for step in range(400)])
+    error = many.std(0) / 20  # of the mean: kept units are scaled up, so that the mean is the output without dropout
+    assert ((many.mean(0) - plain).abs() < 5 * error).all() and (error > 0).all()
+    x = observations(5).sigmoid()
+    torch.testing.assert_close(pixel_mean(model, x, z, Draws(4)), -model.likelihood.log_prob(dropped, x) / 3)
+    assert torch.equal(decoded(make_model().train(), z, Draws(4)), make_model().decoder(z))  # a decoder without
 
 
 def test_several_samples_of_the_released_loss_are_a_soft_minimum():

@@ -71,6 +71,12 @@ def test_kl_weight_follows_progress():
     assert weights == [0.0, 1.0, 2.0, 2.0]
 
 
+def test_kl_weight_of_whole_epochs_is_the_released_one(golden):
+    schedule = KLSchedule("linear", 0.01, fraction=0.8, whole_epochs=True)
+    weights = [schedule.at(Progress(epoch + within, 60)) for epoch in range(60) for within in (0.0, 0.5, 0.99)]
+    torch.testing.assert_close(torch.tensor(weights), torch.tensor(golden["kl_weight/linear/plain"]).float().repeat_interleave(3))
+
+
 def test_blur_enters_the_prior_of_training_alone():
     posterior, x = gaussian_posterior(), observations(4)
     objective = ELBO(make_model(), posterior, KLSchedule("constant"), guide=PriorGuide(blur=0.75, fraction=0.5))

@@ -73,3 +73,15 @@ def test_every_parameter_has_a_gradient():
     z, log_ratio = posterior.sample(torch.rand(6, 5, generator=torch.Generator().manual_seed(0)), 2)
     (z.square().sum() + log_ratio.sum()).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in posterior.parameters())
+
+
+def test_a_context_behind_the_encoders_output_is_that_of_a_network_of_its_own():
+    encoder = networks.MLP(5, [8], 10, draws=Draws(1))
+    first, last = networks.MLP(5, [8], 6), networks.MLP(5, [8], 4)
+    for part, rows in ((first, slice(0, 6)), (last, slice(6, 10))):
+        state = encoder.state_dict()
+        part.load_state_dict({**state, "layers.1.weight": state["layers.1.weight"][rows], "layers.1.bias": state["layers.1.bias"][rows]})
+    shared, apart = posteriors.IAF(encoder, None, 3, 4), posteriors.IAF(first, last, 3, 4)
+    x = torch.rand(6, 5, generator=torch.Generator().manual_seed(0))
+    for found, expected in zip(shared.sample(x, 7, Draws(2)), apart.sample(x, 7, Draws(2)), strict=True):
+        torch.testing.assert_close(found, expected)

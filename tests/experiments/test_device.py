@@ -1,0 +1,79 @@
+"""Whole runs on a device that is not there: no tensor is left behind on the CPU (see `tests/pretend_device.py`)."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from ddvi_fast import use_backend
+from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.estimator import DDVI
+from ddvi_fast.experiments.compose import compose
+from ddvi_fast.experiments.maps import run
+from ddvi_fast.experiments.run import evaluate_run
+from tests.pretend_device import DEVICE, PretendDevice
+
+# Recorded steps need a GPU that is one.
+SMALL = [
+    "dataset=digits", "dataset.labels=50", "limit=100", "recipe.batch_size=50", "epochs=2", "device=cuda", "capture=false", "progress=off",
+    "tensorboard=false", "prior.resolution=20", "evaluation.limit=20", "evaluation.iwae_samples=2", "evaluation.elbo_samples=2",
+    "evaluation.prior_samples=100",
+]  # fmt: skip
+STAGES = ["recipe=released", "recipe.prior_epochs=1", "recipe.prior_steps=2", "recipe.warmup_epochs=1"]
+RUNS = {
+    "every part of a run": ["method=ddvi", "evaluation.evidence_blur=0.03", "recipe.average_decay=0.9", "checkpoint_steps=1"],
+    "steps that double": ["method=ddvi", "method.chain.first_num_steps=5"],
+    "square": ["method=vae", "prior=less_noisy_square", "prior.kernel_width=0.03"],
+    "swiss roll, importance weighted": ["method=iwae", "prior=swiss_roll"],
+    "released stages": ["method=ddvi", *STAGES],
+    "released density": ["method=iaf", "recipe=released"],
+    "classes": ["method=ddvi_semi"],
+    "classes, adversarial": ["method=aae_semi"],
+    "m2": ["method=m2"],
+    "clusters": ["method=ddvi_clustering", "prior=less_noisy_square"],
+    "latent clusters": ["method=vae_clustering", "method.clustering.latent=true"],
+    "several starts": ["method=vae", "recipe.restarts=2", "recipe.restart_fraction=0.5"],
+    "parts of a batch": ["method=vae", "engine=parallel", "accumulation=2", "optimiser=torch"],
+    "map": ["method=pca"],
+    **{method: [f"method={method}"] for method in ("aae", "wae", "pis", "h_iaf", "hamiltonian", "spline", "realnvp", "planar")},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_stays_on_its_device(name, tmp_path):
+    with use_backend("reference"), PretendDevice():
+        result = run(compose([*SMALL, *RUNS[name], f"run_dir={tmp_path / 'run'}"]))
+    assert all(np.isfinite(value) for value in result.metrics.values())
+
+
+def test_a_saved_run_is_evaluated_on_its_device(tmp_path):
+    with use_backend("reference"), PretendDevice():
+        run(compose([*SMALL, "method=ddvi", "method.chain.num_steps=2", f"run_dir={tmp_path / 'run'}"]))
+        first = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+        again = evaluate_run(tmp_path / "run", overwrite=True).metrics
+    assert again == pytest.approx(first, rel=1e-5)
+
+
+def test_an_estimator_stays_on_its_device(monkeypatch):
+    monkeypatch.setattr("ddvi_fast.estimator.training.LocalEngine", partial(LocalEngine, capture=False))
+    x = np.random.default_rng(0).normal(size=(60, 4))
+    with use_backend("reference"), PretendDevice():
+        estimator = DDVI(epochs=2, device="cuda", random_state=0).fit(x)
+        assert next(estimator.model_.parameters()).device == DEVICE
+        latents = estimator.transform(x)
+        assert np.isfinite(latents).all() and np.isfinite(estimator.score(x))
+
+
+def test_a_step_of_two_devices_is_an_error():
+    with PretendDevice():
+        here, there = torch.ones(3), torch.ones(3, device="cuda")
+        assert there.device == DEVICE and (there * 2).device == DEVICE and here.to("cuda").device == DEVICE
+        with pytest.raises(RuntimeError, match="same device"):
+            here + there
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        assert torch.equal(here, there.cpu())
