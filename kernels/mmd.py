@@ -57,12 +57,12 @@ def unsupported(*, x: Tensor, y: Tensor, sigmas: Tensor) -> str | None:
 
 def sum_options(widths: int) -> dict[str, int]:
     """Square tiles, so that the triangle of tiles is one of pairs; a slice of features at a time."""
-    return {"WIDTHS": widths, "TILE": 64, "DEPTH": 16, "num_warps": 4, "num_stages": 2}
+    return {"WIDTHS": widths, "TILE": 64, "DEPTH": 16, "PRODUCT": "ieee", "num_warps": 4, "num_stages": 2}
 
 
 def gradient_options() -> dict[str, int]:
     """A tile of rows and features, and the rows that it meets at a time; with four warps it spills on sm_80."""
-    return {"TILE": 64, "FEATURES": 64, "DEPTH": 16, "num_warps": 8, "num_stages": 2}
+    return {"TILE": 64, "FEATURES": 64, "DEPTH": 16, "PRODUCT": "ieee", "num_warps": 8, "num_stages": 2}
 
 
 def compilations() -> Iterator[Compilation]:
@@ -125,7 +125,7 @@ def norm_kernel(rows, norms, count, width, ROWS: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def _distances(rows, norms, row, other, count, width, TILE: tl.constexpr, DEPTH: tl.constexpr):
+def _distances(rows, norms, row, other, count, width, TILE: tl.constexpr, DEPTH: tl.constexpr, PRODUCT: tl.constexpr):
     """Squared distances [TILE, TILE] between rows `row` and `other` (int64); a row is at 0 from itself."""
     products = tl.zeros((TILE, TILE), tl.float32)
     for start in range(0, width, DEPTH):
@@ -133,7 +133,7 @@ def _distances(rows, norms, row, other, count, width, TILE: tl.constexpr, DEPTH:
         here = (feature < width)[None, :]
         first = tl.load(rows + row[:, None] * width + feature[None, :], mask=(row < count)[:, None] & here, other=0.0)
         second = tl.load(rows + other[:, None] * width + feature[None, :], mask=(other < count)[:, None] & here, other=0.0)
-        products = tl.dot(first, tl.trans(second), products, input_precision="ieee")
+        products = tl.dot(first, tl.trans(second), products, input_precision=PRODUCT)
     row_norm = tl.load(norms + row, mask=row < count, other=0.0)[:, None]
     other_norm = tl.load(norms + other, mask=other < count, other=0.0)[None, :]
     squared = row_norm + other_norm - 2.0 * products
@@ -151,7 +151,8 @@ def _weight(row, split, count):
 
 @triton.jit
 def sum_kernel(
-    rows, norms, sigmas, partial, split, count, width, tiles, WIDTHS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr
+    rows, norms, sigmas, partial, split, count, width, tiles, WIDTHS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """One tile of the upper triangle a program: line r of the grid has the tiles of line r of the triangle, then those of the r-th from below."""
     line = tl.program_id(0) // (tiles + 1)
@@ -164,7 +165,7 @@ def sum_kernel(
     if in_line or below != line:
         row = i.to(tl.int64) * TILE + tl.arange(0, TILE)
         other = j.to(tl.int64) * TILE + tl.arange(0, TILE)
-        squared = _distances(rows, norms, row, other, count, width, TILE, DEPTH)
+        squared = _distances(rows, norms, row, other, count, width, TILE, DEPTH, PRODUCT)
         kernel = tl.zeros((TILE, TILE), tl.float32)
         for s in tl.static_range(WIDTHS):
             kernel += tl.exp2(squared * (-0.7213475204444817 / tl.load(sigmas + s)))
@@ -176,13 +177,14 @@ def sum_kernel(
 
 @triton.jit
 def coefficient_kernel(
-    rows, norms, sigmas, coefficients, split, count, width, first, tiles, WIDTHS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr
+    rows, norms, sigmas, coefficients, split, count, width, first, tiles, WIDTHS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """`w_j sum_s exp(-d_ij / (2 s)) / s` for rows i from `first` on and all j, which no row has with itself; 0 in the padding."""
     local = (tl.program_id(0) // tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
     row = first + local
     other = (tl.program_id(0) % tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
-    squared = _distances(rows, norms, row, other, count, width, TILE, DEPTH)
+    squared = _distances(rows, norms, row, other, count, width, TILE, DEPTH, PRODUCT)
     total = tl.zeros((TILE, TILE), tl.float32)
     for s in tl.static_range(WIDTHS):
         inverse = 1.0 / tl.load(sigmas + s)
@@ -196,7 +198,7 @@ def coefficient_kernel(
 @triton.jit
 def gradient_kernel(
     rows, coefficients, value, upstream, gradient, split, count, width, first, length, columns,
-    TILE: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr,
+    TILE: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """`w_i / value sum_j c_ij (v_j - v_i)` for rows i from `first` on."""
     local = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
@@ -208,7 +210,7 @@ def gradient_kernel(
         other = start + tl.arange(0, DEPTH)
         pull = tl.load(coefficients + local[:, None] * columns + other[None, :])
         others = tl.load(rows + other.to(tl.int64)[:, None] * width + feature[None, :], mask=(other < count)[:, None] & here, other=0.0)
-        total = tl.dot(pull, others, total, input_precision="ieee")
+        total = tl.dot(pull, others, total, input_precision=PRODUCT)
         lanes += pull
     inside = (local < length)[:, None] & here
     own = tl.load(rows + (first + local)[:, None] * width + feature[None, :], mask=inside, other=0.0)

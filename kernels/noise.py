@@ -22,7 +22,7 @@ KINDS = ("words", "uniform", "normal")
 
 _WIDEST = 64  # columns a tile has at most
 _TILE = 1024  # elements a tile has
-_STEP_ROWS, _STEP_PROGRAMS = 64, 256  # rows that are sorted into steps at a time, and programs that do it
+_STEP_ROWS, _STEP_PROGRAMS = 32, 256  # rows that are sorted into steps at a time, and programs that do it
 
 
 def fill(kind: str, state: Tensor, offset: int, shape: tuple[int, ...], stream: int, planes: int = 1) -> Tensor:
@@ -66,7 +66,7 @@ def add_noise_backward(
     rows, width = x0.shape
     tables = needed[1] or needed[2]
     d_x0, d_noise = (torch.empty_like(x0) if need else None for need in (needed[0], needed[3]))
-    products = x0.new_empty((2, rows)) if tables else None
+    products = x0.new_empty((2, rows), dtype=torch.float64) if tables else None
     if rows > 0 and (tables or needed[0] or needed[3]):
         options = launch_options(width)
         with on_device(x0):
@@ -94,7 +94,7 @@ def launch_options(width: int) -> dict[str, int]:
 def compilations() -> Iterator[Compilation]:
     """Latents of one, two and many dimensions, noise given and made."""
     names = ("x0", "signal", "deviation", "noise", "upstream", "d_x0", "d_noise", "products", "partial")
-    types = {name: "*fp32" for name in names} | {"t": "*i64", "state": "*i64"}
+    types = {name: "*fp32" for name in names} | {"t": "*i64", "state": "*i64", "products": "*fp64", "partial": "*fp64"}
     types |= {name: "i64" for name in ("offset", "rows")} | {name: "i32" for name in ("width", "rows_per_sample", "stream", "steps", "share")}
     for width in (1, 2, 16, 64):
         options = launch_options(width)
@@ -116,7 +116,7 @@ def compilations() -> Iterator[Compilation]:
 
 
 def _by_step(products: Tensor, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Sums [steps] of both rows of `products` [2, R] over the rows of each step."""
+    """Sums [steps] of both rows of `products` [2, R] over the rows of each step; float64 until here, as what follows a table's gradient cancels."""
     rows = len(t)
     blocks = triton.cdiv(rows, _STEP_ROWS)
     share = max(1, triton.cdiv(blocks, _STEP_PROGRAMS))
@@ -126,7 +126,7 @@ def _by_step(products: Tensor, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         grid = (len(partial), triton.cdiv(steps, block))
         with on_device(products):
             by_step_kernel[grid](products, t, partial, rows, steps, share, ROWS=_STEP_ROWS, STEPS=block, num_warps=4)
-    return partial[:, 0].sum(0), partial[:, 1].sum(0)  # apart, as an operator's results share no memory
+    return partial[:, 0].sum(0).float(), partial[:, 1].sum(0).float()  # apart, as an operator's results share no memory
 
 
 @triton.jit
@@ -223,16 +223,16 @@ def backward_kernel(
             by_signal += given * tl.load(x0 + first * width + place, mask=mask, other=0.0)
             by_deviation += given * tl.load(noise + first * width + place, mask=mask, other=0.0)
     if products is not None:
-        tl.store(products + row, tl.sum(by_signal, axis=1), mask=row < rows)
-        tl.store(products + rows + row, tl.sum(by_deviation, axis=1), mask=row < rows)
+        tl.store(products + row, tl.sum(by_signal.to(tl.float64), axis=1), mask=row < rows)
+        tl.store(products + rows + row, tl.sum(by_deviation.to(tl.float64), axis=1), mask=row < rows)
 
 
 @triton.jit
 def by_step_kernel(products, t, partial, rows, steps, share, ROWS: tl.constexpr, STEPS: tl.constexpr):
     """A share of the rows, sorted into steps: [2, steps] a program."""
     wanted = tl.program_id(1) * STEPS + tl.arange(0, STEPS)
-    by_signal = tl.zeros((ROWS, STEPS), tl.float32)
-    by_deviation = tl.zeros((ROWS, STEPS), tl.float32)
+    by_signal = tl.zeros((ROWS, STEPS), tl.float64)
+    by_deviation = tl.zeros((ROWS, STEPS), tl.float64)
     for block in range(share):
         row = (tl.program_id(0).to(tl.int64) * share + block) * ROWS + tl.arange(0, ROWS)
         mask = row < rows

@@ -1,0 +1,193 @@
+"""Which launch options are the fastest on a device: candidates for one kernel at a time, each checked against the options in force.
+
+    python3 -m bench.tune                         # all sweeps, on a GPU
+    python3 -m bench.tune --only "chain backward" --profile
+
+Candidates are compiled side by side first, which takes most of the time. With --profile the time of a case goes to its kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import cases
+from bench.timing import time_together
+
+Options = dict[str, Any]
+_SMALL, _LARGE = {"N": 128}, {"N": 65_536}
+_CHAIN = {"T": 40, "D": 2, "C": 2, "H": 128, "kind": "ancestral"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Values to try in place of a module's, in one case.
+
+    Args:
+        name: of the sweep.
+        operation, shape, backward, provider: the case that is timed.
+        module: of `ddvi_fast.kernels`, whose `attribute` is a function that gives options, such options, or a number.
+        candidates: what each changes of the options, or the numbers.
+    """
+
+    name: str
+    operation: str
+    shape: Options
+    backward: bool
+    provider: str
+    module: str
+    attribute: str
+    candidates: tuple[Any, ...]
+
+    def call(self, device: torch.device) -> Callable[[], object]:
+        return cases.Case(self.operation, tuple(self.shape.items()), self.backward, frozenset()).build(device).provider(self.provider)
+
+
+def _tiles(*columns: Sequence[Any]) -> tuple[Options, ...]:
+    """Rows, columns and inner entries of a product, warps and stages."""
+    return tuple(dict(zip(("BN", "BH", "BK", "num_warps", "num_stages"), values, strict=True)) for values in columns)
+
+
+_STREAMED = _tiles((16, 64, 64, 4, 2), (16, 128, 64, 8, 2), (16, 128, 128, 8, 1), (32, 128, 32, 8, 2), (32, 64, 64, 8, 2), (32, 64, 32, 4, 3))
+_TALL = _tiles((64, 64, 32, 8, 2), (64, 128, 32, 8, 2), (64, 64, 32, 4, 2), (128, 64, 32, 8, 2))
+_DOWN = _tiles(
+    (16, 64, 64, 4, 2), (16, 128, 64, 8, 2), (32, 64, 64, 8, 2), (32, 64, 32, 4, 3), (64, 64, 64, 4, 2), (64, 64, 32, 8, 2), (64, 128, 64, 8, 2)
+)
+_ONCE = _tiles((64, 64, 64, 4, 2), (64, 64, 64, 8, 3), (64, 128, 64, 8, 2), (128, 64, 64, 8, 2), (128, 128, 64, 8, 2))
+_MMD = tuple(
+    {"PRODUCT": product, "TILE": tile, "DEPTH": depth, "num_warps": warps, "num_stages": stages}
+    for product, tile, depth, warps, stages in (
+        ("tf32x3", 64, 32, 4, 2), ("tf32x3", 128, 16, 8, 2), ("tf32x3", 128, 32, 8, 2), ("tf32x3", 128, 32, 8, 3), ("ieee", 128, 16, 8, 3),
+    )
+)  # fmt: skip
+_KDE = tuple({"ROWS": rows, "POINTS": points, "num_warps": rows // 32} for rows, points in ((128, 16), (64, 32), (64, 16), (256, 16), (256, 32)))
+
+SWEEPS = (
+    Sweep("chain forward, few rows", "chain", {**_SMALL, **_CHAIN}, False, "ours", "chain", "forward_options", _STREAMED),
+    Sweep("chain forward, many rows", "chain", {**_LARGE, **_CHAIN}, False, "ours", "chain", "forward_options", (*_STREAMED[1:], *_TALL)),
+    *(
+        Sweep(f"chain backward, {words} rows{low}", "chain", {**rows, **_CHAIN}, True, provider, "chain_backward", attribute, candidates)
+        for words, rows in (("few", _SMALL), ("many", _LARGE))
+        for provider, low in (("ours", ""), ("ours_bf16", " in bf16"))
+        for attribute, candidates in (("backward_options", _DOWN), ("one_step_options", _ONCE))
+    ),
+    *(
+        Sweep(f"weight gradient, {words} rows", "chain", {**rows, **_CHAIN}, True, "ours_bf16", "weight_gradient", attribute, candidates)
+        for words, rows in (("few", _SMALL), ("many", _LARGE))
+        for attribute, candidates in (("_MIN_SLICE", (128, 256)), ("_MAX_SLICES", (64, 128)), ("SCRATCH_BYTES", (128 << 20, 1 << 30)))
+    ),
+    Sweep("sleep", "sleep", {**_LARGE, "T": 40, "D": 2}, True, "ours_bf16", "sleep_backward", "one_step_options", _ONCE),
+    Sweep("discrepancy", "mmd", {"N": 10_000, "M": 10_000, "P": 784}, False, "ours", "mmd", "sum_options", _MMD),
+    Sweep(
+        "discrepancy, its gradient", "mmd", {"N": 10_000, "M": 10_000, "P": 784}, True, "ours", "mmd", "gradient_options",
+        tuple({**options, "FEATURES": features} for options in _MMD for features in (64, 128)),
+    ),
+    Sweep("density", "kde", {"N": 8192, "M": 10_000, "D": 2}, True, "ours", "kde", "launch_options", _KDE),
+    Sweep("density, its gradient", "kde", {"N": 8192, "M": 10_000, "D": 2}, True, "ours", "kde_backward", "launch_options", _KDE),
+)  # fmt: skip
+
+
+@contextmanager
+def replaced(sweep: Sweep, candidate: Any) -> Iterator[None]:
+    """The module with the candidate's values; None leaves it as it is."""
+    module = importlib.import_module(f"ddvi_fast.kernels.{sweep.module}")
+    before = getattr(module, sweep.attribute)
+    after = before
+    if candidate is not None:
+        after = (lambda *sizes: {**before(*sizes), **candidate}) if callable(before) else candidate
+    setattr(module, sweep.attribute, after)
+    try:
+        yield
+    finally:
+        setattr(module, sweep.attribute, before)
+
+
+def compile_one(job: tuple[Sweep, int, str]) -> str:
+    """Run a candidate once, so that its kernels are in Triton's cache; what went wrong, or nothing."""
+    sweep, number, device = job
+    try:
+        with replaced(sweep, sweep.candidates[number]):
+            flat(sweep.call(torch.device(device))()).sum().item()
+    except Exception as error:  # a candidate may not fit the device in any way
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:120]
+    return ""
+
+
+def run(sweep: Sweep, failures: Sequence[str], device: torch.device, seconds: float) -> None:
+    """Time what compiled, in turns with the options in force, and print a line for each; `failures` has a text for each candidate."""
+    call = sweep.call(device)
+    expected = flat(call())
+
+    def timed(candidate: Any) -> Callable[[], object]:
+        def work() -> object:
+            with replaced(sweep, candidate):
+                return call()
+
+        return work
+
+    providers = {"in force": timed(None)}
+    for number, candidate in enumerate(sweep.candidates):
+        if not failures[number]:
+            apart = float((flat(timed(candidate)()) - expected).norm() / expected.norm())
+            providers[f"{candidate}{'' if apart < 1e-2 else f', WRONG by {apart:.1e}'}"] = timed(candidate)
+    times = {name: timing.median for name, timing in time_together(providers, device, seconds=seconds).items()}
+    print(f"\n{sweep.name} ({sweep.attribute}): {times['in force']:.3f} ms in force")
+    for name, value in sorted(times.items(), key=lambda item: item[1]):
+        if name != "in force":
+            print(f"  {value:8.3f} ms, x {times['in force'] / value:.2f}  {name}")
+    for candidate, reason in zip(sweep.candidates, failures, strict=True):
+        if reason:
+            print(f"  failed: {candidate}: {reason}")
+
+
+def flat(results: Any) -> Tensor:
+    """All numbers of a call's results."""
+    values = results.values() if isinstance(results, dict) else results if isinstance(results, (tuple, list)) else [results]
+    return torch.cat([value.detach().double().flatten() for value in values if isinstance(value, Tensor)])
+
+
+def profile(sweep: Sweep, device: torch.device) -> None:
+    """Milliseconds of each kernel in a call."""
+    call = sweep.call(device)
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+        for _ in range(3):
+            call()
+        torch.cuda.synchronize(device)
+    spent = sorted(((event.self_device_time_total / 3000, event.count // 3, event.key) for event in recorded.key_averages()), reverse=True)
+    print(f"\n{sweep.name}, its kernels: " + "; ".join(f"{name[:40]} {time:.3f} ms in {count}" for time, count, name in spent[:8]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", metavar="TEXT", help="sweeps whose name contains TEXT")
+    parser.add_argument("--processes", type=int, default=14, help="that compile")
+    parser.add_argument("--seconds", type=float, default=0.05, help="of measuring for each candidate")
+    parser.add_argument("--profile", action="store_true", help="the time of each kernel, too")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
+    chosen = [sweep for sweep in SWEEPS if options.only in sweep.name]
+    jobs = [(sweep, number, "cuda") for sweep in chosen for number in range(len(sweep.candidates))]
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        reasons = iter(list(pool.map(compile_one, jobs)))
+    device, profiled = torch.device("cuda"), set()
+    for sweep in chosen:
+        case = (sweep.operation, str(sweep.shape), sweep.backward, sweep.provider)
+        if options.profile and case not in profiled:
+            profiled.add(case)
+            profile(sweep, device)
+        run(sweep, [next(reasons) for _ in sweep.candidates], device, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

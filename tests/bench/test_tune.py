@@ -1,0 +1,46 @@
+"""The sweep over launch options, in Triton's interpreter: candidates take the place of options, are checked, and leave no trace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import tune
+from ddvi_fast import _backend, use_backend
+
+pytestmark = pytest.mark.skipif(bool(_backend.unavailable("triton")), reason="Triton is not installed")
+TINY = tune.Sweep("tiny", "mmd", {"N": 12, "M": 9, "P": 5}, False, "ours", "mmd", "sum_options", ({"TILE": 16}, {"DEPTH": 32}))
+
+
+def test_a_candidate_takes_the_place_of_options_and_leaves():
+    from ddvi_fast.kernels import kde_common, mmd
+
+    before = mmd.sum_options
+    with tune.replaced(TINY, {"TILE": 16}):
+        assert mmd.sum_options(6) == {**before(6), "TILE": 16}
+    with tune.replaced(replace(TINY, module="kde_common", attribute="MOST_SHARES"), 7):
+        assert kde_common.MOST_SHARES == 7
+    assert mmd.sum_options is before and kde_common.MOST_SHARES != 7
+
+
+def test_candidates_are_timed_and_the_wrong_and_the_failed_are_named(capsys):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with use_backend("triton"):
+        assert tune.compile_one((TINY, 0, device.type)) == ""
+        failed = tune.compile_one((replace(TINY, candidates=({"TILE": 17},)), 0, device.type))
+        tune.run(replace(TINY, candidates=(*TINY.candidates, {"TILE": 17})), ["", "", failed], device, 0.01)
+    first, *lines = capsys.readouterr().out.strip().splitlines()
+    assert first.startswith("tiny (sum_options): ") and first.endswith(" ms in force")
+    assert sorted(line.split("  ")[-1] for line in lines[:2]) == ["{'DEPTH': 32}", "{'TILE': 16}"]
+    assert failed and "17" in lines[2] and failed in lines[2]
+
+
+def test_every_sweep_names_what_is_there():
+    import importlib
+
+    for sweep in tune.SWEEPS:
+        module = importlib.import_module(f"ddvi_fast.kernels.{sweep.module}")
+        assert hasattr(module, sweep.attribute) and sweep.candidates, sweep
+    assert len({sweep.name + sweep.attribute + sweep.provider for sweep in tune.SWEEPS}) == len(tune.SWEEPS)
