@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from ddvi_fast import use_backend
+from ddvi_fast import fit_posterior, use_backend
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.estimator import DDVI
 from ddvi_fast.experiments.compose import compose
 from ddvi_fast.experiments.maps import run
 from ddvi_fast.experiments.run import evaluate_run
+from ddvi_fast.inference import Architecture, Training
 from tests.pretend_device import DEVICE, PretendDevice
 
 # Recorded steps need a GPU that is one.
@@ -66,6 +67,23 @@ def test_an_estimator_stays_on_its_device(monkeypatch):
         assert next(estimator.model_.parameters()).device == DEVICE
         latents = estimator.transform(x)
         assert np.isfinite(latents).all() and np.isfinite(estimator.score(x))
+
+
+class Shifted:
+    """A model of one's own: a standard normal, seen with noise."""
+
+    def log_joint(self, x, z):
+        return -0.5 * ((z - x).square() + z.square()).sum(-1)
+
+
+def test_a_posterior_of_ones_own_model_stays_on_its_device():
+    with use_backend("reference"), PretendDevice():
+        x = torch.tensor([1.0, 2.0]).to("cuda")
+        small = {"architecture": Architecture(num_steps=3, width=8, hidden=(8,)), "training": Training(steps=4, batch_size=8)}
+        posterior = fit_posterior(Shifted(), x, dim=2, device="cuda", **small)
+        assert posterior.sample(5).device == DEVICE
+        weighted = posterior.importance_sample(200)
+        assert np.isfinite(float(weighted.log_evidence))
 
 
 def test_a_step_of_two_devices_is_an_error():
