@@ -1,0 +1,108 @@
+"""The released recipe of the inverse autoregressive flow (`iaf_vae`), step by step in PyTorch; nothing of ddvi_fast is used here.
+
+Dropout is never off, in the decoder neither; the encoder gives mean, logit of the variance and context; `log q` counts the whole
+log-variance; the prior's density is the mean of five kernel estimates, each clipped.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench.baselines.training import BANDWIDTHS, CLAMP
+
+DROPOUT, SLOPE = 0.2, 0.2
+STEPS, WIDTH, CONTEXT = 4, 128, 10
+LEARNING_RATE, BATCH = 1e-4, 128
+KL_WEIGHT, RAMP = 0.01, 0.8  # the ramp's share of the epochs
+
+
+class Perceptron(nn.Module):
+    """Two hidden layers, each followed by dropout, then a head for each width."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: list[int], rate: float = DROPOUT) -> None:
+        super().__init__()
+        self.rate = rate
+        self.layers = nn.ModuleList([nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)])
+        self.heads = nn.ModuleList([nn.Linear(hidden, width) for width in outputs])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        for layer in self.layers:
+            x = functional.dropout(functional.leaky_relu(layer(x), SLOPE), self.rate)
+        return [head(x) for head in self.heads]
+
+
+class Step(nn.Module):
+    """Of two latents the first is gated by what the second says, the second by constants; `turned` swaps them afterwards."""
+
+    def __init__(self, turned: bool) -> None:
+        super().__init__()
+        self.turned = turned
+        self.of_context = nn.Linear(CONTEXT, WIDTH)
+        self.first, self.second, self.third = nn.Linear(2, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.last = nn.Linear(WIDTH, 4)
+
+    def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents [N, 2] and the log-determinants [N]."""
+        sees, speaks = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0], [0.0], [1.0], [0.0]])
+        hidden = torch.relu(functional.linear(z, self.first.weight * sees, self.first.bias) + self.of_context(context))
+        hidden = torch.relu(self.third(torch.relu(self.second(hidden))))
+        gate, shift = functional.linear(hidden, self.last.weight * speaks, self.last.bias).chunk(2, 1)
+        share = torch.sigmoid(gate)
+        z = share * z + (1 - share) * shift
+        return (z.flip(1) if self.turned else z), torch.log(share).sum(1)
+
+
+class ReleasedFlow(nn.Module):
+    """Encoder, flow and decoder; `points` [M, 2] are the prior's samples of the kernel density."""
+
+    def __init__(self, points: Tensor, pixels: int = 784, hidden: int = 1000, rate: float = DROPOUT) -> None:
+        super().__init__()
+        self.encoder = Perceptron(pixels, hidden, [2, 2, CONTEXT], rate)
+        self.decoder = Perceptron(2, hidden, [pixels], rate)
+        self.steps = nn.ModuleList(Step(turned=number % 2 == 1) for number in range(STEPS))
+        self.register_buffer("points", points)
+
+    def sample(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A latent [N, 2] of each row and its `log q` as the released code counts it."""
+        mean, logit, context = self.encoder(x)
+        variance = torch.sigmoid(logit)
+        noise = torch.randn_like(mean) if noise is None else noise
+        z = mean + variance.sqrt() * noise
+        log_q = -(torch.log(variance) + noise.square() / 2 + math.log(2 * math.pi) / 2).sum(1)
+        for step in self.steps:
+            z, log_det = step(z, context)
+            log_q = log_q - log_det
+        return z, log_q
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """Kernel estimate of the prior's log-density, nats [N]."""
+        squared = (z.unsqueeze(1) - self.points).square().sum(-1)
+        constants = [2 * math.log(width) + math.log(2 * math.pi * len(self.points)) for width in BANDWIDTHS]
+        each = [torch.logsumexp(-squared / (2 * width**2), 1) - constant for width, constant in zip(BANDWIDTHS, constants, strict=True)]
+        return torch.logsumexp(torch.stack(each).clamp(-CLAMP, CLAMP), 0) - math.log(len(BANDWIDTHS))
+
+    def terms(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cross-entropy a pixel and divergence [N] of rows `x` [N, P]."""
+        z, log_q = self.sample(x, noise)
+        rebuilt = functional.binary_cross_entropy(torch.sigmoid(self.decoder(z)[0]), x, reduction="none").mean(1)
+        return rebuilt, log_q - self.log_prior(z)
+
+
+def kl_weight(epoch: int, epochs: int) -> float:
+    """It rises from epoch to epoch."""
+    return KL_WEIGHT * min(1.0, epoch / int(RAMP * epochs))
+
+
+def train(model: ReleasedFlow, x: Tensor, epochs: int) -> None:
+    """On rows `x` [N, P] in [0, 1]."""
+    adam = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    for epoch in range(epochs):
+        for rows in torch.randperm(len(x)).split(BATCH):
+            rebuilt, divergence = model.terms(x[rows])
+            adam.zero_grad()
+            (rebuilt + kl_weight(epoch, epochs) * divergence).mean().backward()
+            adam.step()
