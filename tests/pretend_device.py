@@ -2,6 +2,7 @@
 
 Inside `PretendDevice()` whatever is made on or moved to ``cuda`` is marked, by its storage; an operator whose tensors are marked only in
 part raises what a GPU would. Python code sees `tensor.device` as there. It shows no more than where tensors are: no kernel, no stream.
+What a step moves between host and device, `tests/engine/pretend.py` shows, whose device has no memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from tests.engine.recording import tensors
 
 DEVICE = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
@@ -50,7 +52,7 @@ class PretendDevice(TorchFunctionMode):
             raise TypeError("can't convert a tensor on cuda:0 to numpy")
         target, args, kwargs = self._target(func, args, kwargs)
         if target is None:
-            with self._marks.within(any(self._marks.has(value) for value in _tensors((args, kwargs)))):
+            with self._marks.within(any(self._marks.has(value) for value in tensors((args, kwargs)))):
                 return func(*args, **kwargs)
         with self._marks.asleep():
             made = func(*args, **kwargs)
@@ -121,7 +123,7 @@ class _Marks(TorchDispatchMode):
         kwargs = kwargs or {}
         if not self._awake:
             return func(*args, **kwargs)
-        given = _tensors((args, kwargs))
+        given = tensors((args, kwargs))
         marked = [self.has(value) for value in given]
         name, first_decides = func._schema.name, func._schema.name in ("aten::copy_", "aten::index")
         # A number of the CPU goes along with a device's tensors, and a device's tensor takes indices of the CPU.
@@ -131,7 +133,7 @@ class _Marks(TorchDispatchMode):
             raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found {', '.join(shapes)}")
         made = func(*args, **kwargs)
         if marked[0] if first_decides else any(marked) or (not given and self._inside):
-            for value in _tensors(made):
+            for value in tensors(made):
                 self.put(value, True)
         return made
 
@@ -140,7 +142,3 @@ def _real(device: torch.device | str) -> torch.device:
     """The device that does the work."""
     device = torch.device(device)
     return _CPU if device.type == "cuda" else device
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -27,7 +27,7 @@ class LocalEngine(AdamState):
         objective: what is minimised; it moves to `device`.
         optimisation: learning rates and clipping.
         device: where to train.
-        capture: record the training step once and replay it; by default on a GPU.
+        capture: record the training step once and replay it; by default on a GPU, unless a module is not `recordable`.
         compile_networks: let `torch.compile` fuse what lies between the matrix products of the dense networks.
         precision: of matrix products of networks and chain, ``float32`` or ``bf16``; densities, sums, parameters and Adam are float32.
         make_recording: how a step is recorded.
@@ -50,7 +50,9 @@ class LocalEngine(AdamState):
     ) -> None:
         self.objective, self.optimisation, self.device = objective.to(device), optimisation, torch.device(device)
         self._narrow = _checks.choice(precision, PRECISIONS, "precision") == "bf16"
-        capture = self.device.type == "cuda" if capture is None else capture
+        recordable = all(getattr(module, "recordable", True) for module in objective.modules())
+        _checks.require(recordable or not capture, "capture", "false or null, for a posterior whose steps ask the device for numbers", capture)
+        capture = self.device.type == "cuda" and recordable if capture is None else capture
         # Reading each loss back would stall a device, so there the losses are watched where they are.
         self._watches = capture or self.device.type != "cpu"
         self._captured = CapturedStep(self._run, self.device, make_recording) if capture else None

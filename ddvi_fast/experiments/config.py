@@ -225,7 +225,7 @@ class Config:
     timeout: float = 300.0  # seconds of silence after which another process counts as lost
     checkpoint_steps: int | None = 1000  # from one checkpoint to the next; null for none
     checkpoint_keep: int = 2  # how many of the last ones stay
-    capture: bool | None = None  # record the training step once and replay it; on a GPU if null
+    capture: bool | None = None  # record the training step once and replay it; if null, on a GPU, unless a posterior cannot be (realnvp)
     compile_networks: bool = False  # let torch.compile fuse the dense networks while training
     threads: int | None = None  # of torch on the CPU; its own choice if null
     run_dir: str | None = None  # runs/DATASET-METHOD-PRIOR-seedN if null

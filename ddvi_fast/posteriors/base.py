@@ -94,6 +94,7 @@ class Posterior(nn.Module):
         _checks.require(self.has_density, "posterior", "one with a density, for a bound", f"{type(self).__name__}: {self.why_no_density}")
 
     why_no_density = "its samples come without a log-ratio"
+    recordable = True  # whether a GPU can record its part of a training step, which may ask the device for no number
 
     def facts(self) -> dict[str, object]:
         """What a notebook shows of it."""

@@ -179,6 +179,8 @@ class RealNVP(Flow):
         torch.Size([7, 6])
     """
 
+    recordable = False  # zuko looks up which dimensions move, every time
+
     def __init__(
         self,
         encoder: nn.Module,

@@ -15,6 +15,7 @@ from ddvi_fast.rng import Draws
 KDE_BANDWIDTHS = (0.005, 0.008, 0.01, 0.03, 0.05)  # of the released code's density
 KDE_POINTS = 10_000
 KDE_CLAMP = 1000.0
+_KEPT_BLURS = 4
 
 
 class Prior(nn.Module):
@@ -85,11 +86,16 @@ class Prior(nn.Module):
         """The prior with Gaussian noise of standard deviation `width` added in its own coordinates; the prior itself at 0."""
         if width == 0:
             return self
-        # Kept for the next call, unless the prior is learned; in a tuple, so that it is no submodule.
-        if getattr(self, "_kept_blur", (None,))[0] != width or any(parameter.requires_grad for parameter in self.parameters()):
-            here = next((buffer.device for buffer in self.buffers()), None)
-            self._kept_blur = (width, self._blurred(width).to(here))
-        return self._kept_blur[1]
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            return self._blurred_beside(width)
+        # The last few are kept, as making one may ask the device, and a step may want two; in a dictionary, so that they are no submodules.
+        kept = getattr(self, "_kept_blurs", {})
+        made = kept.pop(width, None) or self._blurred_beside(width)
+        self._kept_blurs = dict([*kept.items(), (width, made)][-_KEPT_BLURS:])
+        return made
+
+    def _blurred_beside(self, width: float) -> Prior:
+        return self._blurred(width).to(next((buffer.device for buffer in self.buffers()), None))
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         """Nodes [M, D] and log-weights [M], float64 on the CPU, with `E_p[f(z)] ~ sum_m w_m f(z_m)`: `resolution` along an arm or edge."""

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from ddvi_fast import fit_posterior, use_backend
+from ddvi_fast import InputError, fit_posterior, use_backend
+from ddvi_fast.engine.captured import DeviceProgress
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.estimator import DDVI
+from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.compose import compose
 from ddvi_fast.experiments.maps import run
-from ddvi_fast.experiments.run import evaluate_run
+from ddvi_fast.experiments.run import evaluate_run, load_dataset
 from ddvi_fast.inference import Architecture, Training
+from ddvi_fast.rng import DeviceDraws, Draws
+from tests.engine import pretend
 from tests.pretend_device import DEVICE, PretendDevice
 
 # Recorded steps need a GPU that is one.
@@ -49,6 +53,31 @@ def test_a_run_stays_on_its_device(name, tmp_path):
     with use_backend("reference"), PretendDevice():
         result = run(compose([*SMALL, *RUNS[name], f"run_dir={tmp_path / 'run'}"]))
     assert all(np.isfinite(value) for value in result.metrics.values())
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("map", "realnvp")])
+def test_a_step_asks_nothing_of_the_host(name, monkeypatch):
+    """What a recorded step on a GPU needs, of every objective in every phase."""
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda optimiser: None)  # torch's own, which knows no device without memory
+    config = compose([*SMALL, "device=cpu", *RUNS[name]])
+    dataset = load_dataset(config)
+    for phase in build(config, dataset).phases:
+        engine = LocalEngine(phase.objective.train(), phase.optimisation, pretend.DEVICE)
+        x = torch.empty((50, *dataset.input_shape), device=pretend.DEVICE)
+        draws, progress = DeviceDraws(Draws(0).state(pretend.DEVICE)), DeviceProgress(4, 2, pretend.DEVICE)
+        with use_backend("reference"):
+            engine._run(x, progress, draws)  # what is made once and kept
+            with pretend.NoHostTraffic():
+                engine._run(x, progress, draws)
+
+
+def test_what_cannot_be_recorded_is_not(monkeypatch):
+    experiment = build(compose([*SMALL, "device=cpu", "method=realnvp"]), load_dataset(compose([*SMALL, "device=cpu"])))
+    (phase,) = experiment.phases
+    with pytest.raises(InputError, match=r"^capture: expected false or null, for a posterior whose steps ask the device"):
+        LocalEngine(phase.objective, phase.optimisation, "cpu", capture=True)
+    with PretendDevice():
+        assert LocalEngine(phase.objective, phase.optimisation, "cuda")._captured is None
 
 
 def test_a_saved_run_is_evaluated_on_its_device(tmp_path):

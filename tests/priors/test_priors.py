@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ddvi_fast import InputError, priors
+from ddvi_fast.priors.centres import Centres
 from ddvi_fast.rng import Draws
 
 F64 = torch.float64
@@ -269,3 +270,19 @@ def test_blur_widens_in_the_samples_as_in_the_density(name):
     value = prior.log_prob(prior.sample(20_000, Draws(7), dtype=F64))
     nodes, log_weights = prior.integration_nodes(80)
     assert abs(value.mean() - (log_weights.exp() * prior.log_prob(nodes)).sum()) < 4 * value.std() / math.sqrt(len(value)) + 2e-3
+
+
+def test_the_last_few_blurred_priors_are_kept_and_are_no_part_of_the_prior():
+    prior = priors.make("pinwheel")
+    narrow, wide = prior.blurred(0.1), prior.blurred(0.2)
+    assert prior.blurred(0.1) is narrow and prior.blurred(0.2) is wide and prior.blurred(0) is prior
+    for width in (0.3, 0.4, 0.5):
+        prior.blurred(width)
+        assert prior.blurred(0.2) is wide  # asked for again and again
+    assert prior.blurred(0.1) is not narrow
+    assert list(prior.modules()) == [prior]
+
+
+def test_a_blurred_learned_prior_is_made_anew():
+    prior = Centres(priors.make("gaussian", dim=2), 3, 0.1)
+    assert prior.blurred(0.1) is not prior.blurred(0.1)
