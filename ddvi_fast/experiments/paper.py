@@ -82,8 +82,8 @@ def overrides_of(dataset: str, method: str, prior: str, further: Sequence[str] =
         InputError: an unknown name, with the nearest valid one; a method of another task than the data set's.
 
     Example:
-        >>> overrides_of("mnist", "vae", "pinwheel", ["epochs=1"])[-4:]
-        ['prior=pinwheel', 'recipe=released', 'run_dir=runs/mnist-vae-pinwheel-seed0', 'epochs=1']
+        >>> overrides_of("mnist", "vae", "pinwheel", ["epochs=1"])[-5:]
+        ['prior=pinwheel', 'recipe=released', 'dataset.decoder.dropout=0.2', 'run_dir=runs/mnist-vae-pinwheel-seed0', 'epochs=1']
     """
     data = DATASETS[_checks.choice(dataset, DATASETS, "DATASET")]
     ours = METHODS[_checks.choice(method, METHODS, "METHOD")]

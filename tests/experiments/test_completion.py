@@ -33,7 +33,7 @@ def complete(line: str) -> set[str]:
         ("ddvi-fast ", set(COMMANDS)),
         ("ddvi-fast train prior=pin", {"pinwheel"}),
         ("ddvi-fast train prior=square epo", {"epochs="}),
-        ("ddvi-fast train recipe.kl.w", {"recipe.kl.weight="}),
+        ("ddvi-fast train recipe.kl.we", {"recipe.kl.weight="}),
         ("ddvi-fast train --d", {"--dry-run"}),
         ("ddvi-fast doctor prior=pin", set()),
     ],
