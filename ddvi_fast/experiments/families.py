@@ -13,7 +13,6 @@ from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.experiments.config import MethodConfig
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import IAF, Adversarial, Gaussian, Hamiltonian, HierarchicalIAF, PathIntegral, Planar, Posterior, RealNVP, Spline
-from ddvi_fast.posteriors.flows import Flow
 from ddvi_fast.rng import Draws
 
 
@@ -62,8 +61,8 @@ def _flow(family: type[Posterior], **more: str) -> Callable[[Parts], Posterior]:
             options["open_gates"] = parts.still
         if family is Hamiltonian:
             options["model"] = parts.model
-        fits = issubclass(family, Flow) or not parts.shared
-        _checks.require(fits, "recipe.shared_context", "false, for a posterior other than iaf, planar, realnvp and spline", parts.method.posterior)
+        fits = parts.method.posterior in SHARING or not parts.shared
+        _checks.require(fits, "recipe.shared_context", f"false, for a posterior other than {', '.join(SHARING)}", parts.method.posterior)
         top, width = 2 * parts.latent_dim, flow.context_dim
         encoder, context = (parts.encoder(top + width), None) if parts.shared else (parts.encoder(top), parts.context(width))
         return family(encoder, context, latent_dim=parts.latent_dim, context_dim=flow.context_dim, draws=parts.draws, **options)
@@ -81,6 +80,9 @@ def _path_integral(parts: Parts) -> PathIntegral:
     control = ResidualMLP(parts.latent_dim, chain.context_dim, chain.num_steps, chain.hidden_dim, zero_output=parts.still, draws=parts.draws)
     return PathIntegral(parts.encoder(parts.latent_dim), control, parts.context(chain.context_dim), learn_scales=chain.learn_variances)
 
+
+# Whose encoder may give their context, too.
+SHARING = ("iaf", "planar", "realnvp", "spline")
 
 # Those that `method.flow` describes whole.
 FLOWS: dict[str, Callable[[Parts], Posterior]] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ddvi_fast import _checks
 from ddvi_fast.experiments.config import Config
-from ddvi_fast.experiments.families import FLOWS
+from ddvi_fast.experiments.families import FLOWS, SHARING
 from ddvi_fast.experiments.released import has_released_density, has_stages
 
 _OF_A_CONTROL = ("num_steps", "hidden_dim", "context_dim", "learn_variances")  # what a path integral takes of a chain
@@ -84,7 +84,7 @@ def _drops_in_the_decoder(config: Config) -> bool:
 
 def _has_own_flow(config: Config) -> bool:
     without_classes = config.method.task == "unsupervised" or (config.method.task == "clustering" and not config.method.clustering.latent)
-    return without_classes and _has_posterior("iaf", "planar", "realnvp", "spline")(config)
+    return without_classes and _has_posterior(*SHARING)(config)
 
 
 _CHAIN = "a diffusion posterior without the released recipe"

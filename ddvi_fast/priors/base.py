@@ -86,16 +86,14 @@ class Prior(nn.Module):
         """The prior with Gaussian noise of standard deviation `width` added in its own coordinates; the prior itself at 0."""
         if width == 0:
             return self
+        here = next((buffer.device for buffer in self.buffers()), None)
         if any(parameter.requires_grad for parameter in self.parameters()):
-            return self._blurred_beside(width)
+            return self._blurred(width).to(here)
         # The last few are kept, as making one may ask the device, and a step may want two; in a dictionary, so that they are no submodules.
         kept = getattr(self, "_kept_blurs", {})
-        made = kept.pop(width, None) or self._blurred_beside(width)
-        self._kept_blurs = dict([*kept.items(), (width, made)][-_KEPT_BLURS:])
+        made = kept.pop((width, here), None) or self._blurred(width).to(here)
+        self._kept_blurs = dict([*kept.items(), ((width, here), made)][-_KEPT_BLURS:])
         return made
-
-    def _blurred_beside(self, width: float) -> Prior:
-        return self._blurred(width).to(next((buffer.device for buffer in self.buffers()), None))
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         """Nodes [M, D] and log-weights [M], float64 on the CPU, with `E_p[f(z)] ~ sum_m w_m f(z_m)`: `resolution` along an arm or edge."""

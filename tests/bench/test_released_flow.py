@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from bench.baselines import released_flow
-from bench.released_flow import FIGURES, RELEASED, table
+from bench.released_flow import FIGURES, RESULTS, ours_and_released, table
 from ddvi_fast import rng
 from ddvi_fast.experiments.build import build
 from ddvi_fast.experiments.compose import compose
@@ -69,7 +71,18 @@ def test_training_goes_down_and_the_table_has_every_run():
         released_flow.train(model, x, 30)
         assert float(model.terms(x)[0].mean().detach()) < before
     runs = [dict.fromkeys(FIGURES, 1.5), dict.fromkeys(FIGURES, 2.5)]
-    record = {"command": ["bench"], "commit": "abc", "versions": {"torch": "2"}, "epochs": 5, "plain": runs, "ours": runs[:1]}
+    record = {
+        "command": ["bench"],
+        "commit": "abc",
+        "versions": {"torch": "2"},
+        "epochs": 5,
+        "plain": runs,
+        "ours": runs[:1],
+        "released": ours_and_released()[1],
+    }
     lines = table(record).splitlines()
     assert "| plain PyTorch, all 2 | " + " | ".join(["2.00 ± 0.71"] * len(FIGURES)) + " |" in lines
-    assert lines[-1].startswith(f"| released code | {RELEASED['evidence_blurred']}")
+    assert lines[-1].startswith("| released code | -163.7 | -5.09 | 0.414 | 1.79 | 2.64 | 0.91 |")
+    stored = json.loads((RESULTS / "released_flow.json").read_text(encoding="utf-8"))
+    assert (stored["ours"], stored["released"]) == ours_and_released()
+    assert table(stored) == (RESULTS / "released_flow.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddvi_fast import InputError, fit_posterior, use_backend
+from ddvi_fast import InputError, fit_posterior, priors, use_backend
 from ddvi_fast.engine.captured import DeviceProgress
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.estimator import DDVI
@@ -71,7 +71,7 @@ def test_a_step_asks_nothing_of_the_host(name, monkeypatch):
                 engine._run(x, progress, draws)
 
 
-def test_what_cannot_be_recorded_is_not(monkeypatch):
+def test_what_cannot_be_recorded_is_not():
     experiment = build(compose([*SMALL, "device=cpu", "method=realnvp"]), load_dataset(compose([*SMALL, "device=cpu"])))
     (phase,) = experiment.phases
     with pytest.raises(InputError, match=r"^capture: expected false or null, for a posterior whose steps ask the device"):
@@ -114,6 +114,14 @@ def test_a_posterior_of_ones_own_model_stays_on_its_device(monkeypatch):
         assert posterior.sample(5).device == DEVICE
         weighted = posterior.importance_sample(200)
         assert np.isfinite(float(weighted.log_evidence))
+
+
+def test_a_kept_blurred_prior_stands_where_its_prior_does():
+    prior = priors.make("less_noisy_square")
+    before = prior.blurred(0.1)
+    with PretendDevice():
+        moved = prior.to("cuda").blurred(0.1)
+        assert moved is not before and {buffer.device for buffer in moved.buffers()} == {DEVICE}
 
 
 def test_a_step_of_two_devices_is_an_error():
