@@ -17,7 +17,7 @@ _VALUES = 1 << 23  # decoded values held at a time
 
 @torch.no_grad()
 def log_evidence_quadrature(model: LatentVariableModel, x: Tensor, bounds: Sequence[Sequence[float]] | None = None, resolution: int = 200) -> Tensor:
-    """`log p(x) = log integral p(z) p(x | z) dz`, exact for D <= 2 (METHOD section 2).
+    """`log p(x) = log integral p(z) p(x | z) dz`, exact for D <= 2 (docs/method.md, section 2).
 
     Args:
         model: needs `prior`, `decoder` and `likelihood`.

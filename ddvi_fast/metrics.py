@@ -55,7 +55,7 @@ def _streamed_weights(model: LatentVariableModel, posterior: Posterior, x: Tenso
 def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, draws: Draws | None = None, log_var_twice: bool = False) -> Tensor:
     """The released code's "ELBO" of each row, [N], on its own scale; higher is better.
 
-    Reconstruction is averaged over pixels instead of summed and the prior is its clamped kernel estimate (ORIGINAL_RELEASE). A chain's
+    Reconstruction is averaged over pixels instead of summed and the prior is its clamped kernel estimate (docs/migration.md). A chain's
     ratio is averaged over latent dimensions; for a deterministic one, which has none, it is minus the divergence of `y_T` from
     N(0, I) and of each step from the noising process, as the released code reports it. Not nats, and no bound.
 

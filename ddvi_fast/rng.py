@@ -1,6 +1,6 @@
 """Counter-based random numbers: Philox 4x32-10, the same bits for any batch split, order, device or tiling.
 
-The key is the 64-bit seed, the counter is (draw low, draw high, block, stream): METHOD section 6. A *draw* is the
+The key is the 64-bit seed, the counter is (draw low, draw high, block, stream): docs/method.md, section 6. A *draw* is the
 position of a sample in the whole run, a *stream* names what the number is for, a *block* holds four words of one row.
 Four words make four normals, two Box-Muller pairs, so row `i` of a `[N, D]` request uses `ceil(D / 4)` blocks.
 

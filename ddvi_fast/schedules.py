@@ -1,4 +1,4 @@
-"""Noise schedules and their coefficient tables (METHOD section 1), built in float64 and handed to the chain in float32.
+"""Noise schedules and their coefficient tables (docs/method.md, section 1), built in float64 and handed to the chain in float32.
 
 A schedule is the noising process `r(y_t | y_{t-1}) = N(sqrt(alpha_t) y_{t-1}, beta_t I)`. Variance preserving (VP) sets
 `alpha_t = 1 - beta_t`; variance exploding (VE) sets `alpha_t = 1`, so that `beta_t` is what step `t` adds. Arrays are
@@ -117,7 +117,7 @@ class NoiseSchedule:
     def coefficients(
         self, parametrisation: str = "eps", eta: float = 1.0, final_variance: float | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """The chain's table [T, 5] with columns `A`, `B`, `s`, `sqrt(alpha)`, `beta` (METHOD section 1).
+        """The chain's table [T, 5] with columns `A`, `B`, `s`, `sqrt(alpha)`, `beta` (docs/method.md, section 1).
 
         Args:
             parametrisation: what the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean``.
@@ -164,7 +164,7 @@ class NoiseSchedule:
         """The sleep term's table [T, 5]: columns signal, deviation, `c0`, `c1` of `target_weights`, and `weight` at every step.
 
         Its regression noises `x0` to `y_t = signal_t x0 + deviation_t eps` and takes the error `e` of the denoiser's output against
-        `c0_t x0 + c1_t eps` to the loss `weight_t sum_d rho(e_d)` (METHOD section 3).
+        `c0_t x0 + c1_t eps` to the loss `weight_t sum_d rho(e_d)` (docs/method.md, section 3).
 
         Example:
             >>> make("cosine", 20).regression_table("v").shape

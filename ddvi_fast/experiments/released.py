@@ -48,7 +48,7 @@ def has_released_density(config: Config) -> bool:
 
 
 def _chain_stages(config: Config, dataset: Dataset) -> Experiment:
-    """The three stages (METHOD section 3); encoder and decoder carry over from stage to stage."""
+    """The three stages (docs/method.md, section 3); encoder and decoder carry over from stage to stage."""
     recipe = config.recipe
     model = parts.build_model(config, dataset)
     encoder = parts.make_encoder(config, dataset, 2 * config.latent_dim, parts.ENCODER)

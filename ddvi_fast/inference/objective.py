@@ -91,7 +91,7 @@ class GaussianFit(Objective):
 class Simulated(Objective):
     """Minus a bound on `log q(z | x)` over simulations; where the model has a density, plus the evidence bound of data at hand.
 
-    For a diffusion posterior the two are the sleep and the wake term of METHOD section 3, the first with its exact weights. Terms, nats:
+    For a diffusion posterior the two are the sleep and the wake term of docs/method.md, section 3, the first with its exact weights. Terms, nats:
     `chain` (the chain's steps) and `start` (`y_T`), or `density` for a family whose density is known; and `bound`.
 
     Args:

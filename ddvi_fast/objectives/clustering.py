@@ -1,4 +1,4 @@
-"""Clustering: a prior around learned centres that keep apart, and whose example belongs where (METHOD section 4)."""
+"""Clustering: a prior around learned centres that keep apart, and whose example belongs where (docs/method.md, section 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Denoising diffusion variational inference: the wake bound and the sleep regulariser (METHOD section 3)."""
+"""Denoising diffusion variational inference: the wake bound and the sleep regulariser (docs/method.md, section 3)."""
 
 from __future__ import annotations
 

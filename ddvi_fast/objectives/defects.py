@@ -1,4 +1,4 @@
-"""Mistakes of the released code (ORIGINAL_RELEASE), each switched on alone to see what it is worth. None of these is a bound."""
+"""Mistakes of the released code (docs/migration.md), each switched on alone to measure its effect. None of these objectives is a bound."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class KLSchedule:
 
 
 class ELBO(Objective):
-    """Minimise `-E_q[ log p(x|z) ] - w_kl E_q[ log p(z) + log_ratio ]` (METHOD section 3 without the sleep term).
+    """Minimise `-E_q[ log p(x|z) ] - w_kl E_q[ log p(z) + log_ratio ]` (docs/method.md, section 3 without the sleep term).
 
     Terms: `reconstruction` = -log p(x|z) and `kl` = -(log p(z) + log_ratio), nats per example.
 

@@ -1,4 +1,4 @@
-"""The released code's three stages (METHOD section 3), kept so that its numbers can be reproduced.
+"""The released code's three stages (docs/method.md, section 3), kept so that its numbers can be reproduced.
 
 Its scale is its own: reconstruction is a mean over pixels, the chain is deterministic, and the prior's density is a
 clamped kernel estimate. None of these objectives is a bound.

@@ -1,4 +1,4 @@
-"""Semi-supervised learning: a bound on data without labels, which sums over classes, and on the few with (METHOD section 4)."""
+"""Semi-supervised learning: a bound on data without labels, which sums over classes, and on the few with (docs/method.md, section 4)."""
 
 from __future__ import annotations
 

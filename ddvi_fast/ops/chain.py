@@ -44,7 +44,7 @@ def sample_chain(
     return_trajectory: bool = False,
     precision: str | None = None,
 ) -> ChainSample:
-    """Run all `T` denoising steps from `y_T` to `z`, adding up the path log-ratio (METHOD sections 1 and 2).
+    """Run all `T` denoising steps from `y_T` to `z`, adding up the path log-ratio (docs/method.md, sections 1 and 2).
 
     Args:
         y_T: start [.., N, D]; with a grouped denoiser [G, .., N, D].
@@ -101,7 +101,7 @@ def sample_chain(
 
 
 def trajectory_log_ratio(trajectory: Tensor, context: Tensor | None, denoiser: ResidualMLP, coefficients: Tensor) -> Tensor:
-    """The path log-ratio [.., N] in nats of a given trajectory [T + 1, .., N, D], start first (METHOD section 2).
+    """The path log-ratio [.., N] in nats of a given trajectory [T + 1, .., N, D], start first (docs/method.md, section 2).
 
     The states are data here: gradients reach the denoiser only through its density, and the states only through the
     formula. A doubly reparametrised gradient (Tucker et al. 2019) needs just that. The denoiser must not be grouped. All steps make one

@@ -17,7 +17,7 @@ from ddvi_fast.schedules import NoiseSchedule
 def add_noise(
     x0: Tensor, t: Tensor, schedule: NoiseSchedule, *, noise: Tensor | None = None, draws: Draws | DeviceDraws | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draw `y_t ~ r(y_t | y_0)`: `y_t = sqrt(alpha_bar_t) x0 + deviation_t noise` (METHOD section 1).
+    """Draw `y_t ~ r(y_t | y_0)`: `y_t = sqrt(alpha_bar_t) x0 + deviation_t noise` (docs/method.md, section 1).
 
     Args:
         x0: latents [..., N, D].

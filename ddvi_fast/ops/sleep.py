@@ -41,7 +41,7 @@ def denoising_loss(
     draws: Draws | DeviceDraws | None = None,
     precision: str | None = None,
 ) -> Tensor:
-    """The sleep term's regression: noise `x0` to step `t`, predict, compare (METHOD section 3).
+    """The sleep term's regression: noise `x0` to step `t`, predict, compare (docs/method.md, section 3).
 
     Args:
         x0: latents [.., N, D]; with a grouped denoiser [G, .., N, D].

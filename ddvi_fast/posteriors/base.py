@@ -35,7 +35,7 @@ class Posterior(nn.Module):
     """A variational posterior `q(z | x)`.
 
     A family writes three methods: `encode`, whatever it computes from `x`; `latent_path`, which draws everything on the way
-    to `z`; `log_ratio` of such a path. The importance weight is `log w = log p(x, z) + log_ratio` (METHOD section 2).
+    to `z`; `log_ratio` of such a path. The importance weight is `log w = log p(x, z) + log_ratio` (docs/method.md, section 2).
     """
 
     latent_dim: int

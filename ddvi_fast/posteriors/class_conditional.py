@@ -1,4 +1,4 @@
-"""Posteriors over latent and class, `q(z, c | x) = q(c | x) q(z | x, c)`, for priors cut into classes (METHOD section 4).
+"""Posteriors over latent and class, `q(z, c | x) = q(c | x) q(z | x, c)`, for priors cut into classes (docs/method.md, section 4).
 
 Any family serves as `q(z | x, c)`: its encoders give one row for each class and example. The chains of all classes are one grouped call.
 """

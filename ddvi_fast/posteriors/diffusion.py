@@ -1,4 +1,4 @@
-"""The diffusion posterior: a small conditional denoising chain in latent space (METHOD section 1)."""
+"""The diffusion posterior: a small conditional denoising chain in latent space (docs/method.md, section 1)."""
 
 from __future__ import annotations
 
@@ -156,14 +156,14 @@ class Diffusion(Posterior):
         return super().frozen_log_ratio(x, path, draws)
 
     def denoising_loss(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws, loss: str = "squared") -> Tensor:
-        """Regression of the chain's network on latents `z` [N, D], given the context of their data, at steps `t` [N] -> [N] (METHOD section 3)."""
+        """Regression loss [N] of the denoiser on latents `z` [N, D] at steps `t` [N], given the context of their data (docs/method.md, section 3)."""
         table = self.schedule.detach().regression_table(self.parametrisation, 1 / self.latent_dim, dtype=z.dtype)
         return self.regression(context, z, t, table, draws, loss)
 
     def step_divergence(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
         """`T KL( r(y_{t-1} | y_t, z) || q(y_{t-1} | y_t, x) )` in nats, less the entropy of `r`, at steps `t` [N] -> [N].
 
-        Averaged over uniform `t` this is the chain's part of the sleep term, exact in every weight (METHOD section 3); the first
+        Averaged over uniform `t` this is the chain's part of the sleep term, exact in every weight (docs/method.md, section 3); the first
         step, where `r` is a point mass, gives `-log q(z | y_1, x)`. Like all sleep terms it fits the chain to the noising process, not
         the noising process to the chain: a learned schedule takes no gradient from `r`.
         """

@@ -1,4 +1,4 @@
-"""A base prior around learned centres: the clustering prior of METHOD section 4."""
+"""A base prior around learned centres: the clustering prior of docs/method.md, section 4."""
 
 from __future__ import annotations
 

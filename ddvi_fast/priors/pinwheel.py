@@ -1,4 +1,4 @@
-"""The pinwheel: thin curved arms around the origin (METHOD section 5)."""
+"""The pinwheel: thin curved arms around the origin (docs/method.md, section 5)."""
 
 from __future__ import annotations
 

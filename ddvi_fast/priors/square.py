@@ -1,4 +1,4 @@
-"""The square: the perimeter of [-1, 1]^2 with noise across its edges (METHOD section 5)."""
+"""The square: the perimeter of [-1, 1]^2 with noise across its edges (docs/method.md, section 5)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Square(Prior):
     Args:
         noise_level: 3 in the "less noisy" variant.
         num_classes: equal stretches of the perimeter; one may turn a corner.
-        corner_width: standard deviation of a slight noise along the edge. METHOD's square has 0: its density then ends abruptly at
-            the corners, is zero beyond them, and gives a posterior that starts there nothing to follow.
+        corner_width: Standard deviation of a slight noise along the edge (float, default 0.01). With 0 the density ends abruptly at
+            the corners and is zero beyond them, so that a posterior that starts there has no gradient to follow.
     """
 
     dim = 2

@@ -1,4 +1,4 @@
-"""The swiss roll: a spiral with isotropic noise (METHOD section 5)."""
+"""The swiss roll: a spiral with isotropic noise (docs/method.md, section 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The denoiser and its chain: `T` affine steps around one small network, with the path log-ratio (METHOD sections 1, 2)."""
+"""The denoiser and its chain: `T` affine steps around one small network, with the path log-ratio (docs/method.md, sections 1 and 2)."""
 
 from __future__ import annotations
 

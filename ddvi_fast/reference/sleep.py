@@ -1,4 +1,4 @@
-"""The sleep term's regression: noising to one random step per row, the denoiser there, and its loss (METHOD section 3)."""
+"""The sleep term's regression: noising to one random step per row, the denoiser there, and its loss (docs/method.md, section 3)."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def decompose(experiment: Experiment, x: Tensor, draws: Draws) -> Decomposition 
 
 
 def step_ratios(posterior: Diffusion, context: Tensor | None, path: Tensor) -> Tensor:
-    """What each step adds to the path log-ratio of a latent path [T + 1, N, D], start first: nats [T, N], step T first (METHOD section 2)."""
+    """Contribution of each step to the path log-ratio of a path [T + 1, N, D], start first: nats [T, N], step T first (docs/method.md, section 2)."""
     table, network = posterior.coefficients().to(path), posterior.active_denoiser()
     ratios = []
     for place, step in enumerate(reversed(range(len(table)))):

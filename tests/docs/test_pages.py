@@ -116,8 +116,8 @@ def test_the_site_has_every_page_and_its_pictures(site: Path) -> None:
 
 
 def test_formulas_are_drawn_without_a_script(site: Path) -> None:
-    concepts = (site / "concepts" / "index.html").read_text(encoding="utf-8")
-    assert concepts.count("<math ") > 20 and "arithmatex" not in concepts
+    method = (site / "method" / "index.html").read_text(encoding="utf-8")
+    assert method.count("<math ") > 20 and "arithmatex" not in method
 
 
 def test_the_reference_holds_docstrings(site: Path) -> None:

@@ -1,4 +1,4 @@
-"""Priors against the definitions of METHOD section 5: golden moments, total mass, an independent inverse, partitions, gradients."""
+"""Priors against the definitions of docs/method.md, section 5: golden moments, total mass, an independent inverse, partitions, gradients."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_blurred_pinwheel_integrates_to_one():
 
 
 def test_pinwheel_samples_follow_the_definition():
-    # Undo the map by its textbook formula: f must then be the two normals of METHOD section 5.
+    # Undo the map by its textbook formula: f must then be the two normals of docs/method.md, section 5.
     prior, draws = priors.make("pinwheel"), Draws(13)
     z, labels = prior.sample(20_000, draws, dtype=F64), prior.sample_labels(20_000, draws)
     first = z.norm(dim=1)  # |f| = f_1 up to f_2^2 / 2, which is 1e-5
