@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
+from ddvi_fast.config.compose import compose
 from ddvi_fast.engine.loop import train
 from ddvi_fast.engine.precision import PRECISIONS, products_in
 from ddvi_fast.engine.recorder import Recorder
 from ddvi_fast.engine.run_folder import environment
-from ddvi_fast.experiments.build import build
-from ddvi_fast.experiments.compose import compose
-from ddvi_fast.experiments.run import load_dataset
-from ddvi_fast.experiments.training import make_engines
+from ddvi_fast.recipes.build import build
 from ddvi_fast.rng import Draws
+from ddvi_fast.training.run import load_dataset
+from ddvi_fast.training.training import make_engines
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FAMILIES = ("vae", "iaf", "h_iaf", "planar", "realnvp", "hamiltonian", "pis", "ddvi")

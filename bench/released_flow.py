@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from bench.baselines.released_flow import ReleasedFlow, train
 from ddvi_fast import data, evidence, likelihoods, metrics, priors
 from ddvi_fast.engine.run_folder import environment
-from ddvi_fast.experiments.tables import PAPER
 from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.paper.tables import PAPER
 from ddvi_fast.rng import Draws
 
 RESULTS = Path(__file__).resolve().parent / "results"

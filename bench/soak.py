@@ -315,7 +315,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 def import_all() -> None:
     """What runs import late, here and once."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name in ("ddvi_fast.experiments.run", "hydra", "sklearn.neighbors", "deepspeed"):
+    for name in ("ddvi_fast.training.run", "hydra", "sklearn.neighbors", "deepspeed"):
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
 

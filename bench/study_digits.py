@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ddvi_fast import InputError
+from ddvi_fast.config.compose import compose
+from ddvi_fast.config.schema import Config
 from ddvi_fast.engine.run_folder import environment
-from ddvi_fast.experiments.compose import compose
-from ddvi_fast.experiments.config import Config
-from ddvi_fast.experiments.jobs import run_all
+from ddvi_fast.training.jobs import run_all
 
 RESULTS = Path(__file__).parent / "results"
 PRIORS = ("pinwheel", "swiss_roll", "square")

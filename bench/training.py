@@ -20,7 +20,7 @@ from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.objectives import Progress
 from ddvi_fast.objectives.ddvi import uniform_timesteps
 from ddvi_fast.objectives.elbo import KLSchedule
-from ddvi_fast.objectives.released import ReleasedDDVI
+from ddvi_fast.paper.objectives import ReleasedDDVI
 from ddvi_fast.rng import Draws
 
 SEED = 3

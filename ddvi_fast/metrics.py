@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddvi_fast import _checks, ops
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.objectives import defects, released
+from ddvi_fast.paper import defects
+from ddvi_fast.paper import objectives as released
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddvi_fast import figures, ops, priors, schedules
+from ddvi_fast import ops, plots, priors, schedules
 from ddvi_fast.rng import Draws
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def draw(folder: Path) -> list[Path]:
         prior = priors.make(name)
         labels = prior.sample_labels(COUNT, Draws(1)) if prior.num_classes else None
         panels.append((name, prior.sample(COUNT, Draws(1)), labels))
-    return [figures.comparison(folder / "priors.png", panels), *(noising(folder / f"noising_{name}.png", name) for name in SCHEDULES)]
+    return [plots.comparison(folder / "priors.png", panels), *(noising(folder / f"noising_{name}.png", name) for name in SCHEDULES)]
 
 
 def noising(path: Path, name: str) -> Path:
@@ -45,4 +45,4 @@ def noising(path: Path, name: str) -> Path:
     prior, schedule = priors.make("pinwheel"), schedules.make(name, STEPS)
     z, labels = prior.sample(COUNT, Draws(1)), prior.sample_labels(COUNT, Draws(1))
     states = [ops.add_noise(z, torch.full((COUNT,), step), schedule, draws=Draws(2))[0] for step in reversed(range(STEPS))]
-    return figures.trajectory(path, torch.stack([*states, z]), labels, title=f"{name} schedule, {STEPS} steps")
+    return plots.trajectory(path, torch.stack([*states, z]), labels, title=f"{name} schedule, {STEPS} steps")

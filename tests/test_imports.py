@@ -15,21 +15,20 @@ PACKAGE = PROJECT / "ddvi_fast"
 
 # Lowest first. A module imports from its own layer and the layers before it, never from a later one. A folder is one module here.
 LAYERS = (
-    ("_checks", "_html"),
-    ("_arguments", "_backend", "_operator"),
+    ("_checks", "_html", "_markdown"),
+    ("_arguments", "_backend", "_files", "_operator", "precision"),
     ("rng", "schedules"),
     ("reference", "kernels", "native", "distributed"),
     ("dense", "networks", "denoisers"),
     ("ops",),
     ("likelihoods", "priors", "models"),
     ("posteriors",),
-    ("evidence", "export", "metrics", "objectives", "testing"),
-    ("parity",),
-    ("genomes",),
-    ("data",),
+    ("evidence", "export", "objectives", "testing"),
+    ("metrics", "parity"),
+    ("data", "recipes"),
     ("engine",),
-    ("figures", "report", "estimator", "interop", "experiments", "doctor", "inference"),
-    ("pyro",),
+    ("config", "estimator", "genomes", "inference", "interop", "paper", "plots", "training"),
+    ("doctor", "report", "pyro"),
     ("__init__",),
     ("cli", "train"),
 )

@@ -71,7 +71,7 @@ def _cifar10(name: str, data_dir: Path | None, download: bool, seed: int) -> Dat
 
 def _genomes(name: str, data_dir: Path | None, seed: int, options: Mapping[str, Any]) -> Dataset:
     # Not at the top: reading images should not wait for what genotypes need.
-    from ddvi_fast.data.genotypes import Genotypes, load_genotypes
+    from ddvi_fast.genomes.dataset import Genotypes, load_genotypes
 
     return load_genotypes(name, Genotypes(**options), data_dir=data_dir, seed=seed)
 

@@ -15,18 +15,18 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 from torch import Tensor
 
 from ddvi_fast import _checks
+from ddvi_fast.config.compose import from_dict
+from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.estimator import features as features_of
 from ddvi_fast.estimator.features import Features
 from ddvi_fast.estimator.inference import Drawn, draw, rows_at_a_time
 from ddvi_fast.estimator.training import configure, fit_model
-from ddvi_fast.experiments.build import build
-from ddvi_fast.experiments.compose import from_dict
-from ddvi_fast.experiments.config import Config
 from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.recipes.build import build
 from ddvi_fast.rng import Draws
 
 LIKELIHOODS = ("gaussian", "bernoulli", "binomial")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.data import Dataset
-from ddvi_fast.data.genotypes import PackedDataset, components_dataset, genotypes_dataset
+from ddvi_fast.genomes.dataset import PackedDataset, components_dataset, genotypes_dataset
 from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.staging import code_counts
 from ddvi_fast.genomes.standardise import Scaling

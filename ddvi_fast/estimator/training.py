@@ -10,18 +10,18 @@ from typing import Any
 from torch import Tensor
 
 from ddvi_fast import _checks
+from ddvi_fast.config.compose import choices, compose
+from ddvi_fast.config.schema import Config
+from ddvi_fast.config.unused import refuse_unused
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine.base import Engine
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.engine.loop import train
 from ddvi_fast.engine.progress import Display, display
-from ddvi_fast.experiments.build import build
-from ddvi_fast.experiments.compose import choices, compose
-from ddvi_fast.experiments.config import Config
-from ddvi_fast.experiments.unused import refuse_unused
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.recipes.build import build
 
 
 def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Config:

@@ -13,8 +13,8 @@ import numpy as np
 
 from ddvi_fast import _checks
 from ddvi_fast.genomes.filters import Filters, Kept, apply_filters
+from ddvi_fast.genomes.formats.sources import Block, Source, open_source
 from ddvi_fast.genomes.labels import attach, read_labels
-from ddvi_fast.genomes.sources import Block, Source, open_source
 from ddvi_fast.genomes.staging import Staged, code_counts
 from ddvi_fast.genomes.store import GENOTYPES, GenotypeStore, is_store, write_tables
 from ddvi_fast.genomes.tables import SampleTable, VariantTable

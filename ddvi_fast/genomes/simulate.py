@@ -18,7 +18,7 @@ from ddvi_fast import _checks
 from ddvi_fast.genomes.cache import cached_store
 from ddvi_fast.genomes.convert import new_folder, write_store
 from ddvi_fast.genomes.filters import Filters
-from ddvi_fast.genomes.sources import Block, Source, library
+from ddvi_fast.genomes.formats.sources import Block, Source, library
 from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
 

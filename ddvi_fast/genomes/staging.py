@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ddvi_fast import _checks
-from ddvi_fast.genomes.sources import Source, block_rows
+from ddvi_fast.genomes.formats.sources import Source, block_rows
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
 from ddvi_fast.genomes.unpack import MISSING, pack, packed_width, unpack
 

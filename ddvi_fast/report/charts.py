@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ddvi_fast.figures.style import PALETTE
+from ddvi_fast.plots.style import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

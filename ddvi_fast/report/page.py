@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from ddvi_fast.figures.style import PALETTE
+from ddvi_fast.plots.style import PALETTE
 
 _NIGHT = ("#7fa6e0", "#f5ad45", "#58b877", "#ff6f94", "#7fd6f5", "#c9b53a", "#b08ad6", "#eeb8a6", "#4cc0bd", "#b0d266")
 

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from ddvi_fast import _checks
-from ddvi_fast.experiments.build import build
-from ddvi_fast.experiments.compose import from_dict
-from ddvi_fast.experiments.estimate import memory, parameters
-from ddvi_fast.experiments.evaluate import EVALUATION_SEED_OFFSET
-from ddvi_fast.experiments.run import load_dataset, restore
-from ddvi_fast.experiments.tables import COLUMNS, Summary, summarise
+from ddvi_fast.config.compose import from_dict
+from ddvi_fast.paper.tables import COLUMNS, Summary, summarise
+from ddvi_fast.recipes.build import build
 from ddvi_fast.report import page
 from ddvi_fast.report.charts import COLOURS, bar_chart, line_chart
 from ddvi_fast.report.decomposition import Decomposition, decompose, timings
 from ddvi_fast.report.runs import SEED, Run, curves, differences, groups
 from ddvi_fast.rng import Draws
+from ddvi_fast.training.estimate import memory, parameters
+from ddvi_fast.training.evaluate import EVALUATION_SEED_OFFSET
+from ddvi_fast.training.run import load_dataset, restore
 
 _ROWS = 256  # test examples of the decomposition
 _PICTURES = ("latents.png", "trajectory.png", "decoded.png")

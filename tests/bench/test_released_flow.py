@@ -10,12 +10,12 @@ import torch
 from bench.baselines import released_flow
 from bench.released_flow import FIGURES, RESULTS, ours_and_released, table
 from ddvi_fast import rng
-from ddvi_fast.experiments.build import build
-from ddvi_fast.experiments.compose import compose
-from ddvi_fast.experiments.run import load_dataset
+from ddvi_fast.config.compose import compose
 from ddvi_fast.objectives import Progress
 from ddvi_fast.priors.base import KDE_POINTS
+from ddvi_fast.recipes.build import build
 from ddvi_fast.rng import Draws
+from ddvi_fast.training.run import load_dataset
 
 EPOCHS, ROWS = 5, 100
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ddvi_fast import cli
-from ddvi_fast.experiments.compose import compose
+from ddvi_fast.config.compose import compose
 
 PROJECT = Path(__file__).resolve().parents[2]
 DOCS = PROJECT / "docs"

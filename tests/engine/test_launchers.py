@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from ddvi_fast import cli
-from ddvi_fast.experiments import run as runs
-from ddvi_fast.experiments.compose import compose
+from ddvi_fast.config.compose import compose
+from ddvi_fast.training import run as runs
 from tests.engine import world
 from tests.engine.small import COMMON
 

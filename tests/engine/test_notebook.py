@@ -15,8 +15,8 @@ import torch
 from ddvi_fast import DDVI, fit_posterior
 from ddvi_fast.engine import progress
 from ddvi_fast.engine.run_folder import RunFolder
-from ddvi_fast.experiments.run import Result
 from ddvi_fast.inference import Model, Training
+from ddvi_fast.training.run import Result
 from tests.linear_gaussian import make_model
 from tests.posteriors import families
 

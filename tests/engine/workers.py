@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from ddvi_fast import distributed, use_backend
+from ddvi_fast.config.compose import compose
 from ddvi_fast.engine.base import NonFinite
 from ddvi_fast.engine.bundle import examples
 from ddvi_fast.engine.loop import Start, train
 from ddvi_fast.engine.precision import LossScale
 from ddvi_fast.engine.watchdog import Watchdog
-from ddvi_fast.experiments.build import build
-from ddvi_fast.experiments.compose import compose
-from ddvi_fast.experiments.run import load_dataset
+from ddvi_fast.recipes.build import build
+from ddvi_fast.training.run import load_dataset
 
 BATCH, EPOCHS = 128, 5
 

@@ -7,9 +7,9 @@ import gzip
 import numpy as np
 import pytest
 
-from ddvi_fast.genomes import plink, sources, vcf
 from ddvi_fast.genomes.convert import import_genotypes
-from ddvi_fast.genomes.sources import open_source
+from ddvi_fast.genomes.formats import plink, sources, vcf
+from ddvi_fast.genomes.formats.sources import open_source
 from tests.genomes.files import COLUMNS, GT, HEADER, WRITERS, Genotypes, bgzip, simulated, vcf_text, write_eigenstrat, write_plink, write_vcf
 
 for library in ("bed_reader", "cyvcf2"):

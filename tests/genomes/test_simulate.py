@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ddvi_fast.genomes.convert import write_store
+from ddvi_fast.genomes.formats.sources import Source
 from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.simulate import POPULATIONS, Simulation, _blocks, _samples, demography, simulated_genomes, write_simulation
-from ddvi_fast.genomes.sources import Source
 from ddvi_fast.genomes.store import GenotypeStore
 
 msprime = pytest.importorskip("msprime")

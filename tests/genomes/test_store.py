@@ -12,8 +12,8 @@ import torch
 from ddvi_fast.genomes import convert
 from ddvi_fast.genomes.convert import import_genotypes, store_from_codes
 from ddvi_fast.genomes.filters import Filters
+from ddvi_fast.genomes.formats.sources import Block, Source
 from ddvi_fast.genomes.pca import GenotypePCA
-from ddvi_fast.genomes.sources import Block, Source
 from ddvi_fast.genomes.staging import code_counts, frequencies
 from ddvi_fast.genomes.store import GenotypeStore, count_codes
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
@@ -112,7 +112,7 @@ def _many(samples, variants, step=1000):
 def test_memory_is_bounded_by_blocks_not_by_genotypes(tmp_path, monkeypatch):
     """A dense matrix would take 60 MB as bytes and 240 MB as floats; the tables of the variants are not counted."""
     samples, variants = 2000, 30_000
-    monkeypatch.setattr("ddvi_fast.genomes.sources.BLOCK_CODES", 1 << 20)
+    monkeypatch.setattr("ddvi_fast.genomes.formats.sources.BLOCK_CODES", 1 << 20)
     monkeypatch.setattr("ddvi_fast.genomes.standardise.TILE_VALUES", 1 << 20)
     # tracemalloc sees numpy's arrays, and this torch's.
     sizes, empty = [], torch.empty

@@ -1,0 +1,1 @@
+"""Configuration of training runs: schema, Hydra composition, the files in conf/."""

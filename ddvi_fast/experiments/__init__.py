@@ -1,1 +1,0 @@
-"""Experiments: configuration, what is built from it, training and evaluation of one run."""

@@ -1,0 +1,82 @@
+"""Pictures of genotypes: maps by population, how certain each person's place is, and a map to look around in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ddvi_fast import metrics, plots
+from ddvi_fast.config.schema import Config
+from ddvi_fast.data import Dataset, folder_of
+from ddvi_fast.genomes.dataset import Genotypes, sample_tables
+from ddvi_fast.genomes.tables import SampleTable
+from ddvi_fast.objectives.clustering import assign
+from ddvi_fast.recipes.parts import Experiment
+from ddvi_fast.rng import Draws
+
+DATASETS = ("1kg", "genomes")
+_GROUP = "superpopulation"  # a column that puts populations together
+_SAMPLES = 60  # posterior draws of a person
+
+
+class People(NamedTuple):
+    """Who the test examples are: their table, population numbers, the populations' names and groups."""
+
+    table: SampleTable
+    labels: np.ndarray
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+def people(config: Config, dataset: Dataset) -> People | None:
+    """Of the test set; None where it has no labels, or a part of it alone was loaded."""
+    if config.dataset.name not in DATASETS or dataset.test_labels is None or config.limit is not None:
+        return None
+    options = Genotypes(config.data, config.labels, **vars(config.dataset.genotypes))
+    _, table = sample_tables(config.dataset.name, options, data_dir=folder_of(config.data_dir), seed=config.split_seed)
+    labels = dataset.test_labels.cpu().numpy()
+    return People(table, labels, dataset.class_names, groups_of(table, labels, dataset.class_names))
+
+
+def groups_of(table: SampleTable, labels: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
+    """The superpopulation that most people of each population have; without such a column every population is its own."""
+    if _GROUP not in table.labels:
+        return tuple(names)
+    found = []
+    for number, name in enumerate(names):
+        values, counts = np.unique(table.labels[_GROUP][labels == number].astype(str), return_counts=True)
+        found.append(str(values[counts.argmax()]) if len(values) else name)
+    return tuple(found)
+
+
+@torch.no_grad()
+def draw(config: Config, experiment: Experiment, dataset: Dataset, folder: Path, title: str) -> list[Path]:
+    """Of a trained run: means by population and by superpopulation, clouds of posterior samples, and the interactive map."""
+    known = people(config, dataset)
+    if known is None or config.latent_dim != 2:
+        return []
+    x, posterior = dataset.inputs(split="test"), experiment.posterior
+    samples = torch.stack([metrics.encode(posterior, x, Draws(config.seed).importance(number)) for number in range(_SAMPLES)]).cpu().numpy()
+    means, spread = samples.mean(0), samples.std(0)
+    hover = {"sample": known.table.name, **known.table.labels, "spread": [f"{first:.3f}, {second:.3f}" for first, second in spread]}
+    if config.method.task == "clustering":
+        hover["cluster"] = assign(posterior, experiment.model.prior, x, Draws(config.seed), 25).tolist()
+    named = (known.labels, known.names, known.groups)
+    made = [plots.uncertainty(folder / "uncertainty.png", samples, *named, title, overwrite=True)]
+    for name, by_group in (("populations.png", False), ("superpopulations.png", True)):
+        made.append(plots.population_maps(folder / name, [("posterior means", means)], *named, title, by_group=by_group, overwrite=True))
+    return [*made, plots.interactive_map(folder / "map.html", means, *named, hover, title, overwrite=True)]
+
+
+def compare(config: Config, dataset: Dataset, maps: Mapping[str, np.ndarray], folder: Path, title: str) -> list[Path]:
+    """Maps [N, 2] of the same test examples by method, side by side, by population and by superpopulation."""
+    known = people(config, dataset)
+    if known is None or not maps:
+        return []
+    named = (list(maps.items()), known.labels, known.names, known.groups, title)
+    pairs = (("populations.png", False), ("superpopulations.png", True))
+    return [plots.population_maps(folder / name, *named, by_group=by_group, overwrite=True) for name, by_group in pairs]

@@ -1,0 +1,1 @@
+"""The paper's experiments: released code, tables, baselines."""

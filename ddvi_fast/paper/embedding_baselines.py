@@ -1,0 +1,123 @@
+"""Maps by PCA, t-SNE and UMAP: what people draw such data with today, from the same features and clustered alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddvi_fast import _checks, metrics, plots
+from ddvi_fast.config.schema import Config
+from ddvi_fast.data import Dataset
+from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
+from ddvi_fast.training.evaluate import released_clusters
+from ddvi_fast.training.run import Result, load_dataset, run_dir, train_run
+
+MAPS = ("pca", "tsne", "umap")
+LATENTS = "latents.npz"
+_HINT = "pip install 'ddvi-fast[maps]'"
+
+
+class Map(NamedTuple):
+    """Places of the training and of the test examples, [N, D] and [M, D]."""
+
+    train: Tensor
+    test: Tensor
+
+
+def run(config: Config) -> Result:
+    """Whatever a configuration stands for: a map, else a model that is trained (`train_run`)."""
+    return run_map(config) if config.method.task == "map" else train_run(config)
+
+
+def run_map(config: Config) -> Result:
+    """Make, score and keep a map, in a run folder as a trained model has; the places are in `LATENTS`.
+
+    Raises:
+        InputError: as `fit`; a run folder that holds another run.
+    """
+    dataset = load_dataset(config)
+    folder = RunFolder.create(run_dir(config), dataclasses.asdict(config), overwrite=config.overwrite)
+    started = time.perf_counter(), time.process_time()
+    places = fit(config, dataset)
+    took = {"seconds": round(time.perf_counter() - started[0], 1), "cpu_seconds": round(time.process_time() - started[1], 1)}
+    result = {**scores(config, places, dataset), **took}
+    labels = {} if dataset.test_labels is None else {"labels": dataset.test_labels.cpu().numpy()}
+    np.savez_compressed(folder.path / LATENTS, latents=places.test.numpy(), class_names=np.array(dataset.class_names, dtype=str), **labels)
+    (folder.path / EVALUATION).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    pictures = []
+    if config.figures and config.latent_dim == 2:
+        panel = (config.method.name, places.test, dataset.test_labels)
+        names = dataset.class_names or None
+        pictures.append(plots.comparison(folder.figures / "latents.png", [panel], dataset.name, class_names=names, overwrite=True))
+    return Result(folder, result, pictures)
+
+
+def fit(config: Config, dataset: Dataset) -> Map:
+    """The map `config.method.name` of the training examples, and the test examples placed in it.
+
+    Raises:
+        InputError: a library that is missing, or one that cannot place new examples where there are some.
+    """
+    _checks.choice(config.method.name, MAPS, "method")
+    train, test = (dataset.inputs(split=split).flatten(1).double().cpu().numpy() for split in ("train", "test"))
+    same = train.shape == test.shape and bool((train == test).all())
+    places = {"pca": _pca, "tsne": _tsne, "umap": _umap}[config.method.name](config, train, None if same else test)
+    first, second = places if len(places) == 2 else (places[0], places[0])
+    return Map(torch.from_numpy(np.ascontiguousarray(first)).float(), torch.from_numpy(np.ascontiguousarray(second)).float())
+
+
+def scores(config: Config, places: Map, dataset: Dataset) -> dict[str, float]:
+    """Figures of a map: votes of neighbours, and both rules of clusters, the nearest of so many centres and the mixture."""
+    if dataset.test_labels is None:
+        return {}
+    from sklearn.cluster import KMeans
+
+    labels, count = dataset.labels(split="test"), config.method.clustering.num_clusters
+    nearest = KMeans(count, random_state=config.seed, n_init=10).fit(places.train.numpy()).predict(places.test.numpy())
+    return {
+        "knn_accuracy": metrics.knn_accuracy(places.train, dataset.labels(), places.test, labels),
+        **metrics.cluster_scores(labels, torch.from_numpy(nearest.astype(np.int64))),
+        **released_clusters(config, places.train, places.test, labels),
+    }
+
+
+def _pca(config: Config, train: np.ndarray, test: np.ndarray | None) -> list[np.ndarray]:
+    from sklearn.decomposition import PCA
+
+    fitted = PCA(config.latent_dim).fit(train)
+    return [fitted.transform(part) for part in (train, test) if part is not None]
+
+
+def _tsne(config: Config, train: np.ndarray, test: np.ndarray | None) -> list[np.ndarray]:
+    """openTSNE, which can place new examples; else scikit-learn's."""
+    perplexity = config.method.map.perplexity
+    if importlib.util.find_spec("openTSNE") is not None:
+        from openTSNE import TSNE
+
+        fitted = TSNE(config.latent_dim, perplexity=perplexity, random_state=config.seed, n_jobs=1).fit(train)
+        return [np.asarray(fitted), *([] if test is None else [np.asarray(fitted.transform(test))])]
+    _checks.require(test is None, "method", "one that places new examples, or dataset.genotypes.held_out=0", "tsne without openTSNE", _HINT)
+    from sklearn.manifold import TSNE
+
+    return [TSNE(config.latent_dim, perplexity=perplexity, random_state=config.seed, n_jobs=1).fit_transform(train)]
+
+
+def _umap(config: Config, train: np.ndarray, test: np.ndarray | None) -> list[np.ndarray]:
+    _checks.require(importlib.util.find_spec("umap") is not None, "umap-learn", "an installed package", "none", _HINT)
+    from umap import UMAP
+
+    options, before, threads = config.method.map, np.random.get_state(), torch.get_num_threads()
+    # Where the data fall into pieces it draws from NumPy's global generator; and its compiler sets OpenMP's threads, which are torch's too.
+    np.random.seed(config.seed)
+    fitted = UMAP(options.n_neighbors, config.latent_dim, min_dist=options.min_dist, random_state=config.seed, n_jobs=1).fit(train)
+    places = [fitted.embedding_, *([] if test is None else [fitted.transform(test)])]
+    np.random.set_state(before)
+    torch.set_num_threads(threads)
+    return places

@@ -1,0 +1,236 @@
+"""The released code's three stages (docs/method.md, section 3), kept so that its numbers can be reproduced.
+
+Its scale is its own: reconstruction is a mean over pixels, the chain is deterministic, and the prior's density is a
+clamped kernel estimate. None of these objectives is a bound.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ddvi_fast import _checks, ops
+from ddvi_fast.likelihoods import Gaussian
+from ddvi_fast.models import Fantasies, LatentVariableModel
+from ddvi_fast.networks import fixed_statistics
+from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
+from ddvi_fast.objectives.ddvi import uniform_timesteps
+from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.paper.defects import first_gaussian, log_var_excess
+from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.priors import Prior
+from ddvi_fast.rng import Draws
+
+_DECODER_DROPOUT = 2  # the samples whose draws drop units of the decoder; the encoders' are 0 and 1
+
+
+class PriorFit(Objective):
+    """Stage 1: fit an unconditional chain to prior samples. Term: `noise`, Huber error of the predicted noise."""
+
+    def __init__(self, prior: Prior, posterior: Diffusion) -> None:
+        super().__init__()
+        _checks.require(posterior.denoiser.context_dim == 0, "posterior", "an unconditional chain", posterior)
+        self.prior, self.posterior = prior, posterior
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"wake": list(self.posterior.denoiser.parameters())}
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: Terms({"noise": self.noise_loss(x, draws)}, {"noise": 1.0}))
+
+    def noise_loss(self, like: Tensor, draws: Draws) -> Tensor:
+        """Huber error [N] on as many prior samples as `like` has rows."""
+        z = self.prior.sample(len(like), draws=draws, dtype=like.dtype, device=like.device)
+        t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
+        return ops.denoising_loss(z, t, None, self.posterior.denoiser, self.posterior.schedule, loss="huber", draws=draws)
+
+
+class WarmUp(Objective):
+    """Stage 2 (`diff_vae`): encoder to `y_T`, deterministic chain, decoder, together with the prior fit.
+
+    Terms: `reconstruction` (mean over pixels), `kl` of `q(y_T | x)` to N(0, I) (nats), `noise`.
+    """
+
+    def __init__(self, model: LatentVariableModel, posterior: Diffusion, kl: KLSchedule) -> None:
+        super().__init__()
+        self.model, self.kl = model, kl
+        self.prior_fit = PriorFit(model.prior, posterior)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return Objective.parameter_groups(self)
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: self._terms(x, progress, draws))
+
+    def _terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        posterior = self.prior_fit.posterior
+        encoded = posterior.encode(x, draws)
+        z = posterior.latent_path(encoded, 1, draws)[-1, 0]
+        values = {
+            "reconstruction": pixel_mean(self.model, x, z, draws),
+            "kl": ops.gaussian_kl(encoded.mean, encoded.log_var),
+            "noise": self.prior_fit.noise_loss(x, draws),
+        }
+        return Terms(values, {"reconstruction": 1.0, "kl": self.kl.at(progress), "noise": 1.0})
+
+
+class ReleasedDDVI(Objective):
+    """Stage 3 (`diff_vae_warmup`): a conditional deterministic chain, then separate sleep updates.
+
+    Terms: `reconstruction` (mean over pixels), `kl` of `q(y_T | x)` to N(0, I), `prior` = -log p_kde(z),
+    `matching` (Huber error between the noising process's mean and the chain's, at one random step), and `sleep`.
+    """
+
+    def __init__(self, model: LatentVariableModel, posterior: Diffusion, kl: KLSchedule, num_sleep_updates: int = 3) -> None:
+        super().__init__()
+        self.model, self.posterior, self.kl = model, posterior, kl
+        self.num_sleep_updates = num_sleep_updates
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        chain = [*self.posterior.denoiser.parameters(), *self.posterior.context_encoder.parameters()]
+        return {**super().parameter_groups(), "sleep": chain}
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: self._wake_terms(x, progress, draws))
+        # The decoder stands still in the sleep updates, so it makes the fantasies of all of them in one pass.
+        fantasies = functools.cache(lambda: self.model.simulate(len(x), draws, x, self.num_sleep_updates))
+        for update in range(self.num_sleep_updates):
+            yield Update("sleep", lambda update=update: self._sleep_terms(x, fantasies().of(update), draws.importance(update)))
+
+    def _wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        encoded = self.posterior.encode(x, draws)
+        trajectory = self.posterior.latent_path(encoded, 1, draws)[:, 0]
+        t = uniform_timesteps(draws, len(x), self.posterior.schedule.num_steps, x.device)
+        values = {
+            "reconstruction": pixel_mean(self.model, x, trajectory[-1], draws),
+            "kl": ops.gaussian_kl(encoded.mean, encoded.log_var),
+            "prior": -self.model.prior.log_prob_kde(trajectory[-1]),
+            "matching": mean_matching(self.posterior, encoded.context, trajectory, t).mean(-1),
+        }
+        kl = self.kl.at(progress)
+        return Terms(values, {"reconstruction": 1.0, "kl": kl, "prior": kl, "matching": 1.0})
+
+    def _sleep_terms(self, like: Tensor, fantasies: Fantasies, draws: Draws) -> Terms:
+        z, x = fantasies
+        t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
+        with fixed_statistics(self.posterior):  # fantasies are not data
+            context = self.posterior.encode_context(x.view_as(like), draws)
+        return Terms({"sleep": self.posterior.denoising_loss(context, z, t, draws, "huber")}, {"sleep": 1.0})
+
+
+class ReleasedELBO(Objective):
+    """The released code's loss of a posterior without a chain (`vae`, `iaf_vae`, `h_iaf_vae`, `iwae`).
+
+    Terms: `reconstruction` (mean over pixels), `entropy` = log q(z | x) and `prior` = -log p_kde(z), nats; with several samples the one
+    term `bound`, their soft minimum.
+
+    Args:
+        model: the latent-variable model.
+        posterior: a family with a density.
+        kl: how the weight of both divergence terms moves.
+        prior_weight: of the prior within them.
+        num_samples: importance samples a row.
+        log_var_twice: count `log_var` in place of its half in `log q`, as the released code does.
+    """
+
+    def __init__(
+        self,
+        model: LatentVariableModel,
+        posterior: Posterior,
+        kl: KLSchedule,
+        prior_weight: float = 1.0,
+        num_samples: int = 1,
+        log_var_twice: bool = False,
+    ) -> None:
+        super().__init__()
+        posterior.require_density()
+        self.model, self.posterior, self.kl = model, posterior, kl
+        self.prior_weight, self.num_samples, self.log_var_twice = prior_weight, num_samples, log_var_twice
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        yield Update("wake", lambda: self._terms(x, progress, draws))
+
+    def _terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        z, log_ratio = self.posterior.sample(x, self.num_samples, draws)
+        if self.log_var_twice:
+            log_ratio = log_ratio + log_var_excess(first_gaussian(self.posterior, x, draws)[1])
+        values = {
+            "reconstruction": pixel_mean(self.model, x, z, draws),
+            "entropy": -log_ratio,
+            "prior": -self.model.prior.log_prob_kde(z.flatten(0, 1)).view_as(log_ratio),
+        }
+        kl = self.kl.at(progress)
+        weights = {"reconstruction": 1.0, "entropy": kl, "prior": self.prior_weight * kl}
+        if self.num_samples == 1:
+            return Terms({name: value[0] for name, value in values.items()}, weights)
+        loss = torch.stack([weights[name] * value for name, value in values.items()]).sum(0)
+        return Terms({"bound": -ops.log_mean_exp(-loss, 0)}, {"bound": 1.0})
+
+
+class PixelMean(Objective):
+    """Another objective with its reconstruction terms averaged over the data's dimensions instead of summed.
+
+    Args:
+        objective: whatever is minimised.
+        num_dimensions: P.
+    """
+
+    def __init__(self, objective: Objective, num_dimensions: int) -> None:
+        super().__init__()
+        self.objective, self.num_dimensions = objective, num_dimensions
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return self.objective.parameter_groups()
+
+    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
+        for update in self.objective.updates(x, progress, draws):
+            yield Update(update.group, lambda update=update: self._averaged(update.terms()))
+
+    def _averaged(self, terms: Terms) -> Terms:
+        share = {name: weight / self.num_dimensions for name, weight in terms.weights.items() if name.endswith("reconstruction")}
+        return Terms(terms.values, {**terms.weights, **share})
+
+
+def pixel_mean(model: LatentVariableModel, x: Tensor, z: Tensor, draws: Draws | None = None) -> Tensor:
+    """The released code's reconstruction error of data [N, ...] from latents [.., N, D], a mean over pixels: [.., N].
+
+    Cross-entropy, or the squared error of data scaled to [-1, 1] where the likelihood is Gaussian; else minus the log-likelihood.
+    `draws` are those of the latents.
+    """
+    likelihood, flat, output = model.likelihood, x.flatten(1), decoded(model, z, draws)
+    if isinstance(likelihood, Gaussian) and likelihood.value_range is not None:
+        low, high = likelihood.value_range
+        return ((likelihood.mean(output) - flat) * (2 / (high - low))).square().mean(-1)
+    return -likelihood.log_prob(output, flat) / flat.shape[1]
+
+
+def decoded(model: LatentVariableModel, z: Tensor, draws: Draws | None) -> Tensor:
+    """The decoder's output for latents [.., N, D], with its dropout, if it has one, while the model is in training mode."""
+    drops = model.training and draws is not None and getattr(model.decoder, "dropout", 0.0) > 0
+    return model.decoder(z, draws.importance(_DECODER_DROPOUT)) if drops else model.decoder(z)
+
+
+def mean_matching(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> Tensor:
+    """Huber error [N, D] between `mu~_t(z, y_t)` and the chain's mean at 0-based steps `t` [N] of a trajectory [T + 1, N, D]."""
+    return functional.smooth_l1_loss(*_means(posterior, context, trajectory, t), reduction="none")
+
+
+def kl_per_step(posterior: Diffusion, context: Tensor | None, trajectory: Tensor) -> Tensor:
+    """KL [T - 1, N] in nats between the noising process's step, given `z`, and the chain's with the same variance, steps 2 to T."""
+    num_steps, rows = trajectory.shape[0] - 1, trajectory.shape[1]
+    variances = posterior.schedule.posterior_variances.to(trajectory)
+    steps = []
+    for step in range(1, num_steps):
+        predicted, target = _means(posterior, context, trajectory, torch.full((rows,), step, device=trajectory.device))
+        steps.append((predicted - target).square().sum(-1) / (2 * variances[step]))
+    return torch.stack(steps)
+
+
+def _means(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The chain's mean and the noising process's, [N, D] each, at steps `t` [N] of a trajectory."""
+    y = trajectory[trajectory.shape[0] - 2 - t, torch.arange(len(t), device=t.device)]
+    return posterior.step_means(context, y, trajectory[-1], t, posterior.coefficients())

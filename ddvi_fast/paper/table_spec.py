@@ -1,0 +1,209 @@
+"""The cells of a table: which runs it is made of, and where each of them goes.
+
+A cell's folder carries a digest of its settings, so that a cell with other settings is another cell and nothing is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddvi_fast import _checks
+from ddvi_fast.config.compose import CONF, GROUPS, compose
+from ddvi_fast.config.schema import Config
+
+_QUIET = ("progress=off", "tensorboard=false", "figures=false", "overwrite=true")
+_NAMES = {"digits": "Digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+# They say where and how a run is done, not what it is.
+_WHEREABOUTS = ("run_dir", "overwrite", "progress", "tensorboard", "tracker", "figures", "data_dir", "download", "device", "threads")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row or a column: its heading, the overrides it stands for, and its share of the table's minutes."""
+
+    label: str
+    overrides: tuple[str, ...] = ()
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """What `conf/reproduce/NAME.yaml` says: rows (methods) x columns (priors, or minutes) x seeds.
+
+    Args:
+        name: of the table.
+        title: of the table; `{dataset}` stands for the data set of its runs.
+        rows, columns: by their names.
+        figures: names of `evaluation.json`, in the order of the table's columns.
+        common: overrides of all cells.
+        epochs: of each run, unless its row or column says otherwise; None leaves it to the recipe.
+        max_minutes: of the longest run; None for no limit.
+        note: what else a reader must know, a paragraph below the title.
+        others: heading of the figures beside ours, which stand in `conf/paper_tables.yaml`.
+        others_note: what a reader must know of those.
+    """
+
+    name: str
+    title: str
+    rows: Mapping[str, Entry]
+    columns: Mapping[str, Entry]
+    figures: tuple[str, ...]
+    common: tuple[str, ...] = ()
+    epochs: int | None = None
+    max_minutes: float | None = None
+    note: str = ""
+    others: str = "paper"
+    others_note: str = "The paper's own figures are those after 200 epochs."
+
+    @property
+    def dataset(self) -> str:
+        """The data set that the table is about, unless an override chooses another."""
+        return next(setting.partition("=")[2] for setting in self.common if setting.startswith("dataset="))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a table."""
+
+    row: str
+    column: str
+    seed: int
+    config: Config = field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run goes."""
+        return Path(self.config.run_dir)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has been trained and evaluated."""
+        return (self.folder / "evaluation.json").is_file()
+
+    def figures(self) -> dict[str, float]:
+        """The figures of merit of a finished run."""
+        return json.loads((self.folder / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def names() -> list[str]:
+    """The tables there are."""
+    return sorted(path.stem for path in (CONF / "reproduce").glob("*.yaml"))
+
+
+def load(name: str) -> Table:
+    """The table `name`.
+
+    Raises:
+        InputError: no such table, with the nearest ones.
+
+    Example:
+        >>> table = load("cifar10")
+        >>> list(table.rows), list(table.columns)
+        (['vae', 'iaf', 'aae', 'h_iaf', 'pis', 'ddvi'], ['pinwheel', 'swiss_roll', 'square'])
+    """
+    stated = _read(CONF / "reproduce" / f"{_checks.choice(name, names(), 'table')}.yaml")
+    rows, columns = (_entries(stated.pop(kind)) for kind in ("rows", "columns"))
+    return Table(name, rows=rows, columns=columns, figures=tuple(stated.pop("figures")), common=tuple(stated.pop("common", ())), **stated)
+
+
+def part(table: Table, rows: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> Table:
+    """`table` with these rows and columns alone, in its own order.
+
+    Raises:
+        InputError: a row or column that the table does not have.
+
+    Example:
+        >>> list(part(load("mnist"), ["ddvi", "vae"]).rows)
+        ['vae', 'ddvi']
+    """
+
+    def chosen(entries: Mapping[str, Entry], names: Sequence[str] | None, argument: str) -> Mapping[str, Entry]:
+        wanted = [_checks.choice(name, entries, argument) for name in (entries if names is None else names)]
+        return {name: entry for name, entry in entries.items() if name in wanted}
+
+    return dataclasses.replace(table, rows=chosen(table.rows, rows, "--rows"), columns=chosen(table.columns, columns, "--columns"))
+
+
+def paper_figures(table: Table, dataset: str) -> dict[str, Any]:
+    """The paper's own figures of `table`: row -> column -> figure -> [mean, interval]; empty where it has none, or none of `dataset`."""
+    return _read(CONF / "paper_tables.yaml").get(table.name, {}) if dataset == table.dataset else {}
+
+
+def title(table: Table, dataset: str) -> str:
+    """The heading of `table` with runs on `dataset`.
+
+    Example:
+        >>> title(load("ablation-sleep"), "digits")
+        'Digits: what the sleep term is worth'
+    """
+    return table.title.replace("{dataset}", _NAMES.get(dataset, dataset))
+
+
+def cells(
+    table: Table,
+    seeds: int,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    epochs: int | None = None,
+    max_minutes: float | None = None,
+) -> list[Cell]:
+    """All cells of `table` with seeds 0 to `seeds - 1`, their runs below `folder`; `overrides` win over the table's.
+
+    Raises:
+        InputError: settings that do not exist or do not fit.
+    """
+    _checks.require(seeds >= 1, "--seeds", "at least 1", seeds)
+    _checks.require(max_minutes is None or max_minutes > 0, "--max-minutes", "a positive number", max_minutes)
+    for override in overrides:
+        name = override.partition("=")[0]
+        _checks.require(name not in ("method", "prior", "seed", "run_dir"), "override", "a setting that the table does not make itself", override)
+    limit = max_minutes or (table.max_minutes if epochs is None else None)
+    made = []
+    for row, column in ((row, column) for row in table.rows for column in table.columns):
+        settings = [] if table.epochs is None or limit is not None else [f"epochs={table.epochs}"]
+        settings += [*table.common, *table.rows[row].overrides, *table.columns[column].overrides]
+        settings += [] if epochs is None else [f"epochs={epochs}"]
+        settings += [] if limit is None else [f"max_minutes={limit * (table.columns[column].minutes or 1.0)}"]
+        config = compose(_last_of_each([*_QUIET, *settings, *overrides]))
+        made += [_cell(table, row, column, seed, config, folder) for seed in range(seeds)]
+    return made
+
+
+def column_label(table: Table, column: str, max_minutes: float | None) -> str:
+    """The heading of a column, with its minutes where it has any."""
+    entry = table.columns[column]
+    limit = max_minutes or table.max_minutes
+    return entry.label if entry.minutes is None or limit is None else entry.label.format(minutes=round(entry.minutes * limit, 3))
+
+
+def _cell(table: Table, row: str, column: str, seed: int, config: Config, folder: Path) -> Cell:
+    config = dataclasses.replace(config, seed=seed)
+    name = f"{row}-{column}-seed{seed}-{_digest(config)}"
+    return Cell(row, column, seed, dataclasses.replace(config, run_dir=str(folder / name)))
+
+
+def _last_of_each(overrides: Sequence[str]) -> list[str]:
+    """Overrides without those that a later one replaces; choices of files come first, for they fill whole groups."""
+    last = {override.partition("=")[0]: override for override in overrides}
+    return sorted(last.values(), key=lambda override: override.partition("=")[0] not in GROUPS)
+
+
+def _digest(config: Config) -> str:
+    plain = {key: value for key, value in dataclasses.asdict(config).items() if key not in _WHEREABOUTS}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _entries(stated: Mapping[str, Mapping[str, Any]]) -> dict[str, Entry]:
+    return {name: Entry(entry.get("label", name), tuple(entry.get("overrides", ())), entry.get("minutes")) for name, entry in stated.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,0 +1,18 @@
+"""Pictures of latents, decoded grids, training curves and trajectories, drawn without a display and without global state.
+
+matplotlib is loaded when a picture is drawn, through its objects alone: `pyplot`, its settings and its windows stay untouched.
+"""
+
+from __future__ import annotations
+
+from ddvi_fast.plots.ancestry import population_colours, population_maps, uncertainty
+from ddvi_fast.plots.images import decoded_grid
+from ddvi_fast.plots.interactive import interactive_map
+from ddvi_fast.plots.scatter import comparison, grid, latents, trajectory
+from ddvi_fast.plots.style import PALETTE, UNLABELLED, class_colours
+from ddvi_fast.plots.training import loss_terms
+
+__all__ = [
+    "PALETTE", "UNLABELLED", "class_colours", "comparison", "decoded_grid", "grid", "interactive_map", "latents", "loss_terms",
+    "population_colours", "population_maps", "trajectory", "uncertainty",
+]  # fmt: skip

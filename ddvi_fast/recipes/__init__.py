@@ -1,0 +1,1 @@
+"""Assembly of models, posteriors and training phases from a recipe."""

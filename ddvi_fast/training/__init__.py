@@ -1,0 +1,1 @@
+"""Training runs: folders, engines, checkpoints, evaluation."""

@@ -1,0 +1,133 @@
+"""What a run will need, before it is trained: parameters, memory, and time by its first ten steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import distributed
+from ddvi_fast.config.schema import Config
+from ddvi_fast.data import Dataset
+from ddvi_fast.data.batches import num_batches
+from ddvi_fast.objectives import Objective, Progress
+from ddvi_fast.recipes.build import build
+from ddvi_fast.recipes.parts import Experiment
+from ddvi_fast.rng import Draws
+from ddvi_fast.training import restarts
+from ddvi_fast.training.run import load_dataset, run_dir
+from ddvi_fast.training.time_budget import seconds_a_step
+from ddvi_fast.training.training import make_engines
+
+_STEPS = 10
+_ADAM_STATES = 2  # a first and a second moment for each parameter
+
+
+def dry_run(config: Config) -> dict[str, Any]:
+    """What the run of a configuration will need; nothing is written.
+
+    Returns:
+        ``config``, the resolved settings; ``run_dir``; ``examples`` of training and test; ``parameters`` by part; ``bytes`` by use, an
+        estimate of what torch holds during a step, without its own buffers; ``phases`` with steps and seconds a step, measured on ten
+        steps of a copy; ``seconds``, the estimate for training, without evaluation.
+
+    Raises:
+        InputError: whatever the run itself would refuse before its first step.
+    """
+    config = dataclasses.replace(config, device=distributed.local_device(config.device))
+    dataset = load_dataset(config)
+    experiment = build(config, dataset)
+    counts, held = parameters(experiment), memory(experiment, dataset, config.recipe.batch_size)
+    batches = num_batches(dataset.size(), config.recipe.batch_size)
+    steps = {phase.name: phase.num_steps(batches) for phase in experiment.phases}
+    seconds = {phase.name: seconds_a_step(phase, config, dataset, make_engines(config), _STEPS) for phase in experiment.phases}
+    return {
+        "config": dataclasses.asdict(config),
+        "run_dir": str(run_dir(config)),
+        "examples": {"train": dataset.size("train"), "test": dataset.size("test")},
+        "parameters": counts,
+        "bytes": held,
+        "phases": [{"name": name, "steps": steps[name], "seconds_a_step": seconds[name]} for name in steps],
+        "seconds": restarts.lengths(config.recipe) * sum(steps[name] * seconds[name] for name in steps),
+    }
+
+
+def parameters(experiment: Experiment) -> dict[str, int]:
+    """Numbers of parameters by part: of the model, of each part of the posterior, and of what an objective has besides; ``all`` last."""
+    parts: dict[str, Mapping[int, int]] = {"model": _sizes(experiment.model)}
+    own = {id(parameter): parameter.numel() for parameter in experiment.posterior.parameters(recurse=False)}
+    parts |= {f"posterior.{name}": _sizes(child) for name, child in experiment.posterior.named_children()} | {"posterior": own}
+    parts |= {f"objective {phase.name}": _sizes(phase.objective) for phase in experiment.phases}
+    counts: dict[str, int] = {}
+    seen: set[int] = set()
+    for name, sizes in parts.items():
+        if fresh := sum(size for key, size in sizes.items() if key not in seen):
+            counts[name] = fresh
+        seen |= sizes.keys()
+    return {**counts, "all": sum(counts.values())}
+
+
+def _sizes(module: nn.Module) -> dict[int, int]:
+    return {id(parameter): parameter.numel() for parameter in module.parameters()}
+
+
+def memory(experiment: Experiment, dataset: Dataset, batch_size: int) -> dict[str, int]:
+    """Bytes held in a training step by use: ``weights``, ``gradients``, ``adam``, ``data``, ``activations`` (the largest update's), ``all``."""
+    modules = nn.ModuleList([experiment.model, experiment.posterior, *(phase.objective for phase in experiment.phases)])
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in modules.parameters())
+    data = sum(value.numel() * value.element_size() for value in vars(dataset).values() if isinstance(value, Tensor))
+    x = dataset.inputs(slice(0, batch_size))
+    activations = max(saved_for_backward(phase.objective, x) for phase in experiment.phases)
+    held = {"weights": weights, "gradients": weights, "adam": _ADAM_STATES * weights, "data": data, "activations": activations}
+    return {**held, "all": sum(held.values())}
+
+
+def saved_for_backward(objective: Objective, x: Tensor) -> int:
+    """Bytes that autograd keeps between forward and backward of the largest update on a batch `x`, parameters and `x` left out."""
+    known = {value.untyped_storage().data_ptr() for value in (*objective.parameters(), *objective.buffers(), x)}
+    largest, training = 0, objective.training
+    objective.train()
+    for update in objective.updates(x, Progress(0, 1), Draws(0)):
+        kept: dict[int, int] = {}
+
+        def keep(value: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            total = update.terms().total()
+        largest = max(largest, sum(size for place, size in kept.items() if place not in known))
+        del total
+    objective.train(training)
+    return largest
+
+
+def print_estimate(estimate: Mapping[str, Any]) -> None:
+    """An estimate as people read it, the resolved settings first."""
+    import json
+
+    print(json.dumps(estimate["config"], indent=2))
+    print(f"run folder        {estimate['run_dir']} (nothing written)")
+    print(f"examples          {estimate['examples']['train']:,} to train on, {estimate['examples']['test']:,} to test")
+    for name, count in estimate["parameters"].items():
+        print(f"parameters        {count:>12,}  {name}")
+    for name, size in estimate["bytes"].items():
+        print(f"memory            {size / 1e6:>9,.2f} MB  {name}")
+    for phase in estimate["phases"]:
+        print(f"phase             {phase['name']}: {phase['steps']:,} steps of {1000 * phase['seconds_a_step']:.1f} ms, by ten steps")
+    print(f"training          about {duration(estimate['seconds'])} on this machine, without evaluation")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    Example:
+        >>> duration(42.4), duration(5400)
+        ('42 s', '1.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

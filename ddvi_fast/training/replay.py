@@ -1,0 +1,80 @@
+"""`ddvi-fast replay BUNDLE`: the terms of a step that was not finite, computed once more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ddvi_fast.config.compose import from_dict
+from ddvi_fast.data import Dataset
+from ddvi_fast.engine import bundle, checkpoint
+from ddvi_fast.engine.base import bad_rows, bad_terms
+from ddvi_fast.engine.checkpoints import tensors_of
+from ddvi_fast.engine.precision import products_in
+from ddvi_fast.objectives import Terms, Update
+from ddvi_fast.recipes.build import build
+from ddvi_fast.rng import Draws
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay found.
+
+    Args:
+        step: number of the step in the run, from 0.
+        terms: means of each update's terms, nats, in order.
+        names: terms, or parameters by their gradient, that are not finite; empty where all are.
+        examples: numbers in the training split of rows with such a term.
+    """
+
+    step: int
+    terms: list[dict[str, float]]
+    names: list[str]
+    examples: list[int]
+
+
+def replay(path: str | Path, dataset: Dataset) -> Replayed:
+    """Compute the updates of a bundle's step on its batch, in one process, until one is not finite.
+
+    Args:
+        path: of the bundle.
+        dataset: of the run; only what experiments are built from, the batch is in the bundle.
+    """
+    kept = bundle.read(Path(path))
+    config = from_dict(kept.state["config"])
+    experiment = build(config, dataset)
+    objective = experiment.phases[kept.state["phase"]].objective.to(dataset.device).train()
+    checkpoint.load_tensors(kept.weights, tensors_of({"objective": objective}))
+    phase = experiment.phases[kept.state["phase"]]
+    if phase.before_epoch is not None:
+        phase.before_epoch(type(kept.progress)(int(kept.progress.epoch), kept.progress.epochs))
+    x, products = kept.batch.to(dataset.device), products_in(config.precision, dataset.device)
+    means: list[dict[str, float]] = []
+    for update in objective.updates(x, kept.progress, Draws(config.seed, kept.state["first_index"])):
+        with products():
+            terms = update.terms()
+        means.append({name: float(value) for name, value in terms.means().items()})
+        if names := bad_terms(terms) or _bad_gradients(objective, update, terms):
+            rows = bad_rows(terms, len(x)).nonzero().flatten().tolist()
+            return Replayed(kept.state["step"], means, names, [int(kept.indices[row]) for row in rows])
+    return Replayed(kept.state["step"], means, [], [])
+
+
+def _bad_gradients(objective: torch.nn.Module, update: Update, terms: Terms) -> list[str]:
+    objective.zero_grad()
+    terms.total().backward()
+    return [name for name, parameter in objective.named_parameters() if parameter.grad is not None and not parameter.grad.isfinite().all()]
+
+
+def print_replayed(found: Replayed) -> None:
+    """The means of all terms, update by update, and what is not finite."""
+    for number, means in enumerate(found.terms):
+        print(f"step {found.step + 1}, update {number + 1}: " + "  ".join(f"{name} {value:.6g}" for name, value in means.items()))
+    if not found.names:
+        print("all terms and gradients are finite here")
+        return
+    print(f"not finite: {', '.join(found.names)}")
+    if found.examples:
+        print(f"training examples: {', '.join(map(str, found.examples))}")

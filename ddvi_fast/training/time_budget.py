@@ -1,0 +1,73 @@
+"""How many epochs fit into so many minutes: timed on the first steps of a copy that is thrown away."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from ddvi_fast import _checks
+from ddvi_fast.config.schema import Config
+from ddvi_fast.data import Dataset
+from ddvi_fast.data.batches import num_batches
+from ddvi_fast.engine.base import Engine, Optimisation
+from ddvi_fast.engine.loop import Phase, train
+from ddvi_fast.objectives import Objective
+from ddvi_fast.recipes.build import build
+from ddvi_fast.recipes.parts import augmentation
+from ddvi_fast.training import restarts
+
+_STEPS, _UNCOUNTED = 20, 4  # the first steps warm caches
+
+
+def within_minutes(config: Config, dataset: Dataset, make_engine: Callable[[Objective, Optimisation], Engine]) -> Config:
+    """`config` with all its stages shortened alike, so that training takes `config.max_minutes` by a timing of their first steps.
+
+    At least one epoch of each stage is kept. A learning rate that falls over the stage still ends where it should, which it would
+    not in a run that is cut off. Without `max_minutes`, or where all epochs fit, the configuration comes back as it is.
+    """
+    if config.max_minutes is None:
+        return config
+    _checks.require(config.max_minutes > 0, "max_minutes", "a positive number", config.max_minutes)
+    batches = num_batches(dataset.size(), config.recipe.batch_size)
+    phases = build(config, dataset).phases
+    seconds = sum(phase.num_steps(batches) * seconds_a_step(phase, config, dataset, make_engine) for phase in phases)
+    share = 60 * config.max_minutes / (seconds * restarts.lengths(config.recipe))
+    return config if share >= 1 else _shortened(config, share)
+
+
+def _shortened(config: Config, share: float) -> Config:
+    def fewer(epochs: int) -> int:
+        return min(epochs, max(1, int(share * epochs)))
+
+    if config.epochs is not None:
+        return replace(config, epochs=fewer(config.epochs))
+    recipe = config.recipe
+    shorter = {name: fewer(getattr(recipe, name)) for name in ("epochs", "prior_epochs", "warmup_epochs")}
+    return replace(config, recipe=replace(recipe, **shorter))
+
+
+def seconds_a_step(
+    phase: Phase, config: Config, dataset: Dataset, make_engine: Callable[[Objective, Optimisation], Engine], steps: int = _STEPS
+) -> float:
+    """Median seconds of a step, by training `phase` for so many, more than 5; its modules are changed by it."""
+    clock = _Clock()
+    few = replace(phase, epochs=1, steps_per_epoch=steps, frozen=(), frozen_epochs=0)
+    train([few], dataset, config.recipe.batch_size, config.seed, make_engine, clock, augmentation(config))
+    times = clock.times[_UNCOUNTED:]
+    return statistics.median(after - before for before, after in itertools.pairwise(times))
+
+
+@dataclass
+class _Clock:
+    """An observer that notes when each step ended."""
+
+    times: list[float] = field(default_factory=list)
+
+    def step(self, step: int, phase: str, epoch: float, terms: object) -> None:
+        self.times.append(time.perf_counter())
+
+    def epoch(self, step: int, phase: str, epoch: int, engine: Engine) -> None:
+        pass

@@ -1,0 +1,122 @@
+"""The cells of a table: settings, folders, what makes a cell another one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ddvi_fast import InputError
+from ddvi_fast.config.compose import choices
+from ddvi_fast.paper import table_spec as grid
+
+
+def cells(name, *overrides, seeds=2, **options):
+    return grid.cells(grid.load(name), seeds, Path("runs"), overrides, **options)
+
+
+@pytest.fixture
+def square_alone(monkeypatch):
+    """Tables of one column, for what does not concern the others: reading a configuration takes a while."""
+    whole = grid.load
+
+    def load(name):
+        table = whole(name)
+        return replace(table, columns={"square": table.columns["square"]}, rows={row: table.rows[row] for row in list(table.rows)[:1]})
+
+    monkeypatch.setattr(grid, "load", load)
+
+
+@pytest.mark.parametrize("name", ["ablation-sleep", "cifar10-semi", "digits"])
+def test_every_cell_has_a_folder_of_its_own(name):
+    table = grid.load(name)
+    made = cells(name)
+    assert len(made) == 2 * len(table.rows) * len(table.columns)
+    assert len({cell.folder for cell in made}) == len(made)
+    assert {cell.seed for cell in made} == {0, 1} and {cell.config.seed for cell in made} == {0, 1}
+    assert not any(cell.config.figures or cell.config.tensorboard for cell in made)
+
+
+def test_settings_win_in_order(square_alone):
+    (cell, *_) = cells("mnist", "recipe.lr=0.01", "epochs=7", epochs=3)
+    assert (cell.config.epochs, cell.config.recipe.lr) == (7, 0.01)
+    cell = cells("mnist", "dataset=digits", epochs=3)[0]
+    assert (cell.config.dataset.name, cell.config.epochs) == ("digits", 3)
+    assert {cell.config.split_seed for cell in cells("digits")} == {0}
+
+
+def test_epochs_of_a_column_stand_before_those_of_the_table_and_behind_those_asked_for():
+    table = grid.part(grid.load("digits"), rows=["vae"])
+    stated = {cell.column: cell.config.epochs for cell in grid.cells(table, 1, Path("runs"))}
+    assert (stated["square"], stated["swiss_roll"]) == (table.epochs, 400)
+    assert {cell.config.epochs for cell in grid.cells(table, 1, Path("runs"), epochs=2)} == {2}
+
+
+def test_a_folder_follows_what_is_run_and_not_where(square_alone):
+    first, here, other = (cells("digits", *overrides)[0].folder for overrides in ((), ("data_dir=there", "threads=1"), ("recipe.lr=0.01",)))
+    assert first == here != other
+
+
+@pytest.mark.parametrize("name", ["mnist", "ablation-sleep", "ablation-released", "timesteps"])
+def test_a_table_on_other_data_says_so_and_has_no_figures_of_the_paper_beside_it(name):
+    table, made = grid.load(name), cells(name, "dataset=digits", seeds=1, max_minutes=0.1)
+    assert {cell.config.dataset.name for cell in made} == {"digits"} and all(cell.config.max_minutes <= 0.1 for cell in made)
+    assert grid.title(table, "digits").startswith("Digits") and grid.title(table, table.dataset).startswith("MNIST")
+    assert grid.paper_figures(table, "digits") == {}
+
+
+def test_minutes_are_shared_out_by_the_columns():
+    made = [cell for cell in cells("timesteps", seeds=1, max_minutes=4) if cell.row == "ddvi_50"]
+    assert [cell.config.max_minutes for cell in made] == [1, 2, 4] and made[0].config.method.chain.num_steps == 50
+    table = grid.load("timesteps")
+    assert [grid.column_label(table, column, 4) for column in table.columns] == ["1 min", "2 min", "4 min"]
+    assert grid.column_label(grid.load("mnist"), "square", None) == "square"
+
+
+def test_each_released_mistake_is_switched_on_alone():
+    by_row = {cell.row: cell.config for cell in cells("ablation-released", seeds=1)}
+    defects = {row: {name for name, on in vars(config.recipe.defects).items() if on} for row, config in by_row.items()}
+    assert defects["vae"] == defects["ddvi"] == set()
+    alone = {"vae_dropout": "dropout_at_evaluation", "vae_log_var": "log_var_twice"}
+    alone |= {"ddvi_unscaled": "unscaled_noise", "ddvi_top": "standard_normal_top"}
+    assert all(defects[row] == {name} for row, name in alone.items())
+    assert (by_row["ddvi_semi"].dataset.labels, by_row["ddvi_semi_more"].dataset.labels) == (1000, "released")
+    assert all(config.dataset.encoder.dropout > 0 for config in by_row.values())
+
+
+def test_methods_and_priors_of_all_tables_exist():
+    methods, priors = set(choices("method")), set(choices("prior"))
+    for name in grid.names():
+        table = grid.load(name)
+        stated = [*table.common, *(item for entry in [*table.rows.values(), *table.columns.values()] for item in entry.overrides)]
+        assert {item.removeprefix("method=") for item in stated if item.startswith("method=")} <= methods
+        assert {item.removeprefix("prior=") for item in stated if item.startswith("prior=")} <= priors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"seeds": 0}, "seeds"), ({"max_minutes": -1}, "max-minutes")],
+)
+def test_bad_sizes(square_alone, arguments, words):
+    with pytest.raises(InputError, match=words):
+        cells("digits", **arguments)
+
+
+def test_a_part_of_a_table_keeps_its_order_and_names_what_it_lacks():
+    table = grid.part(grid.load("mnist"), ["ddvi", "vae"], ["square"])
+    assert (list(table.rows), list(table.columns)) == (["vae", "ddvi"], ["square"])
+    assert table.rows["ddvi"] == grid.load("mnist").rows["ddvi"] and table.figures == grid.load("mnist").figures
+    with pytest.raises(InputError, match=r"--columns.*did you mean square"):
+        grid.part(table, columns=["sqare"])
+
+
+@pytest.mark.parametrize("override", ["method=vae", "prior=square", "seed=3", "run_dir=x"])
+def test_what_the_table_sets_cannot_be_set(square_alone, override):
+    with pytest.raises(InputError, match="the table does not make itself"):
+        cells("digits", override)
+
+
+def test_unknown_tables_name_the_nearest():
+    with pytest.raises(InputError, match="did you mean digits"):
+        grid.load("digit")
