@@ -72,7 +72,8 @@ def _run(cells: list[Cell], folder: Path, jobs: int | None) -> list[dict[str, An
 def _config(cell: Cell, folder: Path) -> Config:
     prior, method, seed = cell
     quiet = ["progress=off", "tensorboard=false", "figures=false"]
-    config = compose([f"prior={prior}", f"method={method}", f"seed={seed}", f"split_seed={seed}", *quiet])
+    setting = {"swiss_roll": "swiss_roll_noisy"}.get(prior, prior)
+    config = compose([f"prior={setting}", f"method={method}", f"seed={seed}", f"split_seed={seed}", *quiet])
     # A run that was cut short left no evaluation: it is started anew.
     return dataclasses.replace(config, run_dir=str(folder / f"{prior}-{method}-{seed}"), overwrite=True)
 

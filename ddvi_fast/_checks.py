@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
+if TYPE_CHECKING:  # the command line refuses a misspelt word without the seconds that importing torch takes
+    import torch
 
 
 class InputError(ValueError):
@@ -40,6 +42,8 @@ def nearest(value: Any, names: Iterable[str]) -> str:
 
 def tensor(value: Any, argument: str, shape: tuple[int | None, ...] | None = None, floating: bool = True) -> torch.Tensor:
     """Check that `value` is a tensor of `shape` (``None`` matches any size) and return it."""
+    import torch
+
     if not isinstance(value, torch.Tensor):
         fail(argument, "a tensor", value)
     if floating:
@@ -58,7 +62,7 @@ def same_device(argument: str, value: torch.Tensor, like: torch.Tensor) -> None:
 
 def finite(value: torch.Tensor, argument: str) -> torch.Tensor:
     """Check that nothing in `value` is NaN or infinite and return it."""
-    bad = ~torch.isfinite(value)
+    bad = ~value.isfinite()
     if bad.any():
         where = tuple(int(i) for i in bad.nonzero()[0])
         fail(argument, "finite values", f"{value[where].item()} at index {where}, {int(bad.sum())} such values in all")
@@ -67,11 +71,13 @@ def finite(value: torch.Tensor, argument: str) -> torch.Tensor:
 
 def readable(value: torch.Tensor) -> bool:
     """Whether the numbers in `value` may be looked at: those of a device would stall it, and those of a compiled function are not there yet."""
+    import torch
+
     return value.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _describe(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
+    if "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
     # A sentence stands as it is; a name is quoted, so that an empty one can be seen.
     return value if isinstance(value, str) and " " in value else " ".join(repr(value).split())

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddvi_fast import _checks
+from ddvi_fast.config.names import CONF, GROUPS, check_overrides, choices
 from ddvi_fast.config.schema import Config
-
-CONF = Path(__file__).with_name("conf")
-GROUPS = ("dataset", "prior", "method", "recipe")
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -30,7 +26,7 @@ def compose(overrides: Sequence[str]) -> Config:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    _check_names(overrides)
+    check_overrides(overrides)
     overrides = _released_of_method(overrides)
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -57,45 +53,10 @@ def from_dict(config: Mapping[str, Any]) -> Config:
         _checks.fail("config.json", "the configuration of a run of this version", _first_line(error))
 
 
-def choices(group: str) -> list[str]:
-    """The files of a configuration group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
 def _typed(composed: Any) -> Config:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
-
-
-def _check_names(overrides: Iterable[str]) -> None:
-    """Name the nearest valid settings and choices before Hydra sees the overrides."""
-    known = setting_names()
-    for override in overrides:
-        name, sign, value = override.partition("=")
-        _checks.require(bool(sign) and bool(name), "override", "name=value", override)
-        if name in GROUPS:
-            _checks.choice(value, choices(name), name)
-        elif not any(name.startswith(f"{free}.") for free in _FREE):
-            _checks.require(name in known, "setting", "one that exists", name, _checks.nearest(name, known) or "config.py lists them all")
-
-
-# Free-form options: their names are checked by what they are passed to.
-_FREE = ("dataset.likelihood_options", "prior.options", "method.chain.schedule_options")
-
-
-@functools.cache
-def setting_names() -> list[str]:
-    """Dotted names of all settings, inner nodes included."""
-    from omegaconf import DictConfig, OmegaConf
-
-    def walk(node: DictConfig, prefix: str) -> Iterable[str]:
-        for key in node:
-            yield prefix + str(key)
-            if isinstance(node._get_node(key), DictConfig):
-                yield from walk(node._get_node(key), f"{prefix}{key}.")
-
-    return list(walk(OmegaConf.structured(Config), ""))
 
 
 def _released_of_method(overrides: Sequence[str]) -> list[str]:

@@ -42,7 +42,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     Args:
         n_components: latent size D.
-        prior: ``"pinwheel"``, ``"swiss_roll"``, ``"square"``, ``"less_noisy_square"``, ``"gaussian"`` or ``"mixture"``; with `n_clusters` the
+        prior: ``"pinwheel"``, ``"swiss_roll_noisy"``, ``"square"``, ``"less_noisy_square"``, ``"gaussian"`` or ``"mixture"``; with `n_clusters` the
             shape around each centre. ``"auto"`` is the Gaussian with `n_clusters`, or where `n_components` is not 2, else the pinwheel.
         n_clusters: learn so many centres of the prior, and have `predict` name the cluster of a row; None for the prior as it is, whose own
             classes (a pinwheel's arms) `predict` then names. `settings=("method.clustering.balance=3",)` pulls clusters to like sizes.
@@ -55,7 +55,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         epochs, batch_size, learning_rate: of training; None leaves a recipe's own.
         n_samples: posterior draws a row, for `transform`, `predict` and `score_samples`.
         output: what `transform` gives: the ``"mean"`` of these draws, or the first ``"sample"``, which keeps to the prior's shape.
-        settings: further ``name=value`` settings of ``ddvi-fast settings``.
+        settings: further ``name=value`` settings of ``ddvi-fast train --settings``.
         device: where to train and map.
         random_state: seed of everything; None takes one from NumPy's global generator, as elsewhere in scikit-learn.
         verbose: show a progress bar.

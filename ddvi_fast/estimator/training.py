@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ddvi_fast import _checks
-from ddvi_fast.config.compose import choices, compose
+from ddvi_fast.config.compose import compose
+from ddvi_fast.config.names import check_choice
 from ddvi_fast.config.schema import Config
 from ddvi_fast.config.unused import refuse_unused
 from ddvi_fast.data import Dataset
@@ -31,7 +32,7 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
         InputError: settings that do not exist or fit.
     """
     clusters, size = parameters["n_clusters"], parameters["n_components"]
-    prior = _checks.choice(parameters["prior"], ("auto", *choices("prior")), "prior")
+    prior = check_choice("prior", parameters["prior"], ("auto",))
     if prior == "auto":
         prior = "pinwheel" if clusters is None and size == 2 else "gaussian"
     widths = "[" + ",".join(map(str, parameters["hidden"])) + "]"

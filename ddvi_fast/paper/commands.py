@@ -63,7 +63,7 @@ METHODS = {
     "iaf_vae_semi": PaperMethod(SEMI, "iaf_semi"),
     "aae_semi": PaperMethod(SEMI, "aae_semi"),
 }
-PRIORS = ("pinwheel", "swiss_roll", "less_noisy_square")
+PRIORS = {"pinwheel": "pinwheel", "swiss_roll": "swiss_roll_noisy", "less_noisy_square": "less_noisy_square"}
 # What the paper sets for one data set and method alone.
 _PARTICULAR = {
     **{("mnist", name): ("dataset.decoder.dropout=0.2",) for name in ("diff_vae_warmup", "diff_vae", "vae", "iaf_vae", "h_iaf_vae", "iwae")},
@@ -87,11 +87,11 @@ def overrides_of(dataset: str, method: str, prior: str, further: Sequence[str] =
     """
     data = DATASETS[_checks.choice(dataset, DATASETS, "DATASET")]
     ours = METHODS[_checks.choice(method, METHODS, "METHOD")]
-    _checks.choice(prior, PRIORS, "PRIOR")
+    our_prior = PRIORS[_checks.choice(prior, PRIORS, "PRIOR")]
     fitting = [name for name, other in METHODS.items() if other.task == data.task]
     _checks.require(ours.task == data.task, "METHOD", f"one of the {data.task} ones, for {dataset} ({', '.join(fitting)})", method)
     seed = dict(override.partition("=")[::2] for override in further).get("seed", "0")
-    names = [*data.overrides, f"method={ours.method}", f"prior={prior}", "recipe=released", f"run_dir=runs/{dataset}-{method}-{prior}-seed{seed}"]
+    names = [*data.overrides, f"method={ours.method}", f"prior={our_prior}", "recipe=released", f"run_dir=runs/{dataset}-{method}-{prior}-seed{seed}"]
     replaced = {override.partition("=")[0] for override in further}
     particular = _PARTICULAR.get((dataset, method), ())
     return [name for name in (*names[:-1], *particular, names[-1]) if name.partition("=")[0] not in replaced] + list(further)

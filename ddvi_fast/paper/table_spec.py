@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ddvi_fast import _checks
-from ddvi_fast.config.compose import CONF, GROUPS, compose
+from ddvi_fast.config.compose import compose
+from ddvi_fast.config.names import CONF, GROUPS
 from ddvi_fast.config.schema import Config
 
 _QUIET = ("progress=off", "tensorboard=false", "figures=false", "overwrite=true")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddvi_fast import InputError
-from ddvi_fast.config.compose import choices
+from ddvi_fast.config.names import choices
 from ddvi_fast.paper import table_spec as grid
 
 

@@ -34,11 +34,10 @@ def built(*overrides):
     return build(config, load_dataset(config))
 
 
-@pytest.mark.parametrize("prior", ["pinwheel", "swiss_roll", "less_noisy_square"])
+@pytest.mark.parametrize("prior", ["pinwheel", "swiss_roll_noisy", "less_noisy_square"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_its_posterior_and_objective(method, prior):
-    options = ["prior.options.noise=0.1"] if prior == "swiss_roll" else []
-    experiment = built(f"method={method}", f"prior={prior}", *options)
+    experiment = built(f"method={method}", f"prior={prior}")
     (phase,) = experiment.phases
     family, objective = METHODS[method]
     assert type(experiment.posterior) is family and type(phase.objective) is objective
@@ -69,7 +68,7 @@ def test_beta_is_a_factor_of_the_kl_weight():
         (["method=vae", "method.weight=3"], r"method\.weight: expected null unless"),
         (["method=wae", "method.num_samples=3"], r"method\.num_samples: expected 1"),
         (["method=vae", "method.posterior=plannar"], r"method\.posterior: expected one of[^\n]*did you mean planar"),
-        (["method=hamiltonian", "prior=swiss_roll", "prior.options.noise=0"], r"prior: expected a density[^\n]*swiss_roll_noisy"),
+        (["method=hamiltonian", "prior=swiss_roll_noisy", "prior.options.noise=0"], r"prior: expected a density[^\n]*swiss_roll_noisy"),
         (["prior.kernel_width=-0.1"], r"prior\.kernel_width: expected a width of at least 0, got -0\.1"),
         (["method=m2", "prior.kernel_width=0.03"], r"prior: expected gaussian without a kernel_width"),
     ],

@@ -16,7 +16,7 @@ QUICK = ("evaluation.elbo_samples=2", "evaluation.iwae_samples=2", "evaluation.l
 
 
 def test_the_second_evidence_is_that_under_prior_samples_with_noise():
-    config = compose(["method=vae", "prior=swiss_roll", "evaluation.evidence_blur=0.8", *QUICK])
+    config = compose(["method=vae", "prior=swiss_roll_noisy", "evaluation.evidence_blur=0.8", *QUICK])
     dataset = load_dataset(config)
     experiment = build(config, dataset)
     with torch.no_grad():
