@@ -28,11 +28,12 @@ import torch
 from bench.baselines.training import Sizes
 from bench.training import PROGRESS, SEED, build_objective, images, step_flops
 from ddvi_fast import distributed
-from ddvi_fast.engine.base import Engine, Optimisation
+from ddvi_fast.engine.base import Engine
 from ddvi_fast.engine.checkpoints import Checkpoints
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.engine.parallel import ParallelEngine
 from ddvi_fast.engine.run_folder import environment
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -26,12 +26,12 @@ from bench.steps import GRADIENT_FLOOR, Step
 from bench.training import copy_perceptron, images, linear_parameters, named_gradients, precision
 from ddvi_fast import likelihoods, models, networks, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.objectives import Progress
 from ddvi_fast.objectives.ddvi import Sleep, uniform_timesteps
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, PerClass
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
 SEED = 3

@@ -15,12 +15,12 @@ from bench.problem import Work
 from bench.steps import Step
 from ddvi_fast import likelihoods, models, networks, posteriors, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.objectives import Progress
 from ddvi_fast.objectives.ddvi import uniform_timesteps
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.paper.objectives import ReleasedDDVI
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
 SEED = 3

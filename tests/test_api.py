@@ -18,7 +18,7 @@ from types import ModuleType
 LISTING = Path(__file__).with_name("public_api.txt")
 PACKAGE = "ddvi_fast"
 # Besides the submodules that the package names itself.
-TOOLS = ("doctor", "figures", "parity", "report")
+TOOLS = ("doctor", "figures", "parity", "plots", "report")
 
 
 def public_api() -> list[str]:

@@ -23,10 +23,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ddvi_fast import _checks
 from ddvi_fast.engine.adam_state import COUNT, by_parameter
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.optimisers import MOMENTS, UpdateAdam
 from ddvi_fast.engine.sharded import ShardedEngine
 from ddvi_fast.objectives import Objective, Terms
+from ddvi_fast.recipes.phases import Optimisation
 
 STAGES = (0, 1, 2, 3)
 _EVERYTHING = 10**12  # elements: no parameter is too large to stay gathered

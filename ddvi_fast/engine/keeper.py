@@ -13,8 +13,9 @@ from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.base import Engine
 from ddvi_fast.engine.checkpoints import Checkpoints, tensors_of
 from ddvi_fast.engine.interrupts import Stopped, StopRequest
-from ddvi_fast.engine.loop import Phase, Start
+from ddvi_fast.engine.loop import Start
 from ddvi_fast.engine.recorder import Recorder
+from ddvi_fast.recipes.phases import Phase
 
 _PARTS = ("weights", "average", "adam", "log")  # first names of a checkpoint's tensors
 

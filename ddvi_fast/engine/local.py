@@ -11,10 +11,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ddvi_fast import _checks, rng
 from ddvi_fast.engine.adam_state import AdamState
-from ddvi_fast.engine.base import NonFinite, Optimisation, bad_rows, bad_terms, by_factor
+from ddvi_fast.engine.base import NonFinite, bad_rows, bad_terms, by_factor
 from ddvi_fast.engine.captured import CapturedStep, CudaGraph, DeviceProgress, Recording
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import Objective, Progress, Terms
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
 PRECISIONS = ("float32", "bf16")

@@ -8,48 +8,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddvi_fast import distributed
 from ddvi_fast.data.batches import epoch_batches, num_batches
 from ddvi_fast.data.dataset import Dataset
 from ddvi_fast.distributed import Part
-from ddvi_fast.engine.base import Engine, NonFinite, Optimisation, set_trainable
+from ddvi_fast.engine.base import Engine, NonFinite, set_trainable
 from ddvi_fast.objectives import Objective, Progress
+from ddvi_fast.recipes.phases import Optimisation, Phase
 from ddvi_fast.rng import Draws
 
 _PHASE_BITS = 24  # a phase owns 2^24 passes over the data
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training under one objective.
-
-    Args:
-        name: for logs.
-        objective: what is minimised.
-        epochs: how long; an epoch is one pass over the data, or `steps_per_epoch` batches.
-        optimisation: learning rates and clipping.
-        steps_per_epoch: batches in an epoch, where it is not one pass over the data.
-        frozen: modules that stand still in the first `frozen_epochs`.
-        before_epoch: called with the progress before each epoch, for what anneals with time.
-    """
-
-    name: str
-    objective: Objective
-    epochs: int
-    optimisation: Optimisation = field(default_factory=Optimisation)
-    steps_per_epoch: int | None = None
-    frozen: Sequence[nn.Module] = ()
-    frozen_epochs: int = 0
-    before_epoch: Callable[[Progress], None] | None = None
-
-    def num_steps(self, batches: int) -> int:
-        """Batches in the phase, when one pass over the data has `batches`."""
-        return self.epochs * (self.steps_per_epoch or batches)
 
 
 class Observer(Protocol):

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ddvi_fast.engine.adam_state import AdamState
-from ddvi_fast.engine.base import Optimisation, by_factor
+from ddvi_fast.engine.base import by_factor
 from ddvi_fast.engine.sharded import ShardedEngine
 from ddvi_fast.objectives import Objective
+from ddvi_fast.recipes.phases import Optimisation
 
 
 class ParallelEngine(AdamState, ShardedEngine):

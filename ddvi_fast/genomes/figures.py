@@ -15,7 +15,7 @@ from ddvi_fast.data import Dataset, folder_of
 from ddvi_fast.genomes.dataset import Genotypes, sample_tables
 from ddvi_fast.genomes.tables import SampleTable
 from ddvi_fast.objectives.clustering import assign
-from ddvi_fast.recipes.parts import Experiment
+from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.rng import Draws
 
 DATASETS = ("1kg", "genomes")

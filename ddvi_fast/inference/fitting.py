@@ -13,7 +13,6 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from ddvi_fast import _checks
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulator, offers, simulate
 from ddvi_fast.inference.networks import Architecture, Observation, build, whitening_reader
@@ -23,6 +22,7 @@ from ddvi_fast.inference.start import gaussian_start
 from ddvi_fast.inference.support import Support
 from ddvi_fast.inference.whitening import ConditionalWhitening, Whitening
 from ddvi_fast.objectives import Objective, Progress
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
 OBJECTIVES = ("auto", "bound", "simulations", "both")

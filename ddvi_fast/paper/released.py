@@ -9,13 +9,11 @@ from ddvi_fast import _checks, schedules
 from ddvi_fast.config.schema import ChainConfig, Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.engine.base import Optimisation
-from ddvi_fast.engine.loop import Phase
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.paper.objectives import PixelMean, PriorFit, ReleasedDDVI, ReleasedELBO, WarmUp
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.recipes import parts
-from ddvi_fast.recipes.parts import Experiment
+from ddvi_fast.recipes.phases import Experiment, Optimisation, Phase
 
 _WARMUP_STEPS, _STEPS, _CONTEXT_DIM = 20, 40, 2
 _WARMUP_KL = KLSchedule("constant", 0.01)

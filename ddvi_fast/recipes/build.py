@@ -5,11 +5,10 @@ from __future__ import annotations
 from ddvi_fast import _checks
 from ddvi_fast.config.schema import Config, MethodConfig
 from ddvi_fast.data import Dataset
-from ddvi_fast.engine.loop import Phase
 from ddvi_fast.paper.released import build_released
 from ddvi_fast.recipes import families, parts
 from ddvi_fast.recipes.classes import build_with_classes
-from ddvi_fast.recipes.parts import Experiment
+from ddvi_fast.recipes.phases import Experiment, Phase
 
 _FOR_ADVERSARIAL = "adversarial or wae, for the adversarial posterior, which has no density"
 _FOR_OTHERS = "elbo, iwae, adversarial or wae, for a posterior other than diffusion"

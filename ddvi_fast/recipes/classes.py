@@ -12,7 +12,6 @@ from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.labels import select_labels
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.engine.loop import Phase
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import NoisyInput
 from ddvi_fast.objectives import Objective
@@ -25,7 +24,7 @@ from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffus
 from ddvi_fast.priors import Centres, OneHotGaussian, Prior
 from ddvi_fast.priors.partitions import require_partitions
 from ddvi_fast.recipes import families, parts
-from ddvi_fast.recipes.parts import Experiment
+from ddvi_fast.recipes.phases import Experiment, Phase
 from ddvi_fast.rng import Draws
 
 _CLASSIFIER, _CENTRES = 5, 6  # further places of initial weights

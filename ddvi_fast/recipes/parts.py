@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,8 +14,6 @@ from ddvi_fast.config.schema import ChainConfig, Config, KLConfig, MethodConfig,
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.augment import flip
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.engine.base import Optimisation
-from ddvi_fast.engine.loop import Phase
 from ddvi_fast.genomes.dataset import PackedDataset
 from ddvi_fast.genomes.network import Standardised, start_at_frequencies
 from ddvi_fast.models import LatentVariableModel
@@ -31,6 +27,7 @@ from ddvi_fast.paper.defects import DefectiveELBO
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.priors import Prior
 from ddvi_fast.recipes import families
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import NoiseSchedule
 
@@ -43,21 +40,6 @@ _INITIAL_LOG_VARIANCE = -2.0  # of q(y_T | x), where its means start with the pr
 
 
 Network = MLP | ConvEncoder | ConvDecoder | SigmoidVariances
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What a configuration stands for."""
-
-    model: LatentVariableModel
-    posterior: Posterior
-    phases: Sequence[Phase]
-
-    def to(self, device: torch.device) -> Experiment:
-        """The same experiment, its networks and what its objectives own moved to `device` in place."""
-        for module in (self.model, self.posterior, *(phase.objective for phase in self.phases)):
-            module.to(device)
-        return self
 
 
 def build_prior(config: Config) -> Prior:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddvi_fast import ops
 from ddvi_fast.objectives import Progress
 from ddvi_fast.posteriors import Diffusion
-from ddvi_fast.recipes.parts import Experiment
+from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.reference.chain import step_log_ratio
 from ddvi_fast.rng import Draws
 

@@ -15,7 +15,7 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.objectives import Objective, Progress
 from ddvi_fast.recipes.build import build
-from ddvi_fast.recipes.parts import Experiment
+from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.rng import Draws
 from ddvi_fast.training import restarts
 from ddvi_fast.training.run import load_dataset, run_dir

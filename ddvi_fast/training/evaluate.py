@@ -20,7 +20,7 @@ from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.clustering import assign
 from ddvi_fast.paper.objectives import decoded
 from ddvi_fast.posteriors import Diffusion, Posterior
-from ddvi_fast.recipes.parts import Experiment
+from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.rng import Draws
 
 # Evaluation draws from a seed of its own, so that how long training ran does not change what is drawn here.

@@ -18,7 +18,7 @@ from ddvi_fast.config.schema import Config, RecipeConfig
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine import checkpoint
-from ddvi_fast.engine.base import Engine, NonFinite, Optimisation
+from ddvi_fast.engine.base import Engine, NonFinite
 from ddvi_fast.engine.interrupts import Stopped, StopRequest
 from ddvi_fast.engine.keeper import weights_of
 from ddvi_fast.engine.logs import RunLog
@@ -26,7 +26,8 @@ from ddvi_fast.engine.loop import Start, train
 from ddvi_fast.engine.recorder import Recorder
 from ddvi_fast.objectives import Objective
 from ddvi_fast.recipes.build import build
-from ddvi_fast.recipes.parts import Experiment, augmentation
+from ddvi_fast.recipes.parts import augmentation
+from ddvi_fast.recipes.phases import Experiment, Optimisation
 from ddvi_fast.rng import Draws
 
 MakeEngine = Callable[[Objective, Optimisation], Engine]

@@ -19,7 +19,7 @@ from ddvi_fast.engine.logs import read_metrics
 from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
 from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.recipes.build import build
-from ddvi_fast.recipes.parts import Experiment
+from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.training.evaluate import draw_figures, evaluate
 from ddvi_fast.training.time_budget import within_minutes
 from ddvi_fast.training.training import Clocks, make_engines, prepared_folder, processes, train_in

@@ -12,11 +12,12 @@ from ddvi_fast import _checks
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
-from ddvi_fast.engine.base import Engine, Optimisation
-from ddvi_fast.engine.loop import Phase, train
+from ddvi_fast.engine.base import Engine
+from ddvi_fast.engine.loop import train
 from ddvi_fast.objectives import Objective
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.parts import augmentation
+from ddvi_fast.recipes.phases import Optimisation, Phase
 from ddvi_fast.training import restarts
 
 _STEPS, _UNCOUNTED = 20, 4  # the first steps warm caches

@@ -19,7 +19,7 @@ from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine import bundle
-from ddvi_fast.engine.base import Engine, NonFinite, Optimisation
+from ddvi_fast.engine.base import Engine, NonFinite
 from ddvi_fast.engine.checkpoints import Checkpoints, tensors_of
 from ddvi_fast.engine.interrupts import StopRequest
 from ddvi_fast.engine.keeper import Keeper
@@ -33,7 +33,8 @@ from ddvi_fast.engine.run_folder import RunFolder, locked, unfinished
 from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.engine.watchdog import Watchdog
 from ddvi_fast.objectives import Objective
-from ddvi_fast.recipes.parts import Experiment, augmentation
+from ddvi_fast.recipes.parts import augmentation
+from ddvi_fast.recipes.phases import Experiment, Optimisation
 from ddvi_fast.rng import Draws
 from ddvi_fast.training import restarts
 

@@ -11,14 +11,14 @@ import torch
 from ddvi_fast import denoisers, likelihoods, models, networks, posteriors, priors, schedules, use_backend
 from ddvi_fast._checks import InputError
 from ddvi_fast.data.dataset import from_arrays
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.captured import WARM_UP_STEPS, DeviceProgress
 from ddvi_fast.engine.local import LocalEngine
-from ddvi_fast.engine.loop import Phase, train
+from ddvi_fast.engine.loop import train
 from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress, Terms
 from ddvi_fast.objectives.ddvi import Sleep
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.objectives.weights import PriorGuide
+from ddvi_fast.recipes.phases import Optimisation, Phase
 from ddvi_fast.rng import DeviceDraws, Draws
 from tests.engine import pretend
 from tests.engine.recording import OperationRecording

@@ -9,7 +9,6 @@ import torch
 
 from ddvi_fast import denoisers, likelihoods, models, networks, posteriors, priors, schedules, use_backend
 from ddvi_fast.data.dataset import from_arrays
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.captured import DeviceProgress
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.objectives.adversarial import make_discriminator
@@ -20,6 +19,7 @@ from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
 from ddvi_fast.objectives.weights import PriorGuide
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassMLP, OneHotStyle, PerClass
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import DeviceDraws, Draws
 from tests.engine import pretend
 from tests.engine.recording import OperationRecording

@@ -16,13 +16,14 @@ from ddvi_fast import cli
 from ddvi_fast._checks import InputError
 from ddvi_fast.config.compose import compose
 from ddvi_fast.engine import bundle, checkpoint
-from ddvi_fast.engine.base import NonFinite, Optimisation
+from ddvi_fast.engine.base import NonFinite
 from ddvi_fast.engine.interrupts import StopRequest
 from ddvi_fast.engine.parallel import ParallelEngine
 from ddvi_fast.engine.recorder import Recorder
 from ddvi_fast.engine.run_folder import RunFolder, locked, unfinished
 from ddvi_fast.engine.watchdog import EXIT_PEER_LOST
 from ddvi_fast.objectives import Objective, Progress, Terms, Update
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 from ddvi_fast.training import run as runs
 from ddvi_fast.training.replay import replay

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ddvi_fast._checks import InputError
-from ddvi_fast.engine.base import Optimisation, set_trainable
+from ddvi_fast.engine.base import set_trainable
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.objectives import DDVI, ELBO, Progress, Terms
 from ddvi_fast.objectives.ddvi import Sleep
 from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import diffusion_posterior, gaussian_posterior, make_model, observations
 

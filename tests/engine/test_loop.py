@@ -7,10 +7,10 @@ import torch
 
 from ddvi_fast import likelihoods, models, networks, posteriors, priors
 from ddvi_fast.data.dataset import from_arrays
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
-from ddvi_fast.engine.loop import Phase, train
+from ddvi_fast.engine.loop import train
 from ddvi_fast.objectives import ELBO
+from ddvi_fast.recipes.phases import Optimisation, Phase
 from ddvi_fast.rng import Draws
 
 

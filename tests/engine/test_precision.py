@@ -8,11 +8,11 @@ import torch
 from ddvi_fast._checks import InputError
 from ddvi_fast.config.compose import compose
 from ddvi_fast.data import Dataset
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.engine.precision import PRECISIONS, LossScale, products_in
 from ddvi_fast.objectives import Progress
 from ddvi_fast.recipes.build import build
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 from ddvi_fast.training.run import load_dataset
 from tests.engine.small import CHAIN, COMMON

@@ -7,12 +7,12 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ddvi_fast import InputError, likelihoods, ops, priors
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import Adversarial, Progress
 from ddvi_fast.objectives.adversarial import make_discriminator
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import gaussian_posterior, make_model, observations
 from tests.posteriors.families import adversarial as implicit

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ddvi_fast import InputError, likelihoods, ops, priors
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import WAE, Progress
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import gaussian_posterior, make_model, observations
 from tests.posteriors.families import adversarial as implicit

@@ -9,13 +9,13 @@ from torch.distributions import Normal
 from ddvi_fast import metrics, ops, rng
 from ddvi_fast._checks import InputError
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import DDVI, ELBO, Objective, Progress
 from ddvi_fast.objectives.ddvi import Sleep
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import make
 from tests.linear_gaussian import (

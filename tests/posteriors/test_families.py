@@ -11,7 +11,6 @@ from torch import Tensor
 from ddvi_fast import evidence, likelihoods, ops, priors
 from ddvi_fast._checks import InputError
 from ddvi_fast.engine import checkpoint
-from ddvi_fast.engine.base import Optimisation
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
@@ -19,6 +18,7 @@ from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress
 from ddvi_fast.objectives.ddvi import Sleep
 from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import DATA_DIM, UNCORRELATED, WEIGHT, make_model
 from tests.posteriors import families

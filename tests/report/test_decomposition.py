@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from ddvi_fast import denoisers, likelihoods, models, networks, objectives, ops, posteriors, priors, schedules
-from ddvi_fast.engine.loop import Phase
-from ddvi_fast.recipes.parts import Experiment
+from ddvi_fast.recipes.phases import Experiment, Phase
 from ddvi_fast.report.decomposition import decompose, step_ratios, timings
 from ddvi_fast.rng import Draws
 
