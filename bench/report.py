@@ -1,6 +1,6 @@
-"""Tables from results files: on the terminal, as Markdown beside each file, and in the README between its markers.
+"""Tables from results files: on the terminal, and as Markdown beside each file.
 
-python -m bench.report           # rewrites the Markdown of every results file and the README's section
+python -m bench.report           # rewrites the Markdown of every results file; docs/generate.py copies it to the documentation
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.problem import PROVIDERS
-from bench.records import DEVICE_KIND, KIND, RESULTS, fractions, goal_lines, ratio
+from bench.records import KIND, RESULTS, fractions, ratio
 
-README = RESULTS.parent.parent / "README.md"
-BEGIN, END = "<!-- benchmarks: written by python -m bench.report -->", "<!-- end of benchmarks -->"
 HEADINGS = ("case", "provider", "ms (p20 to p80)", "x eager", "x compiled", "FLOP/s", "bytes/s", "exp/s", "peak memory")
 _TURNS = {False: "providers took turns in one process", True: "providers took turns, those of each case in a process of its own"}
 _UNITS = {"flops": "FLOP/s", "bytes": "B/s", "exponentials": "exp/s"}
@@ -128,40 +126,10 @@ def write_markdown(path: Path) -> Path:
     return target
 
 
-def section(results: Path = RESULTS) -> str:
-    """What stands in the README between the markers, from the results files of the set ``targets`` and of device checks."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-    parts = [_readme_table(record) for record in records if record.get("kind") == KIND and record["set"] == "targets"]
-    parts += [_device_table(record) for record in records if record.get("kind") == DEVICE_KIND and record["device"] != "cpu"]
-    return "\n\n".join(parts) if parts else "No measured results are part of this tree: `ddvi-fast bench targets` makes them."
-
-
-def _readme_table(record: dict[str, Any]) -> str:
-    lines = [*_about(record), "", "| case | provider | ms | x eager | x compiled | peak memory |", "| --- | --- | --- | --- | --- | --- |"]
-    for row in rows(record):
-        lines.append(f"| {' | '.join([*row[:5], row[-1]])} |")
-    return "\n".join([*lines, *_scaling_table(record)])
-
-
-def _device_table(record: dict[str, Any]) -> str:
-    lines = [f"{_machine(record)}, `{record['command']}`, commit {str(record.get('commit'))[:10]}:", "", "| check | outcome |", "| --- | --- |"]
-    return "\n".join([*lines, *[f"| {name} | {part['summary']} |" for name, part in record["parts"].items()], "", *goal_lines(record)])
-
-
-def update_readme(readme: Path = README, results: Path = RESULTS) -> str:
-    """The README's text with the section as it should be."""
-    text = readme.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{section(results)}\n{END}{tail}"
-
-
 def main() -> None:
     for path in sorted(RESULTS.glob("*.json")):
         if json.loads(path.read_text(encoding="utf-8")).get("kind") == KIND:
             print(f"written: {write_markdown(path)}")
-    README.write_text(update_readme(), encoding="utf-8")
-    print(f"written: {README}")
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def test_the_committed_table_is_made_from_the_committed_results(study, project_r
     table = study.table(record)
     assert (results / "digits_posteriors.md").read_text() == table
     rows = [line for line in table.splitlines() if line.startswith("| ")]
-    readme = (project_root / "README.md").read_text()
-    assert all(row in readme for row in rows)
+    results_page = (project_root / "docs" / "results.md").read_text()
+    assert all(row in results_page for row in rows)
 
 
 def test_the_better_mean_of_a_pair_is_bold(study):
