@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import importlib.util
 import os
 import re
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from ddvi_fast import cli
 from ddvi_fast.config.compose import compose
 
 PROJECT = Path(__file__).resolve().parents[2]
 DOCS = PROJECT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+COMMANDS = importlib.import_module("ddvi_fast.cli.main")._COMMANDS
 TEXTS = [*PAGES, PROJECT / "README.md", PROJECT / "CONTRIBUTING.md"]
 
 
@@ -42,7 +43,7 @@ def commands(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("page", [page for page in TEXTS if commands(page.read_text(encoding="utf-8"))], ids=name)
 def test_commands_of_a_page_exist_and_their_settings_compose(page: Path) -> None:
     for command, *arguments in commands(page.read_text(encoding="utf-8")):
-        assert command in cli._COMMANDS, command
+        assert command in COMMANDS, command
         if command in ("train", "settings"):
             compose([argument for argument in arguments if not argument.startswith("--")])
 
