@@ -27,9 +27,9 @@ import numpy as np
 
 from bench.genomes import COMPONENTS, POPULATIONS, simulated_store
 from bench.records import RESULTS
+from ddvi_fast.data.packed import Scaling
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.genomes.pca import GenotypePCA
-from ddvi_fast.genomes.standardise import Scaling
 from ddvi_fast.genomes.store import GenotypeStore
 
 SAMPLES = 2504

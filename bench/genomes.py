@@ -19,13 +19,13 @@ from torch import Tensor
 
 from bench.problem import Problem, Work
 from ddvi_fast import DDVI, rng, use_backend
+from ddvi_fast.data.packing import packed_width, unpack, unpack_scaled
 from ddvi_fast.genomes.convert import new_folder, write_store
 from ddvi_fast.genomes.filters import Filters
 from ddvi_fast.genomes.formats.sources import Block, Source
 from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
-from ddvi_fast.genomes.unpack import packed_width, unpack, unpack_scaled
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.reference import chain as reference
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddvi_fast import _checks, rng
 
@@ -77,6 +77,11 @@ class Dataset:
         return math.prod(self.input_shape)
 
     @property
+    def has_pixel_metric(self) -> bool:
+        """Whether distances between examples are comparable to those between images, for the MMD of decoded samples."""
+        return True
+
+    @property
     def device(self) -> torch.device:
         """Where the tensors stand."""
         return self.train_inputs.device
@@ -100,6 +105,13 @@ class Dataset:
         labels = self._split(split)[1]
         _checks.require(labels is not None, f"{split}_labels", f"labels of {self.name}", None)
         return labels if indices is None else labels[indices]
+
+    def wrap_encoder(self, network: nn.Module) -> nn.Module:
+        """`network`, with whatever preprocessing examples of this data set need in front of it (here none)."""
+        return network
+
+    def initialize_decoder(self, decoder: nn.Module) -> None:
+        """Change the initial weights of `decoder` in place to suit the data (here nothing)."""
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on `device`."""

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.data import Dataset
-from ddvi_fast.genomes.dataset import PackedDataset, components_dataset, genotypes_dataset
+from ddvi_fast.data.packed import PackedDataset, Scaling, code_counts
+from ddvi_fast.data.packing import pack, packed_width
+from ddvi_fast.genomes.dataset import components_dataset, genotypes_dataset
 from ddvi_fast.genomes.pca import GenotypePCA
-from ddvi_fast.genomes.staging import code_counts
-from ddvi_fast.genomes.standardise import Scaling
 from ddvi_fast.genomes.store import GenotypeStore
-from ddvi_fast.genomes.unpack import pack, packed_width
 
 STANDARDISE = ("columns", "matrix", "none")
 _PCA = "components.npz"

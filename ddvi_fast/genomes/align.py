@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddvi_fast.data.packing import MISSING
 from ddvi_fast.genomes.tables import VariantTable
-from ddvi_fast.genomes.unpack import MISSING
 
 _COMPLEMENT = str.maketrans("ACGTacgt", "TGCAtgca")
 _ABSENT, _SAME, _SWAPPED, _STRAND, _SWAPPED_STRAND, _AMBIGUOUS, _OTHER = range(7)

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ddvi_fast._arguments import Parser
+from ddvi_fast.data.packed import frequencies
 from ddvi_fast.genomes.convert import import_genotypes
 from ddvi_fast.genomes.filters import Filters
 from ddvi_fast.genomes.formats.sources import MULTIALLELIC
 from ddvi_fast.genomes.simulate import Simulation, write_simulation
-from ddvi_fast.genomes.staging import frequencies
 from ddvi_fast.genomes.store import GENOTYPES, GenotypeStore
 
 

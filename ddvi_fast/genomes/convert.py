@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from ddvi_fast import _checks
+from ddvi_fast.data.packed import code_counts
+from ddvi_fast.data.packing import PER_BYTE, pack, packed_width
 from ddvi_fast.genomes.filters import Filters, Kept, apply_filters
 from ddvi_fast.genomes.formats.sources import Block, Source, open_source
 from ddvi_fast.genomes.labels import attach, read_labels
-from ddvi_fast.genomes.staging import Staged, code_counts
+from ddvi_fast.genomes.staging import Staged
 from ddvi_fast.genomes.store import GENOTYPES, GenotypeStore, is_store, write_tables
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
-from ddvi_fast.genomes.unpack import PER_BYTE, pack, packed_width
 
 _STAGING = "variants.tmp"
 

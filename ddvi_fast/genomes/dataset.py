@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.data.dataset import Dataset, from_arrays, random_split
+from ddvi_fast.data.packed import PackedDataset, Scaling
+from ddvi_fast.data.registry import register
 from ddvi_fast.genomes.cache import cached_store
 from ddvi_fast.genomes.convert import write_store
 from ddvi_fast.genomes.filters import Filters
@@ -18,56 +22,11 @@ from ddvi_fast.genomes.formats.sources import open_source
 from ddvi_fast.genomes.labels import attach, read_labels
 from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.simulate import Simulation, simulated_genomes
-from ddvi_fast.genomes.standardise import Scaling
 from ddvi_fast.genomes.store import GenotypeStore, count_codes
 from ddvi_fast.genomes.tables import SampleTable
-from ddvi_fast.genomes.unpack import packed_width, unpack_scaled
 
 FEATURES = ("components", "counts")
 _BED, _LABELS = "1kg_phase3.bed", "1kg_phase3_samples.tsv"
-
-
-@dataclass(frozen=True, eq=False)
-class PackedDataset(Dataset):
-    """Genotypes as they are, 2-bit packed: `inputs` are counts 0 to 2 for a binomial likelihood of two trials, NaN where a call is missing.
-
-    Args:
-        train_inputs, test_inputs: packed rows, uint8 [N, ceil(M / 4)].
-        scaling: mean and factor of each variant among the training calls, float32 [M] each.
-
-    Example:
-        >>> rows = torch.tensor([[0b11100100], [0b00000010]], dtype=torch.uint8)
-        >>> data = PackedDataset("tiny", rows, None, rows[:1], None, value_range=(0.0, 2.0), scaling=Scaling(torch.ones(4), torch.ones(4)))
-        >>> data.inputs()
-        tensor([[0., 1., 2., nan], [2., 0., 0., 0.]])
-    """
-
-    scaling: Scaling | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _checks.require(isinstance(self.scaling, Scaling), "scaling", "the scaling of the variants", self.scaling)
-        width = packed_width(self.num_dimensions)
-        packed = self.train_inputs.dtype == torch.uint8 and self.train_inputs.shape[1:] == (width,)
-        _checks.require(packed, "train_inputs", f"packed rows of {width} bytes", self.train_inputs)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Variants of one example."""
-        return (len(self.scaling.mean),)
-
-    def inputs(self, indices: Tensor | slice | None = None, split: str = "train") -> Tensor:
-        """Counts of the examples `indices`, float32 [B, M], unpacked where the packed rows are; NaN where a call is missing."""
-        nothing = torch.zeros_like(self.scaling.mean)
-        return unpack_scaled(self._rows(indices, split), nothing, torch.ones_like(nothing), torch.full_like(nothing, torch.nan))
-
-    def to(self, device: torch.device | str) -> PackedDataset:
-        moved = super().to(device)
-        return replace(moved, scaling=Scaling(self.scaling.mean.to(device), self.scaling.scale.to(device)))
-
-    def _rows(self, indices: Tensor | slice | None, split: str) -> Tensor:
-        raw = self._split(split)[0]
-        return raw if indices is None else raw[indices]
 
 
 def genotypes_dataset(
@@ -197,3 +156,11 @@ def _imported(name: str, file: Path, labels: Path | None, least: float) -> Genot
     table, filters = None if labels is None else read_labels(labels), Filters(min_frequency=least)
     key = {"file": str(file.resolve()), **key, "least": least}
     return cached_store(name, key, lambda made: write_store(open_source(file), made, table, filters=filters))
+
+
+def _load(name: str, *, data_dir: Path | None, seed: int, options: Mapping[str, Any], **_: Any) -> Dataset:
+    return load_genotypes(name, Genotypes(**options), data_dir=data_dir, seed=seed)
+
+
+for _name in ("1kg", "genomes"):
+    register(_name, _load)

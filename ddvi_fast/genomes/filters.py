@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ddvi_fast import _checks
+from ddvi_fast.data.packed import frequencies
 from ddvi_fast.genomes.linkage import prune
-from ddvi_fast.genomes.staging import Staged, frequencies
+from ddvi_fast.genomes.staging import Staged
 from ddvi_fast.genomes.tables import VariantTable
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ddvi_fast.data.packing import MISSING
 from ddvi_fast.genomes.staging import Staged
-from ddvi_fast.genomes.unpack import MISSING
 
 
 def prune(staged: Staged, variants: np.ndarray, samples: np.ndarray, minor: np.ndarray, most: float, window: int, step: int) -> np.ndarray:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, rng
+from ddvi_fast.data.packed import Scaling
+from ddvi_fast.data.packing import PER_BYTE, pack, packed_width
 from ddvi_fast.genomes.align import Alignment, align
 from ddvi_fast.genomes.krylov import leading_eigenpairs
 from ddvi_fast.genomes.projection import least_squares_scores, unshrunk_scores
-from ddvi_fast.genomes.standardise import Scaling, StandardisedRows, total_square
+from ddvi_fast.genomes.standardise import StandardisedRows, total_square
 from ddvi_fast.genomes.store import GenotypeStore, count_codes
 from ddvi_fast.genomes.tables import VariantTable, require_file
-from ddvi_fast.genomes.unpack import PER_BYTE, pack, packed_width
 
 MISSING_CALLS = ("mean", "least_squares")
 _START_STREAM = rng.INITIAL + (1 << 15)  # no weights are drawn there

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from ddvi_fast import _checks
+from ddvi_fast.data.packed import code_counts
+from ddvi_fast.data.packing import MISSING, pack, packed_width, unpack
 from ddvi_fast.genomes.formats.sources import Source, block_rows
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
-from ddvi_fast.genomes.unpack import MISSING, pack, packed_width, unpack
 
 
 class Staged:
@@ -60,15 +61,3 @@ class Staged:
         for block in self.blocks(variants):
             total += (self.codes(block) == MISSING).sum(0)
         return total
-
-
-def code_counts(codes: np.ndarray) -> np.ndarray:
-    """How often each code stands in each row of uint8 [rows, columns]: int32 [rows, 4]."""
-    return np.stack([np.count_nonzero(codes == code, axis=1) for code in range(4)], axis=1).astype(np.int32)
-
-
-def frequencies(counts: np.ndarray) -> np.ndarray:
-    """Frequency of the counted allele among the calls, float64 [M], from `code_counts`; NaN where there is no call."""
-    calls = counts[:, :3].sum(1)
-    with np.errstate(invalid="ignore"):
-        return (counts[:, 1] + 2.0 * counts[:, 2]) / (2.0 * calls)

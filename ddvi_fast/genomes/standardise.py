@@ -1,39 +1,18 @@
-"""Patterson's scaling, and products with the standardised matrix without ever holding it.
-
-A genotype `g` with frequency `p` of the counted allele becomes ``(g - 2 p) / sqrt(2 p (1 - p))`` (Patterson, Price and Reich 2006, equation
-3, up to the constant sqrt 2: variance 1 in Hardy-Weinberg equilibrium); `p` is taken among the calls, and a missing call becomes the mean, 0.
-"""
+"""Products with the standardised genotype matrix, which is unpacked tile by tile and never held in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddvi_fast.genomes.staging import frequencies
-from ddvi_fast.genomes.unpack import MISSING, PER_BYTE, unpack, unpack_scaled
+from ddvi_fast.data.packed import Scaling
+from ddvi_fast.data.packing import MISSING, PER_BYTE, unpack, unpack_scaled
 
 TILE_VALUES = 1 << 23  # floats of one unpacked tile: 32 MiB
 _TILE_VARIANTS = 1024  # at the least: 256 bytes of each row are read at a time
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Mean and factor of each variant, float32 [M]; the factor of a constant variant is 0."""
-
-    mean: Tensor
-    scale: Tensor
-
-    @staticmethod
-    def of(counts: np.ndarray) -> Scaling:
-        """From how many samples have code 0, 1, 2 and 3 at each variant, [M, 4]."""
-        frequency = np.nan_to_num(frequencies(counts))
-        variance = 2 * frequency * (1 - frequency)
-        scale = np.divide(1.0, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)
-        return Scaling(torch.from_numpy((2 * frequency).astype(np.float32)), torch.from_numpy(scale.astype(np.float32)))
 
 
 class StandardisedRows:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
-from ddvi_fast.genomes.staging import code_counts
+from ddvi_fast.data.packed import code_counts
+from ddvi_fast.data.packing import PER_BYTE, packed_width, unpack
 from ddvi_fast.genomes.tables import SampleTable, VariantTable, read_lines
-from ddvi_fast.genomes.unpack import PER_BYTE, packed_width, unpack
 
 KIND, VERSION = "ddvi_fast genotypes", 1
 HEADER, GENOTYPES, COUNTS, SAMPLES, VARIANTS, IMPORT = (

@@ -14,8 +14,6 @@ from ddvi_fast.config.schema import ChainConfig, Config, KLConfig, MethodConfig,
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.augment import flip
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.genomes.dataset import PackedDataset
-from ddvi_fast.genomes.network import Standardised, start_at_frequencies
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder, SigmoidVariances
 from ddvi_fast.objectives import DDVI, ELBO, IWAE, WAE, Adversarial, Objective, Progress
@@ -56,8 +54,7 @@ def build_model(config: Config, dataset: Dataset, prior: Prior | None = None) ->
     prior = build_prior(config) if prior is None else prior
     likelihood = likelihoods.make(config.dataset.likelihood, **config.dataset.likelihood_options)
     decoder = make_network(config, config.dataset.decoder, prior.dim, dataset.num_dimensions, DECODER)
-    if isinstance(dataset, PackedDataset):
-        start_at_frequencies(decoder, dataset.scaling)
+    dataset.initialize_decoder(decoder)
     return LatentVariableModel(prior, decoder, likelihood)
 
 
@@ -193,8 +190,7 @@ def match_spread(weight: Tensor, bias: Tensor, means: Tensor, target: Tensor) ->
 
 def make_encoder(config: Config, dataset: Dataset, outputs: int, place: int, dropout: float | None = None) -> nn.Module:
     """A network from examples of the data set to so many outputs."""
-    made = make_network(config, config.dataset.encoder, dataset.num_dimensions, outputs, place, dropout)
-    return Standardised(made, dataset.scaling) if isinstance(dataset, PackedDataset) else made
+    return dataset.wrap_encoder(make_network(config, config.dataset.encoder, dataset.num_dimensions, outputs, place, dropout))
 
 
 def make_network(config: Config, network: NetworkConfig, inputs: int, outputs: int, place: int, dropout: float | None = None) -> Network:

@@ -14,7 +14,6 @@ from ddvi_fast import distributed, evidence, metrics, plots
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.genomes import figures as ancestry
-from ddvi_fast.genomes.dataset import PackedDataset
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.clustering import assign
@@ -62,7 +61,7 @@ def _figures_of_merit(config: Config, experiment: Experiment, dataset: Dataset) 
             result |= _classes(config, experiment, dataset, train_latents, latents)
     result["latent_nll"] = metrics.latent_nll(latents, prior_samples)
     result["latent_nll_narrow"] = metrics.latent_nll(latents, prior_samples, metrics.PRIOR_BANDWIDTHS)
-    if not isinstance(dataset, PackedDataset):  # bandwidths of pixels say nothing of genotypes, nor does a distance where calls are missing
+    if dataset.has_pixel_metric:  # the bandwidths are made for images
         result["mmd"] = _mmd(config, model, prior_samples, dataset)
     return result
 

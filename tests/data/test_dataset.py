@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -163,3 +165,19 @@ def test_from_arrays_refuses(arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         from_arrays("bad", **{"inputs": [[1.0], [2.0], [3.0]], **arguments})
     assert "\n" not in str(caught.value)
+
+
+def test_data_sets_of_other_packages_register_themselves():
+    code = """
+from ddvi_fast import InputError, data
+try:
+    data.load("1kg")
+except InputError as error:
+    print(error)
+print(data.registered_modules())
+import ddvi_fast.genomes
+print(data.registered_modules(), all(data.DATASETS.values()))
+"""
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[0] == "dataset: expected a registered data set, got '1kg' (`import ddvi_fast.genomes` registers it)"
+    assert lines[1:] == ["()", "('ddvi_fast.genomes.dataset',) True"]

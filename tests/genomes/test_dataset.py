@@ -10,7 +10,6 @@ from ddvi_fast import InputError, data, likelihoods, rng
 from ddvi_fast.data.dataset import random_split
 from ddvi_fast.genomes.convert import store_from_codes
 from ddvi_fast.genomes.dataset import Genotypes, components_dataset, genotypes_dataset, load_genotypes
-from ddvi_fast.genomes.network import Standardised, start_at_frequencies
 from ddvi_fast.networks import MLP
 from tests.genomes import files
 
@@ -60,9 +59,9 @@ def test_an_encoder_sees_standardised_genotypes_and_the_mean_for_missing_calls(s
     network = MLP(37, [8], 2)
     filled = torch.where(counts.isnan(), scaling.mean, counts)
     expected = network((filled - scaling.mean) * scaling.scale / 37**0.5)
-    torch.testing.assert_close(Standardised(network, scaling)(counts), expected)
+    torch.testing.assert_close(packed.wrap_encoder(network)(counts), expected)
     decoder = MLP(2, [8], 37)
-    start_at_frequencies(decoder, scaling)
+    packed.initialize_decoder(decoder)
     torch.testing.assert_close(2 * torch.sigmoid(decoder(torch.zeros(1, 2)))[0], scaling.mean, rtol=0.5, atol=0.1)
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from ddvi_fast.data.packed import code_counts, frequencies
 from ddvi_fast.genomes import convert
 from ddvi_fast.genomes.convert import import_genotypes, store_from_codes
 from ddvi_fast.genomes.filters import Filters
 from ddvi_fast.genomes.formats.sources import Block, Source
 from ddvi_fast.genomes.pca import GenotypePCA
-from ddvi_fast.genomes.staging import code_counts, frequencies
 from ddvi_fast.genomes.store import GenotypeStore, count_codes
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
 from tests.genomes.files import simulated, write_eigenstrat

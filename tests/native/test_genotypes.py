@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddvi_fast.genomes.unpack import pack
+from ddvi_fast.data.packing import pack
 from ddvi_fast.native import genotypes
 
 WIDTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129, 1000)

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ddvi_fast import _checks
+from ddvi_fast.data.packing import MISSING, PER_BYTE, packed_width
 from ddvi_fast.genomes.formats.sources import Block, Source, block_rows, siblings
 from ddvi_fast.genomes.tables import SampleTable, VariantTable, read_fields, read_lines, require_file, whole_number
-from ddvi_fast.genomes.unpack import MISSING, PER_BYTE, packed_width
 
 _LEAST_RECORD = 48  # bytes of a record of a packed file, however few samples it has
 _CODES = np.full(256, 255, np.uint8)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ddvi_fast import _checks
+from ddvi_fast.data.packing import MISSING, packed_width
 from ddvi_fast.genomes.formats.sources import Block, Source, block_rows, library, siblings
 from ddvi_fast.genomes.tables import SampleTable, VariantTable, read_fields, require_file, whole_number
-from ddvi_fast.genomes.unpack import MISSING, packed_width
 
 _MAGIC, _VARIANT_MAJOR = b"\x6c\x1b", b"\x01"
 

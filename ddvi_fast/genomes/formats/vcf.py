@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from ddvi_fast import _checks
+from ddvi_fast.data.packing import MISSING
 from ddvi_fast.genomes.formats.sources import Block, Source, block_rows, library
 from ddvi_fast.genomes.tables import SampleTable, VariantTable, require_file
-from ddvi_fast.genomes.unpack import MISSING
 
 SPLIT, DROPPED = "sites with several alternate alleles, split", "sites with several alternate alleles"
 UNVARIED, SYMBOLIC, FILTERED = "records without an alternate allele", "alleles that are no sequence", "records that do not pass their FILTER"

@@ -1,0 +1,103 @@
+"""Registry of data sets by name; packages with other kinds of data add theirs with `register`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ddvi_fast import _checks
+from ddvi_fast.data.cifar import find_full, load_cifar10
+from ddvi_fast.data.dataset import Dataset
+from ddvi_fast.data.digits import load_digits
+from ddvi_fast.data.download import download_cifar10, download_idx
+from ddvi_fast.data.idx import find_folder, load_idx
+
+Loader = Callable[..., Dataset]  # called as `loader(name, data_dir=..., download=..., seed=..., options=...)`
+
+
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+    limit: int | None = None,
+    genotypes: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Load a data set by name.
+
+    Args:
+        name: ``"digits"`` (needs no files), ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"``, or after ``import ddvi_fast.genomes``
+            genotypes, as principal components or counts: ``"1kg"`` and ``"genomes"`` (simulated, needs no files).
+        data_dir: Folder of the files (default: the environment variable ``DDVI_FAST_DATA``).
+        download: Whether to download missing files into `data_dir` (bool, default False). A subset of CIFAR-10 counts as missing.
+        seed: Seed of the split, where the data set has none of its own (digits, genomes), and of the simulation (int, default 0).
+        limit: Number of training and of test examples to keep, the first ones (int, default all).
+        genotypes: Options of ``"1kg"`` and ``"genomes"``: the fields of `genomes.dataset.Genotypes`.
+
+    Raises:
+        InputError: The name is unknown (the message names the nearest valid one) or not registered yet; files are missing or broken.
+
+    Example:
+        >>> data = load("digits", limit=100)
+        >>> data.size("train"), data.size("test"), data.num_classes
+        (100, 100, 10)
+    """
+    loader, options = DATASETS[_checks.choice(name, DATASETS, "dataset")], genotypes or {}
+    if loader is None:
+        _checks.fail("dataset", "a registered data set", name, f"`import {_PROVIDERS[name]}` registers it")
+    own = [field for field in ("path", "labels") if options.get(field) is not None]
+    _checks.require(not own or loader.__module__ != __name__, "data, labels", "none but for dataset=genomes and dataset=1kg", name)
+    dataset = loader(name, data_dir=folder_of(data_dir), download=download, seed=seed, options=options)
+    return dataset if limit is None else dataset.take(limit)
+
+
+def register(name: str, loader: Loader) -> None:
+    """Make a data set available to `load` under `name`; an earlier data set of that name is replaced.
+
+    Args:
+        name: Name of the data set.
+        loader: Function called as ``loader(name, data_dir=..., download=..., seed=..., options=...)`` that returns a `Dataset`.
+            It must be defined at the top of an importable module: worker processes import that module.
+
+    Example:
+        >>> from ddvi_fast.data import from_arrays
+        >>> register("line", lambda name, seed, **_: from_arrays(name, [[0.0], [1.0], [2.0]], test_size=1, seed=seed))
+        >>> load("line").size()
+        2
+        >>> del DATASETS["line"]
+    """
+    DATASETS[name] = loader
+
+
+def registered_modules() -> tuple[str, ...]:
+    """Names of the modules that have registered data sets; a new process imports them to know the same data sets."""
+    return tuple({loader.__module__: None for loader in DATASETS.values() if loader is not None and loader.__module__ != __name__})
+
+
+def folder_of(data_dir: str | Path | None) -> Path | None:
+    """Folder of the data files: `data_dir`, else the environment variable ``DDVI_FAST_DATA``, else None."""
+    chosen = data_dir or os.environ.get("DDVI_FAST_DATA")
+    return Path(chosen).expanduser() if chosen else None
+
+
+def _digits(name: str, *, seed: int, **_: Any) -> Dataset:
+    return load_digits(seed)
+
+
+def _idx(name: str, *, data_dir: Path | None, download: bool, **_: Any) -> Dataset:
+    if download and find_folder(name, data_dir) is None:
+        download_idx(name, data_dir)
+    return load_idx(name, data_dir)
+
+
+def _cifar10(name: str, *, data_dir: Path | None, download: bool, **_: Any) -> Dataset:
+    if download and find_full(data_dir) is None:
+        download_cifar10(data_dir)
+    return load_cifar10(data_dir)
+
+
+# Data sets of other packages are named here, so that the message for one that is not registered can say what to import.
+_PROVIDERS = {"1kg": "ddvi_fast.genomes", "genomes": "ddvi_fast.genomes"}
+DATASETS: dict[str, Loader | None] = {"digits": _digits, "mnist": _idx, "fashion_mnist": _idx, "cifar10": _cifar10, **dict.fromkeys(_PROVIDERS)}
