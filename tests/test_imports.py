@@ -28,7 +28,7 @@ LAYERS = (
     ("data", "recipes"),
     ("engine",),
     ("config", "estimator", "genomes", "inference", "interop", "paper", "plots", "training"),
-    ("doctor", "report", "pyro"),
+    ("doctor", "figures", "report", "pyro"),
     ("__init__",),
     ("cli", "train"),
 )
