@@ -16,9 +16,9 @@ import torch
 
 from ddvi_fast.config.compose import compose
 from ddvi_fast.engine.loop import train
-from ddvi_fast.engine.precision import PRECISIONS, products_in
 from ddvi_fast.engine.recorder import Recorder
 from ddvi_fast.engine.run_folder import environment
+from ddvi_fast.precision import PRECISIONS, products_in
 from ddvi_fast.recipes.build import build
 from ddvi_fast.rng import Draws
 from ddvi_fast.training.run import load_dataset

@@ -134,8 +134,6 @@ void backward_as(const ChainArguments& c) {
 }
 
 inline void chain_backward(const ChainArguments& c) {
-#if DDVI_LEVEL == 3
   if (c.bf16) return backward_as<BFloat16>(c);
-#endif
   backward_as<Float32>(c);
 }

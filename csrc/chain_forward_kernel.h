@@ -64,8 +64,6 @@ void forward_as(const ChainArguments& c) {
 }
 
 inline void chain_forward(const ChainArguments& c) {
-#if DDVI_LEVEL == 3
   if (c.bf16) return forward_as<BFloat16>(c);
-#endif
   forward_as<Float32>(c);
 }

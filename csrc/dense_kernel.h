@@ -194,15 +194,11 @@ void backward(const DenseArguments& d) {
 }
 
 inline void dense_forward(const DenseArguments& d) {
-#if DDVI_LEVEL == 3
   if (d.bf16) return forward<DenseBFloat16>(d);
-#endif
   forward<DenseFloat32>(d);
 }
 
 inline void dense_backward(const DenseArguments& d) {
-#if DDVI_LEVEL == 3
   if (d.bf16) return backward<DenseBFloat16>(d);
-#endif
   backward<DenseFloat32>(d);
 }

@@ -106,4 +106,35 @@ struct DenseBFloat16 {
   }
   static const float* over_features(const BFloat16::Panel& panel) { return panel.pairs; }
 };
+#else
+// The operands of float32 products, rounded to bf16.
+struct DenseBFloat16 : DenseFloat32 {
+  using Precision = BFloat16;
+
+  static void round(float* values, int64_t count) {
+    for (int64_t i = 0; i < count; i += kLanes) store_some(values + i, to_bf16(load_some(values + i, count - i)), count - i);
+  }
+
+  static void turn(const RowBlock& rows, float* scratch, float* panel) {
+    DenseFloat32::turn(rows, scratch, panel);
+    round(panel, round_up(rows.width, 16) * kTile);
+  }
+
+  static Operand weight_rows(const float* weight, int64_t inputs, int64_t first, int64_t count, float* scratch) {
+    std::memcpy(scratch, weight + first * inputs, count * inputs * sizeof(float));
+    round(scratch, count * inputs);
+    return {scratch, inputs, 1, inputs};
+  }
+
+  static Operand weight_columns(const float* weight, int64_t inputs, int64_t outputs, int64_t first, float* scratch) {
+    const Operand columns = DenseFloat32::weight_columns(weight, inputs, outputs, first, scratch);
+    round(scratch, outputs * kChunk);
+    return columns;
+  }
+
+  static void columns_of(const RowBlock& rows, int64_t first, float* out) {
+    DenseFloat32::columns_of(rows, first, out);
+    round(out, kTile * kChunk);
+  }
+};
 #endif

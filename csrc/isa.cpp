@@ -26,6 +26,7 @@ Isa isa() {
   if (wanted == nullptr) return best;
   if (!std::strcmp(wanted, "portable")) return kPortable;
   if (!std::strcmp(wanted, "avx2") && best > kAvx2) return kAvx2;
+  if (!std::strcmp(wanted, "avx512") && best > kAvx512) return kAvx512;
   return best;
 }
 

@@ -1,4 +1,5 @@
 // The two precisions of the hidden layers: float32, and bf16 products with float32 sums. Included once per instruction set.
+// A processor without bf16 dot products emulates them: it rounds the operands to bf16 and multiplies in float32.
 //
 // A Panel holds one activation [H, kTile] of a tile of samples; a Matrix is one hidden weight [H, H].
 
@@ -138,5 +139,29 @@ struct BFloat16 {
     transpose((const float*)activation.rows, kTile / 2, hidden, (pairs + 15) / 16 * 16, turned, hidden);
     gemm<PairDot>((const float*)upstream.rows, kTile / 2, 1, turned, hidden, hidden, pairs, hidden, Float32::Add{gradient, hidden});
   }
+};
+#else
+// The nearest bf16 number, ties to even, as a float32. NaN stays NaN.
+DDVI_INLINE vf to_bf16(vf value) {
+  const vu bits = (vu)value;
+  const vf rounded = (vf)((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u);
+  return where(value == value, rounded, value);
+}
+
+struct BFloat16 : Float32 {
+  struct Panel : Float32::Panel {
+    template <int ROWS>
+    DDVI_INLINE void put(int64_t row, int64_t column, const vf (&values)[ROWS]) const {
+#pragma GCC unroll 16
+      for (int i = 0; i < ROWS; ++i) store(data + (row + i) * kTile + column, to_bf16(values[i]));
+    }
+  };
+
+  static Panel panel(float* memory, int64_t, bool) { return {{memory}}; }
+  static int64_t packed_floats(int64_t hidden) { return hidden * hidden; }
+  static void pack(const float* weight, int64_t hidden, bool, float* packed) {
+    for (int64_t i = 0; i < hidden * hidden; i += kLanes) store(packed + i, to_bf16(load(weight + i)));
+  }
+  static Matrix matrix(const float*, const float* packed, int64_t) { return {packed}; }
 };
 #endif

@@ -142,12 +142,13 @@ DDVI_INLINE void noising_backward(const SleepArguments& c, const Tile& tile, con
 
 inline const float* unpacked(const Float32::Panel& panel, int64_t, int64_t, float*) { return panel.data; }
 
-template <class Panel>
-inline const float* unpacked(const Panel& panel, int64_t hidden, int64_t columns, float* out) {
+#if DDVI_LEVEL == 3
+inline const float* unpacked(const BFloat16::Panel& panel, int64_t hidden, int64_t columns, float* out) {
   for (int64_t h = 0; h < hidden; ++h)
     for (int64_t column = 0; column < columns; column += kLanes) store(out + h * kTile + column, panel.get(h, column));
   return out;
 }
+#endif
 
 template <class P>
 void sleep_backward_tile(const SleepArguments& c, const Network<P>& net, const Tile& tile, const PartialLayout& layout, float* partial) {
@@ -204,15 +205,11 @@ void sleep_backward_as(const SleepArguments& c) {
 }
 
 inline void sleep_forward(const SleepArguments& c) {
-#if DDVI_LEVEL == 3
   if (c.bf16) return sleep_forward_as<BFloat16>(c);
-#endif
   sleep_forward_as<Float32>(c);
 }
 
 inline void sleep_backward(const SleepArguments& c) {
-#if DDVI_LEVEL == 3
   if (c.bf16) return sleep_backward_as<BFloat16>(c);
-#endif
   sleep_backward_as<Float32>(c);
 }

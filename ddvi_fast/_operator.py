@@ -1,4 +1,4 @@
-"""What the operators of `torch.library` share: registration, contiguous operands, and the refusal of second derivatives.
+"""Helpers to register custom operators with torch.library: autograd, contiguity, refusal of second derivatives.
 
 An operator cannot give None or one of its inputs back: what is absent is an empty tensor.
 """
@@ -6,15 +6,12 @@ An operator cannot give None or one of its inputs back: what is absent is an emp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
-
-PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 
 
 class Operator:
@@ -93,19 +90,9 @@ def shapes_of(needed: Sequence[bool], values: Sequence[Tensor | None], like: Ten
     ]
 
 
-def full_precision(*values: Tensor | None) -> list[Tensor | None]:
-    """Operands in float32 where autocast has made them narrower: every operation here computes in full precision, but for what it says."""
-    return [value.float() if _narrowed(value) else value for value in values]
-
-
 def watched(*inputs: Any) -> bool:
     """Whether somebody follows the operators that run: a compiler, a recording, inputs that are no plain tensors. Then kernels must be operators."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or any(map(_unusual, inputs))
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """Inside, plain PyTorch keeps the precision of its operands."""
-    return torch.autocast(device.type, enabled=False) if _autocasting(device) else nullcontext()
 
 
 def numbers(values: Sequence[float] | Tensor, argument: str, like: Tensor) -> Tensor:
@@ -121,32 +108,6 @@ def numbers(values: Sequence[float] | Tensor, argument: str, like: Tensor) -> Te
     return made
 
 
-def hidden_precision(asked: str | None, device: torch.device) -> str:
-    """The precision of a denoiser's hidden products: the one asked for, else autocast's, else that of torch's own float32 products."""
-    if asked is not None:
-        return _checks.choice(asked, PRECISIONS, "precision")
-    if _autocasting(device):
-        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(torch.get_autocast_dtype(device.type), "float32")
-    return "tf32" if device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32 else "float32"
-
-
-def check_reference_precision(precision: str, device: torch.device) -> None:
-    """Plain PyTorch rounds to bf16 and fp16 by itself, but to tf32 only where a device does and torch was told so."""
-    if precision == "tf32":
-        usable = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-        hint = "the reference has it only where torch.backends.cuda.matmul.allow_tf32 is set"
-        _checks.require(usable, "precision", "float32, bf16 or fp16 instead of tf32 here", precision, hint)
-
-
 def _unusual(value: Any) -> bool:
     """Tensors of shapes alone, and those with dispatch of their own."""
     return isinstance(value, Tensor) and (value.is_meta or type(value) not in (Tensor, nn.Parameter))
-
-
-def _narrowed(value: Tensor | None) -> bool:
-    return value is not None and value.dtype in (torch.bfloat16, torch.float16) and _autocasting(value.device)
-
-
-def _autocasting(device: torch.device) -> bool:
-    # Devices without autocast, such as meta, take the question itself for an error.
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _backend, _operator, rng
+from ddvi_fast.precision import hidden_precision
 from ddvi_fast.rng import DeviceDraws, Draws
 
 LEAKY_SLOPE = 0.2
@@ -76,7 +77,7 @@ def _fused_precision(linear: nn.Linear, x: Tensor) -> str | None:
     """The precision of the kernel's products, or None where it cannot take this layer."""
     if _operator.watched() or linear.bias is None or x.dim() < 2 or _backend.fused(x.device) != "cpp":
         return None
-    precision = _operator.hidden_precision(None, x.device)
+    precision = hidden_precision(None, x.device)
     reason = _backend.room("cpp", "dense").unsupported(precision, x=x, weight=linear.weight, bias=linear.bias)
     return None if reason else precision
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast.kernels.network import padded
+from ddvi_fast.precision import NARROW
 
 # Hidden widths that the kernels are compiled for.
 HIDDEN = (64, 128, 256)
@@ -20,8 +21,7 @@ SCRATCH_BYTES = 256 << 20
 PRODUCTS = {
     "float32": (torch.float32, "tf32x3"),  # three products of tf32 parts, good to about 2^-22
     "tf32": (torch.float32, "tf32"),
-    "bf16": (torch.bfloat16, "tf32"),
-    "fp16": (torch.float16, "tf32"),
+    **{name: (dtype, "tf32") for name, dtype in NARROW.items()},
 }
 
 
@@ -30,7 +30,7 @@ def forward_options(arch: int, hidden: int, latent: int, precision: str) -> dict
 
     KEEP says that the hidden matrices stay on chip for all steps.
     """
-    low = precision in ("bf16", "fp16")
+    low = precision in NARROW
     if low and arch >= 90 and hidden <= 128 and latent <= 4:
         # The three matrices (96 KiB at H = 128) are read by each step's products from shared memory; 64 rows on four warps are one warp
         # group, whose activations go from product to product in registers, and leave room for a second program on the same processor.
@@ -43,12 +43,12 @@ def forward_options(arch: int, hidden: int, latent: int, precision: str) -> dict
 
 def backward_options(precision: str) -> dict[str, Any]:
     """Of the kernel that takes gradients down the steps: they follow each other, so few rows a program keep more processors at work."""
-    return {"BN": 32, "BH": 32, "BK": 32 if precision in ("bf16", "fp16") else 16, "num_warps": 8, "num_stages": 2}
+    return {"BN": 32, "BH": 32, "BK": 32 if precision in NARROW else 16, "num_warps": 8, "num_stages": 2}
 
 
 def one_step_options(arch: int, precision: str) -> dict[str, Any]:
     """Of kernels that run each row through the network once: as large as registers allow."""
-    low = precision in ("bf16", "fp16")
+    low = precision in NARROW
     # From sm_90 on, tensor cores take 64 rows of bf16 at once, on sm_100 without a thought to registers: they keep sums in a memory of their own.
     if low and arch >= 100:
         return {"BN": 64, "BH": 64, "BK": 64, "num_warps": 8, "num_stages": 3}

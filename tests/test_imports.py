@@ -34,7 +34,7 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `kernels/` and `csrc/` know nothing of the package above `rng`.
-KERNELS_MAY_IMPORT = {"_checks", "rng", "kernels"}
+KERNELS_MAY_IMPORT = {"_checks", "precision", "rng", "kernels"}
 OPTIONAL = (
     "triton", "deepspeed", "torchvision", "matplotlib", "tensorboard", "bed_reader", "cyvcf2", "msprime", "pyro", "arviz_stats", "wandb", "mlflow",
 )  # fmt: skip

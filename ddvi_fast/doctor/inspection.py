@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ddvi_fast import __version__, _backend, _checks
+from ddvi_fast import __version__, _backend, _checks, precision
 from ddvi_fast.data import DATASETS, cifar, folder_of
 from ddvi_fast.data.idx import find_folder
 from ddvi_fast.doctor.findings import Finding
@@ -92,16 +92,30 @@ def _devices() -> Iterator[Finding]:
         yield Finding("devices", "cpu", "note", detail, f"more threads than cores slow each other down: threads={cores}, or OMP_NUM_THREADS={cores}")
     else:
         yield Finding("devices", "cpu", "ok", detail)
+    yield _bf16(torch.device("cpu"))
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         capability = f"sm_{properties.major}{properties.minor}"
         yield Finding("devices", f"cuda:{number}", "ok", f"{properties.name}, {capability}, {properties.total_memory / 2**30:.0f} GiB")
+        yield _bf16(torch.device("cuda", number))
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi"):
             advice = "the driver is there, but torch cannot use it: install a torch built for CUDA that the driver supports"
             yield Finding("devices", "cuda", "problem", "torch sees no GPU on a machine with nvidia-smi", advice)
         else:
             yield Finding("devices", "cuda", "note", "no GPU", "nothing to do on a machine without one: everything runs on the CPU")
+
+
+def _bf16(device: torch.device) -> Finding:
+    """Whether precision=bf16 runs on a device, and how."""
+    try:
+        how = precision.support("bf16", device)
+    except _checks.InputError as error:
+        return Finding("devices", f"bf16 on {device}", "note", str(error), "precision=float32, or precision=fp16 with engine=parallel")
+    if how == "native":
+        return Finding("devices", f"bf16 on {device}", "ok", how)
+    advice = "precision=float32 is as fast here"
+    return Finding("devices", f"bf16 on {device}", "note", f"{how}: operands are rounded to bf16 and multiplied in float32", advice)
 
 
 def _backends() -> Iterator[Finding]:

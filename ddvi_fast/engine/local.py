@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,11 @@ from ddvi_fast.engine.base import NonFinite, bad_rows, bad_terms, by_factor
 from ddvi_fast.engine.captured import CapturedStep, CudaGraph, DeviceProgress, Recording
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import Objective, Progress, Terms
+from ddvi_fast.precision import products_in
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
-PRECISIONS = ("float32", "bf16")
+_PRECISIONS = ("float32", "bf16")  # fp16 needs the scale on the loss that other engines have
 
 
 class LocalEngine(AdamState):
@@ -50,7 +50,7 @@ class LocalEngine(AdamState):
         make_recording: Callable[[], Recording] = CudaGraph,
     ) -> None:
         self.objective, self.optimisation, self.device = objective.to(device), optimisation, torch.device(device)
-        self._narrow = _checks.choice(precision, PRECISIONS, "precision") == "bf16"
+        self._products = products_in(_checks.choice(precision, _PRECISIONS, "precision"), self.device)
         recordable = all(getattr(module, "recordable", True) for module in objective.modules())
         _checks.require(recordable or not capture, "capture", "false or null, for a posterior whose steps ask the device for numbers", capture)
         capture = self.device.type == "cuda" and recordable if capture is None else capture
@@ -80,8 +80,7 @@ class LocalEngine(AdamState):
         means: dict[str, Tensor] = {}
         self._rows = len(x)
         for update in self.objective.updates(x, progress, draws):
-            # Without its cache of narrow weights, which an optimiser's step makes stale.
-            with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if self._narrow else nullcontext():
+            with self._products():
                 terms = update.terms()
             self.step(update.group, terms, progress)
             means.update(terms.means())

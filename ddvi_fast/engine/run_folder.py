@@ -22,6 +22,7 @@ import torch
 
 from ddvi_fast import __version__, _checks
 from ddvi_fast.engine.checkpoint import STATE, WEIGHTS, write_synced
+from ddvi_fast.precision import in_force
 
 CONFIG, CONFIG_YAML, ENVIRONMENT = "config.json", "config.yaml", "environment.json"
 KIND = "ddvi_fast run"
@@ -88,7 +89,7 @@ class RunFolder:
             _remove_owned(path)
         for name in _FOLDERS:
             (path / name).mkdir(parents=True, exist_ok=True)
-        _write_json(path / ENVIRONMENT, {"kind": KIND, **environment(), "resumed": []})
+        _write_json(path / ENVIRONMENT, {"kind": KIND, **_environment_of(plain), "resumed": []})
         _write(path / CONFIG_YAML, _as_yaml(plain))
         _write_json(path / CONFIG, plain)  # last: a folder with it is complete
         return cls(path, plain)
@@ -112,7 +113,7 @@ class RunFolder:
             shown = "; ".join(different[:4]) + (f"; and {len(different) - 4} more" if len(different) > 4 else "")
             _checks.fail(f"run folder {path}", "the configuration of the run to resume", shown)
         record = _read_json(path / ENVIRONMENT)
-        _write_json(path / ENVIRONMENT, {**record, "resumed": [*record.get("resumed", []), environment()]})
+        _write_json(path / ENVIRONMENT, {**record, "resumed": [*record.get("resumed", []), _environment_of(config)]})
         return stands
 
     @property
@@ -147,7 +148,7 @@ class RunFolder:
 
 
 def environment() -> dict[str, Any]:
-    """What the run ran on: versions, machine, commit of the source tree (None outside one), time and command."""
+    """Versions, machine, commit of the source tree (None outside one), time and command of this process."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": [_program(), *sys.argv[1:]],
@@ -166,6 +167,11 @@ def environment() -> dict[str, Any]:
         },
         "commit": _commit(),
     }
+
+
+def _environment_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment of a run, with the precision in force: ``bf16 (emulated)``, say."""
+    return {**environment(), "precision": in_force(config.get("precision", "float32"), torch.device(config.get("device", "cpu")))}
 
 
 def _program() -> str:

@@ -15,8 +15,8 @@ from ddvi_fast import _checks, distributed
 from ddvi_fast.distributed import Part, part_of_batch
 from ddvi_fast.engine.base import NonFinite, bad_rows, bad_terms
 from ddvi_fast.engine.optimisers import choose
-from ddvi_fast.engine.precision import LossScale, products_in
 from ddvi_fast.objectives import Objective, Progress, Terms, Update
+from ddvi_fast.precision import LossScale, products_in
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 

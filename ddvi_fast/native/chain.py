@@ -57,8 +57,8 @@ def forward(
     """`reference.chain.sample_chain` of contiguous tensors: `(z [.., R, D], path [.., R], trajectory [T + 1, .., R, D])`, path in nats.
 
     The noise is `noise` [T, .., R, D], or drawn at `state` (seed, first index) in place, or none: such a chain has no path (None).
-    `precision` is that of the hidden layers' products: ``bf16`` rounds their weights and inputs and adds in float32, where the
-    processor has such products; elsewhere they stay float32. Without `keep_trajectory` the third result is None.
+    `precision` is that of the hidden layers' products: ``bf16`` rounds their weights and inputs and adds in float32, with
+    products of bf16 where the processor has them and of float32 elsewhere. Without `keep_trajectory` the third result is None.
     """
     inputs = (y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise)
     arguments = _arguments(inputs, state, offset, rows_per_sample, residual, precision)

@@ -47,7 +47,7 @@ def forward(
     """`reference.dense.dense` [R, M] of contiguous `x` [R, K], `weight` [M, K] and `bias` [M].
 
     With a `rate` above 0, what is dropped is drawn at `state` (seed, first index); `precision` is that of the product's operands: ``bf16``
-    rounds them and adds in float32, where the processor has such products; elsewhere they stay float32.
+    rounds them and adds in float32, with products of bf16 where the processor has them and of float32 elsewhere.
     """
     out = memory.empty(len(x), len(weight))
     arguments = _arguments(x, weight, slope, rate, precision)

@@ -58,8 +58,8 @@ def forward(
 ) -> Tensor:
     """`reference.sleep.denoising_loss` [.., R] of contiguous tensors; without `noise` it is drawn at `state` (seed, first index).
 
-    `precision` is that of the hidden layers' products: ``bf16`` rounds their weights and inputs and adds in float32, where the
-    processor has such products; elsewhere they stay float32.
+    `precision` is that of the hidden layers' products: ``bf16`` rounds their weights and inputs and adds in float32, with
+    products of bf16 where the processor has them and of float32 elsewhere.
 
     Raises:
         InputError: a step that is not in the table.

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, distributed, ops, rng
-from ddvi_fast._operator import without_autocast
 from ddvi_fast.models import Fantasies
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.iwae import IWAE
 from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.precision import without_autocast
 from ddvi_fast.rng import Draws
 
 # Importance samples between a fantasy and what else is drawn for it, further apart than updates reach.

@@ -8,19 +8,10 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import (
-    Operator,
-    check_reference_precision,
-    contiguous,
-    filled,
-    full_precision,
-    hidden_precision,
-    kept,
-    shapes_of,
-    without_autocast,
-)
+from ddvi_fast._operator import Operator, contiguous, filled, kept, shapes_of
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.ops.noise import check_latents, check_noise
+from ddvi_fast.precision import check_reference_precision, full_precision, hidden_precision, without_autocast
 from ddvi_fast.reference import chain as reference
 from ddvi_fast.rng import DeviceDraws, Draws
 
@@ -57,7 +48,7 @@ def sample_chain(
         return_trajectory: also return every state.
         precision: of the hidden layers' products, ``float32``, ``tf32``, ``bf16`` or ``fp16``, all added up in float32; everything else is
             float32. By default that of autocast, without it float32, or tf32 where torch's own products may use it. A processor
-            without bf16 products computes those in float32.
+            without bf16 products rounds operands to bf16 and multiplies them in float32.
 
     Returns:
         `ChainSample(z, path, trajectory)`; `path` in nats.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import Operator, contiguous, filled, full_precision, kept
+from ddvi_fast._operator import Operator, contiguous, filled, kept
+from ddvi_fast.precision import full_precision
 from ddvi_fast.reference import elbo as reference
 
 

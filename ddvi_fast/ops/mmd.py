@@ -8,16 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import (
-    Operator,
-    contiguous,
-    filled,
-    full_precision,
-    kept,
-    numbers,
-    shapes_of,
-    without_autocast,
-)
+from ddvi_fast._operator import Operator, contiguous, filled, kept, numbers, shapes_of
+from ddvi_fast.precision import full_precision, without_autocast
 from ddvi_fast.reference import mmd as reference
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import Operator, contiguous, filled, full_precision, kept, shapes_of
+from ddvi_fast._operator import Operator, contiguous, filled, kept, shapes_of
+from ddvi_fast.precision import full_precision
 from ddvi_fast.reference import noise as reference
 from ddvi_fast.rng import DeviceDraws, Draws
 from ddvi_fast.schedules import NoiseSchedule

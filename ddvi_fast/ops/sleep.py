@@ -7,20 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks, rng
-from ddvi_fast._operator import (
-    Operator,
-    check_reference_precision,
-    contiguous,
-    filled,
-    full_precision,
-    hidden_precision,
-    kept,
-    shapes_of,
-    without_autocast,
-)
+from ddvi_fast._operator import Operator, contiguous, filled, kept, shapes_of
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.ops.chain import check_chain, flat, spread_context
 from ddvi_fast.ops.noise import check_noise, check_timesteps
+from ddvi_fast.precision import check_reference_precision, full_precision, hidden_precision, without_autocast
 from ddvi_fast.reference import sleep as reference
 from ddvi_fast.rng import DeviceDraws, Draws
 from ddvi_fast.schedules import NoiseSchedule

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from ddvi_fast import rng
+from ddvi_fast.precision import narrowed
 from ddvi_fast.rng import DeviceDraws, Draws
 
 
@@ -35,19 +36,14 @@ def denoise(y: Tensor, context: Tensor | None, weights: ChainWeights, rows: Tens
     `precision` ``bf16`` or ``fp16`` rounds what the three hidden products multiply, and adds up in the dtype of `y`.
     """
     inputs = y if context is None else torch.cat((y, context), dim=-1)
-    hidden = _rounded(weights.hidden, precision)
+    hidden = narrowed(weights.hidden, precision)
     first = torch.relu(inputs @ weights.first.mT + rows[..., 0, :])
-    second = torch.relu(_rounded(first, precision) @ hidden[..., 0, :, :].mT + rows[..., 1, :])
-    third = torch.relu(_rounded(second, precision) @ hidden[..., 1, :, :].mT + rows[..., 2, :])
+    second = torch.relu(narrowed(first, precision) @ hidden[..., 0, :, :].mT + rows[..., 1, :])
+    third = torch.relu(narrowed(second, precision) @ hidden[..., 1, :, :].mT + rows[..., 2, :])
     if residual:
         third = third + first
-    fourth = torch.relu(_rounded(third, precision) @ hidden[..., 2, :, :].mT + rows[..., 3, :])
+    fourth = torch.relu(narrowed(third, precision) @ hidden[..., 2, :, :].mT + rows[..., 3, :])
     return fourth @ weights.last.mT + weights.last_bias.unsqueeze(-2)
-
-
-def _rounded(value: Tensor, precision: str) -> Tensor:
-    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return value if narrow is None else value.to(narrow).to(value.dtype)
 
 
 def time_rows(time_table: Tensor, t: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.engine import bundle, checkpoint
 from ddvi_fast.engine.base import bad_rows, bad_terms
 from ddvi_fast.engine.checkpoints import tensors_of
-from ddvi_fast.engine.precision import products_in
 from ddvi_fast.objectives import Terms, Update
+from ddvi_fast.precision import products_in
 from ddvi_fast.recipes.build import build
 from ddvi_fast.rng import Draws
 

@@ -33,6 +33,7 @@ from ddvi_fast.engine.run_folder import RunFolder, locked, unfinished
 from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.engine.watchdog import Watchdog
 from ddvi_fast.objectives import Objective
+from ddvi_fast.precision import in_force
 from ddvi_fast.recipes.parts import augmentation
 from ddvi_fast.recipes.phases import Experiment, Optimisation
 from ddvi_fast.rng import Draws
@@ -133,8 +134,8 @@ def _name_engine(config: Config) -> None:
     name = engine_name(config)
     if name != "local":
         stage = f", ZeRO {config.zero_stage}" if name == "deepspeed" else ""
-        adam = choose(config.optimiser, torch.device(config.device))
-        _tell(f"engine {name}{stage}, {distributed.world_size()} x {config.accumulation} parts of a batch, {config.precision}, {adam.note}")
+        adam, products = choose(config.optimiser, torch.device(config.device)), in_force(config.precision, torch.device(config.device))
+        _tell(f"engine {name}{stage}, {distributed.world_size()} x {config.accumulation} parts of a batch, {products}, {adam.note}")
 
 
 def _local(config: Config, several: bool) -> Callable[[Objective, Optimisation], Engine]:

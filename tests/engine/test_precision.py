@@ -9,8 +9,9 @@ from ddvi_fast._checks import InputError
 from ddvi_fast.config.compose import compose
 from ddvi_fast.data import Dataset
 from ddvi_fast.engine.local import LocalEngine
-from ddvi_fast.engine.precision import PRECISIONS, LossScale, products_in
+from ddvi_fast.native import loader
 from ddvi_fast.objectives import Progress
+from ddvi_fast.precision import NARROW, TRAINING, LossScale, in_force, products_in, support
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
@@ -47,11 +48,11 @@ def test_bf16_hardly_moves_the_bound_of_digits(dataset, family):
     assert abs(float(bounds["bf16"] - bounds["float32"])) < LIMIT
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", TRAINING)
 def test_products_are_as_narrow_as_asked_for(precision):
     with products_in(precision, torch.device("cpu"))():
         found = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
-    assert found == {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert found == NARROW.get(precision, torch.float32)
 
 
 def test_the_scale_halves_on_overflow_and_doubles_after_good_steps():
@@ -66,3 +67,20 @@ def test_the_scale_halves_on_overflow_and_doubles_after_good_steps():
 def test_overflow_without_a_scale_is_an_error():
     with pytest.raises(InputError, match=r"^gradient: expected finite numbers[^\n]*bf16"):
         LossScale(1.0).update(True)
+
+
+def test_bf16_says_whether_it_is_emulated(monkeypatch):
+    if not loader.available()[0]:
+        pytest.skip(loader.available()[1])
+    cpu = torch.device("cpu")
+    native = loader.library().ddvi_isa() == 3
+    assert in_force("bf16", cpu) == f"bf16 ({'native' if native else 'emulated'})"
+    monkeypatch.setenv("DDVI_FAST_ISA", "avx2")
+    assert in_force("bf16", cpu) == "bf16 (emulated)" and in_force("float32", cpu) == "float32"
+
+
+def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(InputError, match=r"^precision: expected float32 or fp16 on a GPU[^\n]*, got 'bf16'$"):
+        products_in("bf16", torch.device("cuda"))
+    assert support("fp16", torch.device("cuda")) == "native"

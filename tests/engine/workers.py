@@ -18,8 +18,8 @@ from ddvi_fast.config.compose import compose
 from ddvi_fast.engine.base import NonFinite
 from ddvi_fast.engine.bundle import examples
 from ddvi_fast.engine.loop import Start, train
-from ddvi_fast.engine.precision import LossScale
 from ddvi_fast.engine.watchdog import Watchdog
+from ddvi_fast.precision import LossScale
 from ddvi_fast.recipes.build import build
 from ddvi_fast.training.run import load_dataset
 

@@ -29,6 +29,14 @@ def isa(request: pytest.FixtureRequest, compiled: None, monkeypatch: pytest.Monk
     return request.param
 
 
+@pytest.fixture(params=["native", *LEVELS])
+def bf16_isa(request: pytest.FixtureRequest, compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test of bf16 once with the processor's own products, if it has any, and once with those that each instruction set emulates."""
+    monkeypatch.setenv("DDVI_FAST_ISA", request.param)
+    if loader.library().ddvi_isa() != LEVELS.get(request.param, 3):
+        pytest.skip(f"this processor has no {request.param} products")
+
+
 @pytest.fixture
 def threads() -> Iterator:
     """Sets torch's number of threads for the length of a test."""
