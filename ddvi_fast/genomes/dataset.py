@@ -24,6 +24,7 @@ from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.simulate import Simulation, simulated_genomes
 from ddvi_fast.genomes.store import GenotypeStore, count_codes
 from ddvi_fast.genomes.tables import SampleTable
+from ddvi_fast.plots.registry import register as register_pictures
 
 FEATURES = ("components", "counts")
 _BED, _LABELS = "1kg_phase3.bed", "1kg_phase3_samples.tsv"
@@ -162,5 +163,14 @@ def _load(name: str, *, data_dir: Path | None, seed: int, options: Mapping[str, 
     return load_genotypes(name, Genotypes(**options), data_dir=data_dir, seed=seed)
 
 
-for _name in ("1kg", "genomes"):
+def _draw(*arguments: Any) -> list[Path]:
+    # Not at the top: drawing needs the whole trainer.
+    from ddvi_fast.genomes.maps import draw
+
+    return draw(*arguments)
+
+
+DATASETS = ("1kg", "genomes")
+for _name in DATASETS:
     register(_name, _load)
+    register_pictures(_name, _draw)

@@ -21,7 +21,7 @@ from ddvi_fast import _checks, metrics, plots
 from ddvi_fast._arguments import Parser
 from ddvi_fast._checks import InputError
 from ddvi_fast.engine.run_folder import RunFolder, environment
-from ddvi_fast.genomes import figures as ancestry
+from ddvi_fast.genomes import maps as genome_maps
 from ddvi_fast.paper import table_spec as grid
 from ddvi_fast.paper import tables
 from ddvi_fast.paper.embedding_baselines import LATENTS, run
@@ -197,13 +197,13 @@ def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, out
 def _people(table: Table, cells: Sequence[Cell], output: Path) -> list[Path]:
     """Of genotypes, the first column's maps side by side."""
     first = [cell for cell in cells if cell.seed == 0 and cell.column == next(iter(table.columns)) and (cell.folder / LATENTS).is_file()]
-    if not first or first[0].config.dataset.name not in ancestry.DATASETS:
+    if not first or first[0].config.dataset.name not in genome_maps.DATASETS:
         return []
     maps = {}
     for cell in first:
         with np.load(cell.folder / LATENTS, allow_pickle=False) as stored:
             maps[table.rows[cell.row].label] = stored["latents"]
-    return ancestry.compare(first[0].config, load_dataset(first[0].config), maps, output, table.title)
+    return genome_maps.compare(first[0].config, load_dataset(first[0].config), maps, output, table.title)
 
 
 @contextmanager

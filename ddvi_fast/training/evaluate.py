@@ -1,19 +1,16 @@
-"""The figures of merit of a trained model and posterior, and the pictures of a run."""
+"""Metrics of a trained model and posterior on the test set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import distributed, evidence, metrics, plots
+from ddvi_fast import distributed, evidence, metrics
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
-from ddvi_fast.genomes import figures as ancestry
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.clustering import assign
@@ -27,7 +24,6 @@ EVALUATION_SEED_OFFSET = 1 << 32
 _TRAIN, _TEST, _BOUND, _PRIOR = (index << 32 for index in range(4))
 _ROWS = 1 << 13  # examples classified at a time
 _VOTES = 25  # posterior samples that vote for the cluster of an example
-_GRID = 20  # decoded images along each latent axis
 
 
 def evaluate(config: Config, experiment: Experiment, dataset: Dataset) -> dict[str, float]:
@@ -52,7 +48,7 @@ def evaluated(config: Config, experiment: Experiment) -> Iterator[None]:
 def _figures_of_merit(config: Config, experiment: Experiment, dataset: Dataset) -> dict[str, float]:
     model, posterior = experiment.model, experiment.posterior
     result = _bounds(config, model, posterior, dataset)
-    latents = _latents(posterior, dataset.inputs(split="test"), _draws(config, _TEST))
+    latents = _latents(posterior, dataset.inputs(split="test"), draws_of_test_set(config))
     prior_samples = model.prior.sample(config.evaluation.prior_samples, draws=_draws(config, _PRIOR)).to(latents)
     if dataset.test_labels is not None:
         train_latents = _latents(posterior, dataset.inputs(), _draws(config, _TRAIN))
@@ -79,7 +75,7 @@ def _classes(config: Config, experiment: Experiment, dataset: Dataset, train_lat
     """Accuracy of q(c | x), or the scores of clusters against the labels, by both rules."""
     x, labels = dataset.inputs(split="test"), dataset.labels(split="test")
     if config.method.task == "clustering":
-        clusters = assign(experiment.posterior, experiment.model.prior, x, _draws(config, _TEST), _VOTES)
+        clusters = assign(experiment.posterior, experiment.model.prior, x, draws_of_test_set(config), _VOTES)
         return metrics.cluster_scores(labels, clusters) | released_clusters(config, train_latents, latents, labels)
     predicted = torch.cat([experiment.posterior.log_class_probs(part).argmax(-1) for part in x.split(_ROWS)])
     return {"class_accuracy": metrics.accuracy(labels, predicted)}
@@ -131,29 +127,6 @@ def _mmd(config: Config, model: LatentVariableModel, prior_samples: Tensor, data
     return metrics.mmd(model.likelihood.mean(decoded(model, prior_samples[: len(test)], _draws(config, _PRIOR))), test)
 
 
-@torch.no_grad()
-def draw_figures(config: Config, experiment: Experiment, dataset: Dataset, folder: Path, records: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Latents beside the prior, decoded grid, loss terms, and the trajectory of a diffusion posterior; those need D = 2."""
-    model, posterior = experiment.model, experiment.posterior
-    title = f"{dataset.name}, {config.method.name}, {config.prior.name} prior, seed {config.seed}"
-    paths = [plots.loss_terms(folder / "loss_terms.png", records, title, overwrite=True)]
-    if model.prior.dim != 2:
-        return paths
-    x, labels = dataset.inputs(split="test"), dataset.test_labels
-    draws = _draws(config, _TEST)
-    prior_samples, prior_labels = sample_prior(config, model)
-    latents = metrics.encode(posterior, x, draws)
-    names = dataset.class_names or None
-    paths.append(plots.latents(folder / "latents.png", latents, labels, prior_samples, prior_labels, title, class_names=names, overwrite=True))
-    if len(dataset.input_shape) > 1:
-        paths.append(_decoded(model, dataset, prior_samples, folder, title))
-    paths += ancestry.draw(config, experiment, dataset, folder, title)
-    if isinstance(posterior, Diffusion):
-        path = posterior.latent_path(posterior.encode(x), 1, draws)[:, 0]
-        paths.append(plots.trajectory(folder / "trajectory.png", path, labels, prior_samples, title, class_names=names, overwrite=True))
-    return paths
-
-
 def sample_prior(config: Config, model: LatentVariableModel) -> tuple[Tensor, Tensor | None]:
     """Prior samples for pictures, [2000, D], and their classes where these are the data's."""
     draws = _draws(config, _PRIOR)
@@ -161,13 +134,9 @@ def sample_prior(config: Config, model: LatentVariableModel) -> tuple[Tensor, Te
     return model.prior.sample(2000, draws=draws, labels=labels), labels
 
 
-def _decoded(model: LatentVariableModel, dataset: Dataset, prior_samples: Tensor, folder: Path, title: str) -> Path:
-    """Decoder means over a square grid that holds the prior."""
-    reach = float(prior_samples.abs().max())
-    axis = torch.linspace(-reach, reach, _GRID)
-    z = torch.cartesian_prod(axis.flip(0), axis).flip(1).to(next(model.decoder.parameters()))
-    images = model.likelihood.mean(model.decoder(z)).view(-1, *dataset.input_shape)
-    return plots.decoded_grid(folder / "decoded.png", images, title, columns=_GRID, bounds=(-reach, reach), overwrite=True)
+def draws_of_test_set(config: Config) -> Draws:
+    """Draws of the posterior samples of the test set, for its metrics and its pictures."""
+    return _draws(config, _TEST)
 
 
 def _draws(config: Config, place: int) -> Draws:

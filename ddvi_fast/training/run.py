@@ -20,7 +20,7 @@ from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
 from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.phases import Experiment
-from ddvi_fast.training.evaluate import draw_figures, evaluate
+from ddvi_fast.training.evaluate import evaluate
 from ddvi_fast.training.time_budget import within_minutes
 from ddvi_fast.training.training import Clocks, make_engines, prepared_folder, processes, train_in
 
@@ -80,6 +80,8 @@ def restore(experiment: Experiment, folder: RunFolder, device: str) -> dict[str,
 
 def load_dataset(config: Config) -> Dataset:
     """The data set of a configuration, on its device."""
+    import ddvi_fast.genomes  # noqa: F401
+
     _checks.require(config.seed >= 0, "seed", "at least 0", config.seed)
     genotypes = {"path": config.data, "labels": config.labels, **dataclasses.asdict(config.dataset.genotypes)}
     dataset = data.load(config.dataset.name, config.data_dir, config.download, config.split_seed, config.limit, genotypes)
@@ -104,8 +106,13 @@ def _finish(config: Config, experiment: Experiment, dataset: Dataset, folder: Ru
     if (tracker := open_tracker(config.tracker, folder.path, folder.config)) is not None:
         tracker.summarise(metrics)
         tracker.close()
-    figures = draw_figures(config, experiment, dataset, folder.figures, read_metrics(folder.metrics)) if config.figures else []
-    return Result(folder, metrics, figures)
+    return Result(folder, metrics, _draw(config, experiment, dataset, folder) if config.figures else [])
+
+
+def _draw(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFolder) -> list[Path]:
+    from ddvi_fast.plots.run import draw_run
+
+    return draw_run(config, experiment, dataset, folder.figures, read_metrics(folder.metrics))
 
 
 def _modules(experiment: Experiment) -> dict[str, torch.nn.Module]:

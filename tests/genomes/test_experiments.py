@@ -10,7 +10,7 @@ import torch
 
 from ddvi_fast import InputError, data
 from ddvi_fast.config.compose import compose
-from ddvi_fast.genomes import figures as ancestry
+from ddvi_fast.genomes import maps as genome_maps
 from ddvi_fast.genomes.convert import store_from_codes
 from ddvi_fast.paper import embedding_baselines as maps
 from ddvi_fast.recipes.build import build
@@ -77,10 +77,10 @@ def test_everybody_trains_and_is_tested_as_in_the_paper(cohort):
 def test_people_are_those_of_the_test_set(cohort):
     config = compose(["dataset=genomes", *cohort, *QUICK])
     dataset = load_dataset(config)
-    known = ancestry.people(config, dataset)
+    known = genome_maps.people(config, dataset)
     assert known.names == ("A", "B", "C") and known.groups == ("X", "X", "Y") and len(known.table) == dataset.size("test") == 24
     assert [dataset.class_names[label] for label in known.labels] == list(known.table.labels["population"])
-    assert ancestry.people(compose(["dataset=digits"]), data.load("digits")) is None
+    assert genome_maps.people(compose(["dataset=digits"]), data.load("digits")) is None
 
 
 @pytest.mark.parametrize("name", maps.MAPS)

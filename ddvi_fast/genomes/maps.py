@@ -1,4 +1,4 @@
-"""Pictures of genotypes: maps by population, how certain each person's place is, and a map to look around in."""
+"""Maps of the samples of a genotype data set: by population, with posterior uncertainty, and interactive."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ import torch
 from ddvi_fast import metrics, plots
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset, folder_of
-from ddvi_fast.genomes.dataset import Genotypes, sample_tables
+from ddvi_fast.genomes.dataset import DATASETS, Genotypes, sample_tables
 from ddvi_fast.genomes.tables import SampleTable
 from ddvi_fast.objectives.clustering import assign
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.rng import Draws
 
-DATASETS = ("1kg", "genomes")
-_GROUP = "superpopulation"  # a column that puts populations together
-_SAMPLES = 60  # posterior draws of a person
+_GROUP = "superpopulation"  # the column of labels that groups populations
+_SAMPLES = 60  # posterior samples per person
 
 
 class People(NamedTuple):
-    """Who the test examples are: their table, population numbers, the populations' names and groups."""
+    """Labels of the test examples: their table, population numbers [N], and the name and group of each population."""
 
     table: SampleTable
     labels: np.ndarray
@@ -33,7 +32,7 @@ class People(NamedTuple):
 
 
 def people(config: Config, dataset: Dataset) -> People | None:
-    """Of the test set; None where it has no labels, or a part of it alone was loaded."""
+    """Labels of the test set; None where it has none, or where only a part of the data set was loaded."""
     if config.dataset.name not in DATASETS or dataset.test_labels is None or config.limit is not None:
         return None
     options = Genotypes(config.data, config.labels, **vars(config.dataset.genotypes))
@@ -43,7 +42,7 @@ def people(config: Config, dataset: Dataset) -> People | None:
 
 
 def groups_of(table: SampleTable, labels: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
-    """The superpopulation that most people of each population have; without such a column every population is its own."""
+    """The most frequent superpopulation of each population; without such a column every population is a group of its own."""
     if _GROUP not in table.labels:
         return tuple(names)
     found = []
@@ -55,7 +54,7 @@ def groups_of(table: SampleTable, labels: np.ndarray, names: Sequence[str]) -> t
 
 @torch.no_grad()
 def draw(config: Config, experiment: Experiment, dataset: Dataset, folder: Path, title: str) -> list[Path]:
-    """Of a trained run: means by population and by superpopulation, clouds of posterior samples, and the interactive map."""
+    """Draw posterior means by population and by superpopulation, clouds of posterior samples, and the interactive map of a run."""
     known = people(config, dataset)
     if known is None or config.latent_dim != 2:
         return []
@@ -73,7 +72,7 @@ def draw(config: Config, experiment: Experiment, dataset: Dataset, folder: Path,
 
 
 def compare(config: Config, dataset: Dataset, maps: Mapping[str, np.ndarray], folder: Path, title: str) -> list[Path]:
-    """Maps [N, 2] of the same test examples by method, side by side, by population and by superpopulation."""
+    """Draw maps [N, 2] of the same test examples, one per method, side by side, by population and by superpopulation."""
     known = people(config, dataset)
     if known is None or not maps:
         return []
