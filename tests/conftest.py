@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -13,10 +14,13 @@ import sklearn.datasets  # noqa: F401 - its import draws from random once; here,
 import torch
 
 from ddvi_fast import _backend
+from tests import triton_interpreter
 
 # Triton reads this when it is first imported: without a GPU its interpreter runs the kernels.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    triton_interpreter.quicken()
 
 PROJECT = Path(__file__).resolve().parent.parent
 # A relative DDVI_FAST_DATA starts from the project root, wherever pytest is called from.
