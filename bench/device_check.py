@@ -52,7 +52,7 @@ def _run_here(options: argparse.Namespace) -> int:
     """Parts in this process; what each has found so far is written whenever it grows."""
     import torch
 
-    from bench.device_parts import PARTS, Setting
+    from bench.device.parts import PARTS, Setting
 
     for part in options.run:
         result: dict[str, Any] = {"ok": False, "summary": "nothing came out"}
@@ -75,7 +75,7 @@ def _result_file(folder: Path, part: str) -> Path:
 def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     import torch
 
-    from bench.device_parts import PARTS
+    from bench.device.parts import PARTS
     from bench.records import DEVICE_KIND
     from ddvi_fast.engine.run_folder import environment
 
@@ -118,7 +118,7 @@ def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
 
 def _supervise(group: list[str], options: argparse.Namespace, folder: Path, start: float) -> dict[str, dict[str, Any]]:
     """Run parts in a process, at most as long as they may; what they wrote, and what became of it."""
-    from bench.device_parts import PARTS
+    from bench.device.parts import PARTS
 
     limit = min(max(PARTS[part].seconds for part in group), LIMIT - (time.monotonic() - start))
     if limit < _GRACE:

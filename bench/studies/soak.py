@@ -1,4 +1,4 @@
-"""The long campaign of faults: `make soak`, or `python -m bench.soak [PART ...] [--output NAME]`.
+"""The long campaign of faults: `make soak`, or `python -m bench.studies.soak [PART ...] [--output NAME]`.
 
 Runs are forked from this process, which has imported everything, so that a start costs no imports and thousands of kills are cheap.
 Figures of every part go into `bench/results/NAME.json` and `.md`; parts that are not run again keep theirs.
@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 
-from bench.equality import equality
 from ddvi_fast import cli
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.checkpoints import Checkpoints
@@ -308,7 +307,6 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "pickles": pickles,
     "full disk": full_disk,
     "read only": read_only,
-    "equality": equality,
 }
 
 
@@ -339,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def as_text(results: dict[str, Any]) -> str:
     """The figures for people."""
-    lines = ["# Faults and how runs took them", "", "Written by `make soak` (`python -m bench.soak`).", ""]
+    lines = ["# Faults and how runs took them", "", "Written by `make soak` (`python -m bench.studies.soak`).", ""]
     for part, figures in results.items():
         if part != "environment":
             lines += [f"## {part.capitalize()}", "", *(f"- {name}: {_plain(value)}" for name, value in figures.items()), ""]

@@ -1,7 +1,7 @@
 """Posteriors of the four example models beside reference posteriors: C2ST, MMD, moments, calibration and seconds.
 
-    python -m bench.own_models run two_moons diffusion --seed 0     # one cell: minutes of one core
-    python -m bench.own_models table                                # from the cells that are there
+    python -m bench.studies.own_models run two_moons diffusion --seed 0     # one cell: minutes of one core
+    python -m bench.studies.own_models table                                # from the cells that are there
 
 A cell is written into `--cells`, and `table` gathers them in bench/results/own_models.json and own_models.md. Reference posteriors are
 read from `--data`; that of the logistic regression is made by `python -m examples.references`. `npse` needs sbi.
@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import own_models_npse
+from bench.studies import own_models_npse
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.inference import Architecture, FittedPosterior, Training
 from ddvi_fast.inference.compare import c2st, mmd, moment_errors
 from ddvi_fast.inference.diagnostics import LEVELS, Diagnostics
 from examples import eight_schools, gaussian_mixture, logistic_regression, references, two_moons
 
-HERE = Path(__file__).parent
+BENCH = Path(__file__).resolve().parent.parent
 EXAMPLES = ("two_moons", "gaussian_mixture", "eight_schools", "logistic_regression")
 METHODS = {"diffusion": "diffusion", "flow": "flow (splines)", "gaussian": "mean-field Gaussian", "npse": "NPSE (sbi)"}
 SIMULATORS = {"two_moons": two_moons, "gaussian_mixture": gaussian_mixture}
@@ -60,13 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
             figures = cell(options.example, options.method, options.seed, options.data)
             path.parent.mkdir(parents=True, exist_ok=True)
             # Where the data and the cells lie is this machine's affair.
-            command = f"python -m bench.own_models run {options.example} {options.method} --seed {options.seed}"
+            command = f"python -m bench.studies.own_models run {options.example} {options.method} --seed {options.seed}"
             head = {**environment(), "command": command}
             path.write_text(json.dumps({"example": options.example, "method": options.method, "seed": options.seed, **figures, **head}, indent=1))
         return 0
     cells = [json.loads(path.read_text()) for path in sorted(options.cells.glob("*.json"))]
-    (HERE / "results/own_models.json").write_text(json.dumps({"cells": cells}, indent=1) + "\n", encoding="utf-8")
-    (HERE / "results/own_models.md").write_text(table(cells), encoding="utf-8")
+    (RESULTS / "own_models.json").write_text(json.dumps({"cells": cells}, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "own_models.md").write_text(table(cells), encoding="utf-8")
     return 0
 
 
@@ -103,7 +103,7 @@ def _single(example: str, posterior: FittedPosterior, data: Path) -> dict[str, A
         reference = references.eight_schools_draws(data)
         names, some = _schools, {name: _spread(value, TRUTHS) for name, value in reference.items()}
     else:
-        reference = references.logistic_regression_draws(HERE / "references")
+        reference = references.logistic_regression_draws(BENCH / "references")
         names, some = (lambda z: z), _spread(reference, TRUTHS)
     pairs = [(names(posterior.sample(DRAWS)), _spread(names(reference), DRAWS))]
     calibration = _calibration(posterior.diagnostics(num_samples=RANKED, reference=some))

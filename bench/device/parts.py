@@ -249,7 +249,7 @@ def kernels(setting: Setting) -> Iterator[Result]:
         return
     import json
 
-    from bench import ahead_of_time
+    from bench.device import ahead_of_time
 
     for case in cases.in_set("quick"):
         if case.operation != "training":

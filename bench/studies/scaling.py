@@ -1,4 +1,4 @@
-"""What several processes cost and bring: `python -m bench.scaling [--steps N]`; see `docs/clusters.md` for what follows from it.
+"""What several processes cost and bring: `python -m bench.studies.scaling [--steps N]`; see `docs/clusters.md` for what follows from it.
 
 The whole released training step at MNIST shape, on this machine's CPU with one thread a process: examples a second, bytes that each
 process hands to an exchange in a step, the DeepSpeed engine against the local one in one process, what a checkpoint written aside adds,
@@ -178,7 +178,7 @@ def start(size: int, count: int) -> dict[str, Any]:
             _STARTED: time.time(),
         }
         variables = {**os.environ, "DS_ACCELERATOR": "cpu", **{name: str(value) for name, value in place.items()}}
-        command = [sys.executable, "-m", "bench.scaling", "--work", "--steps", str(count)]
+        command = [sys.executable, "-m", "bench.studies.scaling", "--work", "--steps", str(count)]
         processes.append(subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True))
     outputs = [process.communicate()[0] for process in processes]
     return json.loads(outputs[0].splitlines()[-1])
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def as_text(result: dict[str, Any]) -> str:
     """The figures for people."""
-    source = "Written by `python -m bench.scaling`: the released training step at MNIST shape, CPU, one thread a process."
+    source = "Written by `python -m bench.studies.scaling`: the released training step at MNIST shape, CPU, one thread a process."
     lines = ["# Several processes", "", source, ""]
     lines += [
         "| processes | engine | examples a second | step, ms | exchanges a step | bytes a step | exchanges alone, ms | seconds to the first step |",
