@@ -99,6 +99,7 @@ def _compared(wanted: int, run: int, failed: list[str], worst: float) -> Result:
     counts = [f"{run} run", f"{run - len(failed)} passed", *([f"{len(failed)} failed"] if failed else [])]
     counts += [f"{missing} not run for lack of time"] if missing else []
     summary = f"{', '.join(counts)}; float32 off by at most {worst:.1e} of the largest value"
+    summary += f"; the first failure: {failed[0]}" if failed else ""
     return {"ok": not failed and not missing, "summary": summary, "failed": failed}
 
 
