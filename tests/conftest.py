@@ -13,6 +13,8 @@ import pytest
 import sklearn.datasets  # noqa: F401 - its import draws from random once; here, so that no test is blamed for it
 import torch
 
+import ddvi_fast.genomes
+import ddvi_fast.paper  # noqa: F401 - data sets and recipes register themselves, as for the command line
 from ddvi_fast import _backend
 from tests import triton_interpreter
 
@@ -41,8 +43,8 @@ def shared_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, np.ndarray]:
-    """Reference values computed with the paper's released code, by name (read-only arrays); see tests/golden/README.md."""
-    with np.load(PROJECT / "tests" / "golden" / "values.npz", allow_pickle=False) as stored:
+    """Reference values computed with the paper's code, by name (read-only arrays)."""
+    with np.load(_existing(DATA.parent / "golden" / "ddvi_golden.npz"), allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     for array in arrays.values():
         array.flags.writeable = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ddvi_fast import _checks
-from ddvi_fast.config.compose import GROUPS, choices, setting_names
+from ddvi_fast.config.names import GROUPS, choices, setting_names
 
 SHELLS = ("bash", "zsh", "fish")
 _CONFIGURED = ("train", "settings", "demo")  # their arguments are settings

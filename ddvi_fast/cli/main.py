@@ -69,17 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(overrides: Sequence[str]) -> int:
     from ddvi_fast.config.compose import compose
-    from ddvi_fast.config.unused import refuse_unused
     from ddvi_fast.engine.interrupts import Stopped
     from ddvi_fast.paper.embedding_baselines import run
     from ddvi_fast.paper.tables import print_result
+    from ddvi_fast.recipes.settings import check_settings
 
     for override in overrides:
         if override.startswith("--"):
             _checks.choice(override, (_DRY,), "option")
     settings = [override for override in overrides if override != _DRY]
+    import ddvi_fast.genomes
+    import ddvi_fast.paper  # noqa: F401 - registers recipes
+
     config = compose(settings)
-    refuse_unused(settings, config)
+    check_settings([setting.partition("=")[0] for setting in settings], config)
     _use_threads(config.threads)
     if _DRY in overrides:
         from ddvi_fast.training.estimate import dry_run, print_estimate

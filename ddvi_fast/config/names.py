@@ -6,7 +6,7 @@ The names stand in `names.txt`; `python -m ddvi_fast.config.names` writes it ane
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ddvi_fast import _checks
@@ -71,17 +71,10 @@ def setting_names() -> tuple[str, ...]:
 
 def names_of_schema() -> list[str]:
     """The names that `LISTING` must hold, in the schema's order."""
-    from omegaconf import DictConfig, OmegaConf
-
     from ddvi_fast.config.schema import Config
+    from ddvi_fast.recipes.mapping import names
 
-    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
-        for key in node:
-            yield prefix + str(key)
-            if isinstance(node._get_node(key), DictConfig):
-                yield from walk(node._get_node(key), f"{prefix}{key}.")
-
-    return list(walk(OmegaConf.structured(Config), ""))
+    return list(names(Config))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from ddvi_fast import _checks
 from ddvi_fast.config.compose import compose
 from ddvi_fast.config.names import check_choice
 from ddvi_fast.config.schema import Config
-from ddvi_fast.config.unused import refuse_unused
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine.base import Engine
@@ -23,6 +22,7 @@ from ddvi_fast.engine.progress import Display, display
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.recipes.build import build
+from ddvi_fast.recipes.settings import check_settings
 
 
 def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Config:
@@ -52,7 +52,7 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
         *parameters["settings"],
     ]
     config = compose(overrides)
-    refuse_unused(parameters["settings"], config)
+    check_settings([setting.partition("=")[0] for setting in parameters["settings"]], config)
     _checks.require(config.recipe.restarts == 1, "settings", "recipe.restarts=1", f"recipe.restarts={config.recipe.restarts}")
     # All rows of a small matrix are one batch.
     config.recipe.batch_size = min(config.recipe.batch_size, dataset.size())

@@ -1,67 +1,123 @@
-"""From a configuration to a model, a posterior and the phases that train them."""
+"""Assembly of an experiment from its options and data, by registered recipes."""
 
 from __future__ import annotations
 
-from ddvi_fast import _checks
-from ddvi_fast.config.schema import Config, MethodConfig
-from ddvi_fast.data import Dataset
-from ddvi_fast.paper.released import build_released
-from ddvi_fast.recipes import families, parts
-from ddvi_fast.recipes.classes import build_with_classes
-from ddvi_fast.recipes.phases import Experiment, Phase
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
+from ddvi_fast import _checks
+from ddvi_fast.data import Dataset
+from ddvi_fast.recipes.builder import IMPLICIT, Builder
+from ddvi_fast.recipes.classes import build_with_classes
+from ddvi_fast.recipes.families import FAMILIES
+from ddvi_fast.recipes.options import MethodOptions, Options
+from ddvi_fast.recipes.phases import Experiment
+
+OBJECTIVES = ("elbo", "iwae", "ddvi", *IMPLICIT)
+TASKS = ("unsupervised", "semi", "m2", "clustering")
 _FOR_ADVERSARIAL = "adversarial or wae, for the adversarial posterior, which has no density"
 _FOR_OTHERS = "elbo, iwae, adversarial or wae, for a posterior other than diffusion"
 
 
-def build(config: Config, dataset: Dataset) -> Experiment:
-    """Build networks with initial weights from `config.seed`, and the phases that train them, where the data are.
+class Build(Protocol):
+    """Function that builds an experiment."""
+
+    def __call__(self, builder: Builder) -> Experiment: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe of the registry.
+
+    Args:
+        build: Function that builds the experiment.
+        settings: Function of the options and of the settings that a run has by its method; it returns those that it has with this recipe.
+        conditional: Names of the settings that only runs of this recipe have.
+        staged: Whether training is in stages, so that restarts are not possible.
+        module: Module that registered the recipe.
+    """
+
+    build: Build
+    settings: Callable[[Options, set[str]], set[str]] = lambda options, names: names
+    conditional: tuple[str, ...] = ()
+    staged: bool = False
+    module: str = __name__
+
+
+RECIPES: dict[str, Recipe] = {}
+
+
+def register(name: str, recipe: Recipe) -> None:
+    """Make `recipe` available as `recipe.name`."""
+    RECIPES[name] = recipe
+
+
+def registered_modules() -> Iterable[str]:
+    """Modules that registered recipes, which another process must import to build the same experiments."""
+    return sorted({recipe.module for recipe in RECIPES.values()} & sys.modules.keys())
+
+
+def build(options: Options, dataset: Dataset) -> Experiment:
+    """Build networks with initial weights from `options.seed`, and the phases that train them.
+
+    Args:
+        options: Options of the experiment.
+        dataset: Data set of the experiment.
+
+    Returns:
+        The experiment, on the data's device.
 
     Raises:
-        InputError: a combination of settings that makes no sense, naming what would.
+        InputError: A combination of options that is not possible; the message names one that is.
+
+    Example:
+        >>> from ddvi_fast import data
+        >>> experiment = build(Options(), data.load("digits"))
+        >>> type(experiment.posterior).__name__, [phase.name for phase in experiment.phases]
+        ('Diffusion', ['train'])
     """
-    return _built(config, dataset).to(dataset.device)
+    recipe = RECIPES.get(options.recipe.name)
+    if recipe is None:
+        _checks.choice(options.recipe.name, RECIPES, "recipe.name")
+    _check_method(options.method)
+    _check_restarts(options, recipe)
+    staged = options.method.name != "diff_vae" or recipe.staged
+    _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", options.recipe.name)
+    return recipe.build(Builder(options, dataset)).to(dataset.device)
 
 
-def _built(config: Config, dataset: Dataset) -> Experiment:
-    _check_method(config.method)
-    _checks.choice(config.recipe.name, ("default", "released"), "recipe.name")
-    _checks.choice(config.method.task, ("unsupervised", "semi", "m2", "clustering"), "method.task")
-    _check_restarts(config)
-    staged = config.method.name != "diff_vae" or config.recipe.name == "released"
-    _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", config.recipe.name)
-    if config.recipe.name == "released":
-        return build_released(config, dataset, _built)
-    if config.method.task != "unsupervised":
-        return build_with_classes(config, dataset)
-    model = parts.build_model(config, dataset)
-    posterior = parts.build_posterior(config, dataset, model)
-    if config.recipe.match_prior:
-        parts.match_prior(posterior.encoder, dataset, model.prior)
-    objective = parts.make_objective(config, model, posterior)
-    before_epoch = parts.make_annealing(config.method.chain, posterior)
-    phase = Phase("train", objective, parts.num_epochs(config), parts.make_optimisation(config.recipe), before_epoch=before_epoch)
-    return Experiment(model, posterior, [phase])
+def build_default(builder: Builder) -> Experiment:
+    """The experiment of the default recipe: one phase, with or without classes."""
+    if builder.options.method.task != "unsupervised":
+        return build_with_classes(builder)
+    model = builder.model()
+    posterior = builder.posterior(model)
+    return Experiment(model, posterior, [builder.train_phase(builder.objective(model, posterior), posterior)])
 
 
-def _check_restarts(config: Config) -> None:
-    """Refuse several starts where they are not one phase apart, or do not see the same labels."""
-    recipe = config.recipe
-    _checks.require(recipe.restarts >= 1, "recipe.restarts", "at least 1", recipe.restarts)
-    _checks.require(0 < recipe.restart_fraction <= 1, "recipe.restart_fraction", "a number in (0, 1]", recipe.restart_fraction)
-    labelled = config.method.task in ("semi", "m2")
-    for fits, expected, got in (
-        (recipe.name == "default", "1 with recipe=released, whose stages stand on one another", recipe.restarts),
-        (not labelled, "1 for methods with labels, which the seed chooses", recipe.restarts),
+register("default", Recipe(build_default))
+
+
+def _check_restarts(options: Options, recipe: Recipe) -> None:
+    """Refuse restarts where training has stages, or where restarts would not have the same labels."""
+    restarts, fraction = options.recipe.restarts, options.recipe.restart_fraction
+    _checks.require(restarts >= 1, "recipe.restarts", "at least 1", restarts)
+    _checks.require(0 < fraction <= 1, "recipe.restart_fraction", "a number in (0, 1]", fraction)
+    for fits, expected in (
+        (not recipe.staged, f"1 with recipe={options.recipe.name}, which trains in stages"),
+        (options.method.task not in ("semi", "m2"), "1 for methods with labels, which the seed chooses"),
     ):
-        _checks.require(fits or recipe.restarts == 1, "recipe.restarts", expected, got)
+        _checks.require(fits or restarts == 1, "recipe.restarts", expected, restarts)
 
 
-def _check_method(method: MethodConfig) -> None:
+def _check_method(method: MethodOptions) -> None:
     """Refuse names that do not exist, and options that the objective does not have."""
-    _checks.choice(method.posterior, (*families.FAMILIES, "diffusion"), "method.posterior")
-    _checks.choice(method.objective, ("elbo", "iwae", "ddvi", *parts.IMPLICIT), "method.objective")
-    implicit = method.objective in parts.IMPLICIT
+    _checks.choice(method.task, TASKS, "method.task")
+    _checks.choice(method.posterior, FAMILIES, "method.posterior")
+    _checks.choice(method.objective, OBJECTIVES, "method.objective")
+    implicit = method.objective in IMPLICIT
     bounded = method.objective in ("elbo", "ddvi") and method.task in ("unsupervised", "clustering") and not method.clustering.latent
     for fits, argument, expected, got in (
         (implicit or method.posterior != "adversarial", "method.objective", _FOR_ADVERSARIAL, method.objective),

@@ -1,98 +1,136 @@
-"""The posterior families by the names that a configuration gives them, over networks of the data set's kind."""
+"""Registry of posterior families: constructors, and the settings and capabilities of each family."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ddvi_fast import _checks
-from ddvi_fast.config.schema import MethodConfig
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.posteriors import IAF, Adversarial, Gaussian, Hamiltonian, HierarchicalIAF, PathIntegral, Planar, Posterior, RealNVP, Spline
-from ddvi_fast.rng import Draws
+from ddvi_fast.posteriors import IAF, Adversarial, Diffusion, Gaussian, Hamiltonian, HierarchicalIAF, PathIntegral, Planar, Posterior, RealNVP, Spline
+from ddvi_fast.recipes.options import ChainOptions
+
+if TYPE_CHECKING:
+    from ddvi_fast.recipes.builder import Builder
+
+MakeNetwork = Callable[[int], nn.Module]  # makes a network from x to that many outputs
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a family is made of.
+class Family:
+    """A posterior family of the registry.
 
     Args:
-        encoder, context: make a network from x to so many outputs.
-        model: for a family that follows its gradient.
-        method: the family's options.
-        latent_dim: D.
-        draws: where further networks draw their initial weights.
-        still: where means start with the prior's spread, start what follows them near the identity.
-        shared: a flow's encoder gives its context, too.
+        build: Function of a builder, the two makers of networks (encoder, context) and the model; it returns the posterior.
+        settings: Names of the settings that only some families have, and that this one has; a name stands for all settings below it.
+        per_class: Whether its encoders may have one head per class (semi-supervised and latent-cluster methods).
+        shares_context: Whether its encoder may compute the context too (`recipe.shared_context`).
     """
 
-    encoder: Callable[[int], nn.Module]
-    context: Callable[[int], nn.Module]
-    model: LatentVariableModel
-    method: MethodConfig
-    latent_dim: int
-    draws: Draws
-    still: bool
-    shared: bool = False
+    build: Callable[[Builder, MakeNetwork, MakeNetwork, LatentVariableModel | None], Posterior]
+    settings: tuple[str, ...] = ()
+    per_class: bool = False
+    shares_context: bool = False
 
 
-def make(parts: Parts) -> Posterior:
-    """The posterior `parts.method.posterior`, one of `FAMILIES`."""
-    return FAMILIES[parts.method.posterior](parts)
+def make_diffusion(builder: Builder, encoder: nn.Module, context: nn.Module | None, chain: ChainOptions, groups: int | None = None, **more: Any):
+    """A diffusion posterior over `encoder`, with one chain, or with `groups` chains side by side."""
+    kind: type[Posterior] = more.pop("kind", Diffusion)
+    denoiser = ResidualMLP(
+        builder.latent_dim, chain.context_dim, chain.num_steps, chain.hidden_dim, groups,
+        zero_output=builder.starts_at_prior, draws=builder.weights("denoiser"),
+    )  # fmt: skip
+    return kind(
+        encoder,
+        denoiser,
+        builder.schedule(chain),
+        context_encoder=context,
+        parametrisation=chain.parametrisation,
+        eta=chain.eta,
+        final_variance=chain.final_variance,
+        learn_schedule=chain.learn_schedule,
+        learn_variances=chain.learn_variances,
+    )
 
 
-def _gaussian(parts: Parts) -> Gaussian:
-    return Gaussian(parts.encoder(2 * parts.latent_dim), parts.latent_dim)
+def _diffusion(builder: Builder, encoder: MakeNetwork, context: MakeNetwork, model: LatentVariableModel | None) -> Posterior:
+    chain = builder.options.method.chain
+    return make_diffusion(builder, encoder(2 * builder.latent_dim), context(chain.context_dim) if chain.context_dim else None, chain)
 
 
-def _flow(family: type[Posterior], **more: str) -> Callable[[Parts], Posterior]:
-    """A family of a Gaussian and a context; `more` maps its arguments to options of the configuration."""
+def _gaussian(builder: Builder, encoder: MakeNetwork, context: MakeNetwork, model: LatentVariableModel | None) -> Posterior:
+    return Gaussian(encoder(2 * builder.latent_dim), builder.latent_dim)
 
-    def build(parts: Parts) -> Posterior:
-        flow = parts.method.flow
-        options: dict[str, Any] = {argument: getattr(flow, option) for argument, option in more.items()}
+
+def _flow(kind: type[Posterior], **arguments: str) -> Callable[..., Posterior]:
+    """Constructor of a family that transforms a Gaussian; `arguments` maps arguments of `kind` to names of `FlowOptions`."""
+
+    def build(builder: Builder, encoder: MakeNetwork, context: MakeNetwork, model: LatentVariableModel | None) -> Posterior:
+        flow, top = builder.options.method.flow, 2 * builder.latent_dim
+        options: dict[str, Any] = {argument: getattr(flow, option) for argument, option in arguments.items()}
         if flow.num_steps is not None:
             options["num_steps"] = flow.num_steps
-        if family in (IAF, HierarchicalIAF):
-            options["open_gates"] = parts.still
-        if family is Hamiltonian:
-            options["model"] = parts.model
-        fits = parts.method.posterior in SHARING or not parts.shared
-        _checks.require(fits, "recipe.shared_context", f"false, for a posterior other than {', '.join(SHARING)}", parts.method.posterior)
-        top, width = 2 * parts.latent_dim, flow.context_dim
-        encoder, context = (parts.encoder(top + width), None) if parts.shared else (parts.encoder(top), parts.context(width))
-        return family(encoder, context, latent_dim=parts.latent_dim, context_dim=flow.context_dim, draws=parts.draws, **options)
+        if kind in (IAF, HierarchicalIAF):
+            options["open_gates"] = builder.starts_at_prior
+        if kind is Hamiltonian:
+            options["model"] = model
+        shared = builder.options.recipe.shared_context
+        networks = (encoder(top + flow.context_dim), None) if shared else (encoder(top), context(flow.context_dim))
+        return kind(*networks, latent_dim=builder.latent_dim, context_dim=flow.context_dim, draws=builder.weights("denoiser"), **options)
 
     return build
 
 
-def _adversarial(parts: Parts) -> Adversarial:
-    width = parts.method.flow.context_dim
-    return Adversarial(parts.encoder(parts.latent_dim + width), parts.latent_dim, width, noise_dim=parts.latent_dim, draws=parts.draws)
+def _adversarial(builder: Builder, encoder: MakeNetwork, context: MakeNetwork, model: LatentVariableModel | None) -> Posterior:
+    size, width = builder.latent_dim, builder.options.method.flow.context_dim
+    return Adversarial(encoder(size + width), size, width, noise_dim=size, draws=builder.weights("denoiser"))
 
 
-def _path_integral(parts: Parts) -> PathIntegral:
-    chain = parts.method.chain
-    control = ResidualMLP(parts.latent_dim, chain.context_dim, chain.num_steps, chain.hidden_dim, zero_output=parts.still, draws=parts.draws)
-    return PathIntegral(parts.encoder(parts.latent_dim), control, parts.context(chain.context_dim), learn_scales=chain.learn_variances)
+def _path_integral(builder: Builder, encoder: MakeNetwork, context: MakeNetwork, model: LatentVariableModel | None) -> Posterior:
+    size, chain = builder.latent_dim, builder.options.method.chain
+    control = ResidualMLP(
+        size, chain.context_dim, chain.num_steps, chain.hidden_dim, zero_output=builder.starts_at_prior, draws=builder.weights("denoiser")
+    )
+    return PathIntegral(encoder(size), control, context(chain.context_dim), learn_scales=chain.learn_variances)
 
 
-# Whose encoder may give their context, too.
-SHARING = ("iaf", "planar", "realnvp", "spline")
+_CONTROL = tuple(f"method.chain.{name}" for name in ("num_steps", "hidden_dim", "context_dim", "learn_variances"))
+_FLOW = ("method.flow.context_dim", "method.flow.num_steps")
+_SHARED = (*_FLOW, "recipe.shared_context")
 
-# Those that `method.flow` describes whole.
-FLOWS: dict[str, Callable[[Parts], Posterior]] = {
-    "iaf": _flow(IAF),
-    "planar": _flow(Planar),
-    "realnvp": _flow(RealNVP),
-    "spline": _flow(Spline),
-    "hierarchical_iaf": _flow(HierarchicalIAF, num_levels="num_levels"),
-    "hamiltonian": _flow(Hamiltonian, num_leapfrog="num_leapfrog"),
+# The names of `method.posterior`.
+FAMILIES = {
+    "gaussian": Family(_gaussian, per_class=True),
+    "diffusion": Family(_diffusion, ("method.chain", "recipe.denoiser_lr", "recipe.schedule_lr"), per_class=True),
+    "iaf": Family(_flow(IAF), _SHARED, per_class=True, shares_context=True),
+    "planar": Family(_flow(Planar), _SHARED, per_class=True, shares_context=True),
+    "realnvp": Family(_flow(RealNVP), _SHARED, per_class=True, shares_context=True),
+    "spline": Family(_flow(Spline), _SHARED, per_class=True, shares_context=True),
+    "hierarchical_iaf": Family(_flow(HierarchicalIAF, num_levels="num_levels"), (*_FLOW, "method.flow.num_levels")),
+    "hamiltonian": Family(_flow(Hamiltonian, num_leapfrog="num_leapfrog"), (*_FLOW, "method.flow.num_leapfrog")),
+    "path_integral": Family(_path_integral, _CONTROL),
+    "adversarial": Family(_adversarial, _FLOW[:1], per_class=True),
 }
 
-# All families but the diffusion, which the released recipe and class-conditional chains need in pieces.
-FAMILIES: dict[str, Callable[[Parts], Posterior]] = {"gaussian": _gaussian, **FLOWS, "path_integral": _path_integral, "adversarial": _adversarial}
+
+def family_of(name: str) -> Family:
+    """The family `name` of the registry.
+
+    Raises:
+        InputError: There is no such family; the message has the nearest names.
+    """
+    return FAMILIES[_checks.choice(name, FAMILIES, "method.posterior")]
+
+
+def with_capability(capability: str) -> list[str]:
+    """Names of the families that have a capability (a boolean field of `Family`).
+
+    Example:
+        >>> with_capability("shares_context")
+        ['iaf', 'planar', 'realnvp', 'spline']
+    """
+    return [name for name, family in FAMILIES.items() if getattr(family, capability)]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ddvi_fast import rng
-from ddvi_fast.config.schema import Config, RecipeConfig
+from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine import checkpoint
@@ -26,7 +26,8 @@ from ddvi_fast.engine.loop import Start, train
 from ddvi_fast.engine.recorder import Recorder
 from ddvi_fast.objectives import Objective
 from ddvi_fast.recipes.build import build
-from ddvi_fast.recipes.parts import augmentation
+from ddvi_fast.recipes.builder import augmentation
+from ddvi_fast.recipes.options import RecipeOptions
 from ddvi_fast.recipes.phases import Experiment, Optimisation
 from ddvi_fast.rng import Draws
 
@@ -82,21 +83,21 @@ def choose(
     return Start(step, best.adam)
 
 
-def epochs_of(recipe: RecipeConfig, epochs: int) -> int:
+def epochs_of(recipe: RecipeOptions, epochs: int) -> int:
     """After how many of a run's `epochs` the best start is chosen.
 
     Example:
-        >>> epochs_of(RecipeConfig(restarts=5, restart_fraction=0.3), 250)
+        >>> epochs_of(RecipeOptions(restarts=5, restart_fraction=0.3), 250)
         75
     """
     return max(1, round(recipe.restart_fraction * epochs))
 
 
-def lengths(recipe: RecipeConfig) -> float:
+def lengths(recipe: RecipeOptions) -> float:
     """How long training takes, in lengths of a single start.
 
     Example:
-        >>> lengths(RecipeConfig()), lengths(RecipeConfig(restarts=5, restart_fraction=0.25))
+        >>> lengths(RecipeOptions()), lengths(RecipeOptions(restarts=5, restart_fraction=0.25))
         (1.0, 2.0)
     """
     return 1.0 + (recipe.restarts - 1) * recipe.restart_fraction

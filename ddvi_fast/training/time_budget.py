@@ -16,7 +16,7 @@ from ddvi_fast.engine.base import Engine
 from ddvi_fast.engine.loop import train
 from ddvi_fast.objectives import Objective
 from ddvi_fast.recipes.build import build
-from ddvi_fast.recipes.parts import augmentation
+from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.recipes.phases import Optimisation, Phase
 from ddvi_fast.training import restarts
 

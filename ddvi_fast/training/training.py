@@ -34,7 +34,7 @@ from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.engine.watchdog import Watchdog
 from ddvi_fast.objectives import Objective
 from ddvi_fast.precision import in_force
-from ddvi_fast.recipes.parts import augmentation
+from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.recipes.phases import Experiment, Optimisation
 from ddvi_fast.rng import Draws
 from ddvi_fast.training import restarts

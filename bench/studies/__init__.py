@@ -1,1 +1,0 @@
-"""Studies: programs that take long, each with its own results file."""

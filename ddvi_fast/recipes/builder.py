@@ -1,0 +1,243 @@
+"""Builder of the parts of one experiment: networks, model, posterior, objective, optimisation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks, likelihoods, priors, schedules
+from ddvi_fast.data import Dataset
+from ddvi_fast.data.augment import flip
+from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder, SigmoidVariances
+from ddvi_fast.objectives import DDVI as WakeSleep
+from ddvi_fast.objectives import ELBO, IWAE, WAE, Adversarial, Objective, Progress
+from ddvi_fast.objectives.adversarial import make_discriminator
+from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.weights import PriorGuide
+from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.priors import Prior
+from ddvi_fast.recipes.families import family_of, with_capability
+from ddvi_fast.recipes.options import ChainOptions, NetworkOptions, Options
+from ddvi_fast.recipes.phases import Optimisation, Phase
+from ddvi_fast.rng import Draws
+
+IMPLICIT = ("adversarial", "wae")  # objectives without a bound
+# Lanes of the run's seed from which its networks draw their initial weights.
+WEIGHTS = ("decoder", "encoder", "context", "denoiser", "warmup_denoiser", "classifier", "centres", "discriminator")
+_INITIAL_LOG_VARIANCE = -2.0  # of q(y_T | x), where its means start with the prior's spread
+_EXAMPLES = 2048  # examples whose means are matched with the prior
+
+# Further classes of the bound by name; `ddvi_fast.paper` registers "defective", the released code's.
+BOUNDS: dict[str, type[ELBO]] = {"default": ELBO}
+
+Network = MLP | ConvEncoder | ConvDecoder | SigmoidVariances
+
+
+def augmentation(options: Options):
+    """The augmentation of training data, a function of data and draws; None if there is none."""
+    return flip if options.dataset.flip else None
+
+
+class Builder:
+    """Builds the parts of an experiment, with initial weights from the seed of its options, on the CPU.
+
+    Args:
+        options: Options of the experiment.
+        dataset: Data set of the experiment.
+    """
+
+    def __init__(self, options: Options, dataset: Dataset) -> None:
+        self.options, self.dataset = options, dataset
+        self.latent_dim = options.latent_dim
+        self.starts_at_prior = options.recipe.match_prior
+
+    # Lengths and learning rates
+
+    def epochs(self, recipe: int | None = None) -> int:
+        """Epochs of a stage for which the recipe has so many (its own `epochs` by default); `options.epochs` overrides what is not zero."""
+        stated = self.options.recipe.epochs if recipe is None else recipe
+        epochs = stated if self.options.epochs is None or stated == 0 else self.options.epochs
+        _checks.require(recipe is not None or epochs >= 1, "epochs", "at least 1", epochs)
+        return epochs
+
+    def optimisation(self) -> Optimisation:
+        """Learning rates and clipping of the recipe."""
+        recipe = self.options.recipe
+        factors = {"learned_schedule": recipe.schedule_lr, "log_variance_factors": recipe.schedule_lr, ".denoiser.": recipe.denoiser_lr}
+        return Optimisation(recipe.lr, recipe.lr_schedule, recipe.warmup_fraction, recipe.max_norm, factors)
+
+    def train_phase(self, objective: Objective, posterior: Posterior, factors: dict[str, float] | None = None) -> Phase:
+        """The one phase of a recipe without stages."""
+        optimisation = self.optimisation()
+        if factors:
+            optimisation = replace(optimisation, factors={**optimisation.factors, **factors})
+        return Phase("train", objective, self.epochs(), optimisation, before_epoch=self._step_annealing(posterior))
+
+    def _step_annealing(self, posterior: Posterior):
+        """Function that runs the chain with few steps at first, and with twice as many in each later part of the first half of the phase."""
+        chain = self.options.method.chain
+        if not isinstance(posterior, Diffusion) or chain.first_num_steps is None:
+            return None
+        _checks.require(2 <= chain.first_num_steps <= chain.num_steps, "first_num_steps", f"from 2 to {chain.num_steps}", chain.first_num_steps)
+        doublings = math.ceil(math.log2(chain.num_steps / chain.first_num_steps))
+
+        def before_epoch(progress: Progress) -> None:
+            doubled = math.floor(2 * progress.fraction * (doublings + 1)) if progress.fraction < 0.5 else doublings
+            posterior.use_steps(min(chain.num_steps, chain.first_num_steps << min(doubled, doublings)))
+
+        return before_epoch
+
+    # Networks
+
+    def weights(self, place: str) -> Draws:
+        """Draws of the initial weights of a network, one of `WEIGHTS`."""
+        return Draws(self.options.seed).importance(WEIGHTS.index(place))
+
+    def encoder(self, outputs: int, place: str = "encoder", dropout: float | None = None) -> nn.Module:
+        """A network from examples of the data set to `outputs` values."""
+        recipe, network = self.options.recipe, self.options.dataset.encoder
+        rate = network.dropout if dropout is None else dropout
+        if place == "context" and recipe.context_dropout is not None:
+            rate = recipe.context_dropout
+        made = _network(network, self.dataset.num_dimensions, outputs, rate, self.weights(place))
+        if place == "encoder" and recipe.sigmoid_variances:
+            made = SigmoidVariances(made, self.latent_dim)
+        return self.dataset.wrap_encoder(made)
+
+    def decoder(self, inputs: int) -> nn.Module:
+        """A network from `inputs` latents to the data's dimensions."""
+        network = self.options.dataset.decoder
+        made = _network(network, inputs, self.dataset.num_dimensions, network.dropout, self.weights("decoder"), decodes=True)
+        self.dataset.initialize_decoder(made)
+        return made
+
+    def discriminator(self, inputs: int) -> nn.Module:
+        """The discriminator of an adversarial objective."""
+        return make_discriminator(inputs, self.weights("discriminator"))
+
+    # Model and posterior
+
+    def prior(self) -> Prior:
+        """The prior of the options."""
+        stated = self.options.prior
+        sized = {"dim": self.latent_dim} if stated.name == "gaussian" else {}
+        prior = priors.make(stated.name, **sized, **stated.options)
+        _checks.require(prior.dim == self.latent_dim, "latent_dim", f"{prior.dim}, as the {stated.name} prior has", self.latent_dim)
+        _checks.require(stated.kernel_width >= 0, "prior.kernel_width", "a width of at least 0", stated.kernel_width)
+        return prior.blurred(stated.kernel_width)
+
+    def model(self, prior: Prior | None = None) -> LatentVariableModel:
+        """The generative model: prior (that of the options by default), decoder, likelihood."""
+        prior = self.prior() if prior is None else prior
+        stated = self.options.dataset
+        likelihood = likelihoods.make(stated.likelihood, **stated.likelihood_options)
+        return LatentVariableModel(prior, self.decoder(prior.dim), likelihood)
+
+    def posterior(self, model: LatentVariableModel) -> Posterior:
+        """The posterior of the options, its means matched with the prior where the recipe says so."""
+        name, recipe = self.options.method.posterior, self.options.recipe
+        family = family_of(name)
+        fits = family.shares_context or not recipe.shared_context
+        _checks.require(fits, "recipe.shared_context", f"false, for a posterior other than {', '.join(with_capability('shares_context'))}", name)
+        posterior = family.build(self, self.encoder, partial(self.encoder, place="context"), model)
+        if recipe.match_prior:
+            self.match_prior(posterior.encoder, model.prior)
+        return posterior
+
+    def schedule(self, chain: ChainOptions) -> schedules.NoiseSchedule:
+        """The noise schedule of a chain; with the defect `unscaled_noise`, the released code's for any T."""
+        if self.options.recipe.defects.unscaled_noise:
+            return schedules.make("linear", chain.num_steps)
+        return schedules.make(chain.schedule, chain.num_steps, **chain.schedule_options)
+
+    @torch.no_grad()
+    def match_prior(self, encoder: nn.Module, prior: Prior) -> None:
+        """Scale and shift the encoder's means so that over the data they have the prior's mean and standard deviation.
+
+        Means that start at one point are far from most of a narrow prior, and the KL term then pulls all of them together.
+        """
+        means = encoder(self.first_examples())[:, : prior.dim]
+        match_spread(encoder.output_layer.weight, encoder.output_layer.bias, means, prior.sample(4096, draws=Draws(0)))
+
+    def first_examples(self) -> Tensor:
+        """The first training examples, on the CPU, where networks are built."""
+        return self.dataset.inputs(slice(0, _EXAMPLES)).cpu()
+
+    # Objectives
+
+    def kl(self, factor: float | None = None) -> KLSchedule:
+        """The schedule of the KL weight, times `factor` (`method.beta` by default)."""
+        kl = self.options.recipe.kl
+        return replace(kl, weight=kl.weight * (self.options.method.beta if factor is None else factor))
+
+    def guide(self) -> PriorGuide:
+        """The annealing of the prior in training."""
+        recipe = self.options.recipe
+        limit = (recipe.prior_max_score, recipe.prior_max_score_fraction)
+        return PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, *limit, power=recipe.prior_blur_power, joint=recipe.joint_score)
+
+    def objective(self, model: LatentVariableModel, posterior: Posterior) -> Objective:
+        """The objective of the options."""
+        method, recipe = self.options.method, self.options.recipe
+        if method.objective == "iwae":
+            return IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, self.kl(), self.guide())
+        _checks.require(not method.doubly_reparametrised, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
+        if method.objective in IMPLICIT:
+            _checks.require(not recipe.joint_score, "recipe.joint_score", "false for an objective without a bound", method.objective)
+            return self._implicit(model, posterior)
+        wake = self._elbo(model, posterior)
+        return wake if method.objective == "elbo" else WakeSleep(wake, replace(method.sleep))
+
+    def weight(self) -> dict[str, float]:
+        """The weight of an implicit objective as an argument; the objective's own default if the options have none."""
+        return {} if self.options.method.weight is None else {"weight": self.options.method.weight}
+
+    def _implicit(self, model: LatentVariableModel, posterior: Posterior) -> Objective:
+        if self.options.method.objective == "wae":
+            return WAE(model, posterior, **self.weight())
+        return Adversarial(model, posterior, self.discriminator(model.prior.dim), **self.weight())
+
+    def _elbo(self, model: LatentVariableModel, posterior: Posterior) -> ELBO:
+        method, defects = self.options.method, self.options.recipe.defects
+        wrong = {name: True for name in ("log_var_twice", "standard_normal_top") if getattr(defects, name)}
+        known = not wrong or "defective" in BOUNDS
+        _checks.require(known, "recipe.defects", "those registered by `import ddvi_fast.paper`", ", ".join(wrong))
+        reweighted = method.reweighted
+        if reweighted is None:
+            reweighted = method.num_samples > 1 and isinstance(posterior, Diffusion)
+        kind = BOUNDS["defective" if wrong else "default"]
+        return kind(model, posterior, self.kl(), method.num_samples, self.guide(), reweighted, **wrong)
+
+
+def _network(network: NetworkOptions, inputs: int, outputs: int, rate: float, draws: Draws, decodes: bool = False) -> Network:
+    _checks.choice(network.kind, ("mlp", "conv"), "kind")
+    if network.kind == "mlp":
+        return MLP(inputs, network.hidden, outputs, activation=network.activation, dropout=rate, draws=draws)
+    pixels = outputs if decodes else inputs
+    _checks.require(pixels == math.prod(IMAGE_SHAPE), "kind", f"mlp, for data other than images of {IMAGE_SHAPE}", f"conv for {pixels} values")
+    if decodes:
+        return ConvDecoder(inputs, draws=draws)
+    return ConvEncoder(outputs, network.hidden, activation=network.activation, dropout=rate, draws=draws)
+
+
+def match_spread(weight: Tensor, bias: Tensor, means: Tensor, target: Tensor) -> None:
+    """Rescale a last layer in place so that its first D outputs get the mean and standard deviation of `target`; log-variances start small.
+
+    Args:
+        weight: Weights of the layer, [D, H] or [2 D, H].
+        bias: Biases of the layer, [D] or [2 D].
+        means: Its first D outputs on the data, [N, D].
+        target: Samples of the prior, [M, D].
+    """
+    latent_dim = means.shape[1]
+    factor = target.std(0) / means.std(0)
+    weight[:latent_dim] *= factor.unsqueeze(1)
+    bias[:latent_dim] = (bias[:latent_dim] - means.mean(0)) * factor + target.mean(0)
+    if len(weight) == 2 * latent_dim:
+        weight[latent_dim:] *= 0.1
+        bias[latent_dim:] = _INITIAL_LOG_VARIANCE

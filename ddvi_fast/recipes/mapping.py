@@ -1,0 +1,121 @@
+"""Conversion between options as dataclasses and as plain mappings, with checked names and types."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from ddvi_fast import _checks
+
+Kind = TypeVar("Kind")
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list", dict: "a mapping"}
+
+
+def from_mapping(kind: type[Kind], values: Mapping[str, Any], name: str = "") -> Kind:
+    """Make a dataclass from a mapping, nested ones too; fields that the mapping leaves out have their default.
+
+    Args:
+        kind: The dataclass.
+        values: Values by field name, as YAML or JSON has them.
+        name: Dotted name of the mapping in messages.
+
+    Raises:
+        InputError: A name that is no field (the message has the nearest ones), or a value of another type.
+
+    Example:
+        >>> from ddvi_fast.recipes.options import RecipeOptions
+        >>> from_mapping(RecipeOptions, {"epochs": 3, "kl": {"weight": 2}}).kl.weight
+        2.0
+    """
+    hints, prefix = _hints(kind), f"{name}." if name else ""
+    for key in values:
+        _checks.require(key in hints, "setting", "one that exists", f"{prefix}{key}", _checks.nearest(key, hints))
+    return kind(**{key: _converted(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
+
+
+def names(kind: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields of a dataclass, each nested dataclass before its own fields.
+
+    Example:
+        >>> from ddvi_fast.recipes.options import PriorOptions
+        >>> list(names(PriorOptions))
+        ['name', 'options', 'kernel_width', 'resolution']
+    """
+    for key, hint in _hints(kind).items():
+        yield f"{prefix}{key}"
+        if dataclasses.is_dataclass(hint):
+            yield from names(hint, f"{prefix}{key}.")
+
+
+def updated(options: Kind, changes: Mapping[str, Any]) -> Kind:
+    """A copy of a dataclass with some fields changed.
+
+    Args:
+        options: The dataclass.
+        changes: New values by dotted field name.
+
+    Raises:
+        InputError: A name that does not exist, or a value of another type.
+
+    Example:
+        >>> from ddvi_fast.recipes.options import Options
+        >>> updated(Options(), {"recipe.kl.weight": 0.5, "prior.options.noise": 0.2}).prior.options
+        {'noise': 0.2}
+    """
+    values = dataclasses.asdict(options)
+    known = set(names(type(options)))
+    for name, value in changes.items():
+        *parents, last = name.split(".")
+        place = values
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        free = isinstance(place, dict) and ".".join(parents) in known
+        _checks.require(name in known or free, "setting", "one that exists", name, _checks.nearest(name, known))
+        place[last] = value
+    return from_mapping(type(options), values)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    found = typing.get_type_hints(kind)
+    return {field.name: found[field.name] for field in dataclasses.fields(kind) if field.init}
+
+
+def _converted(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the type `hint`; numbers of another kind are converted where nothing is lost."""
+    if hint is Any:
+        return value
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (inner,) = (option for option in typing.get_args(hint) if option is not type(None))
+        return None if value is None else _converted(inner, value, name)
+    if dataclasses.is_dataclass(hint):
+        _checks.require(isinstance(value, Mapping), name, "a mapping", value)
+        return from_mapping(hint, value, name)
+    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is list and isinstance(value, (list, tuple)):
+        return [_converted(arguments[0], item, f"{name}[{number}]") for number, item in enumerate(value)]
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    try:
+        return _scalar(origin, value)
+    except (KeyError, ValueError):
+        _checks.fail(name, _WORDS[origin], value)
+
+
+def _scalar(kind: type, value: Any) -> Any:
+    """`value` as a bool, int, float or string; raises ValueError where that would change it."""
+    if kind is bool:
+        return {"true": True, "false": False}[str(value).lower()] if isinstance(value, (bool, str)) else _refuse(value)
+    if isinstance(value, bool):
+        return str(value).lower() if kind is str else _refuse(value)
+    if not isinstance(value, (int, float, str)) or (kind is int and isinstance(value, float)):
+        _refuse(value)
+    return kind(value)
+
+
+def _refuse(value: Any) -> NoReturn:
+    raise ValueError(value)
