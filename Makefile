@@ -33,7 +33,7 @@ lint: $(STAMP)
 
 # Kills, full disks, lost peers, damaged files: minutes, and root for the file systems it mounts. Results go into bench/results/.
 soak: $(STAMP)
-	$(VENV)/bin/python -m bench.soak $(ARGS)
+	$(VENV)/bin/python -m bench.studies.soak $(ARGS)
 
 install: $(STAMP)
 

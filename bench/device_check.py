@@ -1,10 +1,10 @@
-"""Everything that is to be seen on a device, in one command of less than eight minutes: parity, timings, rooflines, replay, host waits.
+"""Check of a device in less than eight minutes: parity, timings, rooflines, graph replay, host synchronization.
 
-    python3 bench/device_check.py                            # on a GPU; an uninstalled tree will do
-    python3 bench/device_check.py --device cpu --quick       # the same parts, small, without what needs CUDA
+    python3 bench/device_check.py                            # on a GPU; the package need not be installed
+    python3 bench/device_check.py --device cpu --quick       # the same parts with small sizes, without those that need CUDA
 
-On a GPU every part runs in a process of its own with a time limit, so that one that crashes or hangs takes nothing with it; parts that
-time nothing run side by side, because most of their time is compilation. Writes one JSON file and one table (Markdown) beside it.
+On a GPU every part runs in its own process with a time limit, so that a part that crashes or hangs does not affect the others. Parts that time
+nothing run side by side, because most of their time is compilation. The result is one JSON file and one table (Markdown).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON file; bench/results/device-NAME.json if left out")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--parts", nargs="+", help="some parts only, by name")
-    # How this script calls itself: parts to run in this process, each for so many seconds, into a folder.
+    # Arguments of this script's own processes: parts to run, and seconds for each of them; --output is a folder then.
     parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -44,28 +44,34 @@ def main() -> int:
 
 
 def _use_this_tree() -> None:
-    """Import from the tree around this file, whatever is installed, and nothing from beside this file."""
+    """Import from the tree around this file, whatever is installed, and nothing from the folder of this file."""
     sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path or ".").resolve() != ROOT / "bench")]
 
 
 def _run_here(options: argparse.Namespace) -> int:
-    """Parts in this process; what each has found so far is written whenever it grows."""
+    """Run parts in this process; the result of a part so far is written whenever it grows."""
     import torch
 
-    from bench.device_parts import PARTS, Setting
+    from bench.device.parts import PARTS, Setting
 
     for part in options.run:
-        result: dict[str, Any] = {"ok": False, "summary": "nothing came out"}
+        result: dict[str, Any] = {"ok": False, "summary": "no result"}
         target, begun = _result_file(options.output, part), time.monotonic()
         try:
             for result in PARTS[part].run(Setting(torch.device(options.device), options.quick, options.seconds)):
-                _write(target, {**result, "seconds": round(time.monotonic() - begun, 1)})
-        except Exception as error:  # recorded; the other parts go on
+                _write(target, result, begun)
+        except Exception as error:  # recorded, so that the other parts are run
             lines = str(error).strip().splitlines() or [""]
-            failed = {"ok": False, "summary": f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]}
-            trace = traceback.format_exc().splitlines()[-12:]
-            _write(target, {**result, **failed, "seconds": round(time.monotonic() - begun, 1), "traceback": trace})
+            result |= {"ok": False, "summary": f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]}
+            _write(target, {**result, "traceback": traceback.format_exc().splitlines()[-12:]}, begun)
     return 0
+
+
+def _write(path: Path, result: dict[str, Any], begun: float) -> None:
+    """Write a result atomically: a process that is stopped while it writes leaves the earlier one."""
+    fresh = path.with_suffix(".partial")
+    fresh.write_text(json.dumps({**result, "seconds": round(time.monotonic() - begun, 1)}), encoding="utf-8")
+    fresh.replace(path)
 
 
 def _result_file(folder: Path, part: str) -> Path:
@@ -75,16 +81,16 @@ def _result_file(folder: Path, part: str) -> Path:
 def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     import torch
 
-    from bench.device_parts import PARTS
-    from bench.records import DEVICE_KIND
+    from bench import records
+    from bench.device.parts import PARTS
     from ddvi_fast.engine.run_folder import environment
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no CUDA device here; --device cpu --quick runs what needs none")
+        parser.error("no CUDA device was found; --device cpu --quick runs the parts that need none")
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     path = options.output or ROOT / "bench" / "results" / f"device-{name.lower().replace(' ', '-')}.json"
     if path.exists() and not options.overwrite:
-        parser.error(f"{path} stands already; --overwrite replaces it")
+        parser.error(f"{path} exists; --overwrite replaces it")
     wanted = [part for part in PARTS if options.parts is None or part in options.parts]
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +105,7 @@ def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
             if PARTS[part].alone:
                 results |= _supervise([part], options, Path(folder), start)
     record = {
-        "kind": DEVICE_KIND,
+        "kind": records.DEVICE_KIND,
         **environment(),
         "command": " ".join(["python3", "bench/device_check.py", *(["--device", options.device] if options.device != "cuda" else [])]),
         "device": name,
@@ -108,83 +114,43 @@ def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         "seconds": round(time.monotonic() - start, 1),
         "parts": {part: results[part] for part in wanted},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, record)
-    text = table(record)
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    print(records.write(path, record))
     return 1 if any(result["ok"] is False for result in results.values()) else 0
 
 
 def _supervise(group: list[str], options: argparse.Namespace, folder: Path, start: float) -> dict[str, dict[str, Any]]:
-    """Run parts in a process, at most as long as they may; what they wrote, and what became of it."""
-    from bench.device_parts import PARTS
+    """Run parts in a process with a time limit; returns their results."""
+    from bench.device.parts import PARTS
 
     limit = min(max(PARTS[part].seconds for part in group), LIMIT - (time.monotonic() - start))
     if limit < _GRACE:
-        return {part: {"ok": False, "summary": "left out: no time was left", "seconds": 0.0} for part in group}
+        return {part: {"ok": False, "summary": "not run for lack of time", "seconds": 0.0} for part in group}
     command = [sys.executable, str(Path(__file__).resolve()), "--device", options.device, "--output", str(folder), "--run", *group]
     command += ["--seconds", str(limit - _GRACE), *(["--quick"] if options.quick else [])]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     trouble = ""
     try:
-        # Longer than the parts have: for imports, and a case that is under way when their time ends.
+        # More than the limit of the parts: for imports, and for the case that is running at the limit.
         ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=len(group) * limit + _GRACE)
         if ran.returncode != 0:
             trouble = f"ended with exit code {ran.returncode}: {(ran.stderr.strip().splitlines() or ['no output'])[-1][:300]}"
     except subprocess.TimeoutExpired:
-        trouble = f"stopped after {len(group) * limit + _GRACE:.0f} s"
+        trouble = f"killed after {len(group) * limit + _GRACE:.0f} s"
     return {part: _outcome(part, folder, trouble) for part in group}
 
 
 def _outcome(part: str, folder: Path, trouble: str) -> dict[str, Any]:
+    """The result of a part, marked as failed if its process had trouble."""
+    from bench.device.table import WORDS
+
     target = _result_file(folder, part)
     result = {"ok": False, "summary": "no result", "seconds": 0.0}
     if target.exists():
         result = json.loads(target.read_text(encoding="utf-8"))
     if trouble:
         result |= {"ok": False, "summary": f"{trouble}; until then: {result['summary']}"}
-    print(f"{part}: {_word(result)}, {result['seconds']:.0f} s", file=sys.stderr, flush=True)
+    print(f"{part}: {WORDS[result['ok']]}, {result['seconds']:.0f} s", file=sys.stderr, flush=True)
     return result
-
-
-def table(record: dict[str, Any]) -> str:
-    """The parts, then every timing with its shares of the ceilings, as Markdown."""
-    versions = record["versions"]
-    lines = [
-        f"# Device check on {record['device']}",
-        "",
-        f"torch {versions['torch']}, Triton {versions.get('triton')}, commit {str(record.get('commit'))[:10]}, {record['seconds']:.0f} s"
-        + (", small sizes" if record["quick"] else ""),
-        "",
-        "| part | outcome | seconds | |",
-        "| --- | --- | --- | --- |",
-    ]
-    lines += [f"| {name} | {_word(part)} | {part['seconds']:.0f} | {part['summary']} |" for name, part in record["parts"].items()]
-    return "\n".join(lines + _timing_lines(record)) + "\n"
-
-
-def _word(part: dict[str, Any]) -> str:
-    return {True: "passed", False: "FAILED", None: "-"}[part["ok"]]
-
-
-def _timing_lines(record: dict[str, Any]) -> list[str]:
-    from bench.records import goal_lines, timed_cases
-    from bench.report import HEADINGS, rows
-
-    ceilings, timed = timed_cases(record)
-    if not timed:
-        return []
-    lines = ["", f"| {' | '.join(HEADINGS)} |", f"| {' | '.join('---' for _ in HEADINGS)} |"]
-    lines += [f"| {' | '.join(row)} |" for row in rows({"cases": timed, "ceilings": ceilings})]
-    return lines + ([] if record["quick"] else ["", *goal_lines(record)])
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    """In one piece: a process that is stopped while it writes leaves the earlier result."""
-    fresh = path.with_suffix(".partial")
-    fresh.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
 
 
 if __name__ == "__main__":

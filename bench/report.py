@@ -1,16 +1,16 @@
-"""Tables from results files: on the terminal, and as Markdown beside each file.
+"""Tables of benchmark records: on the terminal and as Markdown.
 
-python -m bench.report           # rewrites the Markdown of every results file; docs/generate.py copies it to the documentation
+    python -m bench.report           # rewrites the Markdown of every results file
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
+from bench import records
 from bench.problem import PROVIDERS
-from bench.records import KIND, RESULTS, fractions, ratio
+from bench.records import fractions, ratio
+from ddvi_fast import _markdown
 
 HEADINGS = ("case", "provider", "ms (p20 to p80)", "x eager", "x compiled", "FLOP/s", "bytes/s", "exp/s", "peak memory")
 _TURNS = {False: "providers took turns in one process", True: "providers took turns, those of each case in a process of its own"}
@@ -80,7 +80,7 @@ def print_record(record: dict[str, Any]) -> None:
 
 def markdown(record: dict[str, Any]) -> str:
     """The record as Markdown."""
-    lines = [f"# Benchmarks, set `{record['set']}`", "", *_about(record), "", *_table(record), *_scaling_table(record)]
+    lines = [f"# Benchmarks, set `{record['set']}`", "", *_about(record), "", _markdown.table(HEADINGS, rows(record)), *_scaling_table(record)]
     return "\n".join(lines) + "\n"
 
 
@@ -103,33 +103,20 @@ def _ceilings_line(record: dict[str, Any]) -> str:
     return f"Ceilings measured in the same run: {', '.join(shown)}."
 
 
-def _table(record: dict[str, Any]) -> list[str]:
-    lines = [f"| {' | '.join(HEADINGS)} |", f"| {' | '.join('---' for _ in HEADINGS)} |"]
-    return lines + [f"| {' | '.join(row)} |" for row in rows(record)]
-
-
 def _scaling_table(record: dict[str, Any]) -> list[str]:
     if not record.get("memory scaling"):
         return []
     heading = "Peak memory of the chain's forward and backward pass at D = 2; `states` is the trajectory alone, 4 (T + 1) N D bytes:"
-    lines = ["", heading, "", "| T | N | states | eager | ours |", "| --- | --- | --- | --- | --- |"]
-    for row in record["memory scaling"]:
-        cells = ["-" if row[key] is None else f"{_scaled(row[key])}B" for key in ("states", "eager", "ours")]
-        lines.append(f"| {row['T']} | {row['N']} | {' | '.join(cells)} |")
-    return lines
-
-
-def write_markdown(path: Path) -> Path:
-    """The Markdown of a results file, written beside it."""
-    target = path.with_suffix(".md")
-    target.write_text(markdown(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
-    return target
+    shown = ("states", "eager", "ours")
+    cells = [[row["T"], row["N"], *("-" if row[key] is None else f"{_scaled(row[key])}B" for key in shown)] for row in record["memory scaling"]]
+    return ["", heading, "", _markdown.table(("T", "N", *shown), cells)]
 
 
 def main() -> None:
-    for path in sorted(RESULTS.glob("*.json")):
-        if json.loads(path.read_text(encoding="utf-8")).get("kind") == KIND:
-            print(f"written: {write_markdown(path)}")
+    for path, record in records.all_records().items():
+        target = path.with_suffix(".md")
+        target.write_text(records.markdown_of(record), encoding="utf-8")
+        print(f"written: {target}")
 
 
 if __name__ == "__main__":

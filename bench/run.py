@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from bench import cases
 from bench.ceilings import measure_ceilings
 from bench.memory import peak_bytes, scaling
 from bench.problem import PROVIDERS, Problem
-from bench.records import KIND, RESULTS
-from bench.report import print_record, write_markdown
+from bench.records import KIND, RESULTS, write
+from bench.report import print_record
 from bench.timing import time_together
 from ddvi_fast import _checks
 from ddvi_fast._arguments import Parser
@@ -47,10 +46,9 @@ def main(arguments: Sequence[str]) -> None:
     _checks.require(bool(chosen), "--only", "a part of a case's name", options.only)
     command = " ".join(["ddvi-fast", "bench", *arguments])
     record = run(options.set, chosen, device, options.providers, options.seconds, memory=not options.no_memory, command=command)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(path, record)
     print_record(record)
-    print(f"written: {path}\nwritten: {write_markdown(path)}")
+    print(f"written: {path}\nwritten: {path.with_suffix('.md')}")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -43,8 +43,8 @@ def shared_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, np.ndarray]:
-    """Reference values computed with the paper's code, by name (read-only arrays)."""
-    with np.load(_existing(DATA.parent / "golden" / "ddvi_golden.npz"), allow_pickle=False) as stored:
+    """Reference values computed with the paper's released code, by name (read-only arrays); see tests/golden/README.md."""
+    with np.load(PROJECT / "tests" / "golden" / "values.npz", allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     for array in arrays.values():
         array.flags.writeable = False

@@ -20,10 +20,9 @@ from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.estimator import features as features_of
-from ddvi_fast.estimator.features import Features
+from ddvi_fast.estimator.features import Features, Store
 from ddvi_fast.estimator.inference import Drawn, draw, rows_at_a_time
 from ddvi_fast.estimator.training import configure, fit_model
-from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.recipes.build import build
@@ -179,6 +178,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         _checks.require(overwrite or not path.exists(), "path", "a new folder", str(path), "overwrite=True replaces a model")
         parameters = {**self.get_params(deep=False), "random_state": self.seed_}
         state = {"kind": _FORMAT, "parameters": parameters, "n_features_in": self.n_features_in_, "loss_curve": self.loss_curve_}
+        state["features"] = features_of.class_name(self.features_)
         partial = path.with_name(f".{path.name}.features")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -200,9 +200,9 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         lists = {name: tuple(state["parameters"][name]) for name in ("hidden", "settings")}
         made = cls(**{**state["parameters"], **lists, "device": device})
         made.seed_, made.n_features_in_, made.loss_curve_ = state["parameters"]["random_state"], state["n_features_in"], state["loss_curve"]
-        made.features_ = Features.load(Path(path), {name: value.cpu() for name, value in tensors.items()})
+        made.features_ = features_of.load(Path(path), {name: value.cpu() for name, value in tensors.items()}, state.get("features"))
         made.config_ = dataclasses.replace(from_dict(state["config"]), device=device)
-        made.model_, made.posterior_ = _built(made.config_, features_of.stand_in(made.features_))
+        made.model_, made.posterior_ = _built(made.config_, made.features_.stand_in())
         checkpoint.load_modules(tensors, {"model": made.model_, "posterior": made.posterior_})
         made._n_features_out = made.n_components
         return made
@@ -214,10 +214,10 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return tags
 
     def _features(self, X: Any) -> tuple[Features, Dataset]:
-        if isinstance(X, GenotypeStore):
+        if isinstance(X, Store):
             _checks.require(self.likelihood != "bernoulli", "likelihood", "gaussian or binomial for genotypes", self.likelihood)
             self.n_features_in_ = X.num_variants
-            return features_of.of_store(X, self.likelihood == "binomial", self.n_principal, self.seed_)
+            return X.to_features(binomial=self.likelihood == "binomial", num_components=self.n_principal, seed=self.seed_)
         rows = self._rows(X, reset=True)
         if self.likelihood == "binomial":
             return features_of.of_counts(rows)
@@ -235,9 +235,9 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return rows
 
     def _blocks(self, X: Any, rows: int) -> Iterator[Tensor]:
-        if isinstance(X, GenotypeStore):
+        if isinstance(X, Store):
             for start in range(0, len(X), rows):
-                yield self.features_.of_store(X, np.arange(start, min(start + rows, len(X))))
+                yield self.features_.of_rows(X, np.arange(start, min(start + rows, len(X))))
             return
         matrix = self._rows(X)
         for start in range(0, len(matrix), rows):
@@ -258,7 +258,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     @staticmethod
     def _kind(X: Any, latents: Tensor) -> np.ndarray:
         """Latents in the precision of the matrix."""
-        single = isinstance(X, GenotypeStore) or getattr(X, "dtype", None) == np.float32
+        single = isinstance(X, Store) or getattr(X, "dtype", None) == np.float32
         return latents.cpu().numpy().astype(np.float32 if single else np.float64)
 
 

@@ -1,9 +1,11 @@
-"""What the model sees of a matrix, or of packed genotypes, and the way back."""
+"""Features: the map from the rows of a matrix, or of a store of genotypes, to the inputs of the model, and its inverse."""
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,63 +15,109 @@ from ddvi_fast import _checks
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.packed import PackedDataset, Scaling, code_counts
 from ddvi_fast.data.packing import pack, packed_width
-from ddvi_fast.genomes.dataset import components_dataset, genotypes_dataset
-from ddvi_fast.genomes.pca import GenotypePCA
-from ddvi_fast.genomes.store import GenotypeStore
 
 STANDARDISE = ("columns", "matrix", "none")
-_PCA = "components.npz"
+# The class of features with a file of components; folders of earlier versions do not name it.
+_COMPONENTS = "ddvi_fast.genomes.features.ComponentFeatures"
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Rows kept outside memory that make their own features, such as a `GenotypeStore`."""
+
+    num_variants: int
+
+    def to_features(self, *, binomial: bool, num_components: int, seed: int) -> tuple[Features, Dataset]: ...
+
+    def genotypes(self, rows: np.ndarray) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass
 class Features:
-    """``(x - centre) / scale`` of each column, float64 [P] both; of genotypes, of their principal components.
+    """``(x - centre) / scale`` of each column.
 
     Args:
-        centre, scale: of the columns.
-        pca: the components fitted to a store; None for a matrix, and for genotypes as they are.
-        counts: mean and factor of each variant for genotypes as they are, [2, M]; else None.
+        centre, scale: Centre and scale of the columns, float64 [P] each.
+        counts: Mean and factor of each variant for genotype counts, [2, M]; None for any other matrix.
     """
 
     centre: np.ndarray
     scale: np.ndarray
-    pca: GenotypePCA | None = None
     counts: np.ndarray | None = None
 
     @property
     def log_volume(self) -> float:
-        """What the density of a row as it was measured is less than that of what the model sees, nats."""
+        """Log-density of a row's features minus log-density of the row as it was measured, nats."""
         return float(np.log(self.scale).sum())
 
     def of(self, x: np.ndarray) -> Tensor:
-        """What the model sees of rows [N, P], float32."""
+        """Features of rows [N, P], float32 [N, P]."""
         return torch.from_numpy(((np.asarray(x, np.float64) - self.centre) / self.scale).astype(np.float32))
 
-    def back(self, x: Tensor) -> np.ndarray:
-        """The way back, float64 [N, P]."""
-        return x.double().cpu().numpy() * self.scale + self.centre
-
-    def of_store(self, store: GenotypeStore, rows: np.ndarray) -> Tensor:
-        """What the model sees of some samples of a store."""
-        if self.pca is not None:
-            return self.of(self.pca.transform(store, rows=rows))
+    def of_rows(self, store: Store, rows: np.ndarray) -> Tensor:
+        """Features of the samples `rows` of a store, float32 [R, P]; NaN where a call is missing."""
         wanted = len(self.centre)
         _checks.require(store.num_variants == wanted, "store", f"the {wanted} variants that were fitted", f"{store.num_variants} variants")
         codes = store.genotypes(rows).astype(np.float32)
         return torch.from_numpy(np.where(codes == 3, np.float32("nan"), codes))
 
+    def back(self, x: Tensor) -> np.ndarray:
+        """Rows whose features are `x`, float64 [N, P]."""
+        return x.double().cpu().numpy() * self.scale + self.centre
+
+    def stand_in(self) -> Dataset:
+        """A data set of the right shape, from which a model can be built before its weights are loaded."""
+        if self.counts is None:
+            rows = torch.arange(8 * len(self.centre), dtype=torch.float32).view(8, -1).sin()
+            return Dataset("matrix", rows, None, rows, None)
+        width = packed_width(self.counts.shape[1])
+        rows = (torch.arange(8 * width) * 37 % 256).to(torch.uint8).view(8, width)
+        return PackedDataset("genomes", rows, None, rows, None, value_range=(0.0, 2.0), scaling=Scaling(*torch.from_numpy(self.counts)))
+
     def save(self, folder: Path) -> dict[str, Tensor]:
-        """Tensors to keep; components go into a file of their own."""
-        if self.pca is not None:
-            self.pca.save(folder / _PCA, overwrite=True)
+        """Write whatever is no tensor into `folder`; returns the tensors."""
         found = {"features.centre": self.centre, "features.scale": self.scale, "features.counts": self.counts}
         return {name: torch.from_numpy(value) for name, value in found.items() if value is not None}
 
     @classmethod
     def load(cls, folder: Path, tensors: dict[str, Tensor]) -> Features:
-        """What `save` kept."""
-        arrays = {name: tensors[f"features.{name}"].numpy() for name in ("centre", "scale", "counts") if f"features.{name}" in tensors}
-        return cls(**arrays, pca=GenotypePCA.load(folder / _PCA) if (folder / _PCA).is_file() else None)
+        """The features that `save` wrote."""
+        return cls(**cls._arrays(tensors))
+
+    @staticmethod
+    def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        return {name: tensors[f"features.{name}"].numpy() for name in ("centre", "scale", "counts") if f"features.{name}" in tensors}
+
+
+def class_name(features: Features) -> str:
+    """The full name of the class of `features`, for `load`."""
+    return f"{type(features).__module__}.{type(features).__qualname__}"
+
+
+def load(folder: Path, tensors: dict[str, Tensor], name: str | None) -> Features:
+    """Load saved features.
+
+    Args:
+        folder: Folder of a saved estimator.
+        tensors: Its tensors.
+        name: Full name of the class of the features; None in folders of earlier versions.
+
+    Raises:
+        InputError: `name` is no class of features of this package.
+    """
+    if name is None:
+        name = _COMPONENTS if (folder / "components.npz").is_file() else f"{__name__}.Features"
+    module, _, attribute = name.rpartition(".")
+    # The name comes from a file: nothing but this package is imported.
+    _checks.require(module.startswith("ddvi_fast."), str(folder), "features of a class of ddvi_fast", name)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        _checks.fail(str(folder), "features of a class of ddvi_fast", name, str(error))
+    _checks.require(isinstance(found, type) and issubclass(found, Features), str(folder), "features of a class of ddvi_fast", name)
+    return found.load(folder, tensors)
 
 
 def of_matrix(x: np.ndarray, standardise: str) -> tuple[Features, Dataset]:
@@ -94,29 +142,10 @@ def of_counts(x: np.ndarray) -> tuple[Features, Dataset]:
     _checks.require(whole, "X", "whole numbers from 0 to 2 for a binomial likelihood", "others")
     packed, scaling = torch.from_numpy(pack(codes)), Scaling.of(code_counts(codes.T))
     data = PackedDataset("genotypes", packed, None, packed, None, value_range=(0.0, 2.0), scaling=scaling)
-    return _of_counts(data), data
+    return features_of_counts(data), data
 
 
-def _of_counts(data: PackedDataset) -> Features:
+def features_of_counts(data: PackedDataset) -> Features:
+    """Features of a packed data set."""
     width = data.num_dimensions
-    return Features(np.zeros(width), np.ones(width), counts=torch.stack((data.scaling.mean, data.scaling.scale)).numpy())
-
-
-def of_store(store: GenotypeStore, binomial: bool, num_components: int, seed: int) -> tuple[Features, Dataset]:
-    """Features of a store, and the data set of its samples: packed genotypes, or principal components in units of the first one's deviation."""
-    if binomial:
-        packed = genotypes_dataset(store, test_size=0)
-        return _of_counts(packed), packed
-    data, pca = components_dataset(store, n_components=num_components, test_size=0, seed=seed)
-    unit = np.full(num_components, np.sqrt(pca.explained_variance_[0] * (len(store) - 1) / len(store)))
-    return Features(np.zeros(num_components), unit, pca), data
-
-
-def stand_in(features: Features) -> Dataset:
-    """A data set of the right shape, from which a model is built before its weights are read."""
-    if features.counts is None:
-        rows = torch.arange(8 * len(features.centre), dtype=torch.float32).view(8, -1).sin()
-        return Dataset("matrix", rows, None, rows, None)
-    width = packed_width(features.counts.shape[1])
-    rows = (torch.arange(8 * width) * 37 % 256).to(torch.uint8).view(8, width)
-    return PackedDataset("genomes", rows, None, rows, None, value_range=(0.0, 2.0), scaling=Scaling(*torch.from_numpy(features.counts)))
+    return Features(np.zeros(width), np.ones(width), torch.stack((data.scaling.mean, data.scaling.scale)).numpy())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from ddvi_fast import _checks
 from ddvi_fast.data.packed import code_counts
 from ddvi_fast.data.packing import PER_BYTE, packed_width, unpack
 from ddvi_fast.genomes.tables import SampleTable, VariantTable, read_lines
+
+if TYPE_CHECKING:
+    from ddvi_fast.data import Dataset
+    from ddvi_fast.estimator.features import Features
 
 KIND, VERSION = "ddvi_fast genotypes", 1
 HEADER, GENOTYPES, COUNTS, SAMPLES, VARIANTS, IMPORT = (
@@ -116,6 +120,13 @@ class GenotypeStore:
         _checks.require(not len(empty), f"labels[{column}]", f"a label for each of {self.num_samples} samples", got)
         names, numbers = np.unique(values.astype(str), return_inverse=True)
         return torch.from_numpy(numbers.astype(np.int64)), tuple(names.tolist())
+
+    def to_features(self, *, binomial: bool, num_components: int, seed: int) -> tuple[Features, Dataset]:
+        """Features of all samples for the estimator, and their data set; see `genomes.features.to_features`."""
+        # Not at the top: features import the estimator, and with it scikit-learn.
+        from ddvi_fast.genomes.features import to_features
+
+        return to_features(self, binomial=binomial, num_components=num_components, seed=seed)
 
 
 def write_tables(folder: Path, samples: SampleTable, variants: VariantTable, counts: np.ndarray, imported: dict[str, Any]) -> None:

@@ -6,18 +6,16 @@ A cell that ended is never repeated, one that was cut short is started anew, and
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ddvi_fast import _checks, metrics, plots
+from ddvi_fast import _checks, _json, metrics, plots
 from ddvi_fast._arguments import Parser
 from ddvi_fast._checks import InputError
 from ddvi_fast.engine.run_folder import RunFolder, environment
@@ -154,23 +152,27 @@ def _write(table: Table, cells: Sequence[Cell], options: argparse.Namespace, com
         "rows": {name: entry.label for name, entry in table.rows.items()},
         "columns": labels,
         "figures": list(table.figures),
-        "settings": {cell.folder.name: _settings(cell) for cell in cells if cell.seed == 0},
+        "settings": _settings(cells),
         "paper": grid.paper_figures(table, dataset),
         "others": [table.others, table.others_note],
         "runs": runs,
     }
     output.mkdir(parents=True, exist_ok=True)
     path = output / "table.json"
-    for suffix, text in ((".json", json.dumps(record, indent=1) + "\n"), (".md", tables.markdown(record)), (".tex", tables.latex(record))):
+    for suffix, text in ((".json", _json.lines(record) + "\n"), (".md", tables.markdown(record)), (".tex", tables.latex(record))):
         fresh = path.with_name(f".{path.stem}.partial{suffix}")
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(path.with_suffix(suffix))
     return path
 
 
-def _settings(cell: Cell) -> dict:
-    settings = asdict(cell.config)
-    return {name: value for name, value in settings.items() if name not in ("run_dir", "data_dir", "overwrite", "progress")}
+def _settings(cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
+    """Of each row and column, the settings that differ from the defaults, as they are written on the command line."""
+    found: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        stated = " ".join(override for override in cell.overrides if not override.startswith("data_dir="))
+        found.setdefault(cell.row, {})[cell.column] = stated
+    return found
 
 
 def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, output: Path) -> list[Path]:

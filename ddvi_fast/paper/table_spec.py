@@ -76,6 +76,7 @@ class Cell:
     column: str
     seed: int
     config: Config = field(repr=False)
+    overrides: tuple[str, ...] = field(default=(), repr=False)  # settings that differ from the defaults
 
     @property
     def folder(self) -> Path:
@@ -171,8 +172,9 @@ def cells(
         settings += [*table.common, *table.rows[row].overrides, *table.columns[column].overrides]
         settings += [] if epochs is None else [f"epochs={epochs}"]
         settings += [] if limit is None else [f"max_minutes={limit * (table.columns[column].minutes or 1.0)}"]
-        config = compose(_last_of_each([*_QUIET, *settings, *overrides]))
-        made += [_cell(table, row, column, seed, config, folder) for seed in range(seeds)]
+        stated = _last_of_each([*settings, *overrides])
+        config = compose(_last_of_each([*_QUIET, *stated]))
+        made += [_cell(row, column, seed, config, stated, folder) for seed in range(seeds)]
     return made
 
 
@@ -183,10 +185,10 @@ def column_label(table: Table, column: str, max_minutes: float | None) -> str:
     return entry.label if entry.minutes is None or limit is None else entry.label.format(minutes=round(entry.minutes * limit, 3))
 
 
-def _cell(table: Table, row: str, column: str, seed: int, config: Config, folder: Path) -> Cell:
+def _cell(row: str, column: str, seed: int, config: Config, overrides: Sequence[str], folder: Path) -> Cell:
     config = dataclasses.replace(config, seed=seed)
     name = f"{row}-{column}-seed{seed}-{_digest(config)}"
-    return Cell(row, column, seed, dataclasses.replace(config, run_dir=str(folder / name)))
+    return Cell(row, column, seed, dataclasses.replace(config, run_dir=str(folder / name)), tuple(overrides))
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import scaling
 from bench.baselines.training import Sizes
+from bench.studies import scaling
 from bench.training import step_flops
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import tune
+from bench.device import tune
 from ddvi_fast import _backend, use_backend
 
 pytestmark = pytest.mark.skipif(bool(_backend.unavailable("triton")), reason="Triton is not installed")

@@ -1,9 +1,7 @@
-"""The demo and the study: small, but from end to end."""
+"""The demo: small, but from end to end."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from pathlib import Path
 
 import pytest
@@ -31,38 +29,3 @@ def test_demo_refuses_settings_that_it_makes_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="method"):
         demo(["method=vae"])
-
-
-@pytest.fixture
-def study(project_root):
-    spec = importlib.util.spec_from_file_location("study_digits", project_root / "bench" / "study_digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def project_root():
-    return Path(__file__).resolve().parents[2]
-
-
-def test_the_committed_table_is_made_from_the_committed_results(study, project_root):
-    results = project_root / "bench" / "results"
-    record = json.loads((results / "digits_posteriors.json").read_text())
-    table = study.table(record)
-    assert (results / "digits_posteriors.md").read_text() == table
-    rows = [line for line in table.splitlines() if line.startswith("| ")]
-    results_page = (project_root / "docs" / "results.md").read_text()
-    assert all(row in results_page for row in rows)
-
-
-def test_the_better_mean_of_a_pair_is_bold(study):
-    figures = {name: 1.0 for name in study.FIGURES}
-    runs = [
-        {"prior": prior, "method": method, "seed": seed, **figures, "elbo": elbo + 0.1 * seed}
-        for prior in study.PRIORS
-        for method, elbo in (("vae", -3.0), ("ddvi", -2.0))
-        for seed in (0, 1)
-    ]
-    table = study.table({"runs": runs, "command": "c", "commit": "abc", "versions": {"torch": "2"}})
-    assert "**-1.95 ± 0.07**" in table and "| -2.95 ± 0.07 |" in table

@@ -61,6 +61,26 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
+PATH = re.compile(r"`((?:\.?[\w-]+/)+[\w.-]*|[\w-]+\.(?:py|toml|txt|yml|md))`")
+
+
+@pytest.mark.parametrize("page", [PROJECT / "CONTRIBUTING.md"], ids=name)
+def test_paths_in_the_text_exist(page: Path) -> None:
+    paths = set(PATH.findall(page.read_text(encoding="utf-8")))
+    short = {"ops/", "reference/", "native/"}  # folders of the package, named where all have the same files
+    assert len(paths) > 40 and not sorted(path for path in paths - short if not (PROJECT / path).exists())
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name)
+def test_results_that_a_page_cites_exist(page: Path) -> None:
+    for path in re.findall(r"bench/results/[\w./-]*\w", page.read_text(encoding="utf-8")):
+        assert (PROJECT / path).exists(), path
+
+
+def test_the_readme_is_short() -> None:
+    assert len((PROJECT / "README.md").read_text(encoding="utf-8").splitlines()) <= 132
+
+
 def headings(page: Path) -> set[str]:
     """Anchors of a page's headings, as GitHub and MkDocs make them."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ddvi_fast
 from ddvi_fast import DDVI, InputError, evidence, metrics
+from ddvi_fast.estimator import features
 from ddvi_fast.genomes.convert import store_from_codes
 
 SMALL = {"epochs": 2, "hidden": (8,), "num_steps": 2, "n_samples": 2}
@@ -143,7 +146,7 @@ def genotypes(rows: int = 80, variants: int = 60, missing: float = 0.05) -> np.n
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "binomial"])
-def test_a_packed_store_is_as_good_as_a_matrix(likelihood, tmp_path):
+def test_a_packed_store_is_as_good_as_a_matrix(likelihood, tmp_path, monkeypatch):
     store = store_from_codes(genotypes(), tmp_path / "store")
     options = {"hidden": (16,), "num_steps": 3, "epochs": 100, "learning_rate": 5e-3, "batch_size": 40, "n_principal": 3}
     model = DDVI(n_clusters=2, likelihood=likelihood, **options).fit(store)
@@ -151,8 +154,25 @@ def test_a_packed_store_is_as_good_as_a_matrix(likelihood, tmp_path):
     assert model.transform(store).shape == (80, 2) and np.isfinite(model.score_samples(store)).all() and model.n_features_in_ == 60
     loaded = DDVI.load(model.save(tmp_path / "model"))
     assert np.array_equal(loaded.transform(store), model.transform(store))
+    monkeypatch.setattr(features, "class_name", lambda _: None)  # folders of earlier versions do not name the class of their features
+    assert np.array_equal(DDVI.load(model.save(tmp_path / "earlier")).transform(store), model.transform(store))
     with pytest.raises(ValueError, match=r"store: expected"):
         model.transform(store_from_codes(genotypes(variants=50)[:, ::-1], tmp_path / "other") if likelihood == "binomial" else _elsewhere(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["os.system", "ddvi_fast.nowhere.Features", "ddvi_fast.data.Nothing", "ddvi_fast.data.load"])
+def test_features_of_another_class_are_refused(name, fitted, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "class_name", lambda _: name)
+    path = fitted.save(tmp_path / "model")
+    with pytest.raises(InputError, match="expected features of a class of ddvi_fast, got"):
+        DDVI.load(path)
+
+
+def test_the_estimator_imports_nothing_of_genomes():
+    for path in Path(features.__file__).parent.glob("*.py"):
+        names = {getattr(node, "module", None) or alias.name for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}  # fmt: skip
+        assert not [name for name in names if name.startswith("ddvi_fast.genomes")], path
 
 
 def _elsewhere(folder):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import os
 import struct
@@ -45,7 +44,7 @@ def tiny_data(tmp_path_factory):
 
 
 def listed() -> list[list[str]]:
-    lines = (PROJECT / "bench" / "paper_commands.txt").read_text().splitlines()
+    lines = (PROJECT / "bench" / "studies" / "paper_commands.txt").read_text().splitlines()
     return [line.split()[1:] for line in lines if line.startswith("./run.sh ")]
 
 
@@ -146,20 +145,3 @@ def test_the_script_itself(tmp_path, tiny_data):
     assert (tmp_path / "runs" / "mnist-vae-pinwheel-seed0" / "evaluation.json").is_file()
     ran = subprocess.run(call[:3], cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "DATASET METHOD PRIOR" in ran.stderr
-
-
-def test_the_script_that_runs_all_reports_each(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("run_paper_commands", PROJECT / "bench" / "run_paper_commands.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.commands() == listed()
-    figures = {"seconds": 3.0, "latent_nll": 1.5}
-    monkeypatch.setattr(script, "RESULTS", tmp_path / "commands.json")
-    results = iter([{"command": "a", "finished": True, "seconds": 1.0, "message": "", "figures": figures},
-                    {"command": "b", "finished": False, "seconds": 1.0, "message": "why", "figures": {}}])  # fmt: skip
-    monkeypatch.setattr(script, "run", lambda *arguments: next(results))
-    monkeypatch.setattr(script, "commands", lambda: [["a"], ["b"]])
-    monkeypatch.setattr(sys, "argv", ["script", "limit=5"])
-    assert script.main() == 1
-    assert "1 of 2 finished" in (tmp_path / "commands.md").read_text() and "| `b` | why |" in (tmp_path / "commands.md").read_text()
-    assert "FAILED" in capsys.readouterr().out

@@ -1,10 +1,10 @@
-"""Posteriors of the four example models beside reference posteriors: C2ST, MMD, moments, calibration and seconds.
+"""Posteriors of the four example models compared with reference posteriors: C2ST, MMD, moments, calibration and seconds.
 
-    python -m bench.own_models run two_moons diffusion --seed 0     # one cell: minutes of one core
-    python -m bench.own_models table                                # from the cells that are there
+    python -m bench.studies.own_models run two_moons diffusion --seed 0     # one cell: minutes of one core
+    python -m bench.studies.own_models table                                # writes the table of all cells
 
-A cell is written into `--cells`, and `table` gathers them in bench/results/own_models.json and own_models.md. Reference posteriors are
-read from `--data`; that of the logistic regression is made by `python -m examples.references`. `npse` needs sbi.
+Each cell is a file in `--cells`; `table` collects them in bench/results/own_models.json and .md. Reference posteriors are read from `--data`;
+`python -m examples.references` makes that of the logistic regression. `npse` needs sbi.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import own_models_npse
+from bench import records
+from bench.studies import own_models_npse
+from ddvi_fast import _markdown
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.inference import Architecture, FittedPosterior, Training
 from ddvi_fast.inference.compare import c2st, mmd, moment_errors
 from ddvi_fast.inference.diagnostics import LEVELS, Diagnostics
 from examples import eight_schools, gaussian_mixture, logistic_regression, references, two_moons
 
-HERE = Path(__file__).parent
 EXAMPLES = ("two_moons", "gaussian_mixture", "eight_schools", "logistic_regression")
 METHODS = {"diffusion": "diffusion", "flow": "flow (splines)", "gaussian": "mean-field Gaussian", "npse": "NPSE (sbi)"}
 SIMULATORS = {"two_moons": two_moons, "gaussian_mixture": gaussian_mixture}
 SINGLE = {"eight_schools": eight_schools, "logistic_regression": logistic_regression}
 DRAWS, TRUTHS, RANKED = 2000, 500, 199  # draws compared, truths and draws for calibration
-# The flow's steps are dear: so many of the chain take a fifth to two fifths more seconds than its own. Long chains cost nothing in training,
-# whose rows see a step each.
+# A step of the flow is expensive: 36,000 steps of the chain take 20 to 40% more seconds than 8,000 of the flow. Long chains do not slow training
+# down, because each row takes part in one step.
 TRAINING = {"diffusion": {"steps": 36000, "lr": 2e-3}, "flow": {"steps": 8000}, "gaussian": {"steps": 8000}}
-# A step's noise is as wide for all states, so that steps must be small where a state may still go either way, into a narrow cloud or a wide
-# one; they begin at a fifth of the width of what is thinnest, in the coordinates of the chain.
+# The noise of a step has one width for all states, so that steps must be small while a state may still end in a narrow or in a wide mode. The
+# first step's width is a fifth of that of the narrowest mode, in the coordinates of the chain.
 SIZES = {"width": 128, "hidden": (128, 128), "end": 8.0}
 CHAINS = {"two_moons": {"num_steps": 240, "start": 0.005}, "gaussian_mixture": {"num_steps": 400, "start": 0.02}}
 SINGLE_TRAINING = Training(steps=2000, batch_size=256)  # the bound needs whole chains at every step, so that chains are smaller
@@ -45,8 +46,8 @@ SINGLE_TRAINING = Training(steps=2000, batch_size=256)  # the bound needs whole 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=Path, default=Path("runs/own_models"))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--cells", type=Path, default=Path("runs/own_models"), help="folder of the cells")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the reference posteriors")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="compute a cell, unless it is there")
     run.add_argument("example", choices=EXAMPLES)
@@ -57,21 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "run":
         path = options.cells / f"{options.example}-{options.method}-{options.seed}.json"
         if not path.exists():
-            figures = cell(options.example, options.method, options.seed, options.data)
+            found = cell(options.example, options.method, options.seed, options.data)
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Where the data and the cells lie is this machine's affair.
-            command = f"python -m bench.own_models run {options.example} {options.method} --seed {options.seed}"
-            head = {**environment(), "command": command}
-            path.write_text(json.dumps({"example": options.example, "method": options.method, "seed": options.seed, **figures, **head}, indent=1))
+            made = environment()
+            head = {"commit": made["commit"], "processor": made["machine"]["processor"], "torch": made["versions"]["torch"]}
+            path.write_text(json.dumps({"example": options.example, "method": options.method, "seed": options.seed, **found, **head}))
         return 0
-    cells = [json.loads(path.read_text()) for path in sorted(options.cells.glob("*.json"))]
-    (HERE / "results/own_models.json").write_text(json.dumps({"cells": cells}, indent=1) + "\n", encoding="utf-8")
-    (HERE / "results/own_models.md").write_text(table(cells), encoding="utf-8")
+    cells = [records.read(path) for path in sorted(options.cells.glob("*.json"))]
+    records.write(records.RESULTS / "own_models.json", {"kind": "bench.studies.own_models", "cells": cells})
     return 0
 
 
 def cell(example: str, method: str, seed: int, data: Path) -> dict[str, Any]:
-    """All figures of one method on one example."""
+    """All metrics of one method on one example."""
     torch.set_num_threads(1)
     start = time.process_time()
     if method == "npse":
@@ -87,7 +86,7 @@ def cell(example: str, method: str, seed: int, data: Path) -> dict[str, Any]:
 
 
 def _simulator(example: str, posterior: Any, data: Path) -> dict[str, Any]:
-    """At every observation with a reference; calibration over simulations."""
+    """Metrics over all observations with a reference posterior, and calibration over simulations."""
     pairs, weighted = [], []
     for number in range(1, references.OBSERVATIONS[example] + 1):
         x = references.observation(data, example, number)
@@ -98,12 +97,12 @@ def _simulator(example: str, posterior: Any, data: Path) -> dict[str, Any]:
 
 
 def _single(example: str, posterior: FittedPosterior, data: Path) -> dict[str, Any]:
-    """At the one data set, calibration too."""
+    """Metrics and calibration for the one data set."""
     if example == "eight_schools":
         reference = references.eight_schools_draws(data)
         names, some = _schools, {name: _spread(value, TRUTHS) for name, value in reference.items()}
     else:
-        reference = references.logistic_regression_draws(HERE / "references")
+        reference = references.logistic_regression_draws(records.RESULTS.parent / "references")
         names, some = (lambda z: z), _spread(reference, TRUTHS)
     pairs = [(names(posterior.sample(DRAWS)), _spread(names(reference), DRAWS))]
     calibration = _calibration(posterior.diagnostics(num_samples=RANKED, reference=some))
@@ -111,7 +110,7 @@ def _single(example: str, posterior: FittedPosterior, data: Path) -> dict[str, A
 
 
 def _spread(draws: Tensor, count: int) -> Tensor:
-    """So many of a chain's draws [N, ...], evenly spread: neighbours are not independent."""
+    """`count` draws of a Markov chain [N, ...] at equal distances, because neighbours are not independent."""
     return draws[:: len(draws) // count][:count]
 
 
@@ -121,7 +120,7 @@ def _schools(z: dict[str, Tensor]) -> Tensor:
 
 
 def _distances(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """Means over observations; every observation's C2ST."""
+    """Means over observations, and the C2ST of each."""
     tests, moments = [c2st(*pair) for pair in pairs], [moment_errors(*pair) for pair in pairs]
     return {
         "c2st": statistics.mean(tests),
@@ -148,10 +147,9 @@ def _calibration(diagnostics: Diagnostics) -> dict[str, Any]:
     return {"coverage": coverage, "coverage_error": max(errors), "coverage_standard_error": {str(x): diagnostics.standard_error(x) for x in LEVELS}}
 
 
-HEAD = """\
-| model | posterior | C2ST | MMD | mean | deviation | coverage 50 / 80 / 90 % | worst, s.e. | ESS | Pareto k | CPU seconds |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-"""
+HEADINGS = (
+    "model", "posterior", "C2ST", "MMD", "mean", "deviation", "coverage 50 / 80 / 90 %", "worst, s.e.", "ESS", "Pareto k", "CPU seconds",
+)  # fmt: skip
 NOTES = (
     "The chain's length, first noise, rate and steps for the two simulators were chosen on these comparisons; the flow's steps are the default.",
     f"NPSE has sbi's settings, {own_models_npse.SIMULATIONS:,} simulations and at most {own_models_npse.EPOCHS} epochs; "
@@ -159,20 +157,18 @@ NOTES = (
 )
 
 
-def table(cells: list[dict[str, Any]]) -> str:
+def markdown(record: dict[str, Any]) -> str:
     """Means over seeds, with the standard deviation of C2ST."""
-    rows = []
-    for example in EXAMPLES:
-        for method, title in METHODS.items():
-            chosen = [found for found in cells if (found["example"], found["method"]) == (example, method)]
-            if chosen:
-                rows.append(_row(example.replace("_", " "), title, chosen))
-    made = sorted({(found["commit"] or "none", found["machine"]["processor"]) for found in cells})
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {(example, method): [] for example in EXAMPLES for method in METHODS}
+    for one in record["cells"]:
+        found[one["example"], one["method"]].append(one)
+    rows = [[example.replace("_", " "), METHODS[method], *_row(cells)] for (example, method), cells in found.items() if cells]
+    made = sorted({(one["commit"] or "none", one["processor"]) for one in record["cells"]})
     notes = [f"Commit {commit[:10]}, {processor}, one thread." for commit, processor in made]
-    return HEAD + "\n".join(rows) + "\n\n" + "\n".join([*notes, *NOTES]) + "\n"
+    return "\n".join(["# Posteriors of own models", "", _markdown.table(HEADINGS, rows), "", *notes, *NOTES, ""])
 
 
-def _row(example: str, title: str, cells: list[dict[str, Any]]) -> str:
+def _row(cells: list[dict[str, Any]]) -> list[str]:
     def mean(name: str) -> float:
         return statistics.mean(found[name] for found in cells)
 
@@ -180,8 +176,8 @@ def _row(example: str, title: str, cells: list[dict[str, Any]]) -> str:
     spread = f" ± {statistics.stdev(tests):.3f}" if len(tests) > 1 else ""
     joint = " / ".join(f"{statistics.mean(found['coverage'][str(level)]['joint'] for found in cells):.3f}" for level in LEVELS)
     weights = [f"{mean('effective'):.0%}", f"{mean('pareto_k'):.2f}"] if "effective" in cells[0] else ["", ""]
-    figures = [f"{mean('mmd'):.3f}", f"{mean('mean_error'):.3f}", f"{mean('deviation_error'):.3f}", joint, f"{mean('coverage_error'):.1f}"]
-    return f"| {example} | {title} | {mean('c2st'):.3f}{spread} | " + " | ".join([*figures, *weights, f"{mean('seconds'):.0f}"]) + " |"
+    errors = [f"{mean(name):.3f}" for name in ("mmd", "mean_error", "deviation_error")]
+    return [f"{mean('c2st'):.3f}{spread}", *errors, joint, f"{mean('coverage_error'):.1f}", *weights, f"{mean('seconds'):.0f}"]
 
 
 if __name__ == "__main__":

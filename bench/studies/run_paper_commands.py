@@ -1,10 +1,10 @@
-"""Run all commands of the paper's README, one epoch each, and say which of them finished.
+"""The 54 commands of the paper's README, one epoch each.
 
-    python bench/run_paper_commands.py data_dir=path/to/data                       # whole data sets
-    python bench/run_paper_commands.py --jobs 2 data_dir=... limit=2048
+    python -m bench.studies.run_paper_commands data_dir=path/to/data                       # whole data sets
+    python -m bench.studies.run_paper_commands --jobs 2 data_dir=... limit=2048
 
-Everything after the options goes to every command. Commands that an earlier call finished with the same settings are not repeated.
-Writes bench/results/paper_commands.json and the table paper_commands.md.
+Settings after the options go to every command. Commands that an earlier call finished with the same settings are not repeated. Results are written
+into bench/results/paper_commands.json and .md.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from bench import records
+from ddvi_fast import _markdown
 from ddvi_fast.engine.run_folder import environment
 
-PROJECT = Path(__file__).resolve().parents[1]
-COMMANDS = PROJECT / "bench" / "paper_commands.txt"
-RESULTS = PROJECT / "bench" / "results" / "paper_commands.json"
+COMMANDS = Path(__file__).with_name("paper_commands.txt")
+RESULTS = records.RESULTS / "paper_commands.json"
+SHOWN = {"seconds": 0, "knn_accuracy": 3, "latent_nll": 2}  # metrics of the table, with their digits
 
 
 def commands() -> list[list[str]]:
-    """The three names of every command."""
+    """Data set, method and prior of each command."""
     lines = COMMANDS.read_text(encoding="utf-8").splitlines()
     return [line.split()[1:] for line in lines if line and not line.startswith("#")]
 
@@ -50,21 +52,20 @@ def main() -> int:
             if not result["finished"]:
                 print(result["message"], flush=True)
     stated = [item for item in further if not item.startswith("data_dir=")]
-    record = {**environment(), "command": f"python bench/run_paper_commands.py {' '.join(stated)}", "runs": [runs[number] for number in sorted(runs)]}
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    RESULTS.with_suffix(".md").write_text(table(record), encoding="utf-8")
+    command = f"python -m bench.studies.run_paper_commands {' '.join(stated)}"
+    records.write(RESULTS, {"kind": "bench.studies.run_paper_commands", **environment(), "command": command, "runs": [runs[i] for i in sorted(runs)]})
     return 0 if all(result["finished"] for result in runs.values()) else 1
 
 
 def run(names: list[str], further: list[str], folder: Path) -> dict[str, Any]:
-    """One command in a process of its own: whether it finished, its seconds, the figures of merit it left."""
+    """Run one command in its own process; returns whether it finished, its seconds and its metrics."""
     digest = hashlib.sha256(" ".join(further).encode()).hexdigest()[:8]
     run_dir = folder.resolve() / f"{'-'.join(names)}-{digest}"
     done, started, message = run_dir / "evaluation.json", time.perf_counter(), ""
     if not done.is_file():
         settings = [*further, f"run_dir={run_dir}", "overwrite=true", "progress=off", "tensorboard=false"]
         child = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        ended = subprocess.run([str(PROJECT / "run.sh"), *names, *settings], env=child, capture_output=True, text=True)
+        ended = subprocess.run([str(records.RESULTS.parents[1] / "run.sh"), *names, *settings], env=child, capture_output=True, text=True)
         message = "" if ended.returncode == 0 else (ended.stderr.strip().splitlines() or ["no message"])[-1]
     finished = done.is_file() and not message
     figures = json.loads(done.read_text(encoding="utf-8")) if finished else {}
@@ -72,24 +73,15 @@ def run(names: list[str], further: list[str], folder: Path) -> dict[str, Any]:
     return {"command": command, "finished": finished, "seconds": round(time.perf_counter() - started, 1), "message": message, "figures": figures}
 
 
-def table(record: dict[str, Any]) -> str:
-    """The runs as Markdown."""
-    finished, commit = sum(run["finished"] for run in record["runs"]), str(record.get("commit"))[:10]
-    lines = [
-        "# The commands of the paper's README",
-        "",
-        f"{finished} of {len(record['runs'])} finished. `{record['command']}`, commit {commit}, torch {record['versions']['torch']}.",
-        "",
-        "| command | finished | seconds of training | KNN accuracy | latent NLL |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+def markdown(record: dict[str, Any]) -> str:
+    """A row for each command."""
+    rows = []
     for run in record["runs"]:
-        numbers = [f"{run['figures'][name]:.{digits}f}" if name in run["figures"] else "-" for name, digits in _SHOWN.items()]
-        lines.append(f"| `{run['command']}` | {'yes' if run['finished'] else run['message']} | {' | '.join(numbers)} |")
-    return "\n".join(lines) + "\n"
-
-
-_SHOWN = {"seconds": 0, "knn_accuracy": 3, "latent_nll": 2}
+        numbers = [f"{run['figures'][name]:.{digits}f}" if name in run["figures"] else "-" for name, digits in SHOWN.items()]
+        rows.append([f"`{run['command']}`", "yes" if run["finished"] else run["message"], *numbers])
+    summary = f"{sum(run['finished'] for run in record['runs'])} of {len(rows)} finished. {records.source(record)}"
+    headings = ("command", "finished", "seconds of training", "KNN accuracy", "latent NLL")
+    return "\n".join(["# The commands of the paper's README", "", summary, "", _markdown.table(headings, rows), ""])
 
 
 if __name__ == "__main__":

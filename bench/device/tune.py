@@ -1,7 +1,7 @@
 """Which launch options are the fastest on a device: candidates for one kernel at a time, each checked against the options in force.
 
-    python3 -m bench.tune                         # all sweeps, on a GPU
-    python3 -m bench.tune --only "chain backward" --profile
+    python3 -m bench.device.tune                         # all sweeps, on a GPU
+    python3 -m bench.device.tune --only "chain backward" --profile
 
 Candidates are compiled side by side first, which takes most of the time. With --profile the time of a case goes to its kernels.
 """

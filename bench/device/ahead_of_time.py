@@ -1,19 +1,18 @@
-"""Compiles every Triton kernel for sm_80, sm_90 and sm_100, without a GPU, and keeps a table of what each takes on the chip.
+"""Compilation of every Triton kernel for sm_80, sm_90 and sm_100 without a GPU, and a table of registers and shared memory.
 
-    python bench/ahead_of_time.py            # writes bench/results/triton_ahead_of_time.json and .md
-    python bench/ahead_of_time.py --check    # compiles again and compares with the table
-    python bench/ahead_of_time.py --check --first-variants    # the first variant of each kernel only
-    python bench/ahead_of_time.py --module kde    # prints the rows of one module
+    python -m bench.device.ahead_of_time            # writes bench/results/triton_ahead_of_time.json and .md
+    python -m bench.device.ahead_of_time --check    # compiles again and compares with the table
+    python -m bench.device.ahead_of_time --check --first-variants    # only the first variant of each kernel
+    python -m bench.device.ahead_of_time --module kde    # prints the rows of one module
 
-Every module in kernels/ lists its kernels as they are launched (`compilations()`). A stack frame is where spilled registers go, so
-"no spills" is measured as no byte of local memory, which is stricter: Triton's `cuobjdump` reads it from the finished machine code.
+Every module in kernels/ lists the variants that it launches (`compilations()`). Spilled registers go to a thread's local memory: "no spills" means
+that a kernel has no local memory at all, as Triton's `cuobjdump` reads it from the machine code.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import multiprocessing
 import os
 import re
@@ -22,20 +21,22 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parent.parent
-RESULTS = PROJECT / "bench" / "results" / "triton_ahead_of_time.json"
-# Shared memory that one program may have, in bytes (CUDA C++ Programming Guide, technical specifications per compute capability).
+from bench import records
+from ddvi_fast import _markdown
+
+RESULTS = records.RESULTS / "triton_ahead_of_time.json"
+KERNELS = records.RESULTS.parents[1] / "kernels"
+# Largest shared memory of a program in bytes (CUDA C++ Programming Guide, technical specifications per compute capability).
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
-Figures = dict[str, int]  # registers, local, shared
-Table = dict[str, dict[str, Figures]]  # by variant, then by architecture as in "sm_90"
+Usage = dict[str, int]  # registers, local, shared
+Table = dict[str, dict[str, Usage]]  # by variant, then by architecture as in "sm_90"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 1 where the check finds something."""
+    """Run the command; returns 1 if the check finds a fault."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
     parser.add_argument("--first-variants", action="store_true", help="with --check: the first variant of each kernel only")
@@ -43,22 +44,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     if options.first_variants and not options.check:
-        parser.error("--first-variants goes with --check: a table has every variant")
+        parser.error("--first-variants needs --check: the table has every variant")
     # Before Triton is imported, here and in the processes that compile: the interpreter has nothing to compile.
     os.environ.pop("TRITON_INTERPRET", None)
-    sys.path.insert(0, str(PROJECT))
     import triton
 
     table = compile_all(options.processes, options.first_variants, options.module or "*")
-    if options.module:
-        problems = faults(table)
-        print(markdown(triton.__version__, table))
-    elif options.check:
-        problems = check(json.loads(RESULTS.read_text()), triton.__version__, table, sorted({name for name, _ in listed()}))
+    record = {"kind": "bench.device.ahead_of_time", "triton": triton.__version__, "kernels": table}
+    if options.check:
+        problems = check(records.read(RESULTS), triton.__version__, table, sorted({name for name, _ in listed()}))
     else:
         problems = faults(table)
-        RESULTS.write_text(json.dumps({"triton": triton.__version__, "kernels": table}, indent=1) + "\n")
-        RESULTS.with_suffix(".md").write_text(markdown(triton.__version__, table))
+        if options.module:
+            print(markdown(record))
+        else:
+            records.write(RESULTS, record)
     print("\n".join(problems) or f"{len(table)} kernel variants for {len(SHARED_LIMIT)} architectures with Triton {triton.__version__}: no spills")
     return 1 if problems else 0
 
@@ -73,16 +73,16 @@ def compile_all(processes: int, first_variants: bool, module: str = "*") -> Tabl
         seen.add(kernel)
     table: Table = {}
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for (name, capability), figures in zip(chosen, pool.map(compile_one, chosen), strict=True):
-            table.setdefault(name, {})[f"sm_{capability}"] = figures
+        for (name, capability), used in zip(chosen, pool.map(compile_one, chosen), strict=True):
+            table.setdefault(name, {})[f"sm_{capability}"] = used
     return table
 
 
 @lru_cache
 def listed(module: str = "*") -> dict[tuple[str, int], Any]:
-    """Every `Compilation` of the modules in kernels/ that match, by name and architecture: one name may stand for another variant on each."""
+    """Every `Compilation` of the matching modules in kernels/, by name and architecture; a name may stand for a different variant on each."""
     found: dict[tuple[str, int], Any] = {}
-    for file in sorted((PROJECT / "kernels").glob(f"{module}.py")):
+    for file in sorted(KERNELS.glob(f"{module}.py")):
         kernels = importlib.import_module(f"ddvi_fast.kernels.{file.stem}")
         for compilation in getattr(kernels, "compilations", list)():
             for capability in compilation.architectures:
@@ -93,7 +93,7 @@ def listed(module: str = "*") -> dict[tuple[str, int], Any]:
     return found
 
 
-def compile_one(job: tuple[str, int]) -> Figures:
+def compile_one(job: tuple[str, int]) -> Usage:
     """Registers a thread, bytes of local memory a thread, and bytes of shared memory a program."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -107,7 +107,7 @@ def compile_one(job: tuple[str, int]) -> Figures:
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """What `cuobjdump` says of the one function in a binary: REG, STACK, SHARED, LOCAL and more."""
+    """Resources of the one function in a binary according to `cuobjdump`: REG, STACK, SHARED, LOCAL and more."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -118,54 +118,52 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def faults(table: Table) -> list[str]:
-    """Spills, and more shared memory than there is."""
+    """Spills, and programs with more shared memory than the architecture has."""
     found = []
     for name, by_architecture in table.items():
-        for architecture, figures in by_architecture.items():
+        for architecture, used in by_architecture.items():
             limit = SHARED_LIMIT[int(architecture.removeprefix("sm_"))]
-            if figures["local"]:
-                found.append(f"{name} on {architecture}: {figures['local']} bytes of local memory a thread, expected none")
-            if figures["shared"] > limit:
-                found.append(f"{name} on {architecture}: {figures['shared']} bytes of shared memory, expected at most {limit}")
+            if used["local"]:
+                found.append(f"{name} on {architecture}: {used['local']} bytes of local memory a thread, expected none")
+            if used["shared"] > limit:
+                found.append(f"{name} on {architecture}: {used['shared']} bytes of shared memory, expected at most {limit}")
     return found
 
 
 def check(committed: dict[str, Any], version: str, table: Table, names: list[str]) -> list[str]:
-    """Faults, variants that the committed table lacks or has too many, and other figures from the same version of Triton."""
+    """Faults, variants that only one of kernels/ and the committed table has, and different numbers from the same version of Triton."""
     found = faults(table) + faults(committed["kernels"])
     found += [f"{name}: only one of kernels/ and the table has it" for name in sorted(set(names) ^ set(committed["kernels"]))]
     if committed["triton"] == version:
         for name in set(table) & set(committed["kernels"]):
-            for architecture, figures in table[name].items():
+            for architecture, used in table[name].items():
                 expected = committed["kernels"][name].get(architecture)
-                if figures != expected:
-                    found.append(f"{name} on {architecture}: {figures}, the table has {expected}")
+                if used != expected:
+                    found.append(f"{name} on {architecture}: {used}, the table has {expected}")
     return found
 
 
-def markdown(version: str, table: Table) -> str:
-    """The table for people."""
+def markdown(record: dict[str, Any]) -> str:
+    """Registers and shared memory of every variant."""
     architectures = [f"sm_{capability}" for capability in SHARED_LIMIT]
-    heads = " | ".join(f"{architecture} registers | shared" for architecture in architectures)
+    headings = ["kernel", *(heading for architecture in architectures for heading in (f"{architecture} registers", "shared"))]
+    rows = [[name, *(cell for architecture in architectures for cell in _cells(used.get(architecture)))] for name, used in record["kernels"].items()]
     lines = [
         "# Triton kernels compiled ahead of time",
         "",
-        f"Triton {version}, written by `python bench/ahead_of_time.py`. Registers a thread, shared memory a program in bytes; local memory, where",
-        "spilled registers would go, is 0 bytes a thread unless the row says otherwise; a variant has no figures where it is not launched.",
+        f"Triton {record['triton']}, written by `python -m bench.device.ahead_of_time`. Registers a thread, shared memory a program in bytes.",
+        "Local memory, where spilled registers would go, is 0 bytes a thread unless the row says otherwise. A variant has no numbers where it is not",
+        "launched.",
         "",
-        f"| kernel | {heads} |",
-        "| --- |" + " ---: |" * (2 * len(architectures)),
+        _markdown.table(headings, rows, align="lr"),
     ]
-    for name, by_architecture in table.items():
-        cells = []
-        for architecture in architectures:
-            figures = by_architecture.get(architecture)
-            if figures is None:
-                cells += ["", ""]
-                continue
-            cells += [str(figures["registers"]) + (f" (local {figures['local']})" if figures["local"] else ""), str(figures["shared"])]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cells(used: Usage | None) -> tuple[str, str]:
+    if used is None:
+        return "", ""
+    return str(used["registers"]) + (f" (local {used['local']})" if used["local"] else ""), str(used["shared"])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What several processes cost and bring: `python -m bench.scaling [--steps N]`; see `docs/clusters.md` for what follows from it.
+"""Cost and benefit of several processes: `python -m bench.studies.scaling [--steps N]`; see `docs/clusters.md`.
 
-The whole released training step at MNIST shape, on this machine's CPU with one thread a process: examples a second, bytes that each
-process hands to an exchange in a step, the DeepSpeed engine against the local one in one process, what a checkpoint written aside adds,
-how long the command takes to its first step, and from those a model of the step on 8, 64 and 512 GPUs, whose law is held against the
-step of two processes. Engines take turns step by step, so that a busy machine slows all of them.
+The whole training step of the released code at MNIST shape runs on this machine's CPU, one thread a process. Measured are examples a second, bytes
+that each process hands to collectives, the DeepSpeed engine against the local one, the cost of a checkpoint that is written in the background,
+and the time to the first step. A model of the step on 8, 64 and 512 GPUs follows from them; its law is compared with the measured step of two
+processes. Engines take turns step by step, so that a busy machine slows all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,9 +24,10 @@ from typing import Any
 
 import torch
 
+from bench import records
 from bench.baselines.training import Sizes
 from bench.training import PROGRESS, SEED, build_objective, images, step_flops
-from ddvi_fast import distributed
+from ddvi_fast import _markdown, distributed
 from ddvi_fast.engine.base import Engine
 from ddvi_fast.engine.checkpoints import Checkpoints
 from ddvi_fast.engine.local import LocalEngine
@@ -36,9 +36,8 @@ from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
-RESULTS = Path(__file__).resolve().parent / "results"
 ROWS, WARM_UP = 128, 3
-_STARTED = "SCALING_STARTED"  # when the launcher started a process
+_STARTED = "SCALING_STARTED"  # environment variable: time at which torchrun was started
 EXCHANGES = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather_single")
 
 # Assumptions of the model, none of them measured here.
@@ -51,7 +50,7 @@ GPUS = (1, 8, 64, 512)
 
 
 def engines() -> dict[str, Callable[..., Engine]]:
-    """Those of several processes."""
+    """Engines of several processes that are installed, by name."""
     found: dict[str, Callable[..., Engine]] = {"parallel": ParallelEngine}
     if importlib.util.find_spec("deepspeed") is not None:
         from ddvi_fast.engine.deepspeed_engine import DeepSpeedEngine
@@ -61,7 +60,7 @@ def engines() -> dict[str, Callable[..., Engine]]:
 
 
 def stepper(make: Callable[..., Engine], rows: int) -> Callable[[], None]:
-    """One step a call, on this process's rows of batches of `rows` for each process."""
+    """A function that runs one step on this process's `rows` of each batch."""
     objective = build_objective(Sizes()).train()
     engine = make(objective, Optimisation(1e-3, "constant"), "cpu")
     x, draws = images(rows, Sizes().pixels, torch.device("cpu")), [Draws(SEED, distributed.rank() * rows)]
@@ -75,7 +74,7 @@ def stepper(make: Callable[..., Engine], rows: int) -> Callable[[], None]:
 
 
 def seconds(steps: dict[str, Callable[[], None]], count: int) -> dict[str, list[float]]:
-    """Times of steps that take turns."""
+    """Seconds of `count` steps of each engine, which take turns."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(WARM_UP + count):
         for name, step in steps.items():
@@ -88,7 +87,7 @@ def seconds(steps: dict[str, Callable[[], None]], count: int) -> dict[str, list[
 
 @contextlib.contextmanager
 def counted() -> Iterator[dict[str, int]]:
-    """Counts exchanges and the bytes that this process hands to them."""
+    """Count collectives and the bytes that this process hands to them."""
     totals, before = {"exchanges": 0, "bytes": 0}, {name: getattr(torch.distributed, name) for name in EXCHANGES if hasattr(torch.distributed, name)}
 
     def counting(exchange: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,7 +109,7 @@ def counted() -> Iterator[dict[str, int]]:
 
 
 def work(count: int) -> dict[str, Any]:
-    """What each process does: examples a second and exchanges of each engine."""
+    """Measure each engine in this process: examples a second, collectives, seconds to the first step."""
     torch.set_num_threads(1)
     distributed.start("cpu")
     imports, found = time.time() - float(os.environ[_STARTED]), {}
@@ -132,7 +131,7 @@ def work(count: int) -> dict[str, Any]:
 
 
 def exchange_seconds(totals: dict[str, int], count: int) -> float:
-    """Seconds of a step's exchanges without the step, all of one size; 0 where there are none."""
+    """Seconds of a step's collectives without the step, all of one size; 0 if there are none."""
     if not totals["exchanges"]:
         return 0.0
     values, times = torch.zeros(totals["bytes"] // 4 // totals["exchanges"]), []
@@ -145,7 +144,7 @@ def exchange_seconds(totals: dict[str, int], count: int) -> float:
 
 
 def launch_seconds(engine: str) -> float:
-    """Seconds from torchrun's start with two processes until a checkpoint of the first step stands, on digits with the default networks."""
+    """Seconds from the start of torchrun with two processes to a checkpoint of the first step, on digits with the default networks."""
     with tempfile.TemporaryDirectory() as name:
         settings = ["dataset=digits", f"engine={engine}", "checkpoint_steps=1", "checkpoint_keep=1000", "progress=off", f"run_dir={name}/run"]
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "ddvi_fast.train", *settings]
@@ -162,30 +161,16 @@ def launch_seconds(engine: str) -> float:
 
 
 def start(size: int, count: int) -> dict[str, Any]:
-    """`work` in `size` processes; the first one's figures."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(size):
-        place = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": size,
-            "MASTER_PORT": port,
-            "MASTER_ADDR": "127.0.0.1",
-            "OMP_NUM_THREADS": 1,
-            _STARTED: time.time(),
-        }
-        variables = {**os.environ, "DS_ACCELERATOR": "cpu", **{name: str(value) for name, value in place.items()}}
-        command = [sys.executable, "-m", "bench.scaling", "--work", "--steps", str(count)]
-        processes.append(subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True))
-    outputs = [process.communicate()[0] for process in processes]
-    return json.loads(outputs[0].splitlines()[-1])
+    """Run `work` in `size` processes and return what the first one measured."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
+    variables = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", _STARTED: str(time.time())}
+    command = [*launcher, "-m", "bench.studies.scaling", "--work", "--steps", str(count)]
+    ran = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
 def compare(count: int) -> dict[str, Any]:
-    """One process: each engine's step against the local engine's, and a step during which a checkpoint is written."""
+    """One process: the step of each engine relative to the local engine's, and the cost of a checkpoint."""
     makes = {"local": LocalEngine, **engines()}
     steps = {name: stepper(make, ROWS) for name, make in makes.items()}
     times = seconds(steps, count)
@@ -197,7 +182,7 @@ def compare(count: int) -> dict[str, Any]:
 
 
 def checkpoint_cost(step: Callable[[], None], count: int) -> dict[str, Any]:
-    """Ten steps with a checkpoint in their middle against ten without, in turns."""
+    """Time ten steps with a checkpoint in their middle relative to ten without, in turns."""
     engine = step.engine
     with tempfile.TemporaryDirectory() as name:
         kept = Checkpoints(Path(name), keep=2)
@@ -218,9 +203,9 @@ def checkpoint_cost(step: Callable[[], None], count: int) -> dict[str, Any]:
 
 
 def model(num_bytes: float, exchanges: float) -> list[dict[str, Any]]:
-    """Seconds of a step on GPUs: compute, all-reduce, launch and the chain's sequence, input.
+    """Predict the step on GPUs: matrix products, all-reduce, launches and the sequential chain, input.
 
-    An exchange of b bytes over P takes `latency log2 P + 2 b (P - 1) / P / bandwidth`, the ring's law with a tree's latency.
+    A collective of b bytes over P processes takes `latency log2 P + 2 b (P - 1) / P / bandwidth`, the law of a ring with a tree's latency.
     """
     rows = []
     for label, batch_of in (("128 in all", lambda gpus: 128 / gpus), ("128 a GPU", lambda gpus: 128), ("8192 a GPU", lambda gpus: 8192)):
@@ -243,7 +228,7 @@ def model(num_bytes: float, exchanges: float) -> list[dict[str, Any]]:
 
 
 def law(measured: dict[str, Any]) -> dict[str, float]:
-    """The model's sum, of a step that exchanges nothing and the exchanges, against the step of two processes."""
+    """The sum of a step without collectives and the collectives alone, beside the measured step of two processes."""
     together, found = measured["2 processes"], {}
     for name in together.keys() - {"local"}:
         found[f"{name}, two processes: step without exchanges plus exchanges, ms"] = round(
@@ -254,51 +239,43 @@ def law(measured: dict[str, Any]) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20, help="measured steps of each engine")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.work:
-        print(json.dumps(work(options.steps)))
+        found = work(options.steps)
+        if os.environ["RANK"] == "0":
+            print(json.dumps(found))
         return
     torch.set_num_threads(1)
     measured = {f"{size} processes": start(size, options.steps) for size in (1, 2)}
     plain = measured["2 processes"]["parallel"]
-    result = {
+    record = {
+        "kind": "bench.studies.scaling", **environment(), "command": f"python -m bench.studies.scaling --steps {options.steps}",
         "measured": measured, "one process": compare(options.steps),
-        "command": {f"seconds from torchrun to the first step, {name}": round(launch_seconds(name), 1) for name in engines()},
+        "first step": {f"seconds from torchrun to the first step, {name}": round(launch_seconds(name), 1) for name in engines()},
         "law": law(measured), "model": model(plain["bytes a step"], plain["exchanges a step"]),
         "assumptions": {
             "FLOP a row": step_flops(Sizes(), 1), "FLOP/s": RATE, "seconds of an empty step": FLOOR, "seconds of input": INPUT,
-            "GPUs of a node": NODE,
-            "links (seconds, bytes a second)": LINKS,
+            "GPUs of a node": NODE, "links (seconds, bytes a second)": LINKS,
         },
-        "environment": environment(),
     }  # fmt: skip
-    (RESULTS / "scaling-cpu.json").write_text(json.dumps(result, indent=2) + "\n")
-    (RESULTS / "scaling-cpu.md").write_text(as_text(result))
-    print(as_text(result))
+    print(records.write(records.RESULTS / "scaling-cpu.json", record))
 
 
-def as_text(result: dict[str, Any]) -> str:
-    """The figures for people."""
-    source = "Written by `python -m bench.scaling`: the released training step at MNIST shape, CPU, one thread a process."
-    lines = ["# Several processes", "", source, ""]
-    lines += [
-        "| processes | engine | examples a second | step, ms | exchanges a step | bytes a step | exchanges alone, ms | seconds to the first step |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for size, of_engines in result["measured"].items():
-        for name, figures in of_engines.items():
-            lines.append(f"| {size.split()[0]} | {name} | {' | '.join(str(value) for value in figures.values())} |")
-    for part in ("one process", "command", "law"):
-        lines += ["", *(f"- {name}: {value}" for name, value in result[part].items())]
-    lines += ["", "## The model", ""]
-    names = list(result["model"][0])
-    lines += [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
-    lines += [f"| {' | '.join(f'{value:.3g}' if isinstance(value, float) else str(value) for value in row.values())} |" for row in result["model"]]
-    lines += ["", "Assumptions:", "", *(f"- {name}: {value}" for name, value in result["assumptions"].items()), ""]
-    return "\n".join(lines)
+def markdown(record: dict[str, Any]) -> str:
+    """Measured steps, the model's table and its assumptions."""
+    about = "The training step of the released code at MNIST shape, CPU, one thread a process."
+    lines = ["# Several processes", "", records.source(record), about, ""]
+    steps = [[size.split()[0], name, *found.values()] for size, of_engines in record["measured"].items() for name, found in of_engines.items()]
+    names = ("examples a second", "step, ms", "exchanges a step", "bytes a step", "exchanges alone, ms", "seconds to the first step")
+    lines.append(_markdown.table(("processes", "engine", *names), steps))
+    for part in ("one process", "first step", "law"):
+        lines += ["", *(f"- {name}: {value}" for name, value in record[part].items())]
+    rows = [[f"{value:.3g}" if isinstance(value, float) else value for value in row.values()] for row in record["model"]]
+    lines += ["", "## The model", "", _markdown.table(list(record["model"][0]), rows)]
+    return "\n".join([*lines, "", "Assumptions:", "", *(f"- {name}: {value}" for name, value in record["assumptions"].items()), ""])
 
 
 if __name__ == "__main__":

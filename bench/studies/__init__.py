@@ -1,0 +1,1 @@
+"""Studies: programs that take long, each with its own results file."""

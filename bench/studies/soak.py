@@ -1,0 +1,254 @@
+"""Fault injection in training runs: kills at random moments, full and read-only disks. Root is needed for the file systems.
+
+    make soak                           # or python -m bench.studies.soak [PART ...] [--output NAME]
+
+Runs are forked from this process, which has imported everything, so that a start takes no time for imports. Results of parts that are not run
+again stay in the results file. Signals, lost peers and damaged checkpoints are part of the test suite (`tests/engine`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import records
+from ddvi_fast import cli
+from ddvi_fast.engine import checkpoint
+from ddvi_fast.engine.checkpoints import Checkpoints
+from ddvi_fast.engine.run_folder import environment
+
+SMALL = [
+    "dataset=digits", "method=ddvi", "method.chain.num_steps=3", "method.chain.hidden_dim=64", "dataset.encoder.hidden=[24]",
+    "dataset.decoder.hidden=[24]", "epochs=12", "checkpoint_steps=2", "tensorboard=false", "figures=false", "progress=off",
+    "evaluation.evidence=false", "evaluation.limit=8", "evaluation.elbo_samples=2", "evaluation.iwae_samples=2", "evaluation.prior_samples=64",
+]  # fmt: skip
+KILLS, KILLS_A_RUN = 30, 5
+
+
+def fork(overrides: Sequence[str], folder: Path, size: int = 1, run: Path | None = None) -> list[int]:
+    """Start a training run in forked processes, whose output goes into `folder`.
+
+    Args:
+        overrides: Settings of the run.
+        folder: Folder of the output files.
+        size: Number of processes (int, default 1).
+        run: Run folder (default ``folder / "run"``).
+
+    Returns:
+        The ids of the processes.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(size):
+        process = os.fork()
+        if process == 0:
+            _train(rank, size, port, [*overrides, f"run_dir={run or folder / 'run'}"], folder)
+        processes.append(process)
+    return processes
+
+
+def _train(rank: int, size: int, port: int, overrides: Sequence[str], folder: Path) -> None:
+    """Run `ddvi-fast train` in this forked process, with its output in a file, and end the process."""
+    target = os.open(folder / f"output{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    code = 1
+    try:
+        code = cli.main(["train", *overrides])
+    except BaseException as error:
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def wait(processes: Sequence[int], limit: float = 120.0) -> list[int | None]:
+    """Wait for processes, at most `limit` seconds, and kill those that are left.
+
+    Returns:
+        Exit codes, negative signal numbers, or None for a process that was killed here.
+    """
+    until, codes = time.monotonic() + limit, dict.fromkeys(processes)
+    while time.monotonic() < until and None in codes.values():
+        for process in [process for process, code in codes.items() if code is None]:
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
+                codes[process] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    for process in [process for process, code in codes.items() if code is None]:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    return list(codes.values())
+
+
+def output(folder: Path) -> str:
+    """Output of the first process of a run."""
+    return (folder / "output0").read_text()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Final weights of a run."""
+    return checkpoint.load(folder / "run" / "checkpoints" / "final")[0]
+
+
+def kills(size: int, count: int = KILLS) -> dict[str, Any]:
+    """Kill runs at random moments, every other time while a checkpoint is written, and compare their final weights with an undisturbed run's."""
+    chance = random.Random(size)
+    with tempfile.TemporaryDirectory() as name:
+        calm = Path(name) / "calm"
+        calm.mkdir()
+        started = time.monotonic()
+        assert wait(fork(SMALL, calm, size)) == [0] * size, output(calm)
+        length, expected = time.monotonic() - started, weights(calm)
+        done = writing = runs = resumed = 0
+        furthest = 0.0
+        while done < count:
+            folder = Path(name) / f"run{runs}"
+            folder.mkdir()
+            runs, until = runs + 1, min(count, done + KILLS_A_RUN)
+            while not (folder / "run" / "evaluation.json").exists():
+                before, processes = half_written(folder), fork(SMALL, folder, size)
+                if done < until:
+                    time.sleep(chance.uniform(0.15, 0.8) * length)
+                    if done % 2:
+                        await_write(folder, before, length)
+                    for process in processes:
+                        os.kill(process, signal.SIGKILL)
+                codes = wait(processes)
+                killed = any(code == -signal.SIGKILL for code in codes)
+                done += killed
+                writing += killed and bool(half_written(folder) - before)
+                assert killed or codes == [0] * size, output(folder)
+            resumed += len(re.findall("(goes on after|resuming at) step", output(folder)))
+            found = weights(folder)
+            furthest = max([furthest, *(float((found[key] - expected[key]).abs().max()) for key in expected)])
+    return {
+        "processes": size, "kills": done, "kills while a checkpoint was written": writing, "runs": runs,
+        "starts that resumed from a checkpoint": resumed, "largest difference of a final weight": furthest, "undisturbed seconds": round(length, 2),
+    }  # fmt: skip
+
+
+def half_written(folder: Path) -> set[tuple[str, int]]:
+    """Names of unfinished checkpoints, with the times at which they were begun."""
+    found = set()
+    for path in (folder / "run" / "checkpoints").glob(".*.partial"):
+        with suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_ctime_ns))
+    return found
+
+
+def await_write(folder: Path, before: set[tuple[str, int]], limit: float) -> None:
+    """Wait until a checkpoint is being written, at most `limit` seconds."""
+    until = time.monotonic() + limit
+    while time.monotonic() < until and not half_written(folder) - before:
+        time.sleep(0.0002)
+
+
+@contextmanager
+def small_disk(options: str) -> Iterator[tuple[Path, Path]]:
+    """Mount a small file system; yields its folder and a folder beside it."""
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as beside:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", name], check=True)
+        try:
+            yield Path(name), Path(beside)
+        finally:
+            subprocess.run(["umount", name], check=True)
+
+
+def full_disk() -> dict[str, Any]:
+    """Fill the file system of a run: it must report this, keep its last checkpoint, and resume once there is space."""
+    with small_disk("size=4m") as (disk, beside):
+        (beside / "calm").mkdir()
+        wait(fork(SMALL, beside / "calm"))
+        processes = fork(SMALL, beside, run=disk / "run")
+        while not list((disk / "run").glob("checkpoints/step-*")):
+            time.sleep(0.002)
+        with open(disk / "ballast", "wb", buffering=0) as ballast, suppress(OSError):
+            while True:
+                ballast.write(b"x" * 512)
+        (full,) = wait(processes)
+        intact = Checkpoints(disk / "run" / "checkpoints", tell=lambda line: None).newest()
+        said = [line for line in output(beside).splitlines() if "space" in line]
+        (disk / "ballast").unlink()
+        (again,) = wait(fork(SMALL, beside, run=disk / "run"))
+        (beside / "run").symlink_to(disk / "run")
+        expected, found = weights(beside / "calm"), weights(beside)
+        return {
+            "exit code on the full disk": full, "output": " | ".join(said), "last intact checkpoint": intact.name if intact else "none",
+            "exit code with space again": again,
+            "final weights are the same bits": all(torch.equal(value, expected[key]) for key, value in found.items()),
+        }  # fmt: skip
+
+
+def read_only() -> dict[str, Any]:
+    """Start a run on a read-only file system: it must end with one line."""
+    with small_disk("ro") as (disk, beside):
+        (code,) = wait(fork(SMALL, beside, run=disk))
+        return {"exit code": code, "output": output(beside).strip().splitlines()[-1].replace(str(disk), "FOLDER")}
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "kills, one process": lambda: kills(1),
+    "kills, two processes": lambda: kills(2),
+    "full disk": full_disk,
+    "read only": read_only,
+}
+
+
+def import_all() -> None:
+    """Import what runs import late."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name in ("ddvi_fast.training.run", "hydra", "sklearn.neighbors", "deepspeed"):
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all of them if none is given")
+    parser.add_argument("--output", default="soak-cpu", metavar="NAME", help="name of the results file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    import_all()
+    path = records.RESULTS / f"{options.output}.json"
+    results = records.read(path)["parts"] if path.exists() else {}
+    for name in options.parts or PARTS:
+        started, made = time.monotonic(), environment()
+        results[name] = {**PARTS[name](), "seconds of this part": round(time.monotonic() - started, 1), "commit": made["commit"]}
+        print(name, json.dumps(results[name]), flush=True)
+        records.write(path, {"kind": "bench.studies.soak", **made, "parts": results})
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """A list for each part."""
+    lines = ["# Training runs under injected faults", "", "Written by `make soak` (`python -m bench.studies.soak`).", ""]
+    for part, found in record["parts"].items():
+        lines += [f"## {part.capitalize()}", "", *(f"- {name}: {_plain(value)}" for name, value in found.items()), ""]
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    return "; ".join(f"{name} {_plain(inner)}" for name, inner in value.items()) if isinstance(value, dict) else str(value)
+
+
+if __name__ == "__main__":
+    main()
