@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, _files
 from ddvi_fast._backend import use_backend
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import DeviceDraws, Draws
@@ -78,10 +77,8 @@ def save(program: torch.export.ExportedProgram, path: str | Path, *, overwrite: 
     """Write a program to a file, by custom with the ending ``.pt2``; InputError if it stands already, unless `overwrite`."""
     path = Path(path)
     _checks.require(overwrite or not path.exists(), "output", "a new file", str(path), "overwrite=true replaces it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.stem}.partial.pt2")
-    torch.export.save(program, fresh)
-    os.replace(fresh, path)
+    with _files.replacing(path) as fresh:
+        torch.export.save(program, fresh)
     return path
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, _files
 from ddvi_fast.data import cifar
 
 
@@ -26,16 +26,11 @@ def download_cifar10(data_dir: Path | None) -> None:
     """Fetch CIFAR-10 and write ``data_dir/cifar10/cifar10.npz``."""
     root = _root("cifar10", data_dir)
     train, test = (_fetch("cifar10", "CIFAR10", root, train=train) for train in (True, False))
-    folder = root / "cifar10"
-    folder.mkdir(exist_ok=True)
-    # Written under another name first: an interrupted write never leaves a broken archive where the reader looks.
-    partial = folder / f"{cifar.ARCHIVE}.partial"
-    with partial.open("wb") as file:
+    with _files.replacing(root / "cifar10" / cifar.ARCHIVE) as fresh, fresh.open("wb") as file:
         np.savez(
             file, train_images=train.data, train_labels=np.asarray(train.targets, np.uint8),
             test_images=test.data, test_labels=np.asarray(test.targets, np.uint8),
         )  # fmt: skip
-    partial.rename(folder / cifar.ARCHIVE)
 
 
 def _root(name: str, data_dir: Path | None) -> Path:

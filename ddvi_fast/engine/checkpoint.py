@@ -21,6 +21,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
+from ddvi_fast._files import sync_path, write_synced
 from ddvi_fast.engine.tensor_file import write_tensors
 
 WEIGHTS, STATE = "weights.safetensors", "state.json"
@@ -68,12 +69,12 @@ def _put(path: Path, write: Callable[[Path], Any]) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     write(fresh)
-    _sync_folder(fresh)
+    sync_path(fresh)
     shutil.rmtree(previous, ignore_errors=True)
     if path.exists():
         path.rename(previous)
     fresh.rename(path)
-    _sync_folder(path.parent)
+    sync_path(path.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
@@ -142,14 +143,6 @@ def load_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> N
             target.copy_(given[name])
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _state_digest(state: Any) -> str:
     try:
         return hashlib.sha256(json.dumps(state, sort_keys=True, allow_nan=False).encode()).hexdigest()
@@ -203,15 +196,6 @@ def partial(path: Path) -> Path:
 
 def _beside(path: Path, role: str) -> Path:
     return path.parent / f".{path.name}.{role}"
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _on_host(name: str, value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, _files
 from ddvi_fast.engine.progress import display, numbers
 from ddvi_fast.engine.trackers import Tracker
 
@@ -146,9 +146,7 @@ def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     kept = [record for record in read_metrics(path) if record["step"] <= step]
-    fresh = path.with_name(f".{path.name}.partial")
-    fresh.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    fresh.replace(path)
+    _files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
     return kept
 
 

@@ -10,24 +10,22 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
-from ddvi_fast import __version__, _checks
-from ddvi_fast.engine.checkpoint import STATE, WEIGHTS, write_synced
+from ddvi_fast import __version__, _checks, _files
+from ddvi_fast.engine.checkpoint import STATE, WEIGHTS
 from ddvi_fast.precision import in_force
 
 CONFIG, CONFIG_YAML, ENVIRONMENT = "config.json", "config.yaml", "environment.json"
 KIND = "ddvi_fast run"
 
-LOCK = ".lock"
 EVALUATION = "evaluation.json"
 
 # All that a run writes, and so all that overwrite=True removes. What else lies in the folder stays.
@@ -90,7 +88,7 @@ class RunFolder:
         for name in _FOLDERS:
             (path / name).mkdir(parents=True, exist_ok=True)
         _write_json(path / ENVIRONMENT, {"kind": KIND, **_environment_of(plain), "resumed": []})
-        _write(path / CONFIG_YAML, _as_yaml(plain))
+        _files.write_text(path / CONFIG_YAML, _as_yaml(plain), sync=True)
         _write_json(path / CONFIG, plain)  # last: a folder with it is complete
         return cls(path, plain)
 
@@ -214,45 +212,14 @@ def unfinished(path: str | Path) -> bool:
     return (path / CONFIG).is_file() and (path / ENVIRONMENT).is_file() and not (path / EVALUATION).exists()
 
 
-@contextmanager
-def locked(path: str | Path) -> Iterator[None]:
-    """Hold the run folder `path` against other processes; the lock ends with this one, however it ends.
-
-    Raises:
-        InputError: another process holds it, or the folder cannot be written.
-    """
-    path = Path(path)
-    _checks.require(path.is_dir() or not path.exists(), "run folder", "a folder", f"{path}, which is a file")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
-    except OSError as error:
-        _checks.fail(f"run folder {path}", "a folder that can be written", error.strerror)
-    with file:
-        _take(file, path)
-        yield  # the file stays: were it removed, two processes could hold two files of that name
-
-
-def _take(file: TextIO, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: there the lock only says who is there
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        _checks.fail(f"run folder {path}", "one that no other process writes", f"one held by {file.read().strip() or 'another process'}")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
-
-
 def _vacant(path: Path) -> bool:
     """Whether nothing stands there, but for a lock and what a start that was cut short leaves before it has said whose folder it is."""
     _checks.require(path.is_dir() or not path.exists(), "run folder", "a folder", f"{path}, which is a file")
-    leftovers = (LOCK, f".{ENVIRONMENT}.partial")
-    return not path.exists() or all(entry.name in leftovers or (entry.name in _FOLDERS and not any(entry.iterdir())) for entry in path.iterdir())
+    return not path.exists() or all(_leftover(entry) or (entry.name in _FOLDERS and not any(entry.iterdir())) for entry in path.iterdir())
+
+
+def _leftover(entry: Path) -> bool:
+    return entry.name == _files.LOCK or entry.name.startswith(f".{ENVIRONMENT}.partial")
 
 
 def _require_run(path: Path) -> None:
@@ -297,13 +264,7 @@ def _as_yaml(config: dict[str, Any]) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    _write(path, json.dumps(value, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.partial")
-    write_synced(fresh, text.encode())
-    fresh.replace(path)
+    _files.write_text(path, json.dumps(value, indent=2) + "\n", sync=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

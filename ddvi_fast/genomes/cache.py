@@ -1,24 +1,16 @@
-"""Stores that are made once and found again: a folder of the user's, one store for each key."""
+"""Cache of genotype stores in the user's cache folder, one store for each key."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ddvi_fast._files import cache_folder
 from ddvi_fast.genomes.convert import new_folder
 from ddvi_fast.genomes.store import GenotypeStore, is_store
-
-ENVIRONMENT_VARIABLE = "DDVI_FAST_CACHE"
-
-
-def cache_folder() -> Path:
-    """``DDVI_FAST_CACHE``, else ``ddvi_fast`` in ``XDG_CACHE_HOME``, else in ``~/.cache``."""
-    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
-    return Path(chosen).expanduser() if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddvi_fast"
 
 
 def cached_store(name: str, key: dict[str, Any], make: Callable[[Path], None], cache_dir: str | Path | None = None) -> GenotypeStore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks, rng
+from ddvi_fast import _checks, _files, rng
 from ddvi_fast.data.packed import Scaling
 from ddvi_fast.data.packing import PER_BYTE, pack, packed_width
 from ddvi_fast.genomes.align import Alignment, align
@@ -136,11 +135,8 @@ class GenotypePCA:
         path = Path(path)
         _checks.require(overwrite or not path.exists(), "path", "a new file", str(path), "overwrite=True replaces it")
         columns = {f"variants_{name}": np.frombuffer("\n".join(map(str, column)).encode(), np.uint8) for name, column in vars(self.variants_).items()}
-        archive = io.BytesIO()
-        np.savez(archive, passes_=self.passes_, **{name: getattr(self, name) for name in _ARRAYS}, **columns)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(archive.getvalue())
-        partial.replace(path)
+        with _files.replacing(path) as fresh, fresh.open("wb") as file:
+            np.savez(file, passes_=self.passes_, **{name: getattr(self, name) for name in _ARRAYS}, **columns)
 
     @classmethod
     def load(cls, path: str | Path) -> GenotypePCA:

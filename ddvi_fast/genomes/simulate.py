@@ -71,7 +71,7 @@ def simulated_genomes(simulation: Simulation = Simulation(), cache_dir: str | Pa
 
     Args:
         simulation: what to simulate; by default 400 individuals with some 13,000 variants.
-        cache_dir: where stores are kept; by default the user's cache, see `cache.cache_folder`.
+        cache_dir: where stores are kept; by default the user's cache, see `_files.cache_folder`.
 
     Raises:
         InputError: msprime is not installed.

@@ -9,13 +9,12 @@ import argparse
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ddvi_fast import _checks, _json, metrics, plots
+from ddvi_fast import _checks, _files, _json, metrics, plots
 from ddvi_fast._arguments import Parser
 from ddvi_fast._checks import InputError
 from ddvi_fast.engine.run_folder import RunFolder, environment
@@ -46,7 +45,7 @@ def reproduce(arguments: Sequence[str]) -> Path:
     # Where the data lie is this machine's affair.
     stated = [shlex.quote(argument) for argument in arguments if not argument.startswith("data_dir=")]
     command = " ".join(["ddvi-fast", "reproduce", *stated])
-    with _alone_in(folder):
+    with _files.locked(folder, "reproduce"):
         for cell in _run_missing(cells, options.jobs):
             print(_news(cell, table), flush=True)
             _write(table, cells, options, command, output)
@@ -160,9 +159,7 @@ def _write(table: Table, cells: Sequence[Cell], options: argparse.Namespace, com
     output.mkdir(parents=True, exist_ok=True)
     path = output / "table.json"
     for suffix, text in ((".json", _json.lines(record) + "\n"), (".md", tables.markdown(record)), (".tex", tables.latex(record))):
-        fresh = path.with_name(f".{path.stem}.partial{suffix}")
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path.with_suffix(suffix))
+        _files.write_text(path.with_suffix(suffix), text)
     return path
 
 
@@ -206,17 +203,3 @@ def _people(table: Table, cells: Sequence[Cell], output: Path) -> list[Path]:
         with np.load(cell.folder / LATENTS, allow_pickle=False) as stored:
             maps[table.rows[cell.row].label] = stored["latents"]
     return genome_maps.compare(first[0].config, load_dataset(first[0].config), maps, output, table.title)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Two calls must not train the same cells."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            _checks.fail("reproduce", f"{folder} to itself", "another call that is at work there")
-        yield

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, _files
 from ddvi_fast.plots.ancestry import population_colours
 
 _PAGE = """<!doctype html>
@@ -137,8 +136,5 @@ def interactive_map(
     # A name may hold anything, the end of a script too.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     safe = title.replace("&", "&amp;").replace("<", "&lt;")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.stem}.partial.html")
-    fresh.write_text(_PAGE.replace("@TITLE@", safe).replace("@DATA@", text), encoding="utf-8")
-    os.replace(fresh, path)
+    _files.write_text(path, _PAGE.replace("@TITLE@", safe).replace("@DATA@", text))
     return path

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, _files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,12 +50,10 @@ def bare(axes: Axes) -> None:
 
 
 def write(figure: Figure, path: str | Path, overwrite: bool) -> Path:
-    """Save beside and rename: a picture on the disk is always whole."""
+    """Save a picture as a whole or not at all; InputError where the file exists, unless `overwrite`."""
     path = Path(path)
     _checks.require(path.suffix in _FORMATS, "path", f"a name that ends in {', '.join(_FORMATS)}", str(path))
     _checks.require(overwrite or not path.exists(), "path", "a new file", str(path), "overwrite=True replaces it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.stem}.partial{path.suffix}")
-    figure.savefig(fresh, dpi=150)
-    os.replace(fresh, path)
+    with _files.replacing(path) as fresh:
+        figure.savefig(fresh, dpi=150)
     return path

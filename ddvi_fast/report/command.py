@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, _files
 from ddvi_fast.report import page, sections
 from ddvi_fast.report.runs import read_run
 
@@ -67,8 +66,5 @@ def write_report(folders: Sequence[str | Path], output: str | Path = DEFAULT, *,
     title = sections.titled(runs)
     links = "".join(f'<a href="#{name}">{text}</a>' for name, text in _LINKS.items() if parts[name])
     body = [f"<h1>{escape(title)}</h1>", f"<nav>{links}</nav>", *(part for part in parts.values() if part)]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    fresh = output.with_name(f".{output.name}.partial")
-    fresh.write_text(page.page(title, body), encoding="utf-8")
-    os.replace(fresh, output)
+    _files.write_text(output, page.page(title, body))
     return output

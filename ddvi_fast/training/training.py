@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ddvi_fast import _checks, distributed
+from ddvi_fast._files import locked
 from ddvi_fast.config.compose import from_dict
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
@@ -29,7 +30,7 @@ from ddvi_fast.engine.loop import train
 from ddvi_fast.engine.optimisers import choose
 from ddvi_fast.engine.parallel import ParallelEngine
 from ddvi_fast.engine.recorder import Recorder
-from ddvi_fast.engine.run_folder import RunFolder, locked, unfinished
+from ddvi_fast.engine.run_folder import RunFolder, unfinished
 from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.engine.watchdog import Watchdog
 from ddvi_fast.objectives import Objective

@@ -66,7 +66,7 @@ def test_tensors_that_share_memory_are_saved_each(tmp_path):
     assert torch.equal(loaded["whole"], whole) and torch.equal(loaded["part"], whole[2:4])
 
 
-@pytest.mark.parametrize(("call", "nth"), [("write_tensors", 1), ("write_synced", 1), *((c, n) for c in ("_sync_folder", "rename") for n in (1, 2))])
+@pytest.mark.parametrize(("call", "nth"), [("write_tensors", 1), ("write_synced", 1), *((c, n) for c in ("sync_path", "rename") for n in (1, 2))])
 def test_a_crash_at_any_point_leaves_a_whole_checkpoint(tmp_path, monkeypatch, call, nth):
     path = tmp_path / "last"
     checkpoint.save(path, OLD, {"step": 1})
@@ -86,7 +86,7 @@ def test_a_crash_at_any_point_leaves_a_whole_checkpoint(tmp_path, monkeypatch, c
     tensors, state = checkpoint.load(path)
     assert state["step"] in (1, 2)
     assert torch.equal(tensors["w"], (OLD if state["step"] == 1 else NEW)["w"])
-    if call != "_sync_folder":
+    if call != "sync_path":
         assert state["step"] == 1
     checkpoint.save(path, NEW, {"step": 3})
     assert checkpoint.load(path)[1] == {"step": 3}

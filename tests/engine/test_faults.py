@@ -14,13 +14,14 @@ import torch
 
 from ddvi_fast import cli
 from ddvi_fast._checks import InputError
+from ddvi_fast._files import locked
 from ddvi_fast.config.compose import compose
 from ddvi_fast.engine import bundle, checkpoint
 from ddvi_fast.engine.base import NonFinite
 from ddvi_fast.engine.interrupts import StopRequest
 from ddvi_fast.engine.parallel import ParallelEngine
 from ddvi_fast.engine.recorder import Recorder
-from ddvi_fast.engine.run_folder import RunFolder, locked, unfinished
+from ddvi_fast.engine.run_folder import RunFolder, unfinished
 from ddvi_fast.engine.watchdog import EXIT_PEER_LOST
 from ddvi_fast.objectives import Objective, Progress, Terms, Update
 from ddvi_fast.recipes.phases import Optimisation
@@ -115,7 +116,7 @@ def test_handlers_are_put_back():
 
 def test_a_folder_has_one_writer(tmp_path):
     with locked(tmp_path / "run"):
-        code = f"from ddvi_fast.engine.run_folder import locked\nwith locked({str(tmp_path / 'run')!r}): print('in')"
+        code = f"from ddvi_fast._files import locked\nwith locked({str(tmp_path / 'run')!r}): print('in')"
         second = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=60)
         assert f"one held by process {os.getpid()} on " in second.stderr.splitlines()[-1] and second.stdout == ""
     with locked(tmp_path / "run"):

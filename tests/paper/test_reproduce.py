@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 
 import pytest
 
 from ddvi_fast import InputError, cli
+from ddvi_fast._files import locked
 from ddvi_fast.paper import reproduce
 from ddvi_fast.paper import table_spec as grid
 from ddvi_fast.paper.table_spec import Entry, Table
@@ -86,9 +88,10 @@ def test_a_cell_cut_short_before_it_was_a_run_starts_again(tiny, tmp_path):
 
 
 def test_two_calls_do_not_share_a_folder(tmp_path):
-    with reproduce._alone_in(tmp_path / "x"), pytest.raises(InputError, match="another call"), reproduce._alone_in(tmp_path / "x"):
+    lock = functools.partial(locked, tmp_path / "x", "reproduce")
+    with lock(), pytest.raises(InputError, match=r"^reproduce .*x: expected .* got one held by process"), lock():
         pass
-    with reproduce._alone_in(tmp_path / "x"):
+    with lock():
         pass
 
 
