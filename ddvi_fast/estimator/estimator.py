@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         learning_rate: float | None = None,
         n_samples: int = 16,
         output: str = "mean",
-        settings: tuple[str, ...] = (),
+        settings: tuple[str, ...] | Mapping[str, Any] = (),
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool = False,
@@ -197,7 +197,8 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """What `save` wrote; InputError if it is no such folder."""
         tensors, state = checkpoint.load(path, device)
         _checks.require(state.get("kind") == _FORMAT, "path", "a model written by DDVI.save", str(path))
-        lists = {name: tuple(state["parameters"][name]) for name in ("hidden", "settings")}
+        stated = state["parameters"]
+        lists = {name: tuple(stated[name]) for name in ("hidden", "settings") if not isinstance(stated[name], dict)}
         made = cls(**{**state["parameters"], **lists, "device": device})
         made.seed_, made.n_features_in_, made.loss_curve_ = state["parameters"]["random_state"], state["n_features_in"], state["loss_curve"]
         made.features_ = features_of.load(Path(path), {name: value.cpu() for name, value in tensors.items()}, state.get("features"))

@@ -1,16 +1,16 @@
-"""From the estimator's parameters to a configuration, and from that to a fitted model."""
+"""Configuration and training of the estimator's model."""
 
 from __future__ import annotations
 
+import ast
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from ddvi_fast import _checks
-from ddvi_fast.config.compose import compose
 from ddvi_fast.config.names import check_choice
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
@@ -22,50 +22,99 @@ from ddvi_fast.engine.progress import Display, display
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.recipes.build import build
+from ddvi_fast.recipes.mapping import updated
 from ddvi_fast.recipes.settings import check_settings
+
+# The settings of method=ddvi_clustering; `config/conf/method/ddvi_clustering.yaml` has the same.
+CLUSTERING = {
+    "method.name": "ddvi_clustering",
+    "method.task": "clustering",
+    "method.num_samples": 4,
+    "method.chain.num_steps": 5,
+    "method.clustering.base_scale": 0.06,
+    "method.clustering.eta": 0.75,
+    "recipe.epochs": 300,
+    "recipe.batch_size": 256,
+    "recipe.lr": 2e-3,
+    "recipe.kl.kind": "constant",
+    "recipe.prior_blur": 2.0,
+    "recipe.prior_blur_fraction": 0.8,
+}
+_PRIOR_NAMES = {"square": "less_noisy_square"}  # where the setting `prior` and the name of the prior differ
+_LIKELIHOOD_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "gaussian": lambda width: {"scale": 0.5, "learn_scale": True, "width": width},
+    "bernoulli": lambda width: {},
+    "binomial": lambda width: {"total": 2},
+}
 
 
 def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Config:
-    """The configuration of an experiment that an estimator's parameters stand for.
+    """The configuration of an estimator.
+
+    Args:
+        parameters: Parameters of the estimator, as `get_params` returns them.
+        seed: Seed of weights, order and noise (int).
+        dataset: The data set to fit.
 
     Raises:
-        InputError: settings that do not exist or fit.
+        InputError: Settings that do not exist, or do not apply to the method.
     """
-    clusters, size = parameters["n_clusters"], parameters["n_components"]
+    clusters, size, likelihood = parameters["n_clusters"], parameters["n_components"], parameters["likelihood"]
     prior = check_choice("prior", parameters["prior"], ("auto",))
     if prior == "auto":
         prior = "pinwheel" if clusters is None and size == 2 else "gaussian"
-    widths = "[" + ",".join(map(str, parameters["hidden"])) + "]"
     chosen = {"epochs": "recipe.epochs", "batch_size": "recipe.batch_size", "learning_rate": "recipe.lr", "num_steps": "method.chain.num_steps"}
-    overrides = [
-        f"method={'ddvi' if clusters is None else 'ddvi_clustering'}",
-        f"prior={prior}",
-        f"dataset.likelihood={parameters['likelihood']}",
-        f"dataset.encoder.hidden={widths}",
-        f"dataset.decoder.hidden={widths}",
-        f"latent_dim={size}",
-        f"seed={seed}",
-        f"device={parameters['device']}",
-        *([] if clusters is None else [f"method.clustering.num_clusters={clusters}"]),
-        *(f"{name}={parameters[key]}" for key, name in chosen.items() if parameters[key] is not None),
-        *_LIKELIHOOD_OPTIONS[parameters["likelihood"]](dataset.num_dimensions),
-        *parameters["settings"],
-    ]
-    config = compose(overrides)
-    check_settings([setting.partition("=")[0] for setting in parameters["settings"]], config)
+    stated = as_settings(parameters["settings"])
+    config = updated(
+        Config(),
+        {
+            **({} if clusters is None else {**CLUSTERING, "method.clustering.num_clusters": clusters}),
+            "prior.name": _PRIOR_NAMES.get(prior, prior),
+            "dataset.likelihood": likelihood,
+            "dataset.likelihood_options": _LIKELIHOOD_OPTIONS[likelihood](dataset.num_dimensions),
+            "dataset.encoder.hidden": parameters["hidden"],
+            "dataset.decoder.hidden": parameters["hidden"],
+            "latent_dim": size,
+            "seed": seed,
+            "device": parameters["device"],
+            **{name: parameters[key] for key, name in chosen.items() if parameters[key] is not None},
+            **stated,
+        },
+    )
+    check_settings(stated, config)
     _checks.require(config.recipe.restarts == 1, "settings", "recipe.restarts=1", f"recipe.restarts={config.recipe.restarts}")
-    # All rows of a small matrix are one batch.
-    config.recipe.batch_size = min(config.recipe.batch_size, dataset.size())
+    config.recipe.batch_size = min(config.recipe.batch_size, dataset.size())  # all rows of a small matrix are one batch
     return config
 
 
-_LIKELIHOOD_OPTIONS = {
-    "gaussian": lambda width: [
-        "dataset.likelihood_options.scale=0.5", "dataset.likelihood_options.learn_scale=true", f"dataset.likelihood_options.width={width}"
-    ],
-    "bernoulli": lambda width: [],
-    "binomial": lambda width: ["dataset.likelihood_options.total=2"],
-}  # fmt: skip
+def as_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    """Further settings of the estimator by name: a mapping, or strings ``name=value`` with Python or YAML literals.
+
+    Raises:
+        InputError: A string without ``=``.
+
+    Example:
+        >>> as_settings(("recipe.lr=1e-3", "method.sleep.loss=huber", "recipe.match_prior=false"))
+        {'recipe.lr': 0.001, 'method.sleep.loss': 'huber', 'recipe.match_prior': False}
+    """
+    if isinstance(settings, Mapping):
+        return dict(settings)
+    found = {}
+    for setting in settings:
+        name, sign, value = setting.partition("=")
+        _checks.require(bool(sign) and bool(name), "settings", "name=value", setting)
+        found[name] = _literal(value)
+    return found
+
+
+def _literal(text: str) -> Any:
+    words = {"true": True, "false": False, "null": None}
+    if text in words:
+        return words[text]
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def fit_model(config: Config, dataset: Dataset, verbose: bool) -> tuple[LatentVariableModel, Diffusion, list[float]]:

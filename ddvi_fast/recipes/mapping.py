@@ -73,7 +73,8 @@ def updated(options: Kind, changes: Mapping[str, Any]) -> Kind:
         place = values
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
-        free = isinstance(place, dict) and ".".join(parents) in known
+        parent = ".".join(parents)
+        free = isinstance(place, dict) and parent in known and not any(other.startswith(f"{parent}.") for other in known)
         _checks.require(name in known or free, "setting", "one that exists", name, _checks.nearest(name, known))
         place[last] = value
     return from_mapping(type(options), values)

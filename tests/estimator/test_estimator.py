@@ -17,8 +17,14 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ddvi_fast
 from ddvi_fast import DDVI, InputError, evidence, metrics
+from ddvi_fast.config.compose import compose
+from ddvi_fast.config.names import choices
+from ddvi_fast.config.schema import Config
+from ddvi_fast.data import Dataset
 from ddvi_fast.estimator import features
+from ddvi_fast.estimator.training import CLUSTERING, configure
 from ddvi_fast.genomes.convert import store_from_codes
+from ddvi_fast.recipes.mapping import updated
 
 SMALL = {"epochs": 2, "hidden": (8,), "num_steps": 2, "n_samples": 2}
 
@@ -220,3 +226,20 @@ def test_a_prior_without_classes_has_no_clusters():
 
 def test_it_is_found_at_the_top():
     assert "DDVI" in dir(ddvi_fast) and ddvi_fast.DDVI is DDVI
+
+
+def test_the_settings_of_clusters_are_those_of_the_command_line():
+    assert updated(Config(), {**CLUSTERING, "prior.name": "gaussian"}) == compose(["method=ddvi_clustering"])
+
+
+@pytest.mark.parametrize("prior", choices("prior"))
+def test_priors_are_those_of_the_command_line(prior):
+    rows = torch.zeros(4, 3)
+    config = configure({**DDVI(prior=prior).get_params(), "n_components": 2}, 0, Dataset("rows", rows, None, rows, None))
+    assert config.prior == compose([f"prior={prior}"]).prior
+
+
+def test_settings_are_a_mapping_or_strings():
+    x = blobs(40)[0]
+    maps = [DDVI(**SMALL, settings=settings).fit(x).transform(x) for settings in (("recipe.kl.weight=0.5",), {"recipe.kl.weight": 0.5})]
+    np.testing.assert_array_equal(*maps)
