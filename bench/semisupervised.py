@@ -28,8 +28,8 @@ from ddvi_fast import likelihoods, models, networks, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.objectives import Progress
-from ddvi_fast.objectives.ddvi import Sleep, uniform_timesteps
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
+from ddvi_fast.objectives.wake_sleep import Sleep, uniform_timesteps
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, PerClass
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
@@ -56,11 +56,12 @@ def build_objective(sizes: Sizes, rows: int, device: torch.device) -> SemiSuperv
         schedules.make("linear", sizes.num_steps),
         context_encoder=mlp(2, sizes.pixels, sizes.context),
         parametrisation="eps",
+        learn_variances=False,
     )
     posterior = ClassConditional(mlp(4, sizes.pixels, sizes.classes), family, prior)
     labels = torch.arange(sizes.classes).repeat_interleave(per_class(rows, sizes))
     known = LabelledExamples(images(len(labels), sizes.pixels, torch.device("cpu")), labels, sizes.classes)
-    weights = ClassWeights(cross_entropy=CROSS_ENTROPY, fantasies=SLEEP_CLASS, batch_fraction=SHARE)
+    weights = ClassWeights(CROSS_ENTROPY, fantasies=SLEEP_CLASS, unlabelled=1.0, consistency=0.0, batch_fraction=SHARE)
     sleep = Sleep(SLEEP, SLEEP_TOP, "huber")
     return SemiSupervised(model, posterior, known, weights=weights, sleep=sleep).to(device)
 

@@ -17,8 +17,8 @@ from ddvi_fast import likelihoods, models, networks, posteriors, priors, rng, sc
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.objectives import Progress
-from ddvi_fast.objectives.ddvi import uniform_timesteps
-from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.annealing import KLSchedule
+from ddvi_fast.objectives.wake_sleep import uniform_timesteps
 from ddvi_fast.paper.objectives import ReleasedDDVI
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
@@ -44,6 +44,7 @@ def build_objective(sizes: Sizes, device: torch.device | str = "cpu") -> Release
         context_encoder=mlp(2, sizes.pixels, sizes.context, 0.4),
         parametrisation="eps",
         eta=0.0,
+        learn_variances=False,
     )
     return ReleasedDDVI(model, posterior, KLSchedule("constant", KL_WEIGHT), sizes.sleep_updates).to(device)
 

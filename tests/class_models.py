@@ -76,7 +76,7 @@ def exact_posterior() -> ClassConditional:
     return ClassConditional(classifier, Gaussian(PerClass(encoder, CLASSES), LATENT_DIM), make_model().prior)
 
 
-def family(name: str, seed: int = 20, num_steps: int = 5, shared_context: bool = True, **options):
+def family(name: str, seed: int = 20, num_steps: int = 5, shared_context: bool = True, learn_variances: bool = False, **options):
     """A small q(z | x, c): ``gaussian``, ``iaf`` or ``diffusion``."""
     encoder = PerClass(MLP(DATA_DIM, [], CLASSES * 2 * LATENT_DIM, draws=Draws(seed)), CLASSES)
     if name == "gaussian":
@@ -91,6 +91,7 @@ def family(name: str, seed: int = 20, num_steps: int = 5, shared_context: bool =
         ResidualMLP(LATENT_DIM, 2, num_steps, 64, groups=CLASSES, draws=Draws(seed + 2)),
         make("cosine", num_steps),
         context_encoder=contexts,
+        learn_variances=learn_variances,
         **options,
     )
 

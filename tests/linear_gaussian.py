@@ -15,6 +15,7 @@ from ddvi_fast import likelihoods, priors
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
+from ddvi_fast.objectives import PriorGuide
 from ddvi_fast.posteriors import Diffusion, Gaussian
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import NoiseSchedule, make
@@ -24,6 +25,7 @@ UNCORRELATED = ((1.0, 0.6), (0.5, -1.2), (0.7, 0.0))  # orthogonal columns: the 
 BIAS = (0.3, -0.2, 0.5)
 SCALE = 0.8
 DATA_DIM, LATENT_DIM = 3, 2
+EXACT_PRIOR = PriorGuide(blur=0.0, max_score=None)  # neither blur nor clipping while training
 
 
 def make_model(dtype: torch.dtype = torch.float32, weight: tuple[tuple[float, ...], ...] = WEIGHT) -> LatentVariableModel:
@@ -66,7 +68,9 @@ def gaussian_posterior(seed: int = 11) -> Gaussian:
     return Gaussian(MLP(DATA_DIM, [], 2 * LATENT_DIM, draws=Draws(seed)), LATENT_DIM)
 
 
-def diffusion_posterior(seed: int = 12, schedule: NoiseSchedule | None = None, hidden_dim: int = 16, **options) -> Diffusion:
+def diffusion_posterior(
+    seed: int = 12, schedule: NoiseSchedule | None = None, hidden_dim: int = 16, learn_variances: bool = False, **options
+) -> Diffusion:
     """A small diffusion posterior with linear encoders."""
     schedule = make("cosine", 6) if schedule is None else schedule
     return Diffusion(
@@ -74,5 +78,6 @@ def diffusion_posterior(seed: int = 12, schedule: NoiseSchedule | None = None, h
         context_encoder=MLP(DATA_DIM, [], 2, draws=Draws(seed + 1)),
         denoiser=ResidualMLP(LATENT_DIM, 2, schedule.num_steps, hidden_dim, draws=Draws(seed + 2)),
         schedule=schedule,
+        learn_variances=learn_variances,
         **options,
     )

@@ -11,7 +11,7 @@ import torch
 
 import ddvi_fast
 from ddvi_fast import _backend, interop, metrics, ops, schedules
-from ddvi_fast.objectives.weights import kl_weight
+from ddvi_fast.objectives.annealing import kl_weight
 from ddvi_fast.testing import assert_close
 
 
@@ -148,5 +148,5 @@ def test_latent_nll(golden, backend):
 def test_kl_weight(golden, kind, start):
     expected = golden[f"kl_weight/{kind}/{start}"]
     hold = 0.1 if start == "warmup" else 0.0
-    got = [kl_weight(kind, epoch, len(expected), 0.01, hold=hold) for epoch in range(len(expected))]
+    got = [kl_weight(kind, epoch, len(expected), 0.01, fraction=0.8, hold=hold) for epoch in range(len(expected))]
     assert got == pytest.approx(expected.tolist(), rel=1e-6, abs=1e-12)

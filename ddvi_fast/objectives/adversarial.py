@@ -1,4 +1,4 @@
-"""The adversarial autoencoder: reconstruction, and a discriminator that tells latents from prior samples."""
+"""Adversarial autoencoder: reconstruction, and a discriminator between latents and prior samples (Makhzani et al. 2016)."""
 
 from __future__ import annotations
 
@@ -15,35 +15,80 @@ from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import Draws
 
-# Importance samples whose dropout draws the three calls of the discriminator use; the encoders use the first ones.
-_GENERATED, _FAKE, _REAL = 4, 5, 6
+# Importance-sample indices of the discriminator's dropout in its three calls. The encoders use the first ones.
+GENERATED, FAKE, REAL = 4, 5, 6
 
 
-class Adversarial(Objective):
-    """Minimise `-E_q[ log p(x|z) ]` plus a discriminator's opinion of the latents (Makhzani et al. 2016); no bound.
-
-    After each step of encoder and decoder, one step of the discriminator, with an optimiser of its own. At its best its logit is
-    `log p(z) - log q(z)`, so with weight 1 and a linear loss the first step would minimise the divergence of the aggregate
-    posterior from the prior, in nats; the loss taken is the non-saturating one of Goodfellow et al. (2014).
-
-    Terms: `reconstruction` = -log p(x|z) (nats), `generator` and `discriminator` (cross-entropies, nats).
+class DiscriminatorObjective(Objective):
+    """Base of objectives with a discriminator, which has a parameter group and an optimizer of its own.
 
     Args:
-        model: the latent-variable model; its prior is sampled only, and may have no density.
-        posterior: any family; its density is not used.
-        discriminator: from z [N, D] to a logit [N, 1], called as `discriminator(z, draws)`.
-        weight: of the generator's loss against reconstruction.
+        model: The latent-variable model. Its prior is only sampled and may have no density.
+        posterior: Any posterior family; its density is not used.
+        discriminator: Network called as `discriminator(inputs, draws)` that returns logits [.., 1].
+        weight: Weight of the generator's loss relative to the reconstruction (float).
+
+    Raises:
+        InputError: If `weight` is not positive.
     """
 
-    def __init__(self, model: LatentVariableModel, posterior: Posterior, discriminator: nn.Module, weight: float = 10.0) -> None:
+    def __init__(self, model: LatentVariableModel, posterior: nn.Module, discriminator: nn.Module, weight: float) -> None:
         super().__init__()
         _checks.require(weight > 0, "weight", "a positive number", weight)
         self.model, self.posterior, self.discriminator, self.weight = model, posterior, discriminator, weight
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        opponent = [parameter for parameter in self.discriminator.parameters() if parameter.requires_grad]
-        its = {id(parameter) for parameter in opponent}
-        return {"wake": [parameter for parameter in super().parameter_groups()["wake"] if id(parameter) not in its], "discriminator": opponent}
+        """Return the groups ``wake`` (encoder and decoder) and ``discriminator``, which do not overlap."""
+        discriminator = [parameter for parameter in self.discriminator.parameters() if parameter.requires_grad]
+        excluded = {id(parameter) for parameter in discriminator}
+        wake = [parameter for parameter in super().parameter_groups()["wake"] if id(parameter) not in excluded]
+        return {"wake": wake, "discriminator": discriminator}
+
+    def generator_loss(self, inputs: Tensor, draws: Draws) -> Tensor:
+        """Compute the non-saturating generator loss [..] of Goodfellow et al. (2014) in nats; the discriminator takes no gradient."""
+        frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        logits = torch.func.functional_call(self.discriminator, frozen, (inputs, self._dropout(draws, GENERATED)))
+        return softplus(-logits).squeeze(-1)
+
+    def real_loss(self, inputs: Tensor, draws: Draws) -> Tensor:
+        """Compute the discriminator's cross-entropy [..] on prior samples, nats."""
+        return softplus(-self.discriminator(inputs, self._dropout(draws, REAL))).squeeze(-1)
+
+    def fake_loss(self, inputs: Tensor, draws: Draws) -> Tensor:
+        """Compute the discriminator's cross-entropy [..] on latents, nats."""
+        return softplus(self.discriminator(inputs, self._dropout(draws, FAKE))).squeeze(-1)
+
+    def _dropout(self, draws: Draws, index: int) -> Draws | None:
+        return draws.importance(index) if self.training else None
+
+
+class Adversarial(DiscriminatorObjective):
+    """`-E_q[ log p(x|z) ]` plus the generator's loss under a discriminator of the latents (Makhzani et al. 2016). It is not a bound.
+
+    Each step of encoder and decoder is followed by one step of the discriminator with an optimizer of its own. The optimal logit is
+    `log p(z) - log q(z)` for the aggregate posterior q(z); the generator's loss is the non-saturating one of Goodfellow et al. (2014).
+
+    Terms: `reconstruction` = -log p(x|z), `generator` and `discriminator` (cross-entropies), nats per example.
+
+    Args:
+        model: The latent-variable model. Its prior is only sampled and may have no density.
+        posterior: Any posterior family; its density is not used.
+        discriminator: Network from z [N, D] to a logit [N, 1], called as `discriminator(z, draws)`, such as `make_discriminator(D)`.
+        weight: Weight of the generator's loss relative to the reconstruction (float, default 10).
+
+    Raises:
+        InputError: If `weight` is not positive.
+
+    Example:
+        >>> from ddvi_fast import likelihoods, networks, posteriors, priors
+        >>> model = LatentVariableModel(priors.make("swiss_roll"), networks.MLP(2, [8], 5), likelihoods.make("bernoulli"))
+        >>> posterior = posteriors.Gaussian(networks.MLP(5, [8], 4), latent_dim=2)
+        >>> Adversarial(model, posterior, make_discriminator(2))(torch.rand(4, 5)).shape
+        torch.Size([])
+    """
+
+    def __init__(self, model: LatentVariableModel, posterior: Posterior, discriminator: nn.Module, weight: float = 10.0) -> None:
+        super().__init__(model, posterior, discriminator, weight)
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
         z = self.posterior.sample(x, 1, draws).z[0]
@@ -51,24 +96,23 @@ class Adversarial(Objective):
         yield Update("discriminator", lambda: self.discriminator_terms(z.detach(), draws))
 
     def wake_terms(self, x: Tensor, z: Tensor, draws: Draws) -> Terms:
-        """What encoder and decoder minimise, given latents `z` [N, D] of `x`; the discriminator stands still."""
-        frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        logits = torch.func.functional_call(self.discriminator, frozen, (z, self._dropout(draws, _GENERATED)))
-        values = {"reconstruction": -self.model.log_likelihood(x, z), "generator": softplus(-logits).squeeze(-1)}
+        """Compute the terms of encoder and decoder for latents `z` [N, D] of data `x` [N, ...]; the discriminator takes no gradient."""
+        values = {"reconstruction": -self.model.log_likelihood(x, z), "generator": self.generator_loss(z, draws)}
         return Terms(values, {"reconstruction": 1.0, "generator": self.weight})
 
     def discriminator_terms(self, z: Tensor, draws: Draws) -> Terms:
-        """The cross-entropy of telling latents `z` [N, D] from as many prior samples."""
+        """Compute the discriminator's cross-entropy [N] between latents `z` [N, D] and as many prior samples."""
         real = self.model.prior.sample(len(z), draws=draws, dtype=z.dtype, device=z.device)
-        loss = softplus(-self.discriminator(real, self._dropout(draws, _REAL))) + softplus(self.discriminator(z, self._dropout(draws, _FAKE)))
-        return Terms({"discriminator": loss.squeeze(-1)}, {"discriminator": 1.0})
-
-    def _dropout(self, draws: Draws, place: int) -> Draws | None:
-        return draws.importance(place) if self.training else None
+        return Terms({"discriminator": self.real_loss(real, draws) + self.fake_loss(z, draws)}, {"discriminator": 1.0})
 
 
 def make_discriminator(latent_dim: int, draws: Draws = Draws(0), hidden_dim: int = 1000) -> MLP:
-    """The released code's: D-1000-1000-1, leaky ReLU, dropout 0.2.
+    """Build the released code's discriminator: D-1000-1000-1, leaky ReLU, dropout 0.2.
+
+    Args:
+        latent_dim: Number of inputs, D (int).
+        draws: Position of the initial weights in the random stream (default `Draws(0)`).
+        hidden_dim: Width of the hidden layers (int, default 1000).
 
     Example:
         >>> make_discriminator(2)(torch.zeros(3, 2)).shape

@@ -1,4 +1,4 @@
-"""What an objective hands to the training loop: updates, each a set of named per-sample terms."""
+"""Base class of training objectives, and the loss terms and updates that it returns."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from ddvi_fast import _checks
 from ddvi_fast.rng import Draws
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a phase has come; `epoch` counts within the phase and may be fractional.
+    """Position of a training step within its phase.
 
-    Whatever moves with time is asked of `varying` or `fixed`, so that a training step can be recorded once and replayed: then the
-    first gives a scalar on the device, and a change of the second makes the engine record the step anew.
+    Objectives read every quantity that changes during training through `varying` or `fixed`, so that a training step can be recorded
+    once (as a CUDA graph) and replayed.
 
     Args:
-        epoch: how far.
-        epochs: length of the phase.
-        num_steps: the same length in training steps; None if nobody counts them.
+        epoch: Epochs completed since the start of the phase (float, may be fractional).
+        epochs: Length of the phase in epochs (int).
+        num_steps: Length of the phase in training steps (int), or None if unknown. A recorded step needs it.
+
+    Example:
+        >>> Progress(epoch=2.5, epochs=10).fraction
+        0.25
     """
 
     epoch: float
@@ -31,30 +36,42 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """In [0, 1]."""
+        """Completed fraction of the phase, from 0 to 1."""
         return self.epoch / max(1, self.epochs)
 
     def varying(self, number: Callable[[Progress], float]) -> float | Tensor:
-        """`number(self)`, which may differ at every step."""
+        """Return `number(self)`, a value that may change at every step; in a recorded step it is a scalar tensor on the device."""
         return number(self)
 
     def fixed(self, number: Callable[[Progress], float]) -> float:
-        """`number(self)`, which stays the same for many steps and is needed on the host."""
+        """Return `number(self)`, a host value that is constant for many steps; a change makes the engine record the step anew."""
         return number(self)
+
+
+# Full KL weight of every kind of schedule (`reverse_warmup` counts whole epochs), and no blur of the prior.
+END_OF_TRAINING = Progress(epoch=1000, epochs=1000)
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Named terms [N] in nats per example, and the weights under which they are minimised.
+    """Named loss terms and their weights.
 
-    Terms stay apart until `total`, so that the log shows each of them unweighted.
+    Args:
+        values: Terms by name, each a tensor [N] with one value per example (a scalar for a term of the whole batch), in nats unless the
+            objective states otherwise.
+        weights: Weight of each term in the loss: a float, or a scalar tensor in a recorded step.
+
+    Example:
+        >>> terms = Terms({"reconstruction": torch.tensor([2.0, 4.0]), "kl": torch.tensor([1.0, 1.0])}, {"reconstruction": 1.0, "kl": 0.5})
+        >>> terms.total()
+        tensor(3.5000)
     """
 
     values: Mapping[str, Tensor]
     weights: Mapping[str, float | Tensor]
 
     def total(self) -> Tensor:
-        """The scalar to minimise: the weighted sum of means."""
+        """Return the loss to minimize: the weighted sum of the terms' means, a scalar tensor."""
         return torch.stack([self.weights[name] * mean for name, mean in self._means.items() if self._counts(name)]).sum()
 
     @cached_property
@@ -62,29 +79,99 @@ class Terms:
         return {name: value.mean() for name, value in self.values.items()}
 
     def _counts(self, name: str) -> bool:
-        # The value of a weight on a device is not known here; one on the host that is zero spares its term's gradient.
+        # A weight on the device cannot be read here; a zero on the host saves the gradient of its term.
         return isinstance(self.weights[name], Tensor) or self.weights[name] != 0
 
     def means(self) -> dict[str, Tensor]:
-        """Unweighted means, for the log."""
+        """Return the unweighted mean of each term, detached, for logging."""
         return {name: mean.detach() for name, mean in self._means.items()}
 
 
 @dataclass(frozen=True)
 class Update:
-    """One optimiser step: the name of its parameter group, and the terms to minimise, computed when called."""
+    """One optimizer step on one parameter group.
+
+    Args:
+        group: Name of the parameter group, a key of `Objective.parameter_groups`.
+        terms: Function without arguments that computes the terms to minimize. It is called once, after the previous update was applied.
+    """
 
     group: str
     terms: Callable[[], Terms]
 
 
 class Objective(nn.Module):
-    """An objective owns the modules it trains."""
+    """Base class of training objectives. An objective owns the modules that it trains.
+
+    Call it to get the loss of a batch. Objectives that train several parameter groups in turn are used through `updates`, as the trainer
+    does:
+
+    .. code-block:: python
+
+        for update in objective.updates(x, progress, draws):
+            optimizers[update.group].zero_grad()
+            update.terms().total().backward()
+            optimizers[update.group].step()
+
+    A subclass implements `updates`, and `parameter_groups` if it has more than one group.
+    """
+
+    def forward(self, x: Tensor, progress: Progress | None = None, draws: Draws | None = None) -> Tensor:
+        """Compute the loss of a batch.
+
+        If the objective has several parameter groups (`Adversarial`), the loss is the sum over its updates. Each update's gradient reaches
+        its own group only, so that one `backward()` gives every parameter its gradient.
+
+        Args:
+            x: Data [N, ...].
+            progress: Position within the training phase, on which the KL weight and the prior's blur depend. Default: the end of training,
+                that is, full KL weight and no blur.
+            draws: Position of the batch's first row in the random stream. Default: `Draws(0)`. No state is kept between calls, so every
+                call without `draws` uses the same noise; in a training loop pass `Draws(seed, step * len(x))`.
+
+        Returns:
+            The loss to minimize, a scalar tensor: a mean over the batch, in nats per example for objectives that are bounds.
+
+        Raises:
+            InputError: If parameter groups overlap, as with alternating sleep updates. Their gradients must not be added; iterate over
+                `updates` instead.
+
+        Example:
+            >>> from ddvi_fast import likelihoods, models, networks, objectives, posteriors, priors
+            >>> model = models.LatentVariableModel(priors.make("gaussian", dim=2), networks.MLP(2, [8], 5), likelihoods.make("bernoulli"))
+            >>> objective = objectives.ELBO(model, posteriors.Gaussian(networks.MLP(5, [8], 4), latent_dim=2))
+            >>> optimizer = torch.optim.Adam(objective.parameters())
+            >>> x = torch.rand(4, 5)
+            >>> for step in range(3):
+            ...     loss = objective(x, draws=Draws(0, step * len(x)))
+            ...     optimizer.zero_grad()
+            ...     loss.backward()
+            ...     optimizer.step()
+            >>> loss.shape
+            torch.Size([])
+        """
+        groups = self.parameter_groups()
+        members = [id(parameter) for group in groups.values() for parameter in group]
+        _checks.require(
+            len(members) == len(set(members)),
+            "objective",
+            "parameter groups that do not overlap",
+            f"{', '.join(groups)} with common parameters",
+            "iterate over objective.updates(x, progress, draws) and step the optimizer of each update's group",
+        )
+        updates = self.updates(x, END_OF_TRAINING if progress is None else progress, Draws(0) if draws is None else draws)
+        return torch.stack([update.terms().total() for update in updates]).sum()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters of each kind of update; every group has an optimiser of its own."""
+        """Return the trainable parameters by group; every group has its own optimizer."""
         return {"wake": [parameter for parameter in self.parameters() if parameter.requires_grad]}
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
-        """The updates of one batch `x` [N, ...], in order; rows stand at `draws` in the run."""
+        """Yield the updates of one batch in order.
+
+        Args:
+            x: Data [N, ...].
+            progress: Position within the training phase.
+            draws: Position of the batch's first row in the random stream; row `i` uses draw `first_index + i`.
+        """
         raise NotImplementedError

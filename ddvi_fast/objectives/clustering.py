@@ -1,4 +1,4 @@
-"""Clustering: a prior around learned centres that keep apart, and whose example belongs where (docs/method.md, section 4)."""
+"""Clustering with a prior around learned centres (docs/method.md, section 4)."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, distributed
+from ddvi_fast.objectives.annealing import PriorGuide
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.semisupervised import divergence_from_uniform
-from ddvi_fast.objectives.weights import PriorGuide
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional
 from ddvi_fast.priors import Centres, Prior
 from ddvi_fast.priors.centres import ETA
 from ddvi_fast.rng import Draws
 
-_ROWS = 1 << 14
+_ROWS = 1 << 14  # posterior samples at a time
 
 
 class Clustering(Objective):
-    """Any objective, plus a hinge that keeps the learned centres of its prior `eta` apart, and a pull to clusters of like size.
+    """An objective whose prior has learned centres, plus terms that keep the centres apart and the clusters balanced.
 
-    Adds two terms to each update that trains the centres: `crowding` [C], for each centre the sum of `max(0, eta - distance)` over the
-    others; and, where it has a weight, the scalar `balance`, the divergence in nats of the batch's mean `p(c | z)` from equally likely
-    clusters, which is what the prior says. Without it small groups of outlying examples may take clusters of their own.
+    Two terms are added to each update that trains the centres. `crowding` [C]: for each centre the sum of `max(0, eta - distance)` over the
+    other centres. `balance` (a scalar, if it has a weight): the KL divergence in nats of the batch's mean `p(c | z)` from equally likely
+    clusters; without it small groups of outliers may take clusters of their own.
 
     Args:
-        inner: what is minimised otherwise; for a mixture with a latent cluster, a `SemiSupervised` without labels.
-        prior: that of its model.
-        eta: distance below which centres repel each other.
-        weight: of the hinge.
-        balance: weight of the divergence.
-        posterior: whose samples are balanced.
-        guide: how blurred the prior is.
+        inner: The objective without these terms; for a mixture with a latent cluster, a `SemiSupervised` without labels.
+        prior: The prior of its model, a `priors.Centres`.
+        eta: Distance below which centres repel each other (float, default 1.5).
+        weight: Weight of `crowding` (float, default 1).
+        balance: Weight of `balance` (float, default 0).
+        posterior: Posterior whose samples are balanced. Required if `balance` is positive.
+        guide: Smoothing of the prior while training, as of `inner`.
+
+    Raises:
+        InputError: If the prior has no learned centres, or if an argument is out of range or missing.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Clustering(Objective):
         _checks.require(weight >= 0, "clustering.spread_weight", "a number of at least 0", weight)
         _checks.require(eta > 0, "clustering.eta", "a positive distance", eta)
         _checks.require(balance >= 0, "clustering.balance", "a number of at least 0", balance)
-        _checks.require(balance == 0 or posterior is not None, "posterior", "one whose samples are balanced", None)
+        _checks.require(balance == 0 or posterior is not None, "posterior", "a posterior if balance > 0", None)
         self.inner, self.prior, self.eta, self.weight = inner, prior, eta, weight
         self.balance, self.posterior, self.guide = balance, posterior, guide
 
@@ -59,17 +62,17 @@ class Clustering(Objective):
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
         trained = {name for name, members in self.parameter_groups().items() if any(member is self.prior.raw for member in members)}
         for update in self.inner.updates(x, progress, draws):
-            further = partial(self._further, update, x, progress, draws)
-            yield replace(update, terms=further) if update.group in trained else update
+            extended = partial(self._extended_terms, update, x, progress, draws)
+            yield replace(update, terms=extended) if update.group in trained else update
 
-    def _further(self, update: Update, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+    def _extended_terms(self, update: Update, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         terms, values, weights = update.terms(), {"crowding": self.prior.crowding(self.eta)}, {"crowding": self.weight}
         if self.balance > 0:
-            values["balance"], weights["balance"] = self._imbalance(x, progress, draws), self.balance
+            values["balance"], weights["balance"] = self._balance_term(x, progress, draws), self.balance
         return Terms({**terms.values, **values}, {**terms.weights, **weights})
 
-    def _imbalance(self, x: Tensor, progress: Progress, draws: Draws) -> Tensor:
-        # The very samples of which a bound takes the first.
+    def _balance_term(self, x: Tensor, progress: Progress, draws: Draws) -> Tensor:
+        # The same draws as those of the bound, so the samples are equal.
         z = self.posterior.sample(x, 1, draws).z[0]
         shares = self.guide.blurred(self.prior, progress).responsibilities(z).mean(0)
         return divergence_from_uniform(distributed.batch_mean(shares))
@@ -77,13 +80,23 @@ class Clustering(Objective):
 
 @torch.no_grad()
 def assign(posterior: Posterior, prior: Prior, x: Tensor, draws: Draws | None = None, num_samples: int = 1) -> Tensor:
-    """The cluster of each row of `x` [N, ...], int64 [N].
+    """Assign each row of `x` to a cluster.
 
-    With a latent cluster it is the most probable one under q(c | x); else the one whose centre is nearest to a posterior sample, to most
-    of them if there are several (then the first such cluster).
+    With a latent cluster this is the most probable one under q(c | x). Otherwise it is the cluster whose centre is nearest to a posterior
+    sample; with several samples the majority decides (the first cluster wins ties).
+
+    Args:
+        posterior: The posterior.
+        prior: The prior; a `priors.Centres` unless the posterior is a `ClassConditional`.
+        x: Data [N, ...].
+        draws: Position of the first row in the random stream. Default: `Draws(0)`.
+        num_samples: Posterior samples per row (int, default 1).
+
+    Returns:
+        Clusters, int64 [N].
 
     Raises:
-        InputError: a prior that has no centres, and a posterior that knows no classes.
+        InputError: If the prior has no centres and the posterior has no classes.
     """
     draws = Draws(0) if draws is None else draws
     latent = isinstance(posterior, ClassConditional)

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ddvi_fast import _checks, ops
 from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
-from ddvi_fast.objectives.elbo import KLSchedule
-from ddvi_fast.objectives.weights import PriorGuide
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import Draws
 
@@ -19,18 +18,28 @@ LogWeights = Callable[[Tensor, Tensor], Tensor]  # (z, log_ratio) -> log w
 
 
 class IWAE(Objective):
-    """Minimise `-log mean_k w_k`, `log w = log p(x|z) + w_kl (log p(z) + log_ratio)`.
+    """Minus the importance-weighted bound: `-log mean_k w_k`, `log w = log p(x|z) + w_kl (log p(z) + log_ratio)` (Burda et al. 2016).
 
-    Term: `bound`, nats per example.
+    Term: `bound`, minus the bound, nats per example.
 
     Args:
-        model: the latent-variable model.
-        posterior: a family with a density.
-        num_samples: K.
-        doubly_reparametrised: replace the posterior's gradient by the one whose signal does not fade as K grows: each
-            sample's path gradient is scaled by its normalised weight once more, and the score term is left out.
-        kl: how the KL weight moves.
-        guide: how the prior enters while training.
+        model: The latent-variable model.
+        posterior: A posterior with a density.
+        num_samples: Importance samples per row, K (int, default 10).
+        doubly_reparametrised: Use the gradient of Tucker et al. (2019) for the posterior, whose signal-to-noise ratio does not fall as K
+            grows (bool, default False). It scales each sample's path gradient by its normalized weight once more and has no score term.
+        kl: Schedule of the KL weight. Default: a linear ramp to 1 over the first 40% of the epochs.
+        guide: Smoothing of the prior while training. Default: `PriorGuide()`. Its `joint` must be False.
+
+    Raises:
+        InputError: If the posterior or the prior has no density, or if an argument is out of range.
+
+    Example:
+        >>> from ddvi_fast import likelihoods, networks, posteriors, priors
+        >>> model = LatentVariableModel(priors.make("pinwheel"), networks.MLP(2, [8], 5), likelihoods.make("bernoulli"))
+        >>> objective = IWAE(model, posteriors.Gaussian(networks.MLP(5, [8], 4), latent_dim=2), num_samples=5)
+        >>> objective(torch.rand(4, 5)).shape
+        torch.Size([])
     """
 
     def __init__(
@@ -54,15 +63,16 @@ class IWAE(Objective):
         yield Update("wake", lambda: self.wake_terms(x, progress, draws))
 
     def wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        """Compute the term of a batch `x` [N, ...]."""
         kl = self.kl.at(progress)
 
         def log_weights(z: Tensor, log_ratio: Tensor) -> Tensor:
             return self.model.log_likelihood(x, z) + kl * (self.guide.log_prob(self.model.prior, z, progress) + log_ratio)
 
-        bound = self._doubly_reparametrised if self.doubly_reparametrised else self._plain
-        return Terms({"bound": -bound(x, log_weights, kl, draws)}, {"bound": 1.0})
+        bound = self._doubly_reparametrised(x, log_weights, kl, draws) if self.doubly_reparametrised else self._plain(x, log_weights, draws)
+        return Terms({"bound": -bound}, {"bound": 1.0})
 
-    def _plain(self, x: Tensor, log_weights: LogWeights, kl: float | Tensor, draws: Draws) -> Tensor:
+    def _plain(self, x: Tensor, log_weights: LogWeights, draws: Draws) -> Tensor:
         return ops.log_mean_exp(log_weights(*self.posterior.sample(x, self.num_samples, draws)), 0)
 
     def _doubly_reparametrised(self, x: Tensor, log_weights: LogWeights, kl: float | Tensor, draws: Draws) -> Tensor:
@@ -70,15 +80,15 @@ class IWAE(Objective):
         scaled, set_scale = _scale_gradient(path)
         weights = log_weights(scaled[-1], self.posterior.frozen_log_ratio(x, scaled, draws))
         normalised = torch.softmax(weights.detach(), 0)
-        # The score of q enters log w through kl * log_ratio alone, so only that share of it is reparametrised once more.
+        # The score of q enters log w through kl * log_ratio only, so the second reparametrization applies to that share.
         set_scale(1 - kl + kl * normalised)
-        # The value is the bound; the gradient is that of sum_k w~_k log w_k with w~ held fixed.
+        # The value is the bound. The gradient is that of sum_k w~_k log w_k with w~ constant.
         surrogate = (normalised * weights).sum(0)
         return ops.log_mean_exp(weights.detach(), 0) + surrogate - surrogate.detach()
 
 
-def _scale_gradient(path: Tensor):
-    """`path` [S, K, N, D] unchanged, whose gradient is multiplied by weights [K, N] that are set after the forward pass."""
+def _scale_gradient(path: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
+    """Copy `path` [S, K, N, D] and return a function that sets weights [K, N] by which the copy's gradient is multiplied."""
     weights: list[Tensor] = []
     scaled = path.clone()
     if scaled.requires_grad:

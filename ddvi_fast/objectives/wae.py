@@ -1,4 +1,4 @@
-"""The Wasserstein autoencoder with a maximum mean discrepancy between latents and prior."""
+"""The Wasserstein autoencoder with a maximum mean discrepancy penalty (Tolstikhin et al. 2018)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,30 @@ from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import Draws
 
-SIGMAS = (0.01, 0.1, 1.0)  # squared widths of the kernels, for each latent dimension
+SIGMAS = (0.01, 0.1, 1.0)  # squared kernel widths per latent dimension
 
 
 class WAE(Objective):
-    """Minimise `-E_q[ log p(x|z) ] + weight MMD(q(z), p(z))^2` (Tolstikhin et al. 2018); no bound.
+    """`-E_q[ log p(x|z) ] + weight MMD(q(z), p(z))^2` (Tolstikhin et al. 2018). It is not a bound.
 
-    Terms: `reconstruction` = -log p(x|z) (nats), and `mmd`, the squared discrepancy between the batch's latents and as many prior
-    samples, under a sum of Gaussian kernels.
+    Terms: `reconstruction` = -log p(x|z) (nats per example), and `mmd`, the squared maximum mean discrepancy between the batch's latents
+    and as many prior samples under a sum of Gaussian kernels (a scalar).
 
     Args:
-        model: the latent-variable model; its prior is sampled only, and may have no density.
-        posterior: any family; its density is not used.
-        weight: of the discrepancy, nats.
-        sigmas: squared kernel widths; `SIGMAS` times the latent size if not given.
+        model: The latent-variable model. Its prior is only sampled and may have no density.
+        posterior: Any posterior family; its density is not used.
+        weight: Weight of the squared discrepancy, in nats (float, default 1000).
+        sigmas: Squared kernel widths. Default: (0.01, 0.1, 1) times the number of latents.
+
+    Raises:
+        InputError: If `weight` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from ddvi_fast import likelihoods, networks, posteriors, priors
+        >>> model = LatentVariableModel(priors.make("swiss_roll"), networks.MLP(2, [8], 5), likelihoods.make("bernoulli"))
+        >>> WAE(model, posteriors.Gaussian(networks.MLP(5, [8], 4), latent_dim=2))(torch.rand(4, 5)).shape
+        torch.Size([])
     """
 
     def __init__(self, model: LatentVariableModel, posterior: Posterior, weight: float = 1000.0, sigmas: Sequence[float] | None = None) -> None:
@@ -38,6 +48,7 @@ class WAE(Objective):
         yield Update("wake", lambda: self.wake_terms(x, draws))
 
     def wake_terms(self, x: Tensor, draws: Draws) -> Terms:
+        """Compute the terms of a batch `x` [N, ...]."""
         z = self.posterior.sample(x, 1, draws).z[0]
         rows, first = distributed.whole_batch(len(z), draws)
         target = self.model.prior.sample(rows, draws=first, dtype=z.dtype, device=z.device)

@@ -17,9 +17,9 @@ from ddvi_fast import _checks, ops
 from ddvi_fast.likelihoods import Gaussian
 from ddvi_fast.models import Fantasies, LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
+from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
-from ddvi_fast.objectives.ddvi import uniform_timesteps
-from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.wake_sleep import uniform_timesteps
 from ddvi_fast.paper.defects import first_gaussian, log_var_excess
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.priors import Prior

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ddvi_fast import _checks, schedules
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.paper.defects import DefectiveELBO
 from ddvi_fast.paper.objectives import PixelMean, PriorFit, ReleasedDDVI, ReleasedELBO, WarmUp
 from ddvi_fast.posteriors import Diffusion

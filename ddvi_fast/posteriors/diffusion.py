@@ -56,13 +56,14 @@ class Diffusion(Posterior):
         eta: float = 1.0,
         final_variance: float | None = None,
         learn_schedule: bool = False,
-        learn_variances: bool = False,
+        learn_variances: bool = True,
     ) -> None:
         super().__init__()
         _checks.require(schedule.num_steps == denoiser.num_steps, "schedule", f"{denoiser.num_steps} steps, as the denoiser has", schedule.num_steps)
         same = (context_encoder is None) == (denoiser.context_dim == 0)
         _checks.require(same, "context_encoder", "one exactly when the denoiser has a context", context_encoder)
-        _checks.require(eta > 0 or not (learn_variances or learn_schedule), "eta", "above 0 to learn variances or a schedule", eta)
+        learned, hint = learn_variances or learn_schedule, "pass learn_variances=False"
+        _checks.require(eta > 0 or not learned, "eta", "above 0 to learn variances or a schedule", eta, hint)
         schedule.coefficients(parametrisation, eta, final_variance)
         self.encoder, self.context_encoder, self.denoiser = encoder, context_encoder, denoiser
         self.latent_dim, self.parametrisation, self.eta, self.final_variance = denoiser.latent_dim, parametrisation, eta, final_variance

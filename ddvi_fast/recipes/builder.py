@@ -14,11 +14,9 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.data.augment import flip
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder, SigmoidVariances
-from ddvi_fast.objectives import DDVI as WakeSleep
-from ddvi_fast.objectives import ELBO, IWAE, WAE, Adversarial, Objective, Progress
+from ddvi_fast.objectives import ELBO, IWAE, WAE, Adversarial, Objective, Progress, WakeSleep
 from ddvi_fast.objectives.adversarial import make_discriminator
-from ddvi_fast.objectives.elbo import KLSchedule
-from ddvi_fast.objectives.weights import PriorGuide
+from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.priors import Prior
 from ddvi_fast.recipes.families import family_of, with_capability

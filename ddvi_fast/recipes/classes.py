@@ -124,7 +124,7 @@ def _over_classes(builder: Builder, model: LatentVariableModel, posterior: Class
 def _class_weights(builder: Builder, labelled: bool) -> ClassWeights:
     semi, balance = builder.options.method.semi, builder.options.method.clustering.balance
     if not labelled:
-        return ClassWeights(balance=_LATENT_BALANCE if balance is None else balance)
+        return ClassWeights(consistency=0.0, balance=_LATENT_BALANCE if balance is None else balance)
     return ClassWeights(semi.cross_entropy, semi.labelled, semi.fantasies, semi.unlabelled, semi.consistency, batch_fraction=semi.batch_fraction)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ddvi_fast.objectives.ddvi import Sleep
-from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.annealing import KLSchedule
+from ddvi_fast.objectives.wake_sleep import Sleep
 
 
 @dataclass

@@ -13,11 +13,11 @@ from ddvi_fast.engine.captured import DeviceProgress
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.adversarial_classes import AdversarialSemiSupervised
+from ddvi_fast.objectives.annealing import PriorGuide
 from ddvi_fast.objectives.clustering import Clustering
-from ddvi_fast.objectives.ddvi import Sleep
 from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
-from ddvi_fast.objectives.weights import PriorGuide
+from ddvi_fast.objectives.wake_sleep import Sleep
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassMLP, OneHotStyle, PerClass
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import DeviceDraws, Draws

@@ -13,15 +13,15 @@ from ddvi_fast._checks import InputError
 from ddvi_fast.engine.base import set_trainable
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.objectives import DDVI, ELBO, Progress, Terms
-from ddvi_fast.objectives.ddvi import Sleep
-from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.annealing import KLSchedule
+from ddvi_fast.objectives.wake_sleep import Sleep
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
-from tests.linear_gaussian import diffusion_posterior, gaussian_posterior, make_model, observations
+from tests.linear_gaussian import EXACT_PRIOR, diffusion_posterior, gaussian_posterior, make_model, observations
 
 
 def elbo() -> ELBO:
-    return ELBO(make_model().requires_grad_(True), gaussian_posterior(), KLSchedule("constant"))
+    return ELBO(make_model().requires_grad_(True), gaussian_posterior(), KLSchedule("constant"), guide=EXACT_PRIOR)
 
 
 def step(engine: LocalEngine, fraction: float, x: Tensor, draws: Draws) -> Tensor:
@@ -73,7 +73,7 @@ def test_nothing_moves_at_a_rate_of_zero():
 
 def test_factors_scale_the_rate_of_named_parameters():
     posterior = diffusion_posterior(learn_schedule=True)
-    objective = ELBO(make_model(), posterior, KLSchedule("constant"))
+    objective = ELBO(make_model(), posterior, KLSchedule("constant"), guide=EXACT_PRIOR)
     before = {name: value.detach().clone() for name, value in objective.named_parameters()}
     step(LocalEngine(objective, Optimisation(lr=1e-3, lr_schedule="constant", factors={"learned_schedule": 10.0})), 0.0, observations(8), Draws(0))
     # The first step of Adam moves every parameter with a gradient by its rate.
@@ -96,7 +96,7 @@ def test_frozen_modules_stand_still():
 
 
 def test_each_group_has_an_optimiser_of_its_own():
-    ddvi = DDVI(ELBO(make_model().requires_grad_(True), diffusion_posterior()), Sleep(alternating=True))
+    ddvi = DDVI(ELBO(make_model().requires_grad_(True), diffusion_posterior()), Sleep(loss="squared", alternating=True))
     engine, decoder = LocalEngine(ddvi, Optimisation()), ddvi.wake.model.decoder
     assert list(engine.optimisers()) == ["wake", "sleep"]
     wake, sleep = ddvi.updates(observations(4), Progress(0, 1), Draws(0))

@@ -11,10 +11,9 @@ from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import ELBO, Progress, clustering
 from ddvi_fast.objectives.adversarial import Adversarial as AdversarialObjective
 from ddvi_fast.objectives.adversarial import make_discriminator
+from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.objectives.clustering import Clustering, assign
-from ddvi_fast.objectives.elbo import KLSchedule
 from ddvi_fast.objectives.semisupervised import ClassWeights, SemiSupervised
-from ddvi_fast.objectives.weights import PriorGuide
 from ddvi_fast.posteriors import Adversarial, Gaussian
 from ddvi_fast.posteriors.class_conditional import ClassConditional, PerClass
 from ddvi_fast.rng import Draws
@@ -158,7 +157,7 @@ def test_other_priors_are_refused():
     plain = priors.make("pinwheel")
     with pytest.raises(InputError, match=r"^prior: expected learned centres[^\n]*got a Pinwheel prior$"):
         Clustering(ELBO(model, gaussian()), plain)
-    with pytest.raises(InputError, match=r"^posterior: expected one whose samples are balanced"):
+    with pytest.raises(InputError, match=r"^posterior: expected a posterior if balance > 0"):
         Clustering(ELBO(model, gaussian()), model.prior, balance=1.0)
     with pytest.raises(InputError, match=r"^prior: expected learned centres[^\n]*Pinwheel prior \(method=ddvi_clustering builds them\)$"):
         assign(gaussian(), plain, blobs(4)[0])

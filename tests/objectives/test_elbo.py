@@ -9,17 +9,16 @@ from torch.distributions import Normal
 from ddvi_fast import priors
 from ddvi_fast._checks import InputError
 from ddvi_fast.objectives import ELBO, IWAE, Progress, Terms
-from ddvi_fast.objectives.elbo import KLSchedule
-from ddvi_fast.objectives.weights import PriorGuide
+from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.rng import Draws
-from tests.linear_gaussian import BIAS, SCALE, WEIGHT, diffusion_posterior, gaussian_posterior, make_model, observations
+from tests.linear_gaussian import BIAS, EXACT_PRIOR, SCALE, WEIGHT, diffusion_posterior, gaussian_posterior, make_model, observations
 
 START, END = Progress(0, 10), Progress(9, 10)
 
 
 def test_terms_by_hand():
     posterior, x, draws = gaussian_posterior(), observations(5), Draws(2, 9)
-    terms = ELBO(make_model(), posterior, KLSchedule("constant", 0.7), num_samples=3).wake_terms(x, START, draws)
+    terms = ELBO(make_model(), posterior, KLSchedule("constant", 0.7), num_samples=3, guide=EXACT_PRIOR).wake_terms(x, START, draws)
     z = posterior.sample(x, 3, draws).z
     mean, log_var = posterior.encoder(x).chunk(2, -1)
     reconstruction = -Normal(z @ torch.tensor(WEIGHT).mT + torch.tensor(BIAS), SCALE).log_prob(x).sum(-1).mean(0)
@@ -35,7 +34,7 @@ def test_terms_by_hand():
 def test_value_and_gradient_are_those_of_the_mean_log_weight(make_posterior):
     model, posterior, x, draws = make_model().requires_grad_(True), make_posterior(), observations(6), Draws(1)
     parameters = [*model.decoder.parameters(), *posterior.parameters()]
-    loss = ELBO(model, posterior, KLSchedule("constant"), num_samples=4).wake_terms(x, START, draws).total()
+    loss = ELBO(model, posterior, KLSchedule("constant"), num_samples=4, guide=EXACT_PRIOR).wake_terms(x, START, draws).total()
     expected = -posterior.log_weights(model, x, 4, draws).mean()
     torch.testing.assert_close(loss, expected)
     for found, wanted in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True):
@@ -46,8 +45,8 @@ def test_value_and_gradient_are_those_of_the_mean_log_weight(make_posterior):
 def test_reweighted_the_decoder_follows_the_importance_weighted_bound_and_the_posterior_the_elbo(make_posterior):
     model, posterior, x, draws = make_model().requires_grad_(True), make_posterior(), observations(6), Draws(1)
     decoder, encoder = list(model.decoder.parameters()), list(posterior.parameters())
-    terms = ELBO(model, posterior, KLSchedule("constant", 0.7), 4, reweighted=True).wake_terms(x, START, draws)
-    plain = ELBO(model, posterior, KLSchedule("constant", 0.7), 4).wake_terms(x, START, draws)
+    terms = ELBO(model, posterior, KLSchedule("constant", 0.7), 4, EXACT_PRIOR, reweighted=True).wake_terms(x, START, draws)
+    plain = ELBO(model, posterior, KLSchedule("constant", 0.7), 4, EXACT_PRIOR).wake_terms(x, START, draws)
     for name, value in plain.values.items():
         torch.testing.assert_close(terms.values[name], value)
     found = torch.autograd.grad(terms.total(), decoder + encoder)
@@ -61,7 +60,7 @@ def test_reweighted_the_decoder_follows_the_importance_weighted_bound_and_the_po
 
 
 def test_one_sample_cannot_be_reweighted():
-    with pytest.raises(InputError, match=r"^num_samples: expected at least 2, to be reweighted, got 1$"):
+    with pytest.raises(InputError, match=r"^num_samples: expected at least 2 with reweighted=True, got 1$"):
         ELBO(make_model(), gaussian_posterior(), reweighted=True)
 
 
@@ -137,7 +136,7 @@ def test_the_sum_of_the_priors_score_and_the_datas_is_limited_jointly():
 
 def test_no_joint_limit_without_a_limit_or_for_an_importance_weighted_bound():
     with pytest.raises(InputError, match=r"^prior_max_score: expected a number, to limit it jointly, got None$"):
-        PriorGuide(joint=True)
+        PriorGuide(max_score=None, joint=True)
     with pytest.raises(InputError, match=r"^guide.joint: expected false"):
         IWAE(make_model(), gaussian_posterior(), guide=PriorGuide(max_score=1.0, joint=True))
 

@@ -9,11 +9,11 @@ from torch.distributions import Normal
 
 from ddvi_fast._checks import InputError
 from ddvi_fast.objectives import IWAE, Progress
-from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import make
-from tests.linear_gaussian import diffusion_posterior, gaussian_posterior, make_model, observations
+from tests.linear_gaussian import EXACT_PRIOR, diffusion_posterior, gaussian_posterior, make_model, observations
 
 
 def tame_diffusion() -> Posterior:
@@ -32,7 +32,7 @@ FAMILIES = pytest.mark.parametrize("make_posterior", [gaussian_posterior, tame_d
 
 def objective(posterior: Posterior, k: int, doubly: bool = False, kl: float = 1.0, trained_model: bool = False) -> IWAE:
     model = make_model(next(posterior.parameters()).dtype).requires_grad_(trained_model)
-    return IWAE(model, posterior, k, doubly, KLSchedule("constant", kl))
+    return IWAE(model, posterior, k, doubly, KLSchedule("constant", kl), EXACT_PRIOR)
 
 
 def bound(iwae: IWAE, x: Tensor, draws: Draws) -> Tensor:

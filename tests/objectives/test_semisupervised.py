@@ -14,14 +14,15 @@ from ddvi_fast.networks import MLP, NoisyInput
 from ddvi_fast.objectives import Progress
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.adversarial_classes import AdversarialSemiSupervised
-from ddvi_fast.objectives.ddvi import Sleep, uniform_timesteps
-from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised, class_log_joint_bound
+from ddvi_fast.objectives.wake_sleep import Sleep, uniform_timesteps
 from ddvi_fast.posteriors import Adversarial, Diffusion
 from ddvi_fast.posteriors.base import Encoded
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassMLP, OneHotStyle, PerClass, class_major
 from ddvi_fast.rng import Draws
 from tests.class_models import CLASSES, DATA_DIM, LATENT_DIM, exact_posterior, log_joint, make_model, observations, posterior
+from tests.linear_gaussian import EXACT_PRIOR
 from tests.posteriors.test_class_conditional import chain_of
 
 HALFWAY = Progress(5, 10)
@@ -33,7 +34,7 @@ def labelled(n: int = 12) -> LabelledExamples:
 
 
 def test_with_the_exact_posterior_the_terms_are_the_evidence():
-    objective, x = SemiSupervised(make_model(), exact_posterior(), kl=FULL), observations(15)
+    objective, x = SemiSupervised(make_model(), exact_posterior(), kl=FULL, guide=EXACT_PRIOR), observations(15)
     values = objective.unlabelled_terms(x, HALFWAY, Draws(1))
     bound = -(values["reconstruction"] + values["kl"] + values["class_kl"])
     torch.testing.assert_close(bound.double(), torch.logsumexp(log_joint(x), 0), rtol=0, atol=2e-4)
@@ -48,7 +49,7 @@ def test_with_the_exact_posterior_the_terms_are_the_evidence():
 
 @pytest.mark.parametrize("name", ["gaussian", "iaf", "diffusion"])
 def test_the_bound_summed_over_classes_stays_below_the_evidence(name):
-    objective, x = SemiSupervised(make_model(), posterior(name), kl=FULL, num_samples=300), observations(40)
+    objective, x = SemiSupervised(make_model(), posterior(name), kl=FULL, guide=EXACT_PRIOR, num_samples=300), observations(40)
     with torch.no_grad():
         values = objective.unlabelled_terms(x, HALFWAY, Draws(1))
         bound = -(values["reconstruction"] + values["kl"] + values["class_kl"]).double()
@@ -62,7 +63,7 @@ def test_the_bound_summed_over_classes_stays_below_the_evidence(name):
 
 def test_terms_by_hand_with_a_loop_over_classes():
     model, whole, x, draws = make_model(), posterior("gaussian"), observations(6), Draws(2, 30)
-    found = SemiSupervised(model, whole, kl=FULL, num_samples=2).unlabelled_terms(x, HALFWAY, draws)
+    found = SemiSupervised(model, whole, kl=FULL, guide=EXACT_PRIOR, num_samples=2).unlabelled_terms(x, HALFWAY, draws)
     z, log_ratio = whole.sample_classes(x, 2, draws)
     probs = torch.softmax(whole.classifier(x), 1)
     reconstruction, kl, class_kl = torch.zeros(6), torch.zeros(6), torch.zeros(6)
@@ -78,7 +79,7 @@ def test_terms_by_hand_with_a_loop_over_classes():
 def test_the_sleep_term_is_a_loop_over_classes():
     model, whole, x, draws = make_model(), posterior("diffusion", learn_variances=True), observations(12), Draws(3, 60)
     sleep = Sleep(0.5, 0.25, "kl")
-    values = SemiSupervised(model, whole, kl=FULL, sleep=sleep).sleep_terms(x, draws)
+    values = SemiSupervised(model, whole, kl=FULL, guide=EXACT_PRIOR, sleep=sleep).sleep_terms(x, draws)
     labels = class_major(CLASSES, 4)
     z = model.prior.sample(12, draws, labels)
     fantasies = model.likelihood.sample(model.decoder(z), draws)
@@ -131,7 +132,7 @@ def test_the_classifier_follows_the_unlabelled_bound_by_its_share():
     model, whole, x = make_model(), posterior("gaussian"), observations(8)
     gradients = {}
     for share, epoch in ((1.0, 5), (0.25, 5), (1.0, 1.25), (0.0, 5)):
-        objective = SemiSupervised(model, whole, labelled(), FULL, weights=ClassWeights(unlabelled=share))
+        objective = SemiSupervised(model, whole, labelled(), FULL, EXACT_PRIOR, ClassWeights(unlabelled=share))
         values = objective.unlabelled_terms(x, Progress(epoch, 10), Draws(0))
         loss = sum(values[name].mean() for name in ("reconstruction", "kl", "class_kl"))
         gradients[share, epoch] = torch.autograd.grad(loss, whole.classifier.layers[0].weight, retain_graph=True)[0]
@@ -143,7 +144,7 @@ def test_the_classifier_follows_the_unlabelled_bound_by_its_share():
 def test_noisy_predictions_agree_with_the_quiet_choice():
     whole, x, draws = posterior("gaussian"), observations(30), Draws(7)
     whole.classifier = NoisyInput(whole.classifier, noise=1.0)
-    objective = SemiSupervised(make_model(), whole, kl=FULL, weights=ClassWeights(consistency=4.0)).train()
+    objective = SemiSupervised(make_model(), whole, kl=FULL, guide=EXACT_PRIOR, weights=ClassWeights(consistency=4.0)).train()
     terms = objective.terms(x, Progress(2.5, 10), draws)
     noisy = torch.log_softmax(whole.classifier(x, draws.importance(2)), 1)
     choice = whole.classifier(x).argmax(1)
@@ -152,7 +153,7 @@ def test_noisy_predictions_agree_with_the_quiet_choice():
 
 
 def test_balance_is_the_divergence_of_the_mean_from_uniform():
-    objective = SemiSupervised(make_model(), posterior("gaussian"), kl=FULL, weights=ClassWeights(balance=1.0))
+    objective = SemiSupervised(make_model(), posterior("gaussian"), kl=FULL, guide=EXACT_PRIOR, weights=ClassWeights(balance=1.0))
     values = objective.unlabelled_terms(x := observations(9), HALFWAY, Draws(0))
     mean = torch.softmax(posterior("gaussian").classifier(x), 1).mean(0)
     torch.testing.assert_close(values["balance"], (mean * torch.log(mean * CLASSES)).sum())
@@ -164,7 +165,7 @@ def test_m2_by_hand():
     encoder = ClassMLP(4, [6], 4, 3, draws=Draws(2))
     whole = ClassConditional(MLP(4, [], 3, draws=Draws(3)), OneHotStyle(encoder, 2, 3), prior)
     x, draws = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)).round(), Draws(4)
-    values = SemiSupervised(model, whole, kl=FULL).unlabelled_terms(x, HALFWAY, draws)
+    values = SemiSupervised(model, whole, kl=FULL, guide=EXACT_PRIOR).unlabelled_terms(x, HALFWAY, draws)
     noise = rng.normal(draws, (1, 3, 5, 2), rng.START)[0]
     bound = torch.zeros(5)
     log_q = torch.log_softmax(whole.classifier(x), 1)

@@ -8,7 +8,7 @@ import torch
 import ddvi_fast
 from ddvi_fast import _backend, denoisers, networks, schedules
 from ddvi_fast.objectives import DDVI, ELBO, Progress
-from ddvi_fast.objectives.ddvi import Sleep
+from ddvi_fast.objectives.wake_sleep import Sleep
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.rng import DeviceDraws, Draws
 from tests.linear_gaussian import LATENT_DIM, make_model, observations

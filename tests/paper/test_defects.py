@@ -12,7 +12,7 @@ from ddvi_fast.likelihoods import Bernoulli
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import ELBO, Progress
-from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.paper.defects import DefectiveELBO
 from ddvi_fast.paper.objectives import PixelMean, ReleasedELBO, decoded, pixel_mean
 from ddvi_fast.posteriors import Diffusion, Gaussian

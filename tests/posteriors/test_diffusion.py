@@ -12,13 +12,14 @@ from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import DDVI, ELBO, Objective, Progress
-from ddvi_fast.objectives.ddvi import Sleep
-from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.annealing import KLSchedule
+from ddvi_fast.objectives.wake_sleep import Sleep
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import make
 from tests.linear_gaussian import (
+    EXACT_PRIOR,
     best_diagonal_gap,
     diffusion_posterior,
     exact_evidence,
@@ -41,7 +42,7 @@ def train(objective: Objective, steps: int, batch: int, lr: float) -> None:
 @pytest.fixture(scope="module")
 def trained() -> Diffusion:
     posterior = diffusion_posterior(schedule=make("geometric", 20, start=0.1, end=3.0), learn_schedule=True, learn_variances=True)
-    train(DDVI(ELBO(make_model(), posterior, KLSchedule("constant")), Sleep(0.1, 0.1)), steps=900, batch=128, lr=2e-2)
+    train(DDVI(ELBO(make_model(), posterior, KLSchedule("constant"), guide=EXACT_PRIOR), Sleep(0.1, 0.1, "squared")), steps=900, batch=128, lr=2e-2)
     return posterior
 
 
@@ -81,7 +82,7 @@ def test_importance_weights_are_unbiased_for_the_evidence(trained, number):
 
 def test_trained_gaussian_reaches_the_best_diagonal_one_and_no_more():
     posterior = gaussian_posterior()
-    train(ELBO(make_model(), posterior, KLSchedule("constant")), steps=400, batch=128, lr=3e-2)
+    train(ELBO(make_model(), posterior, KLSchedule("constant"), guide=EXACT_PRIOR), steps=400, batch=128, lr=3e-2)
     x = observations(200, seed=99)
     weights = torch.stack([metrics.elbo(make_model(), posterior, x, 50, Draws(part)) for part in range(8)]).double()
     gap = float(exact_evidence(x).mean() - weights.mean())

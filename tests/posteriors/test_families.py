@@ -15,12 +15,12 @@ from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress
-from ddvi_fast.objectives.ddvi import Sleep
-from ddvi_fast.objectives.elbo import KLSchedule
+from ddvi_fast.objectives.annealing import KLSchedule
+from ddvi_fast.objectives.wake_sleep import Sleep
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
-from tests.linear_gaussian import DATA_DIM, UNCORRELATED, WEIGHT, make_model
+from tests.linear_gaussian import DATA_DIM, EXACT_PRIOR, UNCORRELATED, WEIGHT, make_model
 from tests.posteriors import families
 
 EVERY = pytest.mark.parametrize("make", families.ALL, ids=lambda make: make.__name__)
@@ -51,9 +51,9 @@ def trained(request) -> Trained:
     name = request.param.__name__
     model = make_model(weight=WEIGHTS.get(name, WEIGHT))
     posterior, (steps, lr) = request.param(model), TRAINING.get(name, USUAL_TRAINING)
-    objective = ELBO(model, posterior, CONSTANT)
+    objective = ELBO(model, posterior, CONSTANT, guide=EXACT_PRIOR)
     if isinstance(posterior, Diffusion):
-        objective = DDVI(objective, Sleep(0.1, 0.1))
+        objective = DDVI(objective, Sleep(0.1, 0.1, "squared"))
     engine = LocalEngine(objective, Optimisation(lr=lr, max_norm=10.0))
     for step in range(steps):
         x = model.simulate(BATCH, Draws(77, step * BATCH)).x
@@ -138,7 +138,7 @@ def test_the_importance_weighted_objective_takes_every_family(make, doubly_repar
         pytest.skip("a learned schedule has no doubly reparametrised gradient")
     model = make_model()
     posterior, x = make(model), model.simulate(6, Draws(1)).x
-    (update,) = IWAE(model, posterior, 5, doubly_reparametrised, CONSTANT).updates(x, Progress(0, 1), Draws(2))
+    (update,) = IWAE(model, posterior, 5, doubly_reparametrised, CONSTANT, EXACT_PRIOR).updates(x, Progress(0, 1), Draws(2))
     loss = update.terms().total()
     expected = -ops.log_mean_exp(posterior.log_weights(model, x, 5, Draws(2)), 0).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
@@ -155,7 +155,7 @@ def test_a_doubly_reparametrised_gradient_keeps_what_belongs_to_the_target(make)
     for batch in range(21):
         gradients = []
         for doubly in (False, True):
-            (update,) = IWAE(model, posterior, 3, doubly, CONSTANT).updates(x, Progress(0, 1), Draws(2, 500 * batch))
+            (update,) = IWAE(model, posterior, 3, doubly, CONSTANT, EXACT_PRIOR).updates(x, Progress(0, 1), Draws(2, 500 * batch))
             parts = [part for part in posterior.parameters() if part.requires_grad]
             gradients.append(torch.autograd.grad(update.terms().total(), parts))
         if batch == 0:

@@ -9,7 +9,7 @@ from ddvi_fast import ops, rng
 from ddvi_fast._checks import InputError
 from ddvi_fast.distributed import Part, part_of_batch
 from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress
-from ddvi_fast.objectives.ddvi import Sleep, uniform_timesteps
+from ddvi_fast.objectives.wake_sleep import Sleep, uniform_timesteps
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import BIAS, SCALE, WEIGHT, diffusion_posterior, exact_posterior, gaussian_posterior, make_model, observations
 
@@ -49,7 +49,7 @@ def test_fine_steps_of_a_share_of_the_fantasies_see_anothers_context(monkeypatch
     limit = float(ratios[1:3].mean())  # between the second and the third step
     contexts = {}
     for mixed in (0.0, 0.3, 1.0):
-        ddvi, x = objective(Sleep(1.0, 0.0, mixed=mixed, mixed_noise=limit)), observations(5).repeat(rows // 5, 1)
+        ddvi, x = objective(Sleep(1.0, 0.0, "squared", mixed=mixed, mixed_noise=limit)), observations(5).repeat(rows // 5, 1)
         with monkeypatch.context() as patch:
             keep = lambda context, z, t, draws, loss, mixed=mixed: contexts.__setitem__(mixed, (context, t)) or z.sum(-1)  # noqa: E731
             patch.setattr(ddvi.posterior, "denoising_loss", keep)
@@ -63,7 +63,7 @@ def test_fine_steps_of_a_share_of_the_fantasies_see_anothers_context(monkeypatch
 
 def test_data_come_with_latents_of_their_exact_posterior(monkeypatch):
     rows, seen = 4000, []
-    ddvi, x = objective(Sleep(1.0, 0.0, data=0.75, candidates=2)), observations(2).repeat_interleave(rows // 2, 0)
+    ddvi, x = objective(Sleep(1.0, 0.0, "squared", data=0.75, candidates=2)), observations(2).repeat_interleave(rows // 2, 0)
     monkeypatch.setattr(ddvi.posterior, "encode_context", lambda x, draws: seen.append(x))
     monkeypatch.setattr(ddvi.posterior, "denoising_loss", lambda context, z, t, draws, loss: seen.append(z) or z.sum(-1))
     ddvi.sleep_terms(x, Draws(4, 100))
@@ -179,7 +179,7 @@ def fantasies(ddvi: DDVI, x, draws: Draws, monkeypatch) -> list:
 
 
 def test_fantasies_of_two_batches_share_nothing(monkeypatch):
-    ddvi, x = objective(Sleep(1.0, 1.0, alternating=True, num_updates=2, batch_factor=3)), observations(4)
+    ddvi, x = objective(Sleep(1.0, 1.0, "squared", alternating=True, num_updates=2, batch_factor=3)), observations(4)
     seen = fantasies(ddvi, x, Draws(0, 0), monkeypatch) + fantasies(ddvi, x, Draws(0, 4), monkeypatch)
     latents = torch.cat([z for z, _ in seen])
     assert len(latents) == 2 * 2 * 12
@@ -187,7 +187,7 @@ def test_fantasies_of_two_batches_share_nothing(monkeypatch):
 
 
 def test_noise_of_the_top_is_not_that_of_another_update(monkeypatch):
-    ddvi = objective(Sleep(1.0, 1.0, alternating=True, num_updates=4))
+    ddvi = objective(Sleep(1.0, 1.0, "squared", alternating=True, num_updates=4))
     sources = [draws for _, draws in fantasies(ddvi, observations(4), Draws(0), monkeypatch)]
     tops = [draws.importance(1) for draws in sources]  # where `top_log_prob` draws
     assert len({*sources, *tops}) == 8

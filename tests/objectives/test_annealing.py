@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from ddvi_fast import InputError
-from ddvi_fast.objectives.weights import KINDS, SILENT_EPOCHS, kl_weight
+from ddvi_fast.objectives.annealing import KINDS, SILENT_EPOCHS, kl_weight
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -28,7 +28,7 @@ def test_hold_then_ramp():
 
 
 def test_cyclic_has_four_ramps():
-    values = [kl_weight("cyclic", epoch, 100) for epoch in range(100)]
+    values = [kl_weight("cyclic", epoch, 100, fraction=0.8) for epoch in range(100)]
     assert sum(later < earlier for earlier, later in itertools.pairwise(values)) == 3
     assert values.count(0.0) == 4
 

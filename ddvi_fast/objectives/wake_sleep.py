@@ -1,4 +1,4 @@
-"""Denoising diffusion variational inference: the wake bound and the sleep regulariser (docs/method.md, section 3)."""
+"""Wake-sleep objective of denoising diffusion variational inference (docs/method.md, section 3)."""
 
 from __future__ import annotations
 
@@ -18,41 +18,48 @@ from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.precision import without_autocast
 from ddvi_fast.rng import Draws
 
-# Importance samples between a fantasy and what else is drawn for it, further apart than updates reach.
-_OTHERS = 1 << 16  # the fantasy whose context it may be given
-_CANDIDATES = 1 << 17  # the prior samples among which a datum finds its latent
+# Offsets of the importance-sample index, beyond every index that updates use.
+_OTHERS = 1 << 16  # other fantasies, whose contexts are mixed in
+_CANDIDATES = 1 << 17  # prior samples among which latents of data are drawn
 
 
 @dataclass(frozen=True)
 class Sleep:
-    """The sleep term.
+    """Settings of the sleep term, which fits the posterior to fantasies `z ~ p(z)`, `x ~ p(x | z)` (docs/method.md, section 3).
+
+    The ELBO (reverse KL) is mode-seeking and can miss modes; the sleep term is a mass-covering forward KL.
 
     Args:
-        weight: of the denoising regression.
-        top_weight: of `-log q(y_T | x)` on fantasies.
-        loss: ``squared``, ``absolute`` or ``huber`` error of the network's prediction, or ``kl``: nats, each step weighted as in
-            the divergence that the sleep term stands for, which also fits learned variances.
-        alternating: separate sleep updates of the posterior after each wake update, instead of one joint update.
-        num_updates: sleep updates a batch, when alternating.
-        batch_factor: fantasies for each row of the batch.
-        timesteps: steps of the chain that each fantasy teaches. More of them cost little beside the networks that read data, and thin
-            priors, whose last steps must be precise, need many.
-        mixed: share of the fantasies whose chain sees the context of another one at the steps of little noise. There `y_t` alone tells
-            where `z` is, and `p(x | z)` hardly varies over what is left open; a chain that looks at `x` all the same goes astray with
-            the contexts of unseen data.
-        mixed_noise: ratio of noise to signal at `y_t` up to which a step has little noise.
-        data: share of the fantasies whose place a datum of the batch takes, with a latent of its own posterior: a prior sample, drawn
-            among many by its likelihood (the wake phase of the posterior in reweighted wake-sleep, Bornschein and Bengio 2015). The
-            bound alone moves a posterior by small steps; this tells it of modes far from where it is. For few latents, of which
-            prior samples hit the posterior.
-        decoder: weight of `-log p(x | z)` at those latents, the one term of this phase whose gradient the decoder takes: that of the
-            evidence estimated from the prior samples. Data for which the posterior has not found a place under the prior then find one.
-        candidates: those prior samples, for each row of the batch; the whole batch shares them.
+        weight: Weight of the chain's loss on fantasies (float, default 0.25).
+        top_weight: Weight of `-log q(y_T | x)` on fantasies (float, default 0.25).
+        loss: Loss of the chain (default ``kl``). ``kl``: the KL divergence from the noising process in nats, which also trains learned
+            variances. ``squared``, ``absolute`` or ``huber``: error of the network's prediction.
+        alternating: Take separate sleep updates of the posterior after each wake update, instead of one joint update (bool, default False).
+        num_updates: Sleep updates per batch (int, default 1). More than 1 needs `alternating`.
+        batch_factor: Fantasies per row of the batch (int, default 1).
+        timesteps: Timesteps at which the chain's loss is evaluated for each fantasy (int, default 1). Narrow priors need many, because the
+            last steps must be precise; the cost is small beside that of the encoders.
+        mixed: Fraction of the fantasies that get another fantasy's context at timesteps with little noise (float in [0, 1], default 0).
+            There `y_t` alone determines `z`, and a chain that learns to rely on `x` generalizes badly to unseen data.
+        mixed_noise: Largest ratio of noise to signal of `y_t` at which contexts are mixed (float, default 0.05).
+        data: Fraction of the fantasies that are replaced by data of the batch (float in [0, 1], default 0), each with a prior sample drawn
+            in proportion to its likelihood, as in the wake phase of the posterior in reweighted wake-sleep (Bornschein and Bengio 2015).
+            Useful for few latents, where prior samples hit the posterior.
+        decoder: Weight of `-log p(x | z)` at those latents of data (float, default 0), the only sleep term that trains the decoder. It needs
+            `data` and a joint update.
+        candidates: Prior samples per row of the batch among which latents of data are drawn; the whole batch shares them (int, default 4).
+
+    Raises:
+        InputError: If a value is out of range, or if two values do not fit together.
+
+    Example:
+        >>> Sleep(weight=0.5).active
+        True
     """
 
-    weight: float = 0.2
-    top_weight: float = 0.2
-    loss: str = "squared"
+    weight: float = 0.25
+    top_weight: float = 0.25
+    loss: str = "kl"
     alternating: bool = False
     num_updates: int = 1
     batch_factor: int = 1
@@ -72,27 +79,43 @@ class Sleep:
         _checks.require(self.mixed_noise > 0, "sleep.mixed_noise", "a positive number", self.mixed_noise)
         for name in ("num_updates", "batch_factor", "timesteps", "candidates"):
             _checks.require(getattr(self, name) >= 1, f"sleep.{name}", "at least 1", getattr(self, name))
-        taught = self.data > 0 and not self.alternating
-        _checks.require(self.decoder == 0 or taught, "sleep.decoder", "0 unless data enter a joint update", self.decoder)
+        joint_data = self.data > 0 and not self.alternating
+        _checks.require(self.decoder == 0 or joint_data, "sleep.decoder", "0 unless sleep.data > 0 and sleep.alternating is false", self.decoder)
         _checks.require(self.alternating or self.num_updates == 1, "sleep.num_updates", "1 unless sleep.alternating is true", self.num_updates)
 
     @property
     def active(self) -> bool:
-        """Whether fantasies enter at all."""
+        """Whether any sleep term has a weight."""
         return self.weight > 0 or self.top_weight > 0 or self.decoder > 0
 
 
-class DDVI(Objective):
-    """The wake bound on data plus a wake-sleep regulariser on fantasies `z ~ p(z)`, `x ~ p(x | z)`.
+class WakeSleep(Objective):
+    """The objective of denoising diffusion variational inference: the wake bound on data and the sleep term on fantasies (docs/method.md, section 3).
 
-    Terms: those of the bound, `sleep` (nats for the loss ``kl``, else an error averaged over latent dimensions),
-    `sleep_top` (-log q(y_T | x), nats) and `sleep_decoder` (-log p(x | z) of data, nats).
+    Terms: those of the bound; `sleep` (nats for the loss ``kl``, otherwise an error averaged over latent dimensions), `sleep_top`
+    (-log q(y_T | x), nats) and `sleep_decoder` (-log p(x | z) of data, nats). Fantasies are drawn without gradient, so the decoder learns
+    from them only through `sleep_decoder`.
+
+    With `Sleep(alternating=True)` wake and sleep updates share parameters: iterate over `updates` instead of calling the objective.
 
     Args:
-        wake: the bound on data, an `ELBO` or `IWAE` over a `Diffusion` posterior; its model draws the fantasies.
-        sleep: how fantasies enter.
+        wake: The bound on data, an `ELBO` or `IWAE` of a `Diffusion` posterior. Its model draws the fantasies.
+        sleep: Settings of the sleep term. Default: `Sleep()`.
 
-    The decoder takes no gradient from fantasies: they are drawn without one.
+    Raises:
+        InputError: If the posterior is not a `Diffusion`.
+
+    Example:
+        >>> from ddvi_fast import denoisers, likelihoods, models, networks, posteriors, priors, schedules
+        >>> model = models.LatentVariableModel(priors.make("pinwheel"), networks.MLP(2, [8], 5), likelihoods.make("bernoulli"))
+        >>> posterior = posteriors.Diffusion(
+        ...     encoder=networks.MLP(5, [8], 4),
+        ...     context_encoder=networks.MLP(5, [8], 3),
+        ...     denoiser=denoisers.ResidualMLP(latent_dim=2, context_dim=3, num_steps=10),
+        ...     schedule=schedules.make("cosine", 10),
+        ... )
+        >>> objective = WakeSleep(ELBO(model, posterior))
+        >>> objective(torch.rand(4, 5)).backward()
     """
 
     def __init__(self, wake: ELBO | IWAE, sleep: Sleep = Sleep()) -> None:
@@ -102,7 +125,7 @@ class DDVI(Objective):
 
     @property
     def posterior(self) -> Diffusion:
-        """The posterior that both halves train."""
+        """The posterior, which the bound and the sleep term share."""
         return self.wake.posterior
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -120,7 +143,7 @@ class DDVI(Objective):
             return
         yield Update("wake", lambda: self.wake.wake_terms(x, progress, draws))
         for update in range(self.sleep.num_updates):
-            # Every second importance sample: the one between belongs to the noise of y_T.
+            # Every second importance-sample index: the noise of y_T takes the one between.
             yield Update("sleep", lambda update=update: self.sleep_terms(x, draws.importance(2 * update)))
 
     def _joint_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
@@ -129,8 +152,13 @@ class DDVI(Objective):
         return Terms({**wake.values, **sleep.values}, {**wake.weights, **sleep.weights})
 
     def sleep_terms(self, like: Tensor, draws: Draws) -> Terms:
-        """Fit the posterior to fantasies, `batch_factor` for each row of `like`, or to some of those rows themselves."""
-        # Row i of the run owns fantasies i * batch_factor and on, so that no two batches share any.
+        """Compute the sleep terms of `batch_factor` fantasies per row.
+
+        Args:
+            like: The batch of data [N, ...]; with `Sleep.data` some of its rows replace fantasies.
+            draws: Position of the batch's first row in the random stream.
+        """
+        # Row i of the run has the fantasies from i * batch_factor on, so that no two batches share any.
         draws = draws.spread(self.sleep.batch_factor)
         fantasies = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like)
         if self.sleep.data == 0:
@@ -144,11 +172,11 @@ class DDVI(Objective):
         return Terms({**terms.values, "sleep_decoder": value}, {**terms.weights, "sleep_decoder": self.sleep.decoder})
 
     def _fit(self, fantasies: Fantasies, like: Tensor, draws: Draws) -> Terms:
-        """The chain's loss on `fantasies`, whose data have the shape of the rows of `like`, and that of the top."""
+        """The losses of the chain and of its start on `fantasies`, whose data get the shape of the rows of `like`."""
         z, x = fantasies
         x = x.view(len(x), *like.shape[1:])
         values, weights = {}, {}
-        with fixed_statistics(self.posterior):  # fantasies are not data
+        with fixed_statistics(self.posterior):  # statistics of batch normalization come from data only
             if self.sleep.weight > 0:
                 context = self.posterior.encode_context(x, draws)
                 values["sleep"], weights["sleep"] = self._chain_loss(context, z, like, draws), self.sleep.weight
@@ -159,12 +187,12 @@ class DDVI(Objective):
 
     @torch.no_grad()
     def _data_with_latents(self, data: Tensor, draws: Draws) -> Fantasies:
-        """Each datum [N, P] `batch_factor` times, with as many latents of its posterior, by importance sampling from the prior."""
+        """Each row of `data` [N, P] `batch_factor` times, with latents of its posterior by importance resampling of prior samples."""
         model, factor = self.wake.model, self.sleep.batch_factor
         rows, first = distributed.whole_batch(len(data) * factor, draws)
         first = first.spread(self.sleep.candidates).importance(_CANDIDATES)
         candidates = model.prior.sample(rows * self.sleep.candidates, draws=first, dtype=data.dtype, device=data.device)
-        with without_autocast(data.device):  # narrow sums over pixels would be off by nats
+        with without_autocast(data.device):  # in bf16, sums over pixels would be wrong by nats
             log_weights = model.likelihood.pairwise(model.decoder(candidates), data)  # [M, N]
         shares = torch.softmax(log_weights.mT, 1).cumsum(1).repeat_interleave(factor, 0)
         level = rng.uniform(draws.importance(_CANDIDATES + 1), (len(shares), 1), rng.TIME, device=data.device)
@@ -172,7 +200,7 @@ class DDVI(Objective):
         return Fantasies(candidates[chosen], data.repeat_interleave(factor, 0))
 
     def _chain_loss(self, context: Tensor | None, z: Tensor, like: Tensor, draws: Draws) -> Tensor:
-        """The chain's loss [N] on latents `z` [N, D] given `context`, a mean over timesteps."""
+        """The chain's loss [N] on latents `z` [N, D] given `context` [N, C], averaged over timesteps."""
         count, others = self.sleep.timesteps, self._others(context, len(z), like, draws)
         z, draws = z.repeat_interleave(count, 0), draws.spread(count)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
@@ -180,14 +208,10 @@ class DDVI(Objective):
             context = context.repeat_interleave(count, 0)
         if others is not None:
             context = torch.where(self._mixed(t, draws), others.repeat_interleave(count, 0), context)
-        if self.sleep.loss == "kl":
-            loss = self.posterior.step_divergence(context, z, t, draws)
-        else:
-            loss = self.posterior.denoising_loss(context, z, t, draws, self.sleep.loss)
-        return loss.view(-1, count).mean(1)
+        return chain_loss(self.posterior, context, z, t, draws, self.sleep.loss).view(-1, count).mean(1)
 
     def _others(self, context: Tensor | None, rows: int, like: Tensor, draws: Draws) -> Tensor | None:
-        """Contexts of other fantasies, as many as `rows`, where some are to be mixed in."""
+        """Contexts [rows, C] of other fantasies, or None if none are mixed in."""
         if context is None or self.sleep.mixed == 0:
             return None
         draws = draws.importance(_OTHERS)
@@ -195,13 +219,21 @@ class DDVI(Objective):
         return self.posterior.encode_context(x.view(rows, *like.shape[1:]), draws)
 
     def _mixed(self, t: Tensor, draws: Draws) -> Tensor:
-        """Which rows [N, 1] see another's context: a share of those whose step `t` [N] has little noise."""
+        """Rows [N, 1] that get another fantasy's context: a random fraction of those whose timestep `t` [N] has little noise."""
         schedule = self.posterior.schedule.detach()
-        little = schedule.noise_variances <= self.sleep.mixed_noise**2 * schedule.alpha_bars
+        little_noise = schedule.noise_variances <= self.sleep.mixed_noise**2 * schedule.alpha_bars
         chosen = rng.uniform(draws.importance(_OTHERS), (len(t), 1), rng.TIME, device=t.device) < self.sleep.mixed
-        return chosen & little[t].unsqueeze(1)
+        return chosen & little_noise[t].unsqueeze(1)
+
+
+def chain_loss(posterior: Diffusion, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws, loss: str) -> Tensor:
+    """Compute the loss `Sleep.loss` [N] of the chain on latents `z` [N, D] at 0-based timesteps `t` [N]."""
+    return posterior.step_divergence(context, z, t, draws) if loss == "kl" else posterior.denoising_loss(context, z, t, draws, loss)
 
 
 def uniform_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:
-    """Uniform 0-based timesteps, int64 [rows]: row `i` depends on its draw alone."""
+    """Draw uniform 0-based timesteps, int64 [rows]; row `i` depends on draw `first_index + i` only."""
     return (rng.uniform(draws, (rows, 1), rng.TIME, device=device).squeeze(1) * num_steps).long().clamp(max=num_steps - 1)
+
+
+DDVI = WakeSleep  # the name in the paper, kept as an alias
