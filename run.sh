@@ -9,4 +9,4 @@ if [ -z "${PYTHON:-}" ]; then
     [ ! -x "$here/.venv/bin/python" ] || PYTHON="$here/.venv/bin/python"
 fi
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
-exec "$PYTHON" -m ddvi_fast.cli paper "$@"
+exec "$PYTHON" -m ddvi_fast.cli train --paper "$@"

@@ -23,7 +23,7 @@ from bench.records import KIND, RESULTS, write
 from bench.report import print_record
 from bench.timing import time_together
 from ddvi_fast import _checks
-from ddvi_fast._arguments import Parser
+from ddvi_fast.cli.arguments import Parser
 from ddvi_fast.engine.run_folder import environment
 
 

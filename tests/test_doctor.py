@@ -108,7 +108,7 @@ def test_json_and_exit_code(capsys, tmp_path) -> None:
 def test_shown_for_people(capsys, tmp_path) -> None:
     assert cli.main(["doctor", "--quick", f"data_dir={tmp_path / 'none'}"]) == 1
     shown = capsys.readouterr().out
-    assert "to mend: folder" in shown and "data_dir" in shown
+    assert "1 to fix: folder" in shown and "data_dir" in shown
 
 
 def test_unknown_options_are_one_line(capsys) -> None:

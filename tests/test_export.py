@@ -120,5 +120,5 @@ def test_the_command_exports_a_run(tmp_path: Path, capsys) -> None:
     z, log_ratio = torch.export.load(path).module()(torch.zeros(5, 8, 8), torch.tensor([0, 0]))
     assert z.shape == (2, 5, 2) and log_ratio.shape == (2, 5)
     assert cli.main(["export", f"run_dir={run}"]) == 2 and "overwrite" in capsys.readouterr().err
-    assert cli.main(["export", f"run_dir={run}", "num_samples=two", "overwrite=true"]) == 2 and "num_samples" in capsys.readouterr().err
+    assert cli.main(["export", f"run_dir={run}", "num_samples=two", "overwrite=true"]) == 2 and "num-samples" in capsys.readouterr().err
     assert cli.main(["export", "rundir=x"]) == 2 and "did you mean run_dir" in capsys.readouterr().err

@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "ddvi_fast"
 # Lowest first. A module imports from its own layer and the layers before it, never from a later one. A folder is one module here.
 LAYERS = (
     ("_checks", "_html", "_markdown"),
-    ("_arguments", "_backend", "_files", "_operator", "precision"),
+    ("_backend", "_files", "_operator", "precision"),
     ("rng", "schedules"),
     ("reference", "kernels", "native", "distributed"),
     ("dense", "networks", "denoisers"),

@@ -1,4 +1,4 @@
-"""`python -m ddvi_fast.cli COMMAND [name=value ...]`, the same as `ddvi-fast`."""
+"""`python -m ddvi_fast.cli COMMAND ...`, the same as `ddvi-fast COMMAND ...`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Completion for shells: commands, settings, and the choices of configuration groups.
+"""Completion scripts for shells: commands, settings and the choices of configuration groups.
 
-The words stand in the script itself: asking Python at every press of a key would be too slow.
+The words stand in the script itself, because starting Python at every press of the key would be too slow.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ from ddvi_fast import _checks
 from ddvi_fast.config.names import GROUPS, choices, setting_names
 
 SHELLS = ("bash", "zsh", "fish")
-_CONFIGURED = ("train", "settings", "demo")  # their arguments are settings
+_CONFIGURED = ("train", "demo")  # commands whose arguments are settings
+_OPTIONS = ("--dry-run", "--settings", "--paper", "--replay")
 
 
 def script(shell: str, commands: Sequence[str]) -> str:
-    """The completion script of a shell, for commands that take settings and those that take files.
+    """The completion script of a shell.
+
+    Args:
+        shell: The shell, one of `SHELLS` (str).
+        commands: The names of the commands; those that take no settings are completed with files (list of str).
 
     Raises:
         InputError: another shell.
@@ -29,16 +34,16 @@ def script(shell: str, commands: Sequence[str]) -> str:
 
 
 def words() -> list[str]:
-    """Every argument of a configured command: ``name=`` of a setting, ``group=choice`` of a configuration group."""
+    """All arguments of a command that takes settings: options, ``group=choice`` of a configuration group, ``name=`` of a setting."""
     grouped = [f"{group}={choice}" for group in GROUPS for choice in choices(group)]
-    return ["--dry-run", *grouped, *(f"{name}=" for name in setting_names() if name not in GROUPS)]
+    return [*_OPTIONS, *grouped, *(f"{name}=" for name in setting_names() if name not in GROUPS)]
 
 
 def _alternatives(shell: str) -> str:
     return " ".join(_CONFIGURED) if shell == "fish" else "|".join(_CONFIGURED)
 
 
-# In bash `=` ends a word, so what stands before it is cut from the answers.
+# In bash `=` ends a word, so the name before it is cut from the answers.
 _BASH = """_ddvi_fast() {
     local line="${COMP_LINE:0:COMP_POINT}" words="" word
     local current="${line##* }"

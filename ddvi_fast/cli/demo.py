@@ -1,45 +1,66 @@
-"""The demo: a Gaussian and a diffusion posterior trained alike on digits, compared against the exact evidence."""
+"""The command `ddvi-fast demo`: a Gaussian and a diffusion posterior, trained alike on digits and compared with the exact evidence."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ddvi_fast import _checks, metrics, plots
-from ddvi_fast.config.compose import compose
-from ddvi_fast.config.schema import Config
-from ddvi_fast.paper.tables import print_table
-from ddvi_fast.recipes.build import build
-from ddvi_fast.training.evaluate import sample_prior
-from ddvi_fast.training.jobs import run_all
-from ddvi_fast.training.run import Result, load_dataset, restore
+from ddvi_fast import _checks
+from ddvi_fast.cli._registrations import register
+from ddvi_fast.cli.arguments import Parser
+from ddvi_fast.config import names
+
+if TYPE_CHECKING:
+    from ddvi_fast.config.schema import Config
+    from ddvi_fast.training.run import Result
 
 METHODS = {"Gaussian posterior": "vae", "diffusion posterior": "ddvi"}
 
 
-def demo(overrides: Sequence[str]) -> None:
-    """Train both posteriors and print one table and the paths of the pictures; `overrides` go to both runs."""
+def main(arguments: Sequence[str]) -> None:
+    """Run `ddvi-fast demo`: train both posteriors, print one table and the paths of the pictures."""
+    parser = Parser(prog="ddvi-fast demo", description="Train a Gaussian and a diffusion posterior on digits and compare them, in a few minutes.")
+    parser.add_argument("settings", nargs="*", metavar="name=value", help="settings of both runs, such as seed=1")
+    settings = parser.parse_args(list(arguments)).settings
+    names.check_overrides(settings)
+    for setting in settings:
+        _checks.require(setting.partition("=")[0] not in ("method", "run_dir"), "demo", "settings other than method and run_dir", setting)
+    register()
+    demo(settings)
+
+
+def demo(settings: Sequence[str]) -> None:
+    """Train both posteriors with further settings, print one table and the paths of the pictures."""
+    from ddvi_fast.cli.tables import print_table
+    from ddvi_fast.config.compose import compose
+    from ddvi_fast.training.jobs import in_processes
+
     folder = _vacant(Path("runs"), "demo")
-    configs = [_config(method, folder, overrides) for method in METHODS.values()]
+    configs = [compose([*settings, f"method={method}", f"run_dir={folder / method}"]) for method in METHODS.values()]
     print(f"training {' and '.join(METHODS)} on {configs[0].dataset.name}, {configs[0].prior.name} prior, into {folder}", flush=True)
-    results: dict[int, Result] = dict(run_all(configs))
+    results: dict[int, Result] = dict(in_processes(_train, configs))
     ordered = [results[number] for number in range(len(configs))]
     print_table([(label, result.metrics) for label, result in zip(METHODS, ordered, strict=True)])
     for path in [_compare(configs, ordered, folder), *(path for result in ordered for path in result.figures)]:
         print(f"figure: {path}")
 
 
-def _config(method: str, folder: Path, overrides: Sequence[str]) -> Config:
-    for override in overrides:
-        name = override.partition("=")[0]
-        _checks.require(name not in ("method", "run_dir"), "demo", "settings other than method and run_dir", override)
-    config = compose([*overrides, f"method={method}"])
-    return dataclasses.replace(config, run_dir=str(folder / method))
+def _train(config: Config) -> Result:
+    """Train one run in a process of its own."""
+    register()
+    from ddvi_fast.training.run import train_run
+
+    return train_run(config)
 
 
 def _compare(configs: Sequence[Config], results: Sequence[Result], folder: Path) -> Path:
-    """Latents of both methods side by side, the prior last."""
+    """Draw the latents of both methods side by side, the prior last."""
+    from ddvi_fast import metrics, plots
+    from ddvi_fast.recipes.build import build
+    from ddvi_fast.training.evaluate import sample_prior
+    from ddvi_fast.training.run import load_dataset, restore
+
     panels = []
     for label, config, result in zip(METHODS, configs, results, strict=True):
         dataset = load_dataset(config)
@@ -51,7 +72,7 @@ def _compare(configs: Sequence[Config], results: Sequence[Result], folder: Path)
 
 
 def _vacant(parent: Path, name: str) -> Path:
-    """The first of `name`, `name-2`, `name-3`, ... that does not exist: an earlier demo stays as it was."""
+    """The first of `name`, `name-2`, `name-3`, ... that does not exist, so that an earlier demo stays as it is."""
     number, path = 1, parent / name
     while path.exists():
         number += 1

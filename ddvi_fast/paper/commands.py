@@ -95,14 +95,3 @@ def overrides_of(dataset: str, method: str, prior: str, further: Sequence[str] =
     replaced = {override.partition("=")[0] for override in further}
     particular = _PARTICULAR.get((dataset, method), ())
     return [name for name in (*names[:-1], *particular, names[-1]) if name.partition("=")[0] not in replaced] + list(further)
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The three names and the overrides among the arguments of the command.
-
-    Raises:
-        InputError: not three names.
-    """
-    names = [argument for argument in arguments if "=" not in argument]
-    _checks.require(len(names) == 3, "run.sh", "DATASET METHOD PRIOR [name=value ...]", " ".join(arguments) or "nothing at all")
-    return names, [argument for argument in arguments if "=" in argument]

@@ -1,21 +1,18 @@
-"""One command for each table: train every cell that is missing, then write the table and the picture of all cells.
+"""Reproduction of a table: train every cell that is missing, then write the table and the picture of all cells.
 
-A cell that ended is never repeated, one that was cut short is started anew, and one that cannot be run says why in the table.
+A finished cell is never repeated, an interrupted one is started anew, and a cell that is impossible has its reason in the table.
 """
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ddvi_fast import _checks, _files, _json, metrics, plots
-from ddvi_fast._arguments import Parser
+from ddvi_fast import _files, _json, metrics, plots
 from ddvi_fast._checks import InputError
 from ddvi_fast.engine.run_folder import RunFolder, environment
 from ddvi_fast.genomes import maps as genome_maps
@@ -31,61 +28,55 @@ from ddvi_fast.training.run import load_dataset, restore
 FAILURE = "failure.txt"
 
 
-def reproduce(arguments: Sequence[str]) -> Path:
-    """Run `ddvi-fast reproduce` with its command-line arguments; returns the folder of the finished table.
+def reproduce(
+    table: str,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: int = 3,
+    epochs: int | None = None,
+    max_minutes: float | None = None,
+    jobs: int | None = None,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    runs: str | Path | None = None,
+    output: str | Path | None = None,
+    command: str = "",
+    report: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Train every cell of a table that is missing, then write the table and the picture of all cells.
+
+    Args:
+        table: Name of the table, a file of `conf/reproduce/` (str).
+        overrides: Settings of all runs, ``name=value`` (list of str).
+        seeds: Number of runs of each cell, with seeds 0, 1, ... (int, default 3).
+        epochs: Epochs of each run and stage (int, default: the table's).
+        max_minutes: Minutes of training of each run, instead of epochs (float, default: the table's).
+        jobs: Number of runs at a time (int, default: one a core).
+        rows, columns: Names of the rows and columns to run (list of str, default: all).
+        runs: Folder of the runs (path, default `runs/reproduce`).
+        output: Folder of the table and the picture (path, default: beside the runs).
+        command: Command line to record in the table (str).
+        report: Function that is called with a line of text at the start and after each run.
+
+    Returns:
+        The written files: table.json, table.md, table.tex and pictures.
 
     Raises:
         InputError: bad arguments or settings, or another call at work in the same folder.
     """
-    options, overrides = _parse(arguments)
-    table = grid.part(grid.load(options.table), options.rows, options.columns)
-    folder = Path("runs/reproduce" if options.runs is None else options.runs) / table.name
-    output = folder if options.output is None else Path(options.output)
-    cells = grid.cells(table, options.seeds, folder, overrides, options.epochs, options.max_minutes)
-    # Where the data lie is this machine's affair.
-    stated = [shlex.quote(argument) for argument in arguments if not argument.startswith("data_dir=")]
-    command = " ".join(["ddvi-fast", "reproduce", *stated])
+    spec = grid.part(grid.load(table), rows, columns)
+    folder = Path("runs/reproduce" if runs is None else runs) / spec.name
+    output = folder if output is None else Path(output)
+    cells = grid.cells(spec, seeds, folder, overrides, epochs, max_minutes)
     with _files.locked(folder, "reproduce"):
-        for cell in _run_missing(cells, options.jobs):
-            print(_news(cell, table), flush=True)
-            _write(table, cells, options, command, output)
-        written = _write(table, cells, options, command, output)
-    pictures = _people(table, cells, output) or _picture(table, cells, options.max_minutes, output)
-    print(written.with_suffix(".md").read_text(encoding="utf-8"))
-    for path in (written, written.with_suffix(".md"), written.with_suffix(".tex"), *pictures):
-        print(f"written: {path}")
-    return output
-
-
-def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = Parser(prog="ddvi-fast reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", metavar="TABLE", choices=grid.names(), help=", ".join(grid.names()))
-    parser.add_argument("overrides", nargs="*", help="settings of all runs, such as data_dir=... or evaluation.limit=500")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each cell, with seeds 0, 1, ... (default 3)")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, help="epochs of each run and stage")
-    length.add_argument("--max-minutes", type=float, help="minutes of training of each run, by a timing of its first steps")
-    parser.add_argument("--jobs", type=int, help="runs at a time, each in a process of one thread (default: one a core)")
-    parser.add_argument("--rows", type=_names, help="some of the table's rows alone, as NAME,NAME")
-    parser.add_argument("--columns", type=_names, help="some of its columns alone")
-    parser.add_argument("--runs", help="folder of the runs (default runs/reproduce)")
-    parser.add_argument("--output", help="folder of the table and the picture (default: beside the runs)")
-    options = parser.parse_intermixed_args(arguments)
-    for override in options.overrides:
-        _checks.require("=" in override, "reproduce", "one table, then name=value", override)
-    return options, options.overrides
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
-
-
-def _run_missing(cells: Sequence[Cell], jobs: int | None) -> Iterator[Cell]:
-    """Train the cells that are not finished, seed by seed, so that there is soon a whole table of fewer seeds; yields each as it ends."""
-    missing = sorted((cell for cell in cells if not cell.finished), key=lambda cell: cell.seed)
-    print(f"{len(cells) - len(missing)} of {len(cells)} runs are there already", flush=True)
-    for number, _ in in_processes(run_cell, missing, jobs):
-        yield missing[number]
+        missing = sorted((cell for cell in cells if not cell.finished), key=lambda cell: cell.seed)  # soon a whole table of fewer seeds
+        report(f"{len(cells) - len(missing)} of {len(cells)} runs are there already")
+        for number, _ in in_processes(run_cell, missing, jobs):
+            report(_outcome(missing[number], spec))
+            _write(spec, cells, max_minutes, command, output)
+        written = _write(spec, cells, max_minutes, command, output)
+    pictures = _people(spec, cells, output) or _picture(spec, cells, max_minutes, output)
+    return [written, written.with_suffix(".md"), written.with_suffix(".tex"), *pictures]
 
 
 def run_cell(cell: Cell) -> None:
@@ -120,7 +111,8 @@ def _keep_latents(cell: Cell) -> None:
     np.savez_compressed(cell.folder / LATENTS, class_names=np.array(dataset.class_names, dtype=str), **arrays)
 
 
-def _news(cell: Cell, table: Table) -> str:
+def _outcome(cell: Cell, table: Table) -> str:
+    """One line about a cell that ended: its metrics, or why it was not run."""
     where = f"{table.name} {cell.row} {cell.column} seed {cell.seed}"
     if not cell.finished:
         return f"{where}: not run: {_failure(cell)}"
@@ -134,13 +126,13 @@ def _failure(cell: Cell) -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
-def _write(table: Table, cells: Sequence[Cell], options: argparse.Namespace, command: str, output: Path) -> Path:
+def _write(table: Table, cells: Sequence[Cell], max_minutes: float | None, command: str, output: Path) -> Path:
     """table.json, table.md and table.tex of what has been run so far."""
     runs = [
         {"row": cell.row, "column": cell.column, "seed": cell.seed, **({"figures": cell.figures()} if cell.finished else {"failure": _failure(cell)})}
         for cell in cells
     ]
-    labels = {column: grid.column_label(table, column, options.max_minutes) for column in table.columns}
+    labels = {column: grid.column_label(table, column, max_minutes) for column in table.columns}
     dataset = cells[0].config.dataset.name
     record = {
         "table": table.name,

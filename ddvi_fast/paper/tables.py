@@ -1,4 +1,4 @@
-"""Figures of merit as tables: on the terminal, in Markdown and in LaTeX."""
+"""Reproduced tables in Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-
-from ddvi_fast.training.run import Result
 
 # name in evaluation.json -> heading; nats per example where nothing else is said
 COLUMNS = {
@@ -85,45 +83,6 @@ def summarise(values: Sequence[float]) -> Summary:
     if len(values) < 2:
         return Summary(mean, None, len(values))
     return Summary(mean, float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values)), len(values))
-
-
-def print_result(result: Result) -> None:
-    """One run: its figures of merit and the paths of its pictures."""
-    print_table([(result.folder.path.name, result.metrics)])
-    if "elbo" not in result.metrics and "latent_nll" in result.metrics:
-        print("no ELBO, IWAE or gap: this posterior has no density, so it has no bound; the other columns judge its samples")
-    print(f"run folder: {result.folder.path}")
-    for path in result.figures:
-        print(f"figure: {path}")
-
-
-def print_table(rows: Sequence[tuple[str, Mapping[str, float]]], title: str = "test set, nats per example") -> None:
-    """Rows of figures under their headings, or beside them where a terminal is too narrow; columns that no row has are left out."""
-    from rich.console import Console
-
-    shown = [name for name in COLUMNS if any(name in metrics for _, metrics in rows)]
-    cells = [[f"{metrics[name]:.3f}" if name in metrics else "-" for name in shown] for _, metrics in rows]
-    labels, headings = [label for label, _ in rows], [COLUMNS[name] for name in shown]
-    console, wide = Console(), Console(width=_WIDEST)
-    table = _grid(title, labels, headings, cells)
-    if console.is_terminal and wide.measure(table).maximum > console.width:
-        table = _grid(title, headings, labels, list(zip(*cells, strict=True)))
-    (console if console.is_terminal else wide).print(table)
-
-
-_WIDEST = 250
-
-
-def _grid(title: str, labels: Sequence[str], headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    table.add_column("", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for label, row in zip(labels, cells, strict=True):
-        table.add_row(label, *row)
-    return table
 
 
 def markdown(record: Mapping[str, Any]) -> str:

@@ -105,22 +105,6 @@ def saved_for_backward(objective: Objective, x: Tensor) -> int:
     return largest
 
 
-def print_estimate(estimate: Mapping[str, Any]) -> None:
-    """An estimate as people read it, the resolved settings first."""
-    import json
-
-    print(json.dumps(estimate["config"], indent=2))
-    print(f"run folder        {estimate['run_dir']} (nothing written)")
-    print(f"examples          {estimate['examples']['train']:,} to train on, {estimate['examples']['test']:,} to test")
-    for name, count in estimate["parameters"].items():
-        print(f"parameters        {count:>12,}  {name}")
-    for name, size in estimate["bytes"].items():
-        print(f"memory            {size / 1e6:>9,.2f} MB  {name}")
-    for phase in estimate["phases"]:
-        print(f"phase             {phase['name']}: {phase['steps']:,} steps of {1000 * phase['seconds_a_step']:.1f} ms, by ten steps")
-    print(f"training          about {duration(estimate['seconds'])} on this machine, without evaluation")
-
-
 def duration(seconds: float) -> str:
     """Seconds in words.
 

@@ -22,7 +22,7 @@ def export_run(path: str | Path, output: str | Path | None = None, *, num_sample
     """
     folder = RunFolder.open(path)
     output = folder.path / DEFAULT if output is None else Path(output)
-    _checks.require(overwrite or not output.exists(), "output", "a new file", str(output), "overwrite=true replaces it")
+    _checks.require(overwrite or not output.exists(), "output", "a new file", str(output), "--overwrite replaces it")
     config = from_dict(folder.config)
     _checks.require(config.method.task != "map", "method", "one with a posterior", config.method.name)
     dataset = load_dataset(config)

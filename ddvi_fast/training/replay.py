@@ -1,4 +1,4 @@
-"""`ddvi-fast replay BUNDLE`: the terms of a step that was not finite, computed once more."""
+"""Replay of a step that was not finite, from the bundle that the run kept of it."""
 
 from __future__ import annotations
 
@@ -66,15 +66,3 @@ def _bad_gradients(objective: torch.nn.Module, update: Update, terms: Terms) -> 
     objective.zero_grad()
     terms.total().backward()
     return [name for name, parameter in objective.named_parameters() if parameter.grad is not None and not parameter.grad.isfinite().all()]
-
-
-def print_replayed(found: Replayed) -> None:
-    """The means of all terms, update by update, and what is not finite."""
-    for number, means in enumerate(found.terms):
-        print(f"step {found.step + 1}, update {number + 1}: " + "  ".join(f"{name} {value:.6g}" for name, value in means.items()))
-    if not found.names:
-        print("all terms and gradients are finite here")
-        return
-    print(f"not finite: {', '.join(found.names)}")
-    if found.examples:
-        print(f"training examples: {', '.join(map(str, found.examples))}")

@@ -61,7 +61,7 @@ def evaluate_run(path: str | Path, overwrite: bool = False) -> Result:
     """Evaluate the final checkpoint of the run at `path` again, as its configuration says."""
     folder = RunFolder.open(path)
     fresh = overwrite or not _evaluation_path(folder).exists()
-    _checks.require(fresh, f"run folder {path}", "one not evaluated yet", "evaluation.json", "overwrite=true replaces it")
+    _checks.require(fresh, f"run folder {path}", "one not evaluated yet", "evaluation.json", "--overwrite replaces it")
     config = from_dict(folder.config)
     dataset = load_dataset(config)
     experiment = build(config, dataset)

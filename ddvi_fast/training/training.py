@@ -207,7 +207,7 @@ def _keep_failed_step(folder: RunFolder, config: Config, experiment: Experiment,
     if distributed.is_first():
         weights = tensors_of({"objective": experiment.phases[error.place.phase].objective})
         bundle.write(folder.failed_step, error, weights, batch, draws.first_index, folder.config)
-    error.args = (f"{bundle.describe(error)}; ddvi-fast replay {folder.failed_step} shows it",)
+    error.args = (f"{bundle.describe(error)}; ddvi-fast train --replay {folder.failed_step} shows it",)
 
 
 def _tell(line: str) -> None:

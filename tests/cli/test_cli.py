@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -69,16 +70,30 @@ def run(capsys, *arguments):
         (["bench", "quik"], ["did you mean quick", "quik"]),
         (["bench", "quick", "--thread=2", "--device", "cpu", "--prviders", "ours"], ["did you mean --providers", "--prviders"]),
         (["doctor", "--jsn"], ["did you mean --json", "--jsn"]),
-        (["completion", "bsh"], ["did you mean bash", "bsh"]),
+        (["--completion", "bsh"], ["did you mean bash", "bsh"]),
+        (["--completion"], ["the name of one shell"]),
+        (["--vresion"], ["did you mean --version"]),
+        (["demo", "method=vae"], ["settings other than method and run_dir"]),
+        (["train", "--paper", "mnist", "vae"], ["DATASET METHOD PRIOR"]),
+        (["train", "--replay", "nowhere", "epochs=1"], ["--replay", "epochs=1"]),
+        (["settings", "prior=square"], ["`ddvi-fast settings` is now `ddvi-fast train --settings prior=square`"]),
+        (["completion", "bash"], ["is now `ddvi-fast --completion bash`"]),
+        (["paper", "mnist", "vae", "pinwheel"], ["is now `ddvi-fast train --paper mnist vae pinwheel`"]),
+        (["replay", "RUN/failed-step"], ["is now `ddvi-fast train --replay RUN/failed-step`"]),
+        (["evaluate", "nowhere"], ["run folder", "nowhere"]),
         (["evaluate", "run_dir=nowhere"], ["run folder", "nowhere"]),
-        (["evaluate"], ["run_dir"]),
+        (["evaluate", "nowhere", "overwrite=yes"], ["overwrite", "true, false", "yes"]),
+        (["evaluate"], ["RUN"]),
+        (["export", "nowhere", "--num-samples", "two"], ["--num-samples", "two"]),
+        (["report", "nowhere", "--ouput", "x"], ["did you mean --output"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     # Where the fault should have been seen but was not, a short run ends the test with exit code 0, not a long one.
     named = {argument.partition("=")[0] for argument in arguments}
-    rest = [setting for setting in SMALL if setting.partition("=")[0] not in named and arguments[0] == "train"]
+    trains = arguments[0] == "train" and not {"--paper", "--replay"} & {*arguments}
+    rest = [setting for setting in SMALL if trains and setting.partition("=")[0] not in named]
     code, out, err = run(capsys, *arguments, *rest)
     assert code == 2
     assert out == ""
@@ -119,11 +134,12 @@ def test_a_run_can_be_trained_evaluated_and_is_not_overwritten(capsys, tmp_path)
     assert code == 2 and "overwrite=true" in err
     assert (folder / "checkpoints" / "final" / "weights.safetensors").read_bytes() == weights
 
-    code, _, err = run(capsys, "evaluate", f"run_dir={folder}")
-    assert code == 2 and "overwrite=true" in err
-    code, _, err = run(capsys, "evaluate", f"run_dir={folder}", "overwrite=true")
-    assert code == 0, err
-    assert json.loads((folder / "evaluation.json").read_text()) == first
+    code, _, err = run(capsys, "evaluate", folder)
+    assert code == 2 and "--overwrite" in err
+    for arguments in ([folder, "--overwrite"], [f"run_dir={folder}", "overwrite=true"]):
+        code, _, err = run(capsys, "evaluate", *arguments)
+        assert code == 0, err
+        assert json.loads((folder / "evaluation.json").read_text()) == first
 
 
 @pytest.mark.parametrize("method", ["vae", "iwae", "ddvi"])
@@ -192,7 +208,70 @@ def test_figures_and_event_files_are_written(capsys, tmp_path):
 
 
 def test_a_reader_that_leaves_early_hears_no_complaint():
-    command = subprocess.Popen([sys.executable, "-m", "ddvi_fast.cli", "settings"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = subprocess.Popen([sys.executable, "-m", "ddvi_fast.cli", "train", "--settings"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     command.stdout.close()
     assert command.stderr.read() == b"" and command.wait() == cli.EXIT_UNREAD
     command.stderr.close()
+
+
+def test_settings_are_listed_with_their_values(capsys):
+    code, out, err = run(capsys, "train", "--settings", "prior=square", "epochs=7")
+    assert code == 0, err
+    head, _, listing = out.partition("{")
+    assert "# prior: gaussian, less_noisy_square, mixture, pinwheel, square, swiss_roll_noisy" in head.splitlines()
+    assert json.loads("{" + listing)["epochs"] == 7
+
+
+LOADED = """
+import sys
+from ddvi_fast import cli
+for arguments in ARGUMENTS:
+    try:
+        cli.main(arguments)
+    except SystemExit:
+        pass
+    assert "torch" not in sys.modules, arguments
+    assert "hydra" not in sys.modules, arguments
+"""
+WITHOUT_TORCH = [
+    [], ["--help"], ["--version"], ["--completion", "bash"], *([command, "--help"] for command in cli.COMMANDS), ["data", "import", "--help"],
+    ["trian"], ["settings"], ["train", "--dryrun"], ["train", "epoch=3"], ["train", "epochs"], ["train", "dataset=mnits"], ["train", "method=vea"],
+    ["train", "prior=pinwhel"], ["train", "prior=swiss_roll"], ["train", "recipe=relaesed"], ["train", "--dry-run", "prior=x"], ["demo", "sed=1"],
+    ["reproduce", "mnits"], ["reproduce", "mnist", "epoch=1"], ["evaluate", "--overwite"], ["export", "rundir=x"], ["data", "imprt"],
+    ["doctor", "--jsn"], ["report", "--ouput=x"],
+]  # fmt: skip
+
+
+def test_help_and_errors_about_words_load_neither_torch_nor_hydra():
+    code = LOADED.replace("ARGUMENTS", repr(WITHOUT_TORCH))
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("command", [[command] for command in cli.COMMANDS] + [["data", "import"], ["data", "simulate"]], ids=" ".join)
+def test_every_command_describes_its_options_in_a_line_each(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "160")
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "--help"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: ddvi-fast {' '.join(command)}")
+    options = [line for line in lines if re.match(r"  (-\w, )?--\w", line)]
+    assert options and all(re.match(r"  (-h, )?--\S+.*  \S", line) for line in options)
+
+
+def test_the_choices_of_a_command_are_those_of_the_library():
+    from ddvi_fast.cli import data
+    from ddvi_fast.genomes import Filters, Simulation
+    from ddvi_fast.genomes.formats.sources import MULTIALLELIC
+
+    assert data.MULTIALLELIC == MULTIALLELIC
+    assert {field for _, field, *_ in data.FILTERS} == {*Filters.__dataclass_fields__}
+    assert {field for _, field, *_ in data.SIMULATION} == {*Simulation.__dataclass_fields__}
+
+
+def test_a_missing_library_is_one_line_that_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hydra", None)
+    code, out, err = run(capsys, "train", "--dry-run")
+    assert (code, out, err) == (2, "", "ddvi-fast: this needs Hydra (pip install 'ddvi-fast[train]')\n")

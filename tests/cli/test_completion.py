@@ -35,6 +35,7 @@ def complete(line: str) -> set[str]:
         ("ddvi-fast train prior=square epo", {"epochs="}),
         ("ddvi-fast train recipe.kl.we", {"recipe.kl.weight="}),
         ("ddvi-fast train --d", {"--dry-run"}),
+        ("ddvi-fast train --", {"--dry-run", "--settings", "--paper", "--replay"}),
         ("ddvi-fast doctor prior=pin", set()),
     ],
 )
@@ -49,7 +50,7 @@ def test_every_choice_that_is_offered_composes() -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_scripts_hold_all_commands_and_no_placeholder(capsys, shell: str) -> None:
-    assert cli.main(["completion", shell]) == 0
+    assert cli.main(["--completion", shell]) == 0
     written = capsys.readouterr().out
     assert "@" not in written
     for word in ("train", "doctor", "report", "method=ddvi", "evaluation.iwae_samples="):
@@ -57,6 +58,5 @@ def test_scripts_hold_all_commands_and_no_placeholder(capsys, shell: str) -> Non
 
 
 def test_an_unknown_shell_is_one_line(capsys) -> None:
-    assert cli.main(["completion", "tcsh"]) == 2
+    assert cli.main(["--completion", "tcsh"]) == 2
     assert "bash" in capsys.readouterr().err
-    assert cli.main(["completion"]) == 2

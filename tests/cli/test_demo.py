@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from ddvi_fast import InputError
-from ddvi_fast.cli.demo import demo
+from ddvi_fast import cli
 from ddvi_fast.paper.tables import COLUMNS
 
 SMALL = ["epochs=1", "limit=256", "progress=off", "tensorboard=false", "evaluation.iwae_samples=5", "evaluation.elbo_samples=5"]
@@ -16,7 +13,7 @@ SMALL = ["epochs=1", "limit=256", "progress=off", "tensorboard=false", "evaluati
 def test_demo_prints_one_table_and_leaves_an_earlier_one_alone(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
-    demo(SMALL)
+    assert cli.main(["demo", *SMALL]) == 0
     out = capsys.readouterr().out
     assert "Gaussian posterior" in out and "diffusion posterior" in out
     assert all(COLUMNS[name] in out for name in ("evidence", "elbo", "iwae", "gap", "knn_accuracy", "latent_nll", "seconds"))
@@ -25,7 +22,8 @@ def test_demo_prints_one_table_and_leaves_an_earlier_one_alone(capsys, tmp_path,
     assert len(pictures) == 8 and all(path.exists() for path in pictures)
 
 
-def test_demo_refuses_settings_that_it_makes_itself(tmp_path, monkeypatch):
+def test_demo_refuses_settings_that_it_makes_itself(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="method"):
-        demo(["method=vae"])
+    for setting in ("method=vae", "run_dir=x"):
+        assert cli.main(["demo", setting]) == 2
+        assert "settings other than method and run_dir" in capsys.readouterr().err

@@ -191,12 +191,12 @@ def spoilt(tmp_path, monkeypatch, capsys):
 
 def test_a_step_that_fails_is_kept_and_replayed(spoilt, capsys):
     folder, error = spoilt
-    assert f"at training example {SPOILT}; ddvi-fast replay {folder / 'failed-step'} shows it" in error and error.count("\n") == 1
+    assert f"at training example {SPOILT}; ddvi-fast train --replay {folder / 'failed-step'} shows it" in error and error.count("\n") == 1
     kept = bundle.read(folder / "failed-step")
     assert kept.state["examples"] == [SPOILT] and bool(kept.batch.flatten(1).isnan().all(1)[kept.indices == SPOILT].all())
     found = replay(folder / "failed-step", runs.load_dataset(compose(QUICK)))
     assert (found.names, found.examples, found.step) == (kept.state["names"], [SPOILT], kept.state["step"])
-    assert cli.main(["replay", str(folder / "failed-step")]) == 0
+    assert cli.main(["train", "--replay", str(folder / "failed-step")]) == 0
     assert f"training examples: {SPOILT}" in capsys.readouterr().out
 
 

@@ -125,7 +125,7 @@ def test_a_sample_of_the_commands_runs(capsys, monkeypatch, tmp_path, tiny_data,
     # Quadrature decodes thousands of latents, which takes convolutions a while.
     bounds = [] if narrow else ["evaluation.evidence=false"]
     chain = [OF_CHAINS[names[1]]] if names[1] in OF_CHAINS else []
-    code = cli.main(["paper", *names, f"data_dir={tiny_data}", *SMALL, *narrow, *labels, *bounds, *chain])
+    code = cli.main(["train", "--paper", *names, f"data_dir={tiny_data}", *SMALL, *narrow, *labels, *bounds, *chain])
     message = capsys.readouterr().err
     assert code == 0, message
     (folder,) = (tmp_path / "runs").iterdir()

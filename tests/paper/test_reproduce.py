@@ -46,7 +46,7 @@ def tiny(monkeypatch, tmp_path):
 
 
 def test_a_table_is_resumed_and_never_repeated(tiny, tmp_path, capsys):
-    reproduce.reproduce(["digits", "--seeds", "2", *SMALL])
+    assert cli.main(["reproduce", "digits", "--seeds", "2", *SMALL]) == 0
     folder = tmp_path / "runs" / "reproduce" / "digits"
     assert [(cell.row, cell.seed) for cell in tiny] == [(row, seed) for seed in (0, 1) for row in ("vae", "ddvi", "bad")]
     record = json.loads((folder / "table.json").read_text())
@@ -66,7 +66,7 @@ def test_a_table_is_resumed_and_never_repeated(tiny, tmp_path, capsys):
     (cut_short / "evaluation.json").unlink()
     shutil.rmtree(next(path for path in folder.iterdir() if path.name.startswith("vae-pinwheel-seed0")))
     tiny.clear()
-    reproduce.reproduce(["digits", "--seeds", "2", *SMALL])
+    assert cli.main(["reproduce", "digits", "--seeds", "2", *SMALL]) == 0
     assert [(cell.row, cell.seed) for cell in tiny] == [("vae", 0), ("bad", 0), ("ddvi", 1), ("bad", 1)]
     assert all(path.read_bytes() == content for path, content in weights.items()), "a cell run again gives the same weights"
     again = json.loads((folder / "table.json").read_text())
@@ -75,7 +75,7 @@ def test_a_table_is_resumed_and_never_repeated(tiny, tmp_path, capsys):
 
 
 def test_a_part_of_a_table_is_a_table(tiny, tmp_path):
-    reproduce.reproduce(["digits", "--seeds", "1", "--rows", "ddvi,vae", "--output", str(tmp_path / "part"), *SMALL])
+    assert cli.main(["reproduce", "digits", "--seeds", "1", "--rows", "ddvi,vae", "--output", str(tmp_path / "part"), *SMALL]) == 0
     record = json.loads((tmp_path / "part" / "table.json").read_text())
     assert list(record["rows"]) == ["vae", "ddvi"] == [run["row"] for run in record["runs"]]
 

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from ddvi_fast.cli.tables import print_table
 from ddvi_fast.paper import table_spec as grid
 from ddvi_fast.paper import tables
 from ddvi_fast.paper.tables import summarise
@@ -111,7 +112,7 @@ def test_a_table_fits_the_terminal_that_shows_it(capsys, monkeypatch, columns, t
     figures = {
         name: -12.345 for name in ("evidence", "elbo", "iwae", "gap", "knn_accuracy", "latent_nll", "mmd", "elbo_released", "seconds", "cpu_seconds")
     }
-    tables.print_table([("Gaussian posterior", figures), ("diffusion posterior", {**figures, "elbo": -7.5})])
+    print_table([("Gaussian posterior", figures), ("diffusion posterior", {**figures, "elbo": -7.5})])
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     (elbo,) = [line for line in lines if line.count("-7.500")]
     turned = terminal and columns == 80

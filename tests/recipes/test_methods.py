@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ddvi_fast import InputError, objectives, posteriors
+from ddvi_fast.cli.tables import print_result
 from ddvi_fast.config.compose import compose
 from ddvi_fast.objectives import Progress
-from ddvi_fast.paper.tables import print_result
 from ddvi_fast.recipes.build import build
 from ddvi_fast.rng import Draws
 from ddvi_fast.training.evaluate import evaluate

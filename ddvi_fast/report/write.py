@@ -1,4 +1,4 @@
-"""The command `ddvi-fast report`."""
+"""Writer of the report on runs."""
 
 from __future__ import annotations
 
@@ -23,20 +23,6 @@ _LINKS = {
 }
 
 
-def main(arguments: Sequence[str]) -> None:
-    """`ddvi-fast report RUN... [output=report.html] [overwrite=true]`."""
-    options = {"output": DEFAULT, "overwrite": "false"}
-    folders = []
-    for argument in arguments:
-        name, sign, value = argument.partition("=")
-        if sign and not Path(argument).exists():
-            options[_checks.choice(name, options, "option")] = value
-        else:
-            folders.append(argument)
-    overwrite = _checks.choice(options["overwrite"], ("true", "false"), "overwrite") == "true"
-    print(write_report(folders, options["output"], overwrite=overwrite))
-
-
 def write_report(folders: Sequence[str | Path], output: str | Path = DEFAULT, *, overwrite: bool = False) -> Path:
     """Write one HTML file that compares runs: settings, figures of merit, learning curves, bound, maps, cost.
 
@@ -51,7 +37,7 @@ def write_report(folders: Sequence[str | Path], output: str | Path = DEFAULT, *,
     """
     output = Path(output)
     _checks.require(1 <= len(folders) <= MOST, "report", f"from 1 to {MOST} folders of runs", len(folders))
-    _checks.require(overwrite or not output.exists(), "output", "a new file", str(output), "overwrite=true replaces it")
+    _checks.require(overwrite or not output.exists(), "output", "a new file", str(output), "--overwrite replaces it")
     runs = [read_run(folder) for folder in folders]
     measured, colours = [sections.measure(run) for run in runs], sections.colours_of(runs)
     parts = {

@@ -1,0 +1,55 @@
+"""The command `ddvi-fast reproduce`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+
+from ddvi_fast import _checks
+from ddvi_fast.cli._registrations import register
+from ddvi_fast.cli.arguments import Parser
+from ddvi_fast.config import names
+
+DESCRIPTION = """Train every missing run of a table, then write the table and the picture of all runs.
+
+A finished run is never repeated, an interrupted one is started anew, and a run that is impossible has its reason in the table."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `ddvi-fast reproduce`."""
+    options = _parse(arguments)
+    names.check_overrides(options.overrides)
+    register()
+    from ddvi_fast.paper.reproduce import reproduce
+
+    # The folder of the data is a matter of this machine, and no part of the recorded command.
+    command = " ".join(["ddvi-fast", "reproduce", *(shlex.quote(word) for word in arguments if not word.startswith("data_dir="))])
+    written = reproduce(**vars(options), command=command, report=lambda line: print(line, flush=True))
+    print(written[0].with_suffix(".md").read_text(encoding="utf-8"))
+    for path in written:
+        print(f"written: {path}")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    tables = names.choices("reproduce")
+    parser = Parser(prog="ddvi-fast reproduce", description=DESCRIPTION)
+    parser.add_argument("table", metavar="TABLE", choices=tables, help=", ".join(tables))
+    parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings of all runs, such as data_dir=... or evaluation.limit=500")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each cell, with seeds 0, 1, ... (default 3)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, metavar="N", help="epochs of each run and stage")
+    length.add_argument("--max-minutes", type=float, metavar="X", help="minutes of training of each run, estimated from its first steps")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, each in a process with one thread (default: one a core)")
+    parser.add_argument("--rows", type=_split, metavar="NAME,NAME", help="only these rows of the table")
+    parser.add_argument("--columns", type=_split, metavar="NAME,NAME", help="only these columns of the table")
+    parser.add_argument("--runs", metavar="FOLDER", help="folder of the runs (default runs/reproduce)")
+    parser.add_argument("--output", metavar="FOLDER", help="folder of the table and the picture (default: beside the runs)")
+    options = parser.parse_intermixed_args(list(arguments))
+    for override in options.overrides:
+        _checks.require("=" in override, "reproduce", "one table, then name=value", override)
+    return options
+
+
+def _split(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
