@@ -12,8 +12,6 @@ from ddvi_fast._checks import InputError
 
 if TYPE_CHECKING:
     from ddvi_fast._backend import use_backend
-    from ddvi_fast.estimator import DDVI
-    from ddvi_fast.inference import fit_posterior
 
 __version__ = "0.1.0"
 

@@ -234,7 +234,7 @@ for arguments in ARGUMENTS:
     assert "hydra" not in sys.modules, arguments
 """
 WITHOUT_TORCH = [
-    [], ["--help"], ["--version"], ["--completion", "bash"], *([command, "--help"] for command in cli.COMMANDS), ["data", "import", "--help"],
+    [], ["--help"], ["--version"], ["--completion", "bash"], *([command, "--help"] for command in cli.COMMANDS if command != "bench"), ["data", "import", "--help"],
     ["trian"], ["settings"], ["train", "--dryrun"], ["train", "epoch=3"], ["train", "epochs"], ["train", "dataset=mnits"], ["train", "method=vea"],
     ["train", "prior=pinwhel"], ["train", "prior=swiss_roll"], ["train", "recipe=relaesed"], ["train", "--dry-run", "prior=x"], ["demo", "sed=1"],
     ["reproduce", "mnits"], ["reproduce", "mnist", "epoch=1"], ["evaluate", "--overwite"], ["export", "rundir=x"], ["data", "imprt"],
