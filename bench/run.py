@@ -1,7 +1,4 @@
-"""Runs a set of cases, prints the table, and writes the record: what `ddvi-fast bench` does.
-
-ddvi-fast bench [quick|targets|full|genomes|million] [--threads N] [--output NAME] [--overwrite]
-"""
+"""Runner of a set of benchmark cases: prints the table and writes the record (`ddvi-fast bench`)."""
 
 from __future__ import annotations
 
@@ -23,17 +20,19 @@ from bench.records import KIND, RESULTS, write
 from bench.report import print_record
 from bench.timing import time_together
 from ddvi_fast import _checks
-from ddvi_fast.cli.arguments import Parser
 from ddvi_fast.engine.run_folder import environment
 
 
-def main(arguments: Sequence[str]) -> None:
-    """The command `ddvi-fast bench`.
+def main(options: argparse.Namespace, command: str) -> None:
+    """Run the benchmarks that the options of `ddvi-fast bench` choose.
+
+    Args:
+        options: Parsed options; `ddvi_fast.cli.bench` has their names.
+        command: Command line to record (str).
 
     Raises:
-        InputError: arguments that make no sense, or a results file that stands already.
+        InputError: options that do not fit, or an existing results file.
     """
-    options = _parse(arguments)
     device = torch.device(options.device)
     name = options.output or f"{options.set}-{device.type}"
     path = RESULTS / f"{name}.json"
@@ -44,27 +43,10 @@ def main(arguments: Sequence[str]) -> None:
         torch.set_num_threads(options.threads)
     chosen = [case for case in cases.in_set(options.set) if options.only in case.name]
     _checks.require(bool(chosen), "--only", "a part of a case's name", options.only)
-    command = " ".join(["ddvi-fast", "bench", *arguments])
     record = run(options.set, chosen, device, options.providers, options.seconds, memory=not options.no_memory, command=command)
     write(path, record)
     print_record(record)
     print(f"written: {path}\nwritten: {path.with_suffix('.md')}")
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="ddvi-fast bench", description=__doc__.splitlines()[0])
-    parser.add_argument("set", nargs="?", default="quick", choices=cases.SETS, help="quick takes a few minutes on two cores")
-    parser.add_argument("--threads", type=int, help="torch's threads; as torch chooses if left out")
-    parser.add_argument("--output", help="name of the results file; SET-DEVICE if left out")
-    parser.add_argument("--overwrite", action="store_true", help="replace that file")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument(
-        "--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS), help="; ".join(f"{k}: {v}" for k, v in PROVIDERS.items())
-    )
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains TEXT")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of measuring for each provider of a case")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
-    return parser.parse_args(list(arguments))
 
 
 def run(

@@ -39,7 +39,7 @@ def compose(overrides: Sequence[str]) -> Config:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
     except ImportError:
-        _checks.fail("hydra", "an installed package", "none", "pip install 'ddvi-fast[train]'")
+        raise InputError("this needs Hydra (pip install 'ddvi-fast[train]')") from None
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

@@ -160,7 +160,7 @@ def test_bad_arguments_are_one_line(capsys, results, arguments, words):
 
 
 def test_an_installed_package_says_where_the_benchmarks_are(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "ddvi_fast" / "cli.py"))
+    monkeypatch.setattr("ddvi_fast.cli.bench.__file__", str(tmp_path / "site-packages" / "ddvi_fast" / "cli" / "bench.py"))
     assert cli.main(["bench"]) == 2
     assert "source tree" in capsys.readouterr().err
 

@@ -234,10 +234,10 @@ for arguments in ARGUMENTS:
     assert "hydra" not in sys.modules, arguments
 """
 WITHOUT_TORCH = [
-    [], ["--help"], ["--version"], ["--completion", "bash"], *([command, "--help"] for command in cli.COMMANDS if command != "bench"), ["data", "import", "--help"],
-    ["trian"], ["settings"], ["train", "--dryrun"], ["train", "epoch=3"], ["train", "epochs"], ["train", "dataset=mnits"], ["train", "method=vea"],
-    ["train", "prior=pinwhel"], ["train", "prior=swiss_roll"], ["train", "recipe=relaesed"], ["train", "--dry-run", "prior=x"], ["demo", "sed=1"],
-    ["reproduce", "mnits"], ["reproduce", "mnist", "epoch=1"], ["evaluate", "--overwite"], ["export", "rundir=x"], ["data", "imprt"],
+    [], ["--help"], ["--version"], ["--completion", "bash"], *([command, "--help"] for command in cli.COMMANDS), ["data", "import", "--help"],
+    ["bench", "quik"], ["trian"], ["settings"], ["train", "--dryrun"], ["train", "epoch=3"], ["train", "epochs"], ["train", "dataset=mnits"],
+    ["train", "method=vea"], ["train", "prior=pinwhel"], ["train", "prior=swiss_roll"], ["train", "recipe=relaesed"], ["train", "--dry-run", "x=1"],
+    ["demo", "sed=1"], ["reproduce", "mnits"], ["reproduce", "mnist", "epoch=1"], ["evaluate", "--overwit"], ["export", "rundir=x"], ["data", "x"],
     ["doctor", "--jsn"], ["report", "--ouput=x"],
 ]  # fmt: skip
 
@@ -262,16 +262,21 @@ def test_every_command_describes_its_options_in_a_line_each(capsys, monkeypatch,
 
 
 def test_the_choices_of_a_command_are_those_of_the_library():
-    from ddvi_fast.cli import data
+    from bench import cases, problem
+    from ddvi_fast.cli import bench, data
     from ddvi_fast.genomes import Filters, Simulation
     from ddvi_fast.genomes.formats.sources import MULTIALLELIC
 
+    assert (bench.SETS, bench.PROVIDERS) == (cases.SETS, problem.PROVIDERS)
     assert data.MULTIALLELIC == MULTIALLELIC
     assert {field for _, field, *_ in data.FILTERS} == {*Filters.__dataclass_fields__}
     assert {field for _, field, *_ in data.SIMULATION} == {*Simulation.__dataclass_fields__}
 
 
-def test_a_missing_library_is_one_line_that_says_what_to_install(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "hydra", None)
-    code, out, err = run(capsys, "train", "--dry-run")
-    assert (code, out, err) == (2, "", "ddvi-fast: this needs Hydra (pip install 'ddvi-fast[train]')\n")
+@pytest.mark.parametrize(("module", "name", "command"), [("hydra", "Hydra", ["train", "--dry-run"]), ("rich", "rich", ["doctor", "--quick"])])
+def test_a_missing_library_is_one_line_that_says_what_to_install(capsys, monkeypatch, module, name, command):
+    for loaded in [loaded for loaded in sys.modules if loaded.startswith(f"{module}.")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    code, out, err = run(capsys, *command)
+    assert (code, out, err) == (2, "", f"ddvi-fast: this needs {name} (pip install 'ddvi-fast[train]')\n")
