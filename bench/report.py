@@ -1,6 +1,6 @@
 """Tables of benchmark records: on the terminal and as Markdown.
 
-    python -m bench.report           # rewrites the Markdown of every results file
+python -m bench.report           # rewrites the Markdown of every results file
 """
 
 from __future__ import annotations

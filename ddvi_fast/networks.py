@@ -15,7 +15,6 @@ from ddvi_fast.dense import ACTIVATIONS, dense, dropout
 from ddvi_fast.rng import Draws
 
 IMAGE_SHAPE = (3, 32, 32)  # of the convolutional networks
-_INPUT = 1 << 10  # the inputs' place among the layers that drop values, and their noise's the next
 
 
 def uniform_(parameter: Tensor, low: float, high: float, draws: Draws, layer: int) -> None:
@@ -111,9 +110,9 @@ class NoisyInput(nn.Module):
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         if draws is None:
             return self.network(x)
-        flat = dropout(x.flatten(1), self.dropout, draws, _INPUT)
+        flat = dropout(x.flatten(1), self.dropout, draws, rng.INPUT_DROPOUT - rng.DROPOUT)
         if self.noise > 0:
-            flat = flat + self.noise * rng.normal(draws, tuple(flat.shape), rng.DROPOUT + _INPUT + 1, device=x.device, dtype=x.dtype)
+            flat = flat + self.noise * rng.normal(draws, tuple(flat.shape), rng.INPUT_NOISE, device=x.device, dtype=x.dtype)
         return self.network(flat.view_as(x), draws)
 
 

@@ -12,26 +12,90 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks, _operator
 
-# Streams: what a random number is for. Uses that need one stream a timestep own 2^16 of them.
-CHAIN = 0 << 16  # + i: the noise of denoising step i
-START = 1 << 16  # y_T of the posterior, or z of a one-step posterior
-TIME = 2 << 16  # timesteps of the sleep term
-NOISE = 3 << 16  # forward noising of the sleep term
-PRIOR = 4 << 16  # prior samples, + a few for priors that need several numbers
-OBSERVATION = 5 << 16  # fantasies x ~ p(x | z)
-ORDER = 6 << 16  # the order of the examples in an epoch
-DROPOUT = 7 << 16  # + the layer
-INITIAL = 8 << 16  # initial weights
-RESTART = 9 << 16  # seeds of further starts of a run
+
+class Stream(NamedTuple):
+    """Consecutive streams: the first, how many, and the numbers drawn from them."""
+
+    first: int
+    count: int
+    use: str
+
+
+# Every stream of the package.
+STREAMS = {
+    "CHAIN": Stream(0 << 16, 1 << 16, "noise of denoising step i"),
+    "START": Stream(1 << 16, 1 << 16, "y_T of a posterior, or z of a one-step posterior; level i of a hierarchy"),
+    "TIME": Stream(2 << 16, 1 << 16, "timesteps of the sleep term, and its choices"),
+    "NOISE": Stream(3 << 16, 1 << 16, "forward noising; step i of a sampler with noise of its own"),
+    "PRIOR": Stream(4 << 16, 1 << 16, "prior samples: the class, then up to three further numbers"),
+    "OBSERVATION": Stream(5 << 16, 1 << 16, "fantasies x ~ p(x | z)"),
+    "ORDER": Stream(6 << 16, 1, "order of the examples in an epoch; offset of systematic resampling"),
+    "AUGMENT": Stream((6 << 16) + 1, 1, "mirrored images"),
+    "LABELLED": Stream((6 << 16) + (1 << 15), 1, "labelled examples that join a batch"),
+    "DROPOUT": Stream(7 << 16, 1 << 10, "dropout of layer i"),
+    "INPUT_DROPOUT": Stream((7 << 16) + (1 << 10), 1, "dropout of a network's inputs"),
+    "INPUT_NOISE": Stream((7 << 16) + (1 << 10) + 1, 1, "Gaussian noise on a network's inputs"),
+    "INITIAL": Stream(8 << 16, 1 << 15, "initial weights of parameter i"),
+    "CLASSES": Stream((8 << 16) + (1 << 15), 1, "classes drawn from q(c | x)"),
+    "PCA_START": Stream((8 << 16) + (1 << 15), 1, "start of the subspace iteration of a PCA"),
+    "RESTART": Stream(9 << 16, 1, "seeds of further starts of a run"),
+    "UPSTREAM": Stream(0xFFFF << 16, 1, "upstream gradients of tests"),
+}
+(
+    CHAIN, START, TIME, NOISE, PRIOR, OBSERVATION, ORDER, AUGMENT, LABELLED, DROPOUT, INPUT_DROPOUT, INPUT_NOISE, INITIAL, CLASSES, PCA_START,
+    RESTART, UPSTREAM,
+) = (stream.first for stream in STREAMS.values())  # fmt: skip
 
 # Importance sample (or group) k of row n stands 2^40 draws after sample 0: independent of how many there are.
 IMPORTANCE_STRIDE = 1 << 40
+
+
+class Lane(NamedTuple):
+    """Draws set apart from those that begin at the same row: their distance, their streams (none: all), and their use."""
+
+    distance: int
+    streams: tuple[int, ...]
+    use: str
+
+
+def _sample(number: int, streams: tuple[int, ...], use: str) -> Lane:
+    """The lane of an importance sample: a batch has fewer samples than lanes below 2^23."""
+    return Lane(number * IMPORTANCE_STRIDE, streams, use)
+
+
+_NETWORK = (DROPOUT, INPUT_DROPOUT, INPUT_NOISE)
+# Every lane that is set apart by hand.
+LANES = {
+    "encoder": _sample(0, _NETWORK, "dropout of the encoder"),
+    "context": _sample(1, _NETWORK, "dropout of the context encoder, so that the two do not drop the same units"),
+    "top": _sample(1, (NOISE,), "noise of y_T in the sleep term"),
+    "classifier": _sample(2, _NETWORK, "dropout of the classifier"),
+    "decoder": _sample(2, _NETWORK, "dropout of the decoder, which the released code alone has"),
+    "generated": _sample(4, _NETWORK, "dropout of the discriminator, on latents in the generator's loss"),
+    "fake": _sample(5, _NETWORK, "dropout of the discriminator, on latents"),
+    "real": _sample(6, _NETWORK, "dropout of the discriminator, on prior samples"),
+    "bound": _sample(1 << 12, (), "evidence bound beside the fit to simulations"),
+    "others": _sample(1 << 16, (), "fantasies whose context another one may be given"),
+    "candidates": _sample(1 << 17, (), "prior samples among which a datum finds its latent"),
+    "levels": _sample((1 << 17) + 1, (), "the choice among these samples"),
+    "looked_at": Lane(1 << 50, (), "simulations that standardize data, apart from those of training"),
+    "calibration": Lane(1 << 51, (), "simulations for calibration, apart from those of training"),
+    "split": Lane(1 << 62, (ORDER,), "split into training and test examples, beyond the order of every epoch"),
+    "labels": Lane((1 << 62) + (1 << 61), (ORDER,), "choice of labelled examples, beyond that of the split"),
+}
+
+# Equal by mistake, and kept so that runs stay the same: the members of a pair feed different computations and share no draw of one.
+EQUAL = {
+    frozenset(("CLASSES", "PCA_START")): "a PCA is fitted before training, and does not depend on its start but for rounding",
+    frozenset(("classifier", "decoder")): "two networks drop the units of the same numbers, with the released code's bound of classes",
+}
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -44,6 +108,10 @@ class _Position:
     def importance(self, first_sample: int):
         """The draws of the same rows from importance sample `first_sample` on."""
         return self.advance(first_sample * IMPORTANCE_STRIDE)
+
+    def lane(self, name: str):
+        """The draws of the same rows in the lane `name` of `LANES`."""
+        return self.advance(LANES[name].distance)
 
     def indices(self, rows_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
         """Draw indices, int64 [*rows_shape]: the last axis counts rows, the flattened ones before it importance samples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 
@@ -190,3 +191,21 @@ def test_spread_rows_share_no_draws():
 def test_bad_position(position):
     with pytest.raises(InputError, match="position: expected"):
         DeviceDraws(position)
+
+
+def _equal_pairs(table, overlap):
+    return {frozenset((one, other)) for one, other in itertools.combinations(table, 2) if overlap(table[one], table[other])}
+
+
+def test_streams_and_lanes_do_not_collide():
+    """But for the pairs that are known to be equal, and why that is harmless."""
+    streams = _equal_pairs(rng.STREAMS, lambda a, b: a.first < b.first + b.count and b.first < a.first + a.count)
+    lanes = _equal_pairs(rng.LANES, lambda a, b: a.distance == b.distance and (not a.streams or not b.streams or set(a.streams) & set(b.streams)))
+    assert streams | lanes == set(rng.EQUAL)
+    assert all(getattr(rng, name) == stream.first and stream.first + stream.count <= 1 << 32 for name, stream in rng.STREAMS.items())
+    assert all(0 <= lane.distance < 1 << 63 for lane in rng.LANES.values())
+
+
+def test_lanes_are_importance_samples():
+    assert Draws(3, 5).lane("context") == Draws(3, 5).importance(1) == Draws(3, 5 + 2**40)
+    assert Draws(0).lane("split") == Draws(0, 2**62)

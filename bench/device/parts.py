@@ -268,9 +268,7 @@ def kernels(setting: Setting) -> Iterator[Result]:
             if (figures["registers"], figures["shared"]) not in expected:
                 unlisted.append(f"{kernel.__name__} {figures}")
     spilling = [entry for entry in launched if entry["spills"]]
-    summary = (
-        f"{len(launched)} variants launched, {len(spilling)} with spills, {len(unlisted)} that differ from the ahead-of-time table"
-    )
+    summary = f"{len(launched)} variants launched, {len(spilling)} with spills, {len(unlisted)} that differ from the ahead-of-time table"
     yield {"ok": not spilling and bool(launched), "summary": summary, "launched": launched, "unlisted": unlisted}
 
 

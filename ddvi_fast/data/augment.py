@@ -7,9 +7,6 @@ from torch import Tensor
 
 from ddvi_fast import _checks, rng
 
-# The order of an epoch uses stream ORDER itself; its neighbours up to ORDER + 2^16 are free.
-AUGMENT = rng.ORDER + 1
-
 
 def flip(images: Tensor, draws: rng.Draws) -> Tensor:
     """Mirror each image left to right with probability one half.
@@ -25,6 +22,6 @@ def flip(images: Tensor, draws: rng.Draws) -> Tensor:
         True
     """
     _checks.require(images.dim() >= 2, "images", "shape [B, ..., W]", images)
-    bit = rng.words(draws, (len(images), 1), AUGMENT, images.device) >> 31
+    bit = rng.words(draws, (len(images), 1), rng.AUGMENT, images.device) >> 31
     chosen = bit.bool().reshape(-1, *(1,) * (images.dim() - 1))
     return torch.where(chosen, images.flip(-1), images)

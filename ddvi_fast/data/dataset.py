@@ -15,9 +15,6 @@ from ddvi_fast import _checks, rng
 
 SPLITS = ("train", "test")
 
-# The split is drawn from draws that no epoch's order reaches (see `batches`), so the two are independent for one seed.
-_SPLIT_INDEX = 1 << 62
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -189,7 +186,7 @@ def random_split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, 
     _checks.require(type(test_size) in (int, float) and math.isfinite(test_size), "test_size", wanted, test_size)
     count = test_size if isinstance(test_size, int) else round(test_size * size)
     _checks.require(0 < count < size, "test_size", wanted, test_size)
-    order = rng.permutation(rng.Draws(seed, _SPLIT_INDEX), size)
+    order = rng.permutation(rng.Draws(seed).lane("split"), size)
     return order[: size - count], order[size - count :]
 
 

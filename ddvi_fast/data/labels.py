@@ -13,9 +13,6 @@ RELEASED = "released"
 # The released code hides labels among the first 50,000 training images only, so all of MNIST's last 10,000 keep theirs.
 _RELEASED_COUNT, _RELEASED_HIDDEN = 1000, 50_000
 
-# Draws that no epoch's order and no split reaches (see `batches` and `dataset`).
-_LABEL_INDEX = (1 << 62) + (1 << 61)
-
 
 def select_labels(labels: Tensor, count: int | float | str, num_classes: int, seed: int = 0) -> Tensor:
     """Indices of the examples whose label is kept, int64 [count], increasing.
@@ -46,7 +43,7 @@ def select_labels(labels: Tensor, count: int | float | str, num_classes: int, se
     _checks.require(type(count) is int and count >= num_classes, "labels", f"at least {num_classes}, one for each class", count)
     hint = f"counts in use are {', '.join(str(known) for known in COUNTS)}"
     _checks.require(count <= len(labels), "labels", f"at most {len(labels)}, the number of training examples", count, hint)
-    order = rng.permutation(rng.Draws(seed, _LABEL_INDEX), len(labels), labels.device)
+    order = rng.permutation(rng.Draws(seed).lane("labels"), len(labels), labels.device)
     members = [order[labels[order] == label] for label in range(num_classes)]
     sizes = [len(part) for part in members]
     _checks.require(min(sizes) > 0, "labels", "training examples of every class", f"none of class {sizes.index(min(sizes))}")

@@ -21,7 +21,6 @@ from ddvi_fast.genomes.store import GenotypeStore, count_codes
 from ddvi_fast.genomes.tables import VariantTable, require_file
 
 MISSING_CALLS = ("mean", "least_squares")
-_START_STREAM = rng.INITIAL + (1 << 15)  # no weights are drawn there
 _ARRAYS = ("mean_", "scale_", "components_", "singular_values_", "explained_variance_", "explained_variance_ratio_")
 
 
@@ -87,7 +86,7 @@ class GenotypePCA:
         scaling = self._scaling(store, counts)
         matrix = StandardisedRows(_tile_of(store, chosen), len(chosen), scaling, self.device)
         width = min(self.n_components + self.oversampling, len(chosen))
-        start = rng.normal(rng.Draws(self.seed), (len(chosen), width), _START_STREAM).double().to(self.device)
+        start = rng.normal(rng.Draws(self.seed), (len(chosen), width), rng.PCA_START).double().to(self.device)
         found = leading_eigenpairs(matrix.gram_product, start, self.n_components, self.tolerance, self.max_passes)
         if not found.converged:
             warnings.warn(f"principal components: residuals are up to {float((found.residuals / found.values).max()):.2g} of the eigenvalue after "

@@ -27,7 +27,6 @@ from ddvi_fast.rng import Draws
 
 OBJECTIVES = ("auto", "bound", "simulations", "both")
 _LOOKED_AT = 4096  # simulations by which coordinates and data are standardised
-_BEFORE = 1 << 50  # draws of these stand apart from those of training
 _PART = 0.25  # of the steps, for the Gaussian approximation that comes first
 _WARMUP = 0.05  # of the steps: at the full rate from the first one on, networks whose layers are wide may lose the data for good
 _KEPT = 20  # losses of the history
@@ -158,7 +157,7 @@ class _Request:
         return fitted, EvidenceBound(posterior, FlatModel(self.model, support, whitening), self.x, self.training.batch_size)
 
     def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> tuple[FittedPosterior, Objective]:
-        support, first = simulator.support, simulator.take(_LOOKED_AT, Draws(self.seed, _BEFORE))
+        support, first = simulator.support, simulator.take(_LOOKED_AT, Draws(self.seed).lane("looked_at"))
         observation = Observation.of(first.x, None if embedding is None else embedding.to(self.device))
         reader = whitening_reader(self.architecture, support.dim, observation, self.seed)
         whitening = self._whitened(ConditionalWhitening(Whitening.of(first.u), reader.to(self.device)), simulator)

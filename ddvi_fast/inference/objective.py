@@ -17,7 +17,6 @@ from ddvi_fast.rng import Draws
 
 COVERING = "covering"
 _COVERS_FROM = 0.5  # of the steps
-_WAKE = 1 << 12  # importance samples between the draws of simulations and those of the bound
 
 
 class EvidenceBound(Objective):
@@ -123,7 +122,7 @@ class Simulated(Objective):
         u, x = self.simulator.take(self.num_rows, draws)
         values = self._fit(self.whitening.inverse(u, x), x, draws)
         if self.model is not None:
-            values["bound"] = self._bound(x if self.observed is None else self.observed, draws.importance(_WAKE))
+            values["bound"] = self._bound(x if self.observed is None else self.observed, draws.lane("bound"))
         return Terms(values, dict.fromkeys(values, 1.0))
 
     def _fit(self, y: Tensor, x: Tensor, draws: Draws) -> dict[str, Tensor]:

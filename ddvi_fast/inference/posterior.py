@@ -26,7 +26,6 @@ from ddvi_fast.rng import Draws
 BOUNDS = ("iwae", "elbo")
 _FORMAT = "ddvi_fast posterior"
 _ROWS = 1 << 14  # chain rows (data times samples) at a time
-_TRUTHS = 1 << 51  # draws of simulations for calibration stand apart from those of training
 
 
 class FittedPosterior:
@@ -136,7 +135,7 @@ class FittedPosterior:
             self._needs("simulate", "calibration")
             _checks.require(self.conditional, "reference", "draws of the true posterior, where the posterior takes no data", None)
             simulator = Simulator(self.model, self.support, device=self.whitening.shift.device)
-            truth, x = simulator.take(num_simulations, Draws(seed, _TRUTHS))
+            truth, x = simulator.take(num_simulations, Draws(seed).lane("calibration"))
             draws = self.support.unconstrain(self.sample(num_samples, x, seed))
         return Diagnostics.of(truth.to(draws), draws, self._coordinates())
 

@@ -58,8 +58,8 @@ class DiscriminatorObjective(Objective):
         """Compute the discriminator's cross-entropy [..] on latents, nats."""
         return softplus(self.discriminator(inputs, self._dropout(draws, FAKE))).squeeze(-1)
 
-    def _dropout(self, draws: Draws, index: int) -> Draws | None:
-        return draws.importance(index) if self.training else None
+    def _dropout(self, draws: Draws, lane: str) -> Draws | None:
+        return draws.lane(lane) if self.training else None
 
 
 class Adversarial(DiscriminatorObjective):

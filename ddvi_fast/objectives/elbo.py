@@ -75,9 +75,7 @@ class ELBO(Objective):
             log_likelihood, log_prior = self.model.log_likelihood(x, z).mean(0), self.guide.log_prob(self.model.prior, z, progress)
         return Terms({"reconstruction": -log_likelihood, "kl": -(log_prior + log_ratio).mean(0)}, {"reconstruction": 1.0, "kl": kl})
 
-    def _with_separate_gradients(
-        self, x: Tensor, z: Tensor, log_ratio: Tensor, kl: float | Tensor, progress: Progress
-    ) -> tuple[Tensor, Tensor]:
+    def _with_separate_gradients(self, x: Tensor, z: Tensor, log_ratio: Tensor, kl: float | Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         """Mean of log p(x|z) over samples `z` [K, N, D], [N], and log p(z) [K, N], with separate gradients for the decoder and for the samples."""
         leaf = z.detach().requires_grad_()
         log_likelihood = self.model.log_likelihood(x, leaf)

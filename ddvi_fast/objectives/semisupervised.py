@@ -18,8 +18,6 @@ from ddvi_fast.objectives.wake_sleep import Sleep, chain_loss, uniform_timesteps
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, class_major, rows_per_class
 from ddvi_fast.rng import Draws
 
-LABELLED = rng.ORDER + (1 << 15)  # stream of the choice of labelled examples; the streams just below belong to augmentation
-
 
 class LabelledExamples(nn.Module):
     """The labelled examples, from which each batch of unlabelled data gets a class-balanced sample.
@@ -62,7 +60,7 @@ class LabelledExamples(nn.Module):
             Examples [C M, ...] in class-major order and their labels, int64 [C M].
         """
         labels = class_major(self.num_classes, per_class, self.x.device)
-        uniform = rng.uniform(draws, (len(labels), 1), LABELLED, device=self.x.device).squeeze(1)
+        uniform = rng.uniform(draws, (len(labels), 1), rng.LABELLED, device=self.x.device).squeeze(1)
         counts = self.counts[labels]
         within = torch.minimum((uniform * counts).long(), counts - 1)
         x = self.x[self.starts[labels] + within]

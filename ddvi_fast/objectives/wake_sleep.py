@@ -19,8 +19,6 @@ from ddvi_fast.precision import without_autocast
 from ddvi_fast.rng import Draws
 
 # Offsets of the importance-sample index, beyond every index that updates use.
-_OTHERS = 1 << 16  # other fantasies, whose contexts are mixed in
-_CANDIDATES = 1 << 17  # prior samples among which latents of data are drawn
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ class WakeSleep(Objective):
         if self.sleep.data == 0:
             return self._fit(fantasies, like, draws)
         data = self._data_with_latents(like.flatten(1), draws)
-        chosen = rng.uniform(draws.importance(_CANDIDATES), (len(data.z), 1), rng.TIME, device=like.device) < self.sleep.data
+        chosen = rng.uniform(draws.lane("candidates"), (len(data.z), 1), rng.TIME, device=like.device) < self.sleep.data
         terms = self._fit(Fantasies(*(torch.where(chosen, *pair) for pair in zip(data, fantasies, strict=True))), like, draws)
         if self.sleep.decoder == 0:
             return terms
@@ -190,12 +188,12 @@ class WakeSleep(Objective):
         """Each row of `data` [N, P] `batch_factor` times, with latents of its posterior by importance resampling of prior samples."""
         model, factor = self.wake.model, self.sleep.batch_factor
         rows, first = distributed.whole_batch(len(data) * factor, draws)
-        first = first.spread(self.sleep.candidates).importance(_CANDIDATES)
+        first = first.spread(self.sleep.candidates).lane("candidates")
         candidates = model.prior.sample(rows * self.sleep.candidates, draws=first, dtype=data.dtype, device=data.device)
         with without_autocast(data.device):  # in bf16, sums over pixels would be wrong by nats
             log_weights = model.likelihood.pairwise(model.decoder(candidates), data)  # [M, N]
         shares = torch.softmax(log_weights.mT, 1).cumsum(1).repeat_interleave(factor, 0)
-        level = rng.uniform(draws.importance(_CANDIDATES + 1), (len(shares), 1), rng.TIME, device=data.device)
+        level = rng.uniform(draws.lane("levels"), (len(shares), 1), rng.TIME, device=data.device)
         chosen = torch.searchsorted(shares, level * shares[:, -1:]).squeeze(1)
         return Fantasies(candidates[chosen], data.repeat_interleave(factor, 0))
 
@@ -214,7 +212,7 @@ class WakeSleep(Objective):
         """Contexts [rows, C] of other fantasies, or None if none are mixed in."""
         if context is None or self.sleep.mixed == 0:
             return None
-        draws = draws.importance(_OTHERS)
+        draws = draws.lane("others")
         x = self.wake.model.simulate(rows, draws, like).x
         return self.posterior.encode_context(x.view(rows, *like.shape[1:]), draws)
 
@@ -222,7 +220,7 @@ class WakeSleep(Objective):
         """Rows [N, 1] that get another fantasy's context: a random fraction of those whose timestep `t` [N] has little noise."""
         schedule = self.posterior.schedule.detach()
         little_noise = schedule.noise_variances <= self.sleep.mixed_noise**2 * schedule.alpha_bars
-        chosen = rng.uniform(draws.importance(_OTHERS), (len(t), 1), rng.TIME, device=t.device) < self.sleep.mixed
+        chosen = rng.uniform(draws.lane("others"), (len(t), 1), rng.TIME, device=t.device) < self.sleep.mixed
         return chosen & little_noise[t].unsqueeze(1)
 
 

@@ -25,8 +25,6 @@ from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
-_DECODER_DROPOUT = 2  # the samples whose draws drop units of the decoder; the encoders' are 0 and 1
-
 
 class PriorFit(Objective):
     """Stage 1: fit an unconditional chain to prior samples. Term: `noise`, Huber error of the predicted noise."""
@@ -211,7 +209,7 @@ def pixel_mean(model: LatentVariableModel, x: Tensor, z: Tensor, draws: Draws | 
 def decoded(model: LatentVariableModel, z: Tensor, draws: Draws | None) -> Tensor:
     """The decoder's output for latents [.., N, D], with its dropout, if it has one, while the model is in training mode."""
     drops = model.training and draws is not None and getattr(model.decoder, "dropout", 0.0) > 0
-    return model.decoder(z, draws.importance(_DECODER_DROPOUT)) if drops else model.decoder(z)
+    return model.decoder(z, draws.lane("decoder")) if drops else model.decoder(z)
 
 
 def mean_matching(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> Tensor:

@@ -94,9 +94,7 @@ def _density(builder: Builder) -> Experiment:
     plain = replace(options, recipe=replace(options.recipe, defects=replace(defects, log_var_twice=False)))
     default = build_default(Builder(plain, builder.dataset))
     samples = options.method.num_samples if options.method.objective == "iwae" else 1
-    objective = ReleasedELBO(
-        default.model, default.posterior, builder.kl(1.0), options.recipe.prior_weight, samples, defects.log_var_twice
-    )
+    objective = ReleasedELBO(default.model, default.posterior, builder.kl(1.0), options.recipe.prior_weight, samples, defects.log_var_twice)
     return replace(default, phases=[Phase("train", objective, builder.epochs(), builder.optimisation())])
 
 

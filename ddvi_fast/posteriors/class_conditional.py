@@ -21,11 +21,6 @@ from ddvi_fast.priors import Prior
 from ddvi_fast.priors.partitions import log_class_posterior, require_partitions
 from ddvi_fast.rng import Draws
 
-# A neighbour of the initial weights' streams, far beyond any layer.
-CLASSES = rng.INITIAL + (1 << 15)  # classes drawn from q(c | x)
-
-_CLASSIFIER_DROPOUT = 2  # importance sample whose dropout draws the classifier uses; the families use 0 and 1
-
 
 class PerClass(nn.Module):
     """A network whose output [N, C W] is read as one of width W for each class, [C, N, W]."""
@@ -225,7 +220,7 @@ class ClassConditional(Posterior):
 
     def log_class_probs(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """log q(c | x), [N, C]; `draws` feed dropout while training."""
-        draws = draws.importance(_CLASSIFIER_DROPOUT) if self.training and draws is not None else None
+        draws = draws.lane("classifier") if self.training and draws is not None else None
         return torch.log_softmax(self.classifier(x, draws), -1)
 
     def sample_classes(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
@@ -260,7 +255,7 @@ class ClassConditional(Posterior):
 
 def draw_classes(log_probs: Tensor, num_samples: int, draws: Draws) -> Tensor:
     """Classes [K, N] drawn from log-probabilities [N, C], by inversion."""
-    uniform = rng.uniform(draws, (num_samples, len(log_probs), 1), CLASSES, device=log_probs.device, dtype=log_probs.dtype)
+    uniform = rng.uniform(draws, (num_samples, len(log_probs), 1), rng.CLASSES, device=log_probs.device, dtype=log_probs.dtype)
     return (uniform > log_probs.exp().cumsum(-1)).sum(-1).clamp(max=log_probs.shape[-1] - 1)
 
 

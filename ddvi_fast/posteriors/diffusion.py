@@ -131,7 +131,7 @@ class Diffusion(Posterior):
         if self.context_encoder is None:
             return None
         # Dropout of the two encoders must not share its draws, or both would drop the same units.
-        return self.context_encoder(x, draws.importance(1) if self.training and draws is not None else None)
+        return self.context_encoder(x, draws.lane("context") if self.training and draws is not None else None)
 
     def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
         """As `Posterior.sample_encoded`; the path log-ratio is added up on the way down the chain."""
@@ -187,7 +187,7 @@ class Diffusion(Posterior):
         """log N(y_T; mean, diag exp(log_var)) in nats, [N], at `y_T` noised from `z` [N, D]."""
         schedule = self.schedule.detach()
         last = torch.full(z.shape[:1], schedule.num_steps - 1, device=z.device)
-        y_T, _ = ops.add_noise(z, last, schedule, draws=draws.importance(1))
+        y_T, _ = ops.add_noise(z, last, schedule, draws=draws.lane("top"))
         return ops.gaussian_log_prob(y_T, mean, log_var)
 
     def _chain(self, encoded: Encoded, y_T: Tensor, draws: Draws, return_trajectory: bool) -> ops.ChainSample:

@@ -59,7 +59,7 @@ def encode_with_context(posterior: Any, x: Tensor, draws: Draws | None) -> Encod
     if posterior.context_encoder is None:
         top, context = posterior.encoder(x, draws).tensor_split((2 * posterior.latent_dim,), dim=-1)
         return Encoded(*split_top(top), context)
-    context = posterior.context_encoder(x, None if draws is None else draws.importance(1))
+    context = posterior.context_encoder(x, None if draws is None else draws.lane("context"))
     return Encoded(*split_top(posterior.encoder(x, draws)), context)
 
 

@@ -69,7 +69,7 @@ class PathIntegral(Posterior):
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
         draws = draws if self.training else None
-        context = self.context_encoder(x, None if draws is None else draws.importance(1))
+        context = self.context_encoder(x, None if draws is None else draws.lane("context"))
         mean = self.encoder(x, draws)
         _checks.require(mean.shape[-1] == self.latent_dim, "encoder", f"an output [N, {self.latent_dim}]", mean)
         return Encoded(mean, (2 * self.log_scales[0]).to(mean).expand_as(mean), context)

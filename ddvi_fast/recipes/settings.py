@@ -100,4 +100,3 @@ def _registries() -> dict[str, tuple[str, ...]]:
 
 def _owners(name: str) -> list[str]:
     return [owner for owner, settings in _registries().items() if _covered(settings, name)]
-

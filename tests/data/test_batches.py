@@ -10,7 +10,6 @@ import torch
 from ddvi_fast import rng
 from ddvi_fast._checks import InputError
 from ddvi_fast.data import epoch_batches, epoch_order, num_batches
-from ddvi_fast.data.dataset import _SPLIT_INDEX
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +50,7 @@ def test_order_leaves_torch_generator_alone():
 def test_orders_of_epochs_seeds_and_splits_are_unrelated():
     size = 4000
     orders = [epoch_order(size, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]]
-    orders.append(rng.permutation(rng.Draws(0, _SPLIT_INDEX), size))
+    orders.append(rng.permutation(rng.Draws(0).lane("split"), size))
     orders.append(torch.arange(size))
     for i, one in enumerate(orders):
         for other in orders[:i]:
