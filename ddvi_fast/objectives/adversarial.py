@@ -15,9 +15,6 @@ from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import Draws
 
-# Importance-sample indices of the discriminator's dropout in its three calls. The encoders use the first ones.
-GENERATED, FAKE, REAL = 4, 5, 6
-
 
 class DiscriminatorObjective(Objective):
     """Base of objectives with a discriminator, which has a parameter group and an optimizer of its own.
@@ -47,16 +44,16 @@ class DiscriminatorObjective(Objective):
     def generator_loss(self, inputs: Tensor, draws: Draws) -> Tensor:
         """Compute the non-saturating generator loss [..] of Goodfellow et al. (2014) in nats; the discriminator takes no gradient."""
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        logits = torch.func.functional_call(self.discriminator, frozen, (inputs, self._dropout(draws, GENERATED)))
+        logits = torch.func.functional_call(self.discriminator, frozen, (inputs, self._dropout(draws, "generated")))
         return softplus(-logits).squeeze(-1)
 
     def real_loss(self, inputs: Tensor, draws: Draws) -> Tensor:
         """Compute the discriminator's cross-entropy [..] on prior samples, nats."""
-        return softplus(-self.discriminator(inputs, self._dropout(draws, REAL))).squeeze(-1)
+        return softplus(-self.discriminator(inputs, self._dropout(draws, "real"))).squeeze(-1)
 
     def fake_loss(self, inputs: Tensor, draws: Draws) -> Tensor:
         """Compute the discriminator's cross-entropy [..] on latents, nats."""
-        return softplus(self.discriminator(inputs, self._dropout(draws, FAKE))).squeeze(-1)
+        return softplus(self.discriminator(inputs, self._dropout(draws, "fake"))).squeeze(-1)
 
     def _dropout(self, draws: Draws, lane: str) -> Draws | None:
         return draws.lane(lane) if self.training else None

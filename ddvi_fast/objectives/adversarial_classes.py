@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 
 from ddvi_fast import distributed
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.objectives.adversarial import REAL, DiscriminatorObjective
+from ddvi_fast.objectives.adversarial import DiscriminatorObjective
 from ddvi_fast.objectives.base import Progress, Terms, Update
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, balance_term, consistency_term, cross_entropy
 from ddvi_fast.posteriors.class_conditional import ClassConditional, class_major, rows_per_class
@@ -85,7 +85,7 @@ class AdversarialSemiSupervised(DiscriminatorObjective):
     def _labelled_terms(self, rows: int, draws: Draws) -> dict[str, Tensor]:
         rows, first = distributed.whole_batch(rows, draws)
         per_class = rows_per_class(round(rows * self.weights.batch_fraction), self.posterior.num_classes)
-        own = first.importance(self.posterior.num_classes + REAL)
+        own = first.lane("real").importance(self.posterior.num_classes)
         x, labels = self.labelled.draw(per_class, own)
         z = self.posterior.sample_of_class(x, labels.unsqueeze(0), own, per_class).z
         log_probs = self.posterior.log_class_probs(x, own)
