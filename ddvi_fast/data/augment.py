@@ -1,4 +1,4 @@
-"""Augmentation of training images on the device, from the counter-based generator. Never for test data."""
+"""Augmentation of training images on the device, from the counter-based generator."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def flip(images: Tensor, draws: rng.Draws) -> Tensor:
     """Mirror each image left to right with probability one half.
 
     Args:
-        images: [B, ..., W], the last axis running from left to right.
-        draws: row `i` is draw ``draws.first_index + i``, so an image's fate does not depend on the batch around it.
+        images: Images [B, ..., W] whose last axis runs from left to right.
+        draws: Draws of which image `i` uses number ``draws.first_index + i``, so that the result does not depend on the batch.
 
     Example:
         >>> images = torch.arange(4.0).repeat(6, 1)

@@ -1,7 +1,7 @@
-"""The order of the examples: a function of seed and epoch alone, computed where the data live.
+"""Order of the examples in an epoch: a function of seed and epoch alone, computed on the device of the data.
 
 Epoch `e` of seed `s` orders the examples by the words of draws `e * 2^32 + i` of the `ORDER` stream. Nothing is carried
-from one epoch to the next, so a resumed run, or one spread over more processes, walks through the same global batches.
+from one epoch to the next, so a resumed run, or one with more processes, uses the same global batches.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from torch import Tensor
 
 from ddvi_fast import _checks, rng
 
-_EPOCH_BITS = 32  # an epoch owns 2^32 draws, one an example
+_EPOCH_BITS = 32  # an epoch has 2^32 draws, one per example
 
 
 def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
-    """The order of `size` examples in `epoch`, int64 [size]: the same bits on every device and in every process."""
+    """Order of `size` examples in `epoch`, int64 [size]: the same on every device and in every process."""
     _checks.require(type(size) is int and 1 <= size < 1 << _EPOCH_BITS, "size", "a number of examples of at least 1", size)
     _checks.require(type(epoch) is int and 0 <= epoch < 1 << 30, "epoch", "an integer in [0, 2^30)", epoch)
     return rng.permutation(rng.Draws(seed, epoch << _EPOCH_BITS), size, device)
 
 
 def num_batches(size: int, batch_size: int, drop_last: bool = True) -> int:
-    """Batches in an epoch of `size` examples.
+    """Number of batches in an epoch of `size` examples.
 
     Raises:
-        InputError: `batch_size` below 1 or above `size`.
+        InputError: `batch_size` is below 1 or above `size`.
 
     Example:
         >>> num_batches(1400, 128), num_batches(1400, 128, drop_last=False)
@@ -39,13 +39,13 @@ def num_batches(size: int, batch_size: int, drop_last: bool = True) -> int:
 
 
 def epoch_batches(size: int, batch_size: int, seed: int, epoch: int, device: torch.device | str = "cpu", drop_last: bool = True) -> Iterator[Tensor]:
-    """Index tensors of the batches of one epoch, int64 [batch_size] each, views of one order made on `device`.
+    """Indices of the batches of one epoch, int64 [batch_size] each, views of one order made on `device`.
 
-    With `drop_last` the ``size % batch_size`` examples at the end of this epoch's order wait for another epoch, so that all
-    batches have one shape (which captured graphs need); without it the last batch is shorter.
+    With `drop_last` the last ``size % batch_size`` examples of the order are left out, so that all batches have one shape (which
+    captured graphs need); without it the last batch is shorter.
 
     Raises:
-        InputError: `batch_size` below 1 or above `size`; `epoch` or `seed` out of range. Raised by the call, not by the loop.
+        InputError: `batch_size` is below 1 or above `size`; `epoch` or `seed` is out of range. The call raises it, not the iteration.
 
     Example:
         >>> [len(batch) for batch in epoch_batches(10, 4, seed=0, epoch=0, drop_last=False)]

@@ -1,4 +1,4 @@
-"""CIFAR-10 from files without pickles: the original binary version, or a NumPy archive.
+"""Readers of CIFAR-10: the original binary version, or a NumPy archive without pickles.
 
 A record of the binary version is one label byte and 3,072 pixel bytes: the red, green and blue plane, each row by row.
 """
@@ -26,12 +26,12 @@ _RECORDS = 10_000  # in each of the six files of the binary version
 def load_cifar10(data_dir: Path | None) -> Dataset:
     """Read CIFAR-10: uint8 [N, 3, 32, 32], as floats in [0, 1].
 
-    Looks in `data_dir` and ``data_dir/cifar10`` for, in this order, ``cifar-10-batches-bin/`` and ``cifar10.npz`` (50,000 and
+    Searches `data_dir` and ``data_dir/cifar10`` for ``cifar-10-batches-bin/`` and ``cifar10.npz`` (50,000 and
     10,000 images), then ``cifar10_subset.npz`` (the data set's name is then ``cifar10_subset``). An archive holds
     ``train_images`` and ``test_images``, uint8 [N, 32, 32, 3], and ``train_labels`` and ``test_labels``.
 
     Raises:
-        InputError: no file, a truncated or corrupt one, arrays of the wrong shape, or only the pickled Python version.
+        InputError: There is no file, or only the pickled Python version; a file is truncated or corrupt, or has arrays of another shape.
     """
     path = find_full(data_dir) or _first(data_dir, SUBSET)
     if path is None:
@@ -45,7 +45,7 @@ def load_cifar10(data_dir: Path | None) -> Dataset:
 
 
 def find_full(data_dir: Path | None) -> Path | None:
-    """The complete data set's folder or archive, or None."""
+    """Folder or archive of the complete data set, or None."""
     return _first(data_dir, BINARY_FOLDER) or _first(data_dir, ARCHIVE)
 
 

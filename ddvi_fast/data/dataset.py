@@ -1,4 +1,4 @@
-"""A data set that lives on the device: one tensor a split, in its smallest dtype, made float as batches are gathered."""
+"""Data set on a device: one tensor per split, in its smallest dtype, converted to float as batches are gathered."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Dataset:
     """Training and test examples, kept as they were measured.
 
     Args:
-        name: what tables and figures call it.
-        train_inputs, test_inputs: raw values, [N, *input_shape], one dtype; ``raw * scale + shift`` is what models see.
-        train_labels, test_labels: int64 [N] in ``[0, num_classes)``, or None.
-        num_classes: number of classes; 0 without labels.
-        scale, shift: from raw values to model inputs.
-        value_range: smallest and largest value that a model input can take; by default those seen in either split.
-        class_names: one name a class, or empty.
+        name: Name in tables and pictures.
+        train_inputs, test_inputs: Raw values [N, *input_shape] of one dtype; the inputs of a model are ``raw * scale + shift``.
+        train_labels, test_labels: Labels, int64 [N] in ``[0, num_classes)``, or None.
+        num_classes: Number of classes (int, default 0, for no labels).
+        scale, shift: Constants that turn raw values into model inputs (float, default 1 and 0).
+        value_range: Smallest and largest possible value of a model input (default: of both splits).
+        class_names: Name of each class (default none).
 
     Raises:
-        InputError: an empty split, inputs and labels of different length, labels out of range, NaN or infinite values.
+        InputError: A split is empty, inputs and labels differ in length, labels are out of range, or values are NaN or infinite.
 
     Example:
         >>> pixels = torch.arange(12, dtype=torch.uint8).reshape(3, 2, 2)
@@ -80,7 +80,7 @@ class Dataset:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors stand."""
+        """Device of the tensors."""
         return self.train_inputs.device
 
     def size(self, split: str = "train") -> int:
@@ -88,9 +88,9 @@ class Dataset:
         return len(self._split(split)[0])
 
     def inputs(self, indices: Tensor | slice | None = None, split: str = "train") -> Tensor:
-        """Examples `indices` (int64 [B] on the data's device; None: all), float32 [B, *input_shape], scaled.
+        """Scaled examples, float32 [B, *input_shape], for `indices` (int64 [B] on the device of the data, or a slice; default all).
 
-        The gather moves the small dtype, and nothing here waits for the device.
+        The raw dtype is gathered, and nothing waits for the device.
         """
         raw = self._split(split)[0]
         chosen = raw if indices is None else raw[indices]
@@ -98,7 +98,7 @@ class Dataset:
         return floats + self.shift if self.shift else floats
 
     def labels(self, indices: Tensor | slice | None = None, split: str = "train") -> Tensor:
-        """Labels of examples `indices` (None: all), int64 [B]; InputError if the split has none."""
+        """Labels of the examples `indices` (default all), int64 [B]; `InputError` if the split has none."""
         labels = self._split(split)[1]
         _checks.require(labels is not None, f"{split}_labels", f"labels of {self.name}", None)
         return labels if indices is None else labels[indices]
@@ -111,12 +111,12 @@ class Dataset:
         """Change the initial weights of `decoder` in place to suit the data (here nothing)."""
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same data on `device`."""
+        """Return the same data on `device`."""
         moved = {key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
     def take(self, limit: int) -> Dataset:
-        """The first `limit` training and the first `limit` test examples (all, where there are fewer)."""
+        """Return the first `limit` training and the first `limit` test examples (all, where there are fewer)."""
         _checks.require(type(limit) is int and limit >= 1, "limit", "an integer of at least 1", limit)
         # Cloned, so that the rest of the data can be freed.
         per_example = [f"{split}_{kind}" for split in SPLITS for kind in ("inputs", "labels")]
@@ -147,14 +147,22 @@ def from_arrays(
     value_range: tuple[float, float] | None = None,
     class_names: Sequence[str] = (),
 ) -> Dataset:
-    """A `Dataset` from arrays or tensors in memory.
+    """Make a `Dataset` from arrays or tensors in memory.
 
-    Without `test_inputs` the examples are put into a random order, a function of `seed` alone, and the last `test_size`
-    of them (a count, or a fraction below 1) become the test set. Integers are kept in the smallest dtype that holds
-    them, anything else in float32. `num_classes` defaults to the largest label plus one.
+    Integers are kept in the smallest dtype that holds them, everything else in float32.
+
+    Args:
+        name: Name in tables and pictures.
+        inputs: Examples [N, ...].
+        labels: Class of each example, integers [N] (default none).
+        test_inputs, test_labels: Test set. Without it the last `test_size` of the examples, in a random order, are the test set.
+        test_size: Number (int) or fraction (float below 1) of the examples for the test set (default 0.2).
+        seed: Seed of the random order (int, default 0).
+        num_classes: Number of classes (default: the largest label plus one).
+        scale, shift, value_range, class_names: See `Dataset`.
 
     Raises:
-        InputError: as `Dataset`, and a `test_size` that leaves a split empty, arrays that are not numbers.
+        InputError: As for `Dataset`; `test_size` leaves a split empty; an array does not hold numbers.
 
     Example:
         >>> data = from_arrays("grid", np.arange(20).reshape(10, 2), np.arange(10) % 2, test_size=3)
@@ -181,7 +189,7 @@ def from_arrays(
 
 
 def random_split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training and of the test examples: a random order, a function of `seed` alone, whose end of `test_size` is the test set."""
+    """Indices of the training and of the test examples: all in a random order by `seed`, of which the last `test_size` are the test set."""
     wanted = f"a count from 1 to {size - 1}, or a fraction that leaves both sets at least one of {size} examples"
     _checks.require(type(test_size) in (int, float) and math.isfinite(test_size), "test_size", wanted, test_size)
     count = test_size if isinstance(test_size, int) else round(test_size * size)
@@ -200,7 +208,7 @@ def _numbers(value: Any, argument: str) -> Tensor:
 
 
 def _native(array: np.ndarray, argument: str) -> np.ndarray:
-    """A writable copy in a dtype that torch computes with: unsigned integers beyond uint8, for one, have no minimum there."""
+    """A writable copy in a dtype with which torch computes (for wider unsigned integers it has no minimum)."""
     _checks.require(array.dtype.kind in "buif", argument, "an array of numbers", f"dtype {array.dtype}")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         _checks.require(not array.size or int(array.max()) < 1 << 63, argument, "integers below 2^63", str(array.max(initial=0)))
@@ -234,7 +242,7 @@ def _check_inputs(inputs: Tensor, argument: str) -> None:
 
 
 def _check_labels(labels: Tensor | None, argument: str, size: int, num_classes: int | None) -> None:
-    """Labels against the number of inputs and of classes (None: any number of classes)."""
+    """Check labels against the number of inputs and of classes (None: any number of classes)."""
     if labels is None:
         return
     _checks.require(isinstance(labels, Tensor), argument, "a tensor", type(labels).__name__, "from_arrays takes other arrays")

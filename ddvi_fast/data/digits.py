@@ -1,4 +1,4 @@
-"""The digits of scikit-learn: 1,797 images of 8 x 8 pixels with values 0 to 16, part of the library, no download."""
+"""The digits of scikit-learn: 1,797 images of 8 x 8 pixels with values 0 to 16, which need no download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TEST_SIZE = 397
 
 
 def load_digits(seed: int = 0) -> Dataset:
-    """1,400 training and 397 test digits, split by `seed`: uint8 [N, 8, 8], as floats in [0, 1].
+    """Load 1,400 training and 397 test digits, split by `seed`: uint8 [N, 8, 8], as floats in [0, 1].
 
     Example:
         >>> data = load_digits()

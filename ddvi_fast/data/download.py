@@ -1,7 +1,7 @@
-"""Downloads, by torchvision where it can be imported; what it fetches is then read by this package's own readers.
+"""Downloads of image data sets by torchvision, for the readers of this package.
 
-torchvision checks the md5 sums of what it fetches. CIFAR-10 arrives there as a pickled archive: only torchvision's own code,
-behind that check, unpickles it, and what this package keeps and reads is a NumPy archive without pickles.
+torchvision checks the md5 sum of each file. CIFAR-10 is a pickled archive there: torchvision alone unpickles it, after that check, and
+this package writes and reads a NumPy archive without pickles.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ddvi_fast.data import cifar
 
 
 def download_idx(name: str, data_dir: Path | None) -> None:
-    """Fetch ``"mnist"`` or ``"fashion_mnist"`` into ``data_dir/MNIST/raw`` or ``data_dir/FashionMNIST/raw``."""
+    """Download ``"mnist"`` or ``"fashion_mnist"`` into ``data_dir/MNIST/raw`` or ``data_dir/FashionMNIST/raw``."""
     root = _root(name, data_dir)
     _fetch(name, {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name], root, train=True)
 
 
 def download_cifar10(data_dir: Path | None) -> None:
-    """Fetch CIFAR-10 and write ``data_dir/cifar10/cifar10.npz``."""
+    """Download CIFAR-10 and write ``data_dir/cifar10/cifar10.npz``."""
     root = _root("cifar10", data_dir)
     train, test = (_fetch("cifar10", "CIFAR10", root, train=train) for train in (True, False))
     with _files.replacing(root / "cifar10" / cifar.ARCHIVE) as fresh, fresh.open("wb") as file:

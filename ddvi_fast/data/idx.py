@@ -1,7 +1,7 @@
-"""MNIST and Fashion-MNIST in IDX files, plain or gzip'd, read without torchvision.
+"""Reader of MNIST and Fashion-MNIST in IDX files, plain or compressed by gzip.
 
 An IDX file is a big-endian header (two zero bytes, a type code, the number of axes, the size of each axis) and then the
-values. These sets hold unsigned bytes: 3 axes for images, 1 for labels.
+values. These sets consist of unsigned bytes: 3 axes for images, 1 for labels.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ddvi_fast import _checks
 from ddvi_fast.data.dataset import Dataset
 
 _UNSIGNED_BYTE = 0x08
-_GZIP = 16 + zlib.MAX_WBITS  # what zlib calls a gzip header and trailer
+_GZIP = 16 + zlib.MAX_WBITS  # zlib's flag for a gzip header and trailer
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts the files
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 
 
 @dataclass(frozen=True)
 class IdxSource:
-    """Where a set may lie: sub-folders of the data folder, system folders, and how to get it."""
+    """Places of a data set (sub-folders of the data folder, system folders), its classes, and advice where it is missing."""
 
     folders: tuple[str, ...]
     class_names: tuple[str, ...]
@@ -46,10 +46,10 @@ SOURCES = {
 def load_idx(name: str, data_dir: Path | None) -> Dataset:
     """Read ``"mnist"`` or ``"fashion_mnist"``: uint8 [N, 28, 28], as floats in [0, 1], the original training and test sets.
 
-    Looks in ``data_dir/NAME``, ``data_dir/NAME/raw`` and `data_dir`; for Fashion-MNIST also where Debian installs it.
+    Searches ``data_dir/NAME``, ``data_dir/NAME/raw`` and `data_dir`; for Fashion-MNIST also the folder of Debian's package.
 
     Raises:
-        InputError: missing, truncated or corrupt file, wrong magic number, labels and images of different length.
+        InputError: A file is missing, truncated or corrupt, has another magic number, or labels and images differ in length.
     """
     folder = find_folder(name, data_dir)
     if folder is None:
@@ -64,15 +64,15 @@ def load_idx(name: str, data_dir: Path | None) -> Dataset:
 
 
 def find_folder(name: str, data_dir: Path | None) -> Path | None:
-    """The first folder that holds the training images of `name`, or None."""
+    """First folder with the training images of `name`, or None."""
     return next((folder for folder in _candidates(name, data_dir) if _find(folder, "train", "images") is not None), None)
 
 
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
-    """Read one IDX file of unsigned bytes with `num_axes` axes, gzip'd if its name ends in ``.gz``: uint8 [sizes].
+    """Read one IDX file of unsigned bytes with `num_axes` axes, compressed if its name ends in ``.gz``: uint8 [sizes].
 
     Raises:
-        InputError: truncated or corrupt file, wrong magic number, bytes after the end.
+        InputError: The file is truncated or corrupt, has another magic number, or bytes after the end.
     """
     data, complete = _read_bytes(path)
     header = 4 + 4 * num_axes
@@ -123,7 +123,7 @@ def _read_split(folder: Path, part: str, name: str) -> tuple[torch.Tensor, torch
 
 
 def _read_bytes(path: Path) -> tuple[bytes, bool]:
-    """The file's content, and whether a gzip'd one came to its end (so that a cut file can say how much is missing)."""
+    """Content of a file, and whether a compressed one is complete (so that the message for a truncated file can tell its length)."""
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which training examples keep their label: exactly as many as asked for, as many of each class, a function of the seed."""
+"""Selection of the labelled training examples for semi-supervised learning, with equally many of each class."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from ddvi_fast import _checks, rng
 COUNTS = (10, 50, 100, 250, 500, 1000, 2500, 10_000)
 RELEASED = "released"
 
-# The released code hides labels among the first 50,000 training images only, so all of MNIST's last 10,000 keep theirs.
+# The released code removes labels among the first 50,000 training images only, so that the last 10,000 of MNIST keep theirs.
 _RELEASED_COUNT, _RELEASED_HIDDEN = 1000, 50_000
 
 
 def select_labels(labels: Tensor, count: int | float | str, num_classes: int, seed: int = 0) -> Tensor:
-    """Indices of the examples whose label is kept, int64 [count], increasing.
+    """Indices of the examples that keep their label, int64 [count], increasing.
 
-    Classes get equally many, up to one; where a class has fewer examples than its share, the others make up for it.
+    The numbers of labels of any two classes differ by at most one, unless a class has fewer examples than its share.
 
     Args:
-        labels: of all training examples, int64 [N].
-        count: how many; a share of all below 1; or ``"released"``: those that the released code leaves, 1,000 of the first 50,000 and all after them
-            (11,000 on MNIST).
-        num_classes: C.
-        seed: another seed keeps others.
+        labels: Labels of all training examples, int64 [N].
+        count: Number of labels to keep (int), their fraction (float below 1), or ``"released"``: as in the released code 1,000 of the
+            first 50,000 and all after them (11,000 on MNIST).
+        num_classes: Number of classes, C.
+        seed: Seed of the selection (int, default 0).
 
     Raises:
-        InputError: more labels than examples, fewer than classes, or a class without examples.
+        InputError: `count` is above the number of examples or below that of classes, or a class has no examples.
 
     Example:
         >>> labels = torch.arange(1000) % 10
@@ -59,7 +59,7 @@ def _select_released(labels: Tensor, name: str, num_classes: int, seed: int) -> 
 
 
 def _shares(sizes: list[int], count: int) -> list[int]:
-    """`count` dealt out to classes of `sizes` as evenly as these allow, one at a time to whoever has least."""
+    """Shares of `count` for classes of `sizes`, as equal as the sizes allow."""
     shares = [0] * len(sizes)
     while (left := count - sum(shares)) > 0:
         open_classes = [label for label, size in enumerate(sizes) if shares[label] < size]

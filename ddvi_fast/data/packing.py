@@ -1,7 +1,7 @@
-"""Genotypes as 2-bit codes, four to a byte, and back.
+"""Packing of genotypes into 2-bit codes, four to a byte, and unpacking.
 
-A code is the number of copies of the counted allele, 0, 1 or 2; 3 is a missing call. Code `j` of a row stands in byte ``j // 4`` at bit
-``2 * (j % 4)``; what is left of the last byte is zero.
+A code is the number of copies of the counted allele, 0, 1 or 2; 3 is a missing call. Code `j` of a row is in byte ``j // 4`` at bit
+``2 * (j % 4)``; the unused bits of the last byte are zero.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SHIFTS = (0, 2, 4, 6)
 
 
 def packed_width(count: int) -> int:
-    """Bytes of `count` codes."""
+    """Number of bytes of `count` packed codes."""
     return -(-count // PER_BYTE)
 
 
@@ -40,17 +40,17 @@ def pack(codes: np.ndarray) -> np.ndarray:
 
 
 def unpack(packed: Tensor, count: int) -> Tensor:
-    """Codes of packed rows, on their device.
+    """Unpack codes, on the device of the packed rows.
 
     Args:
-        packed: uint8 [R, bytes].
-        count: codes of a row, C.
+        packed: Packed rows, uint8 [R, bytes].
+        count: Number of codes in a row, C.
 
     Returns:
         uint8 [R, C], 3 where the call is missing.
 
     Raises:
-        InputError: `packed` is no uint8 matrix, or too narrow for `count` codes.
+        InputError: `packed` is not a uint8 matrix, or too narrow for `count` codes.
 
     Example:
         >>> unpack(torch.tensor([[228, 1]], dtype=torch.uint8), 5).tolist()
@@ -65,18 +65,19 @@ def unpack(packed: Tensor, count: int) -> Tensor:
 
 
 def unpack_scaled(packed: Tensor, centre: Tensor, scale: Tensor, missing: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """``(code - centre) * scale``, with `missing` (zero if left out) where there is no call, on the device of the packed rows.
+    """Unpack ``(code - centre) * scale``, on the device of the packed rows.
 
     Args:
-        packed: uint8 [R, bytes].
-        centre, scale, missing: float32 [C], on the same device.
-        out: contiguous float32 [R, C] to write to: fresh memory costs as much as the work.
+        packed: Packed rows, uint8 [R, bytes].
+        centre, scale: Constants of each column, float32 [C], on the same device.
+        missing: Value for missing calls in each column, float32 [C] (default zero).
+        out: Tensor for the result, contiguous float32 [R, C] (default a new one, whose allocation takes as long as the unpacking).
 
     Returns:
         float32 [R, C].
 
     Raises:
-        InputError: as `unpack`; tensors of other lengths, dtypes or devices.
+        InputError: As for `unpack`; or a tensor of another length, dtype or device.
 
     Example:
         >>> unpack_scaled(torch.tensor([[228]], dtype=torch.uint8), torch.ones(4), torch.full((4,), 0.5)).tolist()

@@ -1,4 +1,4 @@
-"""One thing that was looked at, and what came of it."""
+"""Findings of the doctor."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ Status = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing.
+    """Result of one check of the installation.
 
     Args:
-        section: where it is shown, such as ``backends``.
-        name: of the thing.
-        status: ``ok``; ``note`` for what is missing and not needed, or could be faster; ``problem`` for what will fail or is wrong.
-        detail: what was found, with its numbers.
-        advice: what to do about it; only an ``ok`` finding has none.
+        section: Heading under which it is shown, such as ``backends``.
+        name: Name of what was checked.
+        status: ``ok``; ``note`` for what is missing but not needed, or could be faster; ``problem`` for what fails or is wrong.
+        detail: What was found, with its numbers.
+        advice: Suggested fix; only an ``ok`` finding has none.
 
     Raises:
-        ValueError: a note or a problem without advice.
+        ValueError: A note or a problem has no advice.
     """
 
     section: str
@@ -32,3 +32,8 @@ class Finding:
     def __post_init__(self) -> None:
         if self.status != "ok" and not self.advice:
             raise ValueError(f"{self.section}, {self.name}: a {self.status} needs advice")
+
+
+def judged(section: str, name: str, detail: str, advice: str = "", otherwise: Status = "note") -> Finding:
+    """A finding that is ok without advice, and has the status `otherwise` with it."""
+    return Finding(section, name, otherwise if advice else "ok", detail, advice)

@@ -1,7 +1,7 @@
-"""About ten seconds of computing: whether what is fast here is also right, in numbers.
+"""Self-test of about ten seconds: numerical checks of the fast code on this machine.
 
-Each check is held against something that does not come from the code it checks: the published answer of the random generator, float64
-arithmetic, a closed form of the evidence.
+Each reference is independent of the code that is checked: the published answer of the random generator, float64 arithmetic, a closed form
+of the evidence.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ddvi_fast.rng import Draws
 
 # Salmon et al. 2011, known answer of Philox 4x32-10 for key 0 and counter 0.
 PHILOX_OF_ZERO = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
-_REPORT = "this machine computes something else than it should: DDVI_FAST_BACKEND=reference avoids the kernels; please report this output"
+_REPORT = "results are wrong on this machine: DDVI_FAST_BACKEND=reference avoids the kernels; please report this output"
 
 
 def self_test(device: str | None = None) -> list[Finding]:
-    """Run the checks on `device`, by default the GPU if there is one.
+    """Run the checks on `device` (default: the GPU if there is one).
 
     Example:
         >>> [finding.status for finding in self_test("cpu")][:2]
@@ -33,11 +33,11 @@ def self_test(device: str | None = None) -> list[Finding]:
 
 
 def _guarded(name: str, check: Callable[[], str]) -> Iterator[Finding]:
-    """What a check says of its numbers, or what it failed with."""
+    """Run a check: its numbers, or the error with which it failed."""
     start = time.perf_counter()
     try:
         said = check()
-    except Exception as error:  # whatever fails here is what the reader must see
+    except Exception as error:  # every failure is reported
         what = " ".join(str(error).split()) or type(error).__name__
         yield Finding("self-test", name, "problem", f"failed: {what[:300]}", _REPORT)
     else:
@@ -74,7 +74,7 @@ def _bounds() -> str:
     exact = -math.log(4 * math.pi) - x.square().sum(1) / 4
     error = float((metrics.elbo(model, posteriors.Gaussian(encoder, 2), x, 4) - exact).abs().max())
     assert error < 1e-4, f"the bound of a posterior that is exact is {error:.1e} nats from the evidence"
-    return f"the exact posterior's bound is within {error:.0e} nats of the evidence in closed form"
+    return f"the bound of the exact posterior is within {error:.0e} nats of the evidence in closed form"
 
 
 def _training(device: str) -> Iterator[Finding]:
@@ -90,7 +90,7 @@ _STEPS = 40
 
 
 def _train(device: str) -> tuple[float, float, float]:
-    """Median seconds a step, and the loss of a fixed batch at the first and at the last step, of a small diffusion posterior."""
+    """Train a small diffusion posterior: median seconds per step, and loss of a fixed batch at the first and at the last step."""
     model = models.LatentVariableModel(priors.make("gaussian", dim=2), networks.MLP(2, [64], 16, draws=Draws(1)), likelihoods.make("bernoulli"))
     posterior = posteriors.Diffusion(
         networks.MLP(16, [64], 4, draws=Draws(2)),
@@ -105,7 +105,7 @@ def _train(device: str) -> tuple[float, float, float]:
     for step in range(_STEPS):
         start = time.perf_counter()
         total = 0.0
-        for update in objective.updates(x, objectives.Progress(step, _STEPS), Draws(7)):  # the same draws, so that losses compare
+        for update in objective.updates(x, objectives.Progress(step, _STEPS), Draws(7)):  # the same draws, so that losses are comparable
             optimiser.zero_grad()
             loss = update.terms().total()
             loss.backward()
