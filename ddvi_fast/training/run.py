@@ -1,9 +1,10 @@
-"""One run: train what a configuration says, in a folder of its own, and evaluate it."""
+"""Runs: training in a folder, evaluation, and loading of finished runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,26 @@ from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
 from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.phases import Experiment
+from ddvi_fast.training.engines import make_engines
 from ddvi_fast.training.evaluate import evaluate
+from ddvi_fast.training.session import Clocks, Session, prepared_folder, processes
 from ddvi_fast.training.time_budget import within_minutes
-from ddvi_fast.training.training import Clocks, make_engines, prepared_folder, processes, train_in
 
 FINAL = "final"
+
+# Function that draws the plots of a run into a folder and returns their paths.
+Draw = Callable[[Config, Experiment, Dataset, Path, Sequence[Mapping[str, Any]]], list[Path]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run leaves: its folder, its figures of merit, the paths of its pictures."""
+    """Result of a run.
+
+    Args:
+        folder: Folder of the run.
+        metrics: Metrics on the test set by name.
+        figures: Paths of the plots.
+    """
 
     folder: RunFolder
     metrics: dict[str, float]
@@ -39,49 +50,98 @@ class Result:
         return card(str(self.folder.path), {name: f"{value:.4g}" for name, value in self.metrics.items()}, self.figures)
 
 
-def train_run(config: Config) -> Result:
-    """Train, save and evaluate one run; a run that was begun in its folder and not finished goes on.
+@dataclasses.dataclass(frozen=True)
+class Run(Session):
+    """A run with its data, networks and folder."""
 
-    In several processes each must call it, and each returns the same figures.
+    @classmethod
+    def load(cls, path: str | Path | RunFolder, device: str | None = None) -> Run:
+        """A finished run with its final weights, in evaluation mode.
+
+        Args:
+            path: Folder of the run.
+            device: Device of data and networks; None for the run's own.
+
+        Raises:
+            InputError: No run, no final weights, or no data.
+        """
+        folder = path if isinstance(path, RunFolder) else RunFolder.open(path)
+        config = from_dict(folder.config)
+        config = config if device is None else dataclasses.replace(config, device=device)
+        dataset = load_dataset(config)
+        run = cls(config, dataset, build(config, dataset), folder)
+        run.restore()
+        return run
+
+    def restore(self) -> dict[str, Any]:
+        """Load the final weights, ready for evaluation; returns what was saved beside them."""
+        tensors, state = checkpoint.load(self.folder.checkpoints / FINAL, self.config.device)
+        checkpoint.load_modules(tensors, self.experiment.modules())
+        self.experiment.eval()
+        return state
+
+    def save(self, took: Clocks) -> None:
+        """Save the final weights, and how long training took."""
+        state = {"seconds": round(took.seconds, 3), "cpu_seconds": round(took.cpu_seconds, 3), "seed": self.config.seed}
+        checkpoint.save(self.folder.checkpoints / FINAL, checkpoint.module_tensors(self.experiment.modules()), state)
+
+    def evaluate(self, took: Clocks, draw: Draw | None = None) -> Result:
+        """Evaluate on the test set, write `evaluation.json` and draw the plots."""
+        metrics = evaluate(self.config, self.experiment, self.dataset)
+        metrics = {**metrics, "seconds": round(took.seconds, 1), "cpu_seconds": round(took.cpu_seconds, 1)}
+        if not distributed.is_first():
+            return Result(self.folder, metrics, [])
+        (self.folder.path / EVALUATION).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        if (tracker := open_tracker(self.config.tracker, self.folder.path, self.folder.config)) is not None:
+            tracker.summarise(metrics)
+            tracker.close()
+        if draw is None or not self.config.figures:
+            return Result(self.folder, metrics, [])
+        records = read_metrics(self.folder.metrics)
+        return Result(self.folder, metrics, draw(self.config, self.experiment, self.dataset, self.folder.figures, records))
+
+
+def train_run(config: Config, draw: Draw | None = None) -> Result:
+    """Train, save and evaluate one run, or resume the run that was begun in its folder and not finished.
+
+    In several processes each must call it, and each returns the same metrics.
+
+    Args:
+        config: Configuration of the run.
+        draw: Function that draws the plots, such as `ddvi_fast.plots.run.draw_run`; None for none.
 
     Raises:
-        InputError: bad settings or data, or a run folder that holds another run (`overwrite=true` replaces it).
-        NonFinite: a loss or gradient that is not finite.
-        Stopped: a signal asked the run to stop.
+        InputError: Settings or data that cannot be used, or a run folder that holds another run (`overwrite=true` replaces it).
+        NonFinite: A loss or gradient is not finite.
+        Stopped: A signal asked the run to stop.
     """
     config = dataclasses.replace(config, device=distributed.local_device(config.device))
     with processes(config):
         dataset = load_dataset(config)
         with prepared_folder(config, run_dir(config), lambda fresh: within_minutes(fresh, dataset, make_engines(fresh))) as (folder, config):
-            experiment = build(config, dataset)
-            return _finish(config, experiment, dataset, folder, train_in(folder, config, experiment, dataset))
+            run = Run(config, dataset, build(config, dataset), folder)
+            took = run.train()
+            if distributed.is_first():
+                run.save(took)
+            return run.evaluate(took, draw)
 
 
-def evaluate_run(path: str | Path, overwrite: bool = False) -> Result:
-    """Evaluate the final checkpoint of the run at `path` again, as its configuration says."""
+def evaluate_run(path: str | Path, overwrite: bool = False, draw: Draw | None = None) -> Result:
+    """Evaluate the final weights of the run at `path` again, as its configuration says.
+
+    Raises:
+        InputError: The run is evaluated already, unless `overwrite`.
+    """
     folder = RunFolder.open(path)
-    fresh = overwrite or not _evaluation_path(folder).exists()
+    fresh = overwrite or not (folder.path / EVALUATION).exists()
     _checks.require(fresh, f"run folder {path}", "one not evaluated yet", "evaluation.json", "--overwrite replaces it")
-    config = from_dict(folder.config)
-    dataset = load_dataset(config)
-    experiment = build(config, dataset)
-    state = restore(experiment, folder, config.device)
-    return _finish(config, experiment, dataset, folder, Clocks(state["seconds"], state["cpu_seconds"]), save=False)
-
-
-def restore(experiment: Experiment, folder: RunFolder, device: str) -> dict[str, Any]:
-    """Load a run's final weights into `experiment`, ready for evaluation; returns what was saved beside them."""
-    tensors, state = checkpoint.load(folder.checkpoints / FINAL, device)
-    checkpoint.load_modules(tensors, _modules(experiment))
-    for module in _modules(experiment).values():
-        module.eval()
-    return state
+    run = Run.load(folder)
+    state = run.restore()
+    return run.evaluate(Clocks(state["seconds"], state["cpu_seconds"]), draw)
 
 
 def load_dataset(config: Config) -> Dataset:
     """The data set of a configuration, on its device."""
-    import ddvi_fast.genomes  # noqa: F401
-
     _checks.require(config.seed >= 0, "seed", "at least 0", config.seed)
     genotypes = {"path": config.data, "labels": config.labels, **dataclasses.asdict(config.dataset.genotypes)}
     dataset = data.load(config.dataset.name, config.data_dir, config.download, config.split_seed, config.limit, genotypes)
@@ -89,38 +149,10 @@ def load_dataset(config: Config) -> Dataset:
 
 
 def run_dir(config: Config) -> Path:
-    """Where the run goes."""
+    """Folder of the run: the configuration's, or one below `runs/` named after data, method, prior and seed."""
     if config.run_dir is not None:
         return Path(config.run_dir)
     return Path("runs") / f"{config.dataset.name}-{config.method.name}-{config.prior.name}-seed{config.seed}"
-
-
-def _finish(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFolder, took: Clocks, save: bool = True) -> Result:
-    if save and distributed.is_first():
-        state = {"seconds": round(took.seconds, 3), "cpu_seconds": round(took.cpu_seconds, 3), "seed": config.seed}
-        checkpoint.save(folder.checkpoints / FINAL, checkpoint.module_tensors(_modules(experiment)), state)
-    metrics = {**evaluate(config, experiment, dataset), "seconds": round(took.seconds, 1), "cpu_seconds": round(took.cpu_seconds, 1)}
-    if not distributed.is_first():
-        return Result(folder, metrics, [])
-    _evaluation_path(folder).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    if (tracker := open_tracker(config.tracker, folder.path, folder.config)) is not None:
-        tracker.summarise(metrics)
-        tracker.close()
-    return Result(folder, metrics, _draw(config, experiment, dataset, folder) if config.figures else [])
-
-
-def _draw(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFolder) -> list[Path]:
-    from ddvi_fast.plots.run import draw_run
-
-    return draw_run(config, experiment, dataset, folder.figures, read_metrics(folder.metrics))
-
-
-def _modules(experiment: Experiment) -> dict[str, torch.nn.Module]:
-    return {"model": experiment.model, "posterior": experiment.posterior}
-
-
-def _evaluation_path(folder: RunFolder) -> Path:
-    return folder.path / EVALUATION
 
 
 def _device(name: str) -> torch.device:

@@ -1,0 +1,71 @@
+"""Choice of a run's engine: one process, several processes, or DeepSpeed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ddvi_fast import _checks, distributed
+from ddvi_fast.config.schema import Config
+from ddvi_fast.engine.base import Engine
+from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.optimisers import choose
+from ddvi_fast.engine.parallel import ParallelEngine
+from ddvi_fast.objectives import Objective
+from ddvi_fast.precision import in_force
+from ddvi_fast.recipes.phases import Optimisation
+
+ENGINES = ("auto", "local", "parallel", "deepspeed")
+MakeEngine = Callable[[Objective, Optimisation], Engine]
+
+
+def engine_name(config: Config) -> str:
+    """Name of the engine: the configuration's, or with ``auto`` the one that fits processes, precision and accumulation."""
+    name = _checks.choice(config.engine, ENGINES, "engine")
+    if name != "auto":
+        return name
+    if config.zero_stage > 0:
+        return "deepspeed"
+    if distributed.world_size() > 1:
+        return "deepspeed" if importlib.util.find_spec("deepspeed") is not None else "parallel"
+    return "parallel" if config.accumulation > 1 or config.precision == "fp16" else "local"
+
+
+def make_engines(config: Config) -> MakeEngine:
+    """Function that makes the engine of a phase from its objective and optimisation."""
+    name = engine_name(config)
+    if name == "local":
+        return _local(config, distributed.world_size() > 1)
+    _checks.require(name == "deepspeed" or config.zero_stage == 0, "zero_stage", "0 without engine=deepspeed", config.zero_stage)
+    options: dict[str, Any] = {"precision": config.precision, "accumulation": config.accumulation, "optimiser": config.optimiser}
+    if name == "parallel":
+        return lambda objective, optimisation: ParallelEngine(objective, optimisation, config.device, **options)
+    from ddvi_fast.engine.deepspeed_engine import DeepSpeedEngine
+
+    return lambda objective, optimisation: DeepSpeedEngine(objective, optimisation, config.device, zero_stage=config.zero_stage, **options)
+
+
+def engine_line(config: Config) -> str | None:
+    """One line about engine, precision and optimizer; None for the local engine."""
+    name = engine_name(config)
+    if name == "local":
+        return None
+    stage = f", ZeRO {config.zero_stage}" if name == "deepspeed" else ""
+    adam, products = choose(config.optimiser, torch.device(config.device)), in_force(config.precision, torch.device(config.device))
+    return f"engine {name}{stage}, {distributed.world_size()} x {config.accumulation} parts of a batch, {products}, {adam.note}"
+
+
+def _local(config: Config, several: bool) -> MakeEngine:
+    for fits, argument, expected, got in (
+        (not several, "engine", "parallel or deepspeed in several processes", "local"),
+        (config.accumulation == 1, "accumulation", "1 with engine=local", config.accumulation),
+        (config.zero_stage == 0, "zero_stage", "0 with engine=local", config.zero_stage),
+        (config.optimiser in ("auto", "torch"), "optimiser", "auto or torch with engine=local", config.optimiser),
+    ):
+        _checks.require(fits, argument, expected, got)
+    return lambda objective, optimisation: LocalEngine(
+        objective, optimisation, config.device, capture=config.capture, compile_networks=config.compile_networks, precision=config.precision
+    )
