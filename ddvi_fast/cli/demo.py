@@ -42,33 +42,31 @@ def demo(settings: Sequence[str]) -> None:
     results: dict[int, Result] = dict(in_processes(_train, configs))
     ordered = [results[number] for number in range(len(configs))]
     print_table([(label, result.metrics) for label, result in zip(METHODS, ordered, strict=True)])
-    for path in [_compare(configs, ordered, folder), *(path for result in ordered for path in result.figures)]:
+    for path in [_compare(ordered, folder), *(path for result in ordered for path in result.figures)]:
         print(f"figure: {path}")
 
 
 def _train(config: Config) -> Result:
     """Train one run in a process of its own."""
     register()
+    from ddvi_fast.plots.run import draw_run
     from ddvi_fast.training.run import train_run
 
-    return train_run(config)
+    return train_run(config, draw_run)
 
 
-def _compare(configs: Sequence[Config], results: Sequence[Result], folder: Path) -> Path:
+def _compare(results: Sequence[Result], folder: Path) -> Path:
     """Draw the latents of both methods side by side, the prior last."""
     from ddvi_fast import metrics, plots
-    from ddvi_fast.recipes.build import build
     from ddvi_fast.training.evaluate import sample_prior
-    from ddvi_fast.training.run import load_dataset, restore
+    from ddvi_fast.training.run import Run
 
     panels = []
-    for label, config, result in zip(METHODS, configs, results, strict=True):
-        dataset = load_dataset(config)
-        experiment = build(config, dataset)
-        restore(experiment, result.folder, config.device)
-        panels.append((label, metrics.encode(experiment.posterior, dataset.inputs(split="test")), dataset.test_labels))
-    panels.append(("prior", *sample_prior(config, experiment.model)))
-    return plots.comparison(folder / "comparison.png", panels, f"{dataset.name}: latents of the test set, by class")
+    for label, result in zip(METHODS, results, strict=True):
+        run = Run.load(result.folder)
+        panels.append((label, metrics.encode(run.experiment.posterior, run.dataset.inputs(split="test")), run.dataset.test_labels))
+    panels.append(("prior", *sample_prior(run.config, run.experiment.model)))
+    return plots.comparison(folder / "comparison.png", panels, f"{run.dataset.name}: latents of the test set, by class")
 
 
 def _vacant(parent: Path, name: str) -> Path:

@@ -16,6 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(list(dashed(arguments, ["run_dir", "overwrite"])))
     register()
     from ddvi_fast.cli.tables import print_result
+    from ddvi_fast.plots.run import draw_run
     from ddvi_fast.training.run import evaluate_run
 
-    print_result(evaluate_run(options.run, options.overwrite))
+    print_result(evaluate_run(options.run, options.overwrite, draw_run))

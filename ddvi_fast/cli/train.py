@@ -83,9 +83,10 @@ def _train(config: Config) -> int:
     from ddvi_fast.distributed import speaks
     from ddvi_fast.engine.interrupts import Stopped
     from ddvi_fast.paper.embedding_baselines import run
+    from ddvi_fast.plots.run import draw_run
 
     try:
-        result = run(config)
+        result = run(config, draw_run)
     except Stopped as stopped:
         if speaks():
             print(f"ddvi-fast: {stopped}", file=sys.stderr)

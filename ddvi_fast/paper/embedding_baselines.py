@@ -17,7 +17,7 @@ from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
 from ddvi_fast.training.evaluate import released_clusters
-from ddvi_fast.training.run import Result, load_dataset, run_dir, train_run
+from ddvi_fast.training.run import Draw, Result, load_dataset, run_dir, train_run
 
 MAPS = ("pca", "tsne", "umap")
 LATENTS = "latents.npz"
@@ -31,9 +31,9 @@ class Map(NamedTuple):
     test: Tensor
 
 
-def run(config: Config) -> Result:
+def run(config: Config, draw: Draw | None = None) -> Result:
     """Whatever a configuration stands for: a map, else a model that is trained (`train_run`)."""
-    return run_map(config) if config.method.task == "map" else train_run(config)
+    return run_map(config) if config.method.task == "map" else train_run(config, draw)
 
 
 def run_map(config: Config) -> Result:

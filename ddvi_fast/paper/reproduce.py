@@ -14,16 +14,16 @@ import torch
 
 from ddvi_fast import _files, _json, metrics, plots
 from ddvi_fast._checks import InputError
-from ddvi_fast.engine.run_folder import RunFolder, environment
+from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.genomes import maps as genome_maps
 from ddvi_fast.paper import table_spec as grid
 from ddvi_fast.paper import tables
 from ddvi_fast.paper.embedding_baselines import LATENTS, run
 from ddvi_fast.paper.table_spec import Cell, Table
-from ddvi_fast.recipes.build import build
+from ddvi_fast.plots.run import draw_run
 from ddvi_fast.training.evaluate import evaluated, sample_prior
 from ddvi_fast.training.jobs import in_processes
-from ddvi_fast.training.run import load_dataset, restore
+from ddvi_fast.training.run import Run, load_dataset
 
 FAILURE = "failure.txt"
 
@@ -83,7 +83,7 @@ def run_cell(cell: Cell) -> None:
     """Train and evaluate one cell, and keep the latents of its test set; a cell that cannot be run leaves the reason."""
     _clear(cell.folder)
     try:
-        run(cell.config)
+        run(cell.config, draw_run)
         if cell.seed == 0 and cell.config.latent_dim == 2 and cell.config.method.task != "map":
             _keep_latents(cell)
     except InputError as error:
@@ -100,9 +100,8 @@ def _clear(folder: Path) -> None:
 
 @torch.no_grad()
 def _keep_latents(cell: Cell) -> None:
-    dataset = load_dataset(cell.config)
-    experiment = build(cell.config, dataset)
-    restore(experiment, RunFolder.open(cell.folder), cell.config.device)
+    loaded = Run.load(cell.folder)
+    dataset, experiment = loaded.dataset, loaded.experiment
     with evaluated(cell.config, experiment):
         latents = metrics.encode(experiment.posterior, dataset.inputs(split="test"))
     prior, prior_labels = sample_prior(cell.config, experiment.model)

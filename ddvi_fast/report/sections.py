@@ -12,7 +12,6 @@ import torch
 from ddvi_fast import _checks
 from ddvi_fast.config.compose import from_dict
 from ddvi_fast.paper.tables import COLUMNS, Summary, summarise
-from ddvi_fast.recipes.build import build
 from ddvi_fast.report import page
 from ddvi_fast.report.charts import COLOURS, bar_chart, line_chart
 from ddvi_fast.report.decomposition import Decomposition, decompose, timings
@@ -20,7 +19,7 @@ from ddvi_fast.report.runs import SEED, Run, curves, differences, groups
 from ddvi_fast.rng import Draws
 from ddvi_fast.training.estimate import memory, parameters
 from ddvi_fast.training.evaluate import EVALUATION_SEED_OFFSET
-from ddvi_fast.training.run import load_dataset, restore
+from ddvi_fast.training.run import Run as TrainedRun
 
 _ROWS = 256  # test examples of the decomposition
 _PICTURES = ("latents.png", "trajectory.png", "decoded.png")
@@ -43,9 +42,8 @@ def measure(run: Run) -> Measured:
         config = from_dict(run.folder.config)
         if config.device.startswith("cuda") and not torch.cuda.is_available():
             config = dataclasses.replace(config, device="cpu")
-        dataset = load_dataset(config)
-        experiment = build(config, dataset)
-        restore(experiment, run.folder, config.device)
+        loaded = TrainedRun.load(run.folder, config.device)
+        dataset, experiment = loaded.dataset, loaded.experiment
     except _checks.InputError as error:
         return Measured(None, {}, {}, {}, " ".join(str(error).split()))
     draws = Draws(config.seed + EVALUATION_SEED_OFFSET)

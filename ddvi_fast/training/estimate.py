@@ -18,9 +18,9 @@ from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.rng import Draws
 from ddvi_fast.training import restarts
+from ddvi_fast.training.engines import make_engines
 from ddvi_fast.training.run import load_dataset, run_dir
 from ddvi_fast.training.time_budget import seconds_a_step
-from ddvi_fast.training.training import make_engines
 
 _STEPS = 10
 _ADAM_STATES = 2  # a first and a second moment for each parameter

@@ -1,4 +1,4 @@
-"""`ddvi-fast export`: a run's posterior as a program of torch alone."""
+"""Export of a run's posterior as a program that needs only torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 from ddvi_fast import _checks, export
 from ddvi_fast.config.compose import from_dict
 from ddvi_fast.engine.run_folder import RunFolder
-from ddvi_fast.recipes.build import build
-from ddvi_fast.training.run import load_dataset, restore
+from ddvi_fast.training.run import Run
 
 DEFAULT = "posterior.pt2"
 _EXAMPLES = 4
@@ -23,10 +22,8 @@ def export_run(path: str | Path, output: str | Path | None = None, *, num_sample
     folder = RunFolder.open(path)
     output = folder.path / DEFAULT if output is None else Path(output)
     _checks.require(overwrite or not output.exists(), "output", "a new file", str(output), "--overwrite replaces it")
-    config = from_dict(folder.config)
-    _checks.require(config.method.task != "map", "method", "one with a posterior", config.method.name)
-    dataset = load_dataset(config)
-    experiment = build(config, dataset)
-    restore(experiment, folder, config.device)
-    program = export.sampler(experiment.posterior, dataset.inputs(split="test")[:_EXAMPLES], num_samples=num_samples)
+    method = from_dict(folder.config).method
+    _checks.require(method.task != "map", "method", "one with a posterior", method.name)
+    run = Run.load(folder)
+    program = export.sampler(run.experiment.posterior, run.dataset.inputs(split="test")[:_EXAMPLES], num_samples=num_samples)
     return export.save(program, output, overwrite=overwrite)
