@@ -13,26 +13,29 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGE = PROJECT / "ddvi_fast"
 
-# Lowest first. A module imports from its own layer and the layers before it, never from a later one. A folder is one module here.
-LAYERS = (
-    ("_checks", "_html", "_markdown"),
-    ("_backend", "_files", "_operator", "precision"),
-    ("rng", "schedules"),
-    ("reference", "kernels", "native", "distributed"),
-    ("dense", "networks", "denoisers"),
-    ("ops",),
-    ("likelihoods", "priors", "models"),
-    ("posteriors",),
-    ("evidence", "export", "objectives", "testing"),
-    ("metrics", "parity"),
-    ("data", "recipes"),
-    ("engine",),
-    ("config", "estimator", "genomes", "inference", "interop", "paper", "plots", "training"),
-    ("doctor", "figures", "report", "pyro"),
-    ("__init__",),
-    ("cli", "train"),
-)
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# The three rings on their common ground, lowest first, each with its layers, lowest first. A module imports from its own layer and the layers
+# below it, never from a later one. A folder is one module here.
+RINGS = {
+    "ground": (
+        ("_checks", "_html", "_json", "_markdown"),
+        ("_backend", "_files", "_operator", "precision"),
+        ("rng", "schedules"),
+        ("distributed", "kernels", "native", "reference", "testing"),
+    ),
+    "library": (
+        ("dense", "networks", "denoisers"),
+        ("ops",),
+        ("likelihoods", "parity", "priors", "models"),
+        ("posteriors",),
+        ("data", "evidence", "export", "objectives"),
+        ("metrics", "recipes"),
+    ),
+    "trainer": (("engine",), ("config", "inference"), ("estimator", "pyro", "training")),
+    "leaves": (("figures", "plots"), ("genomes", "interop"), ("paper",), ("doctor", "report")),
+    "command line": (("__init__",), ("cli", "train")),
+}
+LEVEL = {name: level for level, names in enumerate(layer for layers in RINGS.values() for layer in layers) for name in names}
+RING = {name: ring for ring, layers in RINGS.items() for layer in layers for name in layer}
 # `kernels/` and `csrc/` know nothing of the package above `rng`.
 KERNELS_MAY_IMPORT = {"_checks", "precision", "rng", "kernels"}
 OPTIONAL = (
@@ -41,7 +44,7 @@ OPTIONAL = (
 
 
 def _unit(path: Path) -> str:
-    """The module of LAYERS that a file of the package belongs to: its name, or that of its top folder."""
+    """The module of RINGS that a file of the package belongs to: its name, or that of its top folder."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -79,9 +82,18 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_imports_go_one_way(path: Path) -> None:
     unit = _unit(path)
-    assert unit in LEVEL, f"ddvi_fast.{unit} has no place in LAYERS of {Path(__file__).name}: put it after everything it imports"
+    assert unit in LEVEL, f"ddvi_fast.{unit} has no place in RINGS of {Path(__file__).name}: put it after everything it imports"
     upward = sorted(name for name in _imported_units(path.read_text(), _package_of(path)) if LEVEL.get(name, -1) > LEVEL[unit])
     assert not upward, f"{path.relative_to(PROJECT)} is below what it imports: {', '.join(upward)}; pass the thing in, or move it down"
+
+
+@pytest.mark.parametrize("ring", ["ground", "library", "trainer"])
+def test_nothing_below_the_leaves_imports_a_leaf(ring: str) -> None:
+    leaves = {name for name in RING if RING[name] in ("leaves", "command line")} - {"__init__"}
+    for path in SOURCES:
+        if RING[_unit(path)] == ring:
+            found = _imported_units(path.read_text(), _package_of(path)) & leaves
+            assert not found, f"{path.relative_to(PROJECT)} imports {', '.join(sorted(found))}: leaves are for the command line and other leaves"
 
 
 def test_modules_of_one_layer_do_not_import_each_other_in_a_circle() -> None:
@@ -172,3 +184,26 @@ def test_importing_every_module_loads_no_optional_library() -> None:
 def test_importing_the_package_is_quick_beyond_torch() -> None:
     seconds = min(_run(IMPORT.replace("IMPORTS", "import ddvi_fast"))["seconds"] for _ in range(3))
     assert seconds < 2.5, f"import ddvi_fast took {seconds:.2f} s beyond torch's own import"
+
+
+WITHOUT = """
+import importlib, json, sys
+
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("ddvi_fast.") and name.split(".")[1] in BLOCKED:
+            raise ImportError(f"{name} belongs to a later ring")
+
+sys.meta_path.insert(0, Wall())
+for name in MODULES:
+    importlib.import_module(name)
+print(json.dumps({}))
+"""
+
+
+@pytest.mark.parametrize("ring", ["ground", "library", "trainer"])
+def test_a_ring_is_importable_without_the_next(ring: str) -> None:
+    order = list(RINGS)
+    blocked = [name for name in RING if order.index(RING[name]) > order.index(ring) and name != "__init__"]
+    modules = [".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES if RING[_unit(path)] == ring]
+    _run(WITHOUT.replace("BLOCKED", repr(blocked)).replace("MODULES", repr(modules)))
