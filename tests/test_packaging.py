@@ -12,9 +12,12 @@ import sys
 import tarfile
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDERS = ("ddvi_fast", "kernels", "csrc")
@@ -120,6 +123,75 @@ def test_it_installs_into_a_clean_environment_whose_command_trains(plain: tuple[
         [interpreter, "-c", "import ddvi_fast; print(ddvi_fast.__file__)"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert where.stdout.startswith(str(tmp_path / "environment"))
+
+
+CORE = ("torch", "numpy", "scikit-learn", "safetensors")
+TRAIN = ("hydra", "omegaconf", "yaml", "rich", "tensorboard", "matplotlib")
+USE_OF_THE_CORE = """
+import importlib.util, sys
+import torch
+assert not [name for name in sys.argv[2:] if importlib.util.find_spec(name)]
+import ddvi_fast
+assert ddvi_fast.__file__.startswith(sys.argv[1]), ddvi_fast.__file__
+for name in ddvi_fast.__all__:
+    getattr(ddvi_fast, name)
+from ddvi_fast import DDVI, fit_posterior, likelihoods, metrics, models, networks, posteriors, priors
+from ddvi_fast.inference import Training
+
+class Coin:
+    def simulate(self, n):
+        bias = torch.rand(n, 1)
+        return bias, torch.binomial(torch.full((n, 1), 10.0), bias)
+
+assert fit_posterior(Coin(), torch.tensor([7.0]), training=Training(steps=5, batch_size=16)).sample(7).shape == (7, 1)
+x = torch.rand(20, 4)
+model = models.LatentVariableModel(priors.make("pinwheel"), networks.MLP(2, [8], 4), likelihoods.make("bernoulli"))
+assert metrics.elbo(model, posteriors.Gaussian(networks.MLP(4, [8], 4), 2), x, num_samples=2).shape == (20,)
+assert DDVI(epochs=1, hidden=(8,)).fit_transform(x.numpy()).shape == (20, 2)
+from ddvi_fast.cli import main
+sys.exit(main(["train", "epochs=1"]))
+"""
+
+
+def _closure(names: tuple[str, ...]) -> dict[str, metadata.Distribution]:
+    """The installed distributions of these names and all that they require, by name."""
+    found: dict[str, metadata.Distribution] = {}
+    waiting = list(names)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in found:
+            continue
+        try:
+            found[name] = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # such as CUDA's libraries, which torch for the CPU does without
+        requirements = map(Requirement, found[name].requires or ())
+        waiting += [requirement.name for requirement in requirements if requirement.marker is None or requirement.marker.evaluate({"extra": ""})]
+    return found
+
+
+def _environment_of(names: tuple[str, ...], folder: Path) -> tuple[Path, Path]:
+    """A new environment with links to these distributions and what they require alone: its interpreter and its folder of packages."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for distribution in _closure(names).values():
+        root = Path(str(distribution.locate_file("")))
+        for entry in {Path(str(file)).parts[0] for file in distribution.files or ()} - {".."}:
+            if entry != "__pycache__" and not (site / entry).exists():
+                (site / entry).symlink_to(root / entry)
+    return folder / "bin" / "python", site
+
+
+def test_the_core_runs_with_its_own_dependencies_alone(plain: tuple[Path, Path], tmp_path: Path) -> None:
+    interpreter, site = _environment_of(CORE, tmp_path / "environment")
+    with zipfile.ZipFile(plain[1]) as archive:
+        archive.extractall(site)
+    (information,) = site.glob("ddvi_fast-*.dist-info")
+    required = map(Requirement, metadata.PathDistribution(information).requires)
+    assert {requirement.name for requirement in required if "extra" not in str(requirement.marker)} == set(CORE)
+    ran = subprocess.run([interpreter, "-I", "-c", USE_OF_THE_CORE, site, *TRAIN], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
+    assert ran.stderr.splitlines()[-1] == "ddvi-fast: this needs Hydra (pip install 'ddvi-fast[train]')"
 
 
 def test_a_wheel_without_the_extension_can_say_so(plain: tuple[Path, Path], tmp_path: Path) -> None:

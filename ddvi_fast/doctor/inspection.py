@@ -22,7 +22,7 @@ from ddvi_fast.doctor.findings import Finding, judged
 from ddvi_fast.engine import optimisers
 from ddvi_fast.native import loader
 
-REQUIRED = ("numpy", "scipy", "scikit-learn", "safetensors")
+REQUIRED = ("numpy", "scikit-learn", "safetensors")
 # Distribution, its module, its purpose, and the extra that installs it.
 OPTIONAL = (
     ("hydra-core", "hydra", "the command line", "train"),

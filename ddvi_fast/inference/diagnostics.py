@@ -67,12 +67,13 @@ class Diagnostics:
         return math.sqrt(nominal * (1 - nominal) / len(self.ranks))
 
     def p_values(self) -> dict[str, float]:
-        """Of a chi-square test that ranks are uniform."""
-        from scipy.stats import chisquare
-
+        """P-values of a chi-square test that the ranks are uniform."""
         bins = math.gcd(self.num_samples + 1, _BINS)
         counts = torch.stack([torch.bincount(column * bins // (self.num_samples + 1), minlength=bins) for column in self.ranks.T])
-        return {name: float(chisquare(row.numpy()).pvalue) for name, row in zip(self.names, counts.cpu(), strict=True)}
+        expected = len(self.ranks) / bins
+        statistics = ((counts.double() - expected) ** 2 / expected).sum(1)
+        tails = torch.special.gammaincc(torch.full_like(statistics, (bins - 1) / 2), statistics / 2)
+        return dict(zip(self.names, tails.tolist(), strict=True))
 
     def calibrated(self, levels: tuple[float, ...] = LEVELS, errors: float = 3.0) -> bool:
         """Whether every coverage is within `errors` standard errors of what it should be."""
