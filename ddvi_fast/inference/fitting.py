@@ -178,7 +178,7 @@ class _Request:
 
 def _train(objective: Objective, training: Training, seed: int, device: torch.device) -> list[float]:
     """All steps; returns means of the loss over each twentieth of them."""
-    optimisation = Optimisation(lr=training.lr, warmup_fraction=_WARMUP, max_norm=training.max_norm)
+    optimisation = Optimisation(lr=training.lr, warmup_fraction=_WARMUP, max_norm=training.max_norm, factors={})
     engine = LocalEngine(objective, optimisation, device, capture=False)
     rows, losses = torch.zeros(1, 1, device=device), []
     for step in range(training.steps):

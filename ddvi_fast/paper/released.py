@@ -71,7 +71,7 @@ def _chain_stages(builder: Builder) -> Experiment:
     encoder = builder.encoder(2 * builder.latent_dim)
     denoiser = ResidualMLP(builder.latent_dim, 0, _WARMUP_STEPS, draws=builder.weights("warmup_denoiser"))
     warm = Diffusion(encoder, denoiser, schedules.make("linear", _WARMUP_STEPS), parametrisation="eps", eta=0.0, learn_variances=False)
-    fit = Optimisation(1e-3, "constant", max_norm=None)
+    fit = Optimisation(1e-3, "constant", max_norm=None, factors={})
     prior = Phase("prior", PriorFit(model.prior, warm), builder.epochs(recipe.prior_epochs), fit, steps_per_epoch=recipe.prior_steps)
     if options.method.name == "diff_vae":
         train = Phase("train", WarmUp(model, warm, builder.kl(1.0)), builder.epochs(), optimisation)

@@ -26,7 +26,8 @@ class Optimisation:
         lr_schedule: ``"constant"``, ``"cosine"`` (decay to zero over the phase) or ``"step"`` (a tenth in its last quarter).
         warmup_fraction: Fraction of the phase, in [0, 1), in which the rate rises linearly from zero.
         max_norm: Largest norm of the gradient, above which it is scaled down; None for no clipping.
-        factors: Factors on the rate of the parameters whose name contains a word, such as ``{"learned_schedule": 10.0}``.
+        factors: Factors on the rate of the parameters whose name contains a word, by default ten for
+            learned schedules and variances.
 
     Raises:
         InputError: A value out of its range.
@@ -36,7 +37,7 @@ class Optimisation:
     lr_schedule: str = "cosine"
     warmup_fraction: float = 0.0
     max_norm: float | None = 50.0
-    factors: dict[str, float] = field(default_factory=dict)
+    factors: dict[str, float] = field(default_factory=lambda: {"learned_schedule": 10.0, "log_variance_factors": 10.0})
 
     def __post_init__(self) -> None:
         _checks.choice(self.lr_schedule, LR_SCHEDULES, "lr_schedule")
