@@ -20,8 +20,10 @@ export DS_BUILD_OPS ?= 0
 demo: $(STAMP)
 	$(VENV)/bin/ddvi-fast demo $(ARGS)
 
+# One process of tests per processor, each with one thread. `make test ARGS="-n 0"` runs all tests in one process.
+test: OMP_NUM_THREADS := 1
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 # How much of the package the tests run, in lines and branches; the last line has the sum. Twice as slow as `make test`.
 coverage: $(STAMP)

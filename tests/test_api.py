@@ -82,7 +82,7 @@ def _arguments(value: object) -> str:
 def _listed_by_a_fresh_interpreter() -> list[str]:
     """What other tests import or patch must not show."""
     ran = subprocess.run(
-        [sys.executable, __file__, "--print"], capture_output=True, text=True, cwd=LISTING.parents[1], env=_environment(), timeout=120, check=True
+        [sys.executable, __file__, "--print"], capture_output=True, text=True, cwd=LISTING.parents[1], env=_environment(), timeout=600, check=True
     )
     return ran.stdout.splitlines()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import InputError, cli, export
-from ddvi_fast.posteriors import PosteriorSample
+from ddvi_fast.posteriors import Posterior, PosteriorSample
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import make_model, observations
 from tests.posteriors import families
@@ -29,11 +30,17 @@ def close(made: Tensor, expected: Tensor) -> bool:
     return made.shape == expected.shape and torch.allclose(made, expected, rtol=1e-4, atol=1e-4)
 
 
+@functools.cache
+def exported(family) -> tuple[Posterior, torch.export.ExportedProgram]:
+    """A posterior of the family in evaluation mode, and the program made from it."""
+    posterior = family(make_model()).eval()
+    return posterior, export.sampler(posterior, observations(4), num_samples=SAMPLES)
+
+
 @pytest.mark.parametrize("family", EXPORTED, ids=lambda family: family.__name__)
 @torch.no_grad()
 def test_a_program_gives_what_the_posterior_gives_at_any_batch_size(family) -> None:
-    posterior = family(make_model()).eval()
-    program = export.sampler(posterior, observations(4), num_samples=SAMPLES)
+    posterior, program = exported(family)
     assert "ddvi_fast" not in program.graph_module.code  # operators of torch alone
     run = program.module()
     for rows in (1, 2, 37):
@@ -46,7 +53,7 @@ def test_a_program_gives_what_the_posterior_gives_at_any_batch_size(family) -> N
 
 @torch.no_grad()
 def test_seed_and_first_row_are_inputs() -> None:
-    program = export.sampler(families.diffusion(make_model()), observations(4), num_samples=SAMPLES).module()
+    program = exported(families.diffusion)[1].module()
     x = observations(1).expand(6, -1)
     z, _ = program(x, torch.tensor([SEED, 10]))
     assert close(program(x[2:], torch.tensor([SEED, 12]))[0], z[:, 2:]), "rows must not know their batch"
@@ -65,11 +72,11 @@ assert not [name for name in sys.modules if name.startswith("ddvi_fast")]
 
 @torch.no_grad()
 def test_a_saved_program_runs_without_the_package(tmp_path: Path) -> None:
-    posterior, x = families.diffusion(make_model()).eval(), observations(9)
-    path = export.save(export.sampler(posterior, observations(4), num_samples=SAMPLES), tmp_path / "new" / "posterior.pt2")
+    (posterior, program), x = exported(families.diffusion), observations(9)
+    path = export.save(program, tmp_path / "new" / "posterior.pt2")
     torch.save({"x": x, "position": torch.tensor([SEED, FIRST])}, tmp_path / "inputs.pt")
     command = [sys.executable, "-c", LOADED, str(path), str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
     for made, expected in zip(torch.load(tmp_path / "outputs.pt"), posterior.sample(x, SAMPLES, Draws(SEED, FIRST)), strict=True):
         assert close(made, expected)
     with pytest.raises(InputError, match="overwrite"):

@@ -134,7 +134,7 @@ def test_the_reader_of_imports_sees_every_form(source: str, package: tuple[str, 
 
 def _run(code: str) -> dict:
     """What `code`, run in a fresh interpreter, prints as JSON."""
-    ran = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])
 
@@ -153,9 +153,9 @@ def state():
     }
 
 before, loaded = state(), set(sys.modules)
-start = time.perf_counter()
+start = time.process_time()
 IMPORTS
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 after = state()
 print(json.dumps({
     "seconds": seconds,
@@ -166,11 +166,20 @@ print(json.dumps({
 """
 
 
-def test_importing_the_package_touches_nothing() -> None:
-    seen = _run(IMPORT.replace("IMPORTS", "import ddvi_fast"))
-    assert seen["changed"] == []
-    assert not seen["cuda"], "import ddvi_fast initialised CUDA"
-    assert not {*OPTIONAL, "hydra", "omegaconf", "sklearn", "scipy", "zuko"} & set(seen["loaded"])
+@pytest.fixture(scope="module")
+def imported() -> dict:
+    """What a fresh interpreter reports of `import ddvi_fast`."""
+    return _run(IMPORT.replace("IMPORTS", "import ddvi_fast"))
+
+
+def test_importing_the_package_touches_nothing(imported: dict) -> None:
+    assert imported["changed"] == []
+    assert not imported["cuda"], "import ddvi_fast initialised CUDA"
+    assert not {*OPTIONAL, "hydra", "omegaconf", "sklearn", "scipy", "zuko"} & set(imported["loaded"])
+
+
+def test_importing_the_package_is_quick_beyond_torch(imported: dict) -> None:
+    assert imported["seconds"] < 2.5, f"import ddvi_fast took {imported['seconds']:.2f} s of processor time beyond torch's own import"
 
 
 def test_importing_every_module_loads_no_optional_library() -> None:
@@ -179,11 +188,6 @@ def test_importing_every_module_loads_no_optional_library() -> None:
     assert seen["changed"] == []
     assert not seen["cuda"]
     assert not set(OPTIONAL) & set(seen["loaded"])
-
-
-def test_importing_the_package_is_quick_beyond_torch() -> None:
-    seconds = min(_run(IMPORT.replace("IMPORTS", "import ddvi_fast"))["seconds"] for _ in range(3))
-    assert seconds < 2.5, f"import ddvi_fast took {seconds:.2f} s beyond torch's own import"
 
 
 WITHOUT = """

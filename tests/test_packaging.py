@@ -43,7 +43,7 @@ def _copy_project(to: Path) -> Path:
 
 
 def _python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    ran = subprocess.run([sys.executable, *arguments], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run([sys.executable, *arguments], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran
 
@@ -116,7 +116,7 @@ def test_it_installs_into_a_clean_environment_whose_command_trains(plain: tuple[
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DDVI_FAST_BACKEND")}
     command = [str(interpreter.with_name("ddvi-fast")), "train", "run_dir=run", "epochs=1", "limit=128", "progress=off", "tensorboard=false"]
     quick = ["figures=false", "evaluation.iwae_samples=5", "evaluation.elbo_samples=5", "evaluation.limit=16", "prior.resolution=40"]
-    ran = subprocess.run([*command, *quick], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run([*command, *quick], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr
     assert "ELBO" in ran.stdout and (tmp_path / "run" / "evaluation.json").is_file()
     where = subprocess.run(

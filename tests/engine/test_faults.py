@@ -102,7 +102,7 @@ def test_a_second_interrupt_ends_a_process_at_once():
     code = "import os, signal, time\nfrom ddvi_fast.engine.interrupts import StopRequest\nwith StopRequest() as stop:\n" + "".join(
         f"    os.kill(os.getpid(), signal.SIGINT)\n    print(stop.asked, {number}, flush=True)\n" for number in range(2)
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=300)
     assert ended.stdout.split() == ["True", "0"] and ended.returncode == -signal.SIGINT
 
 
@@ -117,7 +117,7 @@ def test_handlers_are_put_back():
 def test_a_folder_has_one_writer(tmp_path):
     with locked(tmp_path / "run"):
         code = f"from ddvi_fast._files import locked\nwith locked({str(tmp_path / 'run')!r}): print('in')"
-        second = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=60)
+        second = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=300)
         assert f"one held by process {os.getpid()} on " in second.stderr.splitlines()[-1] and second.stdout == ""
     with locked(tmp_path / "run"):
         RunFolder.create(tmp_path / "run", {})
@@ -136,7 +136,7 @@ def test_a_lost_peer_ends_the_run_and_is_named(kind, timeout, silence):
     """One that stands still by the time-out; one that was killed breaks the exchange, and a few beats of silence are enough."""
     processes = world.start(["-m", "tests.engine.workers", "lose_a_peer", f'{{"kind": "{kind}", "timeout": {timeout}}}'], 2)
     try:
-        _, error = processes[0].communicate(timeout=60)
+        _, error = processes[0].communicate(timeout=300)
         assert processes[0].returncode == EXIT_PEER_LOST
         assert f"rank 1 (process {processes[1].pid} on " in error and f"has not answered for {silence} s" in error
     finally:
@@ -148,7 +148,7 @@ def test_a_lost_peer_ends_the_run_and_is_named(kind, timeout, silence):
 def test_a_peer_that_fails_ends_the_run_with_its_words():
     processes = world.start(["-m", "tests.engine.workers", "lose_a_peer", '{"kind": "failed", "timeout": 10}'], 2)
     try:
-        _, error = processes[0].communicate(timeout=60)
+        _, error = processes[0].communicate(timeout=300)
         assert processes[0].returncode == EXIT_PEER_LOST
         assert f"rank 1 (process {processes[1].pid} on " in error and "has ended: the third shelf is empty" in error
     finally:
@@ -160,7 +160,7 @@ def test_a_peer_that_fails_ends_the_run_with_its_words():
 def test_a_peer_that_lives_but_does_not_come_is_named_with_its_place():
     processes = world.start(["-m", "tests.engine.workers", "lose_a_peer", '{"kind": "asleep", "timeout": 2}'], 2)
     try:
-        errors = [process.communicate(timeout=60)[1] for process in processes]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
         assert [process.returncode for process in processes] == [EXIT_PEER_LOST] * 2
         for error in errors:
             assert f"rank 1 (process {processes[1].pid} on " in error

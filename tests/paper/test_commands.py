@@ -140,8 +140,8 @@ def test_the_sample_covers_every_name():
 
 def test_the_script_itself(tmp_path, tiny_data):
     call = [PROJECT / "run.sh", "mnist", "vae", "pinwheel", f"data_dir={tiny_data}", *SMALL, "dataset.decoder.hidden=[16]"]
-    ran = subprocess.run(call, cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(call, cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "runs" / "mnist-vae-pinwheel-seed0" / "evaluation.json").is_file()
-    ran = subprocess.run(call[:3], cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(call[:3], cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "DATASET METHOD PRIOR" in ran.stderr

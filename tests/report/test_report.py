@@ -165,6 +165,6 @@ def test_chromium_renders_it_without_a_word_on_its_console(written: Path, tmp_pa
     picture = tmp_path / "page.png"
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
     command = [CHROMIUM, *options, f"--window-size={width},1200", f"--screenshot={picture}", written.as_uri()]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stderr
+    said = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stderr
     assert picture.stat().st_size > 10_000
     assert "CONSOLE" not in said
