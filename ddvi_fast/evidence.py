@@ -1,4 +1,4 @@
-"""The exact evidence log p(x) of a model with one or two latent dimensions, by quadrature."""
+"""Exact evidence log p(x) of models with one or two latent dimensions, by quadrature."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _VALUES = 1 << 23  # decoded values held at a time
 
 @torch.no_grad()
 def log_evidence_quadrature(model: LatentVariableModel, x: Tensor, bounds: Sequence[Sequence[float]] | None = None, resolution: int = 200) -> Tensor:
-    """`log p(x) = log integral p(z) p(x | z) dz`, exact for D <= 2 (docs/method.md, section 2).
+    """Compute `log p(x) = log integral p(z) p(x | z) dz` for one or two latent dimensions (docs/method.md, section 2).
 
     Args:
-        model: needs `prior`, `decoder` and `likelihood`.
-        x: [N, ...].
-        bounds: `(low, high)` of each latent dimension: midpoints of a plain grid, weighted by the prior's density. Left out,
-            the nodes are the prior's own coordinates, which resolve priors far thinner than any affordable grid.
-        resolution: nodes along a dimension, or along each arm or edge of the prior.
+        model: The latent-variable model, of which `prior`, `decoder` and `likelihood` are used.
+        x: Data [N, ...], N >= 1.
+        bounds: Pair `(low, high)` for each latent dimension, for a midpoint rule on a regular grid weighted by the prior's density. Default:
+            the prior's own quadrature nodes, which resolve priors that are too narrow for a regular grid.
+        resolution: Number of nodes along each dimension of the grid, or along each arm or edge of the prior (int, default 200).
 
     Returns:
-        nats, [N]. Twice the resolution should not change it; the error of a smooth integrand falls faster than its square.
+        Log-evidence [N] in nats. Doubling the resolution should not change it.
 
     Raises:
-        InputError: more than two latent dimensions.
+        InputError: If the model has more than two latent dimensions, or if an argument is out of range.
 
     Example:
         >>> from ddvi_fast import likelihoods, networks, priors
@@ -41,7 +41,7 @@ def log_evidence_quadrature(model: LatentVariableModel, x: Tensor, bounds: Seque
     dim = model.prior.dim
     _checks.tensor(x, "x")
     _checks.require(x.dim() >= 2, "x", "shape [N, ...]", x)
-    _checks.require(dim <= 2, "model", "at most 2 latent dimensions, for quadrature", f"D = {dim}")
+    _checks.require(dim <= 2, "model", "at most 2 latent dimensions", f"D = {dim}")
     _checks.require(resolution >= 2, "resolution", "at least 2", resolution)
     _checks.require(len(x) >= 1, "x", "at least one example", x)
     flat = x.flatten(1)
@@ -54,14 +54,14 @@ def log_evidence_quadrature(model: LatentVariableModel, x: Tensor, bounds: Seque
 
 
 def _blocks(nodes: Tensor, log_weights: Tensor, shape: torch.Size) -> Iterator[tuple[Tensor, Tensor]]:
-    """Nodes in parts that fit into memory beside data of `shape` [N, P]."""
+    """Split the nodes into parts that fit into memory with data of `shape` [N, P]."""
     examples, values = shape
     rows = max(1, min(_PAIRS // examples, _VALUES // max(values, 1)))
     return zip(nodes.split(rows), log_weights.split(rows), strict=True)
 
 
 def _grid(model: LatentVariableModel, bounds: Sequence[Sequence[float]], resolution: int) -> tuple[Tensor, Tensor]:
-    """Midpoints of a grid over `bounds`, weighted by cell size times prior density."""
+    """Midpoints [M, D] of a grid over `bounds`, and their log-weights [M]: cell size times prior density."""
     dim = model.prior.dim
     _check_bounds(bounds, dim)
     axes, log_cell = [], 0.0
@@ -75,7 +75,7 @@ def _grid(model: LatentVariableModel, bounds: Sequence[Sequence[float]], resolut
 
 
 def _check_bounds(bounds: Sequence[Sequence[float]], dim: int) -> None:
-    """One finite pair `low < high` for each latent dimension."""
+    """Require one finite pair `low < high` for each latent dimension."""
     try:
         fits = len(bounds) == dim and all(-math.inf < low < high < math.inf for low, high in bounds)
     except (TypeError, ValueError):  # not pairs, or not of numbers

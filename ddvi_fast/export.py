@@ -1,4 +1,4 @@
-"""A posterior as a program of `torch.export`: encoder and sampler in one graph that needs torch alone."""
+"""Export of a posterior with torch.export: encoder and sampler in one program that needs only torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ddvi_fast._backend import use_backend
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import DeviceDraws, Draws
 
-_TOLERANCE = 1e-3  # nats, and units of the latents: the same arithmetic at another batch size
+_TOLERANCE = 1e-3  # largest difference of the exported program, in nats and in units of the latents
 
 
 class Sampler(nn.Module):
-    """What is exported: `forward(x, position)` gives `z` [K, N, D] and, where there is a density, `log_ratio` [K, N] in nats.
+    """Module that is exported. It returns samples `z` [K, N, D] and, if the posterior has a density, `log_ratio` [K, N] in nats.
 
     Args:
-        posterior: in evaluation mode.
-        num_samples: K.
+        posterior: The posterior, in evaluation mode.
+        num_samples: Samples per row, K (int).
     """
 
     def __init__(self, posterior: Posterior, num_samples: int) -> None:
@@ -28,26 +28,34 @@ class Sampler(nn.Module):
         self.posterior, self.num_samples = posterior, num_samples
 
     def forward(self, x: Tensor, position: Tensor) -> tuple[Tensor, ...]:
-        """`x` [N, ...] and `position` int64 [2], a seed and the draw index of the first row, on one device."""
+        """Sample.
+
+        Args:
+            x: Data [N, ...].
+            position: Seed and draw index of the first row, int64 [2], on the same device.
+        """
         sample = self.posterior.sample(x, self.num_samples, DeviceDraws(position))
         return tuple(part for part in sample if part is not None)
 
 
 def sampler(posterior: Posterior, example: Tensor, *, num_samples: int = 1) -> torch.export.ExportedProgram:
-    """Export encoder and sampler of a posterior, for any batch size; the number of steps and of samples are fixed.
+    """Export encoder and sampler of a posterior for any batch size; the numbers of steps and of samples are fixed.
 
-    The program's graph holds operators of torch alone, random numbers included: `torch.export.load` runs it where ddvi_fast is not installed,
-    and AOTInductor compiles it. It takes `(x, position)`, where `position` is an int64 tensor of a seed and the draw index of the first
-    row, and gives what `posterior.sample(x, num_samples, Draws(seed, first_index))` gives, to rounding: a row gets the same samples in any batch.
-    Before it is returned it is run at another batch size and compared with the posterior itself.
+    The program contains operators of torch only, including the random numbers: `torch.export.load` runs it without ddvi_fast installed, and
+    AOTInductor compiles it. `program.module()(x, position)` with `position = torch.tensor([seed, first_index])` returns what
+    `posterior.sample(x, num_samples, Draws(seed, first_index))` returns, up to rounding. The program is compared with the posterior at
+    another batch size before it is returned.
 
     Args:
-        posterior: on the device on which the program is to run.
-        example: rows [N, ...], at least two, of the shape that the encoder takes.
-        num_samples: K, samples of a row.
+        posterior: The posterior, on the device on which the program will run.
+        example: At least two rows of data [N, ...] in the shape that the encoder takes.
+        num_samples: Samples per row, K (int, default 1).
+
+    Returns:
+        The exported program.
 
     Raises:
-        InputError: rows that do not fit, or a family that cannot be traced (one that follows gradients while it samples).
+        InputError: If `example` does not fit, or if the posterior cannot be traced (`Hamiltonian`, which computes gradients while it samples).
 
     Example:
         >>> from ddvi_fast import networks, posteriors
@@ -74,7 +82,19 @@ def sampler(posterior: Posterior, example: Tensor, *, num_samples: int = 1) -> t
 
 
 def save(program: torch.export.ExportedProgram, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a program to a file, by custom with the ending ``.pt2``; InputError if it stands already, unless `overwrite`."""
+    """Write an exported program to a file.
+
+    Args:
+        program: Program that `sampler` returned.
+        path: File to write, usually with the suffix ``.pt2``.
+        overwrite: Replace an existing file (bool, default False).
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If the file exists and `overwrite` is False.
+    """
     path = Path(path)
     _checks.require(overwrite or not path.exists(), "output", "a new file", str(path), "overwrite=true replaces it")
     with _files.replacing(path) as fresh:
@@ -86,7 +106,7 @@ def _traced(wrapped: Sampler, example: Tensor, position: Tensor) -> torch.export
     shapes = {"x": {0: torch.export.Dim("batch")}, "position": None}
     try:
         return torch.export.export(wrapped, (example, position), dynamic_shapes=shapes)
-    except Exception as error:  # whatever the tracer meets in a family that it cannot follow
+    except Exception as error:  # the tracer raises many types
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         _checks.fail("posterior", "one that torch.export can trace", f"{type(wrapped.posterior).__name__}, {reason}")
 

@@ -1,32 +1,53 @@
-"""What is reported of a model and its posterior. Bounds are nats per example; streaming keeps memory constant in K."""
+"""Metrics of a model and its posterior: bounds, latent and sample quality, clustering scores."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks, ops
+from ddvi_fast import _checks, ops, priors, released_scale
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.paper import defects
-from ddvi_fast.paper import objectives as released
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
 
 LATENT_NLL_BANDWIDTHS = (0.05, 0.8, 0.1, 0.3, 0.5)  # of the released code's metric
-PRIOR_BANDWIDTHS = (0.005, 0.008, 0.01, 0.03, 0.05)  # of its prior density
+PRIOR_BANDWIDTHS = priors.base.KDE_BANDWIDTHS  # of the released code's prior density
 MMD_SIGMAS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
 NEIGHBOURS = 20
 
-_ROWS = 1 << 14  # chain rows (examples times samples) held at a time
+_ROWS = 1 << 14  # posterior samples (rows times K) held at a time
 _VALUES = 1 << 24  # decoded values held at a time
+
+Labels = Sequence[int] | Tensor
 
 
 @torch.no_grad()
 def elbo(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_samples: int = 100, draws: Draws | None = None) -> Tensor:
-    """The evidence lower bound `E_q[log w]` of each row, nats [N], averaged over `num_samples` draws."""
+    """Estimate the evidence lower bound `E_q[log w]` of each row (docs/method.md, section 2).
+
+    Args:
+        model: The latent-variable model.
+        posterior: A posterior with a density.
+        x: Data [N, ...], N >= 1.
+        num_samples: Posterior samples per row, averaged (int, default 100). Memory does not depend on it.
+        draws: Position of the first row in the random stream. Default: `Draws(0)`.
+
+    Returns:
+        Bounds [N] in nats.
+
+    Raises:
+        InputError: If the posterior or the prior has no density, or if `x` is empty or `num_samples` below 1.
+
+    Example:
+        >>> from ddvi_fast import likelihoods, networks, posteriors, priors
+        >>> model = LatentVariableModel(priors.make("pinwheel"), networks.MLP(2, [8], 5), likelihoods.make("bernoulli"))
+        >>> elbo(model, posteriors.Gaussian(networks.MLP(5, [8], 4), latent_dim=2), torch.rand(3, 5), num_samples=10).shape
+        torch.Size([3])
+    """
     total = x.new_zeros(len(x))
     for weights in _streamed_weights(model, posterior, x, num_samples, draws):
         total = total + weights.sum(0)
@@ -35,7 +56,21 @@ def elbo(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_sample
 
 @torch.no_grad()
 def iwae_bound(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_samples: int = 1000, draws: Draws | None = None) -> Tensor:
-    """`log (1/K) sum_k w_k` of each row, nats [N] (Burda et al. 2016), by an online log-sum-exp over K samples."""
+    """Estimate the importance-weighted bound `log (1/K) sum_k w_k` of each row (Burda et al. 2016).
+
+    Args:
+        model: The latent-variable model.
+        posterior: A posterior with a density.
+        x: Data [N, ...], N >= 1.
+        num_samples: Importance samples per row, K (int, default 1000). Memory does not depend on it.
+        draws: Position of the first row in the random stream. Default: `Draws(0)`.
+
+    Returns:
+        Bounds [N] in nats.
+
+    Raises:
+        InputError: If the posterior or the prior has no density, or if `x` is empty or `num_samples` below 1.
+    """
     total = x.new_full((len(x),), -math.inf)
     for weights in _streamed_weights(model, posterior, x, num_samples, draws):
         total = torch.logaddexp(total, torch.logsumexp(weights, 0))
@@ -43,7 +78,7 @@ def iwae_bound(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_
 
 
 def _streamed_weights(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_samples: int, draws: Draws | None) -> Iterator[Tensor]:
-    """Log-weights [K', N] in chunks of K, which draw the very samples that one large call would."""
+    """Log-weights [K', N] in chunks over K, equal to those of one large call."""
     _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
     _checks.require(len(x) >= 1, "x", "at least one example", x)
     rows = min(_ROWS, _VALUES // max(1, math.prod(x.shape[1:])))
@@ -54,27 +89,31 @@ def _streamed_weights(model: LatentVariableModel, posterior: Posterior, x: Tenso
 
 @torch.no_grad()
 def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, draws: Draws | None = None, log_var_twice: bool = False) -> Tensor:
-    """The released code's "ELBO" of each row, [N], on its own scale; higher is better.
+    """Compute the released code's "ELBO" of each row on its own scale; higher is better. It is not a bound, and not in nats.
 
-    Reconstruction is averaged over pixels instead of summed and the prior is its clamped kernel estimate (docs/migration.md). A chain's
-    ratio is averaged over latent dimensions; for a deterministic one, which has none, it is minus the divergence of `y_T` from
-    N(0, I) and of each step from the noising process, as the released code reports it. Not nats, and no bound.
+    Reconstruction is averaged over pixels instead of summed, and the prior is its clamped kernel density estimate (docs/migration.md). A
+    chain's log-ratio is averaged over latent dimensions. For a deterministic chain, which has none, it is minus the KL divergence of `y_T`
+    from N(0, I) and of each step from the noising process.
 
     Args:
-        model, posterior: what is judged.
-        x: data [N, ...].
-        draws: of the one sample a row.
-        log_var_twice: count `log_var` in place of its half in `log q`, as the released code does without a chain.
+        model: The latent-variable model.
+        posterior: A posterior with a density, or a deterministic chain.
+        x: Data [N, ...].
+        draws: Position of the first row in the random stream; one sample per row is drawn. Default: `Draws(0)`.
+        log_var_twice: Use `log_var` in place of `log_var / 2` in `log q`, as the released code does without a chain (bool, default False).
+
+    Returns:
+        Values [N].
 
     Raises:
-        InputError: a family without either.
+        InputError: If the posterior has no density and is not a chain.
     """
     draws = Draws(0) if draws is None else draws
     if isinstance(posterior, Diffusion) and not posterior.has_density:
         encoded = posterior.encode(x, draws)
         trajectory = posterior.latent_path(encoded, 1, draws)[:, 0]
         z = trajectory[-1]
-        steps = released.kl_per_step(posterior, encoded.context, trajectory).sum(0) / posterior.latent_dim
+        steps = released_scale.kl_per_step(posterior, encoded.context, trajectory).sum(0) / posterior.latent_dim
         ratio = -ops.gaussian_kl(encoded.mean, encoded.log_var) - steps
     else:
         posterior.require_density()
@@ -83,13 +122,22 @@ def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, d
         if isinstance(posterior, Diffusion):
             ratio = ratio / posterior.latent_dim
         elif log_var_twice:
-            ratio = ratio + defects.log_var_excess(defects.first_gaussian(posterior, x, draws)[1])
-    return model.prior.log_prob_kde(z) + ratio - released.pixel_mean(model, x, z, draws)
+            ratio = ratio + released_scale.log_var_excess(released_scale.first_gaussian(posterior, x, draws)[1])
+    return model.prior.log_prob_kde(z) + ratio - released_scale.pixel_mean(model, x, z, draws)
 
 
 @torch.no_grad()
 def encode(posterior: Posterior, x: Tensor, draws: Draws | None = None) -> Tensor:
-    """One posterior sample for each row of `x`, [N, D]: the latents that the metrics below are about."""
+    """Draw one posterior sample for each row of `x` [N, ...], the latents of the metrics below.
+
+    Args:
+        posterior: The posterior.
+        x: Data [N, ...].
+        draws: Position of the first row in the random stream. Default: `Draws(0)`.
+
+    Returns:
+        Latents [N, D].
+    """
     draws = Draws(0) if draws is None else draws
     parts, start = [], 0
     for part in x.split(_ROWS):
@@ -99,7 +147,21 @@ def encode(posterior: Posterior, x: Tensor, draws: Draws | None = None) -> Tenso
 
 
 def knn_accuracy(train_latents: Tensor, train_labels: Tensor, latents: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """Share of `latents` [N, D] whose label a vote of the nearest training latents [M, D] gets right."""
+    """Compute the accuracy of a nearest-neighbour classifier of latents. It needs scikit-learn.
+
+    Args:
+        train_latents: Latents of the training data [M, D].
+        train_labels: Their labels [M].
+        latents: Latents to classify [N, D].
+        labels: Their labels [N].
+        neighbours: Number of neighbours that vote (int, default 20).
+
+    Returns:
+        Fraction of correct labels, from 0 to 1.
+
+    Raises:
+        InputError: If there are fewer training latents than `neighbours`.
+    """
     from sklearn.neighbors import KNeighborsClassifier
 
     _checks.require(len(train_latents) >= neighbours, "train_latents", f"at least {neighbours} rows", train_latents)
@@ -108,23 +170,46 @@ def knn_accuracy(train_latents: Tensor, train_labels: Tensor, latents: Tensor, l
 
 
 def latent_nll(latents: Tensor, prior_samples: Tensor, bandwidths: Sequence[float] = LATENT_NLL_BANDWIDTHS) -> float:
-    """Minus the mean log-density, nats, of prior samples [M, D] under a kernel density of the latents [N, D]: low if they cover the prior."""
+    """Compute minus the mean log-density of prior samples under a kernel density estimate of the latents; low if latents cover the prior.
+
+    Args:
+        latents: Latents of data [N, D].
+        prior_samples: Samples of the prior [M, D].
+        bandwidths: Standard deviations of the Gaussian kernels, whose densities are averaged. Default: those of the released code.
+
+    Returns:
+        Nats.
+    """
     return -float(ops.kde_log_density(prior_samples, latents, bandwidths).mean())
 
 
 def mmd(samples: Tensor, data: Tensor, sigmas: Sequence[float] = MMD_SIGMAS) -> float:
-    """Maximum mean discrepancy between decoded prior samples and data, both [.., ...] flattened (see `ops.mmd`)."""
+    """Compute the maximum mean discrepancy between decoded prior samples and data (see `ops.mmd`).
+
+    Args:
+        samples: Decoded prior samples [M, ...].
+        data: Data [N, ...], flattened like the samples.
+        sigmas: Squared widths of the Gaussian kernels, which are summed. Default: those of the released code.
+    """
     return float(ops.mmd(samples.flatten(1), data.flatten(1), sigmas))
 
 
 def accuracy(labels: Tensor, predicted: Tensor) -> float:
-    """Share of examples [N] whose predicted class is their label."""
+    """Compute the fraction of examples whose predicted class, int64 [N], equals their label [N].
+
+    Raises:
+        InputError: If there are no labels, or if the shapes differ.
+    """
     _checks.require(predicted.shape == labels.shape and len(labels) > 0, "predicted", f"shape {list(labels.shape)} with at least one", predicted)
     return float((predicted == labels).float().mean())
 
 
-def cluster_scores(labels: Sequence[int] | Tensor, clusters: Sequence[int] | Tensor) -> dict[str, float]:
-    """Purity, completeness and normalised mutual information of clusters against labels, and how many clusters have members.
+def cluster_scores(labels: Labels, clusters: Labels) -> dict[str, float]:
+    """Compute `purity`, `completeness`, `nmi` and `clusters_used` (the number of clusters with members). It needs scikit-learn.
+
+    Args:
+        labels: True labels [N].
+        clusters: Assigned clusters [N].
 
     Example:
         >>> cluster_scores([0, 0, 1, 1], [2, 2, 2, 5])["purity"]
@@ -134,27 +219,27 @@ def cluster_scores(labels: Sequence[int] | Tensor, clusters: Sequence[int] | Ten
     return scores | {"clusters_used": float(len(set(_array(clusters).tolist() if isinstance(clusters, Tensor) else clusters)))}
 
 
-def purity(labels: Sequence[int] | Tensor, clusters: Sequence[int] | Tensor) -> float:
-    """Share of examples that belong to the commonest label of their cluster."""
+def purity(labels: Labels, clusters: Labels) -> float:
+    """Compute the fraction of examples that have the most frequent label of their cluster."""
     from sklearn.metrics.cluster import contingency_matrix
 
     table = contingency_matrix(_array(labels), _array(clusters))
     return float(table.max(axis=0).sum() / table.sum())
 
 
-def completeness(labels: Sequence[int] | Tensor, clusters: Sequence[int] | Tensor) -> float:
-    """How far all members of a label share a cluster, in [0, 1] (Rosenberg and Hirschberg 2007)."""
+def completeness(labels: Labels, clusters: Labels) -> float:
+    """Compute the completeness, from 0 to 1: 1 if all members of each label are in one cluster (Rosenberg and Hirschberg 2007)."""
     from sklearn.metrics import completeness_score
 
     return float(completeness_score(_array(labels), _array(clusters)))
 
 
-def nmi(labels: Sequence[int] | Tensor, clusters: Sequence[int] | Tensor) -> float:
-    """Normalised mutual information of two partitions, arithmetic mean of their entropies below."""
+def nmi(labels: Labels, clusters: Labels) -> float:
+    """Compute the mutual information of two partitions, normalized by the arithmetic mean of their entropies."""
     from sklearn.metrics import normalized_mutual_info_score
 
     return float(normalized_mutual_info_score(_array(labels), _array(clusters)))
 
 
-def _array(values: Sequence[int] | Tensor):
+def _array(values: Labels) -> Any:
     return values.cpu().numpy() if isinstance(values, Tensor) else values

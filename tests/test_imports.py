@@ -27,7 +27,7 @@ RINGS = {
         ("ops",),
         ("likelihoods", "parity", "priors", "models"),
         ("posteriors",),
-        ("data", "evidence", "export", "objectives"),
+        ("data", "evidence", "export", "objectives", "released_scale"),
         ("metrics", "recipes"),
     ),
     "trainer": (("engine",), ("config", "inference"), ("estimator", "pyro", "training")),

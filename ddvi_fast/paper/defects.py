@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, ops
-from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.elbo import ELBO
-from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.posteriors.base import PosteriorSample, draw_start
+from ddvi_fast.released_scale import first_gaussian, log_var_excess
 from ddvi_fast.rng import Draws
 
 
@@ -42,18 +42,6 @@ class DefectiveELBO(ELBO):
             y_T = draw_start(mean, log_var, self.num_samples, draws)
             log_ratio = log_ratio + top_excess(self.posterior, y_T, sample.z)
         return PosteriorSample(sample.z, log_ratio)
-
-
-def first_gaussian(posterior: Posterior, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance [N, D] of the first draw, for the same draws as a sample made before."""
-    with fixed_statistics(posterior):
-        encoded = posterior.encode(x, draws)
-    return encoded[0], encoded[1]
-
-
-def log_var_excess(log_var: Tensor) -> Tensor:
-    """What counting `log_var` [N, D] in place of its half adds to `-log q`, nats [N]."""
-    return 0.5 * log_var.sum(-1)
 
 
 def top_excess(posterior: Diffusion, y_T: Tensor, z: Tensor) -> Tensor:

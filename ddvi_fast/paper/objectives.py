@@ -11,18 +11,16 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ddvi_fast import _checks, ops
-from ddvi_fast.likelihoods import Gaussian
 from ddvi_fast.models import Fantasies, LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.wake_sleep import uniform_timesteps
-from ddvi_fast.paper.defects import first_gaussian, log_var_excess
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.priors import Prior
+from ddvi_fast.released_scale import first_gaussian, log_var_excess, mean_matching, pixel_mean
 from ddvi_fast.rng import Draws
 
 
@@ -191,44 +189,3 @@ class PixelMean(Objective):
     def _averaged(self, terms: Terms) -> Terms:
         share = {name: weight / self.num_dimensions for name, weight in terms.weights.items() if name.endswith("reconstruction")}
         return Terms(terms.values, {**terms.weights, **share})
-
-
-def pixel_mean(model: LatentVariableModel, x: Tensor, z: Tensor, draws: Draws | None = None) -> Tensor:
-    """The released code's reconstruction error of data [N, ...] from latents [.., N, D], a mean over pixels: [.., N].
-
-    Cross-entropy, or the squared error of data scaled to [-1, 1] where the likelihood is Gaussian; else minus the log-likelihood.
-    `draws` are those of the latents.
-    """
-    likelihood, flat, output = model.likelihood, x.flatten(1), decoded(model, z, draws)
-    if isinstance(likelihood, Gaussian) and likelihood.value_range is not None:
-        low, high = likelihood.value_range
-        return ((likelihood.mean(output) - flat) * (2 / (high - low))).square().mean(-1)
-    return -likelihood.log_prob(output, flat) / flat.shape[1]
-
-
-def decoded(model: LatentVariableModel, z: Tensor, draws: Draws | None) -> Tensor:
-    """The decoder's output for latents [.., N, D], with its dropout, if it has one, while the model is in training mode."""
-    drops = model.training and draws is not None and getattr(model.decoder, "dropout", 0.0) > 0
-    return model.decoder(z, draws.lane("decoder")) if drops else model.decoder(z)
-
-
-def mean_matching(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> Tensor:
-    """Huber error [N, D] between `mu~_t(z, y_t)` and the chain's mean at 0-based steps `t` [N] of a trajectory [T + 1, N, D]."""
-    return functional.smooth_l1_loss(*_means(posterior, context, trajectory, t), reduction="none")
-
-
-def kl_per_step(posterior: Diffusion, context: Tensor | None, trajectory: Tensor) -> Tensor:
-    """KL [T - 1, N] in nats between the noising process's step, given `z`, and the chain's with the same variance, steps 2 to T."""
-    num_steps, rows = trajectory.shape[0] - 1, trajectory.shape[1]
-    variances = posterior.schedule.posterior_variances.to(trajectory)
-    steps = []
-    for step in range(1, num_steps):
-        predicted, target = _means(posterior, context, trajectory, torch.full((rows,), step, device=trajectory.device))
-        steps.append((predicted - target).square().sum(-1) / (2 * variances[step]))
-    return torch.stack(steps)
-
-
-def _means(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The chain's mean and the noising process's, [N, D] each, at steps `t` [N] of a trajectory."""
-    y = trajectory[trajectory.shape[0] - 2 - t, torch.arange(len(t), device=t.device)]
-    return posterior.step_means(context, y, trajectory[-1], t, posterior.coefficients())

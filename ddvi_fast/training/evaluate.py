@@ -14,9 +14,9 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.clustering import assign
-from ddvi_fast.paper.objectives import decoded
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.recipes.phases import Experiment
+from ddvi_fast.released_scale import decoded
 from ddvi_fast.rng import Draws
 
 # Evaluation draws from a seed of its own, so that how long training ran does not change what is drawn here.

@@ -14,8 +14,9 @@ from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import ELBO, Progress
 from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.paper.defects import DefectiveELBO
-from ddvi_fast.paper.objectives import PixelMean, ReleasedELBO, decoded, pixel_mean
+from ddvi_fast.paper.objectives import PixelMean, ReleasedELBO
 from ddvi_fast.posteriors import Diffusion, Gaussian
+from ddvi_fast.released_scale import decoded, pixel_mean
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import make
 from tests.linear_gaussian import make_model, observations
