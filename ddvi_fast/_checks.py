@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import sys
 from collections.abc import Iterable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:  # the command line refuses a misspelt word without the seconds that importing torch takes
@@ -67,6 +69,19 @@ def finite(value: torch.Tensor, argument: str) -> torch.Tensor:
         where = tuple(int(i) for i in bad.nonzero()[0])
         fail(argument, "finite values", f"{value[where].item()} at index {where}, {int(bad.sum())} such values in all")
     return value
+
+
+def one_line(error: BaseException) -> str:
+    """Class and message of an error as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def library(name: str, extra: str) -> ModuleType:
+    """Import an optional library; `InputError` that names the extra of this package where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        fail(name, "an installed package", " ".join(str(error).split()), f"pip install 'ddvi-fast[{extra}]'")
 
 
 def readable(value: torch.Tensor) -> bool:

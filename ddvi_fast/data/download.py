@@ -47,7 +47,7 @@ def _fetch(name: str, class_name: str, root: Path, train: bool) -> Any:
     try:
         return getattr(torchvision_datasets, class_name)(root=str(root), train=train, download=True)
     except Exception as error:  # no network, no space, a changed file: torchvision raises many kinds
-        _checks.fail("download", f"{name} in {root}", _one_line(error), "put the files there by hand")
+        _checks.fail("download", f"{name} in {root}", _checks.one_line(error), "put the files there by hand")
 
 
 def _torchvision_datasets(name: str, root: Path) -> ModuleType:
@@ -55,9 +55,5 @@ def _torchvision_datasets(name: str, root: Path) -> ModuleType:
         import torchvision.datasets
     except Exception as error:  # beside some builds of torch its import fails with a RuntimeError about an operator
         hint = f"put the files of {name} into {root} by hand"
-        _checks.fail("download", "a torchvision that can be imported here", _one_line(error), hint)
+        _checks.fail("download", "a torchvision that can be imported here", _checks.one_line(error), hint)
     return torchvision.datasets
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,7 @@
-"""Genotypes: readers of PLINK, VCF and EIGENSTRAT files into one packed store, filters, principal components, simulated genomes."""
+"""Genotypes: import of PLINK, VCF and EIGENSTRAT files into a packed store, filters, principal components, simulated genomes.
+
+Importing this package registers the data sets ``1kg`` and ``genomes``.
+"""
 
 from ddvi_fast.genomes.align import align
 from ddvi_fast.genomes.convert import import_genotypes, store_from_codes

@@ -1,8 +1,8 @@
-"""Variants of one file in terms of another's: swapped alleles, other strands, another order.
+"""Alignment of the variants of two files: swapped alleles, other strands, another order.
 
-Variants are matched by chromosome and position. Where the same two alleles are counted the other way round, or are read from the other
-strand, genotypes can still be told; where the two alleles are each other's complement (A/T, C/G), a swap and a change of strand look
-alike, so only the identical pair is taken.
+Variants are matched by chromosome and position. Genotypes can be converted where the other of the two alleles is counted, or where the
+alleles are read from the other strand. Where the two alleles are complements of each other (A/T, C/G), a swap cannot be distinguished from
+a change of strand, so that only the identical pair is used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ddvi_fast.genomes.tables import VariantTable
 
 _COMPLEMENT = str.maketrans("ACGTacgt", "TGCAtgca")
 _ABSENT, _SAME, _SWAPPED, _STRAND, _SWAPPED_STRAND, _AMBIGUOUS, _OTHER = range(7)
-_SWAPS = np.array([2, 1, 0, MISSING], np.uint8)  # what each code becomes where the other allele is counted
+_SWAPS = np.array([2, 1, 0, MISSING], np.uint8)  # codes where the other allele is counted
 _WORDS = {
     _ABSENT: "absent",
     _SAME: "as they are",
@@ -30,12 +30,12 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Alignment:
-    """How to read one file's codes as another's.
+    """Map from the codes of one file to the variants of another.
 
     Args:
-        source: for each variant wanted, its index in the file at hand; -1 where it has none that can be used.
-        swapped: whether its copies are counted the other way round, bool.
-        counts: how many variants wanted fall under each case, by its name.
+        source: Index in the file of each wanted variant, int [M]; -1 where the file has none that can be used.
+        swapped: Whether the file counts the other allele, bool [M].
+        counts: Number of wanted variants in each case, by the name of the case.
     """
 
     source: np.ndarray
@@ -43,18 +43,18 @@ class Alignment:
     counts: dict[str, int]
 
     def apply(self, codes: np.ndarray, first: int = 0) -> np.ndarray:
-        """Codes of the variants wanted from `first` on, from `codes` uint8 [N, count] of the file's variants ``source[first:]``.
+        """Codes of the wanted variants from `first` on, given `codes` uint8 [N, count] of the variants ``source[first:]`` of the file.
 
-        What stands in columns whose source is -1 does not matter: they become missing.
+        Columns whose source is -1 become missing calls, whatever they contain.
         """
         part = slice(first, first + codes.shape[1])
         return np.where(self.source[part] < 0, MISSING, np.where(self.swapped[part], _SWAPS[codes], codes)).astype(np.uint8)
 
 
 def align(have: VariantTable, want: VariantTable) -> Alignment:
-    """Match the variants `want` with those of a file, `have`.
+    """Match the wanted variants `want` with the variants `have` of a file.
 
-    Where the file has several variants at one position, the first with the best match is taken.
+    Where the file has several variants at one position, the first one with the best match is used.
 
     Example:
         >>> table = VariantTable.from_rows([("1", 5, ".", "A", "G"), ("1", 9, ".", "C", "T")])
@@ -78,7 +78,7 @@ def align(have: VariantTable, want: VariantTable) -> Alignment:
 
 
 def _match(counted: str, other: str, wanted: str, wanted_other: str) -> int:
-    """How a pair of alleles stands to the pair wanted; smaller is better."""
+    """Case of a pair of alleles compared with the wanted pair; smaller is better."""
     if (counted, other) == (wanted, wanted_other):
         return _SAME
     complement = (counted.translate(_COMPLEMENT)[::-1], other.translate(_COMPLEMENT)[::-1])

@@ -14,9 +14,9 @@ from ddvi_fast.genomes.store import GenotypeStore, is_store
 
 
 def cached_store(name: str, key: dict[str, Any], make: Callable[[Path], None], cache_dir: str | Path | None = None) -> GenotypeStore:
-    """The store of `key` (plain values), made by ``make(folder)`` where there is none yet.
+    """Open the store of `key` (plain values), which ``make(folder)`` writes where there is none yet.
 
-    Two processes that make it at the same time do not disturb each other: the first to be done is kept.
+    Two processes may make the same store at the same time; the first one that is complete is kept.
     """
     folder = cache_folder() if cache_dir is None else Path(cache_dir)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

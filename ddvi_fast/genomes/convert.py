@@ -1,4 +1,4 @@
-"""From genotype files to a store: read once in blocks, filter, turn to one row a sample, and put in place when it is whole."""
+"""Conversion of genotype files into a store: read once in blocks, filter, transpose to one row per sample, move into place when complete."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +38,20 @@ def import_genotypes(
 ) -> GenotypeStore:
     """Write the store `out` from a PLINK 1, VCF, BCF or EIGENSTRAT file.
 
-    Memory stays at some tens of megabytes and the tables, whatever the number of genotypes; the disk holds the packed genotypes twice
-    for a while.
+    Memory is bounded by some tens of megabytes and the tables, for any number of genotypes; the disk holds the packed genotypes twice
+    during the conversion.
 
     Args:
-        file: any of the files, see `sources.open_source`.
-        out: a folder that does not exist, or with `overwrite` a store.
-        labels: a table with a row for each sample, see `labels.read_labels`; its columns go into the store.
-        leave_out_unlabelled: leave out samples without a label, instead of refusing.
-        filters: what else to leave out.
-        multiallelic, passing_only: of VCF files.
-        overwrite: replace the store `out`.
+        file: Any of the files (see `sources.open_source`).
+        out: Folder of the store, which must not exist, or be a store with `overwrite`.
+        labels: Table with a row for each sample (see `labels.read_labels`), whose columns are stored (default none).
+        leave_out_unlabelled: Whether to leave out samples without a label instead of refusing them (bool, default False).
+        filters: Further filters of variants and samples (default none).
+        multiallelic, passing_only: Options of VCF files (see `sources.open_source`).
+        overwrite: Whether to replace the store `out` (bool, default False).
 
     Raises:
-        InputError: `out` stands already; files that are damaged or do not fit; nothing is left after filtering. Nothing is left behind,
-            and nothing replaced, then.
+        InputError: `out` exists; a file is damaged or does not fit; the filters leave nothing. Then nothing is written or replaced.
     """
     with new_folder(Path(out).expanduser(), overwrite) as folder:
         table = None if labels is None else read_labels(labels)
@@ -63,16 +63,16 @@ def import_genotypes(
 def store_from_codes(
     codes: np.ndarray, out: str | Path, *, labels: dict[str, Sequence[str]] | None = None, filters: Filters = Filters(), overwrite: bool = False
 ) -> GenotypeStore:
-    """Write a store from genotypes in memory, with made-up names and positions.
+    """Write a store from genotypes in memory, with generated names and positions.
 
     Args:
-        codes: copies of the counted allele, 0, 1 or 2, and 3 for missing calls: [N, M].
-        out: as in `import_genotypes`.
-        labels: columns of N labels by name.
-        filters: what to leave out.
+        codes: Numbers of copies of the counted allele, 0, 1 or 2, and 3 for missing calls, [N, M].
+        out, overwrite: See `import_genotypes`.
+        labels: Columns of N labels by name (default none).
+        filters: Filters of variants and samples (default none).
 
     Raises:
-        InputError: other values; otherwise as `import_genotypes`.
+        InputError: Codes have other values, or as for `import_genotypes`.
 
     Example:
         >>> import tempfile
@@ -95,10 +95,10 @@ def store_from_codes(
 
 @contextmanager
 def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when all went well and vanishes otherwise.
+    """A context with a folder to fill, which becomes `out` when the block succeeds and is removed otherwise.
 
     Raises:
-        InputError: `out` stands already, and is no store that may be replaced; or its parent cannot be written to.
+        InputError: `out` exists and is not a store that may be replaced, or its parent cannot be written to.
     """
     exists = out.exists() or out.is_symlink()
     _checks.require(overwrite or not exists, "out", "a new folder", str(out), "overwrite (--overwrite) replaces a store")
@@ -127,7 +127,7 @@ def write_store(
     filters: Filters = Filters(),
     further: dict[str, Any] | None = None,
 ) -> None:
-    """Fill an empty folder with the store of `source`; `further` goes into ``import.json``."""
+    """Write the store of `source` into an empty folder; `further` is added to ``import.json``."""
     samples, found = source.samples, None
     if table is not None:
         samples, found = attach(source.samples, table, leave_out_unlabelled)
@@ -142,14 +142,14 @@ def write_store(
         **(further or {}),
         "read": {"samples": len(samples), "variants": len(staged.variants)},
         "reader": {reason: count for reason, count in source.notes.items() if count},
-        "removed": [step.as_dict() for step in kept.removed],
+        "removed": [asdict(step) for step in kept.removed],
     }
     write_tables(folder, samples.take(kept.samples), staged.variants.take(kept.variants), counts, imported)
     (folder / _STAGING).unlink()
 
 
 def _transpose(staged: Staged, kept: Kept, path: Path) -> np.ndarray:
-    """Write what is kept with one row a sample; returns the counts of codes, int32 [M, 4]."""
+    """Write the kept genotypes with one row per sample; returns the counts of codes, int32 [M, 4]."""
     everybody = len(kept.samples) == len(staged.samples)
     out = np.memmap(path, np.uint8, "w+", shape=(len(kept.samples), packed_width(len(kept.variants))))
     counts, start = [], 0

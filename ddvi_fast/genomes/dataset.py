@@ -1,4 +1,4 @@
-"""Genotypes as a data set: packed rows on the device, unpacked as minibatches are gathered; or their principal components."""
+"""Data sets of genotypes: counts, packed on the device and unpacked per batch, or principal components."""
 
 from __future__ import annotations
 
@@ -33,40 +33,44 @@ _BED, _LABELS = "1kg_phase3.bed", "1kg_phase3_samples.tsv"
 def genotypes_dataset(
     store: GenotypeStore, labels: str | None = None, *, test_size: int | float = 0.2, seed: int = 0, name: str = "genomes"
 ) -> PackedDataset:
-    """A store's genotypes, split at random into training and test samples.
+    """Genotypes of a store, split at random into training and test samples.
 
     Args:
-        store: the genotypes; all packed rows are read into memory.
-        labels: a column of labels.
-        test_size: samples for the test, a count or a fraction; 0 trains on all samples and tests on the same.
-        seed: of the split.
-        name: of the data set.
+        store: Genotypes, whose packed rows are read into memory.
+        labels: Column of the labels (default none).
+        test_size: Number or fraction of the samples for the test set (default 0.2); with 0 both sets have all samples.
+        seed: Seed of the split (int, default 0).
+        name: Name of the data set.
     """
     train, test = _split(len(store), test_size, seed)
-    numbers, names = (None, ()) if labels is None else store.labels(labels)
-    packed = torch.from_numpy(np.array(store.packed))
+    packed, scaling = torch.from_numpy(np.array(store.packed)), Scaling.of(count_codes(store, train.numpy()))
+    train_labels, test_labels, names = _labels(store, labels, train, test)
     return PackedDataset(
-        name, packed[train], None if numbers is None else numbers[train], packed[test], None if numbers is None else numbers[test],
-        num_classes=len(names), value_range=(0.0, 2.0), class_names=names, scaling=Scaling.of(count_codes(store, train.numpy())),
+        name, packed[train], train_labels, packed[test], test_labels,
+        num_classes=len(names), value_range=(0.0, 2.0), class_names=names, scaling=scaling,
     )  # fmt: skip
 
 
 def components_dataset(
     store: GenotypeStore, labels: str | None = None, *, n_components: int = 20, test_size: int | float = 0.2, seed: int = 0, name: str = "genomes"
 ) -> tuple[Dataset, GenotypePCA]:
-    """Principal components of the training samples, and the test samples projected onto them without shrinkage, each divided by one number:
-    the standard deviation of the first component. Returns the data set and the fitted components."""
-    train, test = (part.numpy() for part in _split(len(store), test_size, seed))
+    """Principal components of the training samples, and projections of the test samples without shrinkage.
+
+    All values are divided by the standard deviation of the first component. Arguments as for `genotypes_dataset`.
+
+    Returns:
+        The data set and the fitted components.
+    """
+    train, test = _split(len(store), test_size, seed)
     pca = GenotypePCA(n_components, drop_constant=True, seed=seed)
-    scores = pca.fit_transform(store, rows=train)
+    scores = pca.fit_transform(store, rows=train.numpy())
     unit = float(scores[:, 0].std())
-    test_scores = scores if test_size == 0 else pca.transform(store, rows=test, unshrunk=True)
-    numbers, names = (None, ()) if labels is None else store.labels(labels)
-    data = from_arrays(
-        name, scores / unit, None if numbers is None else numbers[train], test_inputs=test_scores / unit,
-        test_labels=None if numbers is None else numbers[test], num_classes=len(names), class_names=names,
-    )  # fmt: skip
-    return data, pca
+    test_scores = scores if test_size == 0 else pca.transform(store, rows=test.numpy(), unshrunk=True)
+    train_labels, test_labels, names = _labels(store, labels, train, test)
+    made = from_arrays(
+        name, scores / unit, train_labels, test_inputs=test_scores / unit, test_labels=test_labels, num_classes=len(names), class_names=names
+    )
+    return made, pca
 
 
 def _split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
@@ -74,18 +78,26 @@ def _split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, Tensor
     return (everybody, everybody) if test_size == 0 else random_split(size, test_size, seed)
 
 
+def _labels(store: GenotypeStore, column: str | None, train: Tensor, test: Tensor) -> tuple[Tensor | None, Tensor | None, tuple[str, ...]]:
+    """Labels of the training and of the test samples, and the names of the classes; None and no names without a column."""
+    if column is None:
+        return None, None, ()
+    numbers, names = store.labels(column)
+    return numbers[train], numbers[test], names
+
+
 @dataclass(frozen=True)
 class Genotypes:
-    """What becomes of genotypes before a model sees them.
+    """Options of a data set of genotypes.
 
     Args:
-        path: a store, or a PLINK, VCF, BCF or EIGENSTRAT file, whose store is cached; None for the data set's own.
-        labels: a table of labels (see `genomes.labels`); None for those that a store has, or the data set's own.
-        features: ``components`` (Gaussian noise fits them), or ``counts`` of the variants themselves (binomial).
-        num_components: of the training samples' standardised genotypes.
-        min_frequency: of a variant's rarer allele, where a file is read.
-        label: the column of labels; None for none.
-        held_out: share of the samples for the test; 0 trains on all samples and tests on the same.
+        path: Store, or PLINK, VCF, BCF or EIGENSTRAT file, whose store is cached (default: the file of the data set).
+        labels: Table of labels (see `genomes.labels`; default: the labels of the store).
+        features: ``components`` (default), for a Gaussian likelihood, or ``counts`` of the variants, for a binomial one.
+        num_components: Number of principal components of the training samples (int, default 20).
+        min_frequency: Smallest frequency of the rarer allele of a variant, where a file is imported (float, default 0.01).
+        label: Column of the labels, or None for no labels (default ``population``).
+        held_out: Fraction of the samples for the test set (float, default 0.2); with 0 both sets have all samples.
     """
 
     path: str | None = None
@@ -102,13 +114,17 @@ class Genotypes:
 
 
 def load_genotypes(name: str, options: Genotypes, *, data_dir: Path | None = None, seed: int = 0) -> Dataset:
-    """A data set of genotypes: those of `options.path`, else simulated ones (`name` is ``genomes``) or the 1000 Genomes Project's (``1kg``).
+    """Load a data set of genotypes.
 
-    The latter reads ``1kg_phase3.bed`` and ``1kg_phase3_samples.tsv`` in `data_dir` or its folder ``1kg``. `seed` is of the split, and of the
-    simulation.
+    Args:
+        name: ``genomes`` for simulated genomes, or ``1kg`` for the 1000 Genomes Project: the files ``1kg_phase3.bed`` and
+            ``1kg_phase3_samples.tsv`` in `data_dir` or its folder ``1kg``. With `options.path` only the name of the data set.
+        options: Options of the data set.
+        data_dir: Folder of data files.
+        seed: Seed of the split and of the simulation (int, default 0).
 
     Raises:
-        InputError: files that are missing or damaged, samples without a label, a column that does not exist.
+        InputError: A file is missing or damaged, a sample has no label, or a column does not exist.
     """
     store = _store(name, options, data_dir, seed)
     if options.features == "counts":
@@ -117,14 +133,14 @@ def load_genotypes(name: str, options: Genotypes, *, data_dir: Path | None = Non
 
 
 def sample_tables(name: str, options: Genotypes, *, data_dir: Path | None = None, seed: int = 0) -> tuple[SampleTable, SampleTable]:
-    """Names and all labels of the training and of the test samples of `load_genotypes`, in its order."""
+    """Tables of the training and of the test samples of `load_genotypes`, in the same order."""
     store = _store(name, options, data_dir, seed)
     train, test = _split(len(store), options.held_out, seed)
     return store.samples.take(train.numpy()), store.samples.take(test.numpy())
 
 
 def _store(name: str, options: Genotypes, data_dir: Path | None, seed: int) -> GenotypeStore:
-    """The store that options stand for, with the labels of their table."""
+    """Store of the options, with the labels of their table."""
     store = _bare_store(name, options, data_dir, seed)
     if options.path is None or options.labels is None:
         return store
@@ -151,7 +167,7 @@ def _store_of_1kg(data_dir: Path | None, least: float) -> GenotypeStore:
 
 
 def _imported(name: str, file: Path, labels: Path | None, least: float) -> GenotypeStore:
-    """The cached store of a file's variants from frequency `least` up."""
+    """Cached store of the variants of a file with a minor allele frequency of at least `least`."""
     files = [*sorted(file.parent.glob(f"{file.name.split('.')[0]}.*")), *([] if labels is None else [labels])]
     key = {str(path.resolve()): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}
     table, filters = None if labels is None else read_labels(labels), Filters(min_frequency=least)

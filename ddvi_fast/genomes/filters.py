@@ -1,13 +1,12 @@
-"""Filters of variants and samples, in a fixed order, with what each removes.
+"""Filters of variants and samples in a fixed order, with the number that each removes.
 
-The order: variants off the autosomes, duplicates, variants with few calls, samples with few calls (among the variants that are left),
-rare and constant variants (among the samples that are left), and last what linkage makes redundant.
+The order is: variants not on an autosome, duplicates, variants with few calls, samples with few calls (among the remaining variants),
+constant and rare variants (among the remaining samples), and last variants in linkage disequilibrium.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,20 +19,20 @@ from ddvi_fast.genomes.tables import VariantTable
 
 @dataclass(frozen=True)
 class Filters:
-    """What to leave out. By default everything stays.
+    """Filters of variants and samples. By default nothing is removed.
 
     Args:
-        autosomes: keep chromosomes 1 to 22 alone.
-        unique: keep the first of the variants with one position and one pair of alleles, whichever of them is counted.
-        max_missing: largest fraction of missing calls of a variant.
-        max_sample_missing: largest fraction of missing calls of a sample.
-        min_frequency: smallest frequency of a variant's rarer allele; above 0 it removes constant variants, too.
-        varying: remove constant variants (and those without a call), however rare the others are.
-        max_correlation: largest squared correlation of two variants in a window; of a pair above it the rarer goes.
-        window, step: length of these windows and how far each is from the last, in variants of one chromosome.
+        autosomes: Whether to keep only chromosomes 1 to 22.
+        unique: Whether to keep only the first of the variants with the same position and pair of alleles, whichever is counted.
+        max_missing: Largest fraction of missing calls of a variant (default 1).
+        max_sample_missing: Largest fraction of missing calls of a sample (default 1).
+        min_frequency: Smallest frequency of the rarer allele of a variant (default 0); above 0 constant variants are removed, too.
+        varying: Whether to remove constant variants, and those without a call.
+        max_correlation: Largest squared correlation of two variants in a window (default 1); of a pair above it the rarer is removed.
+        window, step: Length of the windows and distance between their starts, in variants of one chromosome (default 200 and 50).
 
     Raises:
-        InputError: a value out of range.
+        InputError: A value is out of range.
 
     Example:
         >>> Filters(autosomes=True, min_frequency=0.01).min_frequency
@@ -59,29 +58,26 @@ class Filters:
 
 @dataclass(frozen=True)
 class Removed:
-    """What one filter removed."""
+    """Number of variants and samples that one filter removed."""
 
     reason: str
     variants: int = 0
     samples: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Kept:
-    """Indices of the variants and samples that stay, and what the filters removed, in their order."""
+    """Indices of the kept variants and samples, and the numbers that the filters removed, in their order."""
 
     variants: np.ndarray
     samples: np.ndarray
     removed: tuple[Removed, ...] = ()
 
     def without(self, reason: str, variants: np.ndarray | None = None, samples: np.ndarray | None = None) -> Kept:
-        """What stays once the variants and samples where a mask is True are gone.
+        """Remove the variants and samples where a mask is True.
 
         Raises:
-            InputError: nothing stays.
+            InputError: Nothing is left.
         """
         bad_variants = np.zeros(len(self.variants), bool) if variants is None else variants
         bad_samples = np.zeros(len(self.samples), bool) if samples is None else samples
@@ -94,10 +90,10 @@ class Kept:
 
 
 def apply_filters(staged: Staged, filters: Filters, kept: Kept) -> Kept:
-    """What `filters` leave of what is kept so far.
+    """Apply `filters` to the variants and samples kept so far.
 
     Raises:
-        InputError: nothing is left; the text counts what each filter removed.
+        InputError: Nothing is left; the message says how many each filter removed.
     """
     if filters.autosomes:
         kept = kept.without("not on an autosome", variants=~staged.variants.take(kept.variants).autosomal())
@@ -132,7 +128,7 @@ def _by_frequency(staged: Staged, filters: Filters, kept: Kept) -> Kept:
 
 
 def _repeated(variants: VariantTable) -> np.ndarray:
-    """Mask of the variants that stood before."""
+    """Mask of the variants that repeat an earlier one."""
     seen: set[tuple] = set()
     mask = np.zeros(len(variants), bool)
     columns = zip(variants.chromosome, variants.position.tolist(), variants.counted, variants.other, strict=True)

@@ -1,7 +1,7 @@
 """Leading eigenpairs of a large symmetric matrix from few products with it.
 
-Randomised block Krylov iteration (Musco and Musco, 2015) with Rayleigh-Ritz on everything seen so far, and thick restarts. Products with
-the matrix are what costs, so each is used: residuals and Ritz values come from the products made before.
+Randomized block Krylov iteration (Musco and Musco, 2015) with Rayleigh-Ritz on all blocks so far, and thick restarts. Products with the
+matrix dominate the cost, so that residuals and Ritz values are computed from earlier products.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_NOTHING = 1e-9  # directions shorter than this, relative to the largest eigenvalue, are rounding
-_ROUNDING = 1e-6  # residuals as small as this, relative to the largest eigenvalue, are what float32 products leave
+_NOTHING = 1e-9  # directions shorter than this, relative to the largest eigenvalue, are rounding errors
+_ROUNDING = 1e-6  # residuals as small as this, relative to the largest eigenvalue, are rounding errors of float32 products
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenvalues float64 [k], largest first, and eigenvectors float64 [n, k].
+    """Leading eigenpairs.
 
-    `residuals` are ``|A v - value v|`` [k], `products` the number of block products, `converged` whether residuals met the tolerance.
+    Args:
+        values: Eigenvalues, float64 [k], largest first.
+        vectors: Eigenvectors, float64 [n, k].
+        residuals: ``|A v - value v|`` of each pair, float64 [k].
+        products: Number of block products.
+        converged: Whether the residuals met the tolerance.
     """
 
     values: Tensor
@@ -33,15 +38,15 @@ class Eigenpairs:
 def leading_eigenpairs(
     product: Callable[[Tensor], Tensor], start: Tensor, count: int, tolerance: float, max_products: int, max_blocks: int = 8
 ) -> Eigenpairs:
-    """The `count` largest eigenvalues of a positive semidefinite matrix.
+    """Compute the `count` largest eigenvalues of a positive semidefinite matrix.
 
     Args:
-        product: the matrix times a float64 block [n, b].
-        start: a random block [n, b], b at least `count`.
-        count: k.
-        tolerance: residuals wanted, relative to the eigenvalue that each belongs to; what float32 products leave is accepted, too.
-        max_products: block products at the most.
-        max_blocks: blocks kept before the iteration starts again from its best vectors.
+        product: Function that multiplies the matrix with a float64 block [n, b].
+        start: Random block [n, b], b at least `count`.
+        count: Number of eigenpairs, k.
+        tolerance: Largest residual relative to its eigenvalue. Rounding errors of float32 products are accepted, too.
+        max_products: Largest number of block products.
+        max_blocks: Largest number of blocks in memory, after which the iteration restarts from its best vectors (int, default 8).
 
     Example:
         >>> matrix = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64))
@@ -61,7 +66,7 @@ def leading_eigenpairs(
         residuals = defects.norm(dim=0)
         allowed = (tolerance * values[:count]).clamp_min(min(tolerance, _ROUNDING) * float(values[0]))
         block = _new_directions(basis, defects, _NOTHING * float(values[0]))
-        # Without a new direction the span is the matrix's own, and its eigenpairs exact.
+        # Without a new direction the span is invariant under the matrix, and the eigenpairs are exact.
         converged = bool((residuals[:count] <= allowed).all()) or not block.shape[1]
         if basis.shape[1] + width > max_blocks * width:
             basis, images = vectors, images_of
@@ -70,7 +75,7 @@ def leading_eigenpairs(
 
 
 def _ritz(basis: Tensor, images: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best `width` eigenvalues and eigenvectors within the span of an orthonormal basis, and the images of those vectors."""
+    """Best `width` eigenvalues and eigenvectors within the span of an orthonormal basis, and the images of these vectors."""
     small = basis.mT @ images
     values, rotation = torch.linalg.eigh((small + small.mT) / 2)
     rotation = rotation.flip(1)[:, :width]
@@ -78,9 +83,9 @@ def _ritz(basis: Tensor, images: Tensor, width: int) -> tuple[Tensor, Tensor, Te
 
 
 def _new_directions(basis: Tensor, defects: Tensor, least: float) -> Tensor:
-    """An orthonormal basis of what `defects` hold beyond `basis`, dropping what is shorter than `least`."""
+    """Orthonormal basis of the part of `defects` orthogonal to `basis`, without directions shorter than `least`."""
     rest = defects
-    for _ in range(2):  # once leaves rounding errors, twice does not
+    for _ in range(2):  # the second pass removes the rounding errors of the first
         rest = rest - basis @ (basis.mT @ rest)
     left, lengths, _ = torch.linalg.svd(rest, full_matrices=False)
     block = left[:, lengths > least][:, : basis.shape[0] - basis.shape[1]]

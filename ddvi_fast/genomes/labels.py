@@ -1,6 +1,6 @@
-"""Labels of samples from a table: tab, comma or white space between columns, any order of rows, more rows than samples.
+"""Labels of samples from a table whose columns are separated by tabs, commas or white space, with rows in any order.
 
-A .fam file (its family is the column ``population``) and an .ind file (``population`` and ``sex``) are tables, too.
+A .fam file (whose family is the column ``population``) and an .ind file (``population`` and ``sex``) are tables, too.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from ddvi_fast.genomes.tables import SampleTable, as_text, read_lines
 
 SAMPLE_COLUMNS = ("sample", "iid", "#iid", "sample_id", "sampleid", "individual", "individual_id", "sample name", "id", "s", "name")
 _WITHOUT_HEADER = {".fam": ("population", "sample", "father", "mother", "sex", "phenotype"), ".ind": ("sample", "sex", "population")}
-_NAMED = 5  # samples that a message names
+_NAMED = 5  # number of samples that a message names
 
 
 def read_labels(path: str | Path) -> dict[str, dict[str, str]]:
-    """The table: sample name -> column -> value.
+    """Read a table: sample name -> column -> value.
 
-    The column of names is the first whose heading is one of `SAMPLE_COLUMNS`, in any case of letters, else the first of all.
+    The sample names are in the first column whose heading is one of `SAMPLE_COLUMNS`, in upper or lower case, else in the first of all.
 
     Raises:
-        InputError: no rows, rows of another length than the header, a sample with two different rows.
+        InputError: The table has no rows, rows of another length than the header, or two different rows of one sample.
     """
     path = Path(path).expanduser()
     rows = _split(path)
@@ -44,17 +44,17 @@ def read_labels(path: str | Path) -> dict[str, dict[str, str]]:
 
 
 def attach(samples: SampleTable, table: dict[str, dict[str, str]], leave_out: bool = False) -> tuple[SampleTable, np.ndarray]:
-    """The samples with the table's columns, and a mask of those that it names, bool [N].
+    """Add the columns of a table to samples; also returns a mask of the labelled samples, bool [N].
 
-    A sample that the table does not name, or for which all values are empty, is unlabelled.
+    A sample that is not in the table, or all of whose values are empty, is unlabelled.
 
     Args:
-        samples: whom to look up; the order is theirs.
-        table: as `read_labels` gives it.
-        leave_out: accept unlabelled samples; their labels are empty, and the caller drops them.
+        samples: Samples, whose order is kept.
+        table: Table of `read_labels`, which may have more rows than there are samples.
+        leave_out: Whether to accept unlabelled samples, whose labels are then empty (bool, default False).
 
     Raises:
-        InputError: unlabelled samples, by name, without `leave_out`; or nobody is in the table.
+        InputError: There are unlabelled samples without `leave_out`, or none of the samples is in the table.
     """
     columns = list(next(iter(table.values())))
     found = np.array([any(table.get(name, {}).values()) for name in samples.name], bool)
@@ -63,7 +63,7 @@ def attach(samples: SampleTable, table: dict[str, dict[str, str]], leave_out: bo
         _checks.fail("labels", "a table with this file's samples", "one with none of them", f"a sample is called {seen} here and {known} there")
     unlabelled = samples.name[~found]
     named = ", ".join(unlabelled[:_NAMED]) + (", .." if len(unlabelled) > _NAMED else "")
-    hint = "leave_out_unlabelled (--leave-out-unlabelled) goes on without them"
+    hint = "leave_out_unlabelled (--leave-out-unlabelled) leaves them out"
     wanted = f"a label for each of {len(samples)} samples"
     _checks.require(leave_out or not len(unlabelled), "labels", wanted, f"none for {len(unlabelled)}: {named}", hint)
     rows = np.array([[table.get(name, {}).get(column, "") for column in columns] for name in samples.name], dtype=object)

@@ -1,4 +1,4 @@
-"""Pruning by linkage disequilibrium: in windows along each chromosome, of two variants that say nearly the same one goes."""
+"""Pruning by linkage disequilibrium: removal of one of two highly correlated variants in windows along each chromosome."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from ddvi_fast.genomes.staging import Staged
 
 
 def prune(staged: Staged, variants: np.ndarray, samples: np.ndarray, minor: np.ndarray, most: float, window: int, step: int) -> np.ndarray:
-    """Which variants to remove.
+    """Select the variants to remove.
 
-    Each window takes the next `window` variants of a chromosome that are still there; the next one starts `step` further on. Of a pair
-    whose squared correlation is above `most` the one with the rarer minor allele goes, the later one of two equally rare; missing calls
-    count as the mean. Two variants that stay and shared a window are correlated by no more than `most`.
+    Windows of `window` variants of a chromosome start every `step` variants. Of a pair in a window whose squared correlation is above `most`,
+    the variant with the rarer minor allele is removed, or the later one of two equally rare ones; missing calls count as the mean. Then no
+    two remaining variants of a window have a squared correlation above `most`.
 
     Args:
-        staged: the genotypes.
-        variants, samples: indices, in the order of the file.
-        minor: frequency of the rarer allele of each of `variants`.
-        most: largest squared correlation that may stay.
-        window, step: in variants.
+        staged: Genotypes.
+        variants, samples: Indices of the variants [V] and samples, in the order of the file.
+        minor: Frequency of the rarer allele of each of the variants, [V].
+        most: Largest squared correlation to keep.
+        window, step: Length of the windows and distance between their starts, in variants.
 
     Returns:
-        Mask over `variants`, True where one is removed.
+        Mask of the variants to remove, bool [V].
     """
     removed = np.zeros(len(variants), bool)
     for places in _chromosomes(staged.variants.chromosome[variants]):
@@ -36,7 +36,7 @@ def prune(staged: Staged, variants: np.ndarray, samples: np.ndarray, minor: np.n
 
 
 def _chromosomes(names: np.ndarray) -> list[np.ndarray]:
-    """Indices of each chromosome's variants, in the order in which they stand."""
+    """Indices of the variants of each chromosome, in the order of the file."""
     places: dict[str, list[int]] = {}
     for place, name in enumerate(names):
         places.setdefault(name, []).append(place)
@@ -44,7 +44,7 @@ def _chromosomes(names: np.ndarray) -> list[np.ndarray]:
 
 
 def _squared_correlations(codes: np.ndarray) -> np.ndarray:
-    """[V, V] of codes [V, N]; zero for a variant that does not vary."""
+    """Squared correlations [V, V] of codes [V, N]; zero for a constant variant."""
     called = codes != MISSING
     values = np.where(called, codes, 0).astype(np.float32)
     mean = values.sum(1, keepdims=True) / np.maximum(called.sum(1, keepdims=True), 1)
@@ -55,7 +55,7 @@ def _squared_correlations(codes: np.ndarray) -> np.ndarray:
 
 
 def _losers(squared: np.ndarray, minor: np.ndarray, most: float) -> np.ndarray:
-    """Indices to remove: the more common variants stay and remove what is linked to them."""
+    """Indices to remove: each variant, from the most common to the rarest, removes those linked to it."""
     lost = np.zeros(len(minor), bool)
     linked = squared > most
     for keeper in np.argsort(-minor, kind="stable"):

@@ -1,4 +1,4 @@
-"""Principal components of genotypes, from the packed store in a few passes, and the projection of new samples onto them."""
+"""Principal components of the genotypes of a store in a few passes, and projection of new samples."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ _ARRAYS = ("mean_", "scale_", "components_", "singular_values_", "explained_vari
 
 
 class GenotypePCA:
-    """Principal components of standardised genotypes (Patterson's scaling, see `standardise`), by randomised block Krylov iteration.
+    """Principal components of standardized genotypes (see `data.packed.Scaling`) by randomized block Krylov iteration.
 
-    Each pass reads the packed store once and holds one tile of it unpacked: 2,500 samples with 1,000,000 variants take the store's
-    625 MB through the page cache and little else. Frequencies are those of the samples that are fitted.
+    Each pass reads the packed store once with one unpacked tile in memory: 2,500 samples with 1,000,000 variants take the 625 MB of the
+    store through the page cache and little else. Allele frequencies are those of the fitted samples.
 
     Args:
-        n_components: k.
-        oversampling: further columns of the random block: more make fewer passes.
-        tolerance: residual of each eigenvector, relative to its eigenvalue, at which the passes stop.
-        max_passes: passes at the most; a warning tells when they did not suffice.
-        drop_constant: leave constant variants out (their loadings are 0) instead of refusing them.
-        seed: of the random block.
-        device: where tiles are unpacked and multiplied.
+        n_components: Number of components, k (int, default 20).
+        oversampling: Number of further columns of the random block (int, default 10); more columns need fewer passes.
+        tolerance: Residual of each eigenvector relative to its eigenvalue at which the passes stop (float, default 1e-3).
+        max_passes: Largest number of passes (int, default 40); a warning is given if they do not suffice.
+        drop_constant: Whether to give constant variants the loading 0 instead of refusing them (bool, default False).
+        seed: Seed of the random block (int, default 0).
+        device: Device on which tiles are unpacked and multiplied (default the CPU).
 
     Attributes (after `fit`):
-        components_: loadings, float32 [k, M], orthonormal rows. The largest of each row in size is positive.
-        mean_, scale_: of the variants, float32 [M].
-        singular_values_, explained_variance_, explained_variance_ratio_: float64 [k], as scikit-learn's.
-        passes_: how often the store was read.
-        variants_: the variants, which new samples are aligned with.
+        components_: Loadings, float32 [k, M], with orthonormal rows. The largest loading of each row in absolute value is positive.
+        mean_, scale_: Scaling of the variants, float32 [M].
+        singular_values_, explained_variance_, explained_variance_ratio_: As in scikit-learn, float64 [k].
+        passes_: Number of passes over the store.
+        variants_: Variants with which those of new samples are aligned.
 
     Example:
         >>> import tempfile
@@ -68,16 +68,16 @@ class GenotypePCA:
         self.drop_constant, self.seed, self.device = drop_constant, seed, torch.device(device)
 
     def fit(self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None) -> GenotypePCA:
-        """Fit samples `rows` (indices; None: all) of a store.
+        """Fit the samples `rows` (indices, default all) of a store.
 
         Raises:
-            InputError: fewer samples or variants than components ask for, or constant variants without `drop_constant`.
+            InputError: There are too few samples or variants, or constant variants without `drop_constant`.
         """
         self.fit_transform(store, rows)
         return self
 
     def fit_transform(self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None) -> np.ndarray:
-        """As `fit`; returns the scores of the fitted samples, float32 [N, k]."""
+        """Fit, and return the scores of the fitted samples, float32 [N, k]."""
         chosen = _indices(rows, len(store))
         least = min(len(chosen) - 1, store.num_variants)
         few = f"at most {least}, for {len(chosen)} samples and {store.num_variants} variants"
@@ -90,27 +90,28 @@ class GenotypePCA:
         found = leading_eigenpairs(matrix.gram_product, start, self.n_components, self.tolerance, self.max_passes)
         if not found.converged:
             warnings.warn(f"principal components: residuals are up to {float((found.residuals / found.values).max()):.2g} of the eigenvalue after "
-                          f"{found.products} passes, {self.tolerance:g} was asked for (max_passes)", stacklevel=2)  # fmt: skip
+                          f"{found.products} passes, above the tolerance of {self.tolerance:g} (see max_passes)", stacklevel=2)  # fmt: skip
         return self._keep(store, scaling, matrix, found.vectors, found.values, found.products, total_square(counts, scaling))
 
     def transform(
         self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None, missing: str = "mean", *, unshrunk: bool = False
     ) -> np.ndarray:
-        """Scores of samples `rows` (None: all) of any store on the fitted components, with the fitted frequencies: float32 [N, k].
+        """Scores of samples of any store on the fitted components, with the fitted frequencies, float32 [N, k].
 
-        Another store's variants are matched with the fitted ones by position and alleles, swapped and complemented where needed (see
-        `align`); `alignment` tells how many are. A fitted variant that it lacks is a missing call.
+        Variants of another store are matched with the fitted ones by position and alleles, swapped and complemented where needed (see
+        `align`); `alignment` returns their numbers. A fitted variant that the store does not have is a missing call.
 
         Args:
-            store: where the samples are.
-            rows: indices.
-            missing: ``"mean"`` takes missing calls as the mean, which draws a sample with many of them to the origin; ``"least_squares"``
-                solves for the scores that fit the calls there are.
-            unshrunk: of samples that were not fitted, the scores they would have if they had been. Plain projections of such samples
-                are drawn to the origin, by half or more on weak components (see `projection.unshrunk_scores`).
+            store: Store of the samples.
+            rows: Indices of the samples (default all).
+            missing: Treatment of missing calls. ``"mean"`` (default) replaces them by the mean, which shrinks a sample with many of them
+                towards the origin; ``"least_squares"`` computes the scores that fit the other calls best.
+            unshrunk: Whether to compute for samples that were not fitted the scores they would have if they had been (bool, default
+                False). Their projections shrink towards the origin, by half or more on weak components (see
+                `projection.unshrunk_scores`).
 
         Raises:
-            InputError: not fitted, no variant in common, indices out of range.
+            InputError: Nothing was fitted, no variant is in common, or an index is out of range.
         """
         self._require_fitted()
         _checks.choice(missing, MISSING_CALLS, "missing")
@@ -124,12 +125,12 @@ class GenotypePCA:
         return scores.cpu().numpy()
 
     def alignment(self, store: GenotypeStore) -> Alignment:
-        """How a store's variants match the fitted ones."""
+        """Alignment of the variants of a store with the fitted ones."""
         self._require_fitted()
         return align(store.variants, self.variants_)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write what was fitted into one NumPy archive; InputError if the file stands already, unless `overwrite`."""
+        """Write the fitted components into one NumPy archive; `InputError` if the file exists, unless `overwrite`."""
         self._require_fitted()
         path = Path(path)
         _checks.require(overwrite or not path.exists(), "path", "a new file", str(path), "overwrite=True replaces it")
@@ -139,13 +140,13 @@ class GenotypePCA:
 
     @classmethod
     def load(cls, path: str | Path) -> GenotypePCA:
-        """What `save` wrote; InputError if the file is none."""
+        """Load what `save` wrote; `InputError` if the file is something else."""
         require_file(Path(path))
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in (*_ARRAYS, "passes_")}
                 columns = {name: bytes(archive[f"variants_{name}"]).decode().split("\n") for name in VariantTable.__dataclass_fields__}
-        except Exception as error:  # numpy and zipfile raise many kinds
+        except Exception as error:  # numpy and zipfile raise many classes
             _checks.fail("path", "principal components written by save", f"{path}: {' '.join(str(error).split())}")
         loaded = cls(n_components=len(arrays["components_"]))
         for name, value in arrays.items():
@@ -195,7 +196,7 @@ class GenotypePCA:
         return tile
 
     def _require_fitted(self) -> None:
-        _checks.require(hasattr(self, "components_"), "GenotypePCA", "a fitted one", "one that is not", "call fit first")
+        _checks.require(hasattr(self, "components_"), "GenotypePCA", "a fitted one", "one without components", "call fit first")
 
 
 def _tile_of(store: GenotypeStore, rows: np.ndarray) -> Callable[[slice, int, int], Tensor]:

@@ -1,4 +1,4 @@
-"""Scores of samples that were not fitted: with many missing calls, and without the shrinkage of a plain projection."""
+"""Scores of samples that were not fitted: least squares for missing calls, and correction of the shrinkage of a projection."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from ddvi_fast.genomes.standardise import StandardisedRows
 
-# A direction that the calls determine worse than this, relative to the best, is left at 0.
+# A direction that the calls determine less than this, relative to the best one, has score 0.
 _LEAST_SHARE = 1e-6
 _ROWS = 1 << 12  # eigenproblems at a time
 
 
 def least_squares_scores(matrix: StandardisedRows, loadings: Tensor) -> Tensor:
-    """For each row the scores `y` that minimise ``sum over its calls (x_j - loadings_j y)^2``, float32 [N, k].
+    """Scores `y` of each row that minimize ``sum over its calls (x_j - loadings_j y)^2``, float32 [N, k].
 
-    With all calls present, and orthonormal `loadings` [M, k], these are the plain products.
+    Without missing calls and for orthonormal `loadings` [M, k] these are the projections.
     """
     right = loadings.to(matrix.device)
     num_rows, count = matrix.num_rows, right.shape[1]
@@ -31,17 +31,17 @@ def least_squares_scores(matrix: StandardisedRows, loadings: Tensor) -> Tensor:
 
 
 def unshrunk_scores(scores: Tensor, squares: Tensor, singular_values: Tensor) -> Tensor:
-    """Scores that samples would have, had each of them been fitted with the others: [N, k] -> float32 [N, k].
+    """Scores that samples would have if each had been fitted with the others, float32 [N, k].
 
-    Components lean towards the samples that they were fitted to: noise of these is part of what is large. A new sample's projection lacks
-    that part, the more the weaker a component is. So each sample is added to the singular value decomposition of the fitted ones, which then
-    has a direction more, its residual's; the new components are turned and stretched onto the old ones so that the fitted samples come to
-    lie where they lay, in least squares (online augmentation, decomposition and Procrustes: Zhang, Dey and Lee 2020, Bioinformatics 36).
+    Components overfit the noise of the samples they were fitted to, so that projections of new samples shrink towards the origin, the more
+    the weaker a component is. Here each sample is added to the singular value decomposition of the fitted ones, which gains the direction
+    of its residual; a rotation and a factor then map the new components onto the old ones so that the fitted samples keep their scores, in
+    least squares (online augmentation, decomposition and Procrustes: Zhang, Dey and Lee 2020, Bioinformatics 36).
 
     Args:
-        scores: plain projections of new samples on the fitted components.
-        squares: sum of the squares of each sample's standardised genotypes, [N].
-        singular_values: of the fitted components, [k].
+        scores: Projections of new samples on the fitted components, [N, k].
+        squares: Sum of the squares of the standardized genotypes of each sample, [N].
+        singular_values: Singular values of the fitted components, [k].
     """
     fitted, pieces = singular_values.double().square(), zip(scores.double().split(_ROWS), squares.double().split(_ROWS), strict=True)
     return torch.cat([_augmented(part, square, fitted) for part, square in pieces]).float()
@@ -53,7 +53,7 @@ def _augmented(scores: Tensor, squares: Tensor, fitted: Tensor) -> Tensor:
     sample = torch.cat((scores, residual.unsqueeze(1)), 1)
     before = torch.diag(nn.functional.pad(fitted, (0, 1)))
     vectors = torch.linalg.eigh(before + sample.unsqueeze(2) * sample.unsqueeze(1)).eigenvectors[..., 1:]
-    # New scores of the fitted samples are their old ones, U D, times `turned`; what brings these back is a rotation and one factor.
+    # New scores of the fitted samples are their old ones, U D, times `turned`; a rotation and one factor map them back.
     turned = vectors[:, :count]
     left, stretch, right = torch.linalg.svd(turned.mT * fitted)
     factor = stretch.sum(1) / (fitted.unsqueeze(1) * turned.square()).sum((1, 2)).clamp_min(torch.finfo(torch.float64).tiny)

@@ -1,8 +1,8 @@
-"""Simulated genomes: three continental populations out of Africa and one admixed of them, by msprime.
+"""Simulated genomes by msprime: three continental populations out of Africa and one that is admixed of them.
 
 The demography is that of Browning et al. (2018, PLoS Genetics 14: e1007385), which adds a population admixed 12 generations ago to the
-out-of-Africa history that Gravel et al. (2011, PNAS 108: 11983) fitted to the 1000 Genomes Project. Times are generations ago, sizes are
-diploid.
+out-of-Africa model that Gravel et al. (2011, PNAS 108: 11983) fitted to the 1000 Genomes Project. Times are in generations before the
+present, population sizes in diploid individuals.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ddvi_fast import _checks
 from ddvi_fast.genomes.cache import cached_store
 from ddvi_fast.genomes.convert import new_folder, write_store
 from ddvi_fast.genomes.filters import Filters
-from ddvi_fast.genomes.formats.sources import Block, Source, library
+from ddvi_fast.genomes.formats.sources import Block, Source
 from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
 
@@ -26,28 +26,28 @@ POPULATIONS = ("AFR", "EUR", "EAS", "ADMIX")
 CHROMOSOMES = 22
 
 _SIZES = {"AFR": 14_474, "EUR": 34_039, "EAS": 45_852, "ADMIX": 54_664}  # today
-_GROWTH = {"EUR": 0.0038, "EAS": 0.0048, "ADMIX": 0.05}  # a generation
+_GROWTH = {"EUR": 0.0038, "EAS": 0.0048, "ADMIX": 0.05}  # per generation
 _OUT_OF_AFRICA, _AFRICA, _ANCESTRAL = 1861, 14_474, 7310
 _ADMIXTURE, _EUROPE_ASIA, _LEAVING, _ANCESTORS = 12, 920, 2040, 5920
 _SHARES = {"AFR": 1 / 6, "EUR": 1 / 3, "EAS": 1 / 2}
 _MIGRATION = {("AFR", "EUR"): 2.5e-5, ("AFR", "EAS"): 0.78e-5, ("EUR", "EAS"): 3.11e-5}
 _MIGRATION_OUT = 15e-5
-_MUTATION, _RECOMBINATION = 2.36e-8, 1e-8  # a base and generation
+_MUTATION, _RECOMBINATION = 2.36e-8, 1e-8  # per base and generation
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What to simulate.
+    """Options of a simulation.
 
     Args:
-        samples: diploid individuals of each population.
-        segments: unlinked stretches of genome on each of 22 chromosomes.
-        length: base pairs of a segment; recombination within it makes for linkage.
-        min_frequency: smallest frequency of a variant's rarer allele.
-        seed: everything is a function of it (and of msprime's version).
+        samples: Number of diploid individuals of each population (int, default 100).
+        segments: Number of unlinked segments on each of 22 chromosomes (int, default 4).
+        length: Length of a segment in base pairs (int, default 50,000); variants within a segment are linked.
+        min_frequency: Smallest frequency of the rarer allele of a variant (float, default 0.02).
+        seed: Seed of the simulation (int, default 0); the result also depends on the version of msprime.
 
     Raises:
-        InputError: a value out of range.
+        InputError: A value is out of range.
     """
 
     samples: int = 100
@@ -65,30 +65,29 @@ class Simulation:
 
 
 def simulated_genomes(simulation: Simulation = Simulation(), cache_dir: str | Path | None = None) -> GenotypeStore:
-    """The store of a simulation: made by msprime the first time (seconds), found in the cache afterwards.
+    """Store of a simulation, which msprime makes the first time (in seconds) and which is cached.
 
-    Its samples carry the label ``population``: one of `POPULATIONS`.
+    Its samples have the label ``population``, one of `POPULATIONS`.
 
     Args:
-        simulation: what to simulate; by default 400 individuals with some 13,000 variants.
-        cache_dir: where stores are kept; by default the user's cache, see `_files.cache_folder`.
+        simulation: Options of the simulation; by default 400 individuals with some 13,000 variants.
+        cache_dir: Folder of the cached stores (default: that of the user, see `_files.cache_folder`).
 
     Raises:
         InputError: msprime is not installed.
     """
-    msprime = library("msprime")
-
+    msprime = _checks.library("msprime", "genomes")
     key = {**asdict(simulation), "msprime": msprime.__version__}
     return cached_store("simulated", key, lambda folder: _fill(msprime, simulation, folder), cache_dir)
 
 
 def write_simulation(simulation: Simulation, out: str | Path, overwrite: bool = False) -> GenotypeStore:
-    """As `simulated_genomes`, into a folder of one's own.
+    """Simulate genomes and write them into the store `out`.
 
     Raises:
-        InputError: msprime is not installed, or `out` stands already.
+        InputError: msprime is not installed, or `out` exists.
     """
-    msprime = library("msprime")
+    msprime = _checks.library("msprime", "genomes")
     with new_folder(Path(out).expanduser(), overwrite) as folder:
         _fill(msprime, simulation, folder)
     return GenotypeStore(out)
@@ -101,7 +100,7 @@ def _fill(msprime: Any, simulation: Simulation, folder: Path) -> None:
 
 
 def demography(msprime: Any) -> Any:
-    """The demography as msprime's object."""
+    """The demography as an object of msprime."""
     history = msprime.Demography()
     for name, size in _SIZES.items():
         history.add_population(name=name, initial_size=size, growth_rate=_GROWTH.get(name, 0.0))
@@ -139,5 +138,5 @@ def _blocks(msprime: Any, simulation: Simulation) -> Iterator[Block]:
         if len(haplotypes):
             first = segment * simulation.length + 1
             rows = [(str(chromosome + 1), first + int(position), ".", "C", "A") for position in mutated.tables.sites.position]
-            # A second mutation at a site may bring the ancestral state back: the model has two states, so counts stay from 0 to 2.
+            # The model has two states: a second mutation at a site restores the ancestral one, and counts remain from 0 to 2.
             yield Block(VariantTable.from_rows(rows), (haplotypes[:, 0::2] + haplotypes[:, 1::2]).astype(np.uint8))

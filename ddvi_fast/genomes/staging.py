@@ -1,4 +1,4 @@
-"""Genotypes on their way from a file to a store: packed variant by variant, as files have them, on disk, and read back in blocks."""
+"""Genotypes of a file on disk during its conversion: one packed row per variant, read in blocks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ddvi_fast.genomes.tables import SampleTable, VariantTable
 
 
 class Staged:
-    """Genotypes of one file, one row a variant, 2-bit packed.
+    """Genotypes of one file, 2-bit packed with one row per variant.
 
     Args:
-        path: a new file for the packed rows; the caller removes it.
-        source: what to read, to its end.
+        path: New file for the packed rows, which the caller removes.
+        source: Opened file, which is read to its end.
 
     Raises:
-        InputError: the reader's, and a file without variants.
+        InputError: The file has no variants, or cannot be read.
     """
 
     def __init__(self, path: Path, source: Source) -> None:
@@ -39,24 +39,24 @@ class Staged:
         self._packed = np.memmap(path, np.uint8, "c", shape=(len(self.variants), packed_width(len(self.samples))))
 
     def codes(self, variants: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
-        """Codes uint8 [variants, samples] of the variants and samples of these indices (None: all samples)."""
+        """Codes uint8 [variants, samples] of the variants and samples with these indices (default all samples)."""
         codes = unpack(torch.from_numpy(np.ascontiguousarray(self._packed[variants])), len(self.samples)).numpy()
         return codes if samples is None else codes[:, samples]
 
     def blocks(self, variants: np.ndarray, multiple: int = 1) -> Iterator[np.ndarray]:
-        """The indices `variants` in pieces that fit in memory when unpacked; all but the last are a multiple of `multiple` long."""
+        """Split the indices `variants` into blocks that fit in memory when unpacked; all but the last have a multiple of `multiple`."""
         step = -(-block_rows(len(self.samples)) // multiple) * multiple
         for start in range(0, len(variants), step):
             yield variants[start : start + step]
 
     def counts(self, variants: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """How many of the samples have code 0, 1, 2 and 3: int32 [variants, 4]."""
+        """Number of the samples with code 0, 1, 2 and 3 at each variant: int32 [variants, 4]."""
         everybody = len(samples) == len(self.samples)
         parts = [code_counts(self.codes(block, None if everybody else samples)) for block in self.blocks(variants)]
         return np.concatenate(parts) if parts else np.zeros((0, 4), np.int32)
 
     def missing_of_samples(self, variants: np.ndarray) -> np.ndarray:
-        """Missing calls of each sample among `variants`, int64 [N]."""
+        """Number of missing calls of each sample among `variants`, int64 [N]."""
         total = np.zeros(len(self.samples), np.int64)
         for block in self.blocks(variants):
             total += (self.codes(block) == MISSING).sum(0)

@@ -12,36 +12,36 @@ from ddvi_fast.data.packed import Scaling
 from ddvi_fast.data.packing import MISSING, PER_BYTE, unpack, unpack_scaled
 
 TILE_VALUES = 1 << 23  # floats of one unpacked tile: 32 MiB
-_TILE_VARIANTS = 1024  # at the least: 256 bytes of each row are read at a time
+_TILE_VARIANTS = 1024  # least number of variants of a tile, 256 bytes of each row
 
 
 class StandardisedRows:
-    """The standardised matrix X [N, M] of some rows, in tiles that are unpacked when they are needed, on `device`.
+    """Standardized matrix X [N, M] of some samples, in tiles that are unpacked on demand.
 
     Args:
-        tile: ``tile(rows, first, count)``, packed codes of rows (positions from 0 to N) at `count` variants from `first` on.
-        num_rows: N.
-        scaling: of the variants.
-        device: where products are made.
+        tile: Function ``tile(rows, first, count)`` that returns packed codes of a slice of rows at `count` variants from `first` on.
+        num_rows: Number of rows, N.
+        scaling: Scaling of the variants.
+        device: Device of the products.
     """
 
     def __init__(self, tile: Callable[[slice, int, int], Tensor], num_rows: int, scaling: Scaling, device: torch.device | str = "cpu") -> None:
         self._tile, self.num_rows, self.num_variants = tile, num_rows, len(scaling.mean)
         self._mean, self._scale = scaling.mean.to(device), scaling.scale.to(device)
         self.device = torch.device(device)
-        # Few rows make tiles wide, many make them as narrow as reading rows piece by piece allows.
+        # Tiles of few rows are wide; tiles of many rows are as narrow as efficient reading of parts of rows allows.
         wide = max(_TILE_VARIANTS, TILE_VALUES // max(1, num_rows))
         self._chunk = min(wide - wide % PER_BYTE, -(-self.num_variants // PER_BYTE) * PER_BYTE)
         self._rows = max(1, TILE_VALUES // self._chunk)
         self._buffer = torch.empty(min(num_rows, self._rows) * self._chunk, device=device)
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """``(first, count)`` of pieces of the variants."""
+        """``(first, count)`` of each chunk of the variants."""
         for first in range(0, self.num_variants, self._chunk):
             yield first, min(self._chunk, self.num_variants - first)
 
     def row_slices(self) -> list[slice]:
-        """Pieces of the rows."""
+        """Slices of the rows of each tile."""
         return [slice(start, min(start + self._rows, self.num_rows)) for start in range(0, self.num_rows, self._rows)]
 
     def values(self, rows: slice, first: int, count: int) -> Tensor:
@@ -51,11 +51,11 @@ class StandardisedRows:
         return unpack_scaled(packed, self._mean[first : first + count], self._scale[first : first + count], None, out)
 
     def called(self, rows: slice, first: int, count: int) -> Tensor:
-        """1 where there is a call and 0 where it is missing, float32 [rows, count]."""
+        """Mask of a tile, float32 [rows, count]: 1 for a call, 0 for a missing one."""
         return (unpack(self._tile(rows, first, count).to(self.device), count) != MISSING).float()
 
     def gram_product(self, block: Tensor) -> Tensor:
-        """``X X^T block``, float64 [N, b]; tiles are multiplied in float32 and added in float64."""
+        """``X X^T block``, float64 [N, b]; tiles are multiplied in float32 and summed in float64."""
         right = block.to(self.device, torch.float32)
         total = torch.zeros(block.shape, dtype=torch.float64, device=self.device)
         slices = self.row_slices()
@@ -65,7 +65,7 @@ class StandardisedRows:
                 tile = self.values(rows, first, count)
                 inner += tile.mT @ right[rows]
             for rows in slices:
-                # One piece of rows is still unpacked.
+                # A single tile of rows is still unpacked.
                 tile = tile if len(slices) == 1 else self.values(rows, first, count)
                 total[rows] += (tile @ inner).double()
         return total
@@ -89,7 +89,7 @@ class StandardisedRows:
         return total
 
     def row_squares(self) -> Tensor:
-        """The sum of the squares of each row, float64 [N]."""
+        """Sum of the squares of each row, float64 [N]."""
         total = torch.zeros(self.num_rows, dtype=torch.float64, device=self.device)
         for first, count in self.chunks():
             for rows in self.row_slices():
@@ -98,6 +98,6 @@ class StandardisedRows:
 
 
 def total_square(counts: np.ndarray, scaling: Scaling) -> float:
-    """The sum of the squares of all standardised values, from the counts of codes [M, 4] alone."""
+    """Sum of the squares of all standardized values, from the counts of codes [M, 4]."""
     values = (np.arange(3) - scaling.mean.numpy().astype(np.float64)[:, None]) * scaling.scale.numpy().astype(np.float64)[:, None]
     return float((counts[:, :3] * values**2).sum())

@@ -1,11 +1,11 @@
-"""The store: a folder with 2-bit packed genotypes, one row a sample, read through a memory map.
+"""Store of genotypes: a folder with 2-bit packed genotypes, one row per sample, read through a memory map.
 
-- ``genotypes.bin``: the packed rows, uint8 [N, ceil(M / 4)] (see `unpack`).
-- ``counts.npy``: how many samples have code 0, 1, 2 and 3 at each variant, int32 [M, 4].
-- ``samples.tsv``, ``variants.tsv``: their tables, one header line.
-- ``store.json``: what it is, its version and its size. ``import.json``: where it came from and what was left out.
+- ``genotypes.bin``: packed rows, uint8 [N, ceil(M / 4)] (see `data.packing`).
+- ``counts.npy``: number of samples with code 0, 1, 2 and 3 at each variant, int32 [M, 4].
+- ``samples.tsv``, ``variants.tsv``: tables with one header line.
+- ``store.json``: kind, version and size. ``import.json``: source file and what was left out.
 
-Two files with the same genotypes make stores that differ in ``import.json`` alone.
+Two files with the same genotypes give stores that differ only in ``import.json``.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _VARIANT_COLUMNS = ("chromosome", "position", "name", "counted", "other")
 
 
 class GenotypeStore:
-    """A store opened for reading. Its tables are read when they are first asked for, its genotypes as they are used.
+    """Store of genotypes, opened for reading. Tables are loaded on first access, genotypes as they are used.
 
     Args:
-        path: the folder, written by `convert.import_genotypes`.
+        path: Folder written by `import_genotypes`.
 
     Attributes:
-        packed: uint8 [N, ceil(M / 4)], a memory map; what is written to it does not reach the file.
+        packed: Packed rows, uint8 [N, ceil(M / 4)], a memory map; writing to it does not change the file.
 
     Raises:
-        InputError: no store, one of another version, or one whose files are cut short.
+        InputError: The folder is not a store, has another version, or its files are truncated.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -65,7 +65,7 @@ class GenotypeStore:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(samples, variants)."""
+        """Number of samples and of variants."""
         return self.num_samples, self.num_variants
 
     @functools.cached_property
@@ -75,7 +75,7 @@ class GenotypeStore:
         return SampleTable(columns.pop("sample"), columns)
 
     def with_samples(self, samples: SampleTable) -> GenotypeStore:
-        """The same genotypes under other labels; the folder stays as it is."""
+        """Return the same genotypes with other labels; the folder is not changed."""
         _checks.require(len(samples) == len(self), "samples", f"{len(self)} samples", len(samples))
         other = GenotypeStore(self.path)
         other.samples = samples
@@ -83,36 +83,36 @@ class GenotypeStore:
 
     @functools.cached_property
     def variants(self) -> VariantTable:
-        """The variants: chromosome, position, name and alleles."""
+        """Chromosome, position, name and alleles of the variants."""
         columns = _read_columns(self.path / VARIANTS, self.num_variants)
         columns["position"] = columns["position"].astype(np.int64)
         return VariantTable(*(columns[name] for name in _VARIANT_COLUMNS))
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
-        """Samples with code 0, 1, 2 and 3 at each variant, int32 [M, 4]."""
+        """Number of samples with code 0, 1, 2 and 3 at each variant, int32 [M, 4]."""
         return np.load(self.path / COUNTS)
 
     @functools.cached_property
     def imported(self) -> dict[str, Any]:
-        """Where it came from, and what filters removed."""
+        """Source file of the store, and numbers that the reader and the filters removed."""
         return json.loads((self.path / IMPORT).read_text(encoding="utf-8"))
 
     def tile(self, rows: np.ndarray | slice, first: int, count: int) -> Tensor:
-        """Packed codes of some samples at the `count` variants from `first` on (a multiple of 4): uint8 [R, ceil(count / 4)], in memory."""
+        """Packed codes of some samples at `count` variants from `first` on (a multiple of 4), in memory: uint8 [R, ceil(count / 4)]."""
         return torch.from_numpy(np.ascontiguousarray(self.packed[rows, first // PER_BYTE : packed_width(first + count)]))
 
     def genotypes(self, rows: np.ndarray | slice = slice(None), first: int = 0, count: int | None = None) -> np.ndarray:
-        """Codes uint8 [R, count] of some samples at the `count` variants (None: all that follow) from `first` on; 3 is a missing call."""
+        """Codes of some samples at `count` variants (default all) from `first` on, uint8 [R, count]; 3 is a missing call."""
         count = self.num_variants - first if count is None else count
         skipped = first % PER_BYTE
         return unpack(self.tile(rows, first - skipped, count + skipped), count + skipped).numpy()[:, skipped:]
 
     def labels(self, column: str) -> tuple[Tensor, tuple[str, ...]]:
-        """A column of labels as class numbers, int64 [N], and the classes' names, sorted.
+        """Class numbers of a column of labels, int64 [N], and the sorted names of the classes.
 
         Raises:
-            InputError: no such column (those that there are are named), or one that is empty for some samples.
+            InputError: There is no such column (the message names those that exist), or it is empty for some samples.
         """
         values = self.samples.labels[_checks.choice(column, self.samples.labels, "labels")]
         empty = self.samples.name[values == ""]
@@ -130,7 +130,7 @@ class GenotypeStore:
 
 
 def write_tables(folder: Path, samples: SampleTable, variants: VariantTable, counts: np.ndarray, imported: dict[str, Any]) -> None:
-    """All files of a store but the genotypes; the header goes last."""
+    """Write all files of a store except the genotypes, the header last."""
     _write_columns(folder / SAMPLES, {"sample": samples.name, **samples.labels})
     _write_columns(folder / VARIANTS, {name: getattr(variants, name) for name in _VARIANT_COLUMNS})
     np.save(folder / COUNTS, counts)
@@ -140,7 +140,7 @@ def write_tables(folder: Path, samples: SampleTable, variants: VariantTable, cou
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder says that it is a store, of whatever version."""
+    """Whether a folder is a store of any version."""
     try:
         return json.loads((path / HEADER).read_text(encoding="utf-8")).get("kind") == KIND
     except (OSError, ValueError, AttributeError):
@@ -148,7 +148,7 @@ def is_store(path: Path) -> bool:
 
 
 def count_codes(store: GenotypeStore, rows: np.ndarray, step: int = 4096) -> np.ndarray:
-    """As `store.counts`, among some samples alone."""
+    """The same as `store.counts` for some of the samples."""
     parts = [code_counts(store.genotypes(rows, first, min(step, store.num_variants - first)).T) for first in range(0, store.num_variants, step)]
     return np.concatenate(parts)
 

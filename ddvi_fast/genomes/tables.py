@@ -1,10 +1,10 @@
-"""The two tables of a genotype file, its variants and its samples, and reading text whatever its compression and line ends."""
+"""Tables of the variants and samples of a genotype file, and readers of text with any compression and line ends."""
 
 from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,14 +18,14 @@ _AUTOSOMES = frozenset(str(number) for number in range(1, 23))
 
 @dataclass(frozen=True, eq=False)
 class VariantTable:
-    """Variants in the order of the file; arrays of length M.
+    """Variants in the order of the file; each column has length M.
 
     Args:
-        chromosome: names without the prefix "chr"; X, Y, XY and MT for PLINK's 23 to 26.
-        position: base pairs, int64.
-        name: the file's identifier; ``chromosome:position:other:counted`` where it has none.
-        counted: the allele whose copies the genotypes count (PLINK's A1, the alternate allele of a VCF, EIGENSTRAT's first).
-        other: the other allele.
+        chromosome: Names without the prefix "chr"; X, Y, XY and MT for PLINK's 23 to 26.
+        position: Positions in base pairs, int64.
+        name: Identifiers of the file; ``chromosome:position:other:counted`` where it has none.
+        counted: Alleles whose copies the genotypes count (A1 of PLINK, the alternate allele of a VCF, the first of EIGENSTRAT).
+        other: The other alleles.
     """
 
     chromosome: np.ndarray
@@ -37,8 +37,8 @@ class VariantTable:
     def __len__(self) -> int:
         return len(self.position)
 
-    def take(self, chosen: np.ndarray) -> VariantTable:
-        """The variants `chosen`, indices or a mask."""
+    def take(self, chosen: np.ndarray | slice) -> VariantTable:
+        """The variants `chosen`: indices, a mask or a slice."""
         return VariantTable(*(column[chosen] for column in vars(self).values()))
 
     def autosomal(self) -> np.ndarray:
@@ -47,7 +47,7 @@ class VariantTable:
 
     @staticmethod
     def from_rows(rows: Sequence[tuple[str, int, str, str, str]]) -> VariantTable:
-        """From ``(chromosome, position, name, counted, other)`` as a file says them."""
+        """Table of the rows ``(chromosome, position, name, counted, other)`` of a file."""
         chromosome, position, name, counted, other = zip(*rows, strict=True) if rows else ((),) * 5
         chromosome = [plain_chromosome(value) for value in chromosome]
         parts = zip(name, chromosome, position, other, counted, strict=True)
@@ -56,7 +56,7 @@ class VariantTable:
 
     @staticmethod
     def join(parts: Sequence[VariantTable]) -> VariantTable:
-        """One table of several, in their order."""
+        """Concatenate tables."""
         return VariantTable(*(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
@@ -65,8 +65,8 @@ class SampleTable:
     """Samples in the order of the file.
 
     Args:
-        name: unique names, length N.
-        labels: further columns by their name, each of length N.
+        name: Unique names, length N.
+        labels: Further columns by name, each of length N.
     """
 
     name: np.ndarray
@@ -81,10 +81,10 @@ class SampleTable:
 
     @staticmethod
     def from_names(names: Sequence[str], path: Path) -> SampleTable:
-        """Samples of a file.
+        """Table of the sample names of a file.
 
         Raises:
-            InputError: there are none, or two have one name.
+            InputError: There are none, or two are the same.
         """
         _checks.require(len(names) > 0, str(path), "at least one sample", 0)
         unique, counts = np.unique(_strings(names).astype(str), return_counts=True)
@@ -93,7 +93,7 @@ class SampleTable:
 
 
 def plain_chromosome(name: str) -> str:
-    """The one name of a chromosome.
+    """Name of a chromosome without prefix, the same for all of its spellings.
 
     Example:
         >>> [plain_chromosome(name) for name in ("chr7", "7", "23", "chrM")]
@@ -104,10 +104,10 @@ def plain_chromosome(name: str) -> str:
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a text file, compressed by gzip or not, without their ends, Windows' or not.
+    """Lines of a text file, plain or compressed by gzip, without their Unix or Windows ends.
 
     Raises:
-        InputError: the file is missing, cannot be read, or its compressed stream is cut short.
+        InputError: The file is missing, cannot be read, or its compressed stream is truncated.
     """
     require_file(path)
     with path.open("rb") as file:
@@ -117,14 +117,14 @@ def read_lines(path: Path) -> Iterator[bytes]:
             for line in file:
                 yield line.rstrip(b"\r\n")
     except (OSError, EOFError, zlib.error) as error:
-        _checks.fail(str(path), "a readable file", " ".join(f"{type(error).__name__}: {error}".split()))
+        _checks.fail(str(path), "a readable file", _checks.one_line(error))
 
 
 def read_fields(path: Path, least: int, what: str) -> Iterator[list[str]]:
-    """The fields of each line that has any, split at white space.
+    """Fields of each line that has any, split at white space.
 
     Raises:
-        InputError: a line has fewer than `least` fields; `what` says which.
+        InputError: A line has fewer than `least` fields; `what` describes them.
     """
     for number, line in enumerate(read_lines(path), 1):
         fields = as_text(line, path, number).split()
@@ -134,7 +134,7 @@ def read_fields(path: Path, least: int, what: str) -> Iterator[list[str]]:
 
 
 def as_text(line: bytes, path: Path, number: int) -> str:
-    """A line decoded; InputError where it is not UTF-8."""
+    """Decode a line; `InputError` where it is not UTF-8."""
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError:
@@ -142,12 +142,31 @@ def as_text(line: bytes, path: Path, number: int) -> str:
 
 
 def require_file(path: Path) -> None:
-    """InputError unless `path` is a file."""
+    """Raise `InputError` unless `path` is a file."""
     _checks.require(path.is_file(), "file", "an existing file", f"{path}, which is {'a folder' if path.is_dir() else 'missing'}")
 
 
-def whole_number(text: str, path: Path, line: int) -> int:
-    """A position; InputError for anything else. Some programs write it with a decimal point."""
+def read_variants(path: Path, columns: Mapping[str, int], what: str) -> VariantTable:
+    """Variants of a text file with a line for each.
+
+    Args:
+        path: The file.
+        columns: Index of the field of each column of the table.
+        what: Description of the six fields of a line.
+
+    Raises:
+        InputError: There is no variant, a line has fewer fields, or a position is not a whole number.
+    """
+    rows = []
+    for number, fields in enumerate(read_fields(path, 6, what), 1):
+        chromosome, position, name, counted, other = (fields[columns[column]] for column in VariantTable.__dataclass_fields__)
+        rows.append((chromosome, _position(position, path, number), name, counted, other))
+    _checks.require(len(rows) > 0, str(path), "at least one variant", 0)
+    return VariantTable.from_rows(rows)
+
+
+def _position(text: str, path: Path, line: int) -> int:
+    """A whole number, which some programs write with a decimal point."""
     try:
         value = float(text)
         if value == int(value):
@@ -158,7 +177,7 @@ def whole_number(text: str, path: Path, line: int) -> int:
 
 
 def _strings(values: Sequence[str]) -> np.ndarray:
-    # Objects: a fixed width would be that of the longest insertion for every variant.
+    # Objects, because a string of fixed width would have the width of the longest insertion for every variant.
     column = np.empty(len(values), object)
     column[:] = values
     return column

@@ -1,1 +1,1 @@
-"""Readers of genotype files."""
+"""Readers of genotype files, one format per file."""

@@ -1,7 +1,7 @@
-"""EIGENSTRAT files: .geno, .snp and .ind. Genotypes count the first allele of .snp (its fifth column).
+"""Reader of EIGENSTRAT files: .geno, .snp and .ind. Genotypes count the first allele of .snp (its fifth column).
 
-.geno is text (a line a variant, a character a sample, 9 for a missing call), or PACKEDANCESTRYMAP: records of 2-bit codes, first sample
-in the highest bits, behind a first record that starts with ``GENO``.
+.geno is text (a line per variant, a character per sample, 9 for a missing call), or PACKEDANCESTRYMAP: records of 2-bit codes, first
+sample in the highest bits, after a first record that starts with ``GENO``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 from ddvi_fast import _checks
 from ddvi_fast.data.packing import MISSING, PER_BYTE, packed_width
 from ddvi_fast.genomes.formats.sources import Block, Source, block_rows, siblings
-from ddvi_fast.genomes.tables import SampleTable, VariantTable, read_fields, read_lines, require_file, whole_number
+from ddvi_fast.genomes.tables import SampleTable, VariantTable, read_fields, read_lines, read_variants, require_file
 
-_LEAST_RECORD = 48  # bytes of a record of a packed file, however few samples it has
+_LEAST_RECORD = 48  # smallest number of bytes of a record of a packed file
+_COLUMNS = {"name": 0, "chromosome": 1, "position": 3, "counted": 4, "other": 5}
 _CODES = np.full(256, 255, np.uint8)
 _CODES[[ord(character) for character in "0129"]] = (0, 1, 2, MISSING)
 
@@ -26,26 +27,17 @@ def open_file(path: Path) -> Source:
     """Open the three files that `path` is one of.
 
     Raises:
-        InputError: a file is missing, or .geno does not have a row for each variant of .snp or a column for each sample of .ind.
+        InputError: A file is missing, or .geno does not have a row for each variant of .snp and a column for each sample of .ind.
     """
     require_file(path)
     geno, snp, ind = siblings(path, (".eigenstratgeno" if path.name.endswith(".eigenstratgeno") else ".geno", ".snp", ".ind"))
     samples = SampleTable.from_names([fields[0] for fields in read_fields(ind, 3, "a sample name, its sex and its population")], ind)
-    variants = _read_variants(snp)
+    variants = read_variants(snp, _COLUMNS, "six fields: name, chromosome, morgans, position, two alleles")
     with geno.open("rb") as file:
         head = file.read(5)
-    _checks.require(head != b"TGENO", str(geno), "text, or PACKEDANCESTRYMAP", "a transposed file (TGENO)", "convertf writes it anew")
+    _checks.require(head != b"TGENO", str(geno), "text, or PACKEDANCESTRYMAP", "a transposed file (TGENO)", "convert it with convertf")
     reader = _packed_blocks if head == b"GENO " else _text_blocks
     return Source(geno, samples, reader(geno, len(samples), variants))
-
-
-def _read_variants(snp: Path) -> VariantTable:
-    rows = []
-    for number, fields in enumerate(read_fields(snp, 6, "six fields: name, chromosome, morgans, position, two alleles"), 1):
-        name, chromosome, _, position, counted, other = fields[:6]
-        rows.append((chromosome, whole_number(position, snp, number), name, counted, other))
-    _checks.require(len(rows) > 0, str(snp), "at least one variant", 0)
-    return VariantTable.from_rows(rows)
 
 
 def _text_blocks(geno: Path, num_samples: int, variants: VariantTable) -> Iterator[Block]:
@@ -59,7 +51,7 @@ def _text_blocks(geno: Path, num_samples: int, variants: VariantTable) -> Iterat
             row, column = wrong[0]
             _checks.fail(f"{geno}, line {start + row + 1}", "genotypes 0, 1, 2 or 9", chr(block[row][column]))
         _checks.require(start + len(block) <= len(variants), str(geno), f"{len(variants)} lines, one for each variant of .snp", "more")
-        yield Block(variants.take(np.arange(start, start + len(block))), codes)
+        yield Block(variants.take(slice(start, start + len(block))), codes)
         start += len(block)
     _checks.require(start == len(variants), str(geno), f"{len(variants)} lines, one for each variant of .snp", start, "is the file truncated?")
 
@@ -68,11 +60,11 @@ def _packed_blocks(geno: Path, num_samples: int, variants: VariantTable) -> Iter
     width = max(_LEAST_RECORD, packed_width(num_samples))
     wanted, size = width * (1 + len(variants)), geno.stat().st_size
     meaning = f"{wanted} bytes for {len(variants)} variants (.snp) of {num_samples} samples (.ind)"
-    _checks.require(size == wanted, str(geno), meaning, f"{size} bytes", "the file is truncated, or .snp or .ind is another file's")
+    _checks.require(size == wanted, str(geno), meaning, f"{size} bytes", "the file is truncated, or .snp or .ind belongs to another file")
     records = np.memmap(geno, np.uint8, "r", width, (len(variants), width))
     shifts = np.arange(2 * (PER_BYTE - 1), -1, -2, dtype=np.uint8)
     step = block_rows(num_samples)
     for start in range(0, len(variants), step):
         raw = records[start : start + step, : packed_width(num_samples)]
         codes = (raw[:, :, None] >> shifts & MISSING).reshape(len(raw), -1)[:, :num_samples]
-        yield Block(variants.take(np.arange(start, start + len(raw))), np.ascontiguousarray(codes))
+        yield Block(variants.take(slice(start, start + len(raw))), np.ascontiguousarray(codes))

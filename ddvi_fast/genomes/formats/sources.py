@@ -1,4 +1,4 @@
-"""What a reader hands on: samples, and blocks of variants with their codes; and which reader a file needs."""
+"""Opened genotype files as samples and blocks of variants, and the choice of the reader by the name of the file."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
 from ddvi_fast import _checks
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
 
-# Codes of one block: what reading holds in memory at a time.
+# Number of codes of one block, which are in memory at a time.
 BLOCK_CODES = 1 << 22
 
 MULTIALLELIC = ("drop", "split")
@@ -37,10 +36,10 @@ class Source:
     """An opened genotype file.
 
     Args:
-        path: what was opened.
-        samples: its samples.
-        blocks: an iterator over its variants, once.
-        notes: what the reader left out or changed, by reason; complete when the blocks are through.
+        path: The file.
+        samples: Its samples.
+        blocks: Iterator over its variants.
+        notes: Number of records that the reader left out or changed, by reason; complete when `blocks` is exhausted.
     """
 
     def __init__(self, path: Path, samples: SampleTable, blocks: Iterator[Block], notes: Counter[str] | None = None) -> None:
@@ -49,16 +48,16 @@ class Source:
 
 
 def open_source(path: str | Path, *, multiallelic: str = "drop", passing_only: bool = False) -> Source:
-    """Open a PLINK 1, VCF, BCF or EIGENSTRAT file; the name's ending says which.
+    """Open a PLINK 1, VCF, BCF or EIGENSTRAT file, which the ending of its name tells apart.
 
     Args:
-        path: any of the three files of PLINK or EIGENSTRAT, or their common name without an ending.
-        multiallelic: what becomes of a VCF's sites with several alternate alleles: ``"drop"`` (counted), or ``"split"`` into a variant
-            for each of them, which counts its copies.
-        passing_only: leave out a VCF's records whose FILTER is neither PASS nor empty.
+        path: Any of the three files of PLINK or EIGENSTRAT, their common name without an ending, or a VCF or BCF file.
+        multiallelic: Treatment of sites of a VCF with several alternate alleles: ``"drop"`` (default; they are counted), or ``"split"``
+            into a variant for each allele, which counts its copies.
+        passing_only: Whether to leave out records of a VCF whose FILTER is neither PASS nor empty (bool, default False).
 
     Raises:
-        InputError: no reader for the name, files that are missing or damaged, a library that is missing.
+        InputError: No reader is known for the name, a file is missing or damaged, or a library is not installed.
     """
     path = Path(path).expanduser()
     _checks.choice(multiallelic, MULTIALLELIC, "multiallelic")
@@ -71,15 +70,15 @@ def open_source(path: str | Path, *, multiallelic: str = "drop", passing_only: b
 
 
 def ending_of(path: Path) -> str | None:
-    """The known ending of a file's name, the longest that fits."""
+    """Longest known ending of the name of a file, or None."""
     return max((ending for ending in _READERS if path.name.lower().endswith(ending)), key=len, default=None)
 
 
 def siblings(path: Path, endings: tuple[str, ...]) -> list[Path]:
-    """The files that belong to `path`: its name with each of `endings`, or with that and ".gz".
+    """Files that belong to `path`: its name with each of `endings`, or with that and ".gz".
 
     Raises:
-        InputError: one of them is missing.
+        InputError: One of them is missing.
     """
     base = str(path)[: -len(ending_of(path) or "")]
     found = []
@@ -90,16 +89,8 @@ def siblings(path: Path, endings: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def library(name: str) -> ModuleType:
-    """An optional library; InputError if it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        _checks.fail(name, "an installed package", " ".join(str(error).split()), "pip install 'ddvi-fast[genomes]'")
-
-
 def block_rows(num_samples: int) -> int:
-    """Variants of a block for that many samples."""
+    """Number of variants of a block for this number of samples."""
     return max(1, BLOCK_CODES // max(1, num_samples))
 
 
