@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import re
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,6 +226,7 @@ def test_settings_are_listed_with_their_values(capsys):
 
 LOADED = """
 import sys
+from pathlib import Path
 from ddvi_fast import cli
 for arguments in ARGUMENTS:
     try:
@@ -280,3 +283,26 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(capsys, monkeyp
     monkeypatch.setitem(sys.modules, module, None)
     code, out, err = run(capsys, *command)
     assert (code, out, err) == (2, "", f"ddvi-fast: this needs {name} (pip install 'ddvi-fast[train]')\n")
+
+
+def test_help_takes_little_processor_time():
+    resource = pytest.importorskip("resource")
+
+    def spent():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    seconds = []
+    for _ in range(3):
+        before = spent()
+        subprocess.run([sys.executable, "-m", "ddvi_fast.cli", "--help"], stdout=subprocess.DEVNULL, check=True)
+        seconds.append(spent() - before)
+    assert min(seconds) < 0.3
+
+
+def test_the_command_line_alone_prints_to_standard_output():
+    package = Path(cli.__file__).parents[1]
+    for path in package.rglob("*.py"):
+        if "cli" not in path.relative_to(package).parts:
+            calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"]
+            assert all("file" in {keyword.arg for keyword in call.keywords} for call in calls), path
