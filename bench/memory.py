@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from bench.cases import Case, by_name
-from bench.diffusion import Chain
+from bench.operations import Chain
 from ddvi_fast.native import memory
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,7 +1,7 @@
-"""A semi-supervised DDVI step at MNIST shape, step by step in PyTorch; nothing of ddvi_fast is used here.
+"""A semi-supervised DDVI step at MNIST shape in plain PyTorch, without any code of ddvi_fast.
 
-One update of all networks on a bound that sums over classes for data without labels, on that of the class for data with labels plus
-cross-entropy, and on fantasies of every class. Each class has a chain of its own, and they run one after another.
+One update of all networks: on a bound that sums over classes for data without labels, on the bound of the class and a cross-entropy for data with
+labels, and on fantasies of every class. Each class has its own chain, and the chains run one after another.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.baselines import eager
-from bench.baselines.training import linear_schedule, perceptron
+from bench.baselines.training import PlainStep, perceptron
 
 LEARNING_RATE = 1e-4
 CROSS_ENTROPY, SLEEP, SLEEP_TOP, SLEEP_CLASS = 10.0, 0.2, 0.2, 0.1  # weights
@@ -36,7 +36,7 @@ class Sizes:
 
 
 class Networks(nn.Module):
-    """Classifier, encoder of the chains' starts, context network, a denoiser a class, decoder."""
+    """Classifier, encoder of the chains' starts, context network, one denoiser for each class, decoder."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -48,20 +48,6 @@ class Networks(nn.Module):
         self.decoder = perceptron(sizes.latent, sizes.hidden, sizes.pixels, dropout=0.0)
 
 
-class Tables(nn.Module):
-    """What a linear noise schedule gives an ancestral chain that predicts noise: its table [T, 5], and two columns of the noising process [T]."""
-
-    def __init__(self, num_steps: int) -> None:
-        super().__init__()
-        betas, bars, before = linear_schedule(num_steps)
-        variances = betas * (1 - before) / (1 - bars)
-        variances[0] = variances[1]
-        scale = (1 - betas).sqrt()
-        table = torch.stack((1 / scale, -betas / ((1 - bars).sqrt() * scale), variances.sqrt(), scale, betas), 1)
-        for name, value in {"table": table, "signal": bars.sqrt(), "deviation": (1 - bars).sqrt()}.items():
-            self.register_buffer(name, value.float())
-
-
 def centres(classes: int, like: Tensor) -> Tensor:
     """Means [classes, 2] of the prior."""
     angles = 2 * math.pi * torch.arange(classes, device=like.device, dtype=like.dtype) / classes
@@ -71,43 +57,24 @@ def centres(classes: int, like: Tensor) -> Tensor:
 Noise = Mapping[str, Tensor]
 
 
-class SemiSupervisedStep:
-    """Call it with a batch x [N, pixels] without labels: one update, with as many labelled examples as the step was given.
+class SemiSupervisedStep(PlainStep):
+    """Call it with a batch x [N, pixels] without labels: one update, which also uses the labelled examples.
 
     Args:
-        networks: what is trained.
-        sizes: widths and numbers.
-        labelled: examples [L, pixels], class after class, as many of each.
-        per_class: how many of each.
-        step: one step of a chain, so that it can be compiled.
+        networks: Networks to train.
+        sizes: Widths and numbers.
+        labelled: Labelled examples [L, pixels], class after class, equally many of each.
+        per_class: Number of labelled examples of each class.
     """
 
-    def __init__(self, networks: Networks, sizes: Sizes, labelled: Tensor, per_class: int, step=eager.chain_step) -> None:
-        self.networks, self.sizes, self.labelled, self.per_class, self.chain_step = networks, sizes, labelled, per_class, step
-        self.tables = Tables(sizes.num_steps).to(labelled.device)
-        self.optimiser = torch.optim.Adam(networks.parameters(), lr=LEARNING_RATE)
+    def __init__(self, networks: Networks, sizes: Sizes, labelled: Tensor, per_class: int) -> None:
+        super().__init__(networks, sizes, ancestral=True)
+        self.register_buffer("labelled", labelled)
+        self.per_class = per_class
+        self.optimizer = torch.optim.Adam(networks.parameters(), lr=LEARNING_RATE)
 
-    def compiled(self) -> SemiSupervisedStep:
-        """Networks and the chains' steps under torch.compile; the loops stay loops."""
-        for network in (self.networks.classifier, self.networks.encoder, self.networks.context_encoder, self.networks.decoder):
-            network.compile(dynamic=False)
-        for denoiser in self.networks.denoisers:
-            denoiser.compile(dynamic=False)
-        return self
-
-    def double(self) -> SemiSupervisedStep:
-        """Everything in float64."""
-        self.networks.double()
-        self.tables.double()
-        self.labelled = self.labelled.double()
-        return self
-
-    def __call__(self, x: Tensor) -> Tensor:
-        loss = sum(self.losses(x, *self.fantasies(len(x) // self.sizes.classes)).values())
-        self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step()
-        return loss.detach()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.update(self.optimizer, sum(self.losses(x, *self.fantasies(len(x) // self.sizes.classes)).values()))
 
     def losses(self, x: Tensor, z: Tensor, imagined: Tensor, noise: Noise | None = None, t: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted losses of x [N, pixels] and of fantasies z [C M, D] with their data, class after class; noise is drawn if not given.
@@ -148,7 +115,7 @@ class SemiSupervisedStep:
         mean, log_var = head.chunk(2, dim=-1)
         start, chain = (torch.randn_like(mean), None) if given is None else given
         y_T = mean + torch.exp(0.5 * log_var) * start
-        z, path, _ = eager.sample_chain(self.networks.denoisers[label], y_T, context, self.tables.table, chain, step=self.chain_step)
+        z, path, _ = eager.sample_chain(self.networks.denoisers[label], y_T, context, self.tables.table, chain)
         log_prior = eager.gaussian_log_density(z, centres(self.sizes.classes, z)[label], torch.full_like(z, SCALE**2))
         log_ratio = path - eager.gaussian_log_density(y_T, mean, log_var.exp())
         return eager.bernoulli_log_likelihood(self.networks.decoder(z), x) + log_prior + log_ratio
@@ -174,5 +141,5 @@ class SemiSupervisedStep:
         mean, log_var = heads[torch.arange(len(z), device=z.device), labels].chunk(2, dim=-1)
         y_T, _ = eager.add_noise(z, last, self.tables.signal, self.tables.deviation, None if noise is None else noise["top"])
         top = eager.gaussian_log_density(y_T, mean, log_var.exp()).mean()
-        told = functional.cross_entropy(self.networks.classifier(x), labels)
-        return SLEEP * torch.cat(errors).mean() - SLEEP_TOP * top + SLEEP_CLASS * told
+        labelling = functional.cross_entropy(self.networks.classifier(x), labels)
+        return SLEEP * torch.cat(errors).mean() - SLEEP_TOP * top + SLEEP_CLASS * labelling

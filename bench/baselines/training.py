@@ -1,13 +1,14 @@
-"""The DDVI training step of the released recipe at MNIST shape, step by step in PyTorch; nothing of ddvi_fast is used here.
+"""The DDVI training step of the released code at MNIST shape in plain PyTorch, without any code of ddvi_fast.
 
-One wake update (reconstruction, KL of the chain's start to N(0, I), kernel density of the prior, mean matching at one random step),
-then sleep updates of the chain and its context network, each on fresh fantasies, every update with an Adam step of its own.
+One wake update (reconstruction, KL of the chain's start to N(0, I), kernel density of the prior, mean matching at one random step), then sleep
+updates of the chain and its context network, each on new fantasies. Every update is an Adam step.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class Sizes:
 
 
 class Networks(nn.Module):
-    """Encoder of the chain's start, context network, denoiser, decoder."""
+    """Encoder of the chain's start, context network, denoiser and decoder."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -56,28 +57,27 @@ class Networks(nn.Module):
         self.decoder = perceptron(sizes.latent, sizes.hidden, sizes.pixels, dropout=0.0)
 
 
-def linear_schedule(num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise of each step, share of the signal's variance that is left after it, and before it, [T] each, in float64."""
-    betas = torch.linspace(1e-4, 0.02, num_steps, dtype=torch.float64)
-    bars = torch.cumprod(1 - betas, 0)
-    return betas, bars, torch.cat((bars.new_ones(1), bars[:-1]))
-
-
 class Tables(nn.Module):
-    """What a linear noise schedule gives the chain: its deterministic table [T, 5] and the noising process's own columns [T]."""
+    """Tables of a linear noise schedule: the chain's [T, 5], deterministic or ancestral, and columns [T] of the noising process."""
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, ancestral: bool) -> None:
         super().__init__()
-        betas, bars, before = linear_schedule(num_steps)
-        weight_state = before.sqrt() / bars.sqrt()
-        weight_output = (1 - before).sqrt() - weight_state * (1 - bars).sqrt()
-        table = torch.stack((weight_state, weight_output, torch.zeros_like(betas), (1 - betas).sqrt(), betas), 1)
+        betas = torch.linspace(1e-4, 0.02, num_steps, dtype=torch.float64)
+        bars = torch.cumprod(1 - betas, 0)
+        before, scale = torch.cat((bars.new_ones(1), bars[:-1])), (1 - betas).sqrt()
+        if ancestral:
+            variances = betas * (1 - before) / (1 - bars)
+            variances[0] = variances[1]
+            weights = 1 / scale, -betas / ((1 - bars).sqrt() * scale), variances.sqrt()
+        else:
+            weight_state = before.sqrt() / bars.sqrt()
+            weights = weight_state, (1 - before).sqrt() - weight_state * (1 - bars).sqrt(), torch.zeros_like(betas)
         columns = {
-            "table": table,
+            "table": torch.stack((*weights, scale, betas), 1),
             "signal": bars.sqrt(),
             "deviation": (1 - bars).sqrt(),
             "weight_z": before.sqrt() * betas / (1 - bars),
-            "weight_y": (1 - betas).sqrt() * (1 - before) / (1 - bars),
+            "weight_y": scale * (1 - before) / (1 - bars),
         }
         for name, column in columns.items():
             self.register_buffer(name, column.float())
@@ -91,62 +91,64 @@ def sample_pinwheel(count: int, device: torch.device | str, arms: int = 10) -> T
     return torch.stack((features[:, 0] * cos + features[:, 1] * sin, features[:, 1] * cos - features[:, 0] * sin), 1)
 
 
-class TrainingStep:
+class PlainStep(nn.Module):
+    """Base of the training steps.
+
+    Args:
+        networks: Networks to train.
+        sizes: Widths and numbers of steps.
+        ancestral: Whether the chain is ancestral or deterministic.
+    """
+
+    def __init__(self, networks: nn.Module, sizes: Any, ancestral: bool) -> None:
+        super().__init__()
+        self.networks, self.sizes = networks, sizes
+        self.tables = Tables(sizes.num_steps, ancestral).to(next(networks.parameters()).device)
+
+    def compiled(self) -> PlainStep:
+        """Compile each network with torch.compile; the loops remain loops."""
+        for network in self.networks.children():
+            for part in network if isinstance(network, nn.ModuleList) else [network]:
+                part.compile(dynamic=False)
+        return self
+
+    @staticmethod
+    def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """One step of the optimizer."""
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+
+class TrainingStep(PlainStep):
     """Call it with a batch x [N, pixels]: one wake update and the sleep updates.
 
     Args:
-        networks: what is trained.
-        sizes: widths and numbers of steps.
-        points: prior samples [M, D] of the kernel density; drawn once if not given.
-        step: one step of the chain, so that it can be compiled.
+        networks: Networks to train.
+        sizes: Widths and numbers of steps.
+        points: Prior samples [M, D] of the kernel density; drawn once if not given.
     """
 
-    def __init__(self, networks: Networks, sizes: Sizes, points: Tensor | None = None, step=eager.chain_step) -> None:
+    def __init__(self, networks: Networks, sizes: Sizes, points: Tensor | None = None) -> None:
+        super().__init__(networks, sizes, ancestral=False)
         device = next(networks.parameters()).device
-        self.networks, self.sizes, self.chain_step = networks, sizes, step
-        self.tables = Tables(sizes.num_steps).to(device)
-        self.points = sample_pinwheel(sizes.kde_points, device) if points is None else points
+        self.register_buffer("points", sample_pinwheel(sizes.kde_points, device) if points is None else points)
         self.density = eager.kde_log_density
         chain = [*networks.denoiser.parameters(), *networks.context_encoder.parameters()]
-        self.wake_optimiser = torch.optim.Adam(networks.parameters(), lr=LEARNING_RATE)
-        self.sleep_optimiser = torch.optim.Adam(chain, lr=LEARNING_RATE)
+        self.wake_optimizer = torch.optim.Adam(networks.parameters(), lr=LEARNING_RATE)
+        self.sleep_optimizer = torch.optim.Adam(chain, lr=LEARNING_RATE)
 
-    def compiled(self) -> TrainingStep:
-        """Networks, the chain's step and the density under torch.compile; the loops stay loops."""
-        for network in (self.networks.encoder, self.networks.context_encoder, self.networks.decoder, self.networks.denoiser):
-            network.compile(dynamic=False)
+    def compiled(self) -> PlainStep:
+        """Compile the networks and the kernel density."""
         self.density = torch.compile(eager.kde_log_density, dynamic=False)
-        return self
+        return super().compiled()
 
-    def train(self) -> TrainingStep:
-        """With dropout."""
-        self.networks.train()
-        return self
-
-    def eval(self) -> TrainingStep:
-        """Without dropout."""
-        self.networks.eval()
-        return self
-
-    def double(self) -> TrainingStep:
-        """Everything in float64."""
-        self.networks.double()
-        self.tables.double()
-        self.points = self.points.double()
-        return self
-
-    def __call__(self, x: Tensor) -> Tensor:
-        loss = self.wake_loss(x)
-        self._update(self.wake_optimiser, loss)
+    def forward(self, x: Tensor) -> Tensor:
+        loss = self.update(self.wake_optimizer, self.wake_loss(x))
         for _ in range(self.sizes.sleep_updates):
-            self._update(self.sleep_optimiser, self.sleep_loss(*self.fantasies(len(x))))
-        return loss.detach()
-
-    @staticmethod
-    def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+            self.update(self.sleep_optimizer, self.sleep_loss(*self.fantasies(len(x))))
+        return loss
 
     def wake_loss(self, x: Tensor, start_noise: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """The wake loss of x [N, pixels]; noise [N, D] and timesteps [N] are drawn if not given."""
@@ -155,7 +157,7 @@ class TrainingStep:
         start_noise = torch.randn_like(mean) if start_noise is None else start_noise
         t = torch.randint(self.sizes.num_steps, (len(x),), device=x.device) if t is None else t
         y_T = mean + torch.exp(0.5 * log_var) * start_noise
-        z, _, states = eager.sample_chain(self.networks.denoiser, y_T, context, self.tables.table, stochastic=False, step=self.chain_step)
+        z, _, states = eager.sample_chain(self.networks.denoiser, y_T, context, self.tables.table, stochastic=False)
         reconstruction = functional.binary_cross_entropy_with_logits(self.networks.decoder(z), x)
         kl = eager.gaussian_kl(mean, log_var).mean()
         prior = -self.density(z, self.points, BANDWIDTHS, CLAMP).mean()

@@ -20,7 +20,8 @@ from bench.baselines.training import Sizes
 from bench.ceilings import measure_ceilings
 from bench.device import ahead_of_time
 from bench.run import run_case
-from bench.training import SMALL, OurStep, build_objective, images
+from bench.steps import images
+from bench.training import SMALL, OurStep, build_objective
 from ddvi_fast import _backend, interop, ops, rng, schedules
 from ddvi_fast import parity as known
 from ddvi_fast.rng import Draws

@@ -26,7 +26,8 @@ import torch
 
 from bench import records
 from bench.baselines.training import Sizes
-from bench.training import PROGRESS, SEED, build_objective, images, step_flops
+from bench.steps import SEED, images
+from bench.training import PROGRESS, build_objective, step_flops
 from ddvi_fast import _markdown, distributed
 from ddvi_fast.engine.base import Engine
 from ddvi_fast.engine.checkpoints import Checkpoints
@@ -62,7 +63,7 @@ def engines() -> dict[str, Callable[..., Engine]]:
 def stepper(make: Callable[..., Engine], rows: int) -> Callable[[], None]:
     """A function that runs one step on this process's `rows` of each batch."""
     objective = build_objective(Sizes()).train()
-    engine = make(objective, Optimisation(1e-3, "constant"), "cpu")
+    engine = make(objective, Optimisation(1e-3, "constant", max_norm=None), "cpu")
     x, draws = images(rows, Sizes().pixels, torch.device("cpu")), [Draws(SEED, distributed.rank() * rows)]
 
     def step() -> None:

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import cases, problem, run
+from bench import cases, run
 from bench.baselines import eager
 from bench.baselines.training import Sizes
-from bench.diffusion import Chain, network_flops
-from bench.operations import OPERATIONS
-from bench.reductions import Kde
+from bench.operations import OPERATIONS, Chain, Kde
 from bench.semisupervised import SemiSupervisedTraining
 from bench.training import SMALL, Training, step_flops
+from bench.weights import network_flops
 
 CPU = torch.device("cpu")
 SMALL_SHAPES = {
@@ -124,23 +123,19 @@ def test_semi_supervised_flops_are_those_that_torch_counts():
 
 
 class _Wrong(Kde):
-    """A density that is off by a thousandth."""
+    """A density that is off by a thousandth in float32."""
 
-    def ours(self):
-        side = super().ours()
-        return problem.Side(lambda: {key: 1.001 * value for key, value in side.outputs().items()}, side.leaves, side.gather)
+    def ours(self, inputs, draws, module):
+        scale = 1.001 if inputs["z"].dtype == torch.float32 else 1
+        return {key: scale * value for key, value in super().ours(inputs, draws, module).items()}
 
 
 class _WrongGradient(Kde):
-    """The right density, whose gradient is off."""
+    """The right density, whose gradient is off in float32."""
 
-    def ours(self):
-        side = super().ours()
-
-        def outputs():
-            return {key: value.detach() + 1.001 * (value - value.detach()) for key, value in side.outputs().items()}
-
-        return problem.Side(outputs, side.leaves, side.gather)
+    def ours(self, inputs, draws, module):
+        scale = 1.001 if inputs["z"].dtype == torch.float32 else 1
+        return {key: value.detach() + scale * (value - value.detach()) for key, value in super().ours(inputs, draws, module).items()}
 
 
 @pytest.mark.parametrize("wrong", [_Wrong, _WrongGradient])
