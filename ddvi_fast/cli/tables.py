@@ -27,7 +27,7 @@ def print_table(rows: Sequence[tuple[str, Mapping[str, float]]], title: str = "t
 
     shown = [name for name in COLUMNS if any(name in metrics for _, metrics in rows)]
     cells = [[f"{metrics[name]:.3f}" if name in metrics else "-" for name in shown] for _, metrics in rows]
-    labels, headings = [label for label, _ in rows], [COLUMNS[name] for name in shown]
+    labels, headings = [label for label, _ in rows], [COLUMNS[name].heading for name in shown]
     console, wide = Console(), Console(width=_WIDEST)
     table = _grid(title, labels, headings, cells)
     if console.is_terminal and wide.measure(table).maximum > console.width:

@@ -116,7 +116,7 @@ def _outcome(cell: Cell, table: Table) -> str:
     if not cell.finished:
         return f"{where}: not run: {_failure(cell)}"
     figures_of_merit = cell.figures()
-    shown = ", ".join(f"{tables.COLUMNS[name]} {figures_of_merit[name]:.3f}" for name in table.figures if name in figures_of_merit)
+    shown = ", ".join(f"{tables.COLUMNS[name].heading} {figures_of_merit[name]:.3f}" for name in table.figures if name in figures_of_merit)
     return f"{where}: {shown}"
 
 

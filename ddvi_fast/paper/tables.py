@@ -7,62 +7,54 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# name in evaluation.json -> heading; nats per example where nothing else is said
+from ddvi_fast import _markdown
+
+
+class Column(NamedTuple):
+    """A column of a results table.
+
+    Args:
+        heading: Heading of the column; nats per example where it states no unit.
+        digits: Digits after the point.
+        higher: Whether higher is better; None if methods are not compared.
+        paper: Name of the paper's metric of the same kind, in `conf/paper_tables.yaml`.
+    """
+
+    heading: str
+    digits: int = 2
+    higher: bool | None = True
+    paper: str | None = None
+
+
+# Columns by the metric's name in evaluation.json. `evidence_blurred` and the metrics below it with a name of their own were measured with
+# the released code; `*_mixture` is its rule of clusters.
 COLUMNS = {
-    "evidence": "evidence",
-    "evidence_blurred": "evidence, prior blurred",
-    "elbo": "ELBO",
-    "iwae": "IWAE",
-    "gap": "gap",
-    "elbo_blurred": "ELBO, prior blurred",
-    "gap_blurred": "gap, prior blurred",
-    "class_accuracy": "accuracy",
-    "purity": "purity",
-    "purity_mixture": "purity, mixture",
-    "completeness": "completeness",
-    "completeness_mixture": "completeness, mixture",
-    "nmi": "NMI",
-    "nmi_mixture": "NMI, mixture",
-    "knn_accuracy": "KNN accuracy",
-    "latent_nll": "latent NLL",
-    "latent_nll_narrow": "latent NLL, narrow",
-    "mmd": "MMD",
-    "elbo_released": "released ELBO",
-    "seconds": "seconds",
-    "cpu_seconds": "CPU seconds",
+    "evidence": Column("evidence"),
+    "evidence_blurred": Column("evidence, prior blurred", paper="evidence_blurred"),
+    "elbo": Column("ELBO"),
+    "iwae": Column("IWAE"),
+    "gap": Column("gap", higher=False),
+    "elbo_blurred": Column("ELBO, prior blurred"),
+    "gap_blurred": Column("gap, prior blurred", higher=False),
+    "class_accuracy": Column("accuracy", 3, paper="accuracy"),
+    "purity": Column("purity", 3),
+    "purity_mixture": Column("purity, mixture", 3, paper="purity"),
+    "completeness": Column("completeness", 3),
+    "completeness_mixture": Column("completeness, mixture", 3, paper="completeness"),
+    "nmi": Column("NMI", 3),
+    "nmi_mixture": Column("NMI, mixture", 3, paper="nmi"),
+    "knn_accuracy": Column("KNN accuracy", 3, paper="knn_accuracy"),
+    "latent_nll": Column("latent NLL", higher=False, paper="latent_nll"),
+    "latent_nll_narrow": Column("latent NLL, narrow", higher=False, paper="latent_nll_narrow"),
+    "mmd": Column("MMD", 3, False, paper="mmd"),
+    "elbo_released": Column("released ELBO", paper="elbo"),
+    "seconds": Column("seconds", 0, None, paper="seconds"),
+    "cpu_seconds": Column("CPU seconds", 0, None),
 }
-# name -> digits, and whether higher is better (None: not compared)
-_SHOWN: dict[str, tuple[int, bool | None]] = {
-    "evidence": (2, True),
-    "evidence_blurred": (2, True),
-    "elbo": (2, True),
-    "iwae": (2, True),
-    "gap": (2, False),
-    "elbo_blurred": (2, True),
-    "gap_blurred": (2, False),
-    "class_accuracy": (3, True),
-    "purity": (3, True),
-    "purity_mixture": (3, True),
-    "completeness": (3, True),
-    "completeness_mixture": (3, True),
-    "nmi": (3, True),
-    "nmi_mixture": (3, True),
-    "knn_accuracy": (3, True),
-    "latent_nll": (2, False),
-    "latent_nll_narrow": (2, False),
-    "mmd": (3, False),
-    "elbo_released": (2, True),
-    "seconds": (0, None),
-    "cpu_seconds": (0, None),
-}
-# our figure -> the paper's of the same kind
-PAPER = {"elbo_released": "elbo", "mmd": "mmd", "latent_nll": "latent_nll", "class_accuracy": "accuracy"}
-PAPER |= {name: name for name in ("evidence_blurred", "latent_nll_narrow", "knn_accuracy", "seconds")}  # measured with the released code
-PAPER |= {f"{name}_mixture": name for name in ("purity", "completeness", "nmi")}  # the released code's rule of clusters
 
 
 class Summary(NamedTuple):
-    """Mean of `count` runs, and half the width of its 95% interval; None for a single run."""
+    """Mean of `count` runs, and half the width of its 95% interval (None for a single run)."""
 
     mean: float
     half: float | None
@@ -86,7 +78,7 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """A reproduced table (what table.json holds) in Markdown: the best mean of a column's methods in bold, the paper's figure beside ours."""
+    """A reproduced table in Markdown, from the contents of its table.json; the best mean of each column is bold, the paper's metric beside ours."""
     seeds = len({run["seed"] for run in record["runs"]})
     lines = [
         f"# {record['title']}",
@@ -97,7 +89,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
     ]
     headings, rows = _body(record, lambda text: f"**{text}**", "±")
-    lines += [f"| {' | '.join(headings)} |", f"| {' | '.join('---' for _ in headings)} |", *(f"| {' | '.join(row)} |" for row in rows)]
+    lines.append(_markdown.table(headings, rows))
     failures = sorted({f"- {run['row']}, {run['column']}: {run['failure']}" for run in record["runs"] if run.get("failure")})
     missing = _missing(record)
     lines += ["", "Not run:", "", *failures] if failures else []
@@ -106,7 +98,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def _missing(record: Mapping[str, Any]) -> list[str]:
-    """Rows some of whose seeds are still to be run."""
+    """Lines about rows with runs that are not finished."""
     told = []
     for row in record["rows"]:
         counts = [
@@ -118,14 +110,14 @@ def _missing(record: Mapping[str, Any]) -> list[str]:
 
 
 def _explanations(record: Mapping[str, Any]) -> list[str]:
-    """What the headings of this table do not say."""
+    """Sentences that explain the headings."""
     lines = ["ELBO is a bound in nats, released ELBO the paper's scale (pixel averages; no bound)."] if "elbo_released" in record["figures"] else []
     lines += [record["others"][1]] if record["paper"] else []
     return lines + ([record["note"]] if record["note"] else [])
 
 
 def latex(record: Mapping[str, Any]) -> str:
-    """The same table in LaTeX; needs the package booktabs."""
+    """A reproduced table in LaTeX, for the package booktabs."""
     headings, rows = _body(record, lambda text: rf"\textbf{{{text}}}", r"$\pm$")
 
     def line(cells: Sequence[str]) -> str:
@@ -141,10 +133,10 @@ def latex(record: Mapping[str, Any]) -> str:
 
 
 def _body(record: Mapping[str, Any], strong: Callable[[str], str], sign: str) -> tuple[list[str], list[list[str]]]:
-    """Headings, and the cells of each (column, row) of the record: our figures, each with the paper's beside it where it has one."""
+    """Headings, and the cells of each (column, row) of the record: our metrics, each with the paper's beside it where it has one."""
     shown = [name for name in record["figures"] if any(name in run.get("figures", {}) for run in record["runs"])]
-    compared = {name for name in shown if any(PAPER.get(name) in entry for row in record["paper"].values() for entry in row.values())}
-    headings = ["", "method"] + [text for name in shown for text in (COLUMNS[name], *([record["others"][0]] if name in compared else []))]
+    compared = {name for name in shown if any(COLUMNS[name].paper in entry for row in record["paper"].values() for entry in row.values())}
+    headings = ["", "method"] + [text for name in shown for text in (COLUMNS[name].heading, *([record["others"][0]] if name in compared else []))]
     rows = []
     for column, label in record["columns"].items():
         summaries = {row: _summaries(record, row, column, shown) for row in record["rows"]}
@@ -153,7 +145,8 @@ def _body(record: Mapping[str, Any], strong: Callable[[str], str], sign: str) ->
             for name in shown:
                 cells.append(_cell(name, row, summaries, strong, sign))
                 if name in compared:
-                    cells.append(_other(record["paper"].get(row, {}).get(column, {}).get(PAPER[name]), min(2, _SHOWN[name][0]), sign))
+                    stated = record["paper"].get(row, {}).get(column, {})
+                    cells.append(_other(stated.get(COLUMNS[name].paper), min(2, COLUMNS[name].digits), sign))
             rows.append(cells)
     return headings, rows
 
@@ -166,7 +159,7 @@ def _summaries(record: Mapping[str, Any], row: str, column: str, names: Sequence
 def _cell(name: str, row: str, summaries: Mapping[str, Mapping[str, Summary]], strong: Callable[[str], str], sign: str) -> str:
     if name not in summaries[row]:
         return "-"
-    digits, higher = _SHOWN[name]
+    _, digits, higher, _ = COLUMNS[name]
     own = summaries[row][name]
     text = f"{own.mean:.{digits}f}" + ("" if own.half is None else f" {sign} {own.half:.{digits}f}")
     means = [other[name].mean for other in summaries.values() if name in other]

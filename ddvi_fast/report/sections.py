@@ -88,7 +88,7 @@ def figures_of_merit(runs: Sequence[Run]) -> str:
     if not rows:
         return ""
     note = "Means, with 95% intervals by Student's t where several runs differ by seed alone. Bounds are nats per test example."
-    return page.section("figures", "Figures of merit", page.table(["run", *(COLUMNS[name] for name in names)], rows), page.paragraph(note))
+    return page.section("figures", "Figures of merit", page.table(["run", *(COLUMNS[name].heading for name in names)], rows), page.paragraph(note))
 
 
 def interval(summary: Summary) -> str:

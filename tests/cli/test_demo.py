@@ -16,7 +16,7 @@ def test_demo_prints_one_table_and_leaves_an_earlier_one_alone(capsys, tmp_path,
     assert cli.main(["demo", *SMALL]) == 0
     out = capsys.readouterr().out
     assert "Gaussian posterior" in out and "diffusion posterior" in out
-    assert all(COLUMNS[name] in out for name in ("evidence", "elbo", "iwae", "gap", "knn_accuracy", "latent_nll", "seconds"))
+    assert all(COLUMNS[name].heading in out for name in ("evidence", "elbo", "iwae", "gap", "knn_accuracy", "latent_nll", "seconds"))
     assert not any((tmp_path / "runs" / "demo").iterdir())
     pictures = [Path(line.removeprefix("figure: ")) for line in out.splitlines() if line.startswith("figure: ")]
     assert len(pictures) == 8 and all(path.exists() for path in pictures)
