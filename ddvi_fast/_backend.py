@@ -76,7 +76,7 @@ def choose(operation: str, device: torch.device, *, constants: dict[str, Tensor]
         return backend
     constants = constants or {}
     reason = unavailable(backend, operation) or _asks_gradient(constants) or _not_interpreted(backend, operands.get("precision"))
-    reason = reason or room(backend, operation).unsupported(**operands, **constants)
+    reason = reason or implementation(backend, operation).unsupported(**operands, **constants)
     if not reason:
         return backend
     if wanted != "auto":
@@ -105,7 +105,7 @@ def fused(device: torch.device) -> str:
     return "reference" if backend == "reference" or unavailable(backend) else backend
 
 
-def room(backend: str, operation: str) -> ModuleType:
+def implementation(backend: str, operation: str) -> ModuleType:
     """The module of a fused backend that computes `operation`."""
     name = f"{_PACKAGES[backend]}.{operation}"
     return sys.modules[name] if name in sys.modules else importlib.import_module(name)
@@ -118,7 +118,7 @@ def unavailable(backend: str, operation: str | None = None) -> str:
     else:
         reason = _triton_missing()
     if operation is not None and not reason:
-        room(backend, operation)
+        implementation(backend, operation)
     return reason
 
 

@@ -1,7 +1,4 @@
-"""Helpers to register custom operators with torch.library: autograd, contiguity, refusal of second derivatives.
-
-An operator cannot give None or one of its inputs back: what is absent is an empty tensor.
-"""
+"""Helpers to register custom operators with torch.library: autograd, fake tensors, contiguity."""
 
 from __future__ import annotations
 
@@ -15,50 +12,110 @@ from ddvi_fast import _checks
 
 
 class Operator:
-    """An operator of `torch.library`, ``ddvi_fast::name``, called as one where somebody follows the operators that run.
+    """A custom operator ``ddvi_fast::name``, which runs as a plain autograd function where nothing needs the dispatcher.
 
-    Its call costs as much as the kernels of a small batch do, so elsewhere the same computation runs as a plain autograd function.
+    The dispatch of a custom operator costs as much as the kernels of a small batch, so it is left out where `needs_dispatch` allows it.
 
     Args:
-        schema: ``name(...) -> ...``.
-        compute: on any device.
-        fake: its version for shapes alone.
+        schema: Schema ``name(...) -> ...`` of torch.library; the last argument is the backend.
+        compute: Function of the schema's arguments, which gets contiguous tensors. A result may be None: an operator cannot return None,
+            so it becomes an empty tensor.
+        fake: Version of `compute` for fake tensors.
+        backward: Function that computes gradients. Its arguments are those of the schema without the backend, the results named by `saved`,
+            the upstream gradients of the differentiable results (None where there is none), flags that say which gradients are needed,
+            and the backend. It returns a gradient or None for each of `gradients_of`. It becomes the operator ``ddvi_fast::name_backward``.
+        gradients_of: Names of the arguments that have a gradient.
+        saved: Positions of the results that `backward` reads.
+        constant: Positions of the results that have no gradient.
     """
 
-    def __init__(self, schema: str, compute: Callable, fake: Callable) -> None:
+    def __init__(
+        self,
+        schema: str,
+        compute: Callable,
+        fake: Callable,
+        backward: Callable | None = None,
+        gradients_of: Sequence[str] = (),
+        saved: Sequence[int] = (),
+        constant: Sequence[int] = (),
+    ) -> None:
         name, arguments = schema.split("(", 1)
         torch.library.define(f"ddvi_fast::{name}", f"({arguments}", tags=torch.Tag.pt2_compliant_tag)
-        torch.library.impl(f"ddvi_fast::{name}", "default", compute)
+        torch.library.impl(f"ddvi_fast::{name}", "default", self._run)
         torch.library.register_fake(f"ddvi_fast::{name}", fake)
         self._overload = getattr(torch.ops.ddvi_fast, name).default
         self._compute, self._function, self._refuses = compute, None, False
+        if backward is not None:
+            self._saved, self._constant = saved, constant
+            self._define_backward(name, arguments.split(")")[0].split(", "), backward, gradients_of)
 
     def __call__(self, *inputs: Any) -> Any:
-        if watched(*inputs) or (self._refuses and torch.is_grad_enabled()):
+        if needs_dispatch(*inputs) or (self._refuses and torch.is_grad_enabled()):
             return self._overload(*inputs)
         if self._function is None or not torch.is_grad_enabled():
-            return self._compute(*inputs)
+            return self._run(*inputs)
         return self._function.apply(*inputs)
 
-    def differentiate(self, setup: Callable, backward: Callable) -> None:
-        """Give it its gradient. Upstream gradients that do not exist arrive as None, and no memory is filled with zeros for them."""
+    def _run(self, *inputs: Any) -> Any:
+        results = self._compute(*contiguous(*inputs))
+        if isinstance(results, Tensor):
+            return results
+        like = _first_tensor(inputs)
+        return type(results)(like.new_empty(0) if value is None else value for value in results)
 
-        def lazily(ctx: Any, inputs: tuple, output: Any) -> None:
-            ctx.set_materialize_grads(False)
-            setup(ctx, inputs, output)
+    def _define_backward(self, name: str, arguments: list[str], backward: Callable, gradients_of: Sequence[str]) -> None:
+        positions = [[argument.split()[1] for argument in arguments].index(each) for each in gradients_of]
+        results = range(len(self._overload._schema.returns))
+        parts = [
+            *arguments[:-1],
+            *(f"Tensor result_{i}" for i in self._saved),
+            *(f"Tensor? upstream_{i}" for i in results if i not in self._constant),
+        ]
+
+        def fake(*inputs: Any) -> list[Tensor]:
+            needed, like = inputs[-2], _first_tensor(inputs)
+            return [_fake_gradient(inputs[position], like) if need else like.new_empty(0) for position, need in zip(positions, needed, strict=True)]
+
+        def compute(*inputs: Any) -> list[Tensor | None]:
+            return list(backward(*inputs))
+
+        operator = Operator(f"{name}_backward({', '.join(parts)}, bool[] needed, str backend) -> Tensor[]", compute, fake)
+        operator._refuse_gradient()
+
+        def differentiate(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+            gradients: list[Tensor | None] = [None] * len(arguments)
+            given = [value for i, value in enumerate(upstream) if i not in self._constant]
+            if any(value is not None for value in given):
+                needed, saved = [ctx.needs_input_grad[position] for position in positions], ctx.saved_tensors
+                tensors, kept = saved[: len(arguments)], saved[len(arguments) :]
+                *inputs, backend = (other if value is None else value for value, other in zip(tensors, ctx.others, strict=True))
+                found = operator(*inputs, *kept, *given, needed, backend)
+                for position, need, value in zip(positions, needed, found, strict=True):
+                    gradients[position] = value if need else None
+            return tuple(gradients)
 
         def forward(ctx: Any, *inputs: Any) -> Any:
-            output = self._compute(*inputs)
-            lazily(ctx, inputs, output)
+            output = self._run(*inputs)
+            self._save(ctx, inputs, output)
             return output
 
-        torch.library.register_autograd(self._overload, backward, setup_context=lazily)
-        # Not with a `setup_context` of its own, for which autograd inspects the signature of `forward` at every call.
-        members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        torch.library.register_autograd(self._overload, differentiate, setup_context=self._save)
+        # Without a `setup_context` of its own, for which autograd would inspect the signature of `forward` at every call.
+        members = {"forward": staticmethod(forward), "backward": staticmethod(differentiate)}
         self._function = type(self._overload.name(), (torch.autograd.Function,), members)
 
-    def first_derivative_only(self) -> None:
-        """Let the gradient of a backward operator be an error: without a rule second derivatives would be silently zero."""
+    def _save(self, ctx: Any, inputs: tuple, output: Any) -> None:
+        """Keep the inputs and the `saved` results for the backward pass; missing upstream gradients stay None instead of zeros."""
+        results = output if isinstance(output, tuple) else (output,)
+        ctx.set_materialize_grads(False)
+        if self._constant:
+            ctx.mark_non_differentiable(*(results[i] for i in self._constant))
+        tensors = [value if isinstance(value, Tensor) else None for value in inputs]
+        ctx.save_for_backward(*tensors, *(results[i] for i in self._saved))
+        ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
+
+    def _refuse_gradient(self) -> None:
+        """Make the gradient of a backward operator an error: without a rule, second derivatives would be zero without a warning."""
 
         def refuse(ctx: Any, *upstream: Any) -> None:
             _checks.fail("create_graph", "False, as the fused kernels have first derivatives only", True, "use the reference backend")
@@ -67,36 +124,21 @@ class Operator:
         self._refuses = True
 
 
-def contiguous(*values: Tensor | None) -> list[Tensor | None]:
-    """Operands as kernels read them."""
-    return [None if value is None else value.contiguous() for value in values]
+def contiguous(*values: Any) -> list[Any]:
+    """The same values, with contiguous tensors."""
+    return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
 
 
-def filled(values: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    """Gradients as an operator gives them: empty where nobody needs one."""
-    return [like.new_empty(0) if value is None else value for value in values]
-
-
-def kept(values: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
-    """Gradients as autograd takes them: None where nobody needs one."""
-    return [value if need else None for value, need in zip(values, needed, strict=True)]
-
-
-def shapes_of(needed: Sequence[bool], values: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    """Fake gradients of some inputs, in the shape of each."""
-    return [
-        torch.empty(value.shape, dtype=like.dtype, device=like.device) if need else like.new_empty(0)
-        for need, value in zip(needed, values, strict=True)
-    ]
-
-
-def watched(*inputs: Any) -> bool:
-    """Whether somebody follows the operators that run: a compiler, a recording, inputs that are no plain tensors. Then kernels must be operators."""
+def needs_dispatch(*inputs: Any) -> bool:
+    """Whether operators must run through torch's dispatcher: under a compiler, a dispatch mode, or with tensors that are not plain ones."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or any(map(_unusual, inputs))
 
 
-def numbers(values: Sequence[float] | Tensor, argument: str, like: Tensor) -> Tensor:
-    """Positive numbers as a tensor beside `like`; those of the host reach a device as arguments of kernels, without waiting for it."""
+def positive_tensor(values: Sequence[float] | Tensor, argument: str, like: Tensor) -> Tensor:
+    """Positive numbers as a 1-D tensor of the dtype and device of `like`.
+
+    Numbers from the host reach a device as kernel arguments, without a synchronization.
+    """
     if isinstance(values, Tensor):
         made = values.to(like)
     elif len(values) == 0 or like.device.type == "cpu":
@@ -108,6 +150,14 @@ def numbers(values: Sequence[float] | Tensor, argument: str, like: Tensor) -> Te
     return made
 
 
+def _first_tensor(values: Sequence[Any]) -> Tensor:
+    return next(value for value in values if isinstance(value, Tensor))
+
+
+def _fake_gradient(value: Tensor, like: Tensor) -> Tensor:
+    return torch.empty(value.shape, dtype=like.dtype, device=like.device)
+
+
 def _unusual(value: Any) -> bool:
-    """Tensors of shapes alone, and those with dispatch of their own."""
+    """Whether a value is a tensor on the meta device or one with a dispatch of its own."""
     return isinstance(value, Tensor) and (value.is_meta or type(value) not in (Tensor, nn.Parameter))

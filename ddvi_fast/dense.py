@@ -75,10 +75,10 @@ class _Options(NamedTuple):
 
 def _fused_precision(linear: nn.Linear, x: Tensor) -> str | None:
     """The precision of the kernel's products, or None where it cannot take this layer."""
-    if _operator.watched() or linear.bias is None or x.dim() < 2 or _backend.fused(x.device) != "cpp":
+    if _operator.needs_dispatch() or linear.bias is None or x.dim() < 2 or _backend.fused(x.device) != "cpp":
         return None
     precision = hidden_precision(None, x.device)
-    reason = _backend.room("cpp", "dense").unsupported(precision, x=x, weight=linear.weight, bias=linear.bias)
+    reason = _backend.implementation("cpp", "dense").unsupported(precision, x=x, weight=linear.weight, bias=linear.bias)
     return None if reason else precision
 
 
@@ -93,7 +93,7 @@ class _Dense(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, options: _Options) -> Tensor:
         slope, precision, *dropping = options
         x, weight, bias = _operator.contiguous(x, weight, bias)
-        out = _backend.room("cpp", "dense").forward(x, weight, bias, slope, *dropping, precision)
+        out = _backend.implementation("cpp", "dense").forward(x, weight, bias, slope, *dropping, precision)
         ctx.save_for_backward(x, weight, out)
         ctx.options = options
         return out
@@ -104,7 +104,7 @@ class _Dense(torch.autograd.Function):
         needed, options = ctx.needs_input_grad[:3], ctx.options
         if torch.is_grad_enabled():  # somebody will differentiate again, which plain products can be
             return *_differentiable(upstream, x, weight, out, options, needed), None
-        call = _backend.room("cpp", "dense").backward
+        call = _backend.implementation("cpp", "dense").backward
         return *call(upstream.contiguous(), x, weight, out, options.slope, options.rate, options.precision, needed), None
 
 

@@ -1,4 +1,4 @@
-"""The cases in which every backend must agree with the float64 reference, and how one is run: the same for tests and for a GPU at hand.
+"""Cases in which every backend must agree with the float64 reference, and functions that run and compare them, for tests and devices.
 
 A case is a public operation on inputs of an awkward size. `check` compares values and every gradient under random upstream gradients;
 the budget is that of `testing.assert_within_budget`: twice the error of the reference in float32, plus a floor.
@@ -6,17 +6,18 @@ the budget is that of `testing.assert_within_budget`: twice the error of the ref
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks, denoisers, ops, rng, schedules, testing
+from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.reference.chain import ChainWeights
 from ddvi_fast.rng import Draws
 
-# Half a unit of each precision: where the reference's own rounding errors happen to cancel, those of another order need not.
+# Half a unit of each precision: the rounding errors of the reference may cancel where those of another order do not.
 _ROUNDING = {"bf16": 2.0**-9, "fp16": 2.0**-12, "tf32": 2.0**-12}
 LAYOUTS = ("contiguous", "strided", "expanded")
 
@@ -45,13 +46,22 @@ SMALL_MMD_SHAPES = ((1, 1, 1), (2, 3, 2), (33, 41, 5))
 
 @dataclass(frozen=True)
 class Case:
-    """One operation on given sizes: `make()` gives its float32 inputs by name and the function to call with them, which returns outputs by name."""
+    """One operation on inputs of given sizes.
+
+    Args:
+        operation: Name of the operation.
+        name: Description of the sizes and options.
+        make: Function that returns the float32 inputs by name, and the function of these inputs that returns its outputs by name.
+        constants: Names of the inputs without a gradient.
+        floor: Floor of the error budget, relative to the largest value; drawn normals differ by a few units in the last place.
+        layouts: Layouts of the inputs that make sense.
+    """
 
     operation: str
     name: str
     make: Callable[[], tuple[dict[str, Tensor], Callable[..., dict[str, Tensor]]]]
-    constants: tuple[str, ...] = ()  # inputs without a gradient
-    floor: float = 2e-6  # of the error budget; drawn normals differ by a few units in the last place
+    constants: tuple[str, ...] = ()
+    floor: float = 2e-6
     layouts: tuple[str, ...] = LAYOUTS
 
     def __str__(self) -> str:
@@ -59,7 +69,11 @@ class Case:
 
 
 def cases(operation: str, small: bool = False) -> list[Case]:
-    """The cases of `noise`, `chain`, `sleep`, `elbo`, `kde` or `mmd`; `small` ones are quick enough for Triton's interpreter.
+    """The cases of an operation.
+
+    Args:
+        operation: ``noise``, ``chain``, ``sleep``, ``elbo``, ``kde`` or ``mmd``.
+        small: Whether to give only cases that are quick enough for Triton's interpreter (default False).
 
     Example:
         >>> check(cases("mmd", small=True)[1], "reference")["value"] < 1e-5
@@ -71,21 +85,27 @@ def cases(operation: str, small: bool = False) -> list[Case]:
 def run(
     case: Case,
     backend: str,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     *,
     precision: str | None = None,
     layout: str = "contiguous",
+    upstream: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Outputs and gradients (``d_`` and the name of the input) of a case.
 
     Args:
-        case: one of `cases`.
-        backend: as of `use_backend`.
-        device, dtype: where and in what the inputs are.
-        precision: of a denoiser's hidden products, as of `sample_chain`.
-        layout: ``strided`` inputs have gaps full of NaN, ``expanded`` ones repeat their first row without memory for the others.
+        case: One of `cases`.
+        backend: Name of the backend, as in `use_backend`.
+        device: Device of the inputs (default None: a GPU for Triton if there is one, else the CPU).
+        dtype: Element type of the inputs (default float32).
+        precision: Precision of a denoiser's hidden products, as in `sample_chain`.
+        layout: Layout of the inputs; ``strided`` ones have gaps full of NaN, ``expanded`` ones repeat their first row without memory for
+            the others.
+        upstream: Names of the outputs that have an upstream gradient (default None: all).
     """
+    if device is None:
+        device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
     inputs, call = case.make()
     leaves, given = {}, {}
     for name, value in inputs.items():
@@ -95,40 +115,53 @@ def run(
         given[name] = _LAYOUTS[_checks.choice(layout, _LAYOUTS, "layout")](leaf)
     with _backend.use_backend(backend):
         outputs = call(**given, **({} if precision is None else {"precision": precision}))
-        upstream = [testing.upstream_gradient(value.detach().float(), seed).to(value.dtype) for seed, value in enumerate(outputs.values())]
-        gradients = torch.autograd.grad(list(outputs.values()), list(leaves.values()), upstream)
+        used = {name: value for name, value in outputs.items() if upstream is None or name in upstream}
+        given_upstream = [testing.upstream_gradient(value.detach().float(), seed).to(value.dtype) for seed, value in enumerate(used.values())]
+        gradients = torch.autograd.grad(list(used.values()), list(leaves.values()), given_upstream)
     return {name: value.detach() for name, value in outputs.items()} | {f"d_{name}": value for name, value in zip(leaves, gradients, strict=True)}
 
 
 def check(
-    case: Case, backend: str, device: torch.device | str = "cpu", *, precision: str | None = None, layout: str = "contiguous"
+    case: Case,
+    backend: str,
+    device: torch.device | str | None = None,
+    *,
+    precision: str | None = None,
+    layout: str = "contiguous",
+    upstream: Collection[str] | None = None,
 ) -> dict[str, float]:
-    """Compare a backend with the reference in float64; the errors found, relative to the largest value, by name.
+    """Compare a backend with the reference in float64; the arguments are those of `run`.
+
+    Returns:
+        The errors of outputs and gradients by name, relative to the largest value.
 
     Raises:
-        AssertionError: an output or gradient is outside the error budget.
+        AssertionError: An output or gradient is outside the error budget.
     """
-    exact = run(case, "reference", device, torch.float64, layout=layout)
-    plain = run(case, "reference", device, precision=None if precision == "tf32" else precision, layout=layout)
-    got = run(case, backend, device, precision=precision, layout=layout)
+    options = {"layout": layout, "upstream": upstream}
+    got = run(case, backend, device, precision=precision, **options)
+    device = next(iter(got.values())).device
+    exact = run(case, "reference", device, torch.float64, **options)
+    plain = run(case, "reference", device, precision=None if precision == "tf32" else precision, **options)
     for name, value in got.items():
         label = f"{case}: {name}"
         if precision in _ROUNDING:
             _assert_length_within_budget(value, plain[name], exact[name], _ROUNDING[precision], label)
         else:
             testing.assert_within_budget(value, plain[name], exact[name], floor=case.floor, name=label)
-    return {name: _relative_error(value, exact[name]) for name, value in got.items()}
+    return {name: relative_error(value, exact[name]) for name, value in got.items()}
+
+
+def relative_error(got: Tensor, exact: Tensor) -> float:
+    """Largest error relative to the largest value; 0 for nothing but zeros."""
+    scale = float(exact.abs().max()) if exact.numel() else 0.0
+    return float((got - exact).abs().max()) / scale if scale > 0 else 0.0
 
 
 def _assert_length_within_budget(got: Tensor, plain: Tensor, exact: Tensor, floor: float, name: str) -> None:
-    """As `testing.assert_within_budget`, for the length of the whole: a rounded state on the other side of a kink changes single rows at will."""
+    """Compare norms of whole tensors: a rounded state on the other side of a kink may change a single row by any amount."""
     error, allowed = (got - exact).norm(), 2 * (plain - exact).norm() + floor * exact.norm()
     assert error <= allowed, f"{name}: off by {float(error):.3g} in length, allowed {float(allowed):.3g}"
-
-
-def _relative_error(got: Tensor, exact: Tensor) -> float:
-    scale = float(exact.abs().max()) if exact.numel() else 0.0
-    return float((got - exact).abs().max()) / scale if scale > 0 else 0.0
 
 
 _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -138,48 +171,42 @@ _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _normals(seed: int, *shape: int) -> Tensor:
+def normals(seed: int, *shape: int) -> Tensor:
+    """Standard normals of a seed, from the specification of the random numbers."""
     return rng.formula("normal", Draws(seed), shape if len(shape) > 1 else (1, *shape), 0)[0].reshape(shape)
 
 
-def _steps(shape: tuple[int, ...], num_steps: int) -> Tensor:
+def timesteps(shape: tuple[int, ...], num_steps: int) -> Tensor:
+    """Random 0-based timesteps, int64 of a shape."""
     return rng.formula("words", Draws(8), (*shape, 1), 0)[0, ..., 0] % num_steps
 
 
-def _noise_cases(small: bool) -> Iterator[Case]:
+def plain_case(operation: str, name: str, function: Callable[..., Tensor], constants: tuple[str, ...] = (), **inputs: Tensor) -> Case:
+    """Case of a function with one result."""
+    return Case(operation, name, lambda: (inputs, lambda **given: {"value": function(**given)}), constants)
+
+
+def noise_case(shape: tuple[int, ...], source: str) -> Case:
+    """Noising of latents of a shape, with noise that is ``given`` or ``drawn``."""
     schedule = schedules.make("cosine", 5)
-    for shape in NOISE_SHAPES[:3] if small else NOISE_SHAPES:
-        for source in ("given", "drawn"):
 
-            def make(shape=shape, source=source):
-                inputs = {"x0": _normals(1, *shape), "betas": schedule.betas.float()}
-                if source == "given":
-                    inputs["noise"] = _normals(2, *shape)
+    def make():
+        inputs = {"x0": normals(1, *shape), "betas": schedule.betas.float()}
+        if source == "given":
+            inputs["noise"] = normals(2, *shape)
+        return inputs, call
 
-                def call(x0, betas, noise=None):
-                    t, draws = _steps(shape[:-1], 5).to(x0.device), None if noise is not None else Draws(9, (1 << 33) - 3)
-                    return {"value": ops.add_noise(x0, t, schedules.NoiseSchedule(betas.double()), noise=noise, draws=draws)[0]}
+    def call(x0, betas, noise=None):
+        t, draws = timesteps(shape[:-1], 5).to(x0.device), None if noise is not None else Draws(9, (1 << 33) - 3)
+        return {"value": ops.add_noise(x0, t, schedules.NoiseSchedule(betas.double()), noise=noise, draws=draws)[0]}
 
-                return inputs, call
-
-            yield Case("noise", f"{list(shape)} {source}", make)
-
-
-def _network(shape: tuple) -> tuple[denoisers.ResidualMLP, dict[str, Tensor], tuple[int, ...]]:
-    """A denoiser, its parameters and a context by name, and the shape of the rows."""
-    rows, steps, latent, context_width, hidden, groups = shape
-    denoiser = denoisers.ResidualMLP(latent, context_width, steps, hidden, groups=groups, draws=Draws(7))
-    inputs = {name: parameter.detach() for name, parameter in denoiser.named_parameters()}
-    lead = (rows,) if groups is None else (groups, rows)
-    if context_width:
-        inputs["context"] = _normals(2, *lead, context_width)
-    return denoiser, inputs, lead
+    return Case("noise", f"{list(shape)} {source}", make)
 
 
 class _With:
     """A denoiser with other parameters, so that these can be leaves of any dtype, device and layout."""
 
-    def __init__(self, denoiser: denoisers.ResidualMLP, parameters: dict[str, Tensor]) -> None:
+    def __init__(self, denoiser: ResidualMLP, parameters: dict[str, Tensor]) -> None:
         self._denoiser, self._parameters = denoiser, parameters
 
     def __getattr__(self, name: str):
@@ -191,91 +218,120 @@ class _With:
         return ChainWeights(given["first"], given["hidden"], given["last"], given["last_bias"], table)
 
 
+def _network(shape: tuple, residual: bool | None, samples: tuple[int, ...]) -> tuple[ResidualMLP, dict[str, Tensor], tuple[int, ...]]:
+    """A denoiser, its parameters and a context by name, and the shape of the rows."""
+    rows, steps, latent, context_width, hidden, groups = shape
+    denoiser = denoisers.ResidualMLP(latent, context_width, steps, hidden, groups=groups, residual=residual, draws=Draws(7))
+    inputs = {name: parameter.detach() for name, parameter in denoiser.named_parameters()}
+    lead = (*samples, rows) if groups is None else (groups, *samples, rows)
+    if context_width:
+        inputs["context"] = normals(2, *lead, context_width)
+    return denoiser, inputs, lead
+
+
+def chain_case(shape: tuple, source: str, residual: bool | None = None, samples: tuple[int, ...] = ()) -> Case:
+    """Chain of a shape (N, T, D, C, H, G) for some leading axes of samples, with noise that is ``given`` or ``drawn``, or ``deterministic``."""
+    steps, latent = shape[1:3]
+
+    def make():
+        denoiser, inputs, lead = _network(shape, residual, samples)
+        inputs["y_T"] = normals(1, *lead, latent)
+        inputs["coefficients"] = schedules.make("cosine", steps).coefficients("v", eta=0.0 if source == "deterministic" else 1.0)
+        if source == "given":
+            inputs["noise"] = normals(3, steps, *lead, latent)
+
+        def call(y_T, coefficients, context=None, noise=None, precision=None, **parameters):
+            draws = Draws((1 << 63) + 5, 77) if source == "drawn" else None
+            network, options = _With(denoiser, parameters), {"draws": draws, "noise": noise, "precision": precision}
+            sample = ops.sample_chain(y_T, context, network, coefficients, return_trajectory=source != "drawn", **options)
+            return {name: value for name, value in sample._asdict().items() if value is not None}
+
+        return inputs, call
+
+    return Case("chain", f"{shape} {source}", make, floor=5e-6 * max(1.0, steps / 20))  # differences grow along the steps
+
+
+def sleep_case(shape: tuple, source: str, loss: str, parametrisation: str, residual: bool | None = None, samples: tuple[int, ...] = ()) -> Case:
+    """Regression of a shape (N, T, D, C, H, G) for some leading axes of samples, with noise that is ``given`` or ``drawn``."""
+    steps, latent = shape[1:3]
+
+    def make():
+        denoiser, inputs, lead = _network(shape, residual, samples)
+        inputs["x0"] = normals(1, *lead, latent)
+        inputs["table"] = schedules.make("cosine", steps).regression_table(parametrisation, 1 / latent)
+        if source == "given":
+            inputs["noise"] = normals(3, *lead, latent)
+
+        def call(x0, table, context=None, noise=None, precision=None, **parameters):
+            t, draws = timesteps(lead, steps).to(x0.device), Draws((1 << 63) + 11, 12) if source == "drawn" else None
+            options = {"loss": loss, "draws": draws, "noise": noise, "precision": precision}
+            return {"value": ops.regression(x0, t, context, _With(denoiser, parameters), table, **options)}
+
+        return inputs, call
+
+    return Case("sleep", f"{shape} {source} {loss} {parametrisation}", make, floor=1e-5)
+
+
+def elbo_cases(shape: tuple[int, ...]) -> Iterator[Case]:
+    """Every reduction of the bound, on operands of a shape."""
+    first, second, third = (normals(seed, *shape) for seed in range(3))
+    few = second if len(shape) == 2 else second[0]  # rows under a missing leading axis
+    yield plain_case("elbo", f"bernoulli {list(shape)}", ops.bernoulli_log_likelihood, logits=8 * first, x=torch.sigmoid(few))
+    yield plain_case("elbo", f"gaussian {list(shape)}", ops.gaussian_log_likelihood, mean=first, x=few, scale=third.exp())
+    yield plain_case("elbo", f"gaussian of one scale {list(shape)}", ops.gaussian_log_likelihood, mean=first, x=second, scale=torch.tensor(0.3))
+    yield binomial_case(f"binomial {list(shape)}", 8 * first, (second.abs() > 1).float() + (third > 0).float(), 2)
+    yield plain_case("elbo", f"gaussian_kl {list(shape)}", ops.gaussian_kl, mean=first, log_var=second)
+    yield plain_case("elbo", f"gaussian_log_prob {list(shape)}", ops.gaussian_log_prob, z=first, mean=few, log_var=few.flip(-1))
+    if shape[0]:
+        yield plain_case("elbo", f"log_mean_exp {list(shape)}", lambda log_weights: ops.log_mean_exp(log_weights, 0), log_weights=30 * first)
+
+
+def binomial_case(name: str, logits: Tensor, counts: Tensor, total: float) -> Case:
+    """Binomial log-likelihood, whose counts have no gradient."""
+    call = lambda logits, counts: ops.binomial_log_likelihood(logits, counts, total)  # noqa: E731
+    return plain_case("elbo", name, call, ("counts",), logits=logits, counts=counts)
+
+
+def kde_case(z: Tensor, points: Tensor, bandwidths: Collection[float] = (0.1, 0.3, 1.0, 3.0), clamp: float | None = None) -> Case:
+    """Kernel density at positions `z` under kernels on `points`."""
+    name = f"{len(z)} at {len(points)} in {z.shape[1]} clamp {clamp}"
+    return plain_case("kde", name, lambda z, points: ops.kde_log_density(z, points, bandwidths, clamp), z=z, points=points)
+
+
+def mmd_case(first: int, second: int, width: int) -> Case:
+    """Discrepancy between sets of some sizes. Expanded rows are left out: distances between equal rows consist of rounding errors."""
+    x, y = normals(1, first, width), normals(2, second, width) + 0.4
+    case = plain_case("mmd", f"{first} and {second} in {width}", lambda x, y: ops.mmd(x, y, (1.0, 4.0, 20.0)), x=x, y=y)
+    return replace(case, floor=3e-6, layouts=("contiguous", "strided"))
+
+
+def _noise_cases(small: bool) -> Iterator[Case]:
+    return (noise_case(shape, source) for shape in (NOISE_SHAPES[:3] if small else NOISE_SHAPES) for source in ("given", "drawn"))
+
+
 def _chain_cases(small: bool) -> Iterator[Case]:
-    for shape in SMALL_CHAIN_SHAPES if small else CHAIN_SHAPES:
-        for source in ("given", "drawn", "deterministic"):
-
-            def make(shape=shape, source=source):
-                denoiser, inputs, lead = _network(shape)
-                steps, latent = shape[1:3]
-                inputs["y_T"] = _normals(1, *lead, latent)
-                inputs["coefficients"] = schedules.make("cosine", steps).coefficients("v", eta=0.0 if source == "deterministic" else 1.0)
-                if source == "given":
-                    inputs["noise"] = _normals(3, steps, *lead, latent)
-
-                def call(y_T, coefficients, context=None, noise=None, precision=None, **parameters):
-                    draws = Draws((1 << 63) + 5, 77) if source == "drawn" else None
-                    network, options = _With(denoiser, parameters), {"draws": draws, "noise": noise, "precision": precision}
-                    sample = ops.sample_chain(y_T, context, network, coefficients, return_trajectory=source != "drawn", **options)
-                    return {name: value for name, value in sample._asdict().items() if value is not None}
-
-                return inputs, call
-
-            yield Case("chain", f"{shape} {source}", make, floor=5e-6 * max(1.0, shape[1] / 20))  # differences grow along the steps
+    shapes = SMALL_CHAIN_SHAPES if small else CHAIN_SHAPES
+    return (chain_case(shape, source) for shape in shapes for source in ("given", "drawn", "deterministic"))
 
 
 def _sleep_cases(small: bool) -> Iterator[Case]:
     for number, shape in enumerate(SMALL_CHAIN_SHAPES if small else CHAIN_SHAPES):
-        loss, parametrisation = ops.LOSSES[number % 3], schedules.PARAMETRISATIONS[number % 4]
         for source in ("given", "drawn"):
-
-            def make(shape=shape, source=source, loss=loss, parametrisation=parametrisation):
-                denoiser, inputs, lead = _network(shape)
-                steps, latent = shape[1:3]
-                inputs["x0"] = _normals(1, *lead, latent)
-                inputs["table"] = schedules.make("cosine", steps).regression_table(parametrisation, 1 / latent)
-                if source == "given":
-                    inputs["noise"] = _normals(3, *lead, latent)
-
-                def call(x0, table, context=None, noise=None, precision=None, **parameters):
-                    t, draws = _steps(tuple(lead), steps).to(x0.device), Draws(9, 5) if source == "drawn" else None
-                    options = {"loss": loss, "draws": draws, "noise": noise, "precision": precision}
-                    return {"value": ops.regression(x0, t, context, _With(denoiser, parameters), table, **options)}
-
-                return inputs, call
-
-            yield Case("sleep", f"{shape} {source} {loss} {parametrisation}", make, floor=1e-5)
+            yield sleep_case(shape, source, ops.LOSSES[number % 3], schedules.PARAMETRISATIONS[number % 4])
 
 
 def _elbo_cases(small: bool) -> Iterator[Case]:
-    for shape in ELBO_SHAPES[:3] if small else ELBO_SHAPES:
-        first, second, third = (_normals(seed, *shape) for seed in range(3))
-        few = second if len(shape) == 2 else second[0]  # rows under a missing leading axis
-        yield _plain("elbo", f"bernoulli {list(shape)}", ops.bernoulli_log_likelihood, logits=8 * first, x=torch.sigmoid(few))
-        yield _plain("elbo", f"gaussian {list(shape)}", ops.gaussian_log_likelihood, mean=first, x=few, scale=third.exp())
-        yield _plain("elbo", f"gaussian of one scale {list(shape)}", ops.gaussian_log_likelihood, mean=first, x=second, scale=torch.tensor(0.3))
-        counts, two = (second.abs() > 1).float() + (third > 0).float(), lambda logits, counts: ops.binomial_log_likelihood(logits, counts, 2)
-        yield _plain("elbo", f"binomial {list(shape)}", two, ("counts",), logits=8 * first, counts=counts)
-        yield _plain("elbo", f"gaussian_kl {list(shape)}", ops.gaussian_kl, mean=first, log_var=second)
-        yield _plain("elbo", f"gaussian_log_prob {list(shape)}", ops.gaussian_log_prob, z=first, mean=few, log_var=few.flip(-1))
-        if shape[0]:
-            yield _plain("elbo", f"log_mean_exp {list(shape)}", lambda log_weights: ops.log_mean_exp(log_weights, 0), log_weights=30 * first)
+    return (case for shape in (ELBO_SHAPES[:3] if small else ELBO_SHAPES) for case in elbo_cases(shape))
 
 
 def _kde_cases(small: bool) -> Iterator[Case]:
     for rows, count, width in SMALL_KDE_SHAPES if small else KDE_SHAPES:
         for clamp in (None, 6.0):
-
-            def density(z, points, clamp=clamp):
-                return ops.kde_log_density(z, points, (0.1, 0.3, 1.0, 3.0), clamp)
-
-            yield _plain("kde", f"{rows} at {count} in {width} clamp {clamp}", density, z=_normals(1, rows, width), points=_normals(2, count, width))
+            yield kde_case(normals(1, rows, width), normals(2, count, width), clamp=clamp)
 
 
 def _mmd_cases(small: bool) -> Iterator[Case]:
-    for first, second, width in SMALL_MMD_SHAPES if small else MMD_SHAPES:
-
-        def discrepancy(x, y):
-            return ops.mmd(x, y, (1.0, 4.0, 20.0))
-
-        # Equal rows are left out: their distance is all rounding.
-        case = _plain("mmd", f"{first} and {second} in {width}", discrepancy, x=_normals(1, first, width), y=_normals(2, second, width) + 0.4)
-        yield replace(case, floor=3e-6, layouts=("contiguous", "strided"))
-
-
-def _plain(operation: str, name: str, function: Callable[..., Tensor], constants: tuple[str, ...] = (), **inputs: Tensor) -> Case:
-    """A case of a function with one result."""
-    return Case(operation, name, lambda: (inputs, lambda **given: {"value": function(**given)}), constants)
+    return (mmd_case(*shape) for shape in (SMALL_MMD_SHAPES if small else MMD_SHAPES))
 
 
 _CASES = {"noise": _noise_cases, "chain": _chain_cases, "sleep": _sleep_cases, "elbo": _elbo_cases, "kde": _kde_cases, "mmd": _mmd_cases}

@@ -303,7 +303,7 @@ def _numbers(kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stre
 
 
 def _compute_fill(kind: str, state: Tensor, offset: int, shape: list[int], stream: int, planes: int, backend: str) -> Tensor:
-    return _backend.room(backend, "noise").fill(kind, state, offset, tuple(shape), stream, planes)
+    return _backend.implementation(backend, "noise").fill(kind, state, offset, tuple(shape), stream, planes)
 
 
 def _fake_fill(kind: str, state: Tensor, offset: int, shape: list[int], stream: int, planes: int, backend: str) -> Tensor:

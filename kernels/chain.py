@@ -8,9 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ddvi_fast._operands import ChainOperands
 from ddvi_fast.kernels.chain_backward import backward
-from ddvi_fast.kernels.chain_options import HIDDEN, PRODUCTS, Sizes, forward_options
-from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, unusable
+from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes, forward_options, unusable_denoiser, variants
+from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded
 from ddvi_fast.kernels.network import bias_relu, hidden_product, load_matrix, narrow, run_forward, widen
 from ddvi_fast.kernels.rng import draw_index, step_noise
 
@@ -21,7 +22,7 @@ __all__ = ["backward", "compilations", "forward", "unsupported"]
 def _network_on_chip(
     x1, w0, w1, w2, last, bias, H: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr
 ):
-    """From the first activation [BN, H], in the products' element type, to the output less its bias, with the matrices on chip."""
+    """The output [BN, D_PAD] without its bias, from the first activation [BN, H] and hidden matrices [H, H] that stay on chip."""
     start = tl.zeros((x1.shape[0], H), tl.float32)
     x2 = bias_relu(hidden_product(x1, tl.trans(w0), start, PRODUCT), bias + H, H).to(x1.dtype)
     x3 = bias_relu(hidden_product(x2, tl.trans(w1), start, PRODUCT), bias + 2 * H, H)
@@ -32,15 +33,28 @@ def _network_on_chip(
 
 
 @triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "zero"])
-def _forward_kernel(
-    y_T, context, first, hidden, last, last_bias, table, coefficients, noise, state, z, path, trajectory, scratch,
+def chain_fwd_kernel(
+    y_T,  # [G, R, D]
+    context,  # [G, R, C] or None
+    first,  # [G, H, D + C]
+    hidden,  # [G, 3, H, H]
+    last,  # [G, D, H]
+    last_bias,  # [G, D]
+    time_table,  # [G, T, 4, H]
+    coefficients,  # [T, 5]
+    noise,  # [T, G, R, D] or None
+    state,  # [2] or None
+    z,  # [G, R, D]
+    path,  # [G, R] or None
+    trajectory,  # [T + 1, G, R, D] or None
+    scratch,  # [G, tiles, 2, BN, H] or None
     offset, rows, rows_per_sample, steps, zero,
     D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BN: tl.constexpr,
     BH: tl.constexpr, BK: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """All steps of BN rows of a network. Without `scratch` the hidden matrices are loaded once and stay on chip.
+    """Run all steps of BN rows of a network. Without `scratch` the hidden matrices are loaded once and stay on chip.
 
-    `zero` keeps loads of the small layers inside the loop: moved out of it they would fill the registers.
+    `zero` is 0; it keeps the loads of the small layers inside the loop, because moved out of it they would fill the registers.
     """
     group, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
     local = tile * BN + tl.arange(0, BN)
@@ -54,7 +68,7 @@ def _forward_kernel(
     hidden += group * 3 * H * H
     last += group * D * H
     last_bias += group * D
-    table += group * steps * 4 * H
+    time_table += group * steps * 4 * H
 
     y = tl.load(y_T + place, inside, 0.0)
     c = y
@@ -79,11 +93,11 @@ def _forward_kernel(
             x1 = widen(y, first + here, D + C, 1, D, D_PAD, H)
             if C > 0:
                 x1 += widen(c, first + D + here, D + C, 1, C, C_PAD, H)
-            x1 = bias_relu(x1, table + step * 4 * H, H).to(hidden.dtype.element_ty)
-            output = _network_on_chip(x1, w0, w1, w2, last + here, table + step * 4 * H, H, D, D_PAD, RESIDUAL, PRODUCT)
+            x1 = bias_relu(x1, time_table + step * 4 * H, H).to(hidden.dtype.element_ty)
+            output = _network_on_chip(x1, w0, w1, w2, last + here, time_table + step * 4 * H, H, D, D_PAD, RESIDUAL, PRODUCT)
         else:
             output = run_forward(
-                y, c, first, hidden, last, table + step * 4 * H, mine, mine + BN * H, None, mine, None, present,
+                y, c, first, hidden, last, time_table + step * 4 * H, mine, mine + BN * H, None, mine, None, present,
                 D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
             )  # fmt: skip
         output += tl.load(last_bias + columns, columns < D, 0.0)[None, :]
@@ -102,45 +116,20 @@ def _forward_kernel(
         tl.store(path + row, log_ratio, present)
 
 
-def unsupported(
-    y_T: Tensor, context: Tensor | None, first: Tensor, hidden: Tensor, last: Tensor, last_bias: Tensor, time_table: Tensor,
-    coefficients: Tensor, noise: Tensor | None = None, precision: str = "float32",
-) -> str | None:  # fmt: skip
-    """Why the kernels cannot run this chain, or None."""
-    tensors = {"y_T": y_T, "context": context, "first": first, "hidden": hidden, "last": last, "last_bias": last_bias}
-    reason = unusable(_forward_kernel, **tensors, time_table=time_table, coefficients=coefficients, noise=noise)
-    if reason is not None:
-        return reason
-    if hidden.shape[-1] not in HIDDEN:
-        return f"denoiser: the Triton chain takes hidden widths {', '.join(map(str, HIDDEN))}, got {hidden.shape[-1]}"
-    for name, width in (("y_T", y_T.shape[-1]), ("context", 0 if context is None else context.shape[-1])):
-        if width > 64:
-            return f"{name}: the Triton chain takes at most 64 columns, got {width}"
-    if precision not in PRODUCTS:
-        return f"precision: expected one of {', '.join(PRODUCTS)}, got {precision}"
-    return None
+def unsupported(precision: str = "float32", **tensors: Tensor | None) -> str | None:
+    """The reason why the kernels cannot run this chain, or None if they can; `tensors` are its float32 operands by name."""
+    return unusable_denoiser(chain_fwd_kernel, "chain", precision, **tensors)
 
 
-def forward(
-    y_T: Tensor, context: Tensor | None, first: Tensor, hidden: Tensor, last: Tensor, last_bias: Tensor, time_table: Tensor,
-    coefficients: Tensor, noise: Tensor | None, state: Tensor | None, offset: int, rows_per_sample: int, residual: bool, precision: str,
-    keep_trajectory: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """The chain from `y_T` [.., R, D] down: `(z, path [.., R], trajectory [T + 1, .., R, D])`, path in nats.
+def forward(operands: ChainOperands, keep_trajectory: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Run the chain from `y_T` down to `z`.
 
-    Args:
-        y_T: start; `..` is empty or one group axis G, which weights, context and noise then carry too.
-        context: [.., R, C] or None.
-        first, hidden, last, last_bias, time_table: as in `reference.chain.ChainWeights`.
-        coefficients: [T, 5].
-        noise: [T, .., R, D], or None: drawn if there is a state, else the chain is deterministic and the path None.
-        state: int64 [2], seed and first draw index, on the device; `offset` is added to the index.
-        rows_per_sample: flattened row r has draw `r % rows_per_sample + 2^40 (r // rows_per_sample)` after the first.
-        residual: whether the first hidden layer is added to the third.
-        precision: of the hidden products: float32, tf32, bf16 or fp16.
-        keep_trajectory: write every state, else the third result is None.
+    Returns:
+        `z` [.., R, D]; the path log-ratio [.., R] in nats, None for a deterministic chain; and, where it is kept, the trajectory
+        [T + 1, .., R, D], start first.
     """
-    sizes = Sizes.of(y_T, context, first, coefficients)
+    y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, _, offset, rows_per_sample, residual, precision = operands
+    sizes, state = Sizes.of(y_T, context, first, coefficients), operands.drawn_from
     z = y_T.new_empty(y_T.shape)
     path = None if noise is None and state is None else y_T.new_empty(y_T.shape[:-1])
     trajectory = y_T.new_empty((sizes.steps + 1, *y_T.shape)) if keep_trajectory else None
@@ -151,38 +140,16 @@ def forward(
     keep = options.pop("KEEP")
     hidden = hidden.to(PRODUCTS[precision][0])
     scratch = None if keep else hidden.new_empty((sizes.groups, grid[0], 2, options["BN"], sizes.hidden))
-    with on_device(y_T):
-        _forward_kernel[grid](
-            y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, state if noise is None else None,
-            z, path, trajectory, scratch, offset, sizes.rows, max(1, rows_per_sample), sizes.steps, 0,
-            **sizes.constexprs(residual, precision, dots=not keep), **options,
-        )  # fmt: skip
+    launch(
+        chain_fwd_kernel, grid, y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, state, z, path, trajectory, scratch,
+        offset, sizes.rows, max(1, rows_per_sample), sizes.steps, 0, **sizes.constexprs(residual, precision, dots=not keep), **options,
+    )  # fmt: skip
     return z, path, trajectory
 
 
-_TYPES = {
-    "y_T": "*fp32", "context": "*fp32", "first": "*fp32", "last": "*fp32", "last_bias": "*fp32", "table": "*fp32", "coefficients": "*fp32",
-    "state": "*i64", "z": "*fp32", "path": "*fp32", "trajectory": "*fp32",
-    "offset": "i32", "rows": "i32", "rows_per_sample": "i32", "steps": "i32", "zero": "i32",
-}  # fmt: skip
-
-
 def compilations() -> Iterator[Compilation]:
-    """Representative variants of the forward kernel; the other modules list theirs."""
-    for arch in ARCHITECTURES:
-        for precision in ("float32", "bf16"):
-            for hidden in HIDDEN:
-                for latent in (2, 16):
-                    yield _forward_compilation(arch, Sizes(1, 128, latent, 2, hidden, 40), precision)
-
-
-def _forward_compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:
-    options = forward_options(arch, sizes.hidden, sizes.latent, precision)
-    warps, stages = options.pop("num_warps"), options.pop("num_stages")
-    keep = options.pop("KEEP")
-    low = POINTERS[PRODUCTS[precision][0]]
-    types = _TYPES | {"hidden": low} | ({} if keep else {"scratch": low})
-    name = f"forward D={sizes.latent} H={sizes.hidden} {precision}"
-    absent = {"noise": None} | ({"scratch": None} if keep else {})
-    values = {**absent, **sizes.constexprs(True, precision, dots=not keep), **options}
-    return compilation(name, _forward_kernel, types, values, num_warps=warps, num_stages=stages, architectures=(arch,))
+    """Representative variants for ahead-of-time compilation: drawn noise, with a trajectory."""
+    for name, sizes, precision in variants():
+        *tensors, state = sizes.meta_tensors()
+        operands = ChainOperands(*tensors, None, state, 0, sizes.rows, True, precision)
+        yield from recorded(name, lambda operands=operands: forward(operands, True))

@@ -1,13 +1,12 @@
-"""The gradient of the denoising chain, for a bounded number of steps and rows at a time.
+"""Backward pass of the denoising chain in Triton, for a bounded number of steps and rows at a time.
 
-One kernel makes the activations of all these steps again from the trajectory, each row of each step by itself; a second carries the
-state's gradient from `z` up to the start, step after step. Weight gradients are sums over rows and steps of what the two write: each
-layer's input and the gradient before each ReLU (kernels/weight_gradient.py).
+One kernel recomputes the activations of all these steps from the trajectory, each row of each step by itself; a second carries the
+state's gradient from `z` up to the start, step after step. Both write each layer's input and the gradient before each ReLU, whose
+products summed over rows and steps are the weight gradients (kernels/weight_gradient.py).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import torch
@@ -15,24 +14,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.chain_options import HIDDEN, PRODUCTS, Sizes, backward_options, one_step_options
-from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, splits_of
+from ddvi_fast._operands import ChainOperands, Differentiable
+from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes, backward_options, one_step_options, variants
+from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded, splits_of
 from ddvi_fast.kernels.network import run_backward, run_forward
 from ddvi_fast.kernels.rng import draw_index, step_noise
 from ddvi_fast.kernels.weight_gradient import WeightGradient
 
 
 @triton.jit(do_not_specialize=["rows", "row_begin", "rows_here", "steps", "step_begin"])
-def recompute_kernel(
-    context, first, hidden, last, last_bias, table, trajectory, low, wide, outputs,
+def chain_bwd_kernel_recompute(
+    context,  # [G, R, C] or None
+    first,  # [G, H, D + C]
+    hidden,  # [G, 3, H, H]
+    last,  # [G, D, H] or None
+    last_bias,  # [G, D]
+    time_table,  # [G, T, 4, H]
+    trajectory,  # [T + 1, G, R, D]
+    low,  # [G, 7, E, H]
+    wide,  # [G, 2, E, H]
+    outputs,  # [G, E, D] or None
     rows, row_begin, rows_here, steps, step_begin,
     D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BN: tl.constexpr,
     BH: tl.constexpr, BK: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """Activations of BN of the `rows_here` rows from `row_begin` on of a group, at a step from `step_begin` on.
+    """Recompute the activations of BN of the `rows_here` rows from `row_begin` on of a group, at a step from `step_begin` on.
 
-    With E entries a group, a row at a step each: `low` [G, 7, E, H] gets the inputs of the three hidden matrices and, last, the third
-    activation, `wide` [G, 2, E, H] (float32) the fourth; `outputs` [G, E, D] the network's output, unless it and `last` are None.
+    A group has E entries, one row at one step each. `low` gets the inputs of the three hidden matrices and, last, the third activation,
+    `wide` (float32) the fourth; `outputs` gets the network's output, unless it and `last` are None.
     """
     tile, i, group = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     within = tile * BN + tl.arange(0, BN)
@@ -53,7 +62,7 @@ def recompute_kernel(
     plane = entries * H
     x1 = low + (group * 7 * entries + entry) * H
     output = run_forward(
-        y, c, first + group * H * (D + C), hidden + group * 3 * H * H, last, table + (group * steps + step) * 4 * H,
+        y, c, first + group * H * (D + C), hidden + group * 3 * H * H, last, time_table + (group * steps + step) * 4 * H,
         x1, x1 + plane, x1 + 6 * plane, x1 + 2 * plane, wide + (group * 2 * entries + entry) * H, present,
         D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
     )  # fmt: skip
@@ -63,19 +72,34 @@ def recompute_kernel(
 
 
 @triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "row_begin", "rows_here", "step_begin", "steps_here"])
-def backward_kernel(
-    first, hidden, last, coefficients, noise, state, trajectory,
-    d_path, d_trajectory, carried, d_context, d_noise, low, wide, outputs, d_outputs, table_sums, coefficient_sums,
+def chain_bwd_kernel(
+    first,  # [G, H, D + C]
+    hidden,  # [G, 3, H, H]
+    last,  # [G, D, H]
+    coefficients,  # [T, 5]
+    noise,  # [T, G, R, D] or None
+    state,  # [2] or None
+    trajectory,  # [T + 1, G, R, D]
+    d_path,  # [G, R] or None
+    d_trajectory,  # [T + 1, G, R, D] or None
+    carried,  # [G, R, D]
+    d_context,  # [G, R, C] or None
+    d_noise,  # [T, G, R, D] or None
+    low,  # [G, 7, E, H]
+    wide,  # [G, 2, E, H]
+    outputs, d_outputs,  # [G, E, D]; outputs or None
+    table_sums,  # [tiles, G, steps_here, 4, H]
+    coefficient_sums,  # [tiles, G, steps_here, 5] or None
     offset, rows, rows_per_sample, steps, row_begin, rows_here, step_begin, steps_here,
     D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BN: tl.constexpr,
     BH: tl.constexpr, BK: tl.constexpr, NOISY: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """Steps `step_begin` to `step_begin + steps_here - 1` of `rows_here` rows from `row_begin` on of each group, after `recompute_kernel`.
+    """Take gradients through the `steps_here` steps from `step_begin` on, for the `rows_here` rows from `row_begin` on of each group.
 
-    `carried` [.., R, D] holds the gradient of the state below these steps and gets that of the state above them; `d_context` is added to.
-    Planes 3 to 5 of `low` get the gradients before the ReLUs of the hidden matrices, plane 1 of `wide` (float32) that before the first,
-    `d_outputs` [G, E, D] the gradient of the network's output; `table_sums` [tiles, G, steps_here, 4, H] and `coefficient_sums`
-    [tiles, G, steps_here, 5] (may be None, then `outputs` too) sums over the tile.
+    It runs after `chain_bwd_kernel_recompute`. `carried` holds the gradient of the state below these steps and gets that of the state
+    above them; `d_context` is added to. Planes 3 to 5 of `low` get the gradients before the ReLUs of the hidden matrices, plane 1 of
+    `wide` (float32) that before the first ReLU, `d_outputs` the gradient of the network's output; `table_sums` and `coefficient_sums`
+    (None together with `outputs`) get sums over the tile.
     """
     group, groups, tile = tl.program_id(1).to(tl.int64), tl.num_programs(1), tl.program_id(0)
     within = tile * BN + tl.arange(0, BN)
@@ -156,7 +180,7 @@ def backward_kernel(
             d_c += d_more
         u = direct + d_y
         following = y
-    if d_trajectory is not None:  # noqa: SIM102 - decided when it is compiled, unlike the next
+    if d_trajectory is not None:  # noqa: SIM102 - decided at compile time, unlike the next
         if step_begin + steps_here == steps:
             u += tl.load(d_trajectory + place, inside, 0.0)
     tl.store(carried + place, u, inside)
@@ -165,71 +189,54 @@ def backward_kernel(
 
 
 def backward(
-    y_T: Tensor, context: Tensor | None, first: Tensor, hidden: Tensor, last: Tensor, last_bias: Tensor, time_table: Tensor,
-    coefficients: Tensor, noise: Tensor | None, state: Tensor | None, offset: int, rows_per_sample: int, residual: bool, precision: str,
-    trajectory: Tensor, d_z: Tensor | None, d_path: Tensor | None, d_trajectory: Tensor | None, needed: list[bool],
-) -> list[Tensor | None]:  # fmt: skip
-    """Gradients of y_T, context, the five weights, coefficients and noise where `needed`, from those of the three results of `forward`.
+    operands: ChainOperands, trajectory: Tensor, d_z: Tensor | None, d_path: Tensor | None, d_trajectory: Tensor | None, needed: Differentiable
+) -> Differentiable:
+    """The gradients that are `needed`, from those of the three results of `forward`.
 
     Memory beyond the results is `chain_options.SCRATCH_BYTES` and partial sums, whatever T and R are.
     """
-    sizes = Sizes.of(y_T, context, first, coefficients)
+    y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, _, offset, rows_per_sample, residual, precision = operands
+    sizes, state = Sizes.of(y_T, context, first, coefficients), operands.drawn_from
     carried = y_T.new_zeros(y_T.shape) if d_z is None else d_z.clone()
-    d_context = context.new_zeros(context.shape) if needed[1] and context is not None else None
-    d_noise = noise.new_empty(noise.shape) if needed[8] and noise is not None else None
-    d_coefficients = coefficients.new_zeros(coefficients.shape) if needed[7] else None
-    sums = WeightGradient(sizes, precision, y_T)
-    of_weights = any(needed[2:7])
-    arch = architecture(y_T.device)
-    once, options = one_step_options(arch, precision), backward_options(precision)
+    d_context = context.new_zeros(context.shape) if needed.context and context is not None else None
+    d_noise = noise.new_empty(noise.shape) if needed.noise and noise is not None else None
+    d_coefficients = coefficients.new_zeros(coefficients.shape) if needed.table else None
+    sums, of_weights = WeightGradient(sizes, precision, y_T), any(needed.weights)
+    once, options = one_step_options(architecture(y_T.device), precision), backward_options(precision)
     fixed = sizes.constexprs(residual, precision, dots=True)
-    low_hidden = hidden.to(PRODUCTS[precision][0])
+    hidden = hidden.to(PRODUCTS[precision][0])
     row_size, step_size = sums.piece_sizes(options["BN"])
-    noisy = noise is not None or state is not None
-    with on_device(y_T):
-        for row_begin, rows_here in splits_of(sizes.rows, row_size):
-            tiles = triton.cdiv(rows_here, options["BN"])
-            for step_begin, steps_here in splits_of(sizes.steps, step_size):
-                written = low, wide, d_outputs, table_sums = sums.scratch(tiles, rows_here, steps_here)
-                outputs = torch.empty_like(d_outputs) if needed[7] else None
-                parts = y_T.new_empty((tiles, sizes.groups, steps_here, 5)) if needed[7] else None
-                recompute_kernel[(triton.cdiv(rows_here, once["BN"]), steps_here, sizes.groups)](
-                    context, first, low_hidden, last if needed[7] else None, last_bias, time_table, trajectory, low, wide, outputs,
-                    sizes.rows, row_begin, rows_here, sizes.steps, step_begin, **fixed, **once,
-                )  # fmt: skip
-                backward_kernel[(tiles, sizes.groups)](
-                    first, low_hidden, last, coefficients, noise, state if noise is None else None, trajectory,
-                    d_path, d_trajectory, carried, d_context, d_noise, low, wide, outputs, d_outputs, table_sums, parts,
-                    offset, sizes.rows, max(1, rows_per_sample), sizes.steps, row_begin, rows_here, step_begin, steps_here,
-                    NOISY=noisy, **fixed, **options,
-                )  # fmt: skip
-                if of_weights:
-                    sums.add(trajectory, context, row_begin, rows_here, step_begin, steps_here, written)
-                if parts is not None:
-                    d_coefficients[step_begin : step_begin + steps_here] += parts.sum((0, 1))
-    weights = (None,) * 5 if not of_weights else sums.result(first, hidden, last, last_bias, time_table)
-    gradients = [carried, d_context, *weights, d_coefficients, d_noise]
-    return [gradient if need else None for need, gradient in zip(needed, gradients, strict=True)]
-
-
-_FLOATS = (
-    "context", "first", "last", "last_bias", "table", "coefficients", "trajectory", "d_path", "carried", "d_context",
-    "wide", "outputs", "d_outputs", "table_sums", "coefficient_sums",
-)  # fmt: skip
-_INTEGERS = ("offset", "rows", "rows_per_sample", "steps", "row_begin", "rows_here", "step_begin", "steps_here")
-_TYPES = dict.fromkeys(_FLOATS, "*fp32") | dict.fromkeys(_INTEGERS, "i32") | {"state": "*i64"}
+    for row_begin, rows_here in splits_of(sizes.rows, row_size):
+        tiles = triton.cdiv(rows_here, options["BN"])
+        for step_begin, steps_here in splits_of(sizes.steps, step_size):
+            written = low, wide, d_outputs, table_sums = sums.scratch(tiles, rows_here, steps_here)
+            outputs = torch.empty_like(d_outputs) if needed.table else None
+            parts = y_T.new_empty((tiles, sizes.groups, steps_here, 5)) if needed.table else None
+            launch(
+                chain_bwd_kernel_recompute, (triton.cdiv(rows_here, once["BN"]), steps_here, sizes.groups),
+                context, first, hidden, last if needed.table else None, last_bias, time_table, trajectory, low, wide, outputs,
+                sizes.rows, row_begin, rows_here, sizes.steps, step_begin, **fixed, **once,
+            )  # fmt: skip
+            launch(
+                chain_bwd_kernel, (tiles, sizes.groups),
+                first, hidden, last, coefficients, noise, state, trajectory,
+                d_path, d_trajectory, carried, d_context, d_noise, low, wide, outputs, d_outputs, table_sums, parts,
+                offset, sizes.rows, max(1, rows_per_sample), sizes.steps, row_begin, rows_here, step_begin, steps_here,
+                NOISY=noise is not None or state is not None, **fixed, **options,
+            )  # fmt: skip
+            if of_weights:
+                sums.add(trajectory, context, row_begin, rows_here, step_begin, steps_here, written)
+            if parts is not None:
+                d_coefficients[step_begin : step_begin + steps_here] += parts.sum((0, 1))
+    weights = sums.result(operands.differentiable.weights) if of_weights else (None,) * 5
+    return Differentiable(carried, d_context, *weights, d_coefficients, d_noise).only(needed)
 
 
 def compilations() -> Iterator[Compilation]:
-    """Representative variants: gradients of everything but noise."""
-    for arch, precision, hidden, latent in itertools.product(ARCHITECTURES, ("float32", "bf16"), HIDDEN, (2, 16)):
-        sizes = Sizes(1, 128, latent, 2, hidden, 40)
-        for name, kernel, options, values in (
-            ("recompute", recompute_kernel, one_step_options(arch, precision), {}),
-            ("backward", backward_kernel, backward_options(precision), {"noise": None, "d_trajectory": None, "d_noise": None, "NOISY": True}),
-        ):
-            launch = {key: options.pop(key) for key in ("num_warps", "num_stages")}
-            values = {**values, **sizes.constexprs(True, precision, dots=True), **options}
-            low = POINTERS[PRODUCTS[precision][0]]
-            name = f"{name} D={latent} H={hidden} {precision}"
-            yield compilation(name, kernel, _TYPES | {"hidden": low, "low": low}, values, **launch, architectures=(arch,))
+    """Representative variants for ahead-of-time compilation: gradients of everything but noise."""
+    needed = Differentiable(*[True] * 8, False)
+    for name, sizes, precision in variants():
+        *tensors, state = sizes.meta_tensors()
+        operands = ChainOperands(*tensors, None, state, 0, sizes.rows, True, precision)
+        trajectory, d_path = operands.y_T.new_empty((sizes.steps + 1, *operands.y_T.shape)), operands.y_T.new_empty(sizes.rows)
+        yield from recorded(name, lambda given=(operands, trajectory, None, d_path, None, needed): backward(*given))

@@ -1,20 +1,26 @@
-"""How the chain's kernels are launched: sizes, meta-parameters by architecture, and how much memory a backward pass may take."""
+"""Launch options of the kernels around the denoiser: sizes, meta-parameters by architecture, and the memory of a backward pass."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddvi_fast.kernels.common import unusable
 from ddvi_fast.kernels.network import padded
 from ddvi_fast.precision import NARROW
 
 # Hidden widths that the kernels are compiled for.
 HIDDEN = (64, 128, 256)
 
-# Scratch memory of a backward pass, for activations and gradients of so many steps and rows at a time.
+# Most columns of latents and contexts.
+_WIDEST = 64
+
+# Scratch memory of a backward pass, for the activations and gradients of some steps and rows at a time.
 SCRATCH_BYTES = 256 << 20
 
 # Precision of the hidden products -> (element type of their operands, how tensor cores take float32 operands).
@@ -33,7 +39,7 @@ def forward_options(arch: int, hidden: int, latent: int, precision: str) -> dict
     low = precision in NARROW
     if low and arch >= 90 and hidden <= 128 and latent <= 4:
         # The three matrices (96 KiB at H = 128) are read by each step's products from shared memory; 64 rows on four warps are one warp
-        # group, whose activations go from product to product in registers, and leave room for a second program on the same processor.
+        # group, whose activations pass from product to product in registers, and a second program fits on the same processor.
         return {"BN": 64, "BH": hidden, "BK": hidden, "KEEP": True, "num_warps": 4, "num_stages": 1}
     # Everything else streams weights from cache and passes activations through it: float32 matrices or those of H = 256 do not fit beside
     # their tiles, sm_80 takes its operands from registers, and a wide state's last layer needs the registers itself.
@@ -42,14 +48,14 @@ def forward_options(arch: int, hidden: int, latent: int, precision: str) -> dict
 
 
 def backward_options(precision: str) -> dict[str, Any]:
-    """Of the kernel that takes gradients down the steps: they follow each other, so few rows a program keep more processors at work."""
+    """Meta-parameters of the kernel that takes gradients down the steps, one after another: few rows a program keep more processors busy."""
     return {"BN": 32, "BH": 32, "BK": 32 if precision in NARROW else 16, "num_warps": 8, "num_stages": 2}
 
 
 def one_step_options(arch: int, precision: str) -> dict[str, Any]:
-    """Of kernels that run each row through the network once: as large as registers allow."""
+    """Meta-parameters of kernels that run each row through the network once: tiles are as large as registers allow."""
     low = precision in NARROW
-    # From sm_90 on, tensor cores take 64 rows of bf16 at once, on sm_100 without a thought to registers: they keep sums in a memory of their own.
+    # From sm_90 on, tensor cores take 64 rows of bf16 at once; those of sm_100 keep sums in a memory of their own instead of registers.
     if low and arch >= 100:
         return {"BN": 64, "BH": 64, "BK": 64, "num_warps": 8, "num_stages": 3}
     if low and arch >= 90:
@@ -59,7 +65,7 @@ def one_step_options(arch: int, precision: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one call: G networks (1 without a group axis), R rows each, D, C, H and T."""
+    """Sizes of one call: G networks (1 without a group axis), R rows each, D, C, H and T."""
 
     groups: int
     rows: int
@@ -69,13 +75,42 @@ class Sizes:
     steps: int
 
     @classmethod
-    def of(cls, y_T: Tensor, context: Tensor | None, first: Tensor, coefficients: Tensor) -> Sizes:
+    def of(cls, latents: Tensor, context: Tensor | None, first: Tensor, table: Tensor) -> Sizes:
         groups = first.shape[0] if first.dim() == 3 else 1
         width = 0 if context is None else context.shape[-1]
-        return cls(groups, y_T.shape[-2], y_T.shape[-1], width, first.shape[-2], coefficients.shape[0])
+        return cls(groups, latents.shape[-2], latents.shape[-1], width, first.shape[-2], table.shape[0])
 
     def constexprs(self, residual: bool, precision: str, dots: bool) -> dict[str, Any]:
         return {
             "D": self.latent, "C": self.context, "D_PAD": padded(self.latent, dots), "C_PAD": padded(max(1, self.context), dots), "H": self.hidden,
             "RESIDUAL": residual, "PRODUCT": PRODUCTS[precision][1],
         }  # fmt: skip
+
+    def meta_tensors(self) -> tuple[Tensor, ...]:
+        """Latents, context, the five weights, a table and a state of these sizes, without memory: operands for `common.recorded`."""
+        r, d, c, h, t = self.rows, self.latent, self.context, self.hidden, self.steps
+        shapes = ((r, d), (r, c), (h, d + c), (3, h, h), (d, h), (d,), (t, 4, h), (t, 5))
+        return *(torch.empty(shape, device="meta") for shape in shapes), torch.empty(2, dtype=torch.int64, device="meta")
+
+
+def variants() -> Iterator[tuple[str, Sizes, str]]:
+    """Name, sizes and precision of the representative variants that are compiled ahead of time."""
+    for precision, hidden, latent in itertools.product(("float32", "bf16"), HIDDEN, (2, 16)):
+        yield f"D={latent} H={hidden} {precision}", Sizes(1, 128, latent, 2, hidden, 40), precision
+
+
+def unusable_denoiser(kernel: Any, what: str, precision: str, **tensors: Tensor | None) -> str | None:
+    """The reason why the Triton `what`, which runs a denoiser, cannot take these float32 operands or the precision, or None if it can."""
+    reason = unusable(kernel, **tensors)
+    if reason is not None:
+        return reason
+    hidden = tensors.get("hidden")
+    if hidden is not None and hidden.shape[-1] not in HIDDEN:
+        return f"denoiser: the Triton {what} takes hidden widths {', '.join(map(str, HIDDEN))}, got {hidden.shape[-1]}"
+    for name in ("y_T", "x0", "context"):
+        width = 0 if tensors.get(name) is None else tensors[name].shape[-1]
+        if width > _WIDEST:
+            return f"{name}: the Triton {what} takes at most {_WIDEST} columns, got {width}"
+    if precision not in PRODUCTS:
+        return f"precision: expected one of {', '.join(PRODUCTS)}, got {precision}"
+    return None

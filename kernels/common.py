@@ -1,9 +1,10 @@
-"""What every Triton kernel shares: how a launch finds its architecture and device, and how a kernel is listed for ahead-of-time compilation."""
+"""Helpers of all Triton kernels: launches, checks of their tensors, and the variants that are compiled ahead of time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,13 @@ from triton.runtime.interpreter import InterpretedFunction
 
 ARCHITECTURES = (80, 90, 100)  # compute capabilities that every kernel is compiled for ahead of time
 
-# Triton's names of the element types that kernels take.
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+# Names of element types in Triton's signatures.
+_TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """One variant of a kernel as it is launched: enough for `triton.compile(ASTSource(kernel, signature, constexprs), ...)`.
+    """One variant of a kernel for one architecture, with everything that `triton.compile(self.source(), ...)` needs.
 
     `signature` has every parameter of the kernel, constexprs as "constexpr". An absent (None) tensor is a constexpr as well.
     """
@@ -33,49 +34,101 @@ class Compilation:
     constexprs: dict[str, Any]
     num_warps: int
     num_stages: int
-    architectures: tuple[int, ...] = ARCHITECTURES  # on which this variant is launched
+    architecture: int
 
     def source(self) -> ASTSource:
-        """What `triton.compile` takes; pointers are aligned to 16 bytes, as those of fresh tensors are."""
+        """The source for `triton.compile`; pointers are aligned to 16 bytes, as those of new tensors are."""
         aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(self.signature.values()) if kind.startswith("*")}
         return ASTSource(self.kernel, self.signature, self.constexprs, aligned)
 
 
-def compilation(name: str, kernel: Any, types: dict[str, str], constexprs: dict[str, Any], **options: Any) -> Compilation:
-    """A `Compilation` from the types of the run-time parameters and the values of all others, in the kernel's order.
+@dataclass
+class _Recording:
+    """Launches that are recorded instead of run, for one architecture."""
 
-    `options` are `num_warps`, `num_stages` and perhaps `architectures`.
+    architecture: int
+    launches: list[tuple[Any, tuple, dict[str, Any]]]
 
-    Raises:
-        ValueError: a parameter of the kernel has neither a type nor a value.
+
+_recording: _Recording | None = None
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Launch a kernel on the device of its tensors: Triton itself launches on the current device, whatever the arguments are."""
+    if _recording is not None:
+        _recording.launches.append((kernel, arguments, options))
+        return
+    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](*arguments, **options)
+
+
+def recorded(variant: str, call: Callable[[], object], architectures: tuple[int, ...] = ARCHITECTURES) -> Iterator[Compilation]:
+    """The kernel variants that `call` launches on each architecture.
+
+    Args:
+        variant: Description of the sizes and types, the second part of each variant's name.
+        call: Function that launches the kernels; its tensors are on the meta device, so that nothing is computed.
+        architectures: Compute capabilities times ten.
     """
-    missing = [parameter for parameter in kernel.arg_names if parameter not in types and parameter not in constexprs]
-    if missing:
-        raise ValueError(f"{name}: neither type nor value for {', '.join(missing)}")
-    signature = {parameter: types.get(parameter, "constexpr") for parameter in kernel.arg_names}
-    return Compilation(name, kernel, signature, constexprs, **options)
+    global _recording
+    for architecture in architectures:
+        _recording = _Recording(architecture, [])
+        try:
+            call()
+            launches = _recording.launches
+        finally:
+            _recording = None
+        found: dict[Any, list[Compilation]] = {}
+        for kernel, arguments, options in launches:
+            others = found.setdefault(kernel, [])
+            compilation = _compilation(kernel, variant, architecture, arguments, dict(options))
+            if all(compilation.constexprs != other.constexprs for other in others):
+                others.append(compilation)
+        for variants in found.values():
+            yield from _distinct(variants)
+
+
+def _compilation(kernel: Any, variant: str, architecture: int, arguments: tuple, options: dict[str, Any]) -> Compilation:
+    num_warps, num_stages = options.pop("num_warps", 4), options.pop("num_stages", 3)
+    signature, constexprs = {}, {}
+    parameters = inspect.signature(kernel.fn).parameters
+    for name, value in inspect.signature(kernel.fn).bind(*arguments, **options).arguments.items():
+        if value is None or "constexpr" in str(parameters[name].annotation):
+            signature[name], constexprs[name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[name] = f"*{_TYPES[value.dtype]}"
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+    return Compilation(f"{kernel.__name__} {variant}", kernel, signature, constexprs, num_warps, num_stages, architecture)
+
+
+def _distinct(variants: list[Compilation]) -> Iterator[Compilation]:
+    """Variants of one kernel; the names of all but the first say which constants differ from the first."""
+    first, *others = variants
+    yield first
+    for other in others:
+        differing = [f"{name}={value}" for name, value in other.constexprs.items() if first.constexprs.get(name) != value]
+        yield Compilation(**{**vars(other), "name": f"{other.name}, {' '.join(differing)}"})
 
 
 def interpreted(kernel: Any) -> bool:
-    """Whether Triton's interpreter stands behind this kernel: decided when its module was imported."""
+    """Whether Triton's interpreter runs this kernel, which is decided when its module is imported."""
     return isinstance(kernel, InterpretedFunction)
 
 
 def architecture(device: torch.device) -> int:
-    """Compute capability times ten, say 90; that of an H200 where the interpreter runs kernels on CPU tensors."""
+    """Compute capability times ten, for example 90; that of an H200 where the interpreter runs kernels on CPU tensors."""
+    if _recording is not None:
+        return _recording.architecture
     if device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 
-def on_device(tensor: Tensor) -> AbstractContextManager:
-    """Launches inside go to the tensor's device: Triton launches on the current one, whatever its arguments are."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
 def unusable(kernel: Any, **tensors: Tensor | None) -> str | None:
-    """Why Triton cannot take these tensors (float32 of one CUDA device; in the interpreter of the CPU), or None."""
+    """The reason why Triton cannot take these tensors, or None if it can: it takes float32 of one CUDA device (interpreted: of the CPU)."""
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     expected = "cpu" if interpreted(kernel) else "cuda"
     devices = {tensor.device for tensor in given.values()}
@@ -88,7 +141,7 @@ def unusable(kernel: Any, **tensors: Tensor | None) -> str | None:
 
 
 def splits_of(total: int, size: int) -> Iterator[tuple[int, int]]:
-    """`(start, length)` of consecutive pieces of at most `size`."""
+    """Pairs `(start, length)` of consecutive pieces of at most `size`."""
     for start in range(0, total, size):
         yield start, min(size, total - start)
 

@@ -1,11 +1,12 @@
-"""The bound's reductions in Triton: log-likelihoods, Gaussian terms and the log-mean-exp, one pass over the data each way.
+"""Reductions of the bound in Triton: log-likelihoods, Gaussian terms and the log-mean-exp, one pass over the data each way.
 
-A program owns a few rows and walks along them in blocks, so any width runs in fixed registers. Lanes collect terms in float32
-and are added up in float64: the sum over an image's pixels cancels in part.
+A program owns a few rows and loops along them in blocks, so any width runs in fixed registers. Lanes collect terms in float32
+and are added in float64: the sum over an image's pixels cancels in part.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -15,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import Compilation, compilation, on_device, unusable
+from ddvi_fast.kernels.common import Compilation, launch, recorded, unusable
 
 KINDS = ("bernoulli", "gaussian", "binomial", "gaussian_kl", "gaussian_log_prob")
 
-# How an operand stands against the rows of the result.
+# Layouts of an operand against the rows of the result.
 _ABSENT, _NUMBER, _FULL, _PERIODIC = range(4)
 
 _TILE = 1024  # elements a program holds at a time
@@ -29,23 +30,22 @@ def forward(kind: str, operands: list[Tensor], shape: list[int], total: float) -
     """Sums over the last axis, in nats: float32 [shape[:-1]].
 
     Args:
-        kind: one of `KINDS`; their operands are (logits, x), (mean, x, scale), (logits, counts), (mean, log_var) and (z, mean, log_var).
-        operands: contiguous; each has the last axes of `shape` and repeats over those it lacks, or is a single number.
-        shape: of the broadcast operands.
-        total: trials of the binomial; not read by the others.
+        kind: One of `KINDS`; their operands are (logits, x), (mean, x, scale), (logits, counts), (mean, log_var) and (z, mean, log_var).
+        operands: Contiguous tensors; each has the last axes of `shape` and repeats over those it lacks, or is a single number.
+        shape: Shape of the broadcast operands.
+        total: Number of trials of the binomial; the other kinds do not read it.
     """
     out = operands[0].new_empty(shape[:-1])
     rows, width = out.numel(), shape[-1]
     if rows > 0:
         options = launch_options(width)
-        grid = (triton.cdiv(rows, options["ROWS"]),)
-        with on_device(out):
-            forward_kernel[grid](*_described(operands, shape), out, rows, width, *_trials(kind, total), KIND=KINDS.index(kind), **options)
+        call = (*_described(operands, shape), out, rows, width, *_trials(kind, total))
+        launch(elbo_fwd_kernel, (triton.cdiv(rows, options["ROWS"]),), *call, KIND=KINDS.index(kind), **options)
     return out
 
 
 def backward(kind: str, operands: list[Tensor], shape: list[int], total: float, upstream: Tensor, needed: list[bool]) -> list[Tensor | None]:
-    """Gradients of full `shape` to the operands that need one, from `upstream` [shape[:-1]]; none to the binomial's counts."""
+    """Gradients of the full `shape` to the operands that need one, from `upstream` [shape[:-1]]; the binomial's counts have none."""
     gradients = [operands[0].new_empty(shape) if need else None for need in needed]
     rows, width = upstream.numel(), shape[-1]
     if rows > 0 and width > 0 and any(needed):
@@ -53,8 +53,7 @@ def backward(kind: str, operands: list[Tensor], shape: list[int], total: float, 
         grid = (triton.cdiv(rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"]))
         padded = (*gradients, *[None] * (3 - len(gradients)))
         call = (*_described(operands, shape), upstream, *padded, rows, width, float(total))
-        with on_device(upstream):
-            backward_kernel[grid](*call, KIND=KINDS.index(kind), **options)
+        launch(elbo_bwd_kernel, grid, *call, KIND=KINDS.index(kind), **options)
     return gradients
 
 
@@ -64,28 +63,26 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
     out = log_weights.new_empty(rows)
     if rows > 0:
         options = launch_options(width)
-        with on_device(out):
-            log_mean_exp_kernel[(triton.cdiv(rows, options["ROWS"]),)](log_weights, out, rows, width, **options)
+        launch(elbo_fwd_kernel_log_mean_exp, (triton.cdiv(rows, options["ROWS"]),), log_weights, out, rows, width, **options)
     return out
 
 
 def log_mean_exp_backward(log_weights: Tensor, out: Tensor, upstream: Tensor) -> Tensor:
-    """`upstream` [R] times the normalised weights: [R, K]."""
+    """`upstream` [R] times the normalized weights: [R, K]."""
     rows, width = log_weights.shape
     gradient = torch.empty_like(log_weights)
     if rows > 0:
         options = launch_options(width)
-        grid = (triton.cdiv(rows, options["ROWS"]),)
-        with on_device(gradient):
-            log_mean_exp_backward_kernel[grid](log_weights, out, upstream, gradient, rows, width, **options)
+        call = (log_weights, out, upstream, gradient, rows, width)
+        launch(elbo_bwd_kernel_log_mean_exp, (triton.cdiv(rows, options["ROWS"]),), *call, **options)
     return gradient
 
 
 def unsupported(*, counts: Tensor | None = None, **operands: Tensor | None) -> str | None:
-    """Why the kernels cannot take these operands, or None; `counts` are those of a binomial."""
+    """The reason why the kernels cannot take these operands, or None if they can; `counts` are those of a binomial."""
     if counts is not None and counts.requires_grad and torch.is_grad_enabled():
         return "counts: the Triton likelihood has no gradient to them"
-    return unusable(forward_kernel, counts=counts, **operands)
+    return unusable(elbo_fwd_kernel, counts=counts, **operands)
 
 
 def launch_options(width: int) -> dict[str, int]:
@@ -96,26 +93,17 @@ def launch_options(width: int) -> dict[str, int]:
 
 def compilations() -> Iterator[Compilation]:
     """Every kind and layout of operands, for rows of an image and of a latent."""
-    floats = {name: "*fp32" for name in ("a", "b", "c", "upstream", "d_a", "d_b", "d_c", "log_weights", "out", "gradient")}
-    sizes = {"rows": "i64", "width": "i32", "total": "fp32", "log_factorial": "fp32", "a_period": "i64", "b_period": "i64", "c_period": "i64"}
-    for width in (2, 784):
-        options = launch_options(width)
-        blocks = {"ROWS": options["ROWS"], "WIDTH": options["WIDTH"]}
-        for kind, name in enumerate(KINDS):
-            third = name in ("gaussian", "gaussian_log_prob")
-            layouts = {"A": _FULL, "B": _PERIODIC, "C": _NUMBER if name == "gaussian" else _FULL if third else _ABSENT}
-            absent: dict[str, Any] = {} if third else {"c": None}
-            constants = {"KIND": kind, **layouts, **blocks, **absent}
-            present = {key: value for key, value in {**floats, **sizes}.items() if key not in absent}
-            yield compilation(f"{name} forward, width {width}", forward_kernel, present, constants, num_warps=4, num_stages=3)
-            none = {} if third else {"d_c": None}
-            present = {key: value for key, value in present.items() if key not in none}
-            yield compilation(f"{name} backward, width {width}", backward_kernel, present, {**constants, **none}, num_warps=4, num_stages=3)
+    for kind, width in itertools.product(KINDS, (2, 784)):
+        full, repeated = torch.empty(128, width, device="meta"), torch.empty(16, width, device="meta")
+        third = {"gaussian": [full.new_empty(1)], "gaussian_log_prob": [full]}.get(kind, [])
+        call = (kind, [full, repeated, *third], [128, width], 2.0)
+        yield from recorded(f"{kind}, width {width}", lambda call=call: forward(*call))
+        upstream, needed = full.new_empty(128), [True] * (2 + len(third))
+        yield from recorded(f"{kind}, width {width}", lambda call=call, more=(upstream, needed): backward(*call, *more))
     for width in (8, 5000):
-        options = launch_options(width)
-        blocks = {"ROWS": options["ROWS"], "WIDTH": options["WIDTH"]}
-        yield compilation(f"log_mean_exp forward, width {width}", log_mean_exp_kernel, {**floats, **sizes}, blocks, num_warps=4, num_stages=3)
-        yield compilation(f"log_mean_exp backward, width {width}", log_mean_exp_backward_kernel, floats | sizes, blocks, num_warps=4, num_stages=3)
+        weights, rows = torch.empty(128, width, device="meta"), torch.empty(128, device="meta")
+        yield from recorded(f"width {width}", lambda weights=weights: log_mean_exp(weights))
+        yield from recorded(f"width {width}", lambda given=(weights, rows, rows): log_mean_exp_backward(*given))
 
 
 def _described(operands: list[Tensor], shape: list[int]) -> list[Any]:
@@ -137,7 +125,7 @@ def _trials(kind: str, total: float) -> tuple[float, float]:
 
 @triton.jit
 def softplus(x):
-    """`log(1 + exp(x))`, accurate where it is tiny: what rounding took from `1 + e` is given back to first order."""
+    """`log(1 + exp(x))`, accurate where it is tiny: the rounding error of `1 + e` is corrected to first order."""
     small = tl.exp(-tl.abs(x))
     one_more = 1.0 + small
     return tl.maximum(x, 0.0) + (tl.log(one_more) + (small - (one_more - 1.0)) / one_more)
@@ -154,7 +142,7 @@ def log_gamma(x):
     """log Gamma for `x >= 1`, exactly 0 at 1 and 2, which are the arguments of rare counts.
 
     Below 8 the recurrence leads to `[1.5, 2.5]`, where `log Gamma(2 + u) = (1 - gamma) u + sum_k (-1)^k (zeta(k) - 1) u^k / k`
-    (Abramowitz and Stegun 1964, 6.1.33); above stands Stirling's series (6.1.41).
+    (Abramowitz and Stegun 1964, 6.1.33); above 8 it is Stirling's series (6.1.41).
     """
     near = tl.minimum(x, 8.0)
     product = near * 0.0 + 1.0
@@ -192,7 +180,7 @@ def _value(a, b, c, total, log_factorial, KIND: tl.constexpr):
     elif KIND == 1:  # gaussian: mean, x, scale
         away = (b - a) / c
         return -0.5 * away * away - tl.log(c) - 0.918938533
-    elif KIND == 2:  # binomial: logits, counts; the coefficient in place, as reading it would cost more than making it
+    elif KIND == 2:  # binomial: logits, counts; the coefficient is computed here, as reading it would cost more
         choose = log_factorial - log_gamma(b + 1.0) - log_gamma(total - b + 1.0)
         return choose + (b * a - total * softplus(a))
     elif KIND == 3:  # gaussian_kl: mean, log variance
@@ -204,7 +192,7 @@ def _value(a, b, c, total, log_factorial, KIND: tl.constexpr):
 
 @triton.jit
 def _derivatives(a, b, c, total, KIND: tl.constexpr):
-    """One element's derivatives by a, b and c; what a kind has not is 0."""
+    """One element's derivatives with respect to a, b and c; 0 for operands that a kind does not have."""
     if KIND == 0:
         return b - sigmoid(a), a, 0.0
     elif KIND == 1:
@@ -222,7 +210,7 @@ def _derivatives(a, b, c, total, KIND: tl.constexpr):
 
 @triton.jit
 def _tile(first, width, start, rows, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Where a tile lies behind row `first` (32 bits reach across a tile), and which of it is inside."""
+    """Offsets of a tile after row `first` (32 bits are enough within a tile), and the mask of its elements."""
     row = tl.arange(0, ROWS)
     column = start + tl.arange(0, WIDTH)
     return row[:, None] * width + column[None, :], (first + row < rows)[:, None] & (column < width)[None, :]
@@ -230,7 +218,7 @@ def _tile(first, width, start, rows, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _operand(data, period, first, place, mask, start, width, LAYOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """An operand's tile, or the single number; 1 behind the edges, so that a scale there divides by something."""
+    """An operand's tile, or the single number; 1 outside the edges, so that no division by zero happens there."""
     if LAYOUT == 0:
         return 0.0
     elif LAYOUT == 1:
@@ -244,9 +232,11 @@ def _operand(data, period, first, place, mask, start, width, LAYOUT: tl.constexp
 
 
 @triton.jit
-def forward_kernel(
-    a, b, c, a_period, b_period, c_period, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
-    out, rows, width, total, log_factorial, KIND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+def elbo_fwd_kernel(
+    a, b, c,  # [period, P], or one number; c or None
+    a_period, b_period, c_period, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    out,  # [R]
+    rows, width, total, log_factorial, KIND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * ROWS
     lanes = tl.zeros((ROWS, WIDTH), tl.float32)
@@ -261,9 +251,12 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
-    a, b, c, a_period, b_period, c_period, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
-    upstream, d_a, d_b, d_c, rows, width, total, KIND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+def elbo_bwd_kernel(
+    a, b, c,  # [period, P], or one number; c or None
+    a_period, b_period, c_period, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    upstream,  # [R]
+    d_a, d_b, d_c,  # [R, P] or None
+    rows, width, total, KIND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * ROWS
     start = tl.program_id(1) * WIDTH
@@ -291,7 +284,11 @@ def _weights(log_weights, first, rows, start, width, ROWS: tl.constexpr, WIDTH: 
 
 
 @triton.jit
-def log_mean_exp_kernel(log_weights, out, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def elbo_fwd_kernel_log_mean_exp(
+    log_weights,  # [R, K]
+    out,  # [R]
+    rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * ROWS
     row = tl.arange(0, ROWS)
     highest = tl.full((ROWS,), -float("inf"), tl.float32)
@@ -299,7 +296,7 @@ def log_mean_exp_kernel(log_weights, out, rows, width, ROWS: tl.constexpr, WIDTH
     for start in range(0, width, WIDTH):
         tile = _weights(log_weights, first, rows, start, width, ROWS, WIDTH)
         higher = tl.maximum(highest, tl.max(tile, axis=1))
-        # Measured from 0 where there is nothing finite to measure from: infinite weights stay infinite.
+        # Relative to 0 where no weight is finite: infinite weights stay infinite.
         reference = tl.where(tl.abs(higher) == float("inf"), 0.0, higher)
         total = total * tl.exp(highest - reference) + tl.sum(tl.exp(tile - reference[:, None]), axis=1)
         highest = higher
@@ -308,12 +305,17 @@ def log_mean_exp_kernel(log_weights, out, rows, width, ROWS: tl.constexpr, WIDTH
 
 
 @triton.jit
-def log_mean_exp_backward_kernel(log_weights, out, upstream, gradient, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def elbo_bwd_kernel_log_mean_exp(
+    log_weights,  # [R, K]
+    out, upstream,  # [R]
+    gradient,  # [R, K]
+    rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * ROWS
     row = tl.arange(0, ROWS)
     inside = first + row < rows
     reference = tl.load(out + first + row, mask=inside, other=0.0)[:, None]
-    # Normalised anew: `out` is rounded to float32, which at -500 nats is worth two digits of a weight.
+    # Normalized again: `out` is rounded to float32, which at -500 nats costs two digits of a weight.
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, width, WIDTH):
         total += tl.sum(tl.exp(_weights(log_weights, first, rows, start, width, ROWS, WIDTH) - reference), axis=1)

@@ -1,9 +1,9 @@
 """Kernel density in Triton: an online log-sum-exp over points, every bandwidth in one pass of distances.
 
-Every thread owns a row and walks over points that all threads of its program read at once: sums stay in its registers, nothing is
-exchanged between threads, and the work is almost wholly exponentials. All bandwidths measure from the nearest point so far. Few
-rows and many points are spread by giving each program a share of the points; shares are combined in a fixed order.
-Distances are sums of squared differences in float32: nothing cancels.
+Every thread owns a row and loops over points that all threads of its program read at once: sums stay in its registers, threads exchange
+nothing, and almost all the work is exponentials. Distances are sums of squared differences in float32, which do not cancel; exponents of
+all bandwidths are relative to the nearest point so far. With few rows and many points each program takes a share of the points; shares
+are combined in a fixed order.
 """
 
 from __future__ import annotations
@@ -15,18 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import Compilation, compilation, on_device, unusable
-from ddvi_fast.kernels.kde_backward import backward, gather_kernel, gather_options, pull_kernel, pull_options, weights_kernel, weights_options
-from ddvi_fast.kernels.kde_common import (
-    MOST_SHARES,
-    clip_value,
-    exponent_rate,
-    launch_options,
-    log_constant,
-    padded_columns,
-    split_tiles,
-    squared_distances,
-)
+from ddvi_fast.kernels.common import Compilation, launch, recorded, unusable
+from ddvi_fast.kernels.kde_backward import backward
+from ddvi_fast.kernels.kde_common import clip_value, exponent_rate, launch_options, log_constant, padded_columns, split_tiles, squared_distances
 
 __all__ = ["backward", "compilations", "forward", "unsupported"]
 
@@ -38,11 +29,13 @@ def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tupl
     """Log-density at `z` [N, D] under kernels on `points` [M, D], in nats.
 
     Args:
-        z, points, bandwidths: float32 [N, D], [M, D] and [S]; S up to 32, D up to 64.
-        clamp: each bandwidth's value is clipped to [-clamp, clamp] first; infinite for none.
+        z: Positions, float32 [N, D], D up to 64.
+        points: Centers of the kernels, float32 [M, D].
+        bandwidths: Standard deviations of the kernels, float32 [S], S up to 32.
+        clamp: Limit to which each bandwidth's value is clipped first; infinite for none.
 
     Returns:
-        the mean over bandwidths in probability [N], and each bandwidth's value before clipping [N, S].
+        The mean over bandwidths in probability [N], and each bandwidth's value before clipping [N, S].
     """
     (rows, width), count = z.shape, len(bandwidths)
     log_density, each = z.new_empty(rows), z.new_empty((rows, count))
@@ -51,66 +44,51 @@ def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tupl
     options = launch_options(rows, width, count)
     columns, tiles = padded_columns(points, options["POINTS"])
     shares, share = split_tiles(rows, tiles, options)
-    # With many bandwidths the results are more than a thread should hold besides its sums.
+    # With many bandwidths a thread cannot hold the results besides its sums.
     split = shares > 1 or count > _FINISHED_AT_ONCE
     nearest, sums = (z.new_empty((shares, rows)), z.new_empty((shares, count, rows))) if split else (None, None)
     finish = (bandwidths, log_density, each, rows, clamp, log_constant(points))
-    with on_device(z):
-        grid = (triton.cdiv(rows, options["ROWS"]), shares)
-        forward_kernel[grid](z, columns, *finish, nearest, sums, tiles, share, SPLIT=split, **options)
-        if split:
-            combined = combine_options(shares, width, count)
-            combine_kernel[(triton.cdiv(rows, combined["ROWS"]),)](nearest, sums, *finish, shares, **combined)
+    grid = (triton.cdiv(rows, options["ROWS"]), shares)
+    launch(kde_fwd_kernel, grid, z, columns, *finish, nearest, sums, tiles, share, SPLIT=split, **options)
+    if split:
+        combined = combine_options(shares, width, count)
+        launch(kde_fwd_kernel_combine, (triton.cdiv(rows, combined["ROWS"]),), nearest, sums, *finish, shares, **combined)
     return log_density, each
 
 
 def unsupported(*, z: Tensor, points: Tensor, bandwidths: Tensor) -> str | None:
-    """Why the kernels cannot compute this density, or None."""
+    """The reason why the kernels cannot compute this density, or None if they can."""
     if bandwidths.requires_grad and torch.is_grad_enabled():
         return "bandwidths: the Triton density has no gradient to them"
     if len(bandwidths) > _MOST_BANDWIDTHS or z.shape[-1] > _MOST_DIMENSIONS:
         return f"bandwidths, z: the Triton density takes up to {_MOST_BANDWIDTHS} bandwidths and {_MOST_DIMENSIONS} dimensions"
-    return unusable(forward_kernel, z=z, points=points, bandwidths=bandwidths)
+    return unusable(kde_fwd_kernel, z=z, points=points, bandwidths=bandwidths)
 
 
 def combine_options(shares: int, width: int, bandwidths: int) -> dict[str, int]:
-    """All shares of a few rows at a time."""
+    """Meta-parameters of the kernel that combines all shares of a few rows at a time."""
     padded = triton.next_power_of_2(shares)
     return {"WIDTH": width, "COUNT": bandwidths, "PADDED": triton.next_power_of_2(bandwidths), "ROWS": 8, "SHARES": padded, "num_warps": 4}
 
 
 def compilations() -> Iterator[Compilation]:
-    """Small and large latents, the released five bandwidths, few rows and many."""
-    names = ("z", "columns", "bandwidths", "log_density", "each", "nearest", "sums", "upstream", "weights", "own", "mass", "partial", "gradient")
-    types = {name: "*fp32" for name in names}
-    types |= {name: "i32" for name in ("rows", "tiles", "share", "shares", "padded")} | {"clamp": "fp32", "constant": "fp32"}
-
-    def listed(name, kernel, constants, **absent):
-        warps = constants.pop("num_warps")
-        present = {key: value for key, value in types.items() if key not in absent}
-        return compilation(name, kernel, present, {**constants, **absent}, num_warps=warps, num_stages=3)
-
-    for rows, width, count in ((65536, 2, 5), (64, 2, 5), (65536, 16, 5), (65536, 64, 1), (65536, 2, 32)):
-        shape = f"{'many' if rows > 64 else 'few'} rows, D {width}, S {count}"
-        options = launch_options(rows, width, count)
-        yield listed(f"forward, {shape}", forward_kernel, {**options, "SPLIT": True})
-        if count <= _FINISHED_AT_ONCE:
-            yield listed(f"forward in one share, {shape}", forward_kernel, {**options, "SPLIT": False}, nearest=None, sums=None)
-        for own, to in ((True, "z"), (False, "points")):
-            yield listed(f"pull to {to}, {shape}", pull_kernel, pull_options(rows, width, count, own))
-    for width, count in ((2, 5), (64, 32)):
-        yield listed(f"combine, D {width}, S {count}", combine_kernel, combine_options(MOST_SHARES, width, count))
-        yield listed(f"weights, D {width}, S {count}", weights_kernel, weights_options(width, count))
-        yield listed(f"gather, D {width}", gather_kernel, gather_options(MOST_SHARES, width, True))
+    """Small and large latents, the released five bandwidths, few rows and many, points in several shares and in one."""
+    many, few = (65536, 4096), (64, 4096)
+    for (rows, count), width, widths in ((many, 2, 5), (few, 2, 5), ((64, 32), 2, 5), (many, 16, 5), (many, 64, 1), (many, 2, 32)):
+        z, points, bandwidths = (torch.empty(shape, device="meta") for shape in ((rows, width), (count, width), (widths,)))
+        name = f"{rows} rows, {count} points, D {width}, S {widths}"
+        yield from recorded(name, lambda given=(z, points, bandwidths): forward(*given, 1000.0))
+        given = (z, points, bandwidths, z.new_empty(rows, widths), z.new_empty(rows))
+        yield from recorded(name, lambda given=given: backward(*given, 1000.0, [True, True]))
 
 
 @triton.jit
 def _finish(nearest, sums, bandwidths, log_density, each, row, rows, clamp, constant, WIDTH: tl.constexpr, COUNT: tl.constexpr, PADDED: tl.constexpr):
-    """From the nearest squared distance [ROWS] and the sums [PADDED, ROWS] measured from it to the results."""
+    """Store the results, from the nearest squared distance [ROWS] and the sums [PADDED, ROWS] relative to it."""
     s = tl.arange(0, PADDED)
     present = (s < COUNT)[:, None]
     h = tl.load(bandwidths + s, mask=s < COUNT, other=1.0)
-    # Far away large numbers nearly cancel here, which costs nothing once a row in float64.
+    # Large numbers nearly cancel here; float64 costs nothing once a row.
     energy = nearest.to(tl.float64)[None, :] * (0.5 / (h.to(tl.float64) * h))[:, None]
     log_sums = tl.log(tl.where(present, sums, 1.0)).to(tl.float64)
     value = (log_sums - energy - (tl.log(h).to(tl.float64) * WIDTH + constant)[:, None]).to(tl.float32)
@@ -123,8 +101,16 @@ def _finish(nearest, sums, bandwidths, log_density, each, row, rows, clamp, cons
 
 
 @triton.jit
-def forward_kernel(
-    z, columns, bandwidths, log_density, each, rows, clamp, constant, nearest, sums, tiles, share, SPLIT: tl.constexpr,
+def kde_fwd_kernel(
+    z,  # [N, D]
+    columns,  # [D, tiles * POINTS]
+    bandwidths,  # [S]
+    log_density,  # [N]
+    each,  # [N, S]
+    rows, clamp, constant,
+    nearest,  # [shares, N] or None
+    sums,  # [shares, S, N] or None
+    tiles, share, SPLIT: tl.constexpr,
     WIDTH: tl.constexpr, COUNT: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, POINTS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -136,7 +122,7 @@ def forward_kernel(
         column = tile * POINTS + tl.arange(0, POINTS)
         squared = squared_distances(z, columns, row.to(tl.int64), row < rows, column, tl.cast(tiles, tl.int64) * POINTS, 16, WIDTH, ROWS, POINTS)
         closer = tl.minimum(closest, tl.min(squared, axis=0))
-        # Nothing to measure from where every distance is infinite: their kernels are 0 then, not NaN.
+        # Relative to 0 where every distance is infinite: the kernels are 0 then, not NaN.
         reference = tl.where(closer == float("inf"), 0.0, closer)
         squared -= reference[None, :]
         for s in tl.static_range(COUNT):
@@ -154,8 +140,13 @@ def forward_kernel(
 
 
 @triton.jit
-def combine_kernel(
-    nearest, sums, bandwidths, log_density, each, rows, clamp, constant, shares,
+def kde_fwd_kernel_combine(
+    nearest,  # [shares, N]
+    sums,  # [shares, S, N]
+    bandwidths,  # [S]
+    log_density,  # [N]
+    each,  # [N, S]
+    rows, clamp, constant, shares,
     WIDTH: tl.constexpr, COUNT: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

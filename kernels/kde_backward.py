@@ -1,4 +1,4 @@
-"""Gradients of the kernel density: to z and to the points, each in one pass of distances for all bandwidths."""
+"""Backward pass of the kernel density in Triton: gradients to z and to the points, each in one pass of distances for all bandwidths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import on_device
+from ddvi_fast.kernels.common import launch
 from ddvi_fast.kernels.kde_common import (
     clip_value,
     coordinate_away,
@@ -21,7 +21,7 @@ from ddvi_fast.kernels.kde_common import (
 
 
 def backward(z: Tensor, points: Tensor, bandwidths: Tensor, each: Tensor, upstream: Tensor, clamp: float, needed: list[bool]) -> list[Tensor | None]:
-    """Gradients to `z` and `points` from `upstream` [N], those that are `needed`; `each` [N, S] is forward's."""
+    """The gradients to `z` and `points` that are `needed`, from `upstream` [N]; `each` [N, S] is the second result of `forward`."""
     rows, width = z.shape
     if rows == 0:
         return [torch.zeros_like(value) if need else None for value, need in zip((z, points), needed, strict=True)]
@@ -29,10 +29,9 @@ def backward(z: Tensor, points: Tensor, bandwidths: Tensor, each: Tensor, upstre
     padded = triton.cdiv(rows, block) * block
     weights = z.new_empty((3, count, padded))
     options = weights_options(width, count)
-    with on_device(z):
-        grid = (triton.cdiv(padded, options["ROWS"]),)
-        weights_kernel[grid](each, upstream, bandwidths, weights, rows, padded, clamp, log_constant(points), **options)
-    # The rows' masses, which normalise both gradients, come with that to z.
+    call = (each, upstream, bandwidths, weights, rows, padded, clamp, log_constant(points))
+    launch(kde_bwd_kernel_weights, (triton.cdiv(padded, options["ROWS"]),), *call, **options)
+    # The pass for z also computes the rows' masses, which normalize both gradients.
     mass = z.new_ones(padded)
     d_z = _pull(z, points, bandwidths, weights, mass, own=True)
     if needed[1]:
@@ -41,45 +40,52 @@ def backward(z: Tensor, points: Tensor, bandwidths: Tensor, each: Tensor, upstre
 
 
 def weights_options(width: int, bandwidths: int) -> dict[str, int]:
-    """Up to eight values a thread."""
+    """Meta-parameters of the kernel of the weights: up to eight values a thread."""
     padded = triton.next_power_of_2(bandwidths)
     return {"WIDTH": width, "COUNT": bandwidths, "PADDED": padded, "ROWS": 1024 // max(8, padded), "num_warps": 4}
 
 
 def pull_options(rows: int, width: int, bandwidths: int, own: bool) -> dict[str, int]:
-    """Fewer points at a time than forward takes where coordinates, factors and sums of a row fill the registers; up to 16 coordinates a program."""
+    """Meta-parameters of the pass over pairs.
+
+    It takes fewer points at a time than forward where coordinates, factors and sums of a row fill the registers, and up to 16 coordinates.
+    """
     options = launch_options(rows, width, bandwidths)
     points = 8 if width > 8 or bandwidths > 8 else 32 if own else 16
     return {**options, "POINTS": points, "PADDED": min(triton.next_power_of_2(width), 16), "OWN": own}
 
 
 def gather_options(shares: int, width: int, own: bool) -> dict[str, int]:
+    """Meta-parameters of the kernel that adds the shares."""
     return {"WIDTH": width, "ROWS": 8, "SHARES": triton.next_power_of_2(shares), "OWN": own, "num_warps": 4}
 
 
 def _pull(own_rows: Tensor, other: Tensor, bandwidths: Tensor, weights: Tensor, mass: Tensor, own: bool) -> Tensor:
-    """Gradient to `own_rows` [N, D], drawn by those of `other` [M, D]; with weights of their `own` it writes their `mass`."""
+    """Gradient to `own_rows` [N, D] from pairs with `other` [M, D]; `own` says that the weights are those of `own_rows`, whose `mass` it writes."""
     rows, width = own_rows.shape
     options = pull_options(rows, width, len(bandwidths), own)
     columns, tiles = padded_columns(other, options["POINTS"])
     shares, share = split_tiles(rows, tiles, options)
     partial, gradient = own_rows.new_empty((shares, width + own, rows)), torch.empty_like(own_rows)
     gather = gather_options(shares, width, own)
-    with on_device(own_rows):
-        grid = (triton.cdiv(rows, options["ROWS"]), shares, triton.cdiv(width, options["PADDED"]))
-        pull_kernel[grid](own_rows, columns, bandwidths, weights, partial, rows, tiles, share, weights.shape[2], **options)
-        gather_kernel[(triton.cdiv(rows, gather["ROWS"]),)](partial, gradient, mass, rows, shares, **gather)
+    grid = (triton.cdiv(rows, options["ROWS"]), shares, triton.cdiv(width, options["PADDED"]))
+    launch(kde_bwd_kernel, grid, own_rows, columns, bandwidths, weights, partial, rows, tiles, share, weights.shape[2], **options)
+    launch(kde_bwd_kernel_gather, (triton.cdiv(rows, gather["ROWS"]),), partial, gradient, mass, rows, shares, **gather)
     return gradient
 
 
 @triton.jit
-def weights_kernel(
-    each, upstream, bandwidths, weights, rows, padded, clamp, constant,
+def kde_bwd_kernel_weights(
+    each,  # [N, S]
+    upstream,  # [N]
+    bandwidths,  # [S]
+    weights,  # [3, S, padded]
+    rows, padded, clamp, constant,
     WIDTH: tl.constexpr, COUNT: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Per bandwidth and row [3, COUNT, padded]: the factor of its kernels in the gradient, the log base 2 of their sum, its part of a row.
+    """Write for each bandwidth and row the factor of its kernels in the gradient, the log base 2 of their sum, and its part of the row.
 
-    A value outside of the clamp has no gradient; rows behind the last pull on nothing.
+    A value outside the clamp has no gradient; rows beyond the last have the factor 0.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     s = tl.arange(0, PADDED)
@@ -102,14 +108,19 @@ def weights_kernel(
 
 
 @triton.jit
-def pull_kernel(
-    own, columns, bandwidths, weights, partial, rows, tiles, share, padded, OWN: tl.constexpr,
+def kde_bwd_kernel(
+    own,  # [N, D]
+    columns,  # [D, tiles * POINTS]
+    bandwidths,  # [S]
+    weights,  # [3, S, padded]
+    partial,  # [shares, D (+ 1), N]
+    rows, tiles, share, padded, OWN: tl.constexpr,
     WIDTH: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, POINTS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """`sum_j sum_s factor_s k_s (other_j - own_i)` with `k_s = 2^(rate_s d_ij - log_sum_s)` for every row i; OWN: factors are those of i, else of j.
+    """`sum_j sum_s factor_s k_s (other_j - own_i)` with `k_s = 2^(rate_s d_ij - log_sum_s)` for every row i.
 
-    With its own factors a row also sums up `part_s k_s`, its mass: 1 but for the rounding of `log_sum`, which at 1000 nats is worth
-    two digits, and which dividing by the mass takes back.
+    OWN says that the factors are those of i, else of j. With its own factors a row also sums `part_s k_s`, its mass: 1 except for the
+    rounding of `log_sum`, which at 1000 nats costs two digits, and which the division by the mass corrects.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -139,7 +150,7 @@ def pull_kernel(
             if OWN:
                 masses += tl.load(factors + 2 * plane + row, mask=inside, other=0.0)[None, :] * kernel
         for d in tl.static_range(PADDED):
-            # Behind the last coordinate comes the last again, which is not stored.
+            # Beyond the last coordinate it is the last again, which is not stored.
             away = coordinate_away(own, columns, row.to(tl.int64), inside, column, stride, tl.minimum(start + d, WIDTH - 1), WIDTH)
             total = tl.where(dimension == d, total + tl.sum(pull * away, axis=0)[None, :], total)
         if OWN:
@@ -151,8 +162,13 @@ def pull_kernel(
 
 
 @triton.jit
-def gather_kernel(partial, gradient, mass, rows, shares, OWN: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SHARES: tl.constexpr):
-    """Sum of the shares' parts [shares, WIDTH (+ mass), rows], divided by the mass where there is one."""
+def kde_bwd_kernel_gather(
+    partial,  # [shares, D (+ 1), N]
+    gradient,  # [N, D]
+    mass,  # [padded]
+    rows, shares, OWN: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SHARES: tl.constexpr,
+):  # fmt: skip
+    """Add the parts of the shares, and divide by the mass where there is one."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     share = tl.arange(0, SHARES).to(tl.int64)[:, None]
     mask = (share < shares) & (row < rows)[None, :]
@@ -160,7 +176,7 @@ def gather_kernel(partial, gradient, mass, rows, shares, OWN: tl.constexpr, WIDT
     whole = tl.full((ROWS,), 1.0, tl.float32)
     if OWN:
         whole = tl.sum(tl.load(place + WIDTH * tl.cast(rows, tl.int64), mask=mask, other=0.0), axis=0)
-        # Nothing pulls on a row whose every value is clipped.
+        # A row whose values are all clipped has no mass.
         whole = tl.where(whole == 0, 1.0, whole)
         tl.store(mass + row, whole, mask=row < rows)
     for d in range(WIDTH):

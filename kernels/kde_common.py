@@ -1,4 +1,4 @@
-"""What forward and backward of the kernel density share: sizes of a launch, points as kernels read them, distances."""
+"""Helpers of the kernel density, for both passes: sizes of a launch, layout of the points, distances."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _FAR = 1e18  # a coordinate of the points behind the last: its square is finite,
 
 
 def launch_options(rows: int, width: int, bandwidths: int) -> dict[str, int]:
-    """A thread per row, one warp where rows are few; as many points at a time as registers hold."""
+    """Meta-parameters of a pass: a thread per row, one warp where rows are few, and as many points at a time as registers hold."""
     block = 128 if rows > 64 else 32
     points = 32 if width <= 16 else 16
     return dict(WIDTH=width, COUNT=bandwidths, PADDED=triton.next_power_of_2(bandwidths), ROWS=block, POINTS=points, num_warps=block // 32)
 
 
 def padded_columns(points: Tensor, block: int) -> tuple[Tensor, int]:
-    """Points as [D, M], M rounded up to whole tiles with points too far away to count, so that loops need no mask; and the tiles."""
+    """Points as [D, M] and the number of tiles; M is padded to whole tiles with points too far away to count, so that loops need no mask."""
     tiles = triton.cdiv(len(points), block)
     return pad(points.mT, (0, tiles * block - len(points)), value=_FAR).contiguous(), tiles
 
 
 def split_tiles(rows: int, tiles: int, options: dict[str, int]) -> tuple[int, int]:
-    """In how many shares the tiles are split, and tiles in each: a function of the shapes alone, as the order of sums hangs on it."""
+    """Number of shares and of tiles in each: a function of the shapes alone, because the order of sums depends on it."""
     programs = triton.cdiv(rows, options["ROWS"])
     wanted = min(triton.cdiv(_WARPS, options["num_warps"] * programs), MOST_SHARES, max(1, tiles // 2))
     share = triton.cdiv(tiles, wanted)
@@ -36,12 +36,13 @@ def split_tiles(rows: int, tiles: int, options: dict[str, int]) -> tuple[int, in
 
 
 def log_constant(points: Tensor) -> float:
+    """Logarithm of the mean's and the Gaussian's constants, without the bandwidth."""
     return math.log(len(points)) + 0.5 * points.shape[1] * math.log(2 * math.pi)
 
 
 @triton.jit
 def coordinate_away(own, columns, row, inside, column, stride, d, WIDTH: tl.constexpr):
-    """Coordinate `d` of points less that of rows: [POINTS, ROWS]."""
+    """Coordinate `d` of points minus that of rows: [POINTS, ROWS]."""
     return tl.load(columns + d * stride + column)[:, None] - tl.load(own + row * WIDTH + d, mask=inside, other=0.0)[None, :]
 
 

@@ -1,7 +1,7 @@
 """Maximum mean discrepancy in Triton: tiles of products that never reach memory, each pair of rows once.
 
-Both sets stand as one matrix `v` of N + M rows with weights `w`, 1 / N for the first set and -1 / M for the second. The squared
-discrepancy is then one quadratic form `sum_ij w_i w_j k(v_i, v_j)`, symmetric, of which the upper triangle of tiles is enough.
+Both sets form one matrix `v` of L = N + M rows with weights `w`, 1 / N for the first set and -1 / M for the second. The squared
+discrepancy is then the symmetric quadratic form `sum_ij w_i w_j k(v_i, v_j)`, for which the upper triangle of tiles is enough.
 Sums are float64, as three nearly equal ones cancel. Products are true float32 ("ieee"): they cancel against the norms.
 """
 
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import Compilation, compilation, on_device, splits_of, unusable
+from ddvi_fast.kernels.common import Compilation, launch, recorded, splits_of, unusable
 
 _MOST_WIDTHS = 64
 _WORKSPACE = 1 << 24  # elements of the pair coefficients that backward holds at a time: 64 MiB
@@ -27,60 +27,49 @@ def forward(x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:
     options = sum_options(len(sigmas))
     tiles = triton.cdiv(len(x) + len(y), options["TILE"])
     partial = x.new_empty(triton.cdiv(tiles, 2) * (tiles + 1), dtype=torch.float64)
-    with on_device(x):
-        rows, norms = _joined(x, y)
-        sum_kernel[(len(partial),)](rows, norms, sigmas, partial, len(x), len(rows), x.shape[1], tiles, **options)
-        return partial.sum().clamp(min=0).sqrt().to(torch.float32)
+    rows, norms = _joined(x, y)
+    launch(mmd_fwd_kernel, (len(partial),), rows, norms, sigmas, partial, len(x), len(rows), x.shape[1], tiles, **options)
+    return partial.sum().clamp(min=0).sqrt().to(torch.float32)
 
 
 def backward(x: Tensor, y: Tensor, sigmas: Tensor, value: Tensor, upstream: Tensor, needed: list[bool]) -> list[Tensor | None]:
-    """Gradients to `x` and `y`, those that are `needed`; 0 where `value`, forward's, is 0."""
+    """The gradients to `x` and `y` that are `needed`; 0 where `value`, the result of `forward`, is 0."""
     gradients = [torch.zeros_like(part) if need else None for part, need in zip((x, y), needed, strict=True)]
     if len(x) == 0 or len(y) == 0:
         return gradients
-    with on_device(x):
-        rows, norms = _joined(x, y)
-        for gradient, first in zip(gradients, (0, len(x)), strict=True):
-            if gradient is not None:
-                _differentiate(rows, norms, sigmas, value, upstream, len(x), first, gradient)
+    rows, norms = _joined(x, y)
+    for gradient, first in zip(gradients, (0, len(x)), strict=True):
+        if gradient is not None:
+            _differentiate(rows, norms, sigmas, value, upstream, len(x), first, gradient)
     return gradients
 
 
 def unsupported(*, x: Tensor, y: Tensor, sigmas: Tensor) -> str | None:
-    """Why the kernels cannot compute this discrepancy, or None."""
+    """The reason why the kernels cannot compute this discrepancy, or None if they can."""
     if sigmas.requires_grad and torch.is_grad_enabled():
         return "sigmas: the Triton discrepancy has no gradient to them"
     if len(sigmas) > _MOST_WIDTHS:
         return f"sigmas: the Triton discrepancy takes up to {_MOST_WIDTHS} widths, got {len(sigmas)}"
-    return unusable(sum_kernel, x=x, y=y, sigmas=sigmas)
+    return unusable(mmd_fwd_kernel, x=x, y=y, sigmas=sigmas)
 
 
 def sum_options(widths: int) -> dict[str, int]:
-    """Square tiles, so that the triangle of tiles is one of pairs; a slice of features at a time."""
+    """Meta-parameters of kernels over pairs: square tiles, so that the triangle of tiles is one of pairs; a slice of features at a time."""
     return {"WIDTHS": widths, "TILE": 64, "DEPTH": 16, "PRODUCT": "ieee", "num_warps": 4, "num_stages": 2}
 
 
 def gradient_options() -> dict[str, int]:
-    """A tile of rows and features, and the rows that it meets at a time; with four warps it spills on sm_80."""
+    """Meta-parameters of the gradient: a tile of rows and features, and the rows it is paired with at a time; four warps would spill on sm_80."""
     return {"TILE": 64, "FEATURES": 64, "DEPTH": 16, "PRODUCT": "ieee", "num_warps": 8, "num_stages": 2}
 
 
 def compilations() -> Iterator[Compilation]:
-    """Six widths, the number that the paper's metric has, and one."""
-    floats = ("rows", "norms", "sigmas", "coefficients", "value", "upstream", "gradient")
-    types = {name: "*fp32" for name in floats} | {"partial": "*fp64"}
-    types |= {name: "i32" for name in ("split", "count", "width", "tiles", "first", "length", "columns")}
-
-    def listed(name, kernel, constants):
-        options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
-        return compilation(name, kernel, types, constants, **options)
-
-    for widths in (6, 1):
-        yield listed(f"sum, {widths} widths", sum_kernel, sum_options(widths))
-        yield listed(f"pair coefficients, {widths} widths", coefficient_kernel, sum_options(widths))
-    yield listed("gradient", gradient_kernel, gradient_options())
-    yield listed("norms", norm_kernel, _norm_options(784))
-    yield listed("norms, one feature", norm_kernel, _norm_options(1))
+    """Six widths, the number that the paper's metric has, and one; images and one feature."""
+    for width, widths in ((784, 6), (1, 1)):
+        x, sigmas, one = (torch.empty(shape, device="meta") for shape in ((128, width), (widths,), ()))
+        name = f"P {width}, S {widths}"
+        yield from recorded(name, lambda given=(x, x, sigmas): forward(*given))
+        yield from recorded(name, lambda given=(x, x, sigmas, one, one): backward(*given, [True, False]))
 
 
 def _norm_options(width: int) -> dict[str, int]:
@@ -93,7 +82,7 @@ def _joined(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.cat((x, y))
     norms = rows.new_empty(len(rows))
     options = _norm_options(max(1, rows.shape[1]))
-    norm_kernel[(triton.cdiv(len(rows), options["ROWS"]),)](rows, norms, len(rows), rows.shape[1], **options)
+    launch(mmd_fwd_kernel_norms, (triton.cdiv(len(rows), options["ROWS"]),), rows, norms, len(rows), rows.shape[1], **options)
     return rows, norms
 
 
@@ -106,14 +95,18 @@ def _differentiate(rows: Tensor, norms: Tensor, sigmas: Tensor, value: Tensor, u
     coefficients = rows.new_empty((min(most, triton.cdiv(len(gradient), pairs["TILE"]) * pairs["TILE"]), columns))
     for start, length in splits_of(len(gradient), most):
         blocks = triton.cdiv(length, pairs["TILE"])
-        coefficient_kernel[(blocks * tiles,)](rows, norms, sigmas, coefficients, split, count, width, first + start, tiles, **pairs)
-        grid = (triton.cdiv(width, products["FEATURES"]), blocks)
-        target = gradient[start : start + length]
-        gradient_kernel[grid](rows, coefficients, value, upstream, target, split, count, width, first + start, length, columns, **products)
+        call = (rows, norms, sigmas, coefficients, split, count, width, first + start, tiles)
+        launch(mmd_bwd_kernel_coefficients, (blocks * tiles,), *call, **pairs)
+        call = (rows, coefficients, value, upstream, gradient[start : start + length], split, count, width, first + start, length, columns)
+        launch(mmd_bwd_kernel, (triton.cdiv(width, products["FEATURES"]), blocks), *call, **products)
 
 
 @triton.jit
-def norm_kernel(rows, norms, count, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def mmd_fwd_kernel_norms(
+    rows,  # [L, P]
+    norms,  # [L]
+    count, width, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     lanes = tl.zeros((ROWS, BLOCK), tl.float32)
     for start in range(0, width, BLOCK):
@@ -143,18 +136,22 @@ def _distances(rows, norms, row, other, count, width, TILE: tl.constexpr, DEPTH:
 
 @triton.jit
 def _weight(row, split, count):
-    """1 / N for the first set, -1 / M for the second, 0 behind both: float64."""
+    """1 / N for the first set, -1 / M for the second, 0 beyond both: float64."""
     first = 1.0 / tl.cast(split, tl.float64)
     second = -1.0 / tl.cast(count - split, tl.float64)
     return tl.where(row < split, first, tl.where(row < count, second, 0.0))
 
 
 @triton.jit
-def sum_kernel(
-    rows, norms, sigmas, partial, split, count, width, tiles, WIDTHS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+def mmd_fwd_kernel(
+    rows,  # [L, P]
+    norms,  # [L]
+    sigmas,  # [S]
+    partial,  # [programs]
+    split, count, width, tiles, WIDTHS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
     PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the upper triangle a program: line r of the grid has the tiles of line r of the triangle, then those of the r-th from below."""
+    """One tile of the upper triangle a program: line r of the grid has the tiles of line r of the triangle, then of the r-th line from below."""
     line = tl.program_id(0) // (tiles + 1)
     place = tl.program_id(0) % (tiles + 1)
     below = tiles - 1 - line
@@ -176,11 +173,15 @@ def sum_kernel(
 
 
 @triton.jit
-def coefficient_kernel(
-    rows, norms, sigmas, coefficients, split, count, width, first, tiles, WIDTHS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+def mmd_bwd_kernel_coefficients(
+    rows,  # [L, P]
+    norms,  # [L]
+    sigmas,  # [S]
+    coefficients,  # [rows of a piece, tiles * TILE]
+    split, count, width, first, tiles, WIDTHS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
     PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """`w_j sum_s exp(-d_ij / (2 s)) / s` for rows i from `first` on and all j, which no row has with itself; 0 in the padding."""
+    """`w_j sum_s exp(-d_ij / (2 s)) / s` for rows i from `first` on and all j; 0 for a row with itself and in the padding."""
     local = (tl.program_id(0) // tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
     row = first + local
     other = (tl.program_id(0) % tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
@@ -189,15 +190,19 @@ def coefficient_kernel(
     for s in tl.static_range(WIDTHS):
         inverse = 1.0 / tl.load(sigmas + s)
         total += inverse * tl.exp2(squared * (-0.7213475204444817 * inverse))
-    # A row does not pull on itself; left in, it would cancel only up to rounding.
+    # A row has no gradient from itself; left in, its terms would cancel only up to rounding.
     weight = _weight(other, split, count).to(tl.float32)[None, :]
     pull = tl.where(row[:, None] == other[None, :], 0.0, total * weight)
     tl.store(coefficients + local[:, None] * (tl.cast(tiles, tl.int64) * TILE) + other[None, :], pull)
 
 
 @triton.jit
-def gradient_kernel(
-    rows, coefficients, value, upstream, gradient, split, count, width, first, length, columns,
+def mmd_bwd_kernel(
+    rows,  # [L, P]
+    coefficients,  # [rows of a piece, columns]
+    value, upstream,  # []
+    gradient,  # [length, P]
+    split, count, width, first, length, columns,
     TILE: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """`w_i / value sum_j c_ij (v_j - v_i)` for rows i from `first` on."""

@@ -1,11 +1,11 @@
-"""The denoiser's layers on one tile of rows, as device functions, and whole passes whose activations stand in memory.
+"""Layers of the denoiser on one tile of rows, as Triton device functions, and whole passes that keep activations in memory.
 
-A function makes BH columns of a layer at once: pointers it takes stand at the first of them. In a pass over the layers rows of the tile
-stay in cache, and neither width nor precision makes registers run out; loops keep their invariants inside (`disable_licm`), since outside
-they would fill the registers. A barrier separates layers: every thread reads what others wrote.
+A function computes BH columns of a layer at once; its pointers are those of the first of them. In a pass over the layers the rows of the
+tile stay in cache, and neither width nor precision exhausts the registers; loops keep their invariants inside (`disable_licm`), since
+outside they would fill the registers. A barrier separates layers, because every thread reads what others wrote.
 
-First and last layer are float32: outer products or sums over columns for a narrow state or context, else products of tensor cores that
-split each float32 in two tf32 ("tf32x3", good to about 2^-22).
+First and last layer are float32: outer products or sums over columns for a narrow state or context, else tensor-core products that split
+each float32 into two tf32 ("tf32x3", good to about 2^-22).
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import triton.language as tl
 
 from ddvi_fast.kernels.common import column, relu
 
-# States and contexts of at most so many columns are narrow.
+# Most columns of a narrow state or context.
 NARROW = tl.constexpr(4)
-_LEAST = 16  # columns that tensor cores take
+_LEAST = 16  # fewest columns of a tensor-core product
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 def padded(width: int, dots: bool) -> int:
-    """The power of two that a state or context of this width is padded to, below 16 only if it is narrow and need not enter `tl.dot`."""
+    """Power of two to which a state or context of this width is padded, below 16 only if it is narrow and does not enter `tl.dot`."""
     return triton.next_power_of_2(width) if width <= NARROW.value and not dots else max(_LEAST, triton.next_power_of_2(width))
 
 
 @triton.jit
 def widen(x, weight, LANE: tl.constexpr, STRIDE: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, BH: tl.constexpr):
-    """`sum_d x[:, d] w[d, :]`, float32 [BN, BH], for `x` [BN, PAD], zero beyond WIDTH columns; w[d, lane] stands at d STRIDE + lane LANE."""
+    """`sum_d x[:, d] w[d, :]`, float32 [BN, BH], for `x` [BN, PAD], zero beyond WIDTH columns; w[d, lane] is at `d STRIDE + lane LANE`."""
     lanes, columns = tl.arange(0, BH), tl.arange(0, PAD)
     if PAD < 16:
         total = tl.zeros((x.shape[0], BH), tl.float32)
@@ -42,7 +42,7 @@ def widen(x, weight, LANE: tl.constexpr, STRIDE: tl.constexpr, WIDTH: tl.constex
 
 @triton.jit
 def narrow(x, weight, LANE: tl.constexpr, STRIDE: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, BH: tl.constexpr):
-    """`sum_lane x[:, lane] w[:, lane]`, float32 [BN, PAD], zero beyond WIDTH columns, for `x` [BN, BH]: the way back through `widen`."""
+    """`sum_lane x[:, lane] w[:, lane]`, float32 [BN, PAD], zero beyond WIDTH columns, for `x` [BN, BH]: the transpose of `widen`."""
     lanes, columns = tl.arange(0, BH), tl.arange(0, PAD)
     if WIDTH <= NARROW:
         out = tl.zeros((x.shape[0], PAD), tl.float32)
@@ -57,7 +57,7 @@ def narrow(x, weight, LANE: tl.constexpr, STRIDE: tl.constexpr, WIDTH: tl.conste
 
 @triton.jit
 def bias_relu(x, bias, BH: tl.constexpr):
-    """`relu(x + bias)` with BH entries of a row of the time table, or of each row's own for pointers [BN, 1]."""
+    """`relu(x + bias)` with BH entries of one row of the time table, or for pointers [BN, 1] of a row for each row of `x`."""
     return relu(x + tl.load(bias + tl.arange(0, BH)[None, :]))
 
 
@@ -103,7 +103,7 @@ def store_columns(x, tile, present, begin, H: tl.constexpr, BH: tl.constexpr):
 
 @triton.jit
 def load_columns(x, present, begin, H: tl.constexpr, BH: tl.constexpr):
-    """What `store_columns` wrote, in float32; zero in absent rows."""
+    """Columns that `store_columns` wrote, in float32; zero in absent rows."""
     rows, lanes = tl.arange(0, present.shape[0]), begin + tl.arange(0, BH)
     return tl.load(x + (rows[:, None] * H + lanes[None, :]), present[:, None], 0.0).to(tl.float32)
 
@@ -114,12 +114,12 @@ def run_forward(
     D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """The output [BN, D_PAD], less its bias, at states `y` and contexts `c`; zero if `last` is None.
+    """The output [BN, D_PAD] without its bias, at states `y` [BN, D_PAD] and contexts `c` [BN, C_PAD]; zero if `last` is None.
 
-    Planes [BN, H] get the first two activations, the third (may be None), the last matrix's input (may be the first plane) and the fourth
-    activation (may be None). `bias` points to a row [4, H] of the time table, or [BN, 1] to each row's own.
+    Planes [BN, H] get the first two activations `x1` and `x2`, the third `x3` (may be None), the last matrix's input `summed` (may be
+    `x1`) and the fourth activation `x4` (may be None). `bias` points to a row [4, H] of the time table, or [BN, 1] to one for each row.
     """
-    tl.debug_barrier()  # a pass before this one may have to read its planes to the end
+    tl.debug_barrier()  # an earlier pass may still read its planes
     for j in tl.range(0, H, BH, disable_licm=True):
         tile = widen(y, first + j * (D + C), D + C, 1, D, D_PAD, BH)
         if C > 0:
@@ -136,7 +136,7 @@ def run_forward(
             store_columns(x3, tile, present, j, H, BH)
         if RESIDUAL:
             tile += load_columns(x1, present, j, H, BH)
-        store_columns(summed, tile, present, j, H, BH)  # in place, if so: what replaces an element depends on it
+        store_columns(summed, tile, present, j, H, BH)  # where `summed` is `x1`, each element depends only on the one it replaces
     tl.debug_barrier()
     output = tl.zeros((present.shape[0], D_PAD), tl.float32)
     for j in tl.range(0, H, BH, disable_licm=True):
@@ -154,10 +154,10 @@ def run_backward(
     D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     RESIDUAL: tl.constexpr, OF_CONTEXT: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of states [BN, D_PAD] and contexts [BN, C_PAD] (zero unless OF_CONTEXT) from that of the output, after `run_forward`.
+    """Gradients of states [BN, D_PAD] and contexts [BN, C_PAD] (zero unless OF_CONTEXT) from that of the output, after `run_forward`.
 
-    Planes [BN, H] get the gradients before the four ReLUs; `d1` (float32) holds that of the last matrix's input until then. `sums` [4, H]
-    (may be None) gets their sums over rows.
+    Planes [BN, H] `d1` to `d4` get the gradients before the four ReLUs; until the last step `d1` (float32) holds that of the last matrix's
+    input. `sums` [4, H] (may be None) gets their sums over rows.
     """
     tl.debug_barrier()
     for j in tl.range(0, H, BH, disable_licm=True):
@@ -189,7 +189,7 @@ def run_backward(
 
 @triton.jit
 def _store_gradient(plane, d, activation, sums, LAYER: tl.constexpr, present, begin, H: tl.constexpr, BH: tl.constexpr):
-    """What passes back through the ReLU that made `activation`: returned, stored, and summed over rows."""
+    """Gradient before the ReLU that gave `activation`: returned, stored, and summed over rows."""
     d = tl.where(load_columns(activation, present, begin, H, BH) > 0, d, 0.0)
     store_columns(plane, d, present, begin, H, BH)
     if sums is not None:

@@ -1,7 +1,7 @@
 """Random numbers and forward noising in Triton: Philox in registers, one pass over the latents.
 
-A program owns the tile of a few rows; their normals are made where they are used, so that noising reads `x_0` and writes `y_t` and
-the noise, and nothing else.
+A program owns the tile of a few rows. Normals are computed where they are used, so that noising reads only `x_0` and writes only `y_t` and
+the noise.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast import rng
-from ddvi_fast.kernels.common import Compilation, compilation, on_device, unusable
+from ddvi_fast.kernels.common import Compilation, launch, recorded, unusable
 from ddvi_fast.kernels.rng import _side_by_side, box_muller, draw_index, philox, to_uniform
 
 KINDS = ("words", "uniform", "normal")
 
-_WIDEST = 64  # columns a tile has at most
-_TILE = 1024  # elements a tile has
-_STEP_ROWS, _STEP_PROGRAMS = 32, 256  # rows that are sorted into steps at a time, and programs that do it
+_WIDEST = 64  # most columns of a tile
+_TILE = 1024  # elements of a tile
+_STEP_ROWS, _STEP_PROGRAMS = 32, 256  # rows that are sorted into steps at a time, and programs that sort
 
 
 def fill(kind: str, state: Tensor, offset: int, shape: tuple[int, ...], stream: int, planes: int = 1) -> Tensor:
@@ -30,16 +30,19 @@ def fill(kind: str, state: Tensor, offset: int, shape: tuple[int, ...], stream: 
 
     Args:
         kind: "words" (int64), "uniform" or "normal" (float32).
-        state: int64 [2] on the device: the seed's bits, and the first index, to which `offset` is added.
-        shape: [.., N, D]; the axes before N are importance samples.
+        state: Seed and first draw index, int64 [2] on the device.
+        offset: Number added to the first draw index.
+        shape: Shape [.., N, D]; the axes before N are importance samples.
+        stream: Stream of the first plane.
+        planes: Number of planes (default 1).
     """
     out = torch.empty((planes, *shape), dtype=torch.int64 if kind == "words" else torch.float32, device=state.device)
     rows, width = math.prod(shape[:-1]), shape[-1]
     if out.numel() > 0:
         options = launch_options(width)
         grid = (triton.cdiv(rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"]), planes)
-        with on_device(out):
-            fill_kernel[grid](state, offset, out, rows, width, shape[-2], stream, KIND=KINDS.index(kind), SAMPLES=rows > shape[-2], **options)
+        call = (state, offset, out, rows, width, shape[-2], stream)
+        launch(noise_fwd_kernel_fill, grid, *call, KIND=KINDS.index(kind), SAMPLES=rows > shape[-2], **options)
     return out
 
 
@@ -53,25 +56,23 @@ def add_noise(
         options = launch_options(width)
         grid = (triton.cdiv(rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"]))
         draws = (state, offset, rows_per_sample) if noise is None else (None, 0, rows)
-        with on_device(x0):
-            call = (x0, t, signal, deviation, used, *draws, out, rows, width)
-            add_noise_kernel[grid](*call, STREAM=rng.NOISE, SAMPLES=rows > rows_per_sample, **options)
+        call = (x0, t, signal, deviation, used, *draws, out, rows, width)
+        launch(noise_fwd_kernel, grid, *call, STREAM=rng.NOISE, SAMPLES=rows > rows_per_sample, **options)
     return out, used
 
 
 def add_noise_backward(
     upstream: Tensor, x0: Tensor, t: Tensor, signal: Tensor, deviation: Tensor, noise: Tensor, needed: list[bool]
 ) -> list[Tensor | None]:
-    """Gradients to (x0, signal, deviation, noise), those that are `needed`; the tables' sums over rows have one order."""
+    """The gradients to x0, signal, deviation and noise that are `needed`; the tables' sums over rows have one order."""
     rows, width = x0.shape
     tables = needed[1] or needed[2]
     d_x0, d_noise = (torch.empty_like(x0) if need else None for need in (needed[0], needed[3]))
     products = x0.new_empty((2, rows), dtype=torch.float64) if tables else None
     if rows > 0 and (tables or needed[0] or needed[3]):
         options = launch_options(width)
-        with on_device(x0):
-            grid = (triton.cdiv(rows, options["ROWS"]),)
-            backward_kernel[grid](upstream, x0, t, signal, deviation, noise, d_x0, d_noise, products, rows, width, **options)
+        call = (upstream, x0, t, signal, deviation, noise, d_x0, d_noise, products, rows, width)
+        launch(noise_bwd_kernel, (triton.cdiv(rows, options["ROWS"]),), *call, **options)
     d_signal, d_deviation = _by_step(products, t, len(signal)) if tables else (None, None)
     return [d_x0, d_signal if needed[1] else None, d_deviation if needed[2] else None, d_noise]
 
@@ -79,10 +80,10 @@ def add_noise_backward(
 def unsupported(
     *, x0: Tensor, t: Tensor | None = None, signal: Tensor | None = None, deviation: Tensor | None = None, noise: Tensor | None = None
 ) -> str | None:
-    """Why the kernels cannot noise these latents, or None."""
+    """The reason why the kernels cannot noise these latents, or None if they can."""
     if t is not None and (t.dtype != torch.int64 or t.device != x0.device):
         return f"t: Triton takes int64 steps on {x0.device}, got {t.dtype} on {t.device}"
-    return unusable(fill_kernel, x0=x0, signal=signal, deviation=deviation, noise=noise)
+    return unusable(noise_fwd_kernel, x0=x0, signal=signal, deviation=deviation, noise=noise)
 
 
 def launch_options(width: int) -> dict[str, int]:
@@ -92,31 +93,21 @@ def launch_options(width: int) -> dict[str, int]:
 
 
 def compilations() -> Iterator[Compilation]:
-    """Latents of one, two and many dimensions, noise given and made."""
-    names = ("x0", "signal", "deviation", "noise", "upstream", "d_x0", "d_noise", "products", "partial")
-    types = {name: "*fp32" for name in names} | {"t": "*i64", "state": "*i64", "products": "*fp64", "partial": "*fp64"}
-    types |= {name: "i64" for name in ("offset", "rows")} | {name: "i32" for name in ("width", "rows_per_sample", "stream", "steps", "share")}
+    """Latents of one, two and many dimensions, noise given and drawn, one sample and several."""
+    state, t = (torch.empty(shape, dtype=torch.int64, device="meta") for shape in (2, 128))
+    table = torch.empty(100, device="meta")
     for width in (1, 2, 16, 64):
-        options = launch_options(width)
-        warps, tile = options.pop("num_warps"), options
-        for kind, name in enumerate(KINDS):
-            if name != "normal" and width != 16:
-                continue
-            present = types | {"out": "*i64" if name == "words" else "*fp32"}
-            constants = {"KIND": kind, "SAMPLES": width == 16, **tile}
-            yield compilation(f"fill {name}, D {width}", fill_kernel, present, constants, num_warps=warps, num_stages=3)
-        present = types | {"out": "*fp32"}
-        constants = {"STREAM": rng.NOISE, "SAMPLES": width == 16, **tile}
-        yield compilation(f"add noise, D {width}", add_noise_kernel, present, constants, num_warps=warps, num_stages=3)
-        given = {key: value for key, value in present.items() if key != "state"}
-        yield compilation(f"add given noise, D {width}", add_noise_kernel, given, {**constants, "state": None}, num_warps=warps, num_stages=3)
-        yield compilation(f"backward, D {width}", backward_kernel, types, tile, num_warps=warps, num_stages=3)
-    constants = {"ROWS": _STEP_ROWS, "STEPS": 64}
-    yield compilation("sums by step", by_step_kernel, types, constants, num_warps=4, num_stages=3)
+        x0, shape = torch.empty(128, width, device="meta"), (2, 64, width) if width == 16 else (128, width)
+        for kind in KINDS if width == 16 else ("normal",):
+            yield from recorded(f"{kind}, D {width}", lambda given=(kind, state, 0, shape, rng.NOISE): fill(*given))
+        latents = (x0, t, table, table)
+        yield from recorded(f"drawn, D {width}", lambda given=(*latents, None, state, 0, shape[-2]): add_noise(*given))
+        yield from recorded(f"given, D {width}", lambda given=(*latents, x0, None, 0, shape[-2]): add_noise(*given))
+        yield from recorded(f"D {width}", lambda given=(x0, *latents, x0): add_noise_backward(*given, [True] * 4))
 
 
 def _by_step(products: Tensor, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Sums [steps] of both rows of `products` [2, R] over the rows of each step; float64 until here, as what follows a table's gradient cancels."""
+    """Sums [steps] of both rows of `products` [2, R] over the rows of each step, in float64: terms of a table's gradient cancel later."""
     rows = len(t)
     blocks = triton.cdiv(rows, _STEP_ROWS)
     share = max(1, triton.cdiv(blocks, _STEP_PROGRAMS))
@@ -124,14 +115,13 @@ def _by_step(products: Tensor, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     if rows > 0:
         block = min(triton.next_power_of_2(steps), 64)
         grid = (len(partial), triton.cdiv(steps, block))
-        with on_device(products):
-            by_step_kernel[grid](products, t, partial, rows, steps, share, ROWS=_STEP_ROWS, STEPS=block, num_warps=4)
+        launch(noise_bwd_kernel_step_sums, grid, products, t, partial, rows, steps, share, ROWS=_STEP_ROWS, STEPS=block, num_warps=4)
     return partial[:, 0].sum(0).float(), partial[:, 1].sum(0).float()  # apart, as an operator's results share no memory
 
 
 @triton.jit
 def _index(state, offset, row, rows_per_sample, SAMPLES: tl.constexpr):
-    """Draws of `row`; the division that finds a row's sample is left out where there is one sample."""
+    """Draw indices of `row`, without the division by the rows of a sample where there is one sample."""
     if SAMPLES:
         return draw_index(state, offset, row, rows_per_sample)
     else:
@@ -162,29 +152,39 @@ def _tile(index, block, stream, seed, KIND: tl.constexpr, ROWS: tl.constexpr, WI
 
 @triton.jit
 def _place(first, start, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Where a tile lies behind row `first` (32 bits reach across a tile), and which of it is inside."""
+    """Offsets of a tile after row `first` (32 bits are enough within a tile), and the mask of its elements."""
     row = tl.arange(0, ROWS)
     column = start + tl.arange(0, WIDTH)
     return row[:, None] * width + column[None, :], (first + row < rows)[:, None] & (column < width)[None, :]
 
 
 @triton.jit
-def fill_kernel(
-    state, offset, out, rows, width, rows_per_sample, stream,
+def noise_fwd_kernel_fill(
+    state,  # [2]
+    offset,
+    out,  # [planes, R, D]
+    rows, width, rows_per_sample, stream,
     KIND: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * ROWS
     plane = tl.program_id(2)
     index = _index(state, offset, first + tl.arange(0, ROWS), rows_per_sample, SAMPLES)
-    # Only tiles of whole Philox blocks have neighbours along their rows.
+    # Only tiles of whole Philox blocks have neighbors along their rows.
     value = _tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), stream + plane, tl.load(state), KIND, ROWS, WIDTH)
     place, mask = _place(first, tl.program_id(1) * WIDTH, rows, width, ROWS, WIDTH)
     tl.store(out + (plane * tl.cast(rows, tl.int64) + first) * width + place, value, mask=mask)
 
 
 @triton.jit
-def add_noise_kernel(
-    x0, t, signal, deviation, noise, state, offset, rows_per_sample, out, rows, width,
+def noise_fwd_kernel(
+    x0,  # [R, D]
+    t,  # [R]
+    signal, deviation,  # [T]
+    noise,  # [R, D]
+    state,  # [2] or None
+    offset, rows_per_sample,
+    out,  # [R, D]
+    rows, width,
     STREAM: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * ROWS
@@ -203,8 +203,14 @@ def add_noise_kernel(
 
 
 @triton.jit
-def backward_kernel(
-    upstream, x0, t, signal, deviation, noise, d_x0, d_noise, products, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr
+def noise_bwd_kernel(
+    upstream, x0,  # [R, D]
+    t,  # [R]
+    signal, deviation,  # [T]
+    noise,  # [R, D]
+    d_x0, d_noise,  # [R, D] or None
+    products,  # [2, R] or None
+    rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Gradients to latents and noise, and each row's inner products of the upstream gradient with both."""
     first = tl.program_id(0).to(tl.int64) * ROWS
@@ -228,8 +234,13 @@ def backward_kernel(
 
 
 @triton.jit
-def by_step_kernel(products, t, partial, rows, steps, share, ROWS: tl.constexpr, STEPS: tl.constexpr):
-    """A share of the rows, sorted into steps: [2, steps] a program."""
+def noise_bwd_kernel_step_sums(
+    products,  # [2, R]
+    t,  # [R]
+    partial,  # [programs, 2, T]
+    rows, steps, share, ROWS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Sum a share of the rows by step: [2, steps] a program."""
     wanted = tl.program_id(1) * STEPS + tl.arange(0, STEPS)
     by_signal = tl.zeros((ROWS, STEPS), tl.float64)
     by_deviation = tl.zeros((ROWS, STEPS), tl.float64)

@@ -1,7 +1,7 @@
 """Philox 4x32-10 in registers: words and uniforms bit for bit those of `ddvi_fast.rng`, normals to a few units in the last place.
 
-A row's *draw index* comes from `draw_index`, once a tile; numbers of a tile then are `word_tile`, `uniform_tile` or `normal_tile`.
-`state` is the int64 tensor (seed, first index) on the device: a captured CUDA graph sees fresh numbers when it changes.
+`draw_index` gives the rows' draw indices, once a tile, from which `word_tile`, `uniform_tile` and `normal_tile` compute the tile's numbers.
+`state` is the int64 tensor (seed, first index) on the device: when it changes, a captured CUDA graph draws new numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def draw_index(state, offset, row, rows_per_sample):
-    """Draw of the flattened `row` (int64): rows count up within a sample, samples stand 2^40 draws apart."""
+    """Draw index of the flattened `row` (int64): rows count up within a sample, samples are 2^40 draws apart."""
     sample = row // rows_per_sample
     return tl.load(state + 1) + offset + (row - sample * rows_per_sample) + (sample << 40)
 
@@ -27,7 +27,7 @@ def philox(index, block, stream, seed):
     c2 = tl.cast(block, tl.uint32)
     c3 = tl.cast(stream, tl.uint32)
     for _ in tl.static_range(10):
-        # One 32 x 32 -> 64 bit product gives both halves in one instruction.
+        # A product of 32 x 32 to 64 bits gives both halves in one instruction.
         low = c0.to(tl.uint64) * 0xD2511F53
         high = c2.to(tl.uint64) * 0xCD9E8D57
         c0 = (high >> 32).to(tl.uint32) ^ c1 ^ k0
@@ -49,8 +49,8 @@ def to_uniform(word):
 def box_muller(u1, u2):
     """`sqrt(-2 ln u1)` times cosine and sine of `2 pi u2`.
 
-    Quarter turns are taken off `u2` without rounding, so two short polynomials on [-pi/4, pi/4] do: the library's cosine carries
-    a reduction for huge arguments, with a stack frame.
+    Quarter turns are subtracted from `u2` without rounding, so that two short polynomials on [-pi/4, pi/4] are enough: the library's
+    cosine has a reduction for huge arguments, which needs a stack frame.
     """
     radius = tl.sqrt(-2.0 * tl.log(u1))
     quarter = tl.floor(u2 * 4.0 + 0.5)
@@ -69,7 +69,7 @@ def box_muller(u1, u2):
 
 @triton.jit
 def _philox_blocks(index, stream, seed, WIDTH: tl.constexpr):
-    # One block a row stays one-dimensional: a column of height one takes a layout that repeats it in every lane.
+    # One block a row stays one-dimensional: a column of width one gets a layout that repeats it in every lane.
     if WIDTH <= 4:
         return philox(index, 0, stream, seed)
     else:
@@ -116,8 +116,8 @@ def normal_tile(index, stream, seed, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 def normal_at(index, column, stream, seed):
     """The normal in `column` (int32) of each draw `index`, of the shape that both broadcast to.
 
-    Every element makes its whole block, which costs nothing where a thread holds neighbouring columns (the compiler sees that they share
-    it) and keeps the tile in the layout of its use: inside a loop around matrix products, `normal_tile` may be made in every lane anew.
+    Every element computes its whole block, which costs nothing where a thread holds neighboring columns (the compiler shares the block)
+    and keeps the tile in the layout of its use: inside a loop around matrix products, every lane might compute `normal_tile` again.
     """
     a, b, c, d = philox(index, column >> 2, stream, seed)
     second = (column & 2) != 0

@@ -1,13 +1,12 @@
-"""The gradient of the sleep term's regression: each tile of rows is noised and run through the denoiser again, and then backwards.
+"""Backward pass of the sleep term's regression in Triton: each tile of rows is noised and run through the denoiser again, then backwards.
 
-Weight gradients are sums over rows, left to kernels/weight_gradient.py: for a bounded number of rows at a time this kernel writes each
-layer's input and the gradient before each ReLU. Rows of one step are summed by products with the step's indicator, in a fixed order.
+For a bounded number of rows at a time the kernel writes each layer's input and the gradient before each ReLU, from which
+kernels/weight_gradient.py sums the weight gradients. Rows of one step are summed by products with the step's indicator, in a fixed order.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -15,26 +14,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.chain_options import HIDDEN, PRODUCTS, SCRATCH_BYTES, Sizes, one_step_options
-from ddvi_fast.kernels.common import ARCHITECTURES, POINTERS, Compilation, architecture, compilation, on_device, splits_of
+from ddvi_fast._operands import Differentiable, SleepOperands
+from ddvi_fast.kernels.chain_options import PRODUCTS, SCRATCH_BYTES, Sizes, one_step_options, variants
+from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded, splits_of
 from ddvi_fast.kernels.network import hidden_product, run_backward, run_forward
-from ddvi_fast.kernels.regression import constexprs, context_tile, noised, penalty, slope
+from ddvi_fast.kernels.sleep_common import constexprs, context_tile, noised, penalty, slope
 from ddvi_fast.kernels.weight_gradient import WeightGradient
 
 
 @triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "row_begin", "rows_here"])
-def backward_kernel(
-    x0, t, context, first, hidden, last, last_bias, table, columns, noise, state, upstream,
-    d_x0, d_context, d_noise, states, low, wide, outputs, numbers,
+def sleep_bwd_kernel(
+    x0,  # [G, R, D]
+    t,  # [G, R]
+    context,  # [G, R, C] or None
+    first,  # [G, H, D + C]
+    hidden,  # [G, 3, H, H]
+    last,  # [G, D, H]
+    last_bias,  # [G, D]
+    time_table,  # [G, T, 4, H]
+    table,  # [T, 5]
+    noise,  # [G, R, D] or None
+    state,  # [2] or None
+    upstream,  # [G, R]
+    d_x0,  # [G, R, D] or None
+    d_context,  # [G, R, C] or None
+    d_noise, states,  # [G, R, D] or None
+    low,  # [G, 7, E, H]
+    wide,  # [G, 2, E, H]
+    outputs,  # [G, E, D]
+    d_rows,  # [G, E, 5] or None
     offset, rows, rows_per_sample, steps, row_begin, rows_here,
     D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr, LOSS: tl.constexpr,
 ):  # fmt: skip
-    """Of E = rows_here rows from `row_begin` on of each group; gradients of inputs, `states` and `numbers` may be absent.
+    """Gradients of BN of the E = rows_here rows from `row_begin` on of each group.
 
-    `low` [G, 7, E, H] gets the inputs of the three hidden matrices, the gradients before their ReLUs and the third activation, `wide`
-    [G, 2, E, H] (float32) the fourth activation and the gradient before the first ReLU; `states` [G, R, D] the noised latents and
-    `outputs` [G, E, D] the gradient of the network's output; `numbers` [G, E, 5] what each row adds to its entry of the table.
+    `low` gets the inputs of the three hidden matrices, the gradients before their ReLUs and the third activation, `wide` (float32) the
+    fourth activation and the gradient before the first ReLU; `states` gets the noised latents, `outputs` the gradient of the network's
+    output, and `d_rows` what each row adds to the gradient of its row of the table.
     """
     group = tl.program_id(1).to(tl.int64)
     within = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -48,9 +65,9 @@ def backward_kernel(
     x1, x4 = low + (group * 7 * plane + begin), wide + (group * 2 * plane + begin)
     x2, summed, d2, d3, d4, x3, d1 = x1 + plane, x1 + 2 * plane, x1 + 3 * plane, x1 + 4 * plane, x1 + 5 * plane, x1 + 6 * plane, x4 + plane
     clean, eps, step, signal, deviation, c0, c1, weight, place, inside = noised(
-        x0, t, columns, noise, state, row, alive, offset, rows_per_sample, steps, D, D_PAD
+        x0, t, table, noise, state, row, alive, offset, rows_per_sample, steps, D, D_PAD
     )
-    bias = table + (group * steps + step[:, None]) * 4 * H
+    bias = time_table + (group * steps + step[:, None]) * 4 * H
     y, target = signal * clean + deviation * eps, c0 * clean + c1 * eps
     if states is not None:
         tl.store(states + place, y, inside)
@@ -64,9 +81,9 @@ def backward_kernel(
     d_output = tl.where(inside, (above * weight)[:, None] * slope(error, LOSS), 0.0)
     to_outputs = outputs + (group * rows_here + within)[:, None] * D + tl.arange(0, D_PAD)[None, :]
     tl.store(to_outputs, d_output, inside)
-    if numbers is not None:
-        to_numbers = numbers + (group * rows_here + within) * 5
-        tl.store(to_numbers + 4, above * tl.sum(penalty(error, LOSS), axis=1), alive)
+    if d_rows is not None:
+        to_rows = d_rows + (group * rows_here + within) * 5
+        tl.store(to_rows + 4, above * tl.sum(penalty(error, LOSS), axis=1), alive)
     d_y, d_c = run_backward(
         d_output, first, hidden, last, x1, x2, x3, x4, d1, d2, d3, d4, None, alive,
         D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, d_context is not None, PRODUCT,
@@ -74,29 +91,32 @@ def backward_kernel(
     if d_context is not None:
         across = tl.arange(0, C_PAD)
         tl.store(d_context + row[:, None] * C + across[None, :], d_c, alive[:, None] & (across < C)[None, :])
-    # Made again: held all the way, latents and noise would cost the network its registers.
+    # Computed again: kept all the way, latents and noise would take registers from the network.
     tl.debug_barrier()
     clean, eps, step, signal, deviation, c0, c1, weight, place, inside = noised(
-        x0, t, columns, noise, state, row, alive, offset, rows_per_sample, steps, D, D_PAD
+        x0, t, table, noise, state, row, alive, offset, rows_per_sample, steps, D, D_PAD
     )
     d_output = tl.load(to_outputs, inside, 0.0)
     if d_x0 is not None:
         tl.store(d_x0 + place, signal * d_y - c0 * d_output, inside)
     if d_noise is not None:
         tl.store(d_noise + place, deviation * d_y - c1 * d_output, inside)
-    if numbers is not None:
-        tl.store(to_numbers, tl.sum(d_y * clean, axis=1), alive)
-        tl.store(to_numbers + 1, tl.sum(d_y * eps, axis=1), alive)
-        tl.store(to_numbers + 2, -tl.sum(d_output * clean, axis=1), alive)
-        tl.store(to_numbers + 3, -tl.sum(d_output * eps, axis=1), alive)
+    if d_rows is not None:
+        tl.store(to_rows, tl.sum(d_y * clean, axis=1), alive)
+        tl.store(to_rows + 1, tl.sum(d_y * eps, axis=1), alive)
+        tl.store(to_rows + 2, -tl.sum(d_output * clean, axis=1), alive)
+        tl.store(to_rows + 3, -tl.sum(d_output * eps, axis=1), alive)
 
 
 @triton.jit(do_not_specialize=["rows", "row_begin", "entries", "slice_size", "steps", "group_stride", "layers"])
-def by_step_kernel(
-    values, t, partial, rows, row_begin, entries, slice_size, steps, group_stride, layers,
+def sleep_bwd_kernel_step_sums(
+    values,  # [G, P, E, WIDTH]
+    t,  # [G, R]
+    partial,  # [slices, G, T, layers, WIDTH]
+    rows, row_begin, entries, slice_size, steps, group_stride, layers,
     WIDTH: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """`partial` [slices, G, T, layers, WIDTH] += the sum over each step's rows of planes [E, WIDTH], `group_stride` apart between groups.
+    """`partial` += the sum over each step's rows of planes [E, WIDTH] of `values`, whose groups are `group_stride` apart.
 
     The first program axis counts blocks of columns, then of steps, then planes: plane p goes to layer p of `partial`.
     """
@@ -124,120 +144,86 @@ BY_STEP = {"BT": 64, "BK": 32, "num_warps": 4, "num_stages": 2}
 
 
 class RowSums:
-    """Sums of one backward pass over the rows of each step and over all rows: of weights, time table and table."""
+    """Sums of one backward pass over all rows (gradients of the weights) and over the rows of each step (gradient of the time table)."""
 
     def __init__(self, sizes: Sizes, precision: str, t: Tensor, like: Tensor) -> None:
-        self.products = WeightGradient(one_step(sizes), precision, like)
+        self.products = WeightGradient(replace(sizes, steps=1), precision, like)  # to these products it is a chain of one step
         self.sizes, self.t = sizes, t
         self.states = like.new_empty((sizes.groups, sizes.rows, sizes.latent))
         self.table = like.new_zeros((self.products.slices, sizes.groups, sizes.steps, 4, sizes.hidden))
 
     def add(self, context: Tensor | None, row_begin: int, rows: int, low: Tensor, wide: Tensor, outputs: Tensor) -> None:
-        """Adds what was written of some rows."""
+        """Add what the kernel wrote for some rows."""
         self.products.add(self.states, context, row_begin, rows, 0, 1, (low, wide, outputs, None))
         width = self.sizes.hidden
         sum_by_step(low[:, 3:6], self.t, self.table[..., 1:, :], self.sizes, row_begin, rows, width, self.products.product)
         sum_by_step(wide[:, 1:], self.t, self.table, self.sizes, row_begin, rows, width, "tf32x3")
 
-    def result(self, *like: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of first, hidden, last, last_bias and time_table."""
+    def result(self, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Gradients of first, hidden, last, last_bias and time_table, in the shapes of these five, `like`."""
         self.products.table = self.table.sum(0)
-        return self.products.result(*like)
-
-
-def one_step(sizes: Sizes) -> Sizes:
-    """To the products over rows it is a chain of one step."""
-    return replace(sizes, steps=1)
+        return self.products.result(like)
 
 
 def sum_by_step(values: Tensor, t: Tensor, partial: Tensor, sizes: Sizes, row_begin: int, rows: int, width: int, product: str) -> None:
-    """Adds planes `values` [G, P, E, W] to the first P layers of `partial` [slices, G, T, layers, W]; both may be parts of wider tensors."""
+    """Add planes `values` [G, P, E, W] to the first P layers of `partial` [slices, G, T, layers, W]; both may be parts of wider tensors."""
     slices, steps = partial.shape[0], sizes.steps
     columns = min(64, max(16, triton.next_power_of_2(width)))
     grid = (triton.cdiv(width, columns) * triton.cdiv(steps, BY_STEP["BT"]) * values.shape[1], slices, sizes.groups)
-    by_step_kernel[grid](
-        values, t, partial, sizes.rows, row_begin, rows, triton.cdiv(rows, slices), steps, values.stride(0), partial.stride(2) // width,
-        WIDTH=width, BM=columns, PRODUCT=product, **BY_STEP,
-    )  # fmt: skip
+    places = (sizes.rows, row_begin, rows, triton.cdiv(rows, slices), steps, values.stride(0), partial.stride(2) // width)
+    launch(sleep_bwd_kernel_step_sums, grid, values, t, partial, *places, WIDTH=width, BM=columns, PRODUCT=product, **BY_STEP)
 
 
 def piece_rows(sizes: Sizes, low_type: torch.dtype, tile: int) -> int:
-    """Rows of each group, a multiple of the tile, whose planes fit into `SCRATCH_BYTES`."""
+    """Number of rows of each group, a multiple of the tile, whose planes fit into `SCRATCH_BYTES`."""
     row = sizes.groups * sizes.hidden * (7 * low_type.itemsize + 8)
     return max(tile, SCRATCH_BYTES // row // tile * tile)
 
 
-def backward(
-    x0: Tensor, t: Tensor, context: Tensor | None, first: Tensor, hidden: Tensor, last: Tensor, last_bias: Tensor, time_table: Tensor,
-    table: Tensor, noise: Tensor | None, state: Tensor | None, offset: int, rows_per_sample: int, loss: str, residual: bool, precision: str,
-    upstream: Tensor, needed: Sequence[bool],
-) -> list[Tensor | None]:  # fmt: skip
-    """Gradients of x0, context, the five weights, table and noise under `upstream` [.., R]; None where not needed.
+def backward(operands: SleepOperands, upstream: Tensor, needed: Differentiable) -> Differentiable:
+    """The gradients that are `needed` under `upstream` [.., R], the same bits every time.
 
-    The same bits every time. Memory beyond the results is `chain_options.SCRATCH_BYTES`, R (D + 5) floats, and partial sums.
+    Memory beyond the results is `chain_options.SCRATCH_BYTES`, R (D + 5) floats, and partial sums.
     """
-    sizes = Sizes.of(x0, context, first, table)
-    sources = (x0, context, first, hidden, last, last_bias, time_table, table, noise)
-    needed = [need and source is not None for need, source in zip(needed, sources, strict=True)]
+    x0, t, context, first, hidden, last, last_bias, time_table, table, noise, _, offset, rows_per_sample, loss, residual, precision = operands
+    sources = operands.differentiable
+    needed = Differentiable(*(need and source is not None for need, source in zip(needed, sources, strict=True)))
     if t.numel() == 0:
-        return [torch.zeros_like(source) if need else None for need, source in zip(needed, sources, strict=True)]
-    d_x0, d_context, d_noise = (torch.empty_like(sources[i]) if needed[i] else None for i in (0, 1, 8))
-    sums = RowSums(sizes, precision, t, x0) if any(needed[2:7]) else None
-    column_sums = x0.new_zeros((1, sizes.groups, sizes.steps, 1, 5)) if needed[7] else None
+        return Differentiable(*(torch.zeros_like(source) if need else None for need, source in zip(needed, sources, strict=True)))
+    sizes = Sizes.of(x0, context, first, table)
+    d_x0 = torch.empty_like(x0) if needed.latents else None
+    d_context = torch.empty_like(context) if needed.context else None
+    d_noise = torch.empty_like(noise) if needed.noise else None
+    sums = RowSums(sizes, precision, t, x0) if any(needed.weights) else None
+    table_sums = x0.new_zeros((1, sizes.groups, sizes.steps, 1, 5)) if needed.table else None
     options = one_step_options(architecture(x0.device), precision)
-    low_type, _ = PRODUCTS[precision]
-    low_hidden = hidden.to(low_type)
-    with on_device(x0):
-        for row_begin, rows_here in splits_of(sizes.rows, piece_rows(sizes, low_type, options["BN"])):
-            low = x0.new_empty((sizes.groups, 7, rows_here, sizes.hidden), dtype=low_type)
-            wide = x0.new_empty((sizes.groups, 2, rows_here, sizes.hidden))
-            outputs = x0.new_empty((sizes.groups, rows_here, sizes.latent))
-            numbers = x0.new_empty((sizes.groups, 1, rows_here, 5)) if needed[7] else None
-            backward_kernel[triton.cdiv(rows_here, options["BN"]), sizes.groups](
-                x0, t, context, first, low_hidden, last, last_bias, time_table, table, noise, state if noise is None else None, upstream,
-                d_x0, d_context, d_noise, None if sums is None else sums.states, low, wide, outputs, numbers,
-                offset, sizes.rows, max(1, rows_per_sample), sizes.steps, row_begin, rows_here,
-                **constexprs(sizes, residual, precision, loss), **options,
-            )  # fmt: skip
-            if sums is not None:
-                sums.add(context, row_begin, rows_here, low, wide, outputs)
-            if numbers is not None:
-                sum_by_step(numbers, t, column_sums, sizes, row_begin, rows_here, 5, "tf32x3")
-    of_weights = (None,) * 5 if sums is None else sums.result(first, hidden, last, last_bias, time_table)
-    d_table = None if column_sums is None else column_sums.sum((0, 1)).view(table.shape)
-    gradients = [d_x0, d_context, *of_weights, d_table, d_noise]
-    return [gradient if need else None for need, gradient in zip(needed, gradients, strict=True)]
-
-
-_TYPES = {
-    "x0": "*fp32", "t": "*i64", "context": "*fp32", "first": "*fp32", "last": "*fp32", "last_bias": "*fp32", "table": "*fp32", "columns": "*fp32",
-    "state": "*i64", "upstream": "*fp32", "d_context": "*fp32", "states": "*fp32", "wide": "*fp32", "outputs": "*fp32", "numbers": "*fp32",
-    "offset": "i32", "rows": "i32", "rows_per_sample": "i32", "steps": "i32", "row_begin": "i32", "rows_here": "i32",
-}  # fmt: skip
+    hidden = hidden.to(PRODUCTS[precision][0])
+    for row_begin, rows_here in splits_of(sizes.rows, piece_rows(sizes, hidden.dtype, options["BN"])):
+        low = hidden.new_empty((sizes.groups, 7, rows_here, sizes.hidden))
+        wide = x0.new_empty((sizes.groups, 2, rows_here, sizes.hidden))
+        outputs = x0.new_empty((sizes.groups, rows_here, sizes.latent))
+        d_rows = x0.new_empty((sizes.groups, 1, rows_here, 5)) if needed.table else None
+        launch(
+            sleep_bwd_kernel, (triton.cdiv(rows_here, options["BN"]), sizes.groups),
+            x0, t, context, first, hidden, last, last_bias, time_table, table, noise, operands.drawn_from, upstream,
+            d_x0, d_context, d_noise, None if sums is None else sums.states, low, wide, outputs, d_rows,
+            offset, sizes.rows, max(1, rows_per_sample), sizes.steps, row_begin, rows_here,
+            **constexprs(sizes, residual, precision, loss), **options,
+        )  # fmt: skip
+        if sums is not None:
+            sums.add(context, row_begin, rows_here, low, wide, outputs)
+        if d_rows is not None:
+            sum_by_step(d_rows, t, table_sums, sizes, row_begin, rows_here, 5, "tf32x3")
+    weights = (None,) * 5 if sums is None else sums.result(sources.weights)
+    d_table = None if table_sums is None else table_sums.sum((0, 1)).view(table.shape)
+    return Differentiable(d_x0, d_context, *weights, d_table, d_noise).only(needed)
 
 
 def compilations() -> Iterator[Compilation]:
-    """Representative variants: gradients of context, weights and table, as training takes them."""
-    for arch, precision, hidden, latent in itertools.product(ARCHITECTURES, ("float32", "bf16"), HIDDEN, (2, 16)):
-        yield _compilation(arch, Sizes(1, 128, latent, 2, hidden, 40), precision)
-    for values, width, product in (("*bf16", 128, "tf32"), ("*fp32", 128, "tf32x3"), ("*fp32", 5, "tf32x3")):
-        yield _by_step_compilation(values, width, product)
-
-
-def _compilation(arch: int, sizes: Sizes, precision: str) -> Compilation:
-    options = one_step_options(arch, precision)
-    warps, stages = options.pop("num_warps"), options.pop("num_stages")
-    low = POINTERS[PRODUCTS[precision][0]]
-    values = {"noise": None, "d_x0": None, "d_noise": None, **constexprs(sizes, True, precision, "huber"), **options}
-    name = f"backward D={sizes.latent} H={sizes.hidden} {precision}"
-    return compilation(name, backward_kernel, _TYPES | {"hidden": low, "low": low}, values, num_warps=warps, num_stages=stages, architectures=(arch,))
-
-
-def _by_step_compilation(values: str, width: int, product: str) -> Compilation:
-    options = dict(BY_STEP)
-    warps, stages = options.pop("num_warps"), options.pop("num_stages")
-    numbers = ("rows", "row_begin", "entries", "slice_size", "steps", "group_stride", "layers")
-    types = {"values": values, "t": "*i64", "partial": "*fp32"} | dict.fromkeys(numbers, "i32")
-    constants = {"WIDTH": width, "BM": min(64, max(16, triton.next_power_of_2(width))), "PRODUCT": product, **options}
-    name = f"sums by step {width} columns {values[1:]}"
-    return compilation(name, by_step_kernel, types, constants, num_warps=warps, num_stages=stages)
+    """Representative variants for ahead-of-time compilation: gradients of context, weights and table, as in training."""
+    needed = Differentiable(False, *[True] * 7, False)
+    for name, sizes, precision in variants():
+        x0, *tensors, state = sizes.meta_tensors()
+        t, upstream = state.new_empty(sizes.rows), x0.new_empty(sizes.rows)
+        operands = SleepOperands(x0, t, *tensors, None, state, 0, sizes.rows, "huber", True, precision)
+        yield from recorded(name, lambda given=(operands, upstream, needed): backward(*given))

@@ -1,12 +1,10 @@
-"""Weight gradients of the denoiser from what the chain's backward pass wrote: products summed over steps and rows.
+"""Weight gradients of the denoiser in Triton: products of layer inputs and gradients before the ReLUs, summed over steps and rows.
 
-Each program owns a slice of the entries and one part of the result, and adds to what it wrote in the calls before, so that sums have one
-order; the caller adds the slices.
+The backward passes of chain and sleep write the factors. Each program owns a slice of the entries and one part of the result, and adds to
+what it wrote in the calls before, so that sums have one order; the caller adds the slices.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 import triton
@@ -14,16 +12,21 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast.kernels.chain_options import PRODUCTS, SCRATCH_BYTES, Sizes
-from ddvi_fast.kernels.common import POINTERS, Compilation, compilation
+from ddvi_fast.kernels.common import launch
 from ddvi_fast.kernels.network import hidden_product
 
-# Entries (a row at a step) that one program sums at least, and programs that share a sum at most.
+# Fewest entries (a row at a step) that one program sums, and most programs that share a sum.
 _MIN_SLICE, _MAX_SLICES = 512, 32
 
 
 @triton.jit(do_not_specialize=["entries", "slice_size"])
-def hidden_kernel(low, partial, entries, slice_size, H: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRODUCT: tl.constexpr):
-    """`partial` [slices, G, 3, H, H] += gradient before a ReLU, transposed, times the matrix's input, of the planes `low` [G, 7, E, H]."""
+def denoiser_bwd_kernel_hidden(
+    low,  # [G, 7, E, H]
+    partial,  # [slices, G, 3, H, H]
+    entries, slice_size,
+    H: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """`partial` += gradient before a ReLU, transposed, times the matrix's input, both planes of `low`."""
     BLOCKS: tl.constexpr = H // BM
     which, part, group = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     layer, block = which // (BLOCKS * BLOCKS), which % (BLOCKS * BLOCKS)
@@ -45,15 +48,18 @@ def hidden_kernel(low, partial, entries, slice_size, H: tl.constexpr, BM: tl.con
 
 
 @triton.jit(do_not_specialize=["rows", "steps", "row_begin", "rows_here", "step_begin", "entries", "slice_size"])
-def ends_kernel(
-    wide, outputs, trajectory, context, first_partial, last_partial, bias_partial,
+def denoiser_bwd_kernel_ends(
+    wide,  # [G, 2, E, H]
+    outputs,  # [G, E, D]
+    trajectory,  # [T + 1, G, R, D]
+    context,  # [G, R, C] or None
+    first_partial,  # [slices, G, H, D + C]
+    last_partial,  # [slices, G, D, H]
+    bias_partial,  # [slices, G, D]
     rows, steps, row_begin, rows_here, step_begin, entries, slice_size,
     D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Of first and last layer, in float32 (products of tensor cores on tf32 triples, good to about 2^-22).
-
-    Adds to `first_partial` [slices, G, H, D + C], `last_partial` [slices, G, D, H] and `bias_partial` [slices, G, D].
-    """
+    """Add the gradients of first and last layer to the partial sums, in float32 (tensor cores on tf32 triples, good to about 2^-22)."""
     block, part, group, groups = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64), tl.num_programs(2)
     across = block * BM + tl.arange(0, BM)
     columns = tl.arange(0, D_PAD)
@@ -95,7 +101,7 @@ def ends_kernel(
 
 
 class WeightGradient:
-    """Sums of one backward pass: scratch memory for a piece of it, products of each piece, and the gradients at the end."""
+    """Weight gradients of one backward pass: scratch memory for a piece of it, products of each piece, and the sums at the end."""
 
     def __init__(self, sizes: Sizes, precision: str, like: Tensor) -> None:
         self.sizes, self.like = sizes, like
@@ -110,14 +116,14 @@ class WeightGradient:
         self.table = like.new_zeros((g, sizes.steps, 4, h))
 
     def piece_sizes(self, tile_rows: int) -> tuple[int, int]:
-        """Rows and steps whose scratch fits into the bound: all rows of few steps if possible, since a step's rows are independent."""
+        """Number of rows and steps whose scratch fits into the bound: all rows of few steps if possible, since a step's rows are independent."""
         s = self.sizes
         entry = s.groups * (s.hidden * (7 * self.low_type.itemsize + 8) + 8 * s.latent)
         rows = max(1, min(s.rows, max(1, SCRATCH_BYTES // entry // tile_rows) * tile_rows))
         return rows, max(1, min(s.steps, SCRATCH_BYTES // (entry * rows)))
 
     def scratch(self, tiles: int, rows: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the backward kernel writes of a piece: `low`, `wide`, `outputs` and `table_sums`."""
+        """Memory that the backward kernel writes for a piece: `low`, `wide`, `outputs` and `table_sums`."""
         g, h, new = self.sizes.groups, self.sizes.hidden, self.like.new_empty
         low = new((g, 7, steps * rows, h), dtype=self.low_type)
         return low, new((g, 2, steps * rows, h)), new((g, steps * rows, self.sizes.latent)), new((tiles, g, steps, 4, h))
@@ -125,24 +131,24 @@ class WeightGradient:
     def add(
         self, trajectory: Tensor, context: Tensor | None, row_begin: int, rows: int, step_begin: int, steps: int, written: tuple[Tensor | None, ...]
     ) -> None:
-        """Adds a piece; without sums for the time table it is left as it is."""
+        """Add a piece, whose scratch is `written`; without sums for the time table, that gradient stays as it is."""
         s = self.sizes
         low, wide, outputs, table_sums = written
         entries = rows * steps
         slice_size = triton.cdiv(entries, self.slices)
         options = hidden_options(s.hidden, self.low_type)
-        hidden_kernel[(3 * (s.hidden // options["BM"]) ** 2, self.slices, s.groups)](
-            low, self.hidden, entries, slice_size, H=s.hidden, PRODUCT=self.product, **options
-        )
-        ends_kernel[(s.hidden // 64, self.slices, s.groups)](
+        grid = (3 * (s.hidden // options["BM"]) ** 2, self.slices, s.groups)
+        launch(denoiser_bwd_kernel_hidden, grid, low, self.hidden, entries, slice_size, H=s.hidden, PRODUCT=self.product, **options)
+        launch(
+            denoiser_bwd_kernel_ends, (s.hidden // 64, self.slices, s.groups),
             wide, outputs, trajectory, context, self.first, self.last, self.last_bias,
             s.rows, s.steps, row_begin, rows, step_begin, entries, slice_size, **ends_constexprs(s), **ENDS_OPTIONS,
         )  # fmt: skip
         if table_sums is not None:
             self.table[:, step_begin : step_begin + steps] += table_sums.sum(0)
 
-    def result(self, *like: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of first, hidden, last, last_bias and time_table, in the shapes of `like`."""
+    def result(self, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Gradients of first, hidden, last, last_bias and time_table, in the shapes of these five, `like`."""
         sums = (self.first.sum(0), self.hidden.sum(0), self.last.sum(0), self.last_bias.sum(0), self.table)
         return tuple(total.view(weight.shape) for total, weight in zip(sums, like, strict=True))
 
@@ -151,30 +157,13 @@ ENDS_OPTIONS = {"BM": 64, "BK": 32, "num_warps": 4, "num_stages": 2}
 
 
 def hidden_options(hidden: int, dtype: torch.dtype) -> dict[str, int]:
+    """Meta-parameters of the products of the hidden matrices."""
     if dtype == torch.float32:
         return {"BM": 64, "BK": 32, "num_warps": 4, "num_stages": 2}
     return {"BM": min(hidden, 128), "BK": 64, "num_warps": 8 if hidden > 64 else 4, "num_stages": 3}
 
 
 def ends_constexprs(sizes: Sizes) -> dict[str, int]:
-    """Widths are padded to 16 at least: a product of tensor cores takes no fewer columns."""
+    """Sizes, with widths padded to at least 16: a product of tensor cores takes no fewer columns."""
     wide = {"D_PAD": max(16, triton.next_power_of_2(sizes.latent)), "C_PAD": max(16, triton.next_power_of_2(max(1, sizes.context)))}
     return {"D": sizes.latent, "C": sizes.context, "H": sizes.hidden, **wide}
-
-
-def compilations() -> Iterator[Compilation]:
-    """Representative variants."""
-    integers = dict.fromkeys(("rows", "steps", "row_begin", "rows_here", "step_begin", "entries", "slice_size"), "i32")
-    pointers = dict.fromkeys(("wide", "outputs", "trajectory", "context", "first_partial", "last_partial", "bias_partial"), "*fp32")
-    for hidden in (64, 128, 256):
-        for precision in ("float32", "bf16"):
-            dtype, product = PRODUCTS[precision]
-            options = hidden_options(hidden, dtype)
-            launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
-            types = {"low": POINTERS[dtype], "partial": "*fp32", "entries": "i32", "slice_size": "i32"}
-            yield compilation(f"hidden H={hidden} {precision}", hidden_kernel, types, {"H": hidden, "PRODUCT": product, **options}, **launch)
-        for latent in (2, 16):
-            options = dict(ENDS_OPTIONS)
-            launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
-            values = {**ends_constexprs(Sizes(1, 128, latent, 2, hidden, 40)), **options}
-            yield compilation(f"ends D={latent} H={hidden}", ends_kernel, integers | pointers, values, **launch)

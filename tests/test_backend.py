@@ -109,8 +109,8 @@ def test_a_backend_asked_for_by_name_says_what_it_cannot_run(operation, operands
 @pytest.mark.parametrize("name", _backend.OPERATIONS)
 def test_fused_backends_have_every_operation(name):
     assert _backend.unavailable("cpp", name) == ""
-    assert _backend.room("cpp", name).__name__ == f"ddvi_fast.native.{name}"
-    assert callable(_backend.room("cpp", name).unsupported)
+    assert _backend.implementation("cpp", name).__name__ == f"ddvi_fast.native.{name}"
+    assert callable(_backend.implementation("cpp", name).unsupported)
 
 
 @compiled

@@ -86,11 +86,11 @@ def test_self_test_passes_with_numbers() -> None:
 
 
 def test_self_test_sees_wrong_arithmetic(monkeypatch) -> None:
-    room = _backend.room(_backend.fused(torch.device("cpu")), "mmd") if _backend.fused(torch.device("cpu")) != "reference" else None
-    if room is None:
+    operation = _backend.implementation(_backend.fused(torch.device("cpu")), "mmd") if _backend.fused(torch.device("cpu")) != "reference" else None
+    if operation is None:
         pytest.skip("the kernels were not built here")
-    right = room.forward
-    monkeypatch.setattr(room, "forward", lambda *operands: right(*operands) * 1.01)
+    right = operation.forward
+    monkeypatch.setattr(operation, "forward", lambda *operands: right(*operands) * 1.01)
     monkeypatch.setattr("ddvi_fast.doctor.selftest.PHILOX_OF_ZERO", (0, 0, 0, 0))
     found = self_test("cpu")
     assert {finding.name for finding in found if finding.status == "problem"} == {"random numbers", "mmd"}

@@ -18,7 +18,7 @@ PACKAGE = PROJECT / "ddvi_fast"
 RINGS = {
     "ground": (
         ("_checks", "_html", "_json", "_markdown"),
-        ("_backend", "_files", "_operator", "precision"),
+        ("_backend", "_files", "_operands", "_operator", "precision"),
         ("rng", "schedules"),
         ("distributed", "kernels", "native", "reference", "testing"),
     ),
@@ -37,7 +37,7 @@ RINGS = {
 LEVEL = {name: level for level, names in enumerate(layer for layers in RINGS.values() for layer in layers) for name in names}
 RING = {name: ring for ring, layers in RINGS.items() for layer in layers for name in layer}
 # `kernels/` and `csrc/` know nothing of the package above `rng`.
-KERNELS_MAY_IMPORT = {"_checks", "precision", "rng", "kernels"}
+KERNELS_MAY_IMPORT = {"_checks", "_operands", "precision", "rng", "kernels"}
 OPTIONAL = (
     "triton", "deepspeed", "torchvision", "matplotlib", "tensorboard", "bed_reader", "cyvcf2", "msprime", "pyro", "arviz_stats", "wandb", "mlflow",
 )  # fmt: skip

@@ -67,7 +67,7 @@ def compile_all(processes: int, first_variants: bool, module: str = "*") -> Tabl
     """Compile for every architecture, on several processes; results stay in Triton's cache."""
     chosen, seen = [], set()
     for (name, capability), compilation in listed(module).items():
-        kernel = (compilation.kernel.__module__, compilation.kernel.__name__, capability)
+        kernel = (compilation.kernel.__name__, capability)
         if not first_variants or kernel not in seen:
             chosen.append((name, capability))
         seen.add(kernel)
@@ -85,11 +85,9 @@ def listed(module: str = "*") -> dict[tuple[str, int], Any]:
     for file in sorted(KERNELS.glob(f"{module}.py")):
         kernels = importlib.import_module(f"ddvi_fast.kernels.{file.stem}")
         for compilation in getattr(kernels, "compilations", list)():
-            for capability in compilation.architectures:
-                key = (f"{file.stem} {compilation.name}", capability)
-                if key in found:
-                    raise ValueError(f"kernels/{file.name}: two variants for sm_{capability} are called {compilation.name}")
-                found[key] = compilation
+            # Modules that share a kernel list the same variants of it.
+            if found.setdefault((compilation.name, compilation.architecture), compilation) != compilation:
+                raise ValueError(f"kernels/{file.name}: two variants for sm_{compilation.architecture} are called {compilation.name}")
     return found
 
 
@@ -98,10 +96,9 @@ def compile_one(job: tuple[str, int]) -> Usage:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    name, capability = job
-    wanted = listed(name.split()[0])[job]
+    wanted = listed()[job]
     options = {"num_warps": wanted.num_warps, "num_stages": wanted.num_stages}
-    compiled = triton.compile(wanted.source(), target=GPUTarget("cuda", capability, 32), options=options)
+    compiled = triton.compile(wanted.source(), target=GPUTarget("cuda", wanted.architecture, 32), options=options)
     used = resources(compiled.asm["cubin"])
     return {"registers": used["REG"], "local": used["STACK"] + used["LOCAL"], "shared": compiled.metadata.shared}
 

@@ -1,122 +1,71 @@
-"""The denoising chain in C++: all steps of a tile of samples while it stays in cache, and a backward pass that recomputes activations.
+"""Denoising chain in C++: all steps of a tile of rows while it stays in cache, and a backward pass that recomputes activations.
 
-Memory of the backward pass is O(T N D): it keeps the trajectory, and regenerates noise that was drawn.
+The backward pass needs memory O(T N D): it reads the trajectory and draws the noise again.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ddvi_fast.native import loader
+from ddvi_fast._operands import ChainOperands, Differentiable
+from ddvi_fast.native import denoiser, loader
 
-_SIZES = ("groups", "rows", "latent", "context_width", "hidden_width", "steps", "residual", "bf16", "threads", "noise_source")
-_INPUTS = ("start", "context", "first", "hidden", "last", "last_bias", "time_table", "coefficients", "noise")
-_OUTPUTS = ("z", "path", "trajectory")
+_INPUTS = ("start", "context", *denoiser.WEIGHTS, "coefficients", "noise")
+_RESULTS = ("z", "path", "trajectory")
 _UPSTREAM = ("z_upstream", "path_upstream", "trajectory_upstream")
-_GRADIENTS = ("d_start", "d_context", "d_first", "d_hidden", "d_last", "d_last_bias", "d_time_table", "d_coefficients", "d_noise")
-_WEIGHTS = slice(2, 7)  # of the gradients
+_GRADIENTS = tuple(f"d_{name}" for name in _INPUTS)
 _NO_NOISE, _GIVEN_NOISE, _DRAWN_NOISE = range(3)
 
 
 class ChainArguments(ctypes.Structure):
-    """Mirrors the structure of csrc/chain_arguments.h."""
+    """Mirror of the structure in csrc/chain_arguments.h."""
 
-    _fields_ = (
-        [(name, ctypes.c_int64) for name in _SIZES]
-        + [("seed", ctypes.c_uint64), ("first_index", ctypes.c_int64), ("rows_per_sample", ctypes.c_int64)]
-        + [(name, ctypes.c_void_p) for name in (*_INPUTS, *_OUTPUTS, *_UPSTREAM, *_GRADIENTS)]
-    )
+    _fields_ = denoiser.fields("noise_source", _INPUTS, (*_RESULTS, *_UPSTREAM), _GRADIENTS)
 
 
-def unsupported(precision: str = "float32", hidden: Tensor | None = None, **tensors: Tensor | None) -> str | None:
-    """Why the kernel cannot run this chain, or None. `tensors` are float32 ones by name, `hidden` [.., 3, H, H] among them."""
-    return loader.unusable_denoiser("chain", precision, hidden, tensors)
+def unsupported(precision: str = "float32", **tensors: Tensor | None) -> str | None:
+    """The reason why the kernel cannot run this chain, or None if it can; `tensors` are its float32 operands by name."""
+    return denoiser.unusable("chain", precision, tensors)
 
 
-def forward(
-    y_T: Tensor,
-    context: Tensor | None,
-    first: Tensor,
-    hidden: Tensor,
-    last: Tensor,
-    last_bias: Tensor,
-    time_table: Tensor,
-    coefficients: Tensor,
-    noise: Tensor | None,
-    state: Tensor | None,
-    offset: int,
-    rows_per_sample: int,
-    residual: bool,
-    precision: str,
-    keep_trajectory: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`reference.chain.sample_chain` of contiguous tensors: `(z [.., R, D], path [.., R], trajectory [T + 1, .., R, D])`, path in nats.
+def forward(operands: ChainOperands, keep_trajectory: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`reference.chain.sample_chain` of contiguous tensors.
 
-    The noise is `noise` [T, .., R, D], or drawn at `state` (seed, first index) in place, or none: such a chain has no path (None).
-    `precision` is that of the hidden layers' products: ``bf16`` rounds their weights and inputs and adds in float32, with
-    products of bf16 where the processor has them and of float32 elsewhere. Without `keep_trajectory` the third result is None.
+    The precision bf16 rounds weights and inputs of the hidden layers and adds in float32, with products of bf16 where the processor has
+    them and of float32 elsewhere.
+
+    Returns:
+        `z` [.., R, D]; the path log-ratio [.., R] in nats, None for a deterministic chain; and, where it is kept, the trajectory
+        [T + 1, .., R, D], start first.
     """
-    inputs = (y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise)
-    arguments = _arguments(inputs, state, offset, rows_per_sample, residual, precision)
+    y_T, coefficients = operands.y_T, operands.coefficients
+    arguments = _arguments(operands)
     z = torch.empty_like(y_T)
-    path = None if noise is None and state is None else y_T.new_empty(y_T.shape[:-1])
+    path = None if arguments.noise_source == _NO_NOISE else y_T.new_empty(y_T.shape[:-1])
     trajectory = y_T.new_empty((coefficients.shape[0] + 1, *y_T.shape)) if keep_trajectory else None
-    loader.fill(arguments, _OUTPUTS, (z, path, trajectory))
+    loader.fill(arguments, _RESULTS, (z, path, trajectory))
     loader.library().ddvi_chain_forward(ctypes.byref(arguments))
     return z, path, trajectory
 
 
 def backward(
-    y_T: Tensor,
-    context: Tensor | None,
-    first: Tensor,
-    hidden: Tensor,
-    last: Tensor,
-    last_bias: Tensor,
-    time_table: Tensor,
-    coefficients: Tensor,
-    noise: Tensor | None,
-    state: Tensor | None,
-    offset: int,
-    rows_per_sample: int,
-    residual: bool,
-    precision: str,
-    trajectory: Tensor,
-    d_z: Tensor | None,
-    d_path: Tensor | None,
-    d_trajectory: Tensor | None,
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """Gradients of start, context, the five weights, coefficients and noise under upstream gradients of the results; None where not needed.
+    operands: ChainOperands, trajectory: Tensor, d_z: Tensor | None, d_path: Tensor | None, d_trajectory: Tensor | None, needed: Differentiable
+) -> Differentiable:
+    """The gradients that are `needed`, from those of the three results of `forward`.
 
-    Walks the steps upwards again from the `trajectory` of `forward`. Sums over rows have one order, whatever the number of threads.
+    Sums over rows have one order, whatever the number of threads.
     """
-    inputs = (y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise)
-    arguments = _arguments(inputs, state, offset, rows_per_sample, residual, precision)
-    loader.fill(arguments, _OUTPUTS, (None, None, trajectory))
-    loader.fill(arguments, _UPSTREAM, (d_z, d_path, d_trajectory))
-    # The weights share their passes over the data: all five gradients or none. That of the start is carried in any case.
-    wanted = [True, needed[1], *[any(needed[_WEIGHTS])] * 5, *needed[7:]]
-    gradients = [torch.empty_like(value) if want and value is not None else None for want, value in zip(wanted, inputs, strict=True)]
-    loader.fill(arguments, _GRADIENTS, gradients)
+    arguments = _arguments(operands)
+    loader.fill(arguments, ("trajectory", *_UPSTREAM), (trajectory, d_z, d_path, d_trajectory))
+    # The kernel carries the gradient of the start in any case.
+    gradients = denoiser.new_gradients(arguments, _GRADIENTS, operands, needed, latents=True)
     loader.library().ddvi_chain_backward(ctypes.byref(arguments))
-    return [gradient if need else None for need, gradient in zip(needed, gradients, strict=True)]
+    return gradients.only(needed)
 
 
-def _arguments(
-    inputs: tuple[Tensor | None, ...], state: Tensor | None, offset: int, rows_per_sample: int, residual: bool, precision: str
-) -> ChainArguments:
-    start, context, first, hidden, *_, coefficients, noise = inputs
-    rows, latent = start.shape[-2:]
-    source = _GIVEN_NOISE if noise is not None else _NO_NOISE if state is None else _DRAWN_NOISE
-    seed, first_index = loader.position(state, offset)
-    arguments = ChainArguments(
-        start.shape[0] if first.dim() == 3 else 1, rows, latent, 0 if context is None else context.shape[-1], hidden.shape[-1],
-        coefficients.shape[0], residual, precision == "bf16", torch.get_num_threads(), source, seed, first_index, max(1, rows_per_sample),
-    )  # fmt: skip
-    loader.fill(arguments, _INPUTS, inputs)
-    return arguments
+def _arguments(operands: ChainOperands) -> ctypes.Structure:
+    source = _GIVEN_NOISE if operands.noise is not None else _NO_NOISE if operands.state is None else _DRAWN_NOISE
+    return denoiser.arguments(ChainArguments, _INPUTS, operands, source)

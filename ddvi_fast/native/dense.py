@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddvi_fast.native import loader, memory
+from ddvi_fast.native import denoiser, loader, memory
 
 _SIZES = ("rows", "inputs", "outputs", "bf16", "threads")
 _TENSORS = ("x", "weight", "bias", "out", "upstream", "d_x", "d_weight", "d_bias")
 
 
 class DenseArguments(ctypes.Structure):
-    """Mirrors the structure of csrc/dense_arguments.h."""
+    """Mirror of the structure in csrc/dense_arguments.h."""
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in _SIZES]
         + [("slope", ctypes.c_double), ("rate", ctypes.c_double), ("stream", ctypes.c_int64)]
-        + [("seed", ctypes.c_uint64), ("first_index", ctypes.c_int64), ("rows_per_sample", ctypes.c_int64)]
+        + [*denoiser.DRAW_FIELDS]
         + [(name, ctypes.c_void_p) for name in _TENSORS]
     )
 

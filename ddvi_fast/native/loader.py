@@ -59,16 +59,6 @@ def position(state: Tensor | None, offset: int) -> tuple[int, int]:
     return seed % (1 << 64), first_index + offset
 
 
-def unusable_denoiser(what: str, precision: str, hidden: Tensor | None, tensors: dict[str, Tensor | None]) -> str | None:
-    """Why kernel `what`, which runs a denoiser, cannot take these tensors, its matrices `hidden` [.., 3, H, H] or the precision, or None."""
-    reason = unusable(hidden=hidden, **tensors)
-    if reason is None and precision not in PRECISIONS:
-        return f"precision: the C++ {what} has {' and '.join(PRECISIONS)}, got {precision}"
-    if reason is None and hidden is not None and hidden.shape[-1] % 64:
-        return f"denoiser: the C++ {what} takes hidden widths that are multiples of 64, got {hidden.shape[-1]}"
-    return reason
-
-
 def pointer(value: Tensor | None) -> int | None:
     """The address of a contiguous tensor, None for None."""
     return None if value is None else value.data_ptr()

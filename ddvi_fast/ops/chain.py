@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import Operator, contiguous, filled, kept, shapes_of
+from ddvi_fast._operands import ChainOperands, Differentiable
+from ddvi_fast._operator import Operator
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.ops.noise import check_latents, check_noise
 from ddvi_fast.precision import check_reference_precision, full_precision, hidden_precision, without_autocast
 from ddvi_fast.reference import chain as reference
+from ddvi_fast.reference.chain import ChainWeights
 from ddvi_fast.rng import DeviceDraws, Draws
 
 
 class ChainSample(NamedTuple):
-    """What a run of the chain gives: `z` [.., N, D], `path` [.., N] or None, `trajectory` [T + 1, .., N, D] or None, start first."""
+    """Result of a run of the chain."""
 
-    z: Tensor
-    path: Tensor | None
-    trajectory: Tensor | None
+    z: Tensor  # [.., N, D]
+    path: Tensor | None  # [.., N]
+    trajectory: Tensor | None  # [T + 1, .., N, D], start first
 
 
 def sample_chain(
@@ -35,26 +37,28 @@ def sample_chain(
     return_trajectory: bool = False,
     precision: str | None = None,
 ) -> ChainSample:
-    """Run all `T` denoising steps from `y_T` to `z`, adding up the path log-ratio (docs/method.md, sections 1 and 2).
+    """Run all `T` denoising steps from `y_T` to `z` and sum the path log-ratio (docs/method.md, sections 1 and 2).
+
+    Without `draws` and `noise` the chain is deterministic; then its table must have `eta = 0`.
 
     Args:
-        y_T: start [.., N, D]; with a grouped denoiser [G, .., N, D].
-        context: [.., N, C], broadcast against the rows of `y_T`; None for a denoiser without context.
-        denoiser: the network of the chain.
-        coefficients: table [T, 5] of `NoiseSchedule.coefficients`.
-        draws: where the rows stand in the run; step `i` draws from stream `CHAIN + i`.
-        noise: standard normals [T, .., N, D] instead of `draws`; entry `i` is for 0-based step `i`.
-            Without either the chain is deterministic: its table must have `eta = 0`, and `path` is None.
-        return_trajectory: also return every state.
-        precision: of the hidden layers' products, ``float32``, ``tf32``, ``bf16`` or ``fp16``, all added up in float32; everything else is
-            float32. By default that of autocast, without it float32, or tf32 where torch's own products may use it. A processor
-            without bf16 products rounds operands to bf16 and multiplies them in float32.
+        y_T: Start of the chain, [.., N, D]; [G, .., N, D] for a grouped denoiser.
+        context: Context of each row, [.., N, C], broadcast against the rows of `y_T`; None for a denoiser without context.
+        denoiser: The network of the chain.
+        coefficients: Table [T, 5] of `NoiseSchedule.coefficients`.
+        draws: Position of the rows in the run's random numbers (default None); step `i` draws from stream `CHAIN + i`.
+        noise: Standard normals [T, .., N, D] instead of `draws` (default None); entry `i` belongs to 0-based step `i`.
+        return_trajectory: Whether to return every state (default False).
+        precision: Precision of the hidden layers' products, ``float32``, ``tf32``, ``bf16`` or ``fp16``; sums and all other layers are
+            float32. By default it is that of autocast, or without autocast float32, or tf32 where torch allows it for its own products.
+            A processor without bf16 products rounds operands to bf16 and multiplies them in float32.
 
     Returns:
-        `ChainSample(z, path, trajectory)`; `path` in nats.
+        `ChainSample(z, path, trajectory)`: the end [.., N, D], the path log-ratio [.., N] in nats (None for a deterministic chain) and
+        the states [T + 1, .., N, D], start first (None unless asked for).
 
     Raises:
-        InputError: shapes that do not fit, `draws` for a deterministic table, or none for a stochastic one.
+        InputError: The shapes do not fit, `draws` or `noise` come with a deterministic table, or neither with a stochastic one.
 
     Example:
         >>> from ddvi_fast import denoisers, rng, schedules
@@ -72,31 +76,42 @@ def sample_chain(
     y_T, context, noise = full_precision(y_T, context, noise)
     shape, weights = y_T.shape, denoiser.chain_weights()
     start, spread = flat(y_T, weights), None if context is None else flat(spread_context(context, shape[:-1]), weights)
-    handed = None if noise is None else noise.reshape(len(noise), *start.shape)
+    given = None if noise is None else noise.reshape(len(noise), *start.shape)
     precision, table = hidden_precision(precision, y_T.device), coefficients.to(y_T)
-    tensors = {"y_T": start, "context": spread, **weights._asdict(), "coefficients": table, "noise": handed}
+    tensors = {"y_T": start, "context": spread, **weights._asdict(), "coefficients": table, "noise": given}
     backend = _backend.choose("chain", y_T.device, precision=precision, **tensors)
     if backend == "reference":
         check_reference_precision(precision, y_T.device)
         if draws is not None:
-            handed = reference.chain_noise(draws, len(table), tuple(shape[:-1]), shape[-1], y_T).reshape(len(table), *start.shape)
+            given = reference.chain_noise(draws, len(table), tuple(shape[:-1]), shape[-1], y_T).reshape(len(table), *start.shape)
         with without_autocast(y_T.device):
-            z, path, trajectory = reference.sample_chain(start, spread, weights, table, handed, denoiser.residual, precision)
+            z, path, trajectory = reference.sample_chain(start, spread, weights, table, given, denoiser.residual, precision)
     else:
         state, offset = (None, 0) if draws is None else (draws.state(y_T.device), draws.offset)
-        recomputes = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors.values())
-        options = (offset, shape[-2], denoiser.residual, precision, return_trajectory or recomputes, backend)
-        z, path, trajectory = _chain(start, spread, *weights, table, handed, state, *options)
+        operands = ChainOperands(**tensors, state=state, offset=offset, rows_per_sample=shape[-2], residual=denoiser.residual, precision=precision)
+        recomputes = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in operands.differentiable)
+        z, path, trajectory = _chain(*operands, return_trajectory or recomputes, backend)
     states = trajectory.reshape(len(table) + 1, *shape) if return_trajectory else None
     return ChainSample(z.reshape(shape), path.reshape(shape[:-1]) if stochastic else None, states)
 
 
 def trajectory_log_ratio(trajectory: Tensor, context: Tensor | None, denoiser: ResidualMLP, coefficients: Tensor) -> Tensor:
-    """The path log-ratio [.., N] in nats of a given trajectory [T + 1, .., N, D], start first (docs/method.md, section 2).
+    """The path log-ratio of a given trajectory (docs/method.md, section 2), as a doubly reparametrized gradient needs it (Tucker et al. 2019).
 
-    The states are data here: gradients reach the denoiser only through its density, and the states only through the
-    formula. A doubly reparametrised gradient (Tucker et al. 2019) needs just that. The denoiser must not be grouped. All steps make one
-    large batch for the network, which plain PyTorch does well on every backend.
+    The states are data here: gradients reach the denoiser only through its density, and the states only through the formula. All steps
+    are one large batch for the network, computed in plain PyTorch on every backend.
+
+    Args:
+        trajectory: States [T + 1, .., N, D], start first.
+        context: Context of each row, [.., N, C], broadcast against the rows; None for a denoiser without context.
+        denoiser: The network of the chain, without groups.
+        coefficients: Table [T, 5] of `NoiseSchedule.coefficients`, with positive step deviations.
+
+    Returns:
+        The log-ratio in nats, [.., N].
+
+    Raises:
+        InputError: The shapes do not fit, the denoiser is grouped, or the table is that of a deterministic chain.
     """
     _checks.tensor(trajectory, "trajectory")
     fits = trajectory.dim() >= 3 and trajectory.shape[0] == denoiser.num_steps + 1
@@ -111,56 +126,40 @@ def trajectory_log_ratio(trajectory: Tensor, context: Tensor | None, denoiser: R
     return reference.trajectory_log_ratio(states, spread, weights, coefficients.to(trajectory), denoiser.residual).reshape(rows)
 
 
-def _compute(y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, state, offset, rows_per_sample, *options):
-    *options, backend = options
-    operands = contiguous(y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise)
-    return tuple(filled(_backend.room(backend, "chain").forward(*operands, state, offset, rows_per_sample, *options), y_T))
+def _compute(*inputs):
+    *operands, keep_trajectory, backend = inputs
+    return _backend.implementation(backend, "chain").forward(ChainOperands(*operands), keep_trajectory)
 
 
-def _fake(y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, state, offset, rows_per_sample, *options):
-    *_, keep_trajectory, _ = options
-    stochastic = noise is not None or state is not None
-    trajectory = (coefficients.shape[0] + 1, *y_T.shape) if keep_trajectory else 0
+def _fake(*inputs):
+    *values, keep_trajectory, _ = inputs
+    operands = ChainOperands(*values)
+    y_T, stochastic = operands.y_T, operands.noise is not None or operands.state is not None
+    trajectory = (operands.coefficients.shape[0] + 1, *y_T.shape) if keep_trajectory else 0
     return y_T.new_empty(y_T.shape), y_T.new_empty(y_T.shape[:-1] if stochastic else 0), y_T.new_empty(trajectory)
 
 
-def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(*inputs[:10], output[2])
-    *ctx.options, _, ctx.backend = inputs[10:]
-
-
-def _gradient(ctx: Any, *upstream: Tensor | None) -> tuple:
-    needed = list(ctx.needs_input_grad[:9])
-    *tensors, trajectory = ctx.saved_tensors
-    found = _chain_backward(*tensors, *ctx.options, trajectory, *upstream, needed, ctx.backend)
-    return *kept(found, needed), *[None] * 7
-
-
 def _compute_backward(*inputs):
-    *inputs, needed, backend = inputs
-    # A result that was absent is an empty tensor, and compiled code may hand over an empty gradient of it.
-    upstream = [value if value is not None and value.numel() else None for value in inputs[15:]]
-    tensors, state, options, given = contiguous(*inputs[:9]), inputs[9], inputs[10:14], contiguous(inputs[14], *upstream)
-    return filled(_backend.room(backend, "chain").backward(*tensors, state, *options, *given, needed), inputs[0])
+    *operands, _, trajectory, d_z, d_path, d_trajectory, needed, backend = inputs
+    # An absent result is an empty tensor, of which compiled code may pass an empty gradient.
+    upstream = (value if value is not None and value.numel() else None for value in (d_z, d_path, d_trajectory))
+    return _backend.implementation(backend, "chain").backward(ChainOperands(*operands), trajectory, *upstream, Differentiable(*needed))
 
 
-def _fake_backward(*inputs):
-    return shapes_of(inputs[-2], inputs[:9], inputs[0])
-
-
-_OPERANDS = (
-    "Tensor y_T, Tensor? context, Tensor first, Tensor hidden, Tensor last, Tensor last_bias, Tensor time_table, Tensor coefficients, "
-    "Tensor? noise, Tensor? state, SymInt offset, SymInt rows_per_sample, bool residual, str precision"
+_chain = Operator(
+    "chain(Tensor y_T, Tensor? context, Tensor first, Tensor hidden, Tensor last, Tensor last_bias, Tensor time_table, Tensor coefficients, "
+    "Tensor? noise, Tensor? state, SymInt offset, SymInt rows_per_sample, bool residual, str precision, bool keep_trajectory, str backend) "
+    "-> (Tensor, Tensor, Tensor)",
+    _compute,
+    _fake,
+    _compute_backward,
+    gradients_of=("y_T", "context", *ChainWeights._fields, "coefficients", "noise"),
+    saved=(2,),
 )
-_UPSTREAM = "Tensor trajectory, Tensor? d_z, Tensor? d_path, Tensor? d_trajectory"
-_chain = Operator(f"chain({_OPERANDS}, bool keep_trajectory, str backend) -> (Tensor, Tensor, Tensor)", _compute, _fake)
-_chain_backward = Operator(f"chain_backward({_OPERANDS}, {_UPSTREAM}, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward)
-_chain.differentiate(_setup, _gradient)
-_chain_backward.first_derivative_only()
 
 
 def check_chain(y: Tensor, context: Tensor | None, denoiser: ResidualMLP, table: Tensor, states: str = "y_T", name: str = "coefficients") -> None:
-    """States, context and table that fit the denoiser; `states` and `name` are what the caller calls them."""
+    """Check that states, context and table fit the denoiser; `states` and `name` are the caller's names of states and table."""
     check_latents(y, states)
     _checks.require(y.shape[-1] == denoiser.latent_dim, states, f"{denoiser.latent_dim} latent dimensions", y)
     _checks.tensor(table, name, (denoiser.num_steps, 5))
@@ -178,12 +177,12 @@ def spread_context(context: Tensor, rows: torch.Size) -> Tensor:
 
 
 def flat(value: Tensor, weights: reference.ChainWeights) -> Tensor:
-    """Rows of [.., N, W] as [R, W], for grouped weights those of [G, .., N, W] as [G, R, W]."""
+    """Flatten the rows: [.., N, W] to [R, W], or [G, .., N, W] to [G, R, W] for grouped weights."""
     return value.flatten(1, -2) if weights.grouped else value.flatten(0, -2)
 
 
 def _check_source(coefficients: Tensor, stochastic: bool) -> None:
-    """A density needs `s > 0` at every step."""
+    """Check that the table has `s > 0` at every step for a chain with a density, and nowhere for one without."""
     if not _checks.readable(coefficients):
         return
     noisy = coefficients[:, 2] > 0

@@ -1,20 +1,25 @@
-"""The bound's reductions, in nats per example."""
+"""Reductions of the bound: log-likelihoods, the Gaussian KL and the log-mean-exp, in nats per example."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import Operator, contiguous, filled, kept
+from ddvi_fast._operator import Operator
 from ddvi_fast.precision import full_precision
 from ddvi_fast.reference import elbo as reference
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, diag exp(log_var)) || N(0, I)) in nats: [..., D] -> [...].
+    """KL(N(mean, diag exp(log_var)) || N(0, I)), summed over the last axis (Kingma and Welling 2014, appendix B).
+
+    Args:
+        mean: Means [.., N, D].
+        log_var: Log-variances [.., N, D].
+
+    Returns:
+        The divergence in nats, [.., N].
 
     Example:
         >>> gaussian_kl(torch.zeros(1, 2), torch.zeros(1, 2)).item()
@@ -25,7 +30,16 @@ def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """log N(z; mean, diag exp(log_var)) in nats: `z` [..., D], the others broadcast, -> [...]."""
+    """log N(z; mean, diag exp(log_var)), summed over the last axis.
+
+    Args:
+        z: Positions [.., N, D].
+        mean: Means, broadcast against `z`.
+        log_var: Log-variances, of the shape of `mean`.
+
+    Returns:
+        The log-density in nats, [.., N].
+    """
     _same_shape(mean, log_var, "log_var")
     return _reduce("gaussian_log_prob", {"z": z, "mean": mean, "log_var": log_var})
 
@@ -34,18 +48,27 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
     """Bernoulli log-likelihood from logits, summed over the last axis.
 
     Args:
-        logits: [..., N, P].
-        x: [..., N, P] in [0, 1] (grey values give the cross-entropy); leading axes broadcast.
+        logits: Logits [.., N, P].
+        x: Observations [.., N, P] in [0, 1], broadcast over leading axes; gray values give the cross-entropy.
 
     Returns:
-        nats, [..., N].
+        The log-likelihood in nats, [.., N].
     """
     _same_width(logits, x)
     return _reduce("bernoulli", {"logits": logits, "x": x})
 
 
 def gaussian_log_likelihood(mean: Tensor, x: Tensor, scale: Tensor | float) -> Tensor:
-    """log N(x; mean, scale^2) in nats, summed over the last axis: [..., N, P] -> [..., N]; `scale` broadcasts and is positive."""
+    """log N(x; mean, scale^2), summed over the last axis.
+
+    Args:
+        mean: Means [.., N, P].
+        x: Observations [.., N, P], broadcast over leading axes.
+        scale: Standard deviation, positive: a number, or a tensor that is broadcast.
+
+    Returns:
+        The log-likelihood in nats, [.., N].
+    """
     _same_width(mean, x)
     if not isinstance(scale, Tensor):
         scale = torch.full((), scale, dtype=mean.dtype, device=mean.device)
@@ -53,14 +76,30 @@ def gaussian_log_likelihood(mean: Tensor, x: Tensor, scale: Tensor | float) -> T
 
 
 def binomial_log_likelihood(logits: Tensor, counts: Tensor, total: int) -> Tensor:
-    """log Binomial(counts; total, sigmoid(logits)) in nats, summed over the last axis: [..., N, P] -> [..., N]."""
+    """log Binomial(counts; total, sigmoid(logits)), summed over the last axis.
+
+    Args:
+        logits: Logits [.., N, P].
+        counts: Observed counts [.., N, P] in [0, total], broadcast over leading axes.
+        total: Number of trials, at least 1.
+
+    Returns:
+        The log-likelihood in nats, [.., N].
+    """
     _same_width(logits, counts)
     _checks.require(total >= 1, "total", "at least 1", total)
     return _reduce("binomial", {"logits": logits}, {"counts": counts}, float(total))
 
 
 def log_mean_exp(log_weights: Tensor, dim: int) -> Tensor:
-    """`log mean exp(log_weights)` over axis `dim`, without overflow: the importance-weighted bound of Burda et al. (2016).
+    """`log mean exp(log_weights)` without overflow: the importance-weighted bound of Burda et al. (2016).
+
+    Args:
+        log_weights: Logarithms of importance weights, of any shape.
+        dim: Axis of the mean, with at least one weight.
+
+    Returns:
+        The log-mean, of the shape of `log_weights` without that axis.
 
     Example:
         >>> round(log_mean_exp(torch.tensor([[1000.0], [1000.0]]), 0).item(), 3)
@@ -100,81 +139,57 @@ def _reduce(kind: str, operands: dict[str, Tensor], constants: dict[str, Tensor]
 
 
 def _periodic(value: Tensor, shape: torch.Size) -> Tensor:
-    """Leave as it is what the kernels can repeat, rows under missing leading axes or one number; spread out the rest."""
+    """Expand an operand, unless the kernels can repeat it: rows under missing leading axes, or one number."""
     if value.numel() == 1 or value.shape == shape[len(shape) - value.dim() :]:
         return value
     return value.expand(shape)
 
 
 def _compute(kind, first, second, third, shape, total, backend):
-    operands = [value for value in contiguous(first, second, third) if value is not None]
-    return _backend.room(backend, "elbo").forward(kind, operands, shape, total)
+    operands = [value for value in (first, second, third) if value is not None]
+    return _backend.implementation(backend, "elbo").forward(kind, operands, shape, total)
 
 
 def _fake(kind, first, second, third, shape, total, backend):
     return first.new_empty(shape[:-1])
 
 
-def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.kind, *operands, ctx.shape, ctx.total, ctx.backend = inputs
-    ctx.save_for_backward(*operands)
-
-
-def _gradient(ctx: Any, upstream: Tensor | None) -> tuple:
-    if upstream is None:
-        return (None,) * 7
-    operands, needed = ctx.saved_tensors, list(ctx.needs_input_grad[1:4])
-    full = kept(_elbo_backward(ctx.kind, *operands, ctx.shape, ctx.total, upstream, needed, ctx.backend), needed)
-    folded = [None if each is None else each.sum_to_size(value.shape) for each, value in zip(full, operands, strict=True)]
-    return None, *folded, None, None, None
-
-
 def _compute_backward(kind, first, second, third, shape, total, upstream, needed, backend):
-    operands = [value for value in contiguous(first, second, third) if value is not None]
-    found = _backend.room(backend, "elbo").backward(kind, operands, shape, total, upstream.contiguous(), needed[: len(operands)])
-    return filled([*found[: len(operands)], *[None] * (3 - len(operands))], first)
+    operands = [value for value in (first, second, third) if value is not None]
+    full = _backend.implementation(backend, "elbo").backward(kind, operands, shape, total, upstream, needed[: len(operands)])
+    summed = [None if each is None else each.sum_to_size(value.shape) for each, value in zip(full, operands, strict=True)]
+    return summed + [None] * (3 - len(operands))
 
 
-def _fake_backward(kind, first, second, third, shape, total, upstream, needed, backend):
-    return [upstream.new_empty(shape if need else 0) for need in needed]
-
-
-_OPERANDS = "str kind, Tensor first, Tensor second, Tensor? third, SymInt[] shape, float total"
-_elbo = Operator(f"elbo({_OPERANDS}, str backend) -> Tensor", _compute, _fake)
-_elbo_backward = Operator(f"elbo_backward({_OPERANDS}, Tensor upstream, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward)
-_elbo.differentiate(_setup, _gradient)
-_elbo_backward.first_derivative_only()
+_elbo = Operator(
+    "elbo(str kind, Tensor first, Tensor second, Tensor? third, SymInt[] shape, float total, str backend) -> Tensor",
+    _compute,
+    _fake,
+    _compute_backward,
+    gradients_of=("first", "second", "third"),
+)
 
 
 def _compute_log_mean_exp(log_weights, backend):
-    return _backend.room(backend, "elbo").log_mean_exp(log_weights.contiguous())
+    return _backend.implementation(backend, "elbo").log_mean_exp(log_weights)
 
 
-def _compute_log_mean_exp_backward(log_weights, out, upstream, backend):
-    return _backend.room(backend, "elbo").log_mean_exp_backward(*contiguous(log_weights, out, upstream))
+def _fake_log_mean_exp(log_weights, backend):
+    return log_weights.new_empty(len(log_weights))
 
 
-def _setup_log_mean_exp(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    log_weights, ctx.backend = inputs
-    ctx.save_for_backward(log_weights, output)
-
-
-def _gradient_log_mean_exp(ctx: Any, upstream: Tensor | None) -> tuple:
-    return None if upstream is None else _log_mean_exp_backward(*ctx.saved_tensors, upstream, ctx.backend), None
+def _compute_log_mean_exp_backward(log_weights, out, upstream, needed, backend):
+    return [_backend.implementation(backend, "elbo").log_mean_exp_backward(log_weights, out, upstream)]
 
 
 _log_mean_exp = Operator(
     "log_mean_exp(Tensor log_weights, str backend) -> Tensor",
     _compute_log_mean_exp,
-    lambda log_weights, backend: log_weights.new_empty(len(log_weights)),
-)
-_log_mean_exp_backward = Operator(
-    "log_mean_exp_backward(Tensor log_weights, Tensor out, Tensor upstream, str backend) -> Tensor",
+    _fake_log_mean_exp,
     _compute_log_mean_exp_backward,
-    lambda log_weights, out, upstream, backend: torch.empty(log_weights.shape, dtype=log_weights.dtype, device=log_weights.device),
+    gradients_of=("log_weights",),
+    saved=(0,),
 )
-_log_mean_exp.differentiate(_setup_log_mean_exp, _gradient_log_mean_exp)
-_log_mean_exp_backward.first_derivative_only()
 
 
 def _same_shape(first: Tensor, second: Tensor, argument: str) -> None:

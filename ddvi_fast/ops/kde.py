@@ -1,15 +1,14 @@
-"""Kernel density of latents, as the released code estimates a prior and as the latent NLL needs it."""
+"""Kernel density of latents: the released code's estimate of a prior, and the latent NLL."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import Operator, contiguous, filled, kept, numbers, shapes_of
+from ddvi_fast._operator import Operator, positive_tensor
 from ddvi_fast.precision import full_precision, without_autocast
 from ddvi_fast.reference import kde as reference
 
@@ -18,13 +17,17 @@ def kde_log_density(z: Tensor, points: Tensor, bandwidths: Sequence[float] | Ten
     """Gaussian kernel log-density, averaged over bandwidths in probability.
 
     Args:
-        z: where to evaluate, [N, D].
-        points: centres of the kernels, [M, D], at least one.
-        bandwidths: standard deviations of the kernels, positive.
-        clamp: clip each bandwidth's log-density to [-clamp, clamp] before averaging (the released code: 1000).
+        z: Positions at which the density is evaluated, [N, D].
+        points: Centers of the kernels, [M, D], M at least 1.
+        bandwidths: Standard deviations of the kernels, positive, [S].
+        clamp: Limit to which each bandwidth's log-density is clipped, [-clamp, clamp], before averaging (default None: no limit; the
+            released code has 1000).
 
     Returns:
-        nats, [N].
+        The log-density in nats, [N].
+
+    Raises:
+        InputError: The shapes do not fit, there is no point, or a bandwidth is not positive.
 
     Example:
         >>> import torch
@@ -35,7 +38,7 @@ def kde_log_density(z: Tensor, points: Tensor, bandwidths: Sequence[float] | Ten
     _checks.tensor(points, "points", (None, z.shape[1]))
     _checks.require(points.shape[0] >= 1, "points", "at least one point", points)
     z, points = full_precision(z, points)
-    widths = numbers(bandwidths, "bandwidths", z)
+    widths = positive_tensor(bandwidths, "bandwidths", z)
     backend = _backend.choose("kde", z.device, z=z, points=points, constants={"bandwidths": widths})
     if backend == "reference":
         with without_autocast(z.device):
@@ -44,38 +47,23 @@ def kde_log_density(z: Tensor, points: Tensor, bandwidths: Sequence[float] | Ten
 
 
 def _compute(z, points, bandwidths, clamp, backend):
-    return _backend.room(backend, "kde").forward(*contiguous(z, points, bandwidths), clamp)
+    return _backend.implementation(backend, "kde").forward(z, points, bandwidths, clamp)
 
 
 def _fake(z, points, bandwidths, clamp, backend):
     return z.new_empty(len(z)), z.new_empty(len(z), len(bandwidths))
 
 
-def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *operands, ctx.clamp, ctx.backend = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*operands, output[1])
+def _compute_backward(z, points, bandwidths, clamp, each, upstream, needed, backend):
+    return _backend.implementation(backend, "kde").backward(z, points, bandwidths, each, upstream, clamp, needed)
 
 
-def _gradient(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple:
-    if upstream is None:
-        return (None,) * 5
-    needed = list(ctx.needs_input_grad[:2])
-    return *kept(_kde_backward(*ctx.saved_tensors, upstream, ctx.clamp, needed, ctx.backend), needed), None, None, None
-
-
-def _compute_backward(z, points, bandwidths, each, upstream, clamp, needed, backend):
-    return filled(_backend.room(backend, "kde").backward(*contiguous(z, points, bandwidths, each, upstream), clamp, needed), z)
-
-
-def _fake_backward(z, points, bandwidths, each, upstream, clamp, needed, backend):
-    return shapes_of(needed, (z, points), z)
-
-
-_OPERANDS = "Tensor z, Tensor points, Tensor bandwidths"
-_kde = Operator(f"kde({_OPERANDS}, float clamp, str backend) -> (Tensor, Tensor)", _compute, _fake)
-_kde_backward = Operator(
-    f"kde_backward({_OPERANDS}, Tensor each, Tensor upstream, float clamp, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward
+_kde = Operator(
+    "kde(Tensor z, Tensor points, Tensor bandwidths, float clamp, str backend) -> (Tensor, Tensor)",
+    _compute,
+    _fake,
+    _compute_backward,
+    gradients_of=("z", "points"),
+    saved=(1,),
+    constant=(1,),
 )
-_kde.differentiate(_setup, _gradient)
-_kde_backward.first_derivative_only()

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import Operator, contiguous, filled, kept, numbers, shapes_of
+from ddvi_fast._operator import Operator, positive_tensor
 from ddvi_fast.precision import full_precision, without_autocast
 from ddvi_fast.reference import mmd as reference
 
 
 def mmd(x: Tensor, y: Tensor, sigmas: Sequence[float] | Tensor) -> Tensor:
-    """Square root of the biased estimate of the squared MMD (Gretton et al. 2012), kernel `sum_s exp(-|x - y|^2 / (2 s))`.
+    """Square root of the biased estimate of the squared MMD (Gretton et al. 2012), with kernel `sum_s exp(-|x - y|^2 / (2 s))`.
 
     Args:
-        x: [N, P].
-        y: [M, P].
-        sigmas: the widths `s`; squared lengths.
+        x: First set, [N, P], N at least 1.
+        y: Second set, [M, P], M at least 1.
+        sigmas: Squared widths `s` of the kernels, positive, [S].
 
     Returns:
-        a scalar.
+        The discrepancy, a scalar.
+
+    Raises:
+        InputError: The shapes do not fit, a set is empty, or a width is not positive.
 
     Example:
         >>> import torch
@@ -33,7 +35,7 @@ def mmd(x: Tensor, y: Tensor, sigmas: Sequence[float] | Tensor) -> Tensor:
     _checks.tensor(y, "y", (None, x.shape[1]))
     _checks.require(min(len(x), len(y)) >= 1, "x, y", "at least one row each", f"{len(x)} and {len(y)} rows")
     x, y = full_precision(x, y)
-    widths = numbers(sigmas, "sigmas", x)
+    widths = positive_tensor(sigmas, "sigmas", x)
     backend = _backend.choose("mmd", x.device, x=x, y=y, constants={"sigmas": widths})
     if backend == "reference":
         with without_autocast(x.device):
@@ -42,37 +44,17 @@ def mmd(x: Tensor, y: Tensor, sigmas: Sequence[float] | Tensor) -> Tensor:
 
 
 def _compute(x, y, sigmas, backend):
-    return _backend.room(backend, "mmd").forward(*contiguous(x, y, sigmas))
+    return _backend.implementation(backend, "mmd").forward(x, y, sigmas)
 
 
 def _fake(x, y, sigmas, backend):
     return x.new_empty(())
 
 
-def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *operands, ctx.backend = inputs
-    ctx.save_for_backward(*operands, output)
-
-
-def _gradient(ctx: Any, upstream: Tensor | None) -> tuple:
-    if upstream is None:
-        return (None,) * 4
-    needed = list(ctx.needs_input_grad[:2])
-    return *kept(_mmd_backward(*ctx.saved_tensors, upstream, needed, ctx.backend), needed), None, None
-
-
 def _compute_backward(x, y, sigmas, value, upstream, needed, backend):
-    return filled(_backend.room(backend, "mmd").backward(*contiguous(x, y, sigmas, value, upstream), needed), x)
+    return _backend.implementation(backend, "mmd").backward(x, y, sigmas, value, upstream, needed)
 
 
-def _fake_backward(x, y, sigmas, value, upstream, needed, backend):
-    return shapes_of(needed, (x, y), x)
-
-
-_OPERANDS = "Tensor x, Tensor y, Tensor sigmas"
-_mmd = Operator(f"mmd({_OPERANDS}, str backend) -> Tensor", _compute, _fake)
-_mmd_backward = Operator(
-    f"mmd_backward({_OPERANDS}, Tensor value, Tensor upstream, bool[] needed, str backend) -> Tensor[]", _compute_backward, _fake_backward
+_mmd = Operator(
+    "mmd(Tensor x, Tensor y, Tensor sigmas, str backend) -> Tensor", _compute, _fake, _compute_backward, gradients_of=("x", "y"), saved=(0,)
 )
-_mmd.differentiate(_setup, _gradient)
-_mmd_backward.first_derivative_only()

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import ddvi_fast
-from ddvi_fast import denoisers, metrics, ops, rng, schedules
+from ddvi_fast import _backend, denoisers, metrics, ops, rng, schedules
+from ddvi_fast._operands import Differentiable
 from ddvi_fast.native import loader
 from ddvi_fast.rng import Draws
 from ddvi_fast.testing import gradients
+from tests.operands import ALL, call, chain_operands, sleep_operands
 
 pytestmark = pytest.mark.skipif(not loader.available()[0], reason=f"the compiled extension is missing: {loader.available()[1]}")
 
@@ -81,6 +83,20 @@ def test_noise_is_the_same():
     for one, other in zip(exact, fused, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(fused[1], rng.normal(Draws(3, 2), (8, 5), rng.NOISE), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", [name for name in ("cpp", "triton") if not _backend.unavailable(name)])
+@pytest.mark.parametrize("operation, make", [("chain", chain_operands), ("sleep", sleep_operands)])
+def test_gradients_that_nobody_needs_are_none(backend, operation, make):
+    if backend == "triton" and torch.cuda.is_available():
+        pytest.skip("the operands are on the CPU")
+    module, operands = _backend.implementation(backend, operation), make((9, 3, 3, 2, 64, None))
+    every = call(module, operands, ALL)
+    for name in Differentiable._fields:
+        needed = Differentiable(**{field: field == name for field in Differentiable._fields})
+        got = call(module, operands, needed)
+        assert [key for key, value in got.items() if key.startswith("d_") and value is not None] == [f"d_{name}"]
+        assert torch.equal(got[f"d_{name}"], every[f"d_{name}"])
 
 
 def test_what_the_kernels_cannot_take_is_refused():

@@ -1,4 +1,4 @@
-"""What both passes of the sleep term's regression do to a tile of rows: noising to a step per row, and the loss."""
+"""Device functions of the sleep term's regression, for both passes: noising of a tile of rows, each to a step of its own, and the loss."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def slope(error, LOSS: tl.constexpr):
 
 
 @triton.jit
-def noised(x0, t, columns, noise, state, row, alive, offset, rows_per_sample, steps, D: tl.constexpr, D_PAD: tl.constexpr):
-    """Of a tile of rows: clean latents, noise, the noised state, the step, the five entries of its table, and where latents stand.
+def noised(x0, t, table, noise, state, row, alive, offset, rows_per_sample, steps, D: tl.constexpr, D_PAD: tl.constexpr):
+    """Clean latents, noise, step, the five entries of its row of the table, offsets and mask, for a tile of rows.
 
-    A row whose step does not exist takes a weight of NaN, so that its loss and its gradients show it.
+    A row whose step does not exist gets the weight NaN, so that its loss and gradients show it.
     """
     across = tl.arange(0, D_PAD)
     inside = alive[:, None] & (across < D)[None, :]
@@ -54,7 +54,7 @@ def noised(x0, t, columns, noise, state, row, alive, offset, rows_per_sample, st
     if noise is None:
         index = draw_index(state, offset, row, rows_per_sample)
     eps = step_noise(noise, state, index, place, inside, STREAM, 0, D_PAD)
-    k = columns + 5 * step
+    k = table + 5 * step
     signal, deviation, c0, c1 = tl.load(k)[:, None], tl.load(k + 1)[:, None], tl.load(k + 2)[:, None], tl.load(k + 3)[:, None]
     weight = tl.where(known, tl.load(k + 4), float("nan"))
     return clean, eps, step, signal, deviation, c0, c1, weight, place, inside
@@ -71,5 +71,5 @@ def context_tile(context, absent, row, alive, C: tl.constexpr, C_PAD: tl.constex
 
 
 def constexprs(sizes: Sizes, residual: bool, precision: str, loss: str) -> dict[str, Any]:
-    """What both kernels are compiled for."""
+    """Constants that both kernels are compiled for."""
     return sizes.constexprs(residual, precision, dots=True) | {"LOSS": loss}

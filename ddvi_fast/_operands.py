@@ -1,0 +1,97 @@
+"""Operands of the operations around the denoiser as named tuples, in the order of the operators' schemas.
+
+Shapes: R rows of D latent dimensions, C context columns, hidden width H, T steps; `..` is empty or one group axis G.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Differentiable(NamedTuple):
+    """One value for each operand of the chain or of the regression that has a gradient: the operand, its gradient, or whether that is needed."""
+
+    latents: Any  # y_T or x0
+    context: Any
+    first: Any
+    hidden: Any
+    last: Any
+    last_bias: Any
+    time_table: Any
+    table: Any  # coefficients of the chain, or the regression's table
+    noise: Any
+
+    @property
+    def weights(self) -> tuple[Any, Any, Any, Any, Any]:
+        """The five values of the denoiser's weights."""
+        return self.first, self.hidden, self.last, self.last_bias, self.time_table
+
+    def only(self, needed: Differentiable) -> Differentiable:
+        """The same gradients, with None where nobody needs one."""
+        return Differentiable(*(value if need else None for value, need in zip(self, needed, strict=True)))
+
+
+class ChainOperands(NamedTuple):
+    """Operands of `sample_chain`.
+
+    Without `noise` and `state` the chain is deterministic; with a state the noise of row r is that of draw
+    `r % rows_per_sample + 2^40 (r // rows_per_sample)` after the first.
+    """
+
+    y_T: Tensor  # [.., R, D]
+    context: Tensor | None  # [.., R, C]
+    first: Tensor  # [.., H, D + C]
+    hidden: Tensor  # [.., 3, H, H]
+    last: Tensor  # [.., D, H]
+    last_bias: Tensor  # [.., D]
+    time_table: Tensor  # [.., T, 4, H]
+    coefficients: Tensor  # [T, 5]
+    noise: Tensor | None  # [T, .., R, D]
+    state: Tensor | None  # int64 [2] on the device: seed and first draw index
+    offset: int  # added to the first draw index
+    rows_per_sample: int
+    residual: bool  # whether the first hidden layer is added to the third
+    precision: str  # of the hidden products: float32, tf32, bf16 or fp16
+
+    @property
+    def differentiable(self) -> Differentiable:
+        """The operands that have a gradient."""
+        return Differentiable(*self[:9])
+
+    @property
+    def drawn_from(self) -> Tensor | None:
+        """The state from which the noise is drawn, None where it is given or there is none."""
+        return self.state if self.noise is None else None
+
+
+class SleepOperands(NamedTuple):
+    """Operands of `denoising_loss`; the noise is given or drawn as in `ChainOperands`."""
+
+    x0: Tensor  # [.., R, D]
+    t: Tensor  # int64 [.., R], 0-based
+    context: Tensor | None  # [.., R, C]
+    first: Tensor  # [.., H, D + C]
+    hidden: Tensor  # [.., 3, H, H]
+    last: Tensor  # [.., D, H]
+    last_bias: Tensor  # [.., D]
+    time_table: Tensor  # [.., T, 4, H]
+    table: Tensor  # [T, 5]: signal, deviation, c0, c1, weight
+    noise: Tensor | None  # [.., R, D]
+    state: Tensor | None  # int64 [2] on the device: seed and first draw index
+    offset: int  # added to the first draw index
+    rows_per_sample: int
+    loss: str  # squared, absolute or huber
+    residual: bool  # whether the first hidden layer is added to the third
+    precision: str  # of the hidden products: float32, tf32, bf16 or fp16
+
+    @property
+    def differentiable(self) -> Differentiable:
+        """The operands that have a gradient."""
+        return Differentiable(self.x0, *self[2:10])
+
+    @property
+    def drawn_from(self) -> Tensor | None:
+        """The state from which the noise is drawn, None where the noise is given."""
+        return self.state if self.noise is None else None

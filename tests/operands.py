@@ -1,0 +1,57 @@
+"""Operands of the denoising chain and of the sleep term's regression, for tests of the functions that every fused backend has."""
+
+from __future__ import annotations
+
+import torch
+
+from ddvi_fast import parity, schedules, testing
+from ddvi_fast._operands import ChainOperands, Differentiable, SleepOperands
+from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.parity import normals
+from ddvi_fast.rng import Draws
+
+ALL = Differentiable(*[True] * 9)
+
+
+def _common(shape, residual):
+    """Latents, context, weights by name and whether the network is residual, for (N, T, D, C, H, G)."""
+    rows, steps, latent, context, hidden, groups = shape
+    network = ResidualMLP(latent, context, steps, hidden, groups=groups, residual=residual, draws=Draws(7))
+    lead = (rows,) if groups is None else (groups, rows)
+    weights = {name: value.detach() for name, value in network.chain_weights()._asdict().items()}
+    return normals(1, *lead, latent), normals(2, *lead, context) if context else None, weights, network.residual
+
+
+def chain_operands(shape, residual=None, precision="float32", **changes) -> ChainOperands:
+    """Operands of a chain (N, T, D, C, H, G) with given noise; a `state` replaces the noise."""
+    y_T, context, weights, residual = _common(shape, residual)
+    table = schedules.make("cosine", shape[1]).coefficients("v")
+    noise = None if "state" in changes else normals(3, shape[1], *y_T.shape)
+    options = {"state": None, "offset": 0, "rows_per_sample": max(1, shape[0])} | changes
+    return ChainOperands(y_T, context, **weights, coefficients=table, noise=noise, residual=residual, precision=precision, **options)
+
+
+def sleep_operands(shape, loss="squared", residual=None, precision="float32", **changes) -> SleepOperands:
+    """Operands of a regression (N, T, D, C, H, G) with given noise and any table; a `state` replaces the noise. The last step occurs."""
+    x0, context, weights, residual = _common(shape, residual)
+    t = parity.timesteps(x0.shape[:-1], shape[1])
+    t[..., -1:] = shape[1] - 1
+    noise, options = (
+        None if "state" in changes else normals(3, *x0.shape),
+        {"state": None, "offset": 0, "rows_per_sample": max(1, shape[0])} | changes,
+    )
+    table = normals(4, shape[1], 5)
+    return SleepOperands(x0, t, context, **weights, table=table, noise=noise, loss=loss, residual=residual, precision=precision, **options)
+
+
+def call(module, operands, needed=ALL) -> dict[str, torch.Tensor | None]:
+    """Results and gradients by name of the functions of a backend's module, under random upstream gradients."""
+    needed = Differentiable(*(need and value is not None for need, value in zip(needed, operands.differentiable, strict=True)))
+    if isinstance(operands, ChainOperands):
+        results = dict(zip(("z", "path", "trajectory"), module.forward(operands, True), strict=True))
+        upstream = [None if value is None else testing.upstream_gradient(value, seed) for seed, value in enumerate(results.values())]
+        gradients = module.backward(operands, results["trajectory"], *upstream, needed)
+    else:
+        results = {"loss": module.forward(operands)}
+        gradients = module.backward(operands, testing.upstream_gradient(results["loss"]), needed)
+    return results | {f"d_{name}": value for name, value in gradients._asdict().items()}
