@@ -252,13 +252,16 @@ def chain_case(shape: tuple, source: str, residual: bool | None = None, samples:
 
 
 def sleep_case(shape: tuple, source: str, loss: str, parametrisation: str, residual: bool | None = None, samples: tuple[int, ...] = ()) -> Case:
-    """Regression of a shape (N, T, D, C, H, G) for some leading axes of samples, with noise that is ``given`` or ``drawn``."""
+    """Regression of a shape (N, T, D, C, H, G) for some leading axes of samples, with noise that is ``given`` or ``drawn``.
+
+    Its table is that of a parametrisation, or of normals for ``random``.
+    """
     steps, latent = shape[1:3]
 
     def make():
         denoiser, inputs, lead = _network(shape, residual, samples)
         inputs["x0"] = normals(1, *lead, latent)
-        inputs["table"] = schedules.make("cosine", steps).regression_table(parametrisation, 1 / latent)
+        inputs["table"] = normals(4, steps, 5) if parametrisation == "random" else _regression_table(steps, parametrisation, latent)
         if source == "given":
             inputs["noise"] = normals(3, *lead, latent)
 
@@ -270,6 +273,10 @@ def sleep_case(shape: tuple, source: str, loss: str, parametrisation: str, resid
         return inputs, call
 
     return Case("sleep", f"{shape} {source} {loss} {parametrisation}", make, floor=1e-5)
+
+
+def _regression_table(steps: int, parametrisation: str, latent: int) -> Tensor:
+    return schedules.make("cosine", steps).regression_table(parametrisation, 1 / latent)
 
 
 def elbo_cases(shape: tuple[int, ...]) -> Iterator[Case]:

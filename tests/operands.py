@@ -8,7 +8,8 @@ from ddvi_fast import parity, schedules, testing
 from ddvi_fast._operands import ChainOperands, Differentiable, SleepOperands
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.parity import normals
-from ddvi_fast.rng import Draws
+from ddvi_fast.reference import sleep as reference
+from ddvi_fast.reference.chain import ChainWeights
 
 ALL = Differentiable(*[True] * 9)
 
@@ -16,22 +17,27 @@ ALL = Differentiable(*[True] * 9)
 def _common(shape, residual):
     """Latents, context, weights by name and whether the network is residual, for (N, T, D, C, H, G)."""
     rows, steps, latent, context, hidden, groups = shape
-    network = ResidualMLP(latent, context, steps, hidden, groups=groups, residual=residual, draws=Draws(7))
+    network = ResidualMLP(latent, context, steps, hidden, groups=groups, residual=residual)
     lead = (rows,) if groups is None else (groups, rows)
     weights = {name: value.detach() for name, value in network.chain_weights()._asdict().items()}
     return normals(1, *lead, latent), normals(2, *lead, context) if context else None, weights, network.residual
 
 
-def chain_operands(shape, residual=None, precision="float32", **changes) -> ChainOperands:
+def _moved(operands, device):
+    return operands._make(value.to(device) if isinstance(value, torch.Tensor) else value for value in operands)
+
+
+def chain_operands(shape, residual=None, precision="float32", device="cpu", **changes) -> ChainOperands:
     """Operands of a chain (N, T, D, C, H, G) with given noise; a `state` replaces the noise."""
     y_T, context, weights, residual = _common(shape, residual)
     table = schedules.make("cosine", shape[1]).coefficients("v")
     noise = None if "state" in changes else normals(3, shape[1], *y_T.shape)
     options = {"state": None, "offset": 0, "rows_per_sample": max(1, shape[0])} | changes
-    return ChainOperands(y_T, context, **weights, coefficients=table, noise=noise, residual=residual, precision=precision, **options)
+    operands = ChainOperands(y_T, context, **weights, coefficients=table, noise=noise, residual=residual, precision=precision, **options)
+    return _moved(operands, device)
 
 
-def sleep_operands(shape, loss="squared", residual=None, precision="float32", **changes) -> SleepOperands:
+def sleep_operands(shape, loss="squared", residual=None, precision="float32", device="cpu", **changes) -> SleepOperands:
     """Operands of a regression (N, T, D, C, H, G) with given noise and any table; a `state` replaces the noise. The last step occurs."""
     x0, context, weights, residual = _common(shape, residual)
     t = parity.timesteps(x0.shape[:-1], shape[1])
@@ -41,7 +47,8 @@ def sleep_operands(shape, loss="squared", residual=None, precision="float32", **
         {"state": None, "offset": 0, "rows_per_sample": max(1, shape[0])} | changes,
     )
     table = normals(4, shape[1], 5)
-    return SleepOperands(x0, t, context, **weights, table=table, noise=noise, loss=loss, residual=residual, precision=precision, **options)
+    operands = SleepOperands(x0, t, context, **weights, table=table, noise=noise, loss=loss, residual=residual, precision=precision, **options)
+    return _moved(operands, device)
 
 
 def call(module, operands, needed=ALL) -> dict[str, torch.Tensor | None]:
@@ -55,3 +62,19 @@ def call(module, operands, needed=ALL) -> dict[str, torch.Tensor | None]:
         results = {"loss": module.forward(operands)}
         gradients = module.backward(operands, testing.upstream_gradient(results["loss"]), needed)
     return results | {f"d_{name}": value for name, value in gradients._asdict().items()}
+
+
+def exact_regression(operands: SleepOperands) -> dict[str, torch.Tensor | None]:
+    """Loss and gradients of the reference in float64, as `call` gives them."""
+    leaves = [None if value is None else value.double().requires_grad_() for value in operands.differentiable]
+    x0, context, *weights, table, noise = leaves
+    value = reference.denoising_loss(x0, operands.t, context, ChainWeights(*weights), table, noise, operands.loss, operands.residual)
+    upstream = testing.upstream_gradient(value.float()).double()
+    found = iter(torch.autograd.grad(value, [leaf for leaf in leaves if leaf is not None], upstream))
+    gradients = {f"d_{name}": None if leaf is None else next(found) for name, leaf in zip(Differentiable._fields, leaves, strict=True)}
+    return {"loss": value.detach()} | gradients
+
+
+def largest_relative_error(got: dict[str, torch.Tensor | None], exact: dict[str, torch.Tensor | None]) -> float:
+    """The largest error of a result or gradient, in length and relative to its own."""
+    return max(float((value - exact[name]).norm() / exact[name].norm()) for name, value in got.items() if value is not None)

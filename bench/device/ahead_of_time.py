@@ -82,12 +82,16 @@ def compile_all(processes: int, first_variants: bool, module: str = "*") -> Tabl
 def listed(module: str = "*") -> dict[tuple[str, int], Any]:
     """Every `Compilation` of the matching modules in kernels/, by name and architecture; a name may stand for a different variant on each."""
     found: dict[tuple[str, int], Any] = {}
+    seen = set()
     for file in sorted(KERNELS.glob(f"{module}.py")):
         kernels = importlib.import_module(f"ddvi_fast.kernels.{file.stem}")
         for compilation in getattr(kernels, "compilations", list)():
-            # Modules that share a kernel list the same variants of it.
-            if found.setdefault((compilation.name, compilation.architecture), compilation) != compilation:
-                raise ValueError(f"kernels/{file.name}: two variants for sm_{compilation.architecture} are called {compilation.name}")
+            key, content = (compilation.name, compilation.architecture), str({**vars(compilation), "name": compilation.kernel.__name__})
+            if content not in seen:  # several sizes may launch the same variant
+                seen.add(content)
+                if key in found:
+                    raise ValueError(f"kernels/{file.name}: two variants for sm_{compilation.architecture} are called {compilation.name}")
+                found[key] = compilation
     return found
 
 

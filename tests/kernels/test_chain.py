@@ -13,6 +13,8 @@ from ddvi_fast import _backend, parity, testing
 from ddvi_fast.kernels import chain, weight_gradient
 from tests.operands import chain_operands
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 pytestmark = pytest.mark.usefixtures("poison_empty")
 
 # N, T, D, C, H, G, and whether the network is residual
@@ -79,14 +81,12 @@ def test_pieces_of_rows_and_steps_give_the_gradients_of_the_whole(monkeypatch):
 
 def test_unsupported_operands_are_named():
     def unsupported(*shape, **changes):
-        operands = chain_operands(shape)._replace(**changes)
+        operands = chain_operands(shape, device=DEVICE)._replace(**changes)
         tensors = {name: value for name, value in operands._asdict().items() if isinstance(value, torch.Tensor)}
         return chain.unsupported(operands.precision, **tensors)
 
-    if torch.cuda.is_available():
-        pytest.skip("the operands are on the CPU")
     assert unsupported(3, 2, 2, 2, 64, None) is None
     assert "hidden widths" in unsupported(3, 2, 2, 2, 96, None)
     assert "at most 64" in unsupported(3, 2, 65, 2, 64, None)
-    assert "float32" in unsupported(3, 2, 2, 2, 64, None, y_T=torch.zeros(3, 2).double())
+    assert "float32" in unsupported(3, 2, 2, 2, 64, None, y_T=torch.zeros(3, 2, dtype=torch.float64, device=DEVICE))
     assert "precision" in unsupported(3, 2, 2, 2, 64, None, precision="int8")
