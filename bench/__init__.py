@@ -1,1 +1,1 @@
-"""Benchmarks: what is timed and against what (`cases`), how (`timing`, `memory`, `ceilings`), and what is made of it (`run`, `report`)."""
+"""Benchmarks: cases and problems, timing, memory and ceilings, records and reports."""

@@ -1,4 +1,4 @@
-"""Times the denoising chain, single and grouped by class: `pytest bench/bench_chain.py --benchmark-enable`."""
+"""Benchmark of the denoising chain, single and grouped by class: `pytest bench/bench_chain.py --benchmark-enable`."""
 
 from __future__ import annotations
 

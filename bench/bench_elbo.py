@@ -1,4 +1,4 @@
-"""Times the bound's reductions: `pytest bench/bench_elbo.py --benchmark-enable`."""
+"""Benchmark of the bound's reductions: `pytest bench/bench_elbo.py --benchmark-enable`."""
 
 from __future__ import annotations
 

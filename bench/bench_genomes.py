@@ -1,7 +1,7 @@
-"""Times unpacking and principal components of genotypes: `pytest bench/bench_genomes.py --benchmark-enable --bench-set genomes`.
+"""Benchmark of unpacking and principal components of genotypes: `pytest bench/bench_genomes.py --benchmark-enable --bench-set genomes`.
 
-The large case, 2,504 x 1,000,000, is in the set ``million``: `ddvi-fast bench million`. The 625 MB of its store go to the folder of
-temporary files, twice while it is made.
+The case of 2,504 x 1,000,000 genotypes is in the set ``million``: `ddvi-fast bench million`. Its store of 625 MB is written to the folder of
+temporary files, and takes twice as much while it is made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Times kernel density: `pytest bench/bench_kde.py --benchmark-enable`."""
+"""Benchmark of kernel density: `pytest bench/bench_kde.py --benchmark-enable`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times maximum mean discrepancy: `pytest bench/bench_mmd.py --benchmark-enable`."""
+"""Benchmark of maximum mean discrepancy: `pytest bench/bench_mmd.py --benchmark-enable`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times forward noising: `pytest bench/bench_noise.py --benchmark-enable`."""
+"""Benchmark of forward noising: `pytest bench/bench_noise.py --benchmark-enable`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times the sleep term's regression: `pytest bench/bench_sleep.py --benchmark-enable`."""
+"""Benchmark of the sleep term's regression: `pytest bench/bench_sleep.py --benchmark-enable`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times the whole DDVI training step: `pytest bench/bench_training.py --benchmark-enable`."""
+"""Benchmark of the whole DDVI training step: `pytest bench/bench_training.py --benchmark-enable`."""
 
 from __future__ import annotations
 

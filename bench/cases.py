@@ -1,9 +1,8 @@
-"""Every benchmark case: an operation at one size, and the sets that `ddvi-fast bench` runs. Time, memory and device runs all read it.
+"""Registry of the benchmark cases: an operation at one size, and the sets that `ddvi-fast bench` runs.
 
-Sets: ``targets`` (the comparisons that this project promises), ``quick`` (every operation once, small), ``full`` (sizes from 128 to 65,536
-rows, latent dimensions 2 and 16, 5 to 100 steps), ``device`` (what fills a large GPU), ``genomes`` (unpacking genotypes, their principal
-components against scikit-learn's, and people mapped by a fitted model), ``million`` (components of 2,504 x 1,000,000 genotypes, which a
-dense matrix would need 10 GB for).
+Sets: ``targets`` (the comparisons with a goal), ``quick`` (every operation once, small), ``full`` (128 to 65,536 rows, latent dimensions 2 and
+16, 5 to 100 steps), ``device`` (sizes for a large GPU), ``genomes`` (unpacking of genotypes, their principal components against
+scikit-learn's, and latents of a fitted model), ``million`` (components of 2,504 x 1,000,000 genotypes, for which a dense matrix takes 10 GB).
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ import torch
 
 from bench.problem import Problem
 
-SETS = ("quick", "targets", "full", "device", "genomes", "million")
-WITH_BF16 = ("chain", "sleep", "training", "semisupervised")  # what has hidden layers
+WITH_BF16 = ("chain", "sleep", "training", "semisupervised")  # operations with hidden layers
 MODES = {False: "forward", True: "forward+backward"}
 
 
@@ -27,12 +25,12 @@ class Case:
     """One operation at one size.
 
     Args:
-        operation: a key of `operations.OPERATIONS`, ``training``, ``semisupervised`` or ``genomes``.
-        shape: arguments of its problem.
-        backward: forward and backward, or forward alone.
-        sets: where it belongs.
-        goals: times faster than eager that each provider should be on a 2-core CPU with AVX-512; a floor.
-        most_bytes: peak memory that ours should stay under, or None.
+        operation: A key of `operations.OPERATIONS`, ``training``, ``semisupervised`` or ``genomes``.
+        shape: Arguments of its problem.
+        backward: Whether forward and backward pass are computed, or the forward pass alone.
+        sets: Names of the sets that the case belongs to.
+        goals: Smallest speed of each provider relative to eager, on a 2-core CPU with AVX-512.
+        most_bytes: Largest peak memory of ours in bytes, or None.
     """
 
     operation: str
@@ -44,19 +42,19 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Such as ``chain N=128 T=40 D=2 forward``."""
+        """The name, for example ``chain N=128 T=40 D=2 forward``."""
         shape = " ".join(str(value) if isinstance(value, str) else f"{key}={value}" for key, value in self.shape)
         return " ".join(part for part in (self.operation, shape, MODES[self.backward]) if part)
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Who computes it; keys of `problem.PROVIDERS`."""
+        """Names of the providers."""
         if self.operation == "genomes":
             return ("eager", "ours") if "genomes" in self.sets else ("ours",)
         return ("eager", "compiled", "ours", *(["ours_bf16"] if self.operation in WITH_BF16 else []))
 
     def build(self, device: torch.device) -> Problem:
-        """Inputs on `device`, and the providers."""
+        """Make the problem with its inputs on `device`."""
         if self.operation == "training":
             from bench.training import Training
 
@@ -78,7 +76,7 @@ class Case:
 
 @cache
 def all_cases() -> tuple[Case, ...]:
-    """All cases, each once, whatever number of sets it belongs to."""
+    """All cases, each once, with all sets that it belongs to."""
     merged: dict[tuple, Case] = {}
     for case in (*_targets(), *_quick(), *_full(), *_device(), *_genomes()):
         key = (case.operation, case.shape, case.backward)

@@ -1,7 +1,7 @@
-"""What this machine can do at most, measured in the same run as everything else and with the same number of threads.
+"""Ceilings of this machine, measured in the same run and with the same number of threads as everything else.
 
-A time becomes a fraction of a ceiling: floating-point operations of the matrix-product rate, bytes of the copy bandwidth (read and
-written ones both count), exponentials of the exponential rate. On the CPU that last one is `torch.exp` on numbers in cache.
+A time becomes a fraction of a ceiling: floating-point operations of the rate of matrix products, bytes (read and written) of the copy bandwidth,
+exponentials of the rate of exponentials, which on a CPU is that of `torch.exp` on numbers in the cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _TRIES = 5
 
 
 def measure_ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
-    """Rates a second: ``matmul_float32``, ``matmul_bf16`` (on a GPU ``matmul_tf32`` too), ``copy_bytes``, ``exponentials``."""
+    """Rates per second: ``matmul_float32``, ``matmul_bf16`` (on a GPU also ``matmul_tf32``), ``copy_bytes``, ``exponentials``."""
     side = (1024 if quick else 2048) if device.type == "cpu" else (4096 if quick else 8192)
     ceilings = {
         "matmul_float32": _matmul(device, torch.float32, side if device.type == "cpu" else side // 2),
@@ -30,7 +30,7 @@ def measure_ceilings(device: torch.device, quick: bool = False) -> dict[str, flo
 
 
 def _best(run: Callable[[], object], device: torch.device, calls: int = 1) -> float:
-    """Seconds of the fastest of a few tries: a ceiling is what the machine can do undisturbed."""
+    """Seconds of the fastest of a few tries, because a ceiling is the rate of an undisturbed machine."""
     measure(run, device, 1)
     return min(measure(run, device, calls) for _ in range(_TRIES)) / 1000
 
@@ -59,7 +59,7 @@ def _copy(device: torch.device, size: int) -> float:
 
 def _exponentials(device: torch.device) -> float:
     if device.type == "cuda":
-        from bench.exponentials import launch
+        from bench.device.exponentials import launch
 
         _, count = launch(16_384, device)
         return count / _best(lambda: launch(16_384, device), device, 5)

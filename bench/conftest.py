@@ -1,6 +1,6 @@
-"""`pytest bench/ --benchmark-enable` times the cases of a set: --bench-set quick, targets or full, --bench-device cpu or cuda.
+"""Pytest plugin of the benchmarks: `pytest bench/ --benchmark-enable [--bench-set SET] [--bench-device DEVICE]` times the cases of a set.
 
-Without --benchmark-enable every case runs once, as a check. Providers of one case make one group of the table.
+Without --benchmark-enable every case runs once, as a check. The providers of a case form a group of the table.
 """
 
 from __future__ import annotations
@@ -11,26 +11,27 @@ import pytest
 import torch
 
 from bench import cases
+from ddvi_fast.cli.bench import SETS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--bench-set", default="quick", choices=cases.SETS, help="which cases to run")
+    parser.addoption("--bench-set", default="quick", choices=SETS, help="which cases to run")
     parser.addoption("--bench-device", default="cpu", help="cpu or cuda")
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Only bench_*.py holds tests; the rest are modules and scripts."""
+    """Collect only bench_*.py; the others are modules and scripts."""
     return True if collection_path.suffix == ".py" and not collection_path.name.startswith("bench_") else None
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    # A file named on the command line is collected without being asked for.
+    # Pytest collects files that are named on the command line by itself.
     wanted = file_path.match("bench_*.py") and not parent.session.isinitpath(file_path)
     return pytest.Module.from_parent(parent, path=file_path) if wanted else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every provider of every case of the operation that the file is named after."""
+    """Parametrize with every provider of every case of the operation that the file is named after."""
     operation = metafunc.definition.path.stem.removeprefix("bench_")
     chosen = [case for case in cases.in_set(metafunc.config.getoption("--bench-set")) if case.operation == operation]
     pairs = [(case, provider) for case in chosen for provider in case.providers]
@@ -39,11 +40,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def call(case: cases.Case, provider: str, benchmark, pytestconfig: pytest.Config):
-    """What to time, checked first."""
+    """The function to time, after its check."""
     torch._dynamo.reset()
     problem = case.build(torch.device(pytestconfig.getoption("--bench-device")))
     problem.check(provider)
     benchmark.group = case.name
     run = problem.provider(provider)
-    run()  # compilation and other first-time work stay out of the figures
+    run()  # compilation and other first-time work are not timed
     return run

@@ -1,8 +1,7 @@
-"""Genotypes as problems: unpacking 2-bit codes, principal components of a packed store against scikit-learn's on the dense matrix, and people
-mapped by a fitted estimator.
+"""Genotypes as problems: unpacking of 2-bit codes, principal components of a packed store against scikit-learn's, and latents of a fitted estimator.
 
-Genotypes are simulated by the Balding-Nichols model: five populations whose allele frequencies differ, made in blocks, so that a million
-variants never stand in memory.
+Genotypes are simulated by the Balding-Nichols model with five populations whose allele frequencies differ, in blocks, so that a million variants
+are never in memory at once.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ COMPONENTS = 20
 QUICK = "pca in 7 passes"
 FLOAT = 4  # bytes
 _BLOCK = 4096
-_RANDOMISED_PASSES = 7  # of scikit-learn's randomised solver, for so few components
+_RANDOMIZED_PASSES = 7  # passes of scikit-learn's randomized solver for so few components
 _CHECKED_ROWS = 64
 _FITTED_ROWS = 2504
-_ANGLE = 1e-3  # how far the cosine between a leading component and scikit-learn's may be from 1
+_ANGLE = 1e-3  # largest distance from 1 of the cosine between a leading component and scikit-learn's
 
 
 class Unpacking(Problem):
-    """Packed rows of N samples at M variants to bytes (``codes``), or to standardised float32 (``scaled``)."""
+    """Unpacking of N samples at M variants to bytes (``codes``), or to standardized float32 (``scaled``)."""
 
     def __init__(self, device: torch.device, N: int, M: int, kind: str) -> None:
         super().__init__(device, backward=False)
@@ -75,18 +74,18 @@ class Unpacking(Problem):
 
 
 class Components(Problem):
-    """Twenty principal components of N samples at M variants, against scikit-learn on the dense standardised matrix in float32.
+    """Twenty principal components of N samples at M variants, compared with scikit-learn on the dense standardized matrix in float32.
 
-    Like with like: ``pca`` goes on until every component has converged, as scikit-learn's Lanczos solver does, and ``pca in 7 passes`` does as
-    many as its randomised solver does by default, after which components in a flat spectrum are still far from converged.
+    ``pca`` iterates until every component has converged, like scikit-learn's Lanczos solver. ``pca in 7 passes`` makes as many passes as its
+    randomized solver does by default, after which components in a flat spectrum are still far from converged.
     """
 
     def __init__(self, device: torch.device, N: int, M: int, kind: str) -> None:
         super().__init__(device, backward=False)
-        self.passes = _RANDOMISED_PASSES if kind == QUICK else None
+        self.passes = _RANDOMIZED_PASSES if kind == QUICK else None
         self._folder = tempfile.TemporaryDirectory(prefix="ddvi_fast_bench_")
         self.store = simulated_store(Path(self._folder.name) / "store", N, M)
-        # At the least the store is read once; how many passes there are is for the method to find.
+        # The store is read at least once; the number of passes depends on the method.
         self.work = Work(bytes=self.store.packed.nbytes)
 
     def provider(self, name: str) -> Callable[[], object]:
@@ -94,7 +93,7 @@ class Components(Problem):
 
     def check(self, name: str) -> None:
         if name != "ours" or self.store.packed.nbytes > 1 << 26:
-            return  # scikit-learn is the yardstick, and too large for a dense matrix means too large for a comparison
+            return  # scikit-learn is what ours is compared with; it cannot run where the dense matrix is too large
         leading = POPULATIONS - 1
         ours, dense = self._ours()[:, :leading], self._dense()[:, :leading]
         cosines = np.abs((ours * dense).sum(0)) / np.linalg.norm(ours, axis=0) / np.linalg.norm(dense, axis=0)
@@ -104,7 +103,7 @@ class Components(Problem):
         if self.passes is None:
             return GenotypePCA(COMPONENTS, device=self.device).fit_transform(self.store)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it did not converge
+            warnings.simplefilter("ignore")  # about components that have not converged
             return GenotypePCA(COMPONENTS, max_passes=self.passes, device=self.device).fit_transform(self.store)
 
     def _dense(self) -> np.ndarray:
@@ -118,7 +117,7 @@ class Components(Problem):
 
 
 class Mapping(Problem):
-    """N rows of M principal components to the latents of a fitted estimator: the means of its 16 draws a row."""
+    """Latents of N rows of M principal components under a fitted estimator: means of 16 draws for each row."""
 
     def __init__(self, device: torch.device, N: int, M: int, kind: str) -> None:
         super().__init__(device, backward=False)
@@ -140,14 +139,14 @@ class Mapping(Problem):
 
 
 def _chain_products(posterior: Diffusion) -> int:
-    """Multiplications of the networks for one draw of one row; the encoders', once a row, are few beside them."""
+    """Multiplications of the denoiser for one draw of one row; those of the encoders, once a row, are negligible."""
     denoiser = posterior.denoiser
     return denoiser.num_steps * sum(part.numel() for part in (denoiser.first, denoiser.hidden, denoiser.last))
 
 
 @torch.no_grad()
 def _means(model: DDVI, rows: Tensor) -> Tensor:
-    """Means [N, D] of the draws that the estimator takes, in float64."""
+    """Means [N, D] of the estimator's draws, in float64."""
     posterior, seed, shape = copy.deepcopy(model.posterior_).double(), rng.Draws(model.seed_), (model.n_samples, 1, 2)
     x = torch.from_numpy((rows.double().cpu().numpy() - model.features_.centre) / model.features_.scale).to(rows.device)
     steps = range(posterior.denoiser.num_steps)
@@ -163,7 +162,7 @@ def _means(model: DDVI, rows: Tensor) -> Tensor:
 
 
 def simulated_store(path: Path, samples: int, variants: int) -> GenotypeStore:
-    """A store of the Balding-Nichols model without missing calls; with few samples, less the variants that came out constant."""
+    """Write a store of the Balding-Nichols model without missing calls and without constant variants."""
     names = SampleTable.from_names([f"s{number}" for number in range(samples)], path)
     with new_folder(path) as folder:
         write_store(Source(path, names, _blocks(samples, variants)), folder, filters=Filters(varying=True))

@@ -1,9 +1,6 @@
-"""Peak memory of a call beyond what stood before it: inputs, weights and libraries do not count.
+"""Peak memory of a call, without its inputs, weights and libraries.
 
-On the CPU a fresh process runs each case and reads the kernel's high-water mark of its resident memory (Linux). On a GPU it is the
-allocator's.
-
-    python -m bench.memory           # the chain's backward pass against steps and rows, ours and eager
+On a CPU a new process runs each case and reads the kernel's high-water mark of its resident memory (Linux). On a GPU the allocator reports it.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ _TIMEOUT = 1800  # seconds for the providers of one case
 
 
 def peak_bytes(case: Case, providers: Sequence[str], device: torch.device, threads: int) -> dict[str, int | None]:
-    """Bytes that one call of each provider needs at its peak; None where the system does not tell."""
+    """Peak memory of one call of each provider in bytes; None if the system does not report it."""
     if device.type == "cuda":
         problem = case.build(device)
         return {name: _peak_on_gpu(problem.provider(name), device) for name in providers}
@@ -38,9 +35,9 @@ def peak_bytes(case: Case, providers: Sequence[str], device: torch.device, threa
 
 
 def scaling(threads: int = 1) -> list[dict[str, int | None]]:
-    """Peak bytes of the chain, forward and backward, at D = 2, against T at N = 1024 and against N at T = 10.
+    """Peak bytes of the chain, forward and backward, at D = 2, for several T at N = 1024 and several N at T = 10.
 
-    `states` is what O(T N D) stands for: the trajectory in float32.
+    `states` is the size of the trajectory in float32, T N D numbers.
     """
     sizes = [(steps, SCALING_ROWS[0]) for steps in SCALING_STEPS] + [(SCALING_STEPS[0], rows) for rows in SCALING_ROWS[1:]]
     rows = []
@@ -51,7 +48,7 @@ def scaling(threads: int = 1) -> list[dict[str, int | None]]:
 
 
 def _in_fresh_process(arguments: list[str]) -> dict[str, int | None]:
-    # A fixed threshold makes the allocator hand large blocks back at once, so that earlier calls leave no room for later ones.
+    # With a fixed threshold the allocator returns large blocks at once, so that later calls cannot use memory of earlier ones.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "bench.memory", *arguments]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_TIMEOUT)
@@ -74,10 +71,10 @@ def _peak_on_gpu(call: Callable[[], object], device: torch.device) -> int:
 def _peak_on_cpu(call: Callable[[], object]) -> int | None:
     call()
     gc.collect()
-    memory.release()  # what an earlier call left is not there for the next for nothing
+    memory.release()  # memory that an earlier call left must count for the next one
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = _status("VmRSS")
         call()
         return max(0, _status("VmHWM") - before)
@@ -86,23 +83,20 @@ def _peak_on_cpu(call: Callable[[], object]) -> int | None:
 
 
 def _status(field: str) -> int:
-    """A line of /proc/self/status in bytes."""
+    """A field of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def main() -> None:
+    """Measure one case, or one size of the chain, in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", help="one case instead of the chain's scaling")
-    parser.add_argument("--chain", nargs=2, type=int, metavar=("T", "N"), help="one size of the scaling")
-    parser.add_argument("--providers", nargs="+", default=["eager", "ours"])
+    parser.add_argument("--case", help="name of a case")
+    parser.add_argument("--chain", nargs=2, type=int, metavar=("T", "N"), help="a size of the chain")
+    parser.add_argument("--providers", nargs="+", required=True)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.case is None and options.chain is None:
-        for row in scaling(options.threads):
-            print("  ".join(f"{key}={value:,}" if value is not None else f"{key}=unknown" for key, value in row.items()), flush=True)
-        return
     device = torch.device("cpu")
     problem = by_name(options.case).build(device) if options.case else Chain(device, True, options.chain[1], options.chain[0], SCALING_LATENT)
     print(json.dumps({name: _peak_on_cpu(problem.provider(name)) for name in options.providers}))

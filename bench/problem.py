@@ -13,12 +13,6 @@ from ddvi_fast import rng, use_backend
 from ddvi_fast.rng import Draws
 from ddvi_fast.testing import assert_within_budget, upstream_gradient
 
-PROVIDERS = {
-    "eager": "PyTorch, step by step",
-    "compiled": "the same under torch.compile",
-    "ours": "ddvi_fast, float32",
-    "ours_bf16": "ddvi_fast, hidden layers in bf16",
-}
 CHECKED_ROWS = 256
 # Tolerances: relative to the largest value for float32 sums in another order, relative to the norm for two bf16 operands that are rounded.
 FLOOR, FLOOR_BF16 = 1e-5, 4e-3

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from bench import records
-from bench.problem import PROVIDERS
 from bench.records import fractions, ratio
 from ddvi_fast import _markdown
+from ddvi_fast.cli.bench import PROVIDERS
 
 HEADINGS = ("case", "provider", "ms (p20 to p80)", "x eager", "x compiled", "FLOP/s", "bytes/s", "exp/s", "peak memory")
 _TURNS = {False: "providers took turns in one process", True: "providers took turns, those of each case in a process of its own"}

@@ -15,11 +15,12 @@ import torch
 from bench import cases
 from bench.ceilings import measure_ceilings
 from bench.memory import peak_bytes, scaling
-from bench.problem import PROVIDERS, Problem
+from bench.problem import Problem
 from bench.records import KIND, RESULTS, write
 from bench.report import print_record
 from bench.timing import time_together
 from ddvi_fast import _checks
+from ddvi_fast.cli.bench import PROVIDERS
 from ddvi_fast.engine.run_folder import environment
 
 
@@ -59,7 +60,7 @@ def run(
     memory: bool = True,
     command: str = "",
 ) -> dict[str, Any]:
-    """The record of a set: machine, versions, commit, ceilings, and every case with its providers."""
+    """Measure cases and return the record: machine, versions, commit, ceilings, and every case with its providers."""
     record = {
         "kind": KIND,
         "set": name,
@@ -75,7 +76,7 @@ def run(
         start = time.perf_counter()
         record["cases"].append((_run_apart if record["apart"] else run_case)(case, device, providers, seconds, memory=memory))
         print(f"[{number}/{len(chosen)}] {case.name}: {time.perf_counter() - start:.0f} s", flush=True)
-    # A moment in which something else ran must not lower a ceiling.
+    # Measured twice, so that another program that ran for a moment does not lower a ceiling.
     again = measure_ceilings(device)
     record["ceilings"] = {key: max(value, again[key]) for key, value in record["ceilings"].items()}
     if memory and device.type == "cpu" and name != "quick":
@@ -84,21 +85,21 @@ def run(
 
 
 def _run_apart(case: cases.Case, device: torch.device, providers: Sequence[str], seconds: float, *, memory: bool) -> dict[str, Any]:
-    """`run_case` in a process of its own: what earlier cases taught the allocator would change what later ones cost."""
+    """Run `run_case` in its own process, because the allocator's state after earlier cases would affect the times of later ones."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
         return pool.submit(run_case, case, device, providers, seconds, memory=memory).result()
 
 
 def run_case(case: cases.Case, device: torch.device, providers: Sequence[str], seconds: float, *, memory: bool = True) -> dict[str, Any]:
-    """One case: every provider is checked, and those that pass are timed in turns."""
-    torch._dynamo.reset()  # what was compiled for other sizes would make this one compile for any size
+    """Check every provider of a case, and time those that pass in turns."""
+    torch._dynamo.reset()  # after other sizes torch.compile would compile for dynamic sizes
     problem = case.build(device)
     wanted = [name for name in case.providers if name in providers]
     results: dict[str, dict[str, Any]] = {name: checked(problem, name) for name in wanted}
     passed = [name for name in wanted if "failed" not in results[name]]
     timings = time_together({name: problem.provider(name) for name in passed}, device, seconds=seconds)
     for name, timing in timings.items():
-        results[name] |= timing.as_dict()
+        results[name] |= dataclasses.asdict(timing)
     if memory:
         for name, peak in _peaks(case, passed, device).items():
             results[name]["peak_bytes"] = peak
@@ -115,10 +116,10 @@ def run_case(case: cases.Case, device: torch.device, providers: Sequence[str], s
 
 
 def checked(problem: Problem, name: str) -> dict[str, str]:
-    """Nothing for a provider that computes the right numbers, else ``failed`` with the reason: it is shown, and never timed."""
+    """Check a provider: an empty result if its numbers are right, otherwise ``failed`` with the reason; such a provider is not timed."""
     try:
         problem.check(name)
-    except Exception as error:  # a provider may fail in any way, and the others are still to be measured
+    except Exception as error:  # a provider may fail in any way, and the others must still be measured
         lines = str(error).strip().splitlines() or [""]
         return {"failed": f"{type(error).__name__}: {' '.join(lines[:2])}"[:300]}
     return {}

@@ -1,22 +1,23 @@
-"""How a call is timed: providers take turns, so that a busy moment of the machine hits all of them alike."""
+"""Timing of calls: providers take turns, so that a busy moment of the machine affects all of them alike."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 SHORTEST_MS = 1.0  # calls shorter than this are timed several at a time
-LONGEST_SETTLING_MS = 500.0  # calls longer than this begin their turn without one that is not counted
+LONGEST_SETTLING_MS = 500.0  # longer calls begin their turn without an untimed call
 MOST_ROUNDS = 400
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds a call: median, 20th and 80th percentile over `rounds` measurements of `calls` calls each."""
+    """Milliseconds per call: median, 20th and 80th percentile over `rounds` measurements of `calls` calls each."""
 
     median: float
     p20: float
@@ -24,24 +25,20 @@ class Timing:
     rounds: int
     calls: int
 
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
-
 
 def time_together(
     providers: Mapping[str, Callable[[], object]], device: torch.device, *, seconds: float = 2.0, least_rounds: int = 3, warm_up: int = 2
 ) -> dict[str, Timing]:
     """Time each provider for about `seconds`, in turns: one measurement of each, then the next round.
 
-    What the one before left in caches is not this one's fault, and work is done many times in a row: a turn begins with a call that
-    is not counted, unless calls are so long that it would not show.
+    A turn begins with an untimed call, because the provider before has filled the caches with its own data; turns of long calls do not.
 
     Args:
-        providers: what to call; results are dropped.
-        device: where the work runs. On a GPU events are recorded around the calls, else the host's clock is read.
-        seconds: for each provider. A call that takes longer is still measured `least_rounds` times.
-        least_rounds: measurements that every provider gets.
-        warm_up: calls before the first measurement; the last of them decides how many calls a measurement holds.
+        providers: Functions to call; their results are dropped.
+        device: Device of the work. On a GPU the time between events is taken, otherwise the host's clock.
+        seconds: Seconds of measurements for each provider (float, default 2). A longer call is still measured `least_rounds` times.
+        least_rounds: Smallest number of measurements of each provider (int, default 3).
+        warm_up: Calls before the first measurement (int, default 2); the last one determines the number of calls in a measurement.
     """
     calls, estimates = {}, {}
     for name, provider in providers.items():
@@ -51,16 +48,16 @@ def time_together(
     wanted = {name: min(MOST_ROUNDS, max(least_rounds, int(seconds * 1000 / max(estimates[name] * calls[name], 1e-4)))) for name in providers}
     for number in range(max(wanted.values(), default=0)):
         for name, provider in providers.items():
-            # The slow ones skip rounds evenly, so that their few measurements are spread over the whole run.
+            # Slow providers skip rounds evenly, so that their few measurements are spread over the whole run.
             if (number + 1) * wanted[name] // max(wanted.values()) > len(samples[name]):
                 if estimates[name] < LONGEST_SETTLING_MS:
                     provider()
                 samples[name].append(measure(provider, device, calls[name]))
-    return {name: summarise(values, calls[name]) for name, values in samples.items()}
+    return {name: summarize(values, calls[name]) for name, values in samples.items()}
 
 
 def measure(provider: Callable[[], object], device: torch.device, calls: int) -> float:
-    """Milliseconds a call, over `calls` calls in a row."""
+    """Milliseconds per call over `calls` calls in a row."""
     if device.type == "cuda":
         return _measure_events(provider, device, calls)
     start = time.perf_counter()
@@ -80,14 +77,7 @@ def _measure_events(provider: Callable[[], object], device: torch.device, calls:
     return start.elapsed_time(end) / calls
 
 
-def summarise(values: list[float], calls: int) -> Timing:
+def summarize(values: list[float], calls: int) -> Timing:
     """Median and percentiles of measurements."""
-    ordered = sorted(values)
-    return Timing(_quantile(ordered, 0.5), _quantile(ordered, 0.2), _quantile(ordered, 0.8), len(ordered), calls)
-
-
-def _quantile(ordered: list[float], fraction: float) -> float:
-    position = fraction * (len(ordered) - 1)
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+    low, median, high = np.percentile(values, (20, 50, 80)).tolist()
+    return Timing(median, low, high, len(values), calls)

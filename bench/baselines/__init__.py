@@ -1,1 +1,1 @@
-"""What the fused operations are compared with."""
+"""Baselines in plain PyTorch, which the benchmarks compare with."""

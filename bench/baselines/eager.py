@@ -1,8 +1,8 @@
-"""The operations and the DDVI training step as a competent PyTorch user writes them, one step after another.
+"""The operations in plain PyTorch, without any code of ddvi_fast.
 
-They follow the recipe of the paper's released code: layers are `nn.Linear`, noise is `torch.randn`, the chain is a Python loop, kernel
-densities and kernel means hold all pairs. Nothing is fused and nothing is slowed down. Nothing of ddvi_fast is used here; where a
-comparison needs the same numbers on both sides, noise and timesteps can be handed in.
+They follow the paper's released code: layers are `nn.Linear`, noise is `torch.randn`, the chain is a Python loop, kernel densities and MMD hold
+all pairs. Nothing is fused and nothing is slowed down. Noise and timesteps are arguments, so that a comparison can use the same numbers on both
+sides.
 """
 
 from __future__ import annotations

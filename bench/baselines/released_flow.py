@@ -1,7 +1,7 @@
-"""The released recipe of the inverse autoregressive flow (`iaf_vae`), step by step in PyTorch; nothing of ddvi_fast is used here.
+"""The inverse autoregressive flow of the released code (`iaf_vae`) in plain PyTorch, without any code of ddvi_fast.
 
-Dropout is never off, in the decoder neither; the encoder gives mean, logit of the variance and context; `log q` counts the whole
-log-variance; the prior's density is the mean of five kernel estimates, each clipped.
+Dropout is always on, also in the decoder; the encoder returns mean, logit of the variance, and context; `log q` contains the whole log-variance; the
+prior's density is the mean of five kernel estimates, each of them clipped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from bench.baselines.training import BANDWIDTHS, CLAMP
 DROPOUT, SLOPE = 0.2, 0.2
 STEPS, WIDTH, CONTEXT = 4, 128, 10
 LEARNING_RATE, BATCH = 1e-4, 128
-KL_WEIGHT, RAMP = 0.01, 0.8  # the ramp's share of the epochs
+KL_WEIGHT, RAMP = 0.01, 0.8  # weight, and fraction of the epochs in which it rises
 
 
 class Perceptron(nn.Module):
-    """Two hidden layers, each followed by dropout, then a head for each width."""
+    """Two hidden layers, each followed by dropout, then one head for each output width."""
 
     def __init__(self, inputs: int, hidden: int, outputs: list[int], rate: float = DROPOUT) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Perceptron(nn.Module):
 
 
 class Step(nn.Module):
-    """Of two latents the first is gated by what the second says, the second by constants; `turned` swaps them afterwards."""
+    """One autoregressive step: the first latent is gated by a function of the second, the second by constants; `turned` swaps them afterwards."""
 
     def __init__(self, turned: bool) -> None:
         super().__init__()
@@ -47,10 +47,10 @@ class Step(nn.Module):
 
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The latents [N, 2] and the log-determinants [N]."""
-        sees, speaks = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0], [0.0], [1.0], [0.0]])
-        hidden = torch.relu(functional.linear(z, self.first.weight * sees, self.first.bias) + self.of_context(context))
+        inputs, outputs = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0], [0.0], [1.0], [0.0]])
+        hidden = torch.relu(functional.linear(z, self.first.weight * inputs, self.first.bias) + self.of_context(context))
         hidden = torch.relu(self.third(torch.relu(self.second(hidden))))
-        gate, shift = functional.linear(hidden, self.last.weight * speaks, self.last.bias).chunk(2, 1)
+        gate, shift = functional.linear(hidden, self.last.weight * outputs, self.last.bias).chunk(2, 1)
         share = torch.sigmoid(gate)
         z = share * z + (1 - share) * shift
         return (z.flip(1) if self.turned else z), torch.log(share).sum(1)
@@ -67,7 +67,7 @@ class ReleasedFlow(nn.Module):
         self.register_buffer("points", points)
 
     def sample(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """A latent [N, 2] of each row and its `log q` as the released code counts it."""
+        """A latent [N, 2] for each row, and its `log q` by the released code's formula."""
         mean, logit, context = self.encoder(x)
         variance = torch.sigmoid(logit)
         noise = torch.randn_like(mean) if noise is None else noise
@@ -86,19 +86,19 @@ class ReleasedFlow(nn.Module):
         return torch.logsumexp(torch.stack(each).clamp(-CLAMP, CLAMP), 0) - math.log(len(BANDWIDTHS))
 
     def terms(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Cross-entropy a pixel and divergence [N] of rows `x` [N, P]."""
+        """Cross-entropy per pixel and KL divergence [N] of rows `x` [N, P]."""
         z, log_q = self.sample(x, noise)
         rebuilt = functional.binary_cross_entropy(torch.sigmoid(self.decoder(z)[0]), x, reduction="none").mean(1)
         return rebuilt, log_q - self.log_prior(z)
 
 
 def kl_weight(epoch: int, epochs: int) -> float:
-    """It rises from epoch to epoch."""
+    """The KL weight of an epoch."""
     return KL_WEIGHT * min(1.0, epoch / int(RAMP * epochs))
 
 
 def train(model: ReleasedFlow, x: Tensor, epochs: int) -> None:
-    """On rows `x` [N, P] in [0, 1]."""
+    """Train on rows `x` [N, P] in [0, 1]."""
     adam = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     for epoch in range(epochs):
         for rows in torch.randperm(len(x)).split(BATCH):

@@ -1,9 +1,9 @@
-"""Which launch options are the fastest on a device: candidates for one kernel at a time, each checked against the options in force.
+"""Timing of launch options on a GPU: candidates for one kernel at a time, each compared with the options in use.
 
-    python3 -m bench.device.tune                         # all sweeps, on a GPU
+    python3 -m bench.device.tune                         # all sweeps
     python3 -m bench.device.tune --only "chain backward" --profile
 
-Candidates are compiled side by side first, which takes most of the time. With --profile the time of a case goes to its kernels.
+Candidates are compiled in parallel first, which takes most of the time. With --profile the time of each kernel of a case is printed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ _CHAIN = {"T": 40, "D": 2, "C": 2, "H": 128, "kind": "ancestral"}
 
 @dataclass(frozen=True)
 class Sweep:
-    """Values to try in place of a module's, in one case.
+    """Values to try in place of an attribute of a module, in one case.
 
     Args:
-        name: of the sweep.
-        operation, shape, backward, provider: the case that is timed.
-        module: of `ddvi_fast.kernels`, whose `attribute` is a function that gives options, such options, or a number.
-        candidates: what each changes of the options, or the numbers.
+        name: Name of the sweep.
+        operation, shape, backward, provider: The case that is timed.
+        module: Module of `ddvi_fast.kernels`.
+        attribute: Attribute of the module: a function that returns options, or a number.
+        candidates: Changes of the options, or numbers.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Sweep:
 
 
 def _tiles(*columns: Sequence[Any]) -> tuple[Options, ...]:
-    """Rows, columns and inner entries of a product, warps and stages."""
+    """Options of a matrix product: rows, columns and inner entries of a tile, warps, stages."""
     return tuple(dict(zip(("BN", "BH", "BK", "num_warps", "num_stages"), values, strict=True)) for values in columns)
 
 
@@ -98,7 +99,7 @@ SWEEPS = (
 
 @contextmanager
 def replaced(sweep: Sweep, candidate: Any) -> Iterator[None]:
-    """The module with the candidate's values; None leaves it as it is."""
+    """Replace the attribute by the candidate's values; None leaves it as it is."""
     module = importlib.import_module(f"ddvi_fast.kernels.{sweep.module}")
     before = getattr(module, sweep.attribute)
     after = before
@@ -112,18 +113,18 @@ def replaced(sweep: Sweep, candidate: Any) -> Iterator[None]:
 
 
 def compile_one(job: tuple[Sweep, int, str]) -> str:
-    """Run a candidate once, so that its kernels are in Triton's cache; what went wrong, or nothing."""
+    """Run a candidate once, so that its kernels are in Triton's cache; returns the error, or an empty text."""
     sweep, number, device = job
     try:
         with replaced(sweep, sweep.candidates[number]):
             flat(sweep.call(torch.device(device))()).sum().item()
-    except Exception as error:  # a candidate may not fit the device in any way
+    except Exception as error:  # a candidate may fail on the device in any way
         return f"{type(error).__name__}: {' '.join(str(error).split())}"[:120]
     return ""
 
 
 def run(sweep: Sweep, failures: Sequence[str], device: torch.device, seconds: float) -> None:
-    """Time what compiled, in turns with the options in force, and print a line for each; `failures` has a text for each candidate."""
+    """Time the candidates without a failure, in turns with the options in use, and print a line for each."""
     call = sweep.call(device)
     expected = flat(call())
 
@@ -134,29 +135,29 @@ def run(sweep: Sweep, failures: Sequence[str], device: torch.device, seconds: fl
 
         return work
 
-    providers = {"in force": timed(None)}
+    providers = {"in use": timed(None)}
     for number, candidate in enumerate(sweep.candidates):
         if not failures[number]:
             apart = float((flat(timed(candidate)()) - expected).norm() / expected.norm())
             providers[f"{candidate}{'' if apart < 1e-2 else f', WRONG by {apart:.1e}'}"] = timed(candidate)
     times = {name: timing.median for name, timing in time_together(providers, device, seconds=seconds).items()}
-    print(f"\n{sweep.name} ({sweep.attribute}): {times['in force']:.3f} ms in force")
+    print(f"\n{sweep.name} ({sweep.attribute}): {times['in use']:.3f} ms in use")
     for name, value in sorted(times.items(), key=lambda item: item[1]):
-        if name != "in force":
-            print(f"  {value:8.3f} ms, x {times['in force'] / value:.2f}  {name}")
+        if name != "in use":
+            print(f"  {value:8.3f} ms, x {times['in use'] / value:.2f}  {name}")
     for candidate, reason in zip(sweep.candidates, failures, strict=True):
         if reason:
             print(f"  failed: {candidate}: {reason}")
 
 
 def flat(results: Any) -> Tensor:
-    """All numbers of a call's results."""
+    """All numbers that a call returns."""
     values = results.values() if isinstance(results, dict) else results if isinstance(results, (tuple, list)) else [results]
     return torch.cat([value.detach().double().flatten() for value in values if isinstance(value, Tensor)])
 
 
 def profile(sweep: Sweep, device: torch.device) -> None:
-    """Milliseconds of each kernel in a call."""
+    """Print the milliseconds of each kernel in a call."""
     call = sweep.call(device)
     call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
@@ -170,12 +171,12 @@ def profile(sweep: Sweep, device: torch.device) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="sweeps whose name contains TEXT")
-    parser.add_argument("--processes", type=int, default=14, help="that compile")
-    parser.add_argument("--seconds", type=float, default=0.05, help="of measuring for each candidate")
-    parser.add_argument("--profile", action="store_true", help="the time of each kernel, too")
+    parser.add_argument("--processes", type=int, default=14, help="processes that compile")
+    parser.add_argument("--seconds", type=float, default=0.05, help="seconds of measurements for each candidate")
+    parser.add_argument("--profile", action="store_true", help="print the time of each kernel")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        parser.error("there is no CUDA device here")
+        parser.error("no CUDA device was found")
     chosen = [sweep for sweep in SWEEPS if options.only in sweep.name]
     jobs = [(sweep, number, "cuda") for sweep in chosen for number in range(len(sweep.candidates))]
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:

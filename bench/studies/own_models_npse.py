@@ -1,4 +1,4 @@
-"""Neural posterior score estimation of sbi on a simulator of the examples, behind the calls that the table makes."""
+"""Neural posterior score estimation (NPSE) of sbi, with the methods that `own_models` calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIMULATIONS, EPOCHS = 50_000, 60
 
 
 class Npse:
-    """A posterior of sbi, over unconstrained parameters, as those of this package are."""
+    """A posterior of sbi over unconstrained parameters, like those of this package."""
 
     def __init__(self, simulator: Simulator, posterior: Any, seed: int) -> None:
         self.simulator, self.posterior, self.seed = simulator, posterior, seed
@@ -35,14 +35,14 @@ class Npse:
 
 
 def fit(example: ModuleType, seed: int) -> Npse:
-    """NPSE with sbi's own settings, on simulations drawn once."""
+    """Fit NPSE with sbi's default settings on simulations that are drawn once."""
     from sbi.inference import NPSE
 
     torch.manual_seed(seed)
     model = next(value() for name, value in vars(example).items() if name in ("TwoMoons", "GaussianMixture"))
     simulator = Simulator(model, Support(model.support, 2))
     u, x = simulator.take(SIMULATIONS, Draws(seed))
-    # Of the prior only bounds are asked for, which unconstrained parameters have not.
+    # sbi only uses the bounds of the prior, and unconstrained parameters have none.
     prior = torch.distributions.MultivariateNormal(u.mean(0), torch.diag(4 * u.var(0)))
     inference = NPSE(prior, show_progress_bars=False)
     network = inference.append_simulations(u, x).train(training_batch_size=512, max_num_epochs=EPOCHS)

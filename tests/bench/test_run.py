@@ -38,7 +38,7 @@ def test_sets_hold_what_they_promise():
 
 
 def test_percentiles():
-    found = timing.summarise([5.0, 1.0, 2.0, 4.0, 3.0, 6.0], calls=2)
+    found = timing.summarize([5.0, 1.0, 2.0, 4.0, 3.0, 6.0], calls=2)
     assert (found.median, found.p20, found.p80, found.rounds, found.calls) == (3.5, 2.0, 5.0, 6, 2)
 
 

@@ -1,4 +1,4 @@
-"""The exponential rate of a GPU: a Triton kernel that takes exponentials of numbers that stay in registers."""
+"""Rate of exponentials on a GPU: a Triton kernel that takes exponentials of numbers in registers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _exponentials(out, repeats, block: tl.constexpr):
 
 
 def launch(programs: int, device: torch.device) -> tuple[torch.Tensor, int]:
-    """Run it; returns its output and how many exponentials were taken."""
+    """Run the kernel; returns its output and the number of exponentials."""
     out = torch.empty(programs * BLOCK, device=device)
     _exponentials[(programs,)](out, REPEATS, block=BLOCK, num_warps=4)
     return out, programs * BLOCK * REPEATS
