@@ -52,7 +52,10 @@ class AnyPythonWheel(bdist_wheel):
 setup(
     packages=find_packages(include=["ddvi_fast", "ddvi_fast.*"]) + [f"ddvi_fast.{folder}" for folder in PRESENT],
     package_dir={f"ddvi_fast.{folder}": folder for folder in PRESENT},
-    package_data={"ddvi_fast": ["config/names.txt", "config/conf/**/*.yaml"], **{f"ddvi_fast.{folder}": BESIDE[folder] for folder in PRESENT}},
+    package_data={
+        "ddvi_fast": ["config/names.txt", "config/conf/**/*.yaml", "plots/*.html", "report/*.css"],
+        **{f"ddvi_fast.{folder}": BESIDE[folder] for folder in PRESENT},
+    },
     ext_modules=[NATIVE] if SOURCES else [],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPythonWheel},
 )

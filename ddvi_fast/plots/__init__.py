@@ -1,6 +1,6 @@
-"""Pictures of latents, decoded grids, training curves and trajectories, drawn without a display and without global state.
+"""Pictures of latents, decoded images, training curves and trajectories, drawn without a display and without global state.
 
-matplotlib is loaded when a picture is drawn, through its objects alone: `pyplot`, its settings and its windows stay untouched.
+matplotlib is imported when a picture is drawn, without `pyplot`, its settings and its windows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Maps of people: a hue for each group of populations, a shade for each population, its name where its people are."""
+"""Maps of populations: a hue for each group of populations, a shade and a name for each population."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddvi_fast import _checks
-from ddvi_fast.plots.style import FAINT, GREY, INK, PALETTE, PANEL, headline, new_figure, write
+from ddvi_fast.plots.style import FAINT, INK, PALETTE, frame, headline, mixed_order, new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _SIDE = 4.6  # inches of a panel
-_LIGHTEST, _DARKEST = 0.45, 0.35  # how far shades go towards white and black
+_LIGHTEST, _DARKEST = 0.45, 0.35  # largest weight of white and of black in a shade
 
 
 def population_colours(names: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """A colour for each population: its group's hue, dark to light within the group.
+    """Color of each population: the hue of its group, from dark to light within the group.
 
     Example:
         >>> colours = population_colours(["FIN", "TSI", "YRI"], ["EUR", "EUR", "AFR"])
@@ -51,19 +51,19 @@ def population_maps(
     by_group: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Draw (title, places [N, 2]) of the same people side by side, each on axes of its own.
+    """Draw several maps of the same people side by side, each with axes of its own.
 
     Args:
-        path: of the picture.
-        panels: by method, say.
-        labels: population of each person, whole numbers [N].
-        names, groups: of the populations: its name, and that of the group it belongs to.
-        title: over all panels.
-        by_group: one colour a group.
-        overwrite: replace the file.
+        path: File of the picture.
+        panels: Title and places [N, 2] of each map.
+        labels: Population of each person, integers [N].
+        names, groups: Name of each population, and name of the group to which it belongs.
+        title: Title of the picture.
+        by_group: Whether to draw one color per group instead of one per population (bool, default False).
+        overwrite: Whether to replace the file (bool, default False).
 
     Raises:
-        InputError: places or labels of another shape, no panel, a file that stands there.
+        InputError: Places or labels have another shape, there is no panel, or the file exists.
     """
     _checks.require(len(panels) > 0, "panels", "at least one", 0)
     labels, colours = _checked(labels, names, groups), _colours(names, groups, by_group)
@@ -94,12 +94,15 @@ def uncertainty(
     people: int = 3,
     overwrite: bool = False,
 ) -> Path:
-    """Draw posterior samples [K, N, 2] of `people` of each population as clouds around their means, over everybody's means in grey.
+    """Draw posterior samples of some people of each population as clouds around their means, over all means in gray.
 
-    Those shown are the populations' least certain, middle and most certain people (by the spread of their samples).
+    Args:
+        path, labels, names, groups, title, overwrite: See `population_maps`.
+        samples: Posterior samples [K, N, 2].
+        people: Number of people of each population (int, default 3), from the most to the least certain by the spread of the samples.
 
     Raises:
-        InputError: as `population_maps`.
+        InputError: As for `population_maps`.
     """
     samples = np.asarray(samples, float)
     _checks.require(samples.ndim == 3 and samples.shape[2] == 2, "samples", "posterior samples [K, N, 2]", f"shape {list(samples.shape)}")
@@ -145,13 +148,12 @@ def _colours(names: Sequence[str], groups: Sequence[str], by_group: bool) -> lis
 
 
 def _scatter(axes: Axes, places: np.ndarray, labels: np.ndarray, colours: Sequence[str], size: float) -> None:
-    # Golden-ratio steps mix neighbours, so that no population is painted over another.
-    order = np.argsort(np.arange(len(places)) * 0.6180339887498949 % 1.0, kind="stable")
+    order = mixed_order(len(places))
     axes.scatter(*places[order].T, s=size, c=np.array(colours)[labels[order]], alpha=0.8, linewidths=0, rasterized=True)
 
 
 def _name_places(axes: Axes, places: np.ndarray, labels: np.ndarray, names: Sequence[str], colours: Sequence[str]) -> None:
-    """The name of each population (or group) at its median place, moved apart where names would meet."""
+    """Write the name of each population (or group) at its median place, moved apart where names would overlap."""
     from matplotlib import patheffects
 
     held = np.array(names)[labels]
@@ -166,7 +168,7 @@ def _name_places(axes: Axes, places: np.ndarray, labels: np.ndarray, names: Sequ
 
 
 def _apart(spots: np.ndarray, least: float) -> np.ndarray:
-    """Spots pushed apart until none are nearer than `least`, or a hundred times."""
+    """Push spots apart until their distances are at least `least`, in at most a hundred steps."""
     spots = spots + 1e-6 * least * np.arange(2 * len(spots)).reshape(-1, 2)
     for _ in range(100):
         gaps = spots[:, None] - spots[None]
@@ -185,15 +187,12 @@ def _dark(colour: str) -> str:
 
 
 def _frame(axes: Axes, name: str) -> None:
-    axes.set_title(name, fontsize=11, color=INK, pad=6)
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_facecolor(PANEL)
-    axes.tick_params(labelsize=7, length=2.5, width=0.6, color=FAINT, labelcolor=GREY)
-    axes.spines[:].set(linewidth=0.6, color=FAINT)
+    frame(axes, name, labelsize=7)
 
 
 def _legend(figure: Figure, names: Sequence[str], groups: Sequence[str], colours: Sequence[str]) -> None:
-    """A column a group, headed by its name."""
+    """Legend with a column per group, headed by its name."""
     from matplotlib.lines import Line2D
 
     order = sorted(set(groups))

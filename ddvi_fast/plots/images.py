@@ -1,4 +1,4 @@
-"""Decoded images as one tiled picture."""
+"""Pictures of decoded images in a grid."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ def decoded_grid(
     bounds: tuple[float, float] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Tile decoded images [R * C, H, W] or [R * C, 3, H, W], values in [0, 1], row by row from the top left.
+    """Draw decoded images in a grid, row by row from the top left.
 
-    `columns` is C, by default the square root of the count. With `bounds` the axes are marked as latents: the first
-    from low to high along a row, the second from high at the top to low.
+    Args:
+        path: File of the picture.
+        images: Images [R * C, H, W] or [R * C, 3, H, W] with values in [0, 1].
+        title: Title of the picture.
+        columns: Number of columns, C (default: the square root of the number of images).
+        bounds: Range of two latents, for the labels of the axes: the first grows along a row, the second from the bottom to the top.
+        overwrite: Whether to replace the file (bool, default False).
 
     Raises:
-        InputError: another shape, a count that does not fill the rows, values that are not finite, a file that stands there.
+        InputError: Images have another shape, do not fill the rows, or are not finite; or the file exists.
     """
     _checks.finite(_checks.tensor(images, "images"), "images")
     colour = images.dim() == 4 and images.shape[1] == 3

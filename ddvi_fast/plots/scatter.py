@@ -1,4 +1,4 @@
-"""Latents by class, beside the prior and beside each other."""
+"""Scatter plots of latents by class, beside the prior and beside each other."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
-from ddvi_fast.plots.style import FAINT, GREY, INK, LEGEND, PANEL, UNLABELLED, class_colours, headline, new_figure, write
+from ddvi_fast.plots.style import FAINT, GREY, INK, LEGEND, UNLABELLED, class_colours, frame, headline, mixed_order, new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_POINTS = 20_000  # a panel shows no more points than this: more only make a blot
+_POINTS = 20_000  # largest number of points of a panel, since more cannot be distinguished
 
 
 def latents(
@@ -31,12 +31,18 @@ def latents(
     class_names: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Draw latents [N, 2] by class [N] beside samples of the prior [M, 2] by theirs [M], on the same axes.
+    """Draw latents beside samples of the prior, on the same axes.
 
-    Labels are whole numbers from 0; None, and labels below 0, are drawn in grey. Returns `path`.
+    Args:
+        path: File of the picture, which is returned.
+        latents, labels: Latents [N, 2] and their classes, integers [N]; without classes, and for classes below 0, points are gray.
+        prior_samples, prior_labels: Samples of the prior [M, 2] and their classes [M].
+        title: Title of the picture.
+        class_names: Name of each class (default: its number).
+        overwrite: Whether to replace the file (bool, default False).
 
     Raises:
-        InputError: latents that are not two-dimensional, labels of another length, a file that stands there without `overwrite`.
+        InputError: Latents are not two-dimensional, labels have another length, or the file exists.
 
     Example:
         >>> import tempfile
@@ -56,10 +62,10 @@ def comparison(
     class_names: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Draw (title, latents [N, 2], labels [N] or None) side by side on the same axes: methods first, the prior last.
+    """Draw panels of (title, latents [N, 2], labels [N] or None) side by side on the same axes.
 
     Raises:
-        InputError: as for `latents`, or no panel.
+        InputError: As for `latents`, or there is no panel.
     """
     _checks.require(len(panels) > 0, "panels", "at least one", 0)
     return _scatter_panels(path, panels, title, class_names, overwrite)
@@ -76,10 +82,10 @@ def trajectory(
     class_names: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Draw y from T down to 0 in panels, from a trajectory [T+1, N, 2] with its start first; the prior lies behind in grey.
+    """Draw y_T to y_0 of a trajectory [T+1, N, 2], start first, in `num_panels` panels over samples of the prior in gray.
 
     Raises:
-        InputError: as for `latents`, or fewer than two panels.
+        InputError: As for `latents`, or `num_panels` is below 2.
     """
     _checks.require(num_panels >= 2, "num_panels", "at least 2", num_panels)
     steps = _checks.tensor(trajectory, "trajectory").shape[0] - 1
@@ -88,7 +94,7 @@ def trajectory(
     names = [f"$y_{{{steps - entry}}}$" for entry in entries]
     names[0], names[-1] = f"start, {names[0]}", "end, $z = y_0$"
     panels = [(name, trajectory[entry], labels) for name, entry in zip(names, entries, strict=True)]
-    columns = -(-len(panels) // 2) if len(panels) > 4 else None  # two rows, so that each panel stays legible
+    columns = -(-len(panels) // 2) if len(panels) > 4 else None  # two rows keep the panels legible
     return _scatter_panels(path, panels, title, class_names, overwrite, backdrop=prior_samples, columns=columns)
 
 
@@ -102,10 +108,10 @@ def grid(
     class_names: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Draw (latents [N, 2], labels [N] or None) of each (row, column); a row shares its axes, a panel that is missing stays empty.
+    """Draw a grid with panels (latents [N, 2], labels [N] or None) by (row, column); a row shares its axes, missing panels stay empty.
 
     Raises:
-        InputError: as for `latents`, or no panel.
+        InputError: As for `latents`, or there is no panel.
     """
     _checks.require(any((row, column) in panels for row in rows for column in columns), "panels", "at least one of the rows and columns", 0)
     drawn = {key: (_points(z, " ".join(key)), _classes(labels, len(z), " ".join(key))) for key, (z, labels) in panels.items()}
@@ -175,8 +181,7 @@ def _spread(points: np.ndarray) -> np.ndarray:
 
 
 def _order(count: int) -> np.ndarray:
-    """A fixed order that mixes neighbours (golden-ratio steps), so that no class is painted over another, cut to what a panel can show."""
-    return np.argsort(np.arange(count) * 0.6180339887498949 % 1.0, kind="stable")[:_POINTS]
+    return mixed_order(count)[:_POINTS]
 
 
 def _scatter(axes: Axes, points: np.ndarray, classes: np.ndarray, colours: list[str], side: float) -> None:
@@ -187,12 +192,12 @@ def _scatter(axes: Axes, points: np.ndarray, classes: np.ndarray, colours: list[
 
 
 def _size(count: int, side: float) -> float:
-    """Marker area: smaller the more points share a panel, and in a smaller panel."""
+    """Marker area: smaller for more points and in a smaller panel."""
     return float(np.clip(10_000 / max(count, 1), 3.5, 16.0)) * side / 3.9
 
 
 def _limits(clouds: Sequence[np.ndarray]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """A square that holds every point, or all but 0.2% of each cloud where a few strays would shrink the picture by half."""
+    """Square that contains all points, or all but 0.2% of each cloud where a few outliers would halve the scale."""
     clouds = [cloud for cloud in clouds if len(cloud)]
     if not clouds:
         return (-1.0, 1.0), (-1.0, 1.0)
@@ -212,11 +217,8 @@ def _frame(axes: Axes, limits: tuple[tuple[float, float], tuple[float, float]], 
     axes.set_xlim(left, right)
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
-    axes.set_facecolor(PANEL)
-    axes.set_title(name, fontsize=11, color=INK, pad=6)
     axes.locator_params(nbins=5)
-    axes.tick_params(labelsize=8, length=2.5, width=0.6, color=FAINT, labelcolor=GREY)
-    axes.spines[:].set(linewidth=0.6, color=FAINT)
+    frame(axes, name)
     outside = int(((points < (left, low)) | (points > (right, high))).any(axis=1).sum())
     if outside:
         place = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}

@@ -1,4 +1,4 @@
-"""What every picture has in common: colours, the canvas, and writing it whole."""
+"""Colors, canvas, frames and writing of pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Ten hues that also differ in lightness, moved apart until eyes without red or green cones tell any two of them.
+# Ten hues that also differ in lightness, any two of which are distinguishable with red-green color blindness.
 PALETTE = ("#4c79bd", "#eb9419", "#1e6b35", "#e83065", "#66ccee", "#8f7b0d", "#704b96", "#e6a792", "#1e908d", "#95bc47")
 UNLABELLED = "#8a8f98"
 INK, FAINT, PANEL, GREY = "#2b2f36", "#c9cdd3", "#f7f8fa", "#6b7280"
@@ -22,7 +22,7 @@ _FORMATS = (".png", ".pdf", ".svg")
 
 
 def class_colours(count: int) -> list[str]:
-    """`count` colours: the palette, then its darker and lighter shades."""
+    """Colors of `count` classes: the palette, then its darker and lighter shades."""
     from matplotlib.colors import to_hex, to_rgb
 
     def shade(index: int) -> str:
@@ -34,14 +34,26 @@ def class_colours(count: int) -> list[str]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    """A figure of this size in inches, without a display; `InputError` where matplotlib is not installed."""
+    return _checks.library("matplotlib.figure", "train").Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
 
 
 def headline(figure: Figure, title: str) -> None:
     if title:
         figure.suptitle(title, fontsize=13, color=INK)
+
+
+def mixed_order(count: int) -> np.ndarray:
+    """Fixed order of points that mixes neighbors (golden-ratio steps), so that no class is painted over another, int64 [count]."""
+    return np.argsort(np.arange(count) * 0.6180339887498949 % 1.0, kind="stable")
+
+
+def frame(axes: Axes, name: str, labelsize: float = 8) -> None:
+    """Style title, background, ticks and spines of a panel."""
+    axes.set_title(name, fontsize=11, color=INK, pad=6)
+    axes.set_facecolor(PANEL)
+    axes.tick_params(labelsize=labelsize, length=2.5, width=0.6, color=FAINT, labelcolor=GREY)
+    axes.spines[:].set(linewidth=0.6, color=FAINT)
 
 
 def bare(axes: Axes) -> None:

@@ -1,4 +1,4 @@
-"""The terms of a run's loss over its steps."""
+"""Pictures of the terms of a loss over the steps of a run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ _RESERVED = ("step", "epoch", "phase", "seconds", "non_finite")
 
 
 def loss_terms(path: str | Path, records: Sequence[Mapping[str, Any]], title: str = "", *, overwrite: bool = False) -> Path:
-    """Draw every named term of the records of a run's metrics over steps, a panel each, with its phases shaded.
+    """Draw each term of the records of a run over steps in a panel, with shaded phases.
 
-    A phase that is logged in between another (an evaluation after each epoch) is drawn as dots of its own.
+    A phase that is logged during another one (an evaluation after each epoch) is drawn as dots.
+
+    Args:
+        path: File of the picture.
+        records: Records of the metrics file of a run.
+        title: Title of the picture.
+        overwrite: Whether to replace the file (bool, default False).
 
     Raises:
-        InputError: records without a single number, a file that stands there.
+        InputError: The records contain no number, or the file exists.
     """
     names = list(dict.fromkeys(name for record in records for name, value in record.items() if name not in _RESERVED and value is not None))
     _checks.require(bool(names), "records", "at least one named term", f"{len(records)} records without any")
@@ -38,7 +44,7 @@ def loss_terms(path: str | Path, records: Sequence[Mapping[str, Any]], title: st
         _draw_term(axes, name, records, spans, between)
     for place, axes in enumerate(grid.flat):
         axes.set_visible(place < len(names))
-        if place < len(names) <= place + columns:  # nothing stands below it
+        if place < len(names) <= place + columns:  # the lowest panel of its column
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("step", color=INK, fontsize=9)
     _phase_legend(figure, spans, between)
@@ -47,7 +53,7 @@ def loss_terms(path: str | Path, records: Sequence[Mapping[str, Any]], title: st
 
 
 def _phases(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, tuple[float, float]], list[str]]:
-    """Phases that follow one another, with first and last step, and those that are logged in between."""
+    """First and last step of the phases that follow one another, and the phases that are logged during others."""
     spans: dict[str, tuple[float, float]] = {}
     for record in records:
         phase, step = str(record.get("phase", "")), record["step"]
@@ -90,7 +96,7 @@ def _series(records: Sequence[Mapping[str, Any]], name: str, chosen: Callable[[s
 
 
 def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over a fiftieth of the run around each point, fewer at the ends; a NaN counts for nothing."""
+    """Moving average over a fiftieth of the run, over fewer points at the ends and without NaN."""
     window = np.ones(max(3, len(values) // 50) | 1)
     known = np.isfinite(values)
     weight = np.convolve(known.astype(float), window, mode="same")

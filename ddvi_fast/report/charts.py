@@ -1,4 +1,4 @@
-"""Charts as inline SVG whose colours are the page's, so that one drawing serves a light and a dark page."""
+"""Charts as inline SVG with the colors of the page, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Stand-ins in the drawing for what the page calls by name.
+# Placeholders in the drawing for colors of the page.
 _INK, _GRID = "#010203", "#030201"
 COLOURS = len(PALETTE)
 _WIDTH, _HEIGHT = 4.6, 2.6
-_POINTS = 400  # of a curve
-_SETTLING = 0.05  # share of a curve whose height does not count: the drop of the first steps would press all the rest into a line
+_POINTS = 400  # largest number of points of a curve
+_SETTLING = 0.05  # fraction of a curve that does not set the axes, because the drop of the first steps would flatten all the rest
 
 
 def line_chart(curves: Sequence[tuple[Sequence[float], Sequence[float]]], across: str, colours: Sequence[int] | None = None) -> str:
-    """Curves (x, y), each in its number's colour, as an SVG element; curves without points are left out.
+    """Draw curves (x, y) as an SVG element.
 
-    The frame holds what follows their first twentieth, which may leave it.
+    Args:
+        curves: Points (x, y) of each curve. The axes cover all but their first twentieth.
+        across: Label of the horizontal axis.
+        colours: Number of the color of each curve (default: its index).
     """
     figure, axes = _canvas(across)
     for number, (x, y) in enumerate(curves):
@@ -41,7 +44,7 @@ def line_chart(curves: Sequence[tuple[Sequence[float], Sequence[float]]], across
 
 
 def bar_chart(series: Sequence[Sequence[float]], across: str, colours: Sequence[int]) -> str:
-    """Values at 1, 2, ..., n from right to left, a series beside the other, as an SVG element."""
+    """Draw values at n, ..., 2, 1 from left to right, series side by side, as an SVG element."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _canvas(across)
@@ -75,7 +78,7 @@ def _stand_in(number: int) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    """The drawing without its XML header, date and random names; sizes and colours are left to the page."""
+    """The drawing without XML header, date and random names, with the colors of the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
@@ -87,7 +90,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _with_own_ids(text: str) -> str:
-    """matplotlib names parts alike in every drawing, or by chance: a page of many needs names of their own, the same in every build."""
+    """Give the parts names that are unique within a page and the same in every build."""
     found = dict.fromkeys(re.findall(r'id="([^"]+)"', text))
     for number, name in enumerate(found):
         text = re.sub(rf'(id="|href="#|url\(#){re.escape(name)}(?=["\)])', rf"\g<1>@-{number}", text)

@@ -1,4 +1,4 @@
-"""Where a bound comes from: its terms, the share of every step of a chain, and what computing them costs."""
+"""Decomposition of a bound into its terms and the steps of a chain, and the time of each part."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ _REPEATS = 7
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Means over examples, in nats.
+    """Decomposed bound: means over examples, in nats.
 
     Args:
-        terms: by name; their sum is the bound.
-        steps: of a diffusion posterior, `log r(y_t | y_{t-1}) - log q(y_{t-1} | y_t, x)` for t = T, ..., 1; their sum is the term ``path``.
-        error: standard error of the bound over examples.
+        terms: Terms by name, whose sum is the bound.
+        steps: Log-ratios `log r(y_t | y_{t-1}) - log q(y_{t-1} | y_t, x)` of a diffusion posterior for t = T, ..., 1, whose sum is the
+            term ``path``; empty for other posteriors.
+        error: Standard error of the bound over examples.
     """
 
     terms: dict[str, float]
@@ -36,7 +37,7 @@ class Decomposition:
 
 @torch.no_grad()
 def decompose(experiment: Experiment, x: Tensor, draws: Draws) -> Decomposition | None:
-    """One sample a row of `x` [N, ...]; None for a posterior without a density."""
+    """Decompose the bound of one sample per row of `x` [N, ...]; None for a posterior without a density."""
     model, posterior = experiment.model, experiment.posterior
     if not posterior.has_density:
         return None
@@ -58,7 +59,7 @@ def decompose(experiment: Experiment, x: Tensor, draws: Draws) -> Decomposition 
 
 
 def step_ratios(posterior: Diffusion, context: Tensor | None, path: Tensor) -> Tensor:
-    """Contribution of each step to the path log-ratio of a path [T + 1, N, D], start first: nats [T, N], step T first (docs/method.md, section 2)."""
+    """Log-ratio of each step of a path [T + 1, N, D], start first: nats [T, N], step T first (docs/method.md, section 2)."""
     table, network = posterior.coefficients().to(path), posterior.active_denoiser()
     ratios = []
     for place, step in enumerate(reversed(range(len(table)))):
@@ -71,7 +72,7 @@ def step_ratios(posterior: Diffusion, context: Tensor | None, path: Tensor) -> T
 
 
 def timings(experiment: Experiment, x: Tensor, draws: Draws) -> dict[str, float]:
-    """Median seconds of the parts of an evaluation and of a training step on a batch `x`, measured here and now."""
+    """Measure the parts of an evaluation and of a training step on a batch `x`: median seconds by name."""
     model, posterior = experiment.model, experiment.posterior
     with torch.no_grad():
         z = posterior.sample(x, 1, draws).z

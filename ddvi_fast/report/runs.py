@@ -1,4 +1,4 @@
-"""What a report reads of a run's folder, and how runs differ."""
+"""Run folders as a report needs them, and the differences between runs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ddvi_fast.engine.recorder import BOUND
 from ddvi_fast.engine.run_folder import ENVIRONMENT, EVALUATION, RunFolder
 
 SEED = "seed"
-# They say where a run lies or what it shows, not what it is.
+# Settings of the place and the output of a run.
 _NOT_OF_THE_METHOD = ("run_dir", "overwrite", "progress", "tensorboard", "tracker", "figures", "max_minutes")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its folder, resolved settings by dotted name, environment, records of training, figures of merit (empty if not evaluated)."""
+    """One run: folder, resolved settings by dotted name, environment, records of training, metrics (`figures`; empty if not evaluated)."""
 
     folder: RunFolder
     name: str
@@ -31,15 +31,15 @@ class Run:
 
     @property
     def kind(self) -> tuple[tuple[str, str], ...]:
-        """What the run shares with those that differ from it by seed alone."""
+        """Settings that the run shares with those that differ from it only in the seed."""
         return tuple((name, json.dumps(value)) for name, value in self.settings.items() if name != SEED)
 
 
 def read_run(path: str | Path) -> Run:
-    """The run at `path`.
+    """Read the run at `path`.
 
     Raises:
-        InputError: no run stands there, or it was not trained for an epoch yet.
+        InputError: There is no run, or it has not been trained for an epoch.
     """
     folder = RunFolder.open(path)
     records = read_metrics(folder.metrics) if folder.metrics.exists() else []
@@ -51,7 +51,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name; those that say only where a run lies are left out.
+    """Nested settings by dotted name, without those of the place and the output of a run.
 
     Example:
         >>> flat({"seed": 1, "prior": {"name": "square"}, "run_dir": "runs/a"})
@@ -67,17 +67,14 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all runs, with each run's value; None where it has none.
-
-    A setting of the same value everywhere is left out.
-    """
+    """Settings that differ between runs, with the value of each run; None where it has none."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     values = {name: [run.settings.get(name) for run in runs] for name in names}
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 
 
 def groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ by seed alone, together, in the order given."""
+    """Groups of runs that differ only in the seed, in the order given."""
     found: dict[tuple, list[Run]] = {}
     for run in runs:
         found.setdefault(run.kind, []).append(run)
@@ -85,7 +82,7 @@ def groups(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def curves(runs: Sequence[Run]) -> dict[str, list[tuple[list[float], list[float]]]]:
-    """Each named term over steps, one curve a run; before them ``minus the bound``, the sum of its terms."""
+    """Each named term over steps, one curve per run; the first is ``minus the bound``, the sum of its terms."""
     names = dict.fromkeys(name for run in runs for record in run.records for name in record if name not in _RESERVED)
     terms = {name: [_curve(run, name) for run in runs] for name in names}
     summed = [([r["step"] for r in rows], [_bound(r) for r in rows]) for rows in ([r for r in run.records if _bounded(r)] for run in runs)]

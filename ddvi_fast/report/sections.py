@@ -1,11 +1,10 @@
-"""The parts of a report, each from the runs it compares."""
+"""Sections of a report, each from the measured runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -22,22 +21,33 @@ from ddvi_fast.training.evaluate import EVALUATION_SEED_OFFSET
 from ddvi_fast.training.run import Run as TrainedRun
 
 _ROWS = 256  # test examples of the decomposition
-_PICTURES = ("latents.png", "trajectory.png", "decoded.png")
+_PICTURES = ("latents", "trajectory", "decoded")
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What needs the run's weights and data: None with the reason where these are missing."""
+    """A run with the number of its color, and measurements that need its weights and data.
 
-    decomposition: Decomposition | None
-    seconds: dict[str, float]
-    parameters: dict[str, int]
-    bytes: dict[str, int]
+    Args:
+        run: The run.
+        colour: Number of its color in the charts.
+        decomposition: Terms of the bound; None for a posterior without a density, and where weights or data are missing.
+        seconds, parameters, bytes: Time, parameters and memory by part; empty where weights or data are missing.
+        missing: Reason why they are missing.
+    """
+
+    run: Run
+    colour: int
+    decomposition: Decomposition | None = None
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     missing: str = ""
 
 
-def measure(run: Run) -> Measured:
-    """Load the final weights and look at the bound and the cost of a batch; a run whose data or weights are not here says so."""
+def measure(run: Run, number: int) -> Measured:
+    """Load the final weights of a run, decompose its bound and measure the cost of a batch."""
+    colour = number % COLOURS
     try:
         config = from_dict(run.folder.config)
         if config.device.startswith("cuda") and not torch.cuda.is_available():
@@ -45,17 +55,16 @@ def measure(run: Run) -> Measured:
         loaded = TrainedRun.load(run.folder, config.device)
         dataset, experiment = loaded.dataset, loaded.experiment
     except _checks.InputError as error:
-        return Measured(None, {}, {}, {}, " ".join(str(error).split()))
-    draws = Draws(config.seed + EVALUATION_SEED_OFFSET)
-    x = dataset.inputs(slice(0, _ROWS), "test")
-    decomposition = decompose(experiment, x, draws)
-    seconds = timings(experiment, dataset.inputs(slice(0, config.recipe.batch_size)), draws)
-    return Measured(decomposition, seconds, parameters(experiment), memory(experiment, dataset, config.recipe.batch_size))
+        return Measured(run, colour, missing=" ".join(str(error).split()))
+    draws, rows = Draws(config.seed + EVALUATION_SEED_OFFSET), config.recipe.batch_size
+    decomposition = decompose(experiment, dataset.inputs(slice(0, _ROWS), "test"), draws)
+    seconds = timings(experiment, dataset.inputs(slice(0, rows)), draws)
+    return Measured(run, colour, decomposition, seconds, parameters(experiment), memory(experiment, dataset, rows))
 
 
-def overview(runs: Sequence[Run]) -> str:
+def overview(parts: Sequence[Measured]) -> str:
     rows = []
-    for run in runs:
+    for run in (part.run for part in parts):
         machine, versions = run.environment.get("machine", {}), run.environment.get("versions", {})
         where = ", ".join(machine.get("gpus") or [str(machine.get("processor"))])
         commit = str(run.environment.get("commit") or "-")
@@ -64,21 +73,17 @@ def overview(runs: Sequence[Run]) -> str:
     return page.section("runs", "Runs", page.table(["run", "begun", "machine", "torch", "commit", "evaluated"], rows))
 
 
-def settings(runs: Sequence[Run]) -> str:
-    different = differences(runs)
-    rows = [[name, *(_shown(value) for value in values)] for name, values in different.items()]
+def settings(parts: Sequence[Measured]) -> str:
+    runs = [part.run for part in parts]
+    rows = [[name, *(value if isinstance(value, str) else json.dumps(value) for value in values)] for name, values in differences(runs).items()]
     same = "The runs have the same settings." if len(runs) > 1 else "One run: there is nothing to compare."
     pieces = [page.table(["setting", *(run.name for run in runs)], rows) if rows else page.paragraph(same)]
     pieces += [page.folded(f"all settings of {run.name}", json.dumps(run.folder.config, indent=2)) for run in runs]
     return page.section("settings", "Settings that differ", *pieces)
 
 
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def figures_of_merit(runs: Sequence[Run]) -> str:
-    evaluated = [run for run in runs if run.figures]
+def metrics(parts: Sequence[Measured]) -> str:
+    evaluated = [part.run for part in parts if part.run.figures]
     names = [name for name in COLUMNS if any(name in run.figures for run in evaluated)]
     rows = []
     for members in groups(evaluated):
@@ -87,8 +92,8 @@ def figures_of_merit(runs: Sequence[Run]) -> str:
         rows.append([label, *(interval(summarise(found)) if found else "-" for found in values.values())])
     if not rows:
         return ""
-    note = "Means, with 95% intervals by Student's t where several runs differ by seed alone. Bounds are nats per test example."
-    return page.section("figures", "Figures of merit", page.table(["run", *(COLUMNS[name].heading for name in names)], rows), page.paragraph(note))
+    note = "Means, with 95% intervals by Student's t where several runs differ only in their seed. Bounds are in nats per test example."
+    return page.section("metrics", "Metrics", page.table(["run", *(COLUMNS[name].heading for name in names)], rows), page.paragraph(note))
 
 
 def interval(summary: Summary) -> str:
@@ -102,67 +107,60 @@ def interval(summary: Summary) -> str:
     return f"{summary.mean:.{digits}f}" + ("" if summary.half is None else f" ± {summary.half:.{digits}f}")
 
 
-def learning(runs: Sequence[Run], colours: Sequence[int]) -> str:
-    charts = [(name, line_chart(found, "step", colours)) for name, found in curves(runs).items()]
-    note = page.paragraph("Frames are made for what follows the first twentieth of training.")
-    return page.section("learning", "Learning curves", page.legend([run.name for run in runs], colours), page.cards(charts), note)
+def learning(parts: Sequence[Measured]) -> str:
+    charts = [(name, line_chart(found, "step", [part.colour for part in parts])) for name, found in curves([part.run for part in parts]).items()]
+    note = page.paragraph("The axes cover what follows the first twentieth of training.")
+    return page.section("learning", "Learning curves", _legend(parts), page.cards(charts), note)
 
 
-def bound(runs: Sequence[Run], measured: Sequence[Measured], colours: Sequence[int]) -> str:
-    found = [(run, part.decomposition, colour) for run, part, colour in zip(runs, measured, colours, strict=True) if part.decomposition is not None]
-    names = dict.fromkeys(name for _, part, _ in found for name in part.terms)
+def bound(parts: Sequence[Measured]) -> str:
+    found = {part.run.name: part.decomposition for part in parts if part.decomposition is not None}
+    names = dict.fromkeys(name for decomposition in found.values() for name in decomposition.terms)
     rows = [
-        [
-            run.name,
-            *(f"{part.terms[name]:.2f}" if name in part.terms else "-" for name in names),
-            f"{sum(part.terms.values()):.2f} ± {part.error:.2f}",
-        ]
-        for run, part, _ in found
+        [run, *(f"{of.terms[name]:.2f}" if name in of.terms else "-" for name in names), f"{sum(of.terms.values()):.2f} ± {of.error:.2f}"]
+        for run, of in found.items()
     ]
-    chains = [(run, part, colour) for run, part, colour in found if part.steps]
-    pieces = [page.table(["run", *names, "bound"], rows)] if rows else []
+    pieces = []
     if rows:
-        note = f"Nats, means over the first {_ROWS} test examples at one sample each; ± is the standard error of the bound."
-        pieces.append(page.paragraph(note))
-    if chains:
+        note = f"Nats, means over the first {_ROWS} test examples with one sample each; ± is the standard error of the bound."
+        pieces += [page.table(["run", *names, "bound"], rows), page.paragraph(note)]
+    if chains := [part for part in parts if part.decomposition is not None and part.decomposition.steps]:
         note = "Each step of a chain adds log r(y_t | y_t-1) − log q(y_t-1 | y_t, x) to the bound; sampling goes from left to right."
-        chart = bar_chart([part.steps for _, part, _ in chains], "step t", [colour for *_, colour in chains])
-        which = page.legend([run.name for run, *_ in chains], [colour for *_, colour in chains])
-        pieces += [which, page.cards([("nats of each step", chart)]), page.paragraph(note)]
-    without = [
-        f"{run.name}: {part.missing or 'its posterior has no density'}" for run, part in zip(runs, measured, strict=True) if not part.decomposition
-    ]
-    return page.section("bound", "Where the bound comes from", *pieces, *(page.paragraph(line) for line in without))
+        chart = bar_chart([found[part.run.name].steps for part in chains], "step t", [part.colour for part in chains])
+        pieces += [_legend(chains), page.cards([("nats of each step", chart)]), page.paragraph(note)]
+    without = [f"{part.run.name}: {part.missing or 'its posterior has no density'}" for part in parts if part.decomposition is None]
+    return page.section("bound", "Decomposition of the bound", *pieces, *(page.paragraph(line) for line in without))
 
 
-def pictures(runs: Sequence[Run]) -> str:
+def pictures(parts: Sequence[Measured]) -> str:
     """The maps, trajectories and grids that the runs drew."""
-
-    def found() -> Iterator[tuple[str, str]]:
-        for name in _PICTURES:
-            for run in runs:
-                path = run.folder.figures / name
-                if path.is_file():
-                    what = name.removesuffix(".png")
-                    yield f"{what}, {run.name}", page.image(path, f"{what} of the run {run.name}")
-
-    return page.section("maps", "Latent maps and trajectories", page.cards(found(), "pictures"))
+    paths = {f"{kind}, {part.run.name}": part.run.folder.figures / f"{kind}.png" for kind in _PICTURES for part in parts}
+    found = [(title, page.image(path, title)) for title, path in paths.items() if path.is_file()]
+    return page.section("maps", "Latent maps and trajectories", page.cards(found, "pictures"))
 
 
-def cost(runs: Sequence[Run], measured: Sequence[Measured]) -> str:
-    seconds = [[run.name, *(_number(run.figures.get(name)) for name in ("seconds", "cpu_seconds")), _a_step(run)] for run in runs]
-    pieces = [page.table(["run", "training, s", "processor, s", "ms a step"], seconds)]
-    known = [(run, part) for run, part in zip(runs, measured, strict=True) if part.seconds]
-    tables: tuple[tuple[str, float, list[tuple[str, Mapping[str, float]]]], ...] = (
-        ("ms on a batch, here and now", 1e3, [(run.name, part.seconds) for run, part in known]),
-        ("parameters", 1, [(run.name, part.parameters) for run, part in known]),
-        ("MB in a training step", 1e-6, [(run.name, part.bytes) for run, part in known]),
-    )
-    for heading, factor, rows in tables:
-        names = dict.fromkeys(name for _, values in rows for name in values)
-        cells = [[run, *(_scaled(values.get(name), factor) for name in names)] for run, values in rows]
+def cost(parts: Sequence[Measured]) -> str:
+    seconds = [[part.run.name, *(_number(part.run.figures.get(name)) for name in ("seconds", "cpu_seconds")), _step_time(part.run)] for part in parts]
+    pieces = [page.table(["run", "training, s", "processor, s", "ms per step"], seconds)]
+    tables = (("ms on a batch, measured now", "seconds", 1e3), ("parameters", "parameters", 1), ("MB in a training step", "bytes", 1e-6))
+    for heading, field, factor in tables:
+        rows = {part.run.name: getattr(part, field) for part in parts if part.seconds}
+        names = dict.fromkeys(name for values in rows.values() for name in values)
+        cells = [[run, *(_scaled(values.get(name), factor) for name in names)] for run, values in rows.items()]
         pieces += [f"<h3>{heading}</h3>", page.table(["run", *names], cells)] if rows else []
     return page.section("cost", "Time and memory", *pieces)
+
+
+def title(runs: Sequence[Run]) -> str:
+    """Title of a report on runs."""
+    names = sorted({str(run.settings.get("dataset.name")) for run in runs})
+    seeds = sorted({int(run.settings[SEED]) for run in runs if SEED in run.settings})
+    several = f", seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
+    return f"{len(runs)} run{'s' if len(runs) > 1 else ''} on {', '.join(names)}{several}"
+
+
+def _legend(parts: Sequence[Measured]) -> str:
+    return page.legend([part.run.name for part in parts], [part.colour for part in parts])
 
 
 def _scaled(value: float | None, factor: float) -> str:
@@ -175,22 +173,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _a_step(run: Run) -> str:
-    """Milliseconds a step between the first record and the last, both by the run's clock."""
+def _step_time(run: Run) -> str:
+    """Milliseconds per step between the first record and the last."""
     first, last = run.records[0], run.records[-1]
     steps = last["step"] - first["step"]
     return f"{1000 * (last['seconds'] - first['seconds']) / steps:.2f}" if steps > 0 else "-"
-
-
-def colours_of(runs: Sequence[Run]) -> list[int]:
-    """A colour for each run."""
-    return [number % COLOURS for number in range(len(runs))]
-
-
-def titled(runs: Sequence[Run]) -> str:
-    """What the report is of."""
-    names = sorted({str(run.settings.get("dataset.name")) for run in runs})
-    seeds = sorted({int(run.settings[SEED]) for run in runs if SEED in run.settings})
-    return f"{len(runs)} run{'s' if len(runs) > 1 else ''} on {', '.join(names)}" + (
-        f", seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
-    )

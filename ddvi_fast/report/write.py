@@ -11,46 +11,38 @@ from ddvi_fast.report import page, sections
 from ddvi_fast.report.runs import read_run
 
 DEFAULT = "report.html"
-MOST = 20  # more curves cannot be told apart
-_LINKS = {
-    "runs": "runs",
-    "settings": "settings",
-    "figures": "figures of merit",
-    "learning": "learning curves",
-    "bound": "bound",
-    "maps": "maps",
-    "cost": "cost",
+MOST = 20  # more curves cannot be distinguished
+_SECTIONS = {
+    "runs": sections.overview,
+    "settings": sections.settings,
+    "metrics": sections.metrics,
+    "learning": sections.learning,
+    "bound": sections.bound,
+    "maps": sections.pictures,
+    "cost": sections.cost,
 }
 
 
 def write_report(folders: Sequence[str | Path], output: str | Path = DEFAULT, *, overwrite: bool = False) -> Path:
-    """Write one HTML file that compares runs: settings, figures of merit, learning curves, bound, maps, cost.
+    """Write one HTML file that compares runs: settings, metrics, learning curves, bound, maps, cost.
 
-    Bound and cost need the runs' data and weights, and are computed here; where these are missing the page says so.
+    Bound and cost are computed from the data and weights of the runs; where these are missing the report says so.
 
     Args:
-        folders: of at least one run, at most 20.
-        output: the file.
+        folders: Folders of 1 to 20 runs.
+        output: File to write (default ``report.html``).
+        overwrite: Whether to replace the file (bool, default False).
 
     Raises:
-        InputError: no run, a folder that is none, or a file that stands there.
+        InputError: There is no run, a folder is not that of a run, or the file exists.
     """
     output = Path(output)
     _checks.require(1 <= len(folders) <= MOST, "report", f"from 1 to {MOST} folders of runs", len(folders))
     _checks.require(overwrite or not output.exists(), "output", "a new file", str(output), "--overwrite replaces it")
     runs = [read_run(folder) for folder in folders]
-    measured, colours = [sections.measure(run) for run in runs], sections.colours_of(runs)
-    parts = {
-        "runs": sections.overview(runs),
-        "settings": sections.settings(runs),
-        "figures": sections.figures_of_merit(runs),
-        "learning": sections.learning(runs, colours),
-        "bound": sections.bound(runs, measured, colours),
-        "maps": sections.pictures(runs),
-        "cost": sections.cost(runs, measured),
-    }
-    title = sections.titled(runs)
-    links = "".join(f'<a href="#{name}">{text}</a>' for name, text in _LINKS.items() if parts[name])
-    body = [f"<h1>{escape(title)}</h1>", f"<nav>{links}</nav>", *(part for part in parts.values() if part)]
-    _files.write_text(output, page.page(title, body))
+    measured = [sections.measure(run, number) for number, run in enumerate(runs)]
+    parts = {name: text for name, section in _SECTIONS.items() if (text := section(measured))}
+    title = sections.title(runs)
+    links = "".join(f'<a href="#{name}">{name}</a>' for name in parts)
+    _files.write_text(output, page.page(title, [f"<h1>{escape(title)}</h1>", f"<nav>{links}</nav>", *parts.values()]))
     return output

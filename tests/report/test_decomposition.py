@@ -18,7 +18,7 @@ def experiment(family: str, eta: float = 1.0) -> Experiment:
         posterior = posteriors.Gaussian(encoder, 2)
     else:
         denoiser, context = denoisers.ResidualMLP(2, 3, 5, 64, draws=Draws(3)), networks.MLP(6, [8], 3, draws=Draws(4))
-        posterior = posteriors.Diffusion(encoder, denoiser, schedules.make("cosine", 5), context_encoder=context, eta=eta)
+        posterior = posteriors.Diffusion(encoder, denoiser, schedules.make("cosine", 5), context_encoder=context, eta=eta, learn_variances=eta > 0)
     objective = objectives.ELBO(model, posterior) if eta else objectives.WAE(model, posterior)
     return Experiment(model, posterior, [Phase("train", objective, 1)])
 
