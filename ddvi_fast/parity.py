@@ -85,7 +85,7 @@ def cases(operation: str, small: bool = False) -> list[Case]:
 def run(
     case: Case,
     backend: str,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     *,
     precision: str | None = None,
@@ -97,15 +97,13 @@ def run(
     Args:
         case: One of `cases`.
         backend: Name of the backend, as in `use_backend`.
-        device: Device of the inputs (default None: a GPU for Triton if there is one, else the CPU).
+        device: Device of the inputs (default "cpu").
         dtype: Element type of the inputs (default float32).
         precision: Precision of a denoiser's hidden products, as in `sample_chain`.
         layout: Layout of the inputs; ``strided`` ones have gaps full of NaN, ``expanded`` ones repeat their first row without memory for
             the others.
         upstream: Names of the outputs that have an upstream gradient (default None: all).
     """
-    if device is None:
-        device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
     inputs, call = case.make()
     leaves, given = {}, {}
     for name, value in inputs.items():
@@ -124,7 +122,7 @@ def run(
 def check(
     case: Case,
     backend: str,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
     *,
     precision: str | None = None,
     layout: str = "contiguous",
@@ -140,7 +138,6 @@ def check(
     """
     options = {"layout": layout, "upstream": upstream}
     got = run(case, backend, device, precision=precision, **options)
-    device = next(iter(got.values())).device
     exact = run(case, "reference", device, torch.float64, **options)
     plain = run(case, "reference", device, precision=None if precision == "tf32" else precision, **options)
     for name, value in got.items():

@@ -12,6 +12,17 @@ from ddvi_fast.reference import sleep as reference
 from ddvi_fast.reference.chain import ChainWeights
 
 ALL = Differentiable(*[True] * 9)
+TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without a GPU the interpreter runs the kernels
+
+
+def check_triton(case, **options) -> dict[str, float]:
+    """`parity.check` of the Triton backend."""
+    return parity.check(case, "triton", TRITON_DEVICE, **options)
+
+
+def run_triton(case, **options) -> dict[str, torch.Tensor]:
+    """`parity.run` of the Triton backend."""
+    return parity.run(case, "triton", TRITON_DEVICE, **options)
 
 
 def _common(shape, residual):

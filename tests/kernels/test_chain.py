@@ -11,9 +11,7 @@ from dataclasses import replace
 
 from ddvi_fast import _backend, parity, testing
 from ddvi_fast.kernels import chain, weight_gradient
-from tests.operands import chain_operands
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.operands import TRITON_DEVICE, chain_operands, check_triton, run_triton
 
 pytestmark = pytest.mark.usefixtures("poison_empty")
 
@@ -40,23 +38,23 @@ def _case(*shape, source="given", residual=None):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
 def test_values_and_all_gradients_are_within_the_error_budget_of_the_reference(shape):
-    parity.check(_case(*shape[:-1], residual=shape[-1]), "triton")
+    check_triton(_case(*shape[:-1], residual=shape[-1]))
 
 
 @pytest.mark.parametrize("result", ["z", "path", "trajectory"])
 def test_each_result_alone_may_have_an_upstream_gradient(result):
-    parity.check(_case(*SMALL), "triton", upstream=(result,))
+    check_triton(_case(*SMALL), upstream=(result,))
 
 
 def test_without_noise_the_chain_is_deterministic_and_has_no_path():
-    assert "path" not in parity.check(_case(*SMALL, source="deterministic"), "triton")
+    assert "path" not in check_triton(_case(*SMALL, source="deterministic"))
 
 
 @pytest.mark.parametrize("latent", [1, 2, 5])
 def test_drawn_noise_is_that_of_the_reference_and_the_same_seed_gives_the_same_bits(latent):
     case = parity.chain_case((5, 2, latent, 2, 64, 2), "drawn")
-    parity.check(case, "triton")
-    first, second = parity.run(case, "triton"), parity.run(case, "triton")
+    check_triton(case)
+    first, second = run_triton(case), run_triton(case)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -64,7 +62,7 @@ def test_drawn_noise_is_that_of_the_reference_and_the_same_seed_gives_the_same_b
 def test_bf16_rounds_hidden_products_alone(monkeypatch, hidden):
     monkeypatch.setattr(_backend, "_not_interpreted", lambda *asked: "")  # these kernels widen operands for the interpreter
     case = _case(6, 2, 2, 2, hidden, None)
-    got, exact = parity.run(case, "triton", precision="bf16"), parity.run(case, "reference", dtype=torch.float64)
+    got, exact = run_triton(case, precision="bf16"), parity.run(case, "reference", dtype=torch.float64)
     for name, value in got.items():
         # Rounding to 8 bits, and ReLUs of hidden units near zero that it switches.
         error = (value.cpu() - exact[name]).norm() / exact[name].norm()
@@ -73,20 +71,20 @@ def test_bf16_rounds_hidden_products_alone(monkeypatch, hidden):
 
 def test_pieces_of_rows_and_steps_give_the_gradients_of_the_whole(monkeypatch):
     case = _case(40, 3, 2, 2, 64, 2)
-    whole = parity.run(case, "triton")
+    whole = run_triton(case)
     monkeypatch.setattr(weight_gradient, "SCRATCH_BYTES", 150_000)  # 32 rows and a step
-    for name, value in parity.run(case, "triton").items():
+    for name, value in run_triton(case).items():
         testing.assert_close(value, whole[name], rtol=0, atol=1e-5 * float(whole[name].abs().max()), name=name)
 
 
 def test_unsupported_operands_are_named():
     def unsupported(*shape, **changes):
-        operands = chain_operands(shape, device=DEVICE)._replace(**changes)
+        operands = chain_operands(shape, device=TRITON_DEVICE)._replace(**changes)
         tensors = {name: value for name, value in operands._asdict().items() if isinstance(value, torch.Tensor)}
         return chain.unsupported(operands.precision, **tensors)
 
     assert unsupported(3, 2, 2, 2, 64, None) is None
     assert "hidden widths" in unsupported(3, 2, 2, 2, 96, None)
     assert "at most 64" in unsupported(3, 2, 65, 2, 64, None)
-    assert "float32" in unsupported(3, 2, 2, 2, 64, None, y_T=torch.zeros(3, 2, dtype=torch.float64, device=DEVICE))
+    assert "float32" in unsupported(3, 2, 2, 2, 64, None, y_T=torch.zeros(3, 2, dtype=torch.float64, device=TRITON_DEVICE))
     assert "precision" in unsupported(3, 2, 2, 2, 64, None, precision="int8")

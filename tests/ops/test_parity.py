@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from ddvi_fast import _backend, parity
+from tests.operands import check_triton
 
 AVAILABLE = [name for name in ("cpp", "triton") if not _backend.unavailable(name)]
 
@@ -31,8 +31,7 @@ def test_cpp_in_other_layouts(case, layout, poison_empty):
 
 @pytest.mark.parametrize("case", cases("triton", small=True))
 def test_triton(case, poison_empty):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parity.check(case, "triton", device)
+    check_triton(case)
 
 
 @pytest.mark.parametrize("operation", _backend.OPERATIONS)
@@ -41,7 +40,7 @@ def test_triton_in_other_layouts(operation):
         pytest.skip(_backend.unavailable("triton"))
     case = parity.cases(operation, small=True)[-1]
     for layout in case.layouts[1:]:
-        parity.check(case, "triton", "cuda" if torch.cuda.is_available() else "cpu", layout=layout)
+        check_triton(case, layout=layout)
 
 
 def test_the_cases_cover_the_contract():

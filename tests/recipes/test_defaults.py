@@ -19,9 +19,7 @@ from ddvi_fast.rng import Draws
 def python_example() -> objectives.Objective:
     """The objective of the README, with the layer widths and initial weights of the command line."""
     weights = Draws(0).importance
-    model = models.LatentVariableModel(
-        priors.make("pinwheel"), networks.MLP(2, [256, 256], 64, draws=weights(0)), likelihoods.make("bernoulli")
-    )
+    model = models.LatentVariableModel(priors.make("pinwheel"), networks.MLP(2, [256, 256], 64, draws=weights(0)), likelihoods.make("bernoulli"))
     posterior = posteriors.Diffusion(
         encoder=networks.MLP(64, [256, 256], 4, draws=weights(1)),
         context_encoder=networks.MLP(64, [256, 256], 32, draws=weights(2)),
