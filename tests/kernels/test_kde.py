@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from ddvi_fast import rng, testing
+from ddvi_fast import parity, testing
 from ddvi_fast.kernels import kde, kde_common
+from ddvi_fast.parity import normals
 from ddvi_fast.reference import kde as reference
-from ddvi_fast.rng import Draws
+from tests.operands import check_triton, run_triton
 
-# Rows behind the edge and far points go through infinities that are not stored.
+# Rows beyond the edge and far points go through infinities that are not stored.
 pytestmark = [pytest.mark.usefixtures("poison_empty"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 RELEASED = (0.005, 0.008, 0.01, 0.03, 0.05)
 
 
-def _case(rows, count, width):
-    return rng.normal(Draws(1), (rows, width), 0), rng.normal(Draws(2), (count, width), 0)
-
-
-def _kernels(z, points, bandwidths, clamp):
-    """Value, gradient to z and to the points under a random upstream gradient."""
-    clamp = float("inf") if clamp is None else clamp
-    value, each = kde.forward(z, points, bandwidths, clamp)
-    return value, *kde.backward(z, points, bandwidths, each, testing.upstream_gradient(value), clamp, [True, True])
-
-
-def _plain(z, points, bandwidths, clamp, dtype):
-    leaves = [value.to(dtype).clone().requires_grad_() for value in (z, points)]
-    value = reference.kde_log_density(*leaves, bandwidths.to(dtype), clamp)
-    return value, *torch.autograd.grad(value, leaves, testing.upstream_gradient(value.float()).to(dtype))
+def _points(rows, count, width):
+    return normals(1, rows, width), normals(2, count, width)
 
 
 def _compare(z, points, bandwidths, clamp):
-    bandwidths = torch.tensor(bandwidths)
-    every = (_kernels(z, points, bandwidths, clamp), *(_plain(z, points, bandwidths, clamp, dtype) for dtype in (torch.float32, torch.float64)))
-    for name, got, plain, exact in zip(("value", "to z", "to points"), *every, strict=True):
-        testing.assert_within_budget(got, plain, exact, name=name)
+    check_triton(replace(parity.kde_case(z, points, bandwidths, clamp), floor=1e-6))
 
 
 # One tile of points or several, so that the nearest changes on the way; one share of them, or more.
@@ -46,36 +33,35 @@ def _compare(z, points, bandwidths, clamp):
 )
 @pytest.mark.parametrize("clamp", [None, 6.0])
 def test_values_and_gradients(rows, count, width, clamp):
-    _compare(*_case(rows, count, width), (0.1, 0.3, 1.0, 3.0), clamp)
+    _compare(*_points(rows, count, width), (0.1, 0.3, 1.0, 3.0), clamp)
 
 
 @pytest.mark.parametrize("warps", [1, 8])
 def test_all_points_in_one_share(monkeypatch, warps):
     """With no processor to fill, one program walks over all points, and nothing is combined."""
     monkeypatch.setattr(kde_common, "_WARPS", warps)
-    _compare(*_case(70, 130, 2), (0.1, 0.7, 2.0), 4.0)
+    _compare(*_points(70, 130, 2), (0.1, 0.7, 2.0), 4.0)
 
 
 def test_many_bandwidths():
-    _compare(*_case(40, 9, 2), tuple(0.1 * 1.2**s for s in range(20)), None)
+    _compare(*_points(40, 9, 2), tuple(0.1 * 1.2**s for s in range(20)), None)
 
 
 def test_released_bandwidths_far_from_every_point():
     """At width 0.005 most exponentials are zero and the log-density is clamped: the gradient must vanish there, not become NaN."""
-    _compare(*_case(20, 100, 2), RELEASED, 1000.0)
+    _compare(*_points(20, 100, 2), RELEASED, 1000.0)
 
 
 def test_huge_log_densities_keep_their_gradient():
     """Backward measures from the log-density rounded to float32: at -100,000 nats a kernel's weight would be off by its hundredth part."""
-    _compare(*_case(20, 100, 2), (0.005,), None)
+    _compare(*_points(20, 100, 2), (0.005,), None)
 
 
 def test_shifted_points_lose_nothing():
     """Squared differences do not cancel, however far the points are from the origin: the same bits for a shift without rounding."""
-    z, points = (torch.round(value * 64) / 64 for value in _case(9, 80, 2))
-    bandwidths = torch.tensor([0.1, 1.0])
-    for here, there in zip(_kernels(z, points, bandwidths, None), _kernels(z + 4096, points + 4096, bandwidths, None), strict=True):
-        assert torch.equal(here, there)
+    z, points = (torch.round(value * 64) / 64 for value in _points(9, 80, 2))
+    here, there = (run_triton(parity.kde_case(z + shift, points + shift, (0.1, 1.0))) for shift in (0, 4096))
+    assert all(torch.equal(here[name], there[name]) for name in here)
 
 
 def test_golden_density(golden):
@@ -91,7 +77,7 @@ def test_golden_density(golden):
 
 def test_values_per_bandwidth():
     """`each` is what stands before clipping."""
-    (z, points), bandwidths = _case(5, 40, 3), torch.tensor([0.2, 0.9])
+    (z, points), bandwidths = _points(5, 40, 3), torch.tensor([0.2, 0.9])
     each = kde.forward(z, points, bandwidths, 1.0)[1]
     for s in range(2):
         one = bandwidths[s : s + 1]
@@ -107,12 +93,12 @@ def test_what_is_not_finite_stays_so():
 
 
 def test_same_bits_twice():
-    inputs = (*_case(40, 200, 2), torch.tensor([0.1, 1.0]), None)
-    assert all(torch.equal(first, second) for first, second in zip(_kernels(*inputs), _kernels(*inputs), strict=True))
+    first, second = (run_triton(parity.kde_case(*_points(40, 200, 2), (0.1, 1.0))) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_what_the_kernels_refuse():
-    (z, points), bandwidths = _case(2, 3, 2), torch.ones(2)
+def test_unsupported_operands_are_named():
+    (z, points), bandwidths = _points(2, 3, 2), torch.ones(2)
     assert kde.unsupported(z=z, points=points, bandwidths=bandwidths) is None
     assert "bandwidths" in kde.unsupported(z=z, points=points, bandwidths=bandwidths.clone().requires_grad_())
     assert "dimensions" in kde.unsupported(z=torch.ones(1, 65), points=torch.ones(1, 65), bandwidths=bandwidths)

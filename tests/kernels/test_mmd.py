@@ -5,38 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddvi_fast import rng, testing
+from ddvi_fast import parity, testing
 from ddvi_fast.kernels import mmd
-from ddvi_fast.reference import mmd as reference
-from ddvi_fast.rng import Draws
+from ddvi_fast.parity import normals
+from tests.operands import check_triton, run_triton
 
 pytestmark = pytest.mark.usefixtures("poison_empty")
 
-SIGMAS = (1.0, 4.0, 20.0)
+SIGMAS = torch.tensor([1.0, 4.0, 20.0])
 
 
-def _case(first, second, width):
-    return rng.normal(Draws(1), (first, width), 0), rng.normal(Draws(2), (second, width), 0) + 0.4
-
-
-def _kernels(x, y, sigmas=SIGMAS):
-    """Value and both gradients, under an upstream gradient that is not 1."""
-    sigmas = torch.tensor(sigmas)
-    value = mmd.forward(x, y, sigmas)
-    return value, *mmd.backward(x, y, sigmas, value, torch.tensor(-1.7), [True, True])
-
-
-def _plain(x, y, dtype, sigmas=SIGMAS):
-    leaves = [value.to(dtype).clone().requires_grad_() for value in (x, y)]
-    value = reference.mmd(*leaves, torch.tensor(sigmas, dtype=dtype))
-    return value, *torch.autograd.grad(-1.7 * value, leaves)
-
-
-def _compare(x, y):
-    for name, got, plain, exact in zip(
-        ("value", "to x", "to y"), _kernels(x, y), _plain(x, y, torch.float32), _plain(x, y, torch.float64), strict=True
-    ):
-        testing.assert_within_budget(got, plain, exact, floor=3e-6, name=name)
+def _sets(first, second, width):
+    return normals(1, first, width), normals(2, second, width) + 0.4
 
 
 # One tile to ten, in odd and even numbers; sets that end within a tile and on its edge.
@@ -44,15 +24,16 @@ def _compare(x, y):
     "first, second, width", [(1, 1, 1), (2, 3, 2), (1, 65, 5), (63, 2, 3), (64, 64, 16), (20, 129, 33), (70, 63, 64), (190, 70, 5)]
 )
 def test_values_and_gradients(first, second, width):
-    _compare(*_case(first, second, width))
+    check_triton(parity.mmd_case(first, second, width))
 
 
 def test_more_rows_than_the_workspace_holds(monkeypatch):
     """Pair coefficients of a tile of rows at a time give the same bits as those of all rows at once."""
-    x, y = _case(70, 20, 3)
-    expected = _kernels(x, y)
+    case = parity.mmd_case(70, 20, 3)
+    expected = run_triton(case)
     monkeypatch.setattr(mmd, "_WORKSPACE", 1)
-    assert all(torch.equal(got, whole) for got, whole in zip(_kernels(x, y), expected, strict=True))
+    got = run_triton(case)
+    assert all(torch.equal(got[name], expected[name]) for name in got)
 
 
 def test_every_pair_of_tiles_counts_once():
@@ -69,39 +50,40 @@ def test_golden_value(golden):
 
 def test_a_set_against_itself():
     """Nothing to tell apart: 0 up to rounding, and a gradient without NaN."""
-    x, _ = _case(70, 1, 3)
-    value = mmd.forward(x, x.clone(), torch.tensor(SIGMAS))
+    x, _ = _sets(70, 1, 3)
+    value = mmd.forward(x, x.clone(), SIGMAS)
     assert 0 <= value < 1e-3
-    nothing = mmd.backward(x, x, torch.tensor(SIGMAS), torch.zeros(()), torch.ones(()), [True, True])
+    nothing = mmd.backward(x, x, SIGMAS, torch.zeros(()), torch.ones(()), [True, True])
     assert all(torch.equal(gradient, torch.zeros_like(x)) for gradient in nothing)
 
 
 def test_only_the_gradients_that_are_needed():
-    (x, y), sigmas = _case(5, 7, 3), torch.tensor(SIGMAS)
-    value, *both = _kernels(x, y)
-    none, to_y = mmd.backward(x, y, sigmas, value, torch.tensor(-1.7), [False, True])
-    assert none is None and torch.equal(to_y, both[1])
+    x, y = _sets(5, 7, 3)
+    given = (x, y, SIGMAS, mmd.forward(x, y, SIGMAS), torch.tensor(-1.7))
+    none, to_y = mmd.backward(*given, [False, True])
+    assert none is None and torch.equal(to_y, mmd.backward(*given, [True, True])[1])
 
 
 def test_no_rows_have_no_discrepancy():
-    x, y = _case(0, 3, 2)
-    value, to_x, to_y = _kernels(x, y)
+    x, y = _sets(0, 3, 2)
+    value = mmd.forward(x, y, SIGMAS)
+    to_x, to_y = mmd.backward(x, y, SIGMAS, value, torch.tensor(-1.7), [True, True])
     assert torch.isnan(value) and to_x.shape == (0, 2) and torch.equal(to_y, torch.zeros(3, 2))
 
 
 def test_what_is_not_finite_stays_so():
-    x, y = _case(5, 7, 3)
+    x, y = _sets(5, 7, 3)
     x[2, 1] = torch.nan
-    assert torch.isnan(mmd.forward(x, y, torch.tensor(SIGMAS)))
+    assert torch.isnan(mmd.forward(x, y, SIGMAS))
 
 
 def test_same_bits_twice():
-    inputs = _case(60, 50, 5)
-    assert all(torch.equal(first, second) for first, second in zip(_kernels(*inputs), _kernels(*inputs), strict=True))
+    first, second = (run_triton(parity.mmd_case(60, 50, 5)) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_what_the_kernels_refuse():
-    (x, y), sigmas = _case(2, 3, 2), torch.ones(2)
+def test_unsupported_operands_are_named():
+    (x, y), sigmas = _sets(2, 3, 2), torch.ones(2)
     assert mmd.unsupported(x=x, y=y, sigmas=sigmas) is None
     assert "sigmas" in mmd.unsupported(x=x, y=y, sigmas=sigmas.clone().requires_grad_())
     assert "up to" in mmd.unsupported(x=x, y=y, sigmas=torch.ones(65))

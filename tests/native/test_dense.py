@@ -72,14 +72,10 @@ def test_layouts(layout):
     _compare(_layer(20, 51), layout(rng.normal(Draws(3), (70, 20), 0)), activation="leaky_relu")
 
 
-def test_any_number_of_threads_gives_the_same_bits(isa, threads):
+def test_any_number_of_threads_gives_the_same_bits(isa, same_for_any_threads):
     linear, x = _layer(100, 200), rng.normal(Draws(3), (300, 100), 0)
     options = {"activation": "leaky_relu", "rate": 0.4, "draws": Draws(1), "layer": 0}
-    found = []
-    for count in (1, 2, 5):
-        threads(count)
-        found.append(_results(linear, x, **options))
-    assert all(torch.equal(one, other) for results in found[1:] for one, other in zip(found[0], results, strict=True))
+    same_for_any_threads(lambda: _results(linear, x, **options), (1, 2, 5))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

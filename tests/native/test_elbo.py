@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-import ddvi_fast
-from ddvi_fast import ops, parity, rng, testing
+from ddvi_fast import ops, parity, testing
 from ddvi_fast.native import elbo
-from ddvi_fast.rng import Draws
-
-
-def _normal(*shape, seed=0):
-    return rng.normal(Draws(seed), shape, 0)
+from ddvi_fast.parity import normals
 
 
 def _compare(function, *inputs):
-    """Values and gradients of a public function within the error budget."""
-
-    def run(backend, dtype):
-        with ddvi_fast.use_backend(backend):
-            return testing.gradients(function, *(value.to(dtype) for value in inputs))
-
-    every = (run("cpp", torch.float32), run("reference", torch.float32), run("reference", torch.float64))
-    for got, plain, exact in zip(*every, strict=True):
-        testing.assert_within_budget(got, plain, exact)
+    named = {f"input_{number}": value for number, value in enumerate(inputs)}
+    parity.check(replace(parity.plain_case("elbo", "case", lambda **given: function(*given.values()), **named), floor=1e-6), "cpp")
 
 
 @pytest.mark.parametrize("case", parity.cases("elbo"), ids=str)
@@ -33,17 +23,17 @@ def test_values_and_gradients(isa, case):
 
 
 def test_leading_axes_broadcast(isa):
-    many, few, row = _normal(4, 5, 33, seed=1), _normal(5, 33, seed=2), _normal(1, 33, seed=3)[0].exp()
+    many, few, row = normals(1, 4, 5, 33), normals(2, 5, 33), normals(3, 1, 33)[0].exp()
     _compare(ops.bernoulli_log_likelihood, many, torch.sigmoid(few))
     _compare(ops.bernoulli_log_likelihood, few, torch.sigmoid(many))
     _compare(ops.gaussian_log_likelihood, many, few, row)
-    _compare(ops.gaussian_log_likelihood, few, many, _normal(4, 1, 33, seed=4).exp())
+    _compare(ops.gaussian_log_likelihood, few, many, normals(4, 4, 1, 33).exp())
     _compare(ops.gaussian_log_prob, many, few, few)
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_log_mean_exp_over_any_axis(isa, dim):
-    _compare(lambda log_weights: ops.log_mean_exp(log_weights, dim), 30 * _normal(6, 3, 35))
+    _compare(lambda log_weights: ops.log_mean_exp(log_weights, dim), 30 * normals(0, 6, 3, 35))
 
 
 def test_extreme_logits(isa):
@@ -65,5 +55,5 @@ def test_log_mean_exp_at_the_edges(isa):
 
 
 def test_gradients_that_nobody_needs_are_not_computed():
-    logits, x = _normal(3, 4), torch.sigmoid(_normal(3, 4, seed=1))
+    logits, x = normals(0, 3, 4), torch.sigmoid(normals(1, 3, 4))
     assert elbo.backward("bernoulli", [logits, x], [3, 4], 0.0, torch.ones(3), [True, False])[1] is None

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-import ddvi_fast
-from ddvi_fast import ops, parity, rng, testing
+from ddvi_fast import parity, testing
 from ddvi_fast.native import kde
-from ddvi_fast.rng import Draws
+from ddvi_fast.parity import normals
 
 
-def _case(rows, count, width):
-    return rng.normal(Draws(1), (rows, width), 0), rng.normal(Draws(2), (count, width), 0)
+def _points(rows, count, width):
+    return normals(1, rows, width), normals(2, count, width)
 
 
 @pytest.mark.parametrize("case", parity.cases("kde"), ids=str)
@@ -24,15 +24,7 @@ def test_values_and_gradients(isa, case):
 
 def test_released_bandwidths_far_from_every_point(isa):
     """At width 0.005 most exponentials are zero and the log-density is clamped: the gradient must vanish there, not become NaN."""
-    inputs, bandwidths = _case(20, 300, 2), (0.005, 0.008, 0.01, 0.03, 0.05)
-
-    def run(backend, dtype):
-        with ddvi_fast.use_backend(backend):
-            return testing.gradients(lambda z, points: ops.kde_log_density(z, points, bandwidths, 1000.0), *(value.to(dtype) for value in inputs))
-
-    every = (run("cpp", torch.float32), run("reference", torch.float32), run("reference", torch.float64))
-    for got, plain, exact in zip(*every, strict=True):
-        testing.assert_within_budget(got, plain, exact)
+    parity.check(replace(parity.kde_case(*_points(20, 300, 2), (0.005, 0.008, 0.01, 0.03, 0.05), 1000.0), floor=1e-6), "cpp")
 
 
 def test_golden_density(golden, isa):
@@ -49,16 +41,12 @@ def test_not_a_number_stays_one(isa):
     assert torch.isnan(got[0]) and torch.isfinite(got[1])
 
 
-def test_same_bits_for_any_number_of_threads(isa, threads):
-    (z, points), bandwidths, results = _case(50, 700, 2), torch.tensor([0.1, 1.0]), []
-    for count in (1, 2, 2):
-        threads(count)
-        value, each = kde.forward(z, points, bandwidths, 7.0)
-        results.append([value, each, *kde.backward(z, points, bandwidths, each, torch.cos(value), 7.0, [True, True])])
-    assert all(torch.equal(first, other) for later in results[1:] for first, other in zip(results[0], later, strict=True))
+def test_same_bits_for_any_number_of_threads(isa, same_for_any_threads):
+    case = parity.kde_case(*_points(50, 700, 2), (0.1, 1.0), 7.0)
+    same_for_any_threads(lambda: parity.run(case, "cpp"))
 
 
 def test_gradients_that_nobody_needs_are_not_computed():
-    (z, points), widths = _case(4, 5, 2), torch.ones(2)
+    (z, points), widths = _points(4, 5, 2), torch.ones(2)
     value, each = kde.forward(z, points, widths, math.inf)
     assert kde.backward(z, points, widths, each, torch.ones_like(value), math.inf, [True, False])[1] is None
