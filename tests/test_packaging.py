@@ -74,7 +74,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def _expected_in_wheel() -> set[str]:
-    names = {path.relative_to(PROJECT).as_posix() for pattern in ("*.py", "*.yaml", "*.html", "*.css", "names.txt") for path in (PROJECT / "ddvi_fast").rglob(pattern)}
+    packed = (".py", ".yaml", ".html", ".css", ".txt")
+    names = {path.relative_to(PROJECT).as_posix() for path in (PROJECT / "ddvi_fast").rglob("*") if path.suffix in packed}
     beside = [path for folder in ("kernels", "csrc") for path in (PROJECT / folder).glob("*.*") if path.suffix not in (".so", ".pyc")]
     return names | {f"ddvi_fast/{path.parent.name}/{path.name}" for path in beside}
 

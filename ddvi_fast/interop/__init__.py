@@ -1,4 +1,4 @@
-"""What people bring from the paper's released code: its checkpoints and its weights. Nothing in a file is executed."""
+"""Import of checkpoints and weights of the released code of the paper, without executing anything in a file."""
 
 from __future__ import annotations
 

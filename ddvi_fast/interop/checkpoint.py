@@ -1,8 +1,8 @@
-"""Reading a PyTorch checkpoint without executing anything in it.
+"""Reader of PyTorch checkpoints that does not execute anything in them.
 
-A checkpoint is a zip archive with a pickle of its structure and the tensors' bytes beside it. A pickle is a program that may call any
-function it names. Here every name it gives stands for an inert record of what it was given, but for the few that make tensors and
-dictionaries: so even a whole pickled module, whose classes this project does not have, gives up its tensors and nothing else.
+A checkpoint is a zip archive with a pickle of its structure and the bytes of the tensors. A pickle is a program that may call any function
+it names. Here every name except those that make tensors and dictionaries is replaced by an inert record of its arguments, so that even a
+whole pickled module, whose classes this package does not have, yields its tensors and nothing else.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ _BAD = (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, 
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by dotted name, on the CPU: parameters and buffers of modules under the names of their state dictionary.
+    """Read all tensors of a checkpoint onto the CPU, by dotted name.
 
-    Reads what `torch.save` wrote since PyTorch 1.6: a state dictionary, dictionaries and lists of them, optimiser states, or whole
-    modules. `torch.nn` names are kept (`lin1.lin.weight`); nesting adds its keys in front (`state_dict.lin1.lin.weight`).
+    The file may contain a state dictionary, dictionaries and lists of them, optimizer states, or whole modules. Parameters and buffers of
+    modules have the names of their state dictionary (`lin1.lin.weight`), after the keys of what contains them (`state_dict.lin1.lin.weight`).
+
+    Args:
+        path: File written by `torch.save` of PyTorch 1.6 or later.
 
     Raises:
-        InputError: no such file, another format, a damaged one, or a pickle that needs more than tensors and plain containers.
+        InputError: The file is missing, damaged or of another format, or its pickle needs more than tensors and plain containers.
 
     Example:
         >>> import tempfile
@@ -65,16 +68,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 class _Record:
-    """Stands for an object of a class that is not called: what it was made from and what it holds."""
+    """Inert replacement of an object: its arguments and its state."""
 
     def __new__(cls, *arguments: Any, **named: Any) -> _Record:
-        # Not in __init__, which a pickle may leave out.
+        # Not in __init__, which a pickle need not call.
         record = super().__new__(cls)
         record.arguments, record.state = arguments, dict(named)
         return record
 
     def __setstate__(self, state: Any) -> None:
-        # Objects with slots come as a pair of dictionaries.
+        # The state of an object with slots is a pair of dictionaries.
         parts = state if isinstance(state, tuple) else (state,)
         for part in parts:
             if isinstance(part, Mapping):
@@ -94,7 +97,7 @@ class _Record:
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler that calls nothing but what makes tensors and ordered dictionaries."""
+    """Unpickler that makes only tensors, ordered dictionaries and records."""
 
     def __init__(self, file: BinaryIO, storage: Callable[[str, torch.dtype, int], Tensor]) -> None:
         super().__init__(file)
@@ -111,11 +114,11 @@ class _Reader(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if module == "torch._utils" and (module, name) not in known:
-            raise pickle.UnpicklingError(f"a kind of tensor that is not read here, {name}")
+            raise pickle.UnpicklingError(f"a tensor of the unsupported kind {name}")
         return known.get((module, name), _Record)
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """The flat tensor of a storage: `("storage", type, key, location, number of elements)`."""
+        """Flat tensor of the storage `("storage", type, key, location, number of elements)`."""
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError(f"a storage of an unknown type, {pid!r:.80}")
@@ -145,7 +148,7 @@ def _structure(archive: zipfile.ZipFile) -> Any:
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """A view of a storage, which must lie inside it."""
+    """A tensor within a storage; an error where it extends beyond it."""
     reach = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     inside = offset >= 0 and all(length >= 0 and step >= 0 for length, step in zip(size, stride, strict=True))
     if not inside or (0 not in size and reach >= len(storage)):
@@ -158,7 +161,7 @@ def _parameter(data: Tensor, *_: Any) -> Tensor:
 
 
 def _collect(value: Any, name: str, found: dict[str, Tensor], seen: set[int]) -> None:
-    """Tensors inside `value` by dotted names; of modules, those of their state dictionary. `seen` holds the containers above."""
+    """Add the tensors inside `value` to `found` by dotted names; `seen` has the ids of the enclosing containers."""
     if isinstance(value, Tensor):
         found[name] = value
     if not isinstance(value, (Mapping, list, tuple, _Record)) or id(value) in seen:
@@ -173,7 +176,7 @@ def _collect(value: Any, name: str, found: dict[str, Tensor], seen: set[int]) ->
 
 
 def _module_parts(module: _Record) -> list[tuple[Any, Any]]:
-    """Parameters, kept buffers and children of a pickled module."""
+    """Parameters, persistent buffers and children of a pickled module."""
     left_out = module.state.get("_non_persistent_buffers_set", ())
     left_out = left_out.arguments[0] if isinstance(left_out, _Record) and left_out.arguments else left_out
     buffers = [(name, value) for name, value in module.state.get("_buffers", {}).items() if name not in left_out]

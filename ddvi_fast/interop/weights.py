@@ -1,4 +1,4 @@
-"""Weights of the paper's released code, read into this project's modules."""
+"""Conversion of weights of the released code into modules of this package."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LAYERS = ("lin1", "lin2", "lin3", "lin4")
 
 
 def denoiser_from_ddvi(state_dict: Mapping[str, Tensor]) -> ResidualMLP:
-    """A denoiser of the released code as a `ResidualMLP` with the same outputs.
+    """Convert a denoiser of the released code into a `ResidualMLP` with the same outputs.
 
     Args:
-        state_dict: `lin1..lin4.lin.{weight,bias}`, `lin1..lin4.embed.weight` [T, H], `lin_mean.{weight,bias}`.
-            The first layer is wider than `D` exactly when the denoiser is conditional.
+        state_dict: Tensors `lin1..lin4.lin.{weight,bias}`, `lin1..lin4.embed.weight` [T, H], `lin_mean.{weight,bias}`.
+            The first layer has more than D inputs if the denoiser is conditional.
 
     Raises:
-        InputError: names missing or left over, or a shape that does not fit.
+        InputError: A name is missing or unexpected, or a shape does not match.
     """
     expected = {f"{layer}.{part}" for layer in _LAYERS for part in ("lin.weight", "lin.bias", "embed.weight")} | {"lin_mean.weight", "lin_mean.bias"}
     state = _named(state_dict, expected, "a released denoiser")
@@ -32,7 +32,7 @@ def denoiser_from_ddvi(state_dict: Mapping[str, Tensor]) -> ResidualMLP:
     num_steps, hidden_dim = state["lin1.embed.weight"].shape
     latent_dim = state["lin_mean.weight"].shape[0]
     context_dim = state["lin1.lin.weight"].shape[1] - latent_dim
-    # Checked here because layers of different shapes cannot even be stacked below.
+    # Checked before the layers are stacked, which needs equal shapes.
     for layer in _LAYERS[1:]:
         _checks.tensor(state[f"{layer}.lin.weight"], f"state_dict ({layer}.lin.weight)", (hidden_dim, hidden_dim))
     for layer in _LAYERS:
@@ -54,27 +54,27 @@ def denoiser_from_ddvi(state_dict: Mapping[str, Tensor]) -> ResidualMLP:
 
 
 def denoisers_in(state_dict: Mapping[str, Tensor]) -> dict[str, ResidualMLP]:
-    """Every denoiser inside the state dictionary of a whole model, by its prefix (`""` for a denoiser's own)."""
+    """Denoisers inside the state dictionary of a whole model, by prefix (`""` for the state dictionary of a denoiser)."""
     return {prefix: denoiser_from_ddvi(part) for prefix, part in _parts(state_dict, "lin_mean.weight").items()}
 
 
 def iaf_steps_in(state_dict: Mapping[str, Tensor]) -> dict[str, AutoregressiveStep]:
-    """Every IAF step inside the state dictionary of a whole model, by its prefix; every second one, in order, turns the dimensions round."""
+    """IAF steps inside the state dictionary of a whole model, by prefix; every second one reverses the dimensions."""
     parts = _parts(state_dict, "net.net.h_layer.weight")
     return {prefix: iaf_step_from_ddvi(part, reverse=number % 2 == 1) for number, (prefix, part) in enumerate(parts.items())}
 
 
 def mlp_from_ddvi(state_dict: Mapping[str, Tensor], activation: str = "leaky_relu", dropout: float = 0.2) -> MLP:
-    """A stack of linear layers of the released code, such as an encoder or a decoder, as an `MLP`.
+    """Convert a stack of linear layers of the released code, such as an encoder or a decoder, into an `MLP`.
 
     Args:
-        state_dict: `weight` and `bias` of linear layers alone, in their order; several last layers that read the same hidden layer
-            (heads of mean and log-variance) become one whose outputs stand side by side.
-        activation: between layers.
-        dropout: rate after each hidden layer, while training.
+        state_dict: Tensors `weight` and `bias` of linear layers, in their order. Several last layers with the same hidden layer as input
+            (heads of mean and log-variance) become one layer with all outputs.
+        activation: Activation between layers (default ``leaky_relu``).
+        dropout: Dropout rate after each hidden layer in training (float, default 0.2).
 
     Raises:
-        InputError: anything else in it, or layers that do not follow one another.
+        InputError: There are other tensors, or the widths of consecutive layers do not match.
 
     Example:
         >>> layers = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.LeakyReLU(0.2), torch.nn.Linear(8, 4))
@@ -100,7 +100,7 @@ _PARTS = ("weight", "bias")
 
 
 def _with_joined_heads(layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """The last layers as one, where they do not follow one another but read the same hidden layer."""
+    """Join the last layers, where they all have the same hidden layer as input."""
     first = len(layers) - 1
     while first > 0 and layers[first][0].shape[1] != len(layers[first - 1][1]):
         first -= 1
@@ -112,11 +112,11 @@ def _with_joined_heads(layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor
 
 
 def iaf_step_from_ddvi(state_dict: Mapping[str, Tensor], reverse: bool) -> AutoregressiveStep:
-    """An IAF step of the released code as an `AutoregressiveStep`; `reverse` is its parity.
+    """Convert an IAF step of the released code into an `AutoregressiveStep`.
 
     Args:
-        state_dict: `net.net.h_layer.{weight,bias}` and `net.net.net.{0,2,4,6}.{weight,bias,mask}`; masks are checked, not used.
-        reverse: whether the step turns the dimensions round.
+        state_dict: Tensors `net.net.h_layer.{weight,bias}` and `net.net.net.{0,2,4,6}.{weight,bias,mask}`; masks are only checked.
+        reverse: Whether the step reverses the dimensions.
     """
     layers = (0, 2, 4, 6)
     parts = {f"net.net.net.{layer}.{part}" for layer in layers for part in ("weight", "bias", "mask")}
@@ -135,13 +135,13 @@ def iaf_step_from_ddvi(state_dict: Mapping[str, Tensor], reverse: bool) -> Autor
 
 
 def _parts(state_dict: Mapping[str, Tensor], mark: str) -> dict[str, dict[str, Tensor]]:
-    """The parts of a state dictionary that hold the name `mark`, by what stands before it."""
+    """Parts of a state dictionary that contain the name `mark`, by their prefix."""
     prefixes = [name.removesuffix(mark) for name in state_dict if name == mark or name.endswith(f".{mark}")]
     return {prefix: {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)} for prefix in prefixes}
 
 
 def _named(state_dict: Mapping[str, Tensor], expected: set[str], what: str) -> dict[str, Tensor]:
-    """The tensors of a state dictionary that has exactly the `expected` names."""
+    """Tensors of a state dictionary with exactly the `expected` names."""
     missing, unexpected = sorted(expected - state_dict.keys()), sorted(state_dict.keys() - expected)
     _checks.require(not missing and not unexpected, "state_dict", f"the names of {what}", f"missing {missing}, unexpected {unexpected}")
     return {name: torch.as_tensor(value) for name, value in state_dict.items()}
