@@ -18,11 +18,12 @@ class Parser(argparse.ArgumentParser):
         >>> _ = parser.add_argument("--seeds", type=int)
         >>> parser.parse_args(["--sedes", "3"])
         Traceback (most recent call last):
-        ddvi_fast._checks.InputError: ddvi-fast reproduce: expected one of --help, --seeds, got '--sedes' (did you mean --seeds?)
+        ddvi_fast._checks.InputError: reproduce: expected one of --help, --seeds, got '--sedes' (did you mean --seeds?)
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, formatter_class=_Help)
+        self._name = self.prog.removeprefix("ddvi-fast ")  # the command line begins every message with the rest
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse as `argparse` does, but name an unknown option before the arguments that are missing because of it."""
@@ -31,16 +32,16 @@ class Parser(argparse.ArgumentParser):
             for word in args or ():
                 option = word.partition("=")[0]
                 if option.startswith("--") and not any(name.startswith(option) for name in names):
-                    _checks.choice(option, names, self.prog)
+                    _checks.choice(option, names, self._name)
         return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None:
-            _checks.choice(value, action.choices, f"{self.prog}: {'/'.join(action.option_strings) or action.metavar or action.dest}")
+            _checks.choice(value, action.choices, f"{self._name}: {'/'.join(action.option_strings) or action.metavar or action.dest}")
 
     def error(self, message: str) -> NoReturn:
         """Raise the `InputError` of any other message of `argparse`."""
-        raise _checks.InputError(f"{self.prog}: {message}")
+        raise _checks.InputError(f"{self._name}: {message}")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -10,7 +10,7 @@ from ddvi_fast.cli.arguments import Parser, dashed
 
 def main(arguments: Sequence[str]) -> None:
     """Run `ddvi-fast export`."""
-    parser = Parser(prog="ddvi-fast export", description="Export the posterior of a run (encoder and sampler) as a program of torch alone.")
+    parser = Parser(prog="ddvi-fast export", description="Export the posterior of a run (encoder and sampler) as a program that needs only torch.")
     parser.add_argument("run", metavar="RUN", help="folder of the run")
     parser.add_argument("--output", metavar="FILE", help="file to write (default RUN/posterior.pt2)")
     parser.add_argument("--num-samples", type=int, default=1, metavar="K", help="posterior samples of each row (default 1)")

@@ -20,10 +20,10 @@ COMMANDS = {
     "train": "Train and evaluate one run: ddvi-fast train dataset=mnist prior=pinwheel epochs=5",
     "evaluate": "Evaluate the weights of a run again: ddvi-fast evaluate RUN --overwrite",
     "demo": "Compare a Gaussian and a diffusion posterior on digits, in a few minutes",
-    "reproduce": "Reproduce a table of the paper: ddvi-fast reproduce mnist --seeds 3 --epochs 10 --jobs 2",
+    "reproduce": "Reproduce a table of results: ddvi-fast reproduce mnist --seeds 3 --epochs 10 --jobs 2",
     "data": "Import genotype files into packed stores: ddvi-fast data import FILE --out STORE",
     "report": "Compare runs in one HTML file: ddvi-fast report RUN RUN --output report.html",
-    "export": "Export the posterior of a run as a program of torch alone: ddvi-fast export RUN --output FILE",
+    "export": "Export the posterior of a run as a program that needs only torch: ddvi-fast export RUN --output FILE",
     "doctor": "Check the installation and suggest fixes: ddvi-fast doctor --quick",
     "bench": "Measure speed and memory against plain PyTorch: ddvi-fast bench quick --threads 2",
 }
