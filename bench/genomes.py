@@ -19,6 +19,7 @@ from torch import Tensor
 from bench.problem import Problem, Work
 from ddvi_fast import DDVI, rng, use_backend
 from ddvi_fast.data.packing import packed_width, unpack, unpack_scaled
+from ddvi_fast.estimator.inference import draw
 from ddvi_fast.genomes.convert import new_folder, write_store
 from ddvi_fast.genomes.filters import Filters
 from ddvi_fast.genomes.formats.sources import Block, Source
@@ -26,7 +27,6 @@ from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
 from ddvi_fast.posteriors import Diffusion
-from ddvi_fast.reference import chain as reference
 
 POPULATIONS, DIFFERENTIATION = 5, 0.05
 COMPONENTS = 20
@@ -144,21 +144,12 @@ def _chain_products(posterior: Diffusion) -> int:
     return denoiser.num_steps * sum(part.numel() for part in (denoiser.first, denoiser.hidden, denoiser.last))
 
 
-@torch.no_grad()
 def _means(model: DDVI, rows: Tensor) -> Tensor:
     """Means [N, D] of the estimator's draws, in float64."""
-    posterior, seed, shape = copy.deepcopy(model.posterior_).double(), rng.Draws(model.seed_), (model.n_samples, 1, 2)
     x = torch.from_numpy((rows.double().cpu().numpy() - model.features_.centre) / model.features_.scale).to(rows.device)
-    steps = range(posterior.denoiser.num_steps)
-    start, *noise = (rng.normal(seed, shape, stream, device=rows.device).double() for stream in (rng.START, *(rng.CHAIN + step for step in steps)))
     with use_backend("reference"):
-        encoded = posterior.encode(x)
-        y = (encoded.mean + torch.exp(0.5 * encoded.log_var) * start).flatten(0, 1)
-        context = encoded.context.repeat(model.n_samples, 1)
-        given = torch.stack([part.expand(-1, len(x), -1).flatten(0, 1) for part in noise])
-        weights, table = posterior.denoiser.chain_weights(), posterior.coefficients().double()
-        z = reference.sample_chain(y, context, weights, table, given, posterior.denoiser.residual)[0]
-    return z.unflatten(0, (model.n_samples, -1)).mean(0)
+        (drawn,) = draw(copy.deepcopy(model.posterior_).double(), iter([x]), model.n_samples, model.seed_, len(x))
+    return drawn.z.mean(0)
 
 
 def simulated_store(path: Path, samples: int, variants: int) -> GenotypeStore:

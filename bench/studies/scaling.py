@@ -1,9 +1,8 @@
 """Cost and benefit of several processes: `python -m bench.studies.scaling [--steps N]`; see `docs/clusters.md`.
 
 The whole training step of the released code at MNIST shape runs on this machine's CPU, one thread a process. Measured are examples a second, bytes
-that each process hands to collectives, the DeepSpeed engine against the local one, the cost of a checkpoint that is written in the background,
-and the time to the first step. A model of the step on 8, 64 and 512 GPUs follows from them; its law is compared with the measured step of two
-processes. Engines take turns step by step, so that a busy machine slows all of them.
+that each process hands to collectives, the time to the first step, and the cost of a checkpoint that is written in the background. A model of the
+step on 8, 64 and 512 GPUs follows from them; its law is compared with the measured step of two processes.
 """
 
 from __future__ import annotations
@@ -74,16 +73,14 @@ def stepper(make: Callable[..., Engine], rows: int) -> Callable[[], None]:
     return step
 
 
-def seconds(steps: dict[str, Callable[[], None]], count: int) -> dict[str, list[float]]:
-    """Seconds of `count` steps of each engine, which take turns."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(WARM_UP + count):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if number >= WARM_UP:
-                times[name].append(time.perf_counter() - started)
-    return times
+def seconds(step: Callable[[], None], count: int) -> list[float]:
+    """Seconds of `count` steps."""
+    times = []
+    for _ in range(WARM_UP + count):
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return times[WARM_UP:]
 
 
 @contextlib.contextmanager
@@ -119,7 +116,7 @@ def work(count: int) -> dict[str, Any]:
         step = stepper(make, ROWS)
         step()
         first = imports + time.time() - begun
-        times = seconds({name: step}, count)[name]
+        times = seconds(step, count)
         with counted() as totals:
             step()
         rows = ROWS * distributed.world_size()
@@ -144,23 +141,6 @@ def exchange_seconds(totals: dict[str, int], count: int) -> float:
     return statistics.median(times)
 
 
-def launch_seconds(engine: str) -> float:
-    """Seconds from the start of torchrun with two processes to a checkpoint of the first step, on digits with the default networks."""
-    with tempfile.TemporaryDirectory() as name:
-        settings = ["dataset=digits", f"engine={engine}", "checkpoint_steps=1", "checkpoint_keep=1000", "progress=off", f"run_dir={name}/run"]
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "ddvi_fast.train", *settings]
-        started = time.perf_counter()
-        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}, stderr=subprocess.DEVNULL)
-        while not (Path(name) / "run" / "checkpoints" / "step-00000001").exists():
-            if process.poll() is not None:
-                raise RuntimeError(f"{' '.join(command)} ended with {process.returncode} before its first step")
-            time.sleep(0.01)
-        found = time.perf_counter() - started
-        process.terminate()
-        process.wait()
-        return found
-
-
 def start(size: int, count: int) -> dict[str, Any]:
     """Run `work` in `size` processes and return what the first one measured."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
@@ -170,21 +150,9 @@ def start(size: int, count: int) -> dict[str, Any]:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def compare(count: int) -> dict[str, Any]:
-    """One process: the step of each engine relative to the local engine's, and the cost of a checkpoint."""
-    makes = {"local": LocalEngine, **engines()}
-    steps = {name: stepper(make, ROWS) for name, make in makes.items()}
-    times = seconds(steps, count)
-    local = statistics.median(times["local"])
-    found = {f"{name} step, ms": round(1e3 * statistics.median(values), 2) for name, values in times.items()}
-    found |= {f"{name} against local": round(statistics.median(values) / local, 3) for name, values in times.items() if name != "local"}
-    distributed.stop()
-    return found | checkpoint_cost(steps["local"], count)
-
-
-def checkpoint_cost(step: Callable[[], None], count: int) -> dict[str, Any]:
-    """Time ten steps with a checkpoint in their middle relative to ten without, in turns."""
-    engine = step.engine
+def checkpoint_cost(count: int) -> dict[str, Any]:
+    """Time ten steps of one process with a checkpoint in their middle relative to ten without, in turns."""
+    step = stepper(LocalEngine, ROWS)
     with tempfile.TemporaryDirectory() as name:
         kept = Checkpoints(Path(name), keep=2)
         times: dict[bool, list[float]] = {True: [], False: []}
@@ -194,8 +162,8 @@ def checkpoint_cost(step: Callable[[], None], count: int) -> dict[str, Any]:
                 for number in range(10):
                     step()
                     if saved and number == 4:
-                        weights = dict(engine.objective.named_parameters())
-                        kept.save(turn, {**weights, **engine.state()}, {"step": turn})
+                        weights = dict(step.engine.objective.named_parameters())
+                        kept.save(turn, {**weights, **step.engine.state()}, {"step": turn})
                 times[saved].append(time.perf_counter() - started)
         kept.wait()
         size = sum(file.stat().st_size for file in (kept.folder / f"step-{turn:08d}").iterdir())
@@ -254,9 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plain = measured["2 processes"]["parallel"]
     record = {
         "kind": "bench.studies.scaling", **environment(), "command": f"python -m bench.studies.scaling --steps {options.steps}",
-        "measured": measured, "one process": compare(options.steps),
-        "first step": {f"seconds from torchrun to the first step, {name}": round(launch_seconds(name), 1) for name in engines()},
-        "law": law(measured), "model": model(plain["bytes a step"], plain["exchanges a step"]),
+        "measured": measured, "one process": checkpoint_cost(options.steps), "law": law(measured),
+        "model": model(plain["bytes a step"], plain["exchanges a step"]),
         "assumptions": {
             "FLOP a row": step_flops(Sizes(), 1), "FLOP/s": RATE, "seconds of an empty step": FLOOR, "seconds of input": INPUT,
             "GPUs of a node": NODE, "links (seconds, bytes a second)": LINKS,
@@ -272,8 +239,8 @@ def markdown(record: dict[str, Any]) -> str:
     steps = [[size.split()[0], name, *found.values()] for size, of_engines in record["measured"].items() for name, found in of_engines.items()]
     names = ("examples a second", "step, ms", "exchanges a step", "bytes a step", "exchanges alone, ms", "seconds to the first step")
     lines.append(_markdown.table(("processes", "engine", *names), steps))
-    for part in ("one process", "first step", "law"):
-        lines += ["", *(f"- {name}: {value}" for name, value in record[part].items())]
+    for part in ("one process", "first step", "law"):  # the first step was measured separately in earlier records
+        lines += ["", *(f"- {name}: {value}" for name, value in record[part].items())] if part in record else []
     rows = [[f"{value:.3g}" if isinstance(value, float) else value for value in row.values()] for row in record["model"]]
     lines += ["", "## The model", "", _markdown.table(list(record["model"][0]), rows)]
     return "\n".join([*lines, "", "Assumptions:", "", *(f"- {name}: {value}" for name, value in record["assumptions"].items()), ""])
