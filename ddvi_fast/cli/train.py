@@ -48,7 +48,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="ddvi-fast train", description="Train and evaluate one run.", epilog=EPILOG)
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings of the run")
     parser.add_argument("--dry-run", action="store_true", help="print settings, parameters, memory and time of the run; write nothing")
-    parser.add_argument("--settings", dest="list", action="store_true", help="print all settings with their values")
+    parser.add_argument("--settings", dest="list", action="store_true", help="print the settings that the run has, with their values")
     parser.add_argument("--paper", action="store_true", help="begin with DATASET METHOD PRIOR, the names of the paper's released code")
     parser.add_argument("--replay", metavar="FOLDER", help="compute a step that was not finite again, from the folder RUN/failed-step")
     return parser.parse_intermixed_args(list(arguments))
@@ -66,7 +66,9 @@ def _of_paper(arguments: Sequence[str]) -> list[str]:
 def _list(config: Config) -> int:
     for group in names.GROUPS:
         print(f"# {group}: {', '.join(names.choices(group))}")
-    print(json.dumps(dataclasses.asdict(config), indent=2))
+    from ddvi_fast.recipes.settings import shown
+
+    print(json.dumps(shown(config, dataclasses.asdict(config)), indent=2))
     return 0
 
 

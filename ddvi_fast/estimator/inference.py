@@ -1,4 +1,4 @@
-"""Posterior draws that are a function of the row alone: every row of any matrix meets the same noise."""
+"""Posterior samples that depend on the row only: all rows have the same noise."""
 
 from __future__ import annotations
 
@@ -25,10 +25,17 @@ class Drawn(NamedTuple):
 
 @torch.no_grad()
 def draw(posterior: Diffusion, blocks: Iterator[Tensor], num_samples: int, seed: int, rows: int) -> Iterator[Drawn]:
-    """Samples of each block of at most `rows` rows.
+    """Posterior samples of each block of at most `rows` rows.
 
-    Sample `k` of every row is made of the same noise, so that maps have no speckle and a row gives the same, to rounding, in any company.
-    Blocks are filled up to `rows`: matrix products of another size round differently.
+    Sample `k` has the same noise in every row. The result of a row therefore does not depend on the rows beside it, up to rounding, and maps
+    are smooth. Blocks are padded to `rows`, because matrix products of another size round differently.
+
+    Args:
+        posterior: Fitted posterior.
+        blocks: Blocks of rows, [N, P] each.
+        num_samples: Samples per row, K.
+        seed: Seed of the noise.
+        rows: Largest number of rows in a block.
     """
     device = next(posterior.parameters()).device
     latent_dim, num_steps = posterior.latent_dim, posterior.schedule.num_steps
@@ -47,5 +54,5 @@ def draw(posterior: Diffusion, blocks: Iterator[Tensor], num_samples: int, seed:
 
 
 def rows_at_a_time(num_samples: int) -> int:
-    """Rows of a block: few for small calls would be slow for large ones, and many the other way round."""
+    """Rows of a block: as many as fit into memory, at most 1,024."""
     return max(1, min(1024, _ROWS // num_samples))

@@ -1,7 +1,7 @@
-"""The command line of the paper's released code: its names for data sets, methods and priors, and what they stand for here.
+"""Names of the released code's command line, and the settings that they mean here.
 
-`./run.sh DATASET METHOD PRIOR` starts the experiment of those names with that recipe's networks and hyper-parameters, warm-up included,
-in one run. Further overrides follow.
+`./run.sh DATASET METHOD PRIOR [name=value ...]` runs the experiment of these names with the released networks and hyperparameters,
+warm-up included.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ UNSUPERVISED, SEMI = "unsupervised", "semi-supervised"
 
 @dataclass(frozen=True)
 class PaperDataset:
-    """A data set of the paper: its task, and the overrides that stand for it."""
+    """A data set of the paper: its task, and its settings as overrides."""
 
     task: str
     overrides: tuple[str, ...]
@@ -24,7 +24,7 @@ class PaperDataset:
 
 @dataclass(frozen=True)
 class PaperMethod:
-    """A method of the paper: its task, and our method of the same kind, whose released recipe it uses."""
+    """A method of the paper: its task, and the method here whose released recipe it has."""
 
     task: str
     method: str
@@ -36,7 +36,7 @@ _MNIST = (
     "dataset.encoder.dropout=0.2",
     "dataset.decoder.activation=leaky_relu",
 )
-# Scale 8^-1/2 makes minus the log-likelihood the squared error of data scaled to [-1, 1], which the released code minimises.
+# With scale 8^-1/2, minus the log-likelihood is the squared error of data scaled to [-1, 1], which the released code minimizes.
 _CIFAR = (
     "dataset=cifar10",
     "dataset.encoder.activation=leaky_relu",
@@ -64,7 +64,7 @@ METHODS = {
     "aae_semi": PaperMethod(SEMI, "aae_semi"),
 }
 PRIORS = {"pinwheel": "pinwheel", "swiss_roll": "swiss_roll_noisy", "less_noisy_square": "less_noisy_square"}
-# What the paper sets for one data set and method alone.
+# Settings of single pairs of data set and method.
 _PARTICULAR = {
     **{("mnist", name): ("dataset.decoder.dropout=0.2",) for name in ("diff_vae_warmup", "diff_vae", "vae", "iaf_vae", "h_iaf_vae", "iwae")},
     ("mnist_semi", "diff_vae_warmup_semi"): ("method.chain.num_steps=100",),
@@ -76,10 +76,10 @@ _PARTICULAR = {
 
 
 def overrides_of(dataset: str, method: str, prior: str, further: Sequence[str] = ()) -> list[str]:
-    """The overrides that the paper's three names stand for, then `further` ones, which win.
+    """The settings of the paper's three names as overrides, followed by `further` ones, which take precedence.
 
     Raises:
-        InputError: an unknown name, with the nearest valid one; a method of another task than the data set's.
+        InputError: An unknown name, with the nearest valid ones, or a method of another task than the data set's.
 
     Example:
         >>> overrides_of("mnist", "vae", "pinwheel", ["epochs=1"])[-5:]

@@ -1,4 +1,4 @@
-"""Mistakes of the released code (docs/migration.md), each switched on alone to measure its effect. None of these objectives is a bound."""
+"""Errors of the released code (docs/migration.md), each switched on alone to measure its effect. None of these objectives is a bound."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from ddvi_fast.rng import Draws
 
 
 class DefectiveELBO(ELBO):
-    """The bound with its log-ratio counted wrongly.
+    """The ELBO with an error in its log-ratio; other arguments as for `ELBO`.
 
     Args:
-        as for `ELBO`, and
-        log_var_twice: `log q` counts `log_var` where `log_var / 2` belongs, which pays for variance.
-        standard_normal_top: a diffusion posterior's `y_T` is held against N(0, I) in place of the noising process's `r(y_T | z)`.
+        log_var_twice: `log q` contains `log_var` in place of `log_var / 2`, which rewards variance.
+        standard_normal_top: The `y_T` of a diffusion posterior is compared with N(0, I) in place of the noising process's `r(y_T | z)`.
 
     Raises:
-        InputError: a defect that the posterior cannot have.
+        InputError: A defect that the posterior cannot have.
     """
 
     def __init__(self, *arguments, log_var_twice: bool = False, standard_normal_top: bool = False, **options) -> None:

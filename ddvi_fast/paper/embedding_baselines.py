@@ -1,4 +1,4 @@
-"""Maps by PCA, t-SNE and UMAP: what people draw such data with today, from the same features and clustered alike."""
+"""Baselines that embed the data in two dimensions: PCA, t-SNE and UMAP, on the same features and with the same clustering."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _HINT = "pip install 'ddvi-fast[maps]'"
 
 
 class Map(NamedTuple):
-    """Places of the training and of the test examples, [N, D] and [M, D]."""
+    """Coordinates of the training and the test examples, [N, D] and [M, D]."""
 
     train: Tensor
     test: Tensor
 
 
 def run(config: Config, draw: Draw | None = None) -> Result:
-    """Whatever a configuration stands for: a map, else a model that is trained (`train_run`)."""
+    """Run a configuration: an embedding if its task is `map`, else the training of a model (`train_run`)."""
     return run_map(config) if config.method.task == "map" else train_run(config, draw)
 
 
 def run_map(config: Config) -> Result:
-    """Make, score and keep a map, in a run folder as a trained model has; the places are in `LATENTS`.
+    """Compute and evaluate an embedding in a run folder; the coordinates are saved in `LATENTS`.
 
     Raises:
-        InputError: as `fit`; a run folder that holds another run.
+        InputError: As for `fit`, or a run folder that holds another run.
     """
     dataset = load_dataset(config)
     folder = RunFolder.create(run_dir(config), dataclasses.asdict(config), overwrite=config.overwrite)
@@ -60,10 +60,10 @@ def run_map(config: Config) -> Result:
 
 
 def fit(config: Config, dataset: Dataset) -> Map:
-    """The map `config.method.name` of the training examples, and the test examples placed in it.
+    """The embedding `config.method.name` of the training examples, with the test examples projected onto it.
 
     Raises:
-        InputError: a library that is missing, or one that cannot place new examples where there are some.
+        InputError: A missing library, or one that cannot project new examples where there are some.
     """
     _checks.choice(config.method.name, MAPS, "method")
     train, test = (dataset.inputs(split=split).flatten(1).double().cpu().numpy() for split in ("train", "test"))
@@ -74,7 +74,7 @@ def fit(config: Config, dataset: Dataset) -> Map:
 
 
 def scores(config: Config, places: Map, dataset: Dataset) -> dict[str, float]:
-    """Figures of a map: votes of neighbours, and both rules of clusters, the nearest of so many centres and the mixture."""
+    """Metrics of an embedding: nearest-neighbour accuracy, and scores of clusters by k-means and by a Gaussian mixture."""
     if dataset.test_labels is None:
         return {}
     from sklearn.cluster import KMeans
@@ -96,7 +96,7 @@ def _pca(config: Config, train: np.ndarray, test: np.ndarray | None) -> list[np.
 
 
 def _tsne(config: Config, train: np.ndarray, test: np.ndarray | None) -> list[np.ndarray]:
-    """openTSNE, which can place new examples; else scikit-learn's."""
+    """t-SNE by openTSNE, which can project new examples, or else by scikit-learn."""
     perplexity = config.method.map.perplexity
     if importlib.util.find_spec("openTSNE") is not None:
         from openTSNE import TSNE
@@ -114,7 +114,7 @@ def _umap(config: Config, train: np.ndarray, test: np.ndarray | None) -> list[np
     from umap import UMAP
 
     options, before, threads = config.method.map, np.random.get_state(), torch.get_num_threads()
-    # Where the data fall into pieces it draws from NumPy's global generator; and its compiler sets OpenMP's threads, which are torch's too.
+    # For disconnected data UMAP draws from NumPy's global generator, and its compiler sets the number of OpenMP threads, which torch shares.
     np.random.seed(config.seed)
     fitted = UMAP(options.n_neighbors, config.latent_dim, min_dist=options.min_dist, random_state=config.seed, n_jobs=1).fit(train)
     places = [fitted.embedding_, *([] if test is None else [fitted.transform(test)])]

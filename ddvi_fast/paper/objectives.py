@@ -1,7 +1,7 @@
-"""The released code's three stages (docs/method.md, section 3), kept so that its numbers can be reproduced.
+"""Objectives of the released code's three stages (docs/method.md, section 3), for reproducing its numbers.
 
-Its scale is its own: reconstruction is a mean over pixels, the chain is deterministic, and the prior's density is a
-clamped kernel estimate. None of these objectives is a bound.
+Reconstruction is a mean over pixels, the chain is deterministic, and the prior's density is a clamped kernel estimate. None of these
+objectives is a bound.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PriorFit(Objective):
         yield Update("wake", lambda: Terms({"noise": self.noise_loss(x, draws)}, {"noise": 1.0}))
 
     def noise_loss(self, like: Tensor, draws: Draws) -> Tensor:
-        """Huber error [N] on as many prior samples as `like` has rows."""
+        """Huber error on prior samples, one for each row of `like`, [N]."""
         z = self.prior.sample(len(like), draws=draws, dtype=like.dtype, device=like.device)
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
         return ops.denoising_loss(z, t, None, self.posterior.denoiser, self.posterior.schedule, loss="huber", draws=draws)
@@ -119,18 +119,18 @@ class ReleasedDDVI(Objective):
 
 
 class ReleasedELBO(Objective):
-    """The released code's loss of a posterior without a chain (`vae`, `iaf_vae`, `h_iaf_vae`, `iwae`).
+    """Loss of the released code for a posterior without a chain (`vae`, `iaf_vae`, `h_iaf_vae`, `iwae`).
 
-    Terms: `reconstruction` (mean over pixels), `entropy` = log q(z | x) and `prior` = -log p_kde(z), nats; with several samples the one
-    term `bound`, their soft minimum.
+    Terms: `reconstruction` (mean over pixels), `entropy` = log q(z | x) and `prior` = -log p_kde(z), nats; with several samples the only
+    term is `bound`, their soft minimum.
 
     Args:
-        model: the latent-variable model.
-        posterior: a family with a density.
-        kl: how the weight of both divergence terms moves.
-        prior_weight: of the prior within them.
-        num_samples: importance samples a row.
-        log_var_twice: count `log_var` in place of its half in `log q`, as the released code does.
+        model: Latent-variable model.
+        posterior: Posterior with a density.
+        kl: Schedule of the weight of both divergence terms.
+        prior_weight: Weight of the prior within them (float, default 1).
+        num_samples: Importance samples per row (int, default 1).
+        log_var_twice: Whether `log q` contains `log_var` in place of its half, as in the released code.
     """
 
     def __init__(
@@ -168,11 +168,11 @@ class ReleasedELBO(Objective):
 
 
 class PixelMean(Objective):
-    """Another objective with its reconstruction terms averaged over the data's dimensions instead of summed.
+    """Wrapper of an objective that averages its reconstruction terms over the data's dimensions instead of summing them.
 
     Args:
-        objective: whatever is minimised.
-        num_dimensions: P.
+        objective: Objective to wrap.
+        num_dimensions: Number of the data's dimensions.
     """
 
     def __init__(self, objective: Objective, num_dimensions: int) -> None:

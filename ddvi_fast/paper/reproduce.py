@@ -80,7 +80,7 @@ def reproduce(
 
 
 def run_cell(cell: Cell) -> None:
-    """Train and evaluate one cell, and keep the latents of its test set; a cell that cannot be run leaves the reason."""
+    """Train and evaluate one cell and save the latents of its test set; the reason why a cell is impossible is written to `FAILURE`."""
     _clear(cell.folder)
     try:
         run(cell.config, draw_run)
@@ -92,7 +92,7 @@ def run_cell(cell: Cell) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier attempt left before it could mark the folder as a run's: a failure, empty folders."""
+    """Remove the failure and the empty folders of an earlier attempt."""
     (folder / FAILURE).unlink(missing_ok=True)
     if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
         shutil.rmtree(folder)
@@ -111,12 +111,12 @@ def _keep_latents(cell: Cell) -> None:
 
 
 def _outcome(cell: Cell, table: Table) -> str:
-    """One line about a cell that ended: its metrics, or why it was not run."""
+    """One line with the metrics of a cell, or the reason why it was not run."""
     where = f"{table.name} {cell.row} {cell.column} seed {cell.seed}"
     if not cell.finished:
         return f"{where}: not run: {_failure(cell)}"
-    figures_of_merit = cell.figures()
-    shown = ", ".join(f"{tables.COLUMNS[name].heading} {figures_of_merit[name]:.3f}" for name in table.figures if name in figures_of_merit)
+    values = cell.figures()
+    shown = ", ".join(f"{tables.COLUMNS[name].heading} {values[name]:.3f}" for name in table.figures if name in values)
     return f"{where}: {shown}"
 
 
@@ -126,7 +126,7 @@ def _failure(cell: Cell) -> str | None:
 
 
 def _write(table: Table, cells: Sequence[Cell], max_minutes: float | None, command: str, output: Path) -> Path:
-    """table.json, table.md and table.tex of what has been run so far."""
+    """Write table.json, table.md and table.tex of all finished runs."""
     runs = [
         {"row": cell.row, "column": cell.column, "seed": cell.seed, **({"figures": cell.figures()} if cell.finished else {"failure": _failure(cell)})}
         for cell in cells
@@ -155,7 +155,7 @@ def _write(table: Table, cells: Sequence[Cell], max_minutes: float | None, comma
 
 
 def _settings(cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
-    """Of each row and column, the settings that differ from the defaults, as they are written on the command line."""
+    """Settings of each row and column that differ from the defaults, as on the command line."""
     found: dict[str, dict[str, str]] = {}
     for cell in cells:
         stated = " ".join(override for override in cell.overrides if not override.startswith("data_dir="))
@@ -164,7 +164,7 @@ def _settings(cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
 
 
 def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, output: Path) -> list[Path]:
-    """Latents of the test set by class: a row for each of the table's columns (priors), methods side by side, the prior last."""
+    """Plot the latents of the test set by class: one row per column of the table (prior), methods side by side, the prior last."""
     panels, names = {}, ()
     for cell in cells:
         path = cell.folder / LATENTS
@@ -185,7 +185,7 @@ def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, out
 
 
 def _people(table: Table, cells: Sequence[Cell], output: Path) -> list[Path]:
-    """Of genotypes, the first column's maps side by side."""
+    """For genotypes, the maps of the first column side by side."""
     first = [cell for cell in cells if cell.seed == 0 and cell.column == next(iter(table.columns)) and (cell.folder / LATENTS).is_file()]
     if not first or first[0].config.dataset.name not in genome_maps.DATASETS:
         return []

@@ -1,4 +1,4 @@
-"""The cells of a table: which runs it is made of, and where each of them goes.
+"""Specifications of the tables in `conf/reproduce/`: rows, columns and the runs of their cells.
 
 A cell's folder carries a digest of its settings, so that a cell with other settings is another cell and nothing is ever overwritten.
 """
@@ -20,13 +20,13 @@ from ddvi_fast.config.schema import Config
 
 _QUIET = ("progress=off", "tensorboard=false", "figures=false", "overwrite=true")
 _NAMES = {"digits": "Digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-# They say where and how a run is done, not what it is.
-_WHEREABOUTS = ("run_dir", "overwrite", "progress", "tensorboard", "tracker", "figures", "data_dir", "download", "device", "threads")
+# Settings of place and manner that do not change the result of a run.
+_NOT_IN_DIGEST = ("run_dir", "overwrite", "progress", "tensorboard", "tracker", "figures", "data_dir", "download", "device", "threads")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row or a column: its heading, the overrides it stands for, and its share of the table's minutes."""
+    """A row or a column: its heading, its settings as overrides, and its fraction of the table's time budget."""
 
     label: str
     overrides: tuple[str, ...] = ()
@@ -35,19 +35,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """What `conf/reproduce/NAME.yaml` says: rows (methods) x columns (priors, or minutes) x seeds.
+    """Contents of `conf/reproduce/NAME.yaml`: rows (methods) x columns (priors, or minutes) x seeds.
 
     Args:
-        name: of the table.
-        title: of the table; `{dataset}` stands for the data set of its runs.
-        rows, columns: by their names.
-        figures: names of `evaluation.json`, in the order of the table's columns.
-        common: overrides of all cells.
-        epochs: of each run, unless its row or column says otherwise; None leaves it to the recipe.
-        max_minutes: of the longest run; None for no limit.
-        note: what else a reader must know, a paragraph below the title.
-        others: heading of the figures beside ours, which stand in `conf/paper_tables.yaml`.
-        others_note: what a reader must know of those.
+        name: Name of the table.
+        title: Title of the table; `{dataset}` is replaced by the data set of its runs.
+        rows, columns: Rows and columns by name.
+        figures: Names of the metrics in `evaluation.json`, in the order of the table's columns.
+        common: Overrides of all cells.
+        epochs: Epochs of each run, unless its row or column has others; None for the recipe's.
+        max_minutes: Time budget of the longest run in minutes; None for no limit.
+        note: A paragraph below the title.
+        others: Heading of the published metrics beside ours, from `conf/paper_tables.yaml`.
+        others_note: A sentence about these.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Table:
 
     @property
     def dataset(self) -> str:
-        """The data set that the table is about, unless an override chooses another."""
+        """The table's data set, unless an override chooses another."""
         return next(setting.partition("=")[2] for setting in self.common if setting.startswith("dataset="))
 
 
@@ -80,7 +80,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where the run goes."""
+        """Folder of the run."""
         return Path(self.config.run_dir)
 
     @property
@@ -89,12 +89,12 @@ class Cell:
         return (self.folder / "evaluation.json").is_file()
 
     def figures(self) -> dict[str, float]:
-        """The figures of merit of a finished run."""
+        """Metrics of a finished run."""
         return json.loads((self.folder / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def names() -> list[str]:
-    """The tables there are."""
+    """Names of all tables."""
     return sorted(path.stem for path in (CONF / "reproduce").glob("*.yaml"))
 
 
@@ -102,7 +102,7 @@ def load(name: str) -> Table:
     """The table `name`.
 
     Raises:
-        InputError: no such table, with the nearest ones.
+        InputError: No such table; the message has the nearest names.
 
     Example:
         >>> table = load("cifar10")
@@ -118,7 +118,7 @@ def part(table: Table, rows: Sequence[str] | None = None, columns: Sequence[str]
     """`table` with these rows and columns alone, in its own order.
 
     Raises:
-        InputError: a row or column that the table does not have.
+        InputError: A row or column that the table does not have.
 
     Example:
         >>> list(part(load("mnist"), ["ddvi", "vae"]).rows)
@@ -133,7 +133,7 @@ def part(table: Table, rows: Sequence[str] | None = None, columns: Sequence[str]
 
 
 def paper_figures(table: Table, dataset: str) -> dict[str, Any]:
-    """The paper's own figures of `table`: row -> column -> figure -> [mean, interval]; empty where it has none, or none of `dataset`."""
+    """Published metrics of `table`: row -> column -> metric -> [mean, interval]; empty if there are none for `dataset`."""
     return _read(CONF / "paper_tables.yaml").get(table.name, {}) if dataset == table.dataset else {}
 
 
@@ -155,10 +155,10 @@ def cells(
     epochs: int | None = None,
     max_minutes: float | None = None,
 ) -> list[Cell]:
-    """All cells of `table` with seeds 0 to `seeds - 1`, their runs below `folder`; `overrides` win over the table's.
+    """All cells of `table` with seeds 0 to `seeds - 1` and their runs below `folder`; `overrides` take precedence over the table's.
 
     Raises:
-        InputError: settings that do not exist or do not fit.
+        InputError: Settings that do not exist or are not possible.
     """
     _checks.require(seeds >= 1, "--seeds", "at least 1", seeds)
     _checks.require(max_minutes is None or max_minutes > 0, "--max-minutes", "a positive number", max_minutes)
@@ -179,7 +179,7 @@ def cells(
 
 
 def column_label(table: Table, column: str, max_minutes: float | None) -> str:
-    """The heading of a column, with its minutes where it has any."""
+    """Heading of a column, with its minutes if it has any."""
     entry = table.columns[column]
     limit = max_minutes or table.max_minutes
     return entry.label if entry.minutes is None or limit is None else entry.label.format(minutes=round(entry.minutes * limit, 3))
@@ -192,13 +192,13 @@ def _cell(row: str, column: str, seed: int, config: Config, overrides: Sequence[
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
-    """Overrides without those that a later one replaces; choices of files come first, for they fill whole groups."""
+    """Overrides without those that a later one replaces; choices of groups come first, because they set whole groups."""
     last = {override.partition("=")[0]: override for override in overrides}
     return sorted(last.values(), key=lambda override: override.partition("=")[0] not in GROUPS)
 
 
 def _digest(config: Config) -> str:
-    plain = {key: value for key, value in dataclasses.asdict(config).items() if key not in _WHEREABOUTS}
+    plain = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_IN_DIGEST}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 

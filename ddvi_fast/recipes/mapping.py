@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ddvi_fast import _checks
 
-Kind = TypeVar("Kind")
+Kind = TypeVar("Kind", bound=Any)
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list", dict: "a mapping"}
 
 

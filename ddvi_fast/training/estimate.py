@@ -1,4 +1,4 @@
-"""What a run will need, before it is trained: parameters, memory, and time by its first ten steps."""
+"""Estimates of a run before it is trained: parameters, memory, and time measured on ten steps."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ddvi_fast.data.batches import num_batches
 from ddvi_fast.objectives import Objective, Progress
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.phases import Experiment
+from ddvi_fast.recipes.settings import shown
 from ddvi_fast.rng import Draws
 from ddvi_fast.training import restarts
 from ddvi_fast.training.engines import make_engines
@@ -27,15 +28,15 @@ _ADAM_STATES = 2  # a first and a second moment for each parameter
 
 
 def dry_run(config: Config) -> dict[str, Any]:
-    """What the run of a configuration will need; nothing is written.
+    """Estimate parameters, memory and time of a run; nothing is written.
 
     Returns:
-        ``config``, the resolved settings; ``run_dir``; ``examples`` of training and test; ``parameters`` by part; ``bytes`` by use, an
-        estimate of what torch holds during a step, without its own buffers; ``phases`` with steps and seconds a step, measured on ten
-        steps of a copy; ``seconds``, the estimate for training, without evaluation.
+        A dictionary with ``config`` (the settings that the run has), ``run_dir``, ``examples`` (of training and test), ``parameters`` (by part),
+        ``bytes`` (by use: an estimate of the memory of a step, without buffers of torch), ``phases`` (steps, and seconds per step measured on
+        ten steps of a copy) and ``seconds`` (the estimate for training, without evaluation).
 
     Raises:
-        InputError: whatever the run itself would refuse before its first step.
+        InputError: Everything that the run itself would refuse before its first step.
     """
     config = dataclasses.replace(config, device=distributed.local_device(config.device))
     dataset = load_dataset(config)
@@ -45,7 +46,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     steps = {phase.name: phase.num_steps(batches) for phase in experiment.phases}
     seconds = {phase.name: seconds_a_step(phase, config, dataset, make_engines(config), _STEPS) for phase in experiment.phases}
     return {
-        "config": dataclasses.asdict(config),
+        "config": shown(config, dataclasses.asdict(config)),
         "run_dir": str(run_dir(config)),
         "examples": {"train": dataset.size("train"), "test": dataset.size("test")},
         "parameters": counts,
@@ -56,7 +57,7 @@ def dry_run(config: Config) -> dict[str, Any]:
 
 
 def parameters(experiment: Experiment) -> dict[str, int]:
-    """Numbers of parameters by part: of the model, of each part of the posterior, and of what an objective has besides; ``all`` last."""
+    """Numbers of parameters by part: the model, each part of the posterior, further modules of the objectives, and ``all``."""
     parts: dict[str, Mapping[int, int]] = {"model": _sizes(experiment.model)}
     own = {id(parameter): parameter.numel() for parameter in experiment.posterior.parameters(recurse=False)}
     parts |= {f"posterior.{name}": _sizes(child) for name, child in experiment.posterior.named_children()} | {"posterior": own}
@@ -75,7 +76,7 @@ def _sizes(module: nn.Module) -> dict[int, int]:
 
 
 def memory(experiment: Experiment, dataset: Dataset, batch_size: int) -> dict[str, int]:
-    """Bytes held in a training step by use: ``weights``, ``gradients``, ``adam``, ``data``, ``activations`` (the largest update's), ``all``."""
+    """Bytes of memory in a training step by use: ``weights``, ``gradients``, ``adam``, ``data``, ``activations`` (of the largest update), ``all``."""
     modules = nn.ModuleList([experiment.model, experiment.posterior, *(phase.objective for phase in experiment.phases)])
     weights = sum(parameter.numel() * parameter.element_size() for parameter in modules.parameters())
     data = sum(value.numel() * value.element_size() for value in vars(dataset).values() if isinstance(value, Tensor))
@@ -86,7 +87,7 @@ def memory(experiment: Experiment, dataset: Dataset, batch_size: int) -> dict[st
 
 
 def saved_for_backward(objective: Objective, x: Tensor) -> int:
-    """Bytes that autograd keeps between forward and backward of the largest update on a batch `x`, parameters and `x` left out."""
+    """Bytes that autograd saves for the backward pass of the largest update on a batch `x`, without parameters and `x`."""
     known = {value.untyped_storage().data_ptr() for value in (*objective.parameters(), *objective.buffers(), x)}
     largest, training = 0, objective.training
     objective.train()
@@ -106,7 +107,7 @@ def saved_for_backward(objective: Objective, x: Tensor) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words.
+    """A duration as text.
 
     Example:
         >>> duration(42.4), duration(5400)

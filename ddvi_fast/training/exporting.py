@@ -14,10 +14,16 @@ _EXAMPLES = 4
 
 
 def export_run(path: str | Path, output: str | Path | None = None, *, num_samples: int = 1, overwrite: bool = False) -> Path:
-    """Write the final posterior of the run at `path` as a program (see `export.sampler`); in the run's folder, if `output` does not say where.
+    """Write the final posterior of a run as a program that needs only torch (see `export.sampler`).
+
+    Args:
+        path: Folder of the run.
+        output: Path of the program; by default `posterior.pt2` in the run's folder.
+        num_samples: Posterior samples per row (int, default 1).
+        overwrite: Whether to replace an existing file.
 
     Raises:
-        InputError: no such run, no data for it, a posterior that cannot be exported, or a file that stands there.
+        InputError: No such run, no data for it, a posterior that cannot be exported, or an existing file.
     """
     folder = RunFolder.open(path)
     output = folder.path / DEFAULT if output is None else Path(output)

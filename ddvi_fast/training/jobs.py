@@ -1,4 +1,4 @@
-"""Many runs side by side, one process and one thread each: these networks are too small to share a run over cores."""
+"""Parallel runs, each in a process with one thread: the networks are too small to use several cores for one run."""
 
 from __future__ import annotations
 
@@ -13,25 +13,22 @@ from typing import TypeVar
 import torch
 
 from ddvi_fast import _checks
-from ddvi_fast.config.schema import Config
-from ddvi_fast.training.run import Result, train_run
 
 Given, Made = TypeVar("Given"), TypeVar("Made")
 
 
-def run_all(configs: Sequence[Config], jobs: int | None = None) -> Iterator[tuple[int, Result]]:
-    """Train all runs, at most `jobs` at a time (one a core if not given); yields `(number, result)` as they end.
-
-    Raises:
-        InputError: as `train_run`, from the first run that fails; those not yet started are dropped.
-    """
-    return in_processes(train_run, configs, jobs)
-
-
 def in_processes(function: Callable[[Given], Made], items: Sequence[Given], jobs: int | None = None) -> Iterator[tuple[int, Made]]:
-    """Call `function` on every item, at most `jobs` at a time in processes of one thread; yields `(number, value)` as they end.
+    """Call `function` on every item in processes with one thread each.
 
-    What a call raises is raised here, and those not yet started are dropped. The processes end with this one, however it ends.
+    Args:
+        function: Function of one item; it must be picklable.
+        items: The items.
+        jobs: Number of processes; None for one per core.
+
+    Yields:
+        Number and value of each item, in the order in which the calls end.
+
+    An exception of a call is raised here, and calls that have not started are dropped. The processes end when this one ends.
     """
     jobs = max(1, len(os.sched_getaffinity(0))) if jobs is None else jobs
     _checks.require(jobs >= 1, "jobs", "at least 1", jobs)
@@ -50,13 +47,13 @@ def in_processes(function: Callable[[Given], Made], items: Sequence[Given], jobs
 
 
 def _in_one_thread(function: Callable[[Given], Made], item: Given) -> Made:
-    """`function(item)`, whatever the call before it did to the process."""
+    """Call `function(item)` with one thread, whatever an earlier call set."""
     torch.set_num_threads(1)
     return function(item)
 
 
 def _start_worker(parent: int) -> None:
-    # A worker whose parent was killed would wait for work for ever, or go on writing into a folder that another call has taken up.
+    # Without this, a worker whose parent was killed would wait forever, or write into a folder that another call uses.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""Replay of a step that was not finite, from the bundle that the run kept of it."""
+"""Replay of a training step whose loss or gradient was not finite, from the bundle in the run's folder."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ddvi_fast.rng import Draws
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay found.
+    """Result of a replay.
 
     Args:
-        step: number of the step in the run, from 0.
-        terms: means of each update's terms, nats, in order.
-        names: terms, or parameters by their gradient, that are not finite; empty where all are.
-        examples: numbers in the training split of rows with such a term.
+        step: Number of the step in the run, from 0.
+        terms: Means of the terms of each update, in nats.
+        names: Names of the terms that are not finite, or of the parameters whose gradients are not; empty if all are.
+        examples: Indices in the training split of the examples with such a term.
     """
 
     step: int
@@ -39,8 +39,8 @@ def replay(path: str | Path, dataset: Dataset) -> Replayed:
     """Compute the updates of a bundle's step on its batch, in one process, until one is not finite.
 
     Args:
-        path: of the bundle.
-        dataset: of the run; only what experiments are built from, the batch is in the bundle.
+        path: Path of the bundle.
+        dataset: Data set of the run, from which the networks are built; the batch is in the bundle.
     """
     kept = bundle.read(Path(path))
     config = from_dict(kept.state["config"])

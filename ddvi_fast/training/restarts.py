@@ -1,7 +1,7 @@
-"""Several starts of a run, of which the best goes on, as in k-means: where data come to lie under a prior is settled early, and by luck.
+"""Random restarts of a run, of which the best is continued, as in k-means.
 
-Candidate 0 is the run as it would be alone. The others have initial weights, order and noise of their own, each a function of the
-run's seed and the candidate's number; after the choice order and noise are the run's own, whichever candidate it was.
+Candidate 0 is the run without restarts. The others have initial weights, order and noise of their own, which are functions of the run's
+seed and the candidate's number. After the choice, order and noise are the run's own.
 """
 
 from __future__ import annotations
@@ -24,18 +24,16 @@ from ddvi_fast.engine.keeper import weights_of
 from ddvi_fast.engine.logs import RunLog
 from ddvi_fast.engine.loop import Start, train
 from ddvi_fast.engine.recorder import Recorder
-from ddvi_fast.objectives import Objective
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.recipes.options import RecipeOptions
-from ddvi_fast.recipes.phases import Experiment, Optimisation
+from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.rng import Draws
-
-MakeEngine = Callable[[Objective, Optimisation], Engine]
+from ddvi_fast.training.engines import MakeEngine
 
 
 class Candidate(NamedTuple):
-    """A start that was trained until the choice: what it came to, its weights by name, the state of its optimisers."""
+    """A trained candidate: its objective, its weights by name, and the state of its optimizers."""
 
     objective: float
     weights: dict[str, Tensor]
@@ -51,14 +49,17 @@ def choose(
     log: RunLog,
     tell: Callable[[str], None],
 ) -> Start:
-    """Train all candidates for their share of the epochs, load the best one's weights into `experiment`, and say where the run goes on.
+    """Train all candidates for a fraction of the epochs, and load the weights of the best one into `experiment`.
 
-    What counts is minus the bound, a mean over the last of these epochs, under the prior as blurred as it is by then; for methods
-    without a bound their reconstruction. Every candidate leaves a record in `log`.
+    Candidates are compared by minus the bound, averaged over the last of these epochs, under the prior as blurred as it is then; methods
+    without a bound by their reconstruction. `log` gets one record for each candidate.
+
+    Returns:
+        The step at which the run continues.
 
     Raises:
-        NonFinite: no candidate came through; one alone that does not is out of the choice.
-        Stopped: a signal came; nothing is kept, the run begins anew.
+        NonFinite: All candidates failed; a single one that fails is left out.
+        Stopped: A signal stopped the run; nothing is saved.
     """
     (phase,) = experiment.phases
     epochs = epochs_of(config.recipe, phase.epochs)
@@ -74,7 +75,7 @@ def choose(
         if candidate is not None and (best is None or candidate.objective < best.objective):
             best, chosen = candidate, number
     if best is None:
-        failure.place = None  # a step of a candidate is none of the run
+        failure.place = None  # a candidate's step is not a step of the run
         raise failure
     for number, objective in enumerate(objectives):
         terms = {"candidate": float(number), "objective": objective, "chosen": float(number == chosen)}
@@ -84,7 +85,7 @@ def choose(
 
 
 def epochs_of(recipe: RecipeOptions, epochs: int) -> int:
-    """After how many of a run's `epochs` the best start is chosen.
+    """Number of epochs after which the best candidate is chosen.
 
     Example:
         >>> epochs_of(RecipeOptions(restarts=5, restart_fraction=0.3), 250)
@@ -94,7 +95,7 @@ def epochs_of(recipe: RecipeOptions, epochs: int) -> int:
 
 
 def lengths(recipe: RecipeOptions) -> float:
-    """How long training takes, in lengths of a single start.
+    """Length of training in units of a run without restarts.
 
     Example:
         >>> lengths(RecipeOptions()), lengths(RecipeOptions(restarts=5, restart_fraction=0.25))
@@ -104,7 +105,7 @@ def lengths(recipe: RecipeOptions) -> float:
 
 
 def seed_of(seed: int, number: int) -> int:
-    """The seed of a candidate.
+    """Seed of a candidate.
 
     Example:
         >>> seed_of(3, 0), seed_of(3, 1) != seed_of(4, 1)

@@ -1,11 +1,10 @@
-"""How many epochs fit into so many minutes: timed on the first steps of a copy that is thrown away."""
+"""Time budget of a run: the number of epochs that fit, by a timing of the first steps of a copy."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ddvi_fast import _checks
@@ -14,20 +13,20 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine.base import Engine
 from ddvi_fast.engine.loop import train
-from ddvi_fast.objectives import Objective
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.builder import augmentation
-from ddvi_fast.recipes.phases import Optimisation, Phase
+from ddvi_fast.recipes.phases import Phase
 from ddvi_fast.training import restarts
+from ddvi_fast.training.engines import MakeEngine
 
 _STEPS, _UNCOUNTED = 20, 4  # the first steps warm caches
 
 
-def within_minutes(config: Config, dataset: Dataset, make_engine: Callable[[Objective, Optimisation], Engine]) -> Config:
-    """`config` with all its stages shortened alike, so that training takes `config.max_minutes` by a timing of their first steps.
+def within_minutes(config: Config, dataset: Dataset, make_engine: MakeEngine) -> Config:
+    """Shorten all stages of a run by one factor so that training takes `config.max_minutes`.
 
-    At least one epoch of each stage is kept. A learning rate that falls over the stage still ends where it should, which it would
-    not in a run that is cut off. Without `max_minutes`, or where all epochs fit, the configuration comes back as it is.
+    At least one epoch of each stage is kept. Unlike in a run that is cut off, learning rates still decay to their final values. Without
+    `max_minutes`, or if all epochs fit, the configuration is returned unchanged.
     """
     if config.max_minutes is None:
         return config
@@ -51,9 +50,9 @@ def _shortened(config: Config, share: float) -> Config:
 
 
 def seconds_a_step(
-    phase: Phase, config: Config, dataset: Dataset, make_engine: Callable[[Objective, Optimisation], Engine], steps: int = _STEPS
+    phase: Phase, config: Config, dataset: Dataset, make_engine: MakeEngine, steps: int = _STEPS
 ) -> float:
-    """Median seconds of a step, by training `phase` for so many, more than 5; its modules are changed by it."""
+    """Median seconds per step of training `phase` for `steps` steps (more than 5), which changes its modules."""
     clock = _Clock()
     few = replace(phase, epochs=1, steps_per_epoch=steps, frozen=(), frozen_epochs=0)
     train([few], dataset, config.recipe.batch_size, config.seed, make_engine, clock, augmentation(config))
@@ -63,7 +62,7 @@ def seconds_a_step(
 
 @dataclass
 class _Clock:
-    """An observer that notes when each step ended."""
+    """An observer that records the time at the end of each step."""
 
     times: list[float] = field(default_factory=list)
 
