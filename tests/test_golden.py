@@ -1,7 +1,7 @@
-"""Everything in the golden file that this version computes, through the public names: 1e-5, and 1e-4 for gradients and densities.
+"""Tests of the public functions against the golden values: to 1e-5, and to 1e-4 for gradients and densities.
 
-The golden tables were made in float32, where `1 - abar_t` near `t = 1` has lost up to three digits; states agree to 1e-5
-nevertheless, differences of nearly equal states (per-step divergences) only relative to the states. Each test says so.
+The golden tables were computed in float32, where `1 - abar_t` near `t = 1` has lost up to three digits. States agree to 1e-5 nevertheless;
+differences of nearly equal states (KL terms of each step) agree only relative to the states.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Chain:
 
     def differences(self, steps):
         """(posterior mean - predicted mean) [S, N, D] at 0-based `steps`, with `y_t` from the golden trajectory and `y_0` its end."""
-        # The released float32 table, because these differences are as small as its cancellation error.
+        # The float32 table of the released code, because these differences are as small as its cancellation error.
         schedule = schedules.NoiseSchedule(self.schedule.betas.float())
         trajectory, context, table = self.value("trajectory"), self.value("context"), schedule.coefficients("eps", eta=0.0)
         weight_y0, weight_y = schedule.posterior_mean_weights()
@@ -59,7 +59,7 @@ def conditional(golden):
 
 
 def relative_to_largest(got, expected, tolerance, name="value"):
-    """Elements that cancel to nearly nothing are judged on the scale of the tensor."""
+    """Compare with a tolerance relative to the largest element, because elements may cancel to almost zero."""
     assert_close(got, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()), name=name)
 
 
@@ -116,7 +116,7 @@ def test_kl_per_step(conditional):
     torch_normal = torch.distributions.Normal
     scale = variances.sqrt().view(-1, 1, 1)
     kl = torch.distributions.kl_divergence(torch_normal(differences, scale), torch_normal(torch.zeros_like(differences), scale)).sum(-1)
-    # Relative to the states the means agree to 1e-6; what is left of them after subtraction is compared on that scale.
+    # Relative to the states the means agree to 1e-6; their differences are compared on that scale.
     states = 1e-6 * float(conditional.value("trajectory").abs().max())
     to_length = (2 * variances).sqrt().unsqueeze(1)
     assert_close(kl.sqrt() * to_length, golden.sqrt() * to_length, rtol=1e-4, atol=states)

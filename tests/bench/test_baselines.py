@@ -1,4 +1,4 @@
-"""The eager baseline computes what it stands for, counts of work are those of torch's own counter, and a wrong provider is never timed."""
+"""Tests of the baselines and problems: agreement with float64, counts of work, and detection of wrong providers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL_SHAPES = {
 
 @pytest.fixture(autouse=True)
 def leave_no_traces():
-    """The baseline draws as PyTorch users do, from torch's global generator; its compiler switches the checks of distributions off."""
+    """The baseline draws from torch's global generator, and torch.compile turns the checks of distributions off."""
     before = torch.distributions.Distribution._validate_args
     with torch.random.fork_rng():
         yield
@@ -57,18 +57,10 @@ def test_the_compiled_baseline_is_the_baseline():
     made.provider("compiled")()
 
 
+@pytest.mark.parametrize(("kind", "rows"), [(Training, 16), (SemiSupervisedTraining, 24)])
 @pytest.mark.parametrize("provider", ["eager", "ours", "ours_bf16"])
-def test_the_training_steps_agree_with_float64(provider):
-    made = Training(CPU, N=16, T=4, small=True)
-    made.check(provider)
-    call = made.provider(provider)
-    call()
-    call()
-
-
-@pytest.mark.parametrize("provider", ["eager", "ours", "ours_bf16"])
-def test_the_semi_supervised_steps_agree_with_float64(provider):
-    made = SemiSupervisedTraining(CPU, N=24, T=4, small=True)
+def test_the_training_steps_agree_with_float64(provider, kind, rows):
+    made = kind(CPU, N=rows, T=4, small=True)
     made.check(provider)
     call = made.provider(provider)
     call()
@@ -81,13 +73,11 @@ def test_a_baseline_with_a_wrong_term_is_noticed(monkeypatch):
         SemiSupervisedTraining(CPU, N=24, T=4, small=True).check("ours")
 
 
-def test_the_baseline_knows_nothing_of_the_package():
+def test_the_baselines_do_not_import_the_package():
     for path in (Path(eager.__file__).parent).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = (
-                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
-            )
-            assert not [name for name in names if name.split(".")[0] == "ddvi_fast"], path
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+            assert not any(name.split(".")[0] == "ddvi_fast" for name in names), path
 
 
 def test_a_sample_of_the_baselines_own_noise_is_noise():
@@ -105,7 +95,7 @@ def _counted(call) -> int:
 def test_chain_flops_are_those_that_torch_counts():
     made = Chain(CPU, False, N=8, T=3, D=3, C=2, H=64)
     assert made.work.flops == _counted(made.provider("eager")) == 8 * 3 * network_flops(3, 2, 64)
-    # Backward, torch counts the gradient to every layer's input and weight: twice forward.
+    # In the backward pass torch counts the gradients of every layer's input and weight: twice the forward pass.
     assert Chain(CPU, True, N=8, T=3, D=3, C=2, H=64).work.flops == 3 * made.work.flops
 
 
@@ -113,7 +103,7 @@ def test_chain_flops_are_those_that_torch_counts():
 def test_training_flops_are_those_that_torch_counts(sizes):
     made = Training(CPU, N=4, T=4, small=sizes is SMALL)
     expected = step_flops(made.sizes, 4)
-    # Not counted: the gradient of the sleep term to its noised latents, which torch does not take either.
+    # The gradient of the sleep term to its noised latents is not counted, and torch does not compute it.
     assert _counted(made.provider("eager")) == pytest.approx(expected, rel=0.01)
 
 
@@ -148,7 +138,7 @@ def test_a_wrong_provider_is_shown_as_failed_and_not_timed(monkeypatch, wrong):
 
 
 def test_a_wrong_baseline_is_noticed(monkeypatch):
-    """Its error is the yardstick of the others."""
+    """Its error is the tolerance of the others."""
     density = eager.kde_log_density
     monkeypatch.setattr(eager, "kde_log_density", lambda *arguments: 1.01 * density(*arguments))
     for provider in ("eager", "ours"):

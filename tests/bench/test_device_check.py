@@ -1,4 +1,4 @@
-"""The device check runs here without a GPU, from an uninstalled tree, part by part."""
+"""Tests of the device check without a GPU, from a tree that is not installed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_part_runs_on_the_cpu(tmp_path):
 
 
 def test_a_part_that_fails_is_recorded_and_the_others_go_on(tmp_path):
-    """A folder in which there is no compiled extension and no kernel: parity cannot be had, golden values can or are not there."""
+    """In a folder without a compiled extension and kernels, parity cannot be computed, but random numbers can."""
     tree = tmp_path / "tree"
     for folder in ("ddvi_fast", "bench"):
         for source in (PROJECT / folder).rglob("*.py"):

@@ -1,4 +1,4 @@
-"""The genotype benchmarks measure what they say: providers agree at small sizes, and a wrong one is noticed."""
+"""Tests of the genotype problems: providers agree at small sizes, and a wrong one is detected."""
 
 from __future__ import annotations
 

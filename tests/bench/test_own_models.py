@@ -1,4 +1,4 @@
-"""The table of posteriors of own models: means over seeds, and calibration as it is computed by hand."""
+"""Tests of the table of posteriors of own models: means over seeds, and calibration against a computation by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The released recipe's flow: our loss and its gradients are those of the recipe written out in plain PyTorch."""
+"""Tests of the released code's flow: our loss and gradients are those of plain PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EPOCHS, ROWS = 5, 100
 
 
 def pairs(ours, plain):
-    """Our parameters beside those they stand for; heads of one layer there are rows of one matrix here."""
+    """Pairs of our layers and the corresponding ones of the baseline; the heads of one layer there are rows of one matrix here."""
     encoder, decoder = ours.posterior.encoder.encoder, ours.model.decoder
     for network, other in ((encoder, plain.encoder), (decoder, plain.decoder)):
         yield from ((layer, [same]) for layer, same in zip(network.layers, other.layers, strict=False))

@@ -1,4 +1,4 @@
-"""Timing, records, tables and the command: what is written is what was measured, and nothing is overwritten unasked."""
+"""Tests of timing, records, tables and the command `ddvi-fast bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of a step on many GPUs keeps to its own law, and exchanges are counted as they are."""
+"""Tests of the model of a step on many GPUs, and of the counts of collectives."""
 
 from __future__ import annotations
 

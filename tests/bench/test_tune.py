@@ -1,4 +1,4 @@
-"""The sweep over launch options, in Triton's interpreter: candidates take the place of options, are checked, and leave no trace."""
+"""Tests of the sweeps over launch options, in Triton's interpreter."""
 
 from __future__ import annotations
 
