@@ -1,40 +1,43 @@
-"""An implicit posterior: noise goes through a network, and no density comes out."""
+"""Implicit posterior of an adversarial autoencoder (Makhzani et al. 2016)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, rng
 from ddvi_fast.networks import MLP
-from ddvi_fast.posteriors.base import Posterior
+from ddvi_fast.posteriors.base import Posterior, with_context
 from ddvi_fast.rng import Draws
 
 
 class Location(NamedTuple):
-    """Where the samples of each row lie [N, D], and the context [N, C] that shapes them."""
+    """Output of the encoder: the location of the samples [N, D] and the context [N, C]."""
 
     mean: Tensor
     context: Tensor
 
 
 class Adversarial(Posterior):
-    """`z = m(x) + g(noise, c(x))`: the encoder of an adversarial autoencoder (Makhzani et al. 2016).
+    """Implicit posterior `z = m(x) + g(noise, c(x))` of an adversarial autoencoder (Makhzani et al. 2016).
 
-    Its samples come without a log-ratio, so it has no bound and no importance weights, and asking for one is an error. The objectives
-    `Adversarial` and `WAE` train it by its samples alone, and `metrics.knn_accuracy`, `latent_nll` and `mmd` judge it.
+    Its samples have no log-ratio, so bounds and importance weights do not exist. The objectives `Adversarial` and `WAE` train it from
+    samples; `metrics.knn_accuracy`, `latent_nll` and `mmd` evaluate it.
 
     Args:
-        encoder: `encoder(x, draws)`, from x [N, ...] to [N, D + C]: location and context.
-        latent_dim: D.
-        context_dim: C.
-        noise_dim: dimensions of the noise.
-        hidden_dim: width of the network that the noise goes through.
-        draws: where the initial weights are drawn.
+        encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, D + C]: location, then context.
+        latent_dim: Number of latent dimensions, D (int).
+        context_dim: Size of the context, C (int, default 32).
+        noise_dim: Dimensions of the noise (int, default 2).
+        hidden_dim: Width of the hidden layer of g (int, default 64).
+        draws: Position of the initial weights in the random stream (default `Draws(0)`).
+
+    Raises:
+        InputError: If `noise_dim` is below 1.
 
     Example:
+        >>> import torch
         >>> from ddvi_fast import networks
         >>> posterior = Adversarial(networks.MLP(5, [8], 6), latent_dim=2, context_dim=4)
         >>> sample = posterior.sample(torch.zeros(3, 5), num_samples=7)
@@ -43,7 +46,7 @@ class Adversarial(Posterior):
     """
 
     why_no_density = (
-        "its samples are implicit and have no log_ratio; objectives adversarial and wae train it, knn_accuracy, latent_nll and mmd judge it, "
+        "its samples are implicit and have no log_ratio; objectives adversarial and wae train it, knn_accuracy, latent_nll and mmd evaluate it, "
         "and every other family has bounds"
     )
 
@@ -57,9 +60,11 @@ class Adversarial(Posterior):
 
     @property
     def has_density(self) -> bool:
+        """Always False."""
         return False
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Location:
+        """Return location [N, D] and context [N, C]."""
         output = self.encoder(x, draws if self.training else None)
         width = self.latent_dim + self.context_dim
         _checks.require(output.shape[-1] == width, "encoder", f"an output [N, {width}]", output)
@@ -68,13 +73,8 @@ class Adversarial(Posterior):
     def latent_path(self, encoded: Location, num_samples: int, draws: Draws) -> Tensor:
         mean, context = encoded
         noise = rng.normal(draws, (num_samples, *mean.shape[:-1], self.noise_dim), rng.START, device=mean.device, dtype=mean.dtype)
-        shaped = self.spread(torch.cat((noise, context.expand(num_samples, *context.shape)), -1))
-        return (mean + shaped).unsqueeze(0)
+        return (mean + self.spread(with_context(noise, context))).unsqueeze(0)
 
     def log_ratio(self, encoded: Location, path: Tensor) -> Tensor:
-        """Refused: there is none.
-
-        Raises:
-            InputError: always.
-        """
+        """Raise `InputError`: the posterior has no density."""
         _checks.fail("posterior", "one with a density, for a log_ratio", f"Adversarial: {self.why_no_density}")

@@ -1,4 +1,4 @@
-"""Posteriors over more than the latents: what is drawn on the way is guessed back by an auxiliary model."""
+"""Base class of posteriors with auxiliary latent variables."""
 
 from __future__ import annotations
 
@@ -7,35 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddvi_fast.posteriors.base import Posterior
+from ddvi_fast.posteriors.base import Posterior, frozen_parameters
 from ddvi_fast.rng import Draws
 
 
 class AuxiliaryPosterior(Posterior):
-    """`log_ratio = log r(u | z, x) - log q(u, z | x)` for auxiliary variables `u`: the rest of a latent path.
+    """Base class of posteriors over `z` and auxiliary variables `u`, with `log_ratio = log r(u | z, x) - log q(u, z | x)`.
 
-    A family writes `path_log_prob` and `reverse_log_prob` in place of `log_ratio`. The auxiliary model `r` belongs to the target, not to
-    the posterior, so a doubly reparametrised gradient must not hold it fixed.
+    A family implements `path_log_prob` and `reverse_log_prob` instead of `log_ratio`. The auxiliary model `r` is part of the target of
+    inference (Ranganath et al. 2016), so a doubly reparametrized gradient must not hold it constant.
     """
 
     def path_log_prob(self, encoded: Any, path: Tensor) -> Tensor:
-        """`log q(u, z | x)` [K, N] of a latent path [S, K, N, D], treating the path as data."""
+        """Compute `log q(u, z | x)` [K, N] in nats of latent paths [S, K, N, D], with the paths as constants."""
         raise NotImplementedError
 
     def reverse_log_prob(self, encoded: Any, path: Tensor) -> Tensor:
-        """`log r(u | z, x)` [K, N] of a latent path."""
+        """Compute `log r(u | z, x)` [K, N] in nats of latent paths [S, K, N, D]."""
         raise NotImplementedError
 
     def log_ratio(self, encoded: Any, path: Tensor) -> Tensor:
         return self.reverse_log_prob(encoded, path) - self.path_log_prob(encoded, path)
 
     def forward(self, x: Tensor, path: Tensor, draws: Draws | None = None, with_reverse: bool = True) -> Tensor:
-        """As in `Posterior`; minus `log q` alone unless `with_reverse`."""
+        """Compute the log-ratio [K, N] as in `Posterior`, or `-log q(u, z | x)` unless `with_reverse`."""
         encoded = self.encode(x, draws)
         return self.log_ratio(encoded, path) if with_reverse else -self.path_log_prob(encoded, path)
 
     def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
-        """As in `Posterior`, but the auxiliary model keeps its gradient."""
-        frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        density = torch.func.functional_call(self, frozen, (x, path, draws), {"with_reverse": False})
+        """Compute the log-ratio as in `Posterior`; the parameters of the auxiliary model are not held constant."""
+        density = torch.func.functional_call(self, frozen_parameters(self), (x, path, draws), {"with_reverse": False})
         return density + self.reverse_log_prob(self.encode(x, draws), path)

@@ -1,6 +1,6 @@
-"""Posteriors over latent and class, `q(z, c | x) = q(c | x) q(z | x, c)`, for priors cut into classes (docs/method.md, section 4).
+"""Posteriors over latent and class, q(z, c | x) = q(c | x) q(z | x, c), for priors with classes (docs/method.md, section 4).
 
-Any family serves as `q(z | x, c)`: its encoders give one row for each class and example. The chains of all classes are one grouped call.
+Any family can be `q(z | x, c)`: its encoders return one row for each class and example. The chains of all classes are one grouped call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, ops, rng
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.networks import ACTIVATIONS, MLP, linear
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_request, draw_start
+from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_sample_arguments, draw_start
 from ddvi_fast.posteriors.diffusion import Diffusion
 from ddvi_fast.posteriors.gaussian import Gaussian
 from ddvi_fast.priors import Prior
@@ -23,7 +23,12 @@ from ddvi_fast.rng import Draws
 
 
 class PerClass(nn.Module):
-    """A network whose output [N, C W] is read as one of width W for each class, [C, N, W]."""
+    """Network with one output of width W for each class: the output [N, C W] of a network, reshaped to [C, N, W].
+
+    Args:
+        network: Network called as `network(x, draws)` that returns [N, C W].
+        num_classes: Number of classes, C (int).
+    """
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()
@@ -31,7 +36,7 @@ class PerClass(nn.Module):
 
     @property
     def output_layer(self) -> nn.Linear:
-        """The last layer, the rows of a class together."""
+        """The last layer of the network; the rows of a class are consecutive."""
         return self.network.output_layer
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
@@ -39,16 +44,27 @@ class PerClass(nn.Module):
 
 
 class ClassMLP(nn.Module):
-    """A multilayer perceptron on `[x, one-hot c]` for every class at once, [N, ...] -> [C, N, outputs].
+    """Multilayer perceptron of `[x, one-hot c]` for every class at once, from [N, ...] to [C, N, outputs].
 
-    The first layer's share of `x` is computed once for all classes. Arguments are those of `networks.MLP`.
+    The part of the first layer that depends on `x` is computed once for all classes.
+
+    Args:
+        inputs: Number of dimensions of x (int).
+        hidden: Widths of the hidden layers, at least one.
+        outputs: Number of outputs (int).
+        num_classes: Number of classes, C (int).
+        activation: Name of the activation, as in `networks.MLP` (default ``relu``).
+        draws: Position of the initial weights in the random stream (default `Draws(0)`).
+
+    Raises:
+        InputError: If there is no hidden layer, or if the activation is unknown.
     """
 
     def __init__(
         self, inputs: int, hidden: Sequence[int], outputs: int, num_classes: int, *, activation: str = "relu", draws: Draws = Draws(0)
     ) -> None:
         super().__init__()
-        _checks.require(len(hidden) >= 1, "hidden", "at least one layer, for an encoder that sees the class", hidden)
+        _checks.require(len(hidden) >= 1, "hidden", "at least one layer, for an encoder with a class input", hidden)
         self.activation = _checks.choice(activation, ACTIVATIONS, "activation")
         self.first = MLP(inputs, [], hidden[0], draws=draws)
         self.classes = linear(num_classes, hidden[0], draws.importance(1), 0)
@@ -60,12 +76,18 @@ class ClassMLP(nn.Module):
 
 
 class ClassDiffusion(Diffusion):
-    """C diffusion posteriors `q(z | x, c)`: one encoder with a head for each class, and a grouped denoiser of C networks.
+    """Diffusion posteriors `q(z | x, c)` of C classes: an encoder with one head per class and a grouped denoiser of C networks.
 
-    Arguments are those of `Diffusion`, with an encoder that gives [C, N, 2 D] (see `PerClass`), a denoiser of `groups = C`, and a
-    context [N, W] shared by the classes or [C, N, W].
+    The sleep methods of `Diffusion` take class-major rows with equally many rows of each class: row `c M + i` belongs to class `c`.
 
-    The sleep methods of `Diffusion` take rows in class-major order, as many of each class: row `c M + i` belongs to class `c`.
+    Args:
+        encoder: Network called as `encoder(x, draws)` that returns [C, N, 2 D], such as a `PerClass`.
+        denoiser: Denoiser with `groups=C`.
+        schedule: Noising process with the denoiser's number of steps.
+        options: Keyword arguments of `Diffusion`. The context encoder returns [N, W], shared by the classes, or [C, N, W].
+
+    Raises:
+        InputError: If the denoiser has no groups, or if the parts do not fit together.
     """
 
     def __init__(self, encoder: nn.Module, denoiser: ResidualMLP, schedule: Any, **options: Any) -> None:
@@ -73,11 +95,11 @@ class ClassDiffusion(Diffusion):
         super().__init__(encoder, denoiser, schedule, **options)
 
     def active_denoiser(self) -> FlatGroups:
-        """The chains' networks at the steps in use, on class-major rows."""
+        """Return the denoisers at the active steps, as a network of class-major rows."""
         return FlatGroups(super().active_denoiser())
 
     def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
-        """Samples `z` [K, C, N, D] of every class, and their log-ratios [K, C, N]: all chains of all classes in one grouped call."""
+        """Draw samples `z` [K, C, N, D] of every class and their log-ratios [K, C, N] in one grouped call."""
         y_T = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
         context = encoded.context
         if context is not None and context.dim() == 3:
@@ -87,24 +109,32 @@ class ClassDiffusion(Diffusion):
         return self._with_start(chain.z.transpose(0, 1), path, y_T, encoded)
 
     def sample_of_class(self, encoded: Encoded, labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
-        """One sample for each row and its class: `labels` [K, N], parts of `encoded` [K, N, ..] (context [N, W] too) -> z [K, N, D].
+        """Draw one sample per row and importance sample, of the class in `labels`.
 
-        Rows are dealt to the groups, padded to the longest, for one grouped call. `rows_per_class` says that `labels` are
-        class-major with so many rows each, which spares a look at them.
+        The rows of each class are padded to the length of the longest class for one grouped call.
+
+        Args:
+            encoded: Output of the encoders for these classes, parts [K, N, ..] (the context [N, W] or [K, N, W]).
+            labels: Classes, int64 [K, N].
+            draws: Position of the first row in the random stream.
+            rows_per_class: Number of rows of each class if `labels` are class-major (int), which avoids reading them; otherwise None.
+
+        Returns:
+            Samples `z` [K, N, D] and their log-ratios [K, N] or None.
         """
         y_T = draw_start(encoded.mean, encoded.log_var, 1, draws)[0]
-        deal = Deal(labels, self.denoiser.groups, rows_per_class)
-        context = None if encoded.context is None else deal.out(encoded.context.expand(*labels.shape, -1))
+        groups = ClassGroups(labels, self.denoiser.groups, rows_per_class)
+        context = None if encoded.context is None else groups.group(encoded.context.expand(*labels.shape, -1))
         noise = None
         if self.has_density:
             steps = len(self.coefficients())
-            noise = deal.out(rng.normal(draws, tuple(y_T.shape), rng.CHAIN, planes=steps, device=y_T.device, dtype=y_T.dtype))
-        chain = self._grouped_chain(deal.out(y_T), context, noise=noise)
-        path = None if chain.path is None else deal.back(chain.path.unsqueeze(-1)).squeeze(-1)
-        return self._with_start(deal.back(chain.z), path, y_T, encoded)
+            noise = groups.group(rng.normal(draws, tuple(y_T.shape), rng.CHAIN, planes=steps, device=y_T.device, dtype=y_T.dtype))
+        chain = self._grouped_chain(groups.group(y_T), context, noise=noise)
+        path = None if chain.path is None else groups.ungroup(chain.path.unsqueeze(-1)).squeeze(-1)
+        return self._with_start(groups.ungroup(chain.z), path, y_T, encoded)
 
     def regression(self, context: Tensor | None, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
-        """As of `Diffusion`, on class-major rows; the noise of a row does not depend on its class."""
+        """Compute the regression loss as in `Diffusion` for class-major rows; the noise of a row does not depend on its class."""
         split = (self.denoiser.groups, -1)
         noise = rng.normal(draws, tuple(z.shape), rng.NOISE, device=z.device, dtype=z.dtype)
         given = None if context is None else context.unflatten(0, split)
@@ -119,7 +149,7 @@ class ClassDiffusion(Diffusion):
 
 
 class FlatGroups:
-    """A grouped denoiser called on class-major rows [C M, D] instead of [C, M, D]."""
+    """Adapter that calls a grouped denoiser with class-major rows [C M, D] instead of [C, M, D]."""
 
     def __init__(self, denoiser: ResidualMLP | StepView) -> None:
         self._denoiser = denoiser
@@ -133,34 +163,45 @@ class FlatGroups:
         return self._denoiser(y.unflatten(0, split), grouped, t.unflatten(0, split)).flatten(0, 1)
 
 
-class Deal:
-    """Rows of mixed classes dealt to one group a class, each padded to the longest, and back again."""
+class ClassGroups:
+    """Grouping of rows by class, each group padded to the longest, and the inverse.
+
+    Args:
+        labels: Classes of the rows, int64 [K, N].
+        num_classes: Number of classes, C (int).
+        rows_per_class: Number of rows of each class if it is the same for all (int), which avoids reading `labels`; otherwise None.
+    """
 
     def __init__(self, labels: Tensor, num_classes: int, rows_per_class: int | None = None) -> None:
         self.shape, flat = labels.shape, labels.reshape(-1)
         counts = torch.nn.functional.one_hot(flat, num_classes).sum(0)
-        self.groups = num_classes
+        self.num_classes = num_classes
         self.longest = int(counts.max()) if rows_per_class is None else rows_per_class
         order = torch.argsort(flat, stable=True)
         starts = torch.cumsum(counts, 0) - counts
         within = torch.arange(len(flat), device=flat.device) - starts[flat[order]]
-        self.place = torch.empty_like(flat).scatter(0, order, flat[order] * self.longest + within)
+        self.index = torch.empty_like(flat).scatter(0, order, flat[order] * self.longest + within)
 
-    def out(self, rows: Tensor) -> Tensor:
-        """[.., K, N, W] -> [.., C, M, W], zeros where a group is padded."""
+    def group(self, rows: Tensor) -> Tensor:
+        """Group rows [.., K, N, W] by class, [.., C, M, W]; the padding is zero."""
         flat = rows.flatten(-3, -2)
-        dealt = flat.new_zeros(*flat.shape[:-2], self.groups * self.longest, flat.shape[-1])
-        return dealt.index_copy(-2, self.place, flat).unflatten(-2, (self.groups, self.longest))
+        grouped = flat.new_zeros(*flat.shape[:-2], self.num_classes * self.longest, flat.shape[-1])
+        return grouped.index_copy(-2, self.index, flat).unflatten(-2, (self.num_classes, self.longest))
 
-    def back(self, dealt: Tensor) -> Tensor:
-        """[C, M, W] -> [K, N, W]."""
-        return dealt.flatten(0, 1).index_select(0, self.place).unflatten(0, self.shape)
+    def ungroup(self, grouped: Tensor) -> Tensor:
+        """Undo `group`: from [C, M, W] to [K, N, W]."""
+        return grouped.flatten(0, 1).index_select(0, self.index).unflatten(0, self.shape)
 
 
 class OneHotStyle(Gaussian):
-    """A diagonal Gaussian `q(z | x, c)` whose samples carry the one-hot code of their class behind: the posterior of M2.
+    """Diagonal Gaussian `q(z | x, c)` followed by the one-hot code of the class: the posterior of M2 (Kingma et al. 2014).
 
-    The encoder sees the class and gives [C, N, 2 D] (see `ClassMLP`); latents are those of `priors.partitions.OneHotGaussian`.
+    The latents are those of `priors.OneHotGaussian`.
+
+    Args:
+        encoder: Network called as `encoder(x, draws)` that returns [C, N, 2 D], such as a `ClassMLP`.
+        style_dim: Number of latent dimensions without the code, D (int).
+        num_classes: Number of classes, C (int).
     """
 
     def __init__(self, encoder: nn.Module, style_dim: int, num_classes: int) -> None:
@@ -172,7 +213,7 @@ class OneHotStyle(Gaussian):
         return self._with_code(super().sample_encoded(encoded, num_samples, draws), labels)
 
     def sample_of_class(self, encoded: tuple[Tensor, Tensor], labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
-        """One sample for each row and its class: `labels` [K, N], parts of `encoded` [K, N, D]."""
+        """Draw one sample per row and importance sample, of the class in `labels` [K, N]; parts of `encoded` are [K, N, D]."""
         z, log_ratio = super().sample_encoded(encoded, 1, draws)
         return self._with_code(PosteriorSample(z[0], log_ratio[0]), labels)
 
@@ -182,19 +223,19 @@ class OneHotStyle(Gaussian):
 
 
 class ClassConditional(Posterior):
-    """`q(z, c | x) = q(c | x) q(z | x, c)` for a prior that is cut into C equally likely classes.
+    """Posterior `q(z, c | x) = q(c | x) q(z | x, c)` for a prior with C equally likely classes.
 
-    As any posterior it gives samples of `z` and their log-ratio, `c` being drawn on the way. The weight of a sample counts the
-    class once on each side, `w = p(x, z) p(c | z) q(c | x)^-1 q(z | x, c)^-1` with the prior's own `p(c | z)`, so that the mean of
-    `log w` is a true bound: `log p(x | z) + log p(z | c) + log p(c) - log q(c | x) - log q(z | x, c)`.
+    As a posterior of `z` it draws the class first. With the prior's own `p(c | z)`, the weight of a sample is
+    `w = p(x, z) p(c | z) / (q(c | x) q(z | x, c))`, so that the mean of `log w` is a bound on log p(x):
+    `log p(x | z) + log p(z | c) + log p(c) - log q(c | x) - log q(z | x, c)`.
 
     Args:
-        classifier: `classifier(x, draws)`, from x to logits [N, C] of q(c | x).
-        family: `q(z | x, c)`; a `ClassDiffusion` or `OneHotStyle`, or a `Gaussian`, flow or `Adversarial` whose encoders give [C, N, W].
-        prior: of the latents.
+        classifier: Network called as `classifier(x, draws)`, from x [N, ...] to logits of q(c | x) [N, C].
+        family: `q(z | x, c)`: a `ClassDiffusion` or `OneHotStyle`, or a `Gaussian`, flow or `Adversarial` whose encoders return [C, N, W].
+        prior: Prior of the latents.
 
     Raises:
-        InputError: a prior without classes.
+        InputError: If the prior has no classes, or if `family` is a `Diffusion` without groups.
 
     Example:
         >>> from ddvi_fast import networks, priors
@@ -219,22 +260,41 @@ class ClassConditional(Posterior):
         return self.family.has_density
 
     def log_class_probs(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        """log q(c | x), [N, C]; `draws` feed dropout while training."""
+        """Compute log q(c | x) [N, C] of data `x` [N, ...]; `draws` are used for dropout in training mode."""
         draws = draws.lane("classifier") if self.training and draws is not None else None
         return torch.log_softmax(self.classifier(x, draws), -1)
 
     def sample_classes(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
-        """Samples of `q(z | x, c)` for every class: z [C, K, N, D], and `-log q(z | x, c)` (for a chain, its log-ratio) [C, K, N] or None."""
-        draws = check_request(x, num_samples, draws)
+        """Draw samples of `q(z | x, c)` for every class.
+
+        Args:
+            x: Data [N, ...].
+            num_samples: Samples per row and class, K (int, default 1).
+            draws: Position of the first row in the random stream. Default: `Draws(0)`.
+
+        Returns:
+            Samples `z` [C, K, N, D] and their log-ratios given the class [C, K, N] in nats, or None.
+        """
+        draws = check_sample_arguments(x, num_samples, draws)
         z, log_ratio = self.family.sample_encoded(self.family.encode(x, draws), num_samples, draws)
         return PosteriorSample(z.transpose(0, 1), None if log_ratio is None else log_ratio.transpose(0, 1))
 
     def encode_of_class(self, x: Tensor, labels: Tensor, draws: Draws | None = None) -> Any:
-        """What the family computes from each row of `x` [N, ...] for its class `labels` [.., N], parts [.., N, W]."""
+        """Return the encoders' output, parts [.., N, W], for each row of `x` [N, ...] and its class, `labels` [.., N]."""
         return _of_class(self.family.encode(x, draws), labels)
 
     def sample_of_class(self, x: Tensor, labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
-        """One sample of `q(z | x, c)` for each class `labels` [K, N]: z [K, N, D], log-ratio [K, N] or None."""
+        """Draw one sample of `q(z | x, c)` for each class of `labels`.
+
+        Args:
+            x: Data [N, ...].
+            labels: Classes, int64 [K, N].
+            draws: Position of the first row in the random stream.
+            rows_per_class: Number of rows of each class if `labels` are class-major (int), otherwise None.
+
+        Returns:
+            Samples `z` [K, N, D] and their log-ratios given the class [K, N] in nats, or None.
+        """
         chosen = self.encode_of_class(x, labels, draws)
         if hasattr(self.family, "sample_of_class"):
             return self.family.sample_of_class(chosen, labels, draws, rows_per_class)
@@ -242,8 +302,11 @@ class ClassConditional(Posterior):
         return PosteriorSample(z[0], None if log_ratio is None else log_ratio[0])
 
     def sample(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
-        """As in `Posterior`, the class drawn first. The draw has no gradient: train with `sample_classes`, which sums over them."""
-        draws = check_request(x, num_samples, draws)
+        """Draw samples as in `Posterior`, the class first.
+
+        The draw of the class has no gradient; for training use `sample_classes` and sum over the classes.
+        """
+        draws = check_sample_arguments(x, num_samples, draws)
         log_probs = self.log_class_probs(x, draws)
         labels = draw_classes(log_probs, num_samples, draws)
         z, log_ratio = self.sample_of_class(x, labels, draws)
@@ -254,23 +317,23 @@ class ClassConditional(Posterior):
 
 
 def draw_classes(log_probs: Tensor, num_samples: int, draws: Draws) -> Tensor:
-    """Classes [K, N] drawn from log-probabilities [N, C], by inversion."""
+    """Draw classes [K, N] from log-probabilities [N, C], by inversion of the distribution function."""
     uniform = rng.uniform(draws, (num_samples, len(log_probs), 1), rng.CLASSES, device=log_probs.device, dtype=log_probs.dtype)
     return (uniform > log_probs.exp().cumsum(-1)).sum(-1).clamp(max=log_probs.shape[-1] - 1)
 
 
 def class_major(num_classes: int, rows_per_class: int, device: torch.device | str = "cpu") -> Tensor:
-    """The classes of class-major rows, int64 [C M]."""
+    """Return the classes of class-major rows, int64 [C M]."""
     return torch.arange(num_classes, device=device).repeat_interleave(rows_per_class)
 
 
 def rows_per_class(rows: int, num_classes: int) -> int:
-    """How many rows each class gets where about `rows` are wanted: at least one."""
+    """Return the number of rows of each class, at least 1, for about `rows` rows in all."""
     return max(1, rows // num_classes)
 
 
 def _of_class(encoded: Any, labels: Tensor) -> Any:
-    """The parts [C, N, W] of `encoded` at classes `labels` [.., N], as [.., N, W]; what classes share, [N, W] or None, stays."""
+    """Select the classes `labels` [.., N] from the parts [C, N, W] of `encoded`; parts that classes share, [N, W] or None, are unchanged."""
     rows = torch.arange(labels.shape[-1], device=labels.device)
     parts = [part[labels, rows] if part is not None and part.dim() == 3 else part for part in encoded]
     return type(encoded)(*parts) if hasattr(encoded, "_fields") else tuple(parts)

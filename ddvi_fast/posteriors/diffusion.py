@@ -1,4 +1,4 @@
-"""The diffusion posterior: a small conditional denoising chain in latent space (docs/method.md, section 1)."""
+"""Diffusion posterior: a conditional denoising chain in latent space (docs/method.md, section 1)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, ops
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.networks import take_rows
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start, split_top
+from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start, split_mean_log_var
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import LearnedSchedule, NoiseSchedule
 
 
 class Diffusion(Posterior):
-    """`q(y_T | x) = N(mean(x), diag exp(log_var(x)))`, then `T` denoising steps `q(y_{t-1} | y_t, x)` down to `z = y_0`.
+    """Diffusion posterior: `q(y_T | x) = N(mean(x), diag exp(log_var(x)))`, then T denoising steps `q(y_{t-1} | y_t, x)` down to `z = y_0`.
+
+    See docs/method.md, section 1, for the chain and section 2 for its log-ratio, which is exact for the joint density of the path.
 
     Args:
-        encoder: `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean and log-variance of `y_T`.
-        denoiser: the network of the chain; its `num_steps` is T.
-        schedule: the noising process `r`; where `learn_schedule` is set, only its start.
-        context_encoder: `context_encoder(x, draws)`, from x to [N, C]; None for an unconditional denoiser.
-        parametrisation: what the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean``.
-        eta: 1 for ancestral sampling, 0 for the deterministic chain, which has no density.
-        final_variance: `s_1^2` before any learning; the schedule's posterior variance of step 2 if not given.
-        learn_schedule: train the betas through the bound.
-        learn_variances: train a factor `exp(delta_t)` of each step variance.
+        encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean, then log-variance of `y_T`.
+        denoiser: Network of the chain; its `num_steps` is T.
+        schedule: Noising process `r` with T steps. With `learn_schedule` it is the initial value.
+        context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C]; None (default) for a denoiser without a context.
+        parametrisation: Quantity that the denoiser predicts: ``eps``, ``x0``, ``v`` (default) or ``mean``.
+        eta: Scale of the step noise: 1 (default) for ancestral sampling, 0 for a deterministic chain, which has no density.
+        final_variance: Initial variance of the last step, `s_1^2` (float). Default: the schedule's posterior variance of step 2.
+        learn_schedule: Train the betas through the bound (bool, default False).
+        learn_variances: Train a factor `exp(delta_t)` of each step variance (bool, default True; False if `eta` is 0).
 
     Raises:
-        InputError: parts that do not fit together.
+        InputError: If the parts do not fit together, or if `eta` is 0 and the schedule or variances are learned.
 
     Example:
         >>> from ddvi_fast import denoisers, networks, schedules
@@ -46,18 +48,10 @@ class Diffusion(Posterior):
     why_no_density = "eta = 0 makes a deterministic chain, which has no log_ratio"
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        denoiser: ResidualMLP,
-        schedule: NoiseSchedule,
-        *,
-        context_encoder: nn.Module | None = None,
-        parametrisation: str = "v",
-        eta: float = 1.0,
-        final_variance: float | None = None,
-        learn_schedule: bool = False,
-        learn_variances: bool = True,
-    ) -> None:
+        self, encoder: nn.Module, denoiser: ResidualMLP, schedule: NoiseSchedule, *, context_encoder: nn.Module | None = None,
+        parametrisation: str = "v", eta: float = 1.0, final_variance: float | None = None,
+        learn_schedule: bool = False, learn_variances: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         _checks.require(schedule.num_steps == denoiser.num_steps, "schedule", f"{denoiser.num_steps} steps, as the denoiser has", schedule.num_steps)
         same = (context_encoder is None) == (denoiser.context_dim == 0)
@@ -79,40 +73,47 @@ class Diffusion(Posterior):
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noising process in force, with gradients where it is learned, at the steps in use."""
+        """The current noising process at the active steps, with gradients if it is learned."""
         if self.learned_schedule is None:
             return self._fixed_schedule()
-        return self._at_steps_in_use(self.learned_schedule())
+        return self._at_active_steps(self.learned_schedule())
 
     def _fixed_schedule(self) -> NoiseSchedule:
-        """That of `betas`, made again only where they or the steps in use have changed, for the tables that it keeps."""
+        """The schedule of the buffer `betas`, cached with its tables until the betas or the active steps change."""
         if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or self.betas.is_inference():
-            return self._at_steps_in_use(NoiseSchedule(self.betas, self.schedule_kind))
-        betas, *key = getattr(self, "_kept_key", (None,))
+            return self._at_active_steps(NoiseSchedule(self.betas, self.schedule_kind))
+        betas, *key = getattr(self, "_cache_key", (None,))
         if betas is not self.betas or key != [self.betas._version, self.num_active_steps]:
-            self._kept_key = (self.betas, self.betas._version, self.num_active_steps)
-            self._kept_schedule = self._at_steps_in_use(NoiseSchedule(self.betas, self.schedule_kind))
-        return self._kept_schedule
+            self._cache_key = (self.betas, self.betas._version, self.num_active_steps)
+            self._cached_schedule = self._at_active_steps(NoiseSchedule(self.betas, self.schedule_kind))
+        return self._cached_schedule
 
-    def _at_steps_in_use(self, whole: NoiseSchedule) -> NoiseSchedule:
+    def _at_active_steps(self, whole: NoiseSchedule) -> NoiseSchedule:
         return whole if self.num_active_steps == self.denoiser.num_steps else whole.at(self._active())
 
     def use_steps(self, number: int) -> None:
-        """Run the chain with `number` evenly spread steps of its `T`, as annealing does; the last one is always among them."""
+        """Run the chain with a subset of its steps, for annealing of T.
+
+        Args:
+            number: Number of active steps, from 2 to T (int), evenly spaced; the noisiest step is always active.
+
+        Raises:
+            InputError: If `number` is out of range.
+        """
         _checks.require(2 <= number <= self.denoiser.num_steps, "number", f"from 2 to {self.denoiser.num_steps}", number)
         self.num_active_steps = number
 
     def _active(self) -> Tensor:
-        """The 0-based steps in use."""
+        """The active steps, 0-based int64."""
         number = torch.arange(1, self.num_active_steps + 1, device=self.betas.device)
         return number * self.denoiser.num_steps // self.num_active_steps - 1
 
     def active_denoiser(self) -> ResidualMLP | StepView:
-        """The chain's network at the steps in use."""
+        """Return the denoiser at the active steps."""
         return self.denoiser if self.num_active_steps == self.denoiser.num_steps else StepView(self.denoiser, self._active())
 
     def coefficients(self) -> Tensor:
-        """The chain's table, float32 [T, 5]."""
+        """Return the table of the chain, float32 [T, 5] (docs/method.md, section 1), with the learned variances."""
         table = self.schedule.coefficients(self.parametrisation, self.eta, self.final_variance)
         if self.log_variance_factors is None:
             return table
@@ -120,21 +121,22 @@ class Diffusion(Posterior):
         return torch.cat((table[:, :2], deviations.unsqueeze(1), table[:, 3:]), dim=1)
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
+        """Return mean and log-variance [N, D] of `y_T`, and the context [N, C] or None."""
         return Encoded(*self.encode_top(x, draws), self.encode_context(x, draws))
 
     def encode_top(self, x: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance [N, D] of `y_T` given `x` [N, ...]."""
-        return split_top(self.encoder(x, draws if self.training else None))
+        """Return mean and log-variance [N, D] of `y_T` for data `x` [N, ...]."""
+        return split_mean_log_var(self.encoder(x, draws if self.training else None))
 
     def encode_context(self, x: Tensor, draws: Draws | None = None) -> Tensor | None:
-        """What the chain knows of `x` [N, ...]: its context [N, C], or None for an unconditional denoiser."""
+        """Return the context [N, C] of data `x` [N, ...], or None for an unconditional denoiser."""
         if self.context_encoder is None:
             return None
-        # Dropout of the two encoders must not share its draws, or both would drop the same units.
+        # The dropout of the two encoders must not share its draws.
         return self.context_encoder(x, draws.lane("context") if self.training and draws is not None else None)
 
     def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
-        """As `Posterior.sample_encoded`; the path log-ratio is added up on the way down the chain."""
+        """Draw samples as in `Posterior`; the chain accumulates the log-ratio of the path."""
         y_T = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
         chain = self._chain(encoded, y_T, draws, return_trajectory=False)
         if chain.path is None:
@@ -142,7 +144,7 @@ class Diffusion(Posterior):
         return PosteriorSample(chain.z, chain.path - ops.gaussian_log_prob(y_T, encoded.mean, encoded.log_var))
 
     def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
-        """The trajectory [T + 1, K, N, D], `y_T` first."""
+        """Draw the trajectory [T + 1, K, N, D], `y_T` first."""
         y_T = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
         return self._chain(encoded, y_T, draws, return_trajectory=True).trajectory
 
@@ -152,21 +154,44 @@ class Diffusion(Posterior):
         return along - ops.gaussian_log_prob(path[0], encoded.mean, encoded.log_var)
 
     def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
-        """As in `Posterior`; refused with a learned schedule, whose noising half must keep its gradient."""
+        """Compute the log-ratio as in `Posterior`.
+
+        Raises:
+            InputError: If the schedule is learned: its noising process belongs to the target and must not be held constant.
+        """
         _checks.require(self.learned_schedule is None, "learn_schedule", "false with doubly reparametrised gradients", True)
         return super().frozen_log_ratio(x, path, draws)
 
     def denoising_loss(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws, loss: str = "squared") -> Tensor:
-        """Regression loss [N] of the denoiser on latents `z` [N, D] at steps `t` [N], given the context of their data (docs/method.md, section 3)."""
+        """Compute the regression loss of the denoiser (docs/method.md, section 3).
+
+        Args:
+            context: Context [N, C] of the data, or None.
+            z: Latents [N, D].
+            t: 0-based timesteps, int64 [N].
+            draws: Position of the first row in the random stream.
+            loss: ``squared`` (default), ``absolute`` or ``huber``.
+
+        Returns:
+            Losses [N], averaged over latent dimensions.
+        """
         table = self.schedule.detach().regression_table(self.parametrisation, 1 / self.latent_dim, dtype=z.dtype)
         return self.regression(context, z, t, table, draws, loss)
 
     def step_divergence(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
-        """`T KL( r(y_{t-1} | y_t, z) || q(y_{t-1} | y_t, x) )` in nats, less the entropy of `r`, at steps `t` [N] -> [N].
+        """Compute `T KL( r(y_{t-1} | y_t, z) || q(y_{t-1} | y_t, x) )` minus the entropy of `r` (docs/method.md, section 3).
 
-        Averaged over uniform `t` this is the chain's part of the sleep term, exact in every weight (docs/method.md, section 3); the first
-        step, where `r` is a point mass, gives `-log q(z | y_1, x)`. Like all sleep terms it fits the chain to the noising process, not
-        the noising process to the chain: a learned schedule takes no gradient from `r`.
+        Its average over uniform timesteps is the chain's part of the sleep term. At the first step, where `r` is a point mass, it is
+        `-log q(z | y_1, x)`. A learned schedule takes no gradient from `r`.
+
+        Args:
+            context: Context [N, C] of the data, or None.
+            z: Latents [N, D].
+            t: 0-based timesteps, int64 [N].
+            draws: Position of the first row in the random stream.
+
+        Returns:
+            Divergences [N] in nats.
         """
         deviations = self.coefficients()[:, 2]
         table, constant = self.schedule.divergence_table(self.parametrisation, self.eta, deviations, dtype=z.dtype)
@@ -174,17 +199,28 @@ class Diffusion(Posterior):
         return error + self.latent_dim * take_rows(constant.unsqueeze(1), t).squeeze(1)
 
     def regression(self, context: Tensor | None, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
-        """`ops.regression` of the chain's network at latents `z` [N, D] and steps `t` [N] -> [N]."""
+        """Compute `ops.regression` of the denoiser at latents `z` [N, D] and 0-based timesteps `t` [N]; returns [N]."""
         return ops.regression(z, t, context, self.active_denoiser(), table, loss=loss, draws=draws)
 
     def step_means(self, context: Tensor | None, y: Tensor, z: Tensor, t: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """Means [N, D] of `q(y_{t-1} | y_t, x)` and of `r(y_{t-1} | y_t, z)` at states `y` [N, D] of steps `t` [N]; `coefficients` is the table."""
+        """Compute the means of `q(y_{t-1} | y_t, x)` and of `r(y_{t-1} | y_t, z)`.
+
+        Args:
+            context: Context [N, C] of the data, or None.
+            y: States `y_t` [N, D].
+            z: Latents [N, D].
+            t: 0-based timesteps, int64 [N].
+            coefficients: Table of the chain, [T, 5].
+
+        Returns:
+            Both means, [N, D] each.
+        """
         weight_z, weight_y = (column[t].to(y).unsqueeze(1) for column in self.schedule.detach().posterior_mean_weights())
         weight_state, weight_output = take_rows(coefficients[:, :2], t).split(1, dim=1)
         return weight_state * y + weight_output * self.active_denoiser()(y, context, t), weight_z * z + weight_y * y
 
     def top_log_prob(self, mean: Tensor, log_var: Tensor, z: Tensor, draws: Draws) -> Tensor:
-        """log N(y_T; mean, diag exp(log_var)) in nats, [N], at `y_T` noised from `z` [N, D]."""
+        """Compute `log N(y_T; mean, diag exp(log_var))` [N] in nats at states `y_T` of the noising process from latents `z` [N, D]."""
         schedule = self.schedule.detach()
         last = torch.full(z.shape[:1], schedule.num_steps - 1, device=z.device)
         y_T, _ = ops.add_noise(z, last, schedule, draws=draws.lane("top"))
@@ -195,15 +231,9 @@ class Diffusion(Posterior):
         return ops.sample_chain(y_T, encoded.context, self.active_denoiser(), self.coefficients(), draws=source, return_trajectory=return_trajectory)
 
     def facts(self) -> dict[str, object]:
-        learned = " and ".join(
-            name for name, part in (("schedule", self.learned_schedule), ("variances", self.log_variance_factors)) if part is not None
-        )
-        chain = {
-            "steps": self.denoiser.num_steps,
-            "predicts": self.parametrisation,
-            "schedule": self.schedule_kind,
-            "learned": learned or "nothing of the schedule",
-        }
+        parts = {"schedule": self.learned_schedule, "variances": self.log_variance_factors}
+        learned = " and ".join(name for name, part in parts.items() if part is not None) or "nothing of the schedule"
+        chain = {"steps": self.denoiser.num_steps, "predicts": self.parametrisation, "schedule": self.schedule_kind, "learned": learned}
         return {**super().facts(), **chain}
 
     def extra_repr(self) -> str:

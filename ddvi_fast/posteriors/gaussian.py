@@ -1,20 +1,20 @@
-"""The diagonal Gaussian posterior of a variational autoencoder (Kingma and Welling 2014)."""
+"""Diagonal Gaussian posterior of a variational autoencoder (Kingma and Welling 2014)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from ddvi_fast import ops
-from ddvi_fast.posteriors.base import Posterior, draw_start, split_top
+from ddvi_fast.posteriors.base import Posterior, draw_start, split_mean_log_var
 from ddvi_fast.rng import Draws
 
 
 class Gaussian(Posterior):
-    """`q(z | x) = N(mean(x), diag exp(log_var(x)))`.
+    """Diagonal Gaussian `q(z | x) = N(mean(x), diag exp(log_var(x)))` (Kingma and Welling 2014).
 
     Args:
-        encoder: a network called as `encoder(x, draws)`, from x [N, ...] to [N, 2 D], mean and log-variance side by side.
-        latent_dim: D.
+        encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean, then log-variance.
+        latent_dim: Number of latent dimensions, D (int).
 
     Example:
         >>> import torch
@@ -30,7 +30,8 @@ class Gaussian(Posterior):
         self.encoder, self.latent_dim = encoder, latent_dim
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
-        return split_top(self.encoder(x, draws if self.training else None))
+        """Return mean and log-variance [N, D]."""
+        return split_mean_log_var(self.encoder(x, draws if self.training else None))
 
     def latent_path(self, encoded: tuple[Tensor, Tensor], num_samples: int, draws: Draws) -> Tensor:
         return draw_start(*encoded, num_samples, draws).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""Hamiltonian variational inference: a Gaussian start moved by leapfrog steps along the model's own gradient."""
+"""Hamiltonian variational inference: a Gaussian moved by leapfrog steps along the gradient of the model (Salimans et al. 2015)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from ddvi_fast import _backend, _checks, ops, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.posteriors.auxiliary import AuxiliaryPosterior
-from ddvi_fast.posteriors.base import PosteriorSample, draw_start, split_top
-from ddvi_fast.posteriors.flows import encode_with_context
+from ddvi_fast.posteriors.base import PosteriorSample, draw_start, encode_with_context, split_mean_log_var, with_context
 from ddvi_fast.rng import Draws
 
 
 class EncodedData(NamedTuple):
-    """Mean and log-variance [N, D] of the start, the context [N, C], and the data themselves."""
+    """Mean and log-variance [N, D] of the Gaussian, the context [N, C], and the data [N, ...]."""
 
     mean: Tensor
     log_var: Tensor
@@ -26,27 +25,30 @@ class EncodedData(NamedTuple):
 
 
 class Hamiltonian(AuxiliaryPosterior):
-    """`z_0 ~ N(mean(x), diag exp(log_var(x)))`; then each step draws a momentum `v' ~ q(v' | z, x)` and moves both by leapfrog.
+    """Hamiltonian posterior: a Gaussian `z_0`, then steps that draw a momentum `v' ~ q(v' | z, x)` and move both by leapfrog (Salimans et al. 2015).
 
-    A leapfrog keeps volumes, so with an auxiliary model `r(v | z, x)` of the momentum after it (Salimans et al. 2015)
-    `log_ratio = -log q(z_0 | x) + sum_t [ log r(v_t | z_t, x) - log q(v_t' | z_{t-1}, x) ]`.
-
-    Any force that depends on `z` alone leaves that true. The one taken is `d log p(x, z) / dz` with the prior blurred and the force's
-    norm bounded: a thin prior would otherwise throw the particle out of the plane.
+    A leapfrog step preserves volume, so with an auxiliary model `r(v | z, x)` of the momentum after it
+    `log_ratio = -log q(z_0 | x) + sum_t [ log r(v_t | z_t, x) - log q(v_t' | z_{t-1}, x) ]`. This holds for any force that depends on `z`
+    only. The force is the gradient of `log p(x, z)` with a blurred prior and a bounded norm; the score of a narrow prior would move
+    samples arbitrarily far.
 
     Args:
-        encoder: `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean and log-variance of the start.
-        context_encoder: `context_encoder(x, draws)`, from x to [N, C].
-        model: gives the force. It is trained through it too, but saved in its own place, not with the posterior.
-        latent_dim: D.
-        context_dim: C.
-        num_steps: draws of a momentum.
-        num_leapfrog: moves for each momentum.
-        hidden_dim: width of the networks of `q(v' | z, x)` and `r(v | z, x)`.
-        step_size: of the leapfrog at first; learned for each step and dimension.
-        blur: width by which the prior is blurred in the force.
-        max_force: bound of the force's norm.
-        draws: where the initial weights are drawn.
+        encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean, then log-variance of `z_0`.
+        context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C].
+        model: The latent-variable model, whose prior must have a density. The posterior's loss trains it too, but its parameters are not
+            in the posterior's state dict.
+        latent_dim: Number of latent dimensions, D (int).
+        context_dim: Size of the context, C (int, default 10).
+        num_steps: Number of momenta that are drawn (int, default 2).
+        num_leapfrog: Leapfrog steps per momentum (int, default 2).
+        hidden_dim: Width of the hidden layers of `q(v' | z, x)` and `r(v | z, x)` (int, default 64).
+        step_size: Initial step size (float, default 0.1), learned for each step and dimension.
+        blur: Standard deviation of the prior's blur in the force, in units of z (float, default 0.1).
+        max_force: Bound of the norm of the force, in nats per unit of z (float, default 50).
+        draws: Position of the initial weights in the random stream (default `Draws(0)`).
+
+    Raises:
+        InputError: If the prior has no density, or if an argument is out of range.
 
     Example:
         >>> from ddvi_fast import likelihoods, networks, priors
@@ -57,20 +59,10 @@ class Hamiltonian(AuxiliaryPosterior):
     """
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        context_encoder: nn.Module,
-        model: LatentVariableModel,
-        latent_dim: int,
-        context_dim: int = 10,
-        num_steps: int = 2,
-        num_leapfrog: int = 2,
-        hidden_dim: int = 64,
-        step_size: float = 0.1,
-        blur: float = 0.1,
-        max_force: float = 50.0,
-        draws: Draws = Draws(0),
-    ) -> None:
+        self, encoder: nn.Module, context_encoder: nn.Module, model: LatentVariableModel, latent_dim: int, context_dim: int = 10,
+        num_steps: int = 2, num_leapfrog: int = 2, hidden_dim: int = 64, step_size: float = 0.1, blur: float = 0.1,
+        max_force: float = 50.0, draws: Draws = Draws(0),
+    ) -> None:  # fmt: skip
         super().__init__()
         for name, value in (("num_steps", num_steps), ("num_leapfrog", num_leapfrog)):
             _checks.require(value >= 1, name, "at least 1", value)
@@ -83,18 +75,19 @@ class Hamiltonian(AuxiliaryPosterior):
         widths = (latent_dim + context_dim, [hidden_dim], 2 * latent_dim)
         self.momentum = nn.ModuleList(MLP(*widths, draws=draws.importance(2 * step)) for step in range(num_steps))
         self.reverse = nn.ModuleList(MLP(*widths, draws=draws.importance(2 * step + 1)) for step in range(num_steps))
-        self.register_state_dict_post_hook(_leave_out_model)
-        self.register_load_state_dict_post_hook(_do_not_miss_model)
+        self.register_state_dict_post_hook(_remove_model_from_state)
+        self.register_load_state_dict_post_hook(_ignore_missing_model)
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> EncodedData:
+        """Return mean, log-variance and context, and the data, on which the force depends."""
         return EncodedData(*encode_with_context(self, x, draws), x)
 
     def sample_encoded(self, encoded: EncodedData, num_samples: int, draws: Draws) -> PosteriorSample:
-        """As in `Posterior`; the densities of the momenta come on the way, so that no leapfrog is reversed."""
+        """Draw samples as in `Posterior`, without reversing the leapfrog steps."""
         return PosteriorSample(*self._move(encoded, num_samples, draws)[1:])
 
     def latent_path(self, encoded: EncodedData, num_samples: int, draws: Draws) -> Tensor:
-        """The momenta after each step and `z`, [S + 1, K, N, D]: one to one with all that is drawn, and of the same volume."""
+        """Draw the momenta after each step, then `z`, [S + 1, K, N, D]: a volume-preserving bijection of the latent variables."""
         return self._move(encoded, num_samples, draws)[0]
 
     def path_log_prob(self, encoded: EncodedData, path: Tensor) -> Tensor:
@@ -113,11 +106,11 @@ class Hamiltonian(AuxiliaryPosterior):
         return total
 
     def _move(self, encoded: EncodedData, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """The path, its end `z`, and its log-ratio."""
+        """The path [S + 1, K, N, D], its end `z` [K, N, D], and its log-ratio [K, N]."""
         z = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
         total, path = -ops.gaussian_log_prob(z, encoded.mean, encoded.log_var), []
         for step, net in enumerate(self.momentum):
-            mean, log_var = split_top(net(_beside(encoded, z)))
+            mean, log_var = split_mean_log_var(net(with_context(z, encoded.context)))
             noise = rng.normal(draws, tuple(z.shape), rng.CHAIN + step, device=z.device, dtype=z.dtype)
             v = mean + torch.exp(0.5 * log_var) * noise
             total = total - ops.gaussian_log_prob(v, mean, log_var)
@@ -127,10 +120,10 @@ class Hamiltonian(AuxiliaryPosterior):
         return torch.stack([*path, z]), z, total
 
     def _log_prob(self, net: MLP, encoded: EncodedData, z: Tensor, v: Tensor) -> Tensor:
-        return ops.gaussian_log_prob(v, *split_top(net(_beside(encoded, z))))
+        return ops.gaussian_log_prob(v, *split_mean_log_var(net(with_context(z, encoded.context))))
 
     def _leapfrog(self, encoded: EncodedData, step: int, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Position and momentum after `num_leapfrog` moves; with the momentum turned round it is its own inverse."""
+        """Position and momentum [K, N, D] after `num_leapfrog` leapfrog steps. With the momentum negated it is its own inverse."""
         size = self.log_step_sizes[step].exp()
         v = v + 0.5 * size * self.force(encoded.x, z)
         for move in range(self.num_leapfrog):
@@ -140,9 +133,17 @@ class Hamiltonian(AuxiliaryPosterior):
         return z, v
 
     def force(self, x: Tensor, z: Tensor) -> Tensor:
-        """The bounded gradient [K, N, D] of `log p(x, z)` at `z`, differentiable where gradients are on."""
+        """Compute the force: the gradient of `log p(x, z)` with bounded norm, differentiable if gradients are enabled.
+
+        Args:
+            x: Data [N, ...].
+            z: Positions [K, N, D].
+
+        Returns:
+            Forces [K, N, D] in nats per unit of z.
+        """
         differentiable = torch.is_grad_enabled()
-        # Fused backends have first derivatives only; this gradient must itself be differentiated.
+        # Fused backends have first derivatives only, and this gradient must be differentiated again.
         with torch.enable_grad(), _backend.use_backend("reference"):
             point = z if z.requires_grad and differentiable else z.detach().requires_grad_()
             log_joint = self.model.log_likelihood(x, point) + self.model.prior.blurred(self.blur).log_prob(point)
@@ -150,16 +151,11 @@ class Hamiltonian(AuxiliaryPosterior):
         return force / torch.sqrt(1 + force.square().sum(-1, keepdim=True) / self.max_force**2)
 
 
-def _beside(encoded: EncodedData, z: Tensor) -> Tensor:
-    """`z` [K, N, D] and the context, as the networks of the momenta see them."""
-    return torch.cat((z, encoded.context.expand(*z.shape[:-1], -1)), -1)
-
-
-def _leave_out_model(posterior: Hamiltonian, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _remove_model_from_state(posterior: Hamiltonian, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     for name in [name for name in state if name.startswith(f"{prefix}model.")]:
         del state[name]
 
 
-def _do_not_miss_model(posterior: Hamiltonian, incompatible: Any) -> None:
+def _ignore_missing_model(posterior: Hamiltonian, incompatible: Any) -> None:
     own = {f"model.{name}" for name in posterior.model.state_dict()}
     incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if not any(name.endswith(key) for key in own)]

@@ -1,4 +1,4 @@
-"""A posterior with auxiliary latents above `z`, an inverse autoregressive flow at every level."""
+"""Hierarchical posterior with auxiliary latents above `z` and an inverse autoregressive flow at every level."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, ops, rng
 from ddvi_fast.networks import MLP
 from ddvi_fast.posteriors.auxiliary import AuxiliaryPosterior
-from ddvi_fast.posteriors.base import Encoded, PosteriorSample, split_top
-from ddvi_fast.posteriors.flows import encode_with_context, pull, push
+from ddvi_fast.posteriors.base import Encoded, PosteriorSample, encode_with_context, split_mean_log_var, with_context
+from ddvi_fast.posteriors.flows import inverse_transform, transform
 from ddvi_fast.posteriors.iaf import autoregressive_steps
 from ddvi_fast.rng import Draws
 
 
 class Level(nn.Module):
-    """`q(y | above, x)`: a Gaussian whose parameters come from what is above and the context, carried through autoregressive steps."""
+    """One level `q(y | above, x)`: a Gaussian whose parameters depend on the level above and the context, transformed by autoregressive steps.
+
+    Args:
+        latent_dim: Number of latent dimensions, D (int).
+        inputs: Size of the condition: the context, preceded by the level above if there is one (int).
+        hidden_dim: Width of the hidden layers (int).
+        num_steps: Number of autoregressive steps (int).
+        draws: Position of the initial weights in the random stream.
+        open_gates: Start near the Gaussian (bool, default True).
+    """
 
     def __init__(self, latent_dim: int, inputs: int, hidden_dim: int, num_steps: int, draws: Draws, open_gates: bool = True) -> None:
         super().__init__()
@@ -23,27 +32,31 @@ class Level(nn.Module):
         self.steps = nn.ModuleList(autoregressive_steps(latent_dim, inputs, num_steps, draws.importance(1), hidden_dim, open_gates))
 
     def base(self, condition: Tensor, top: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the Gaussian; `top` [N, 2 D] is added to the network's output."""
+        """Return mean and log-variance of the Gaussian; `top` [N, 2 D] or None is added to the network's output."""
         output = self.head(condition)
-        return split_top(output if top is None else output + top)
+        return split_mean_log_var(output if top is None else output + top)
 
 
 class HierarchicalIAF(AuxiliaryPosterior):
-    """`q(y_1, ..., y_L | x) = prod_l q(y_l | y_{l-1}, x)` with `z = y_L`; the levels above `z` are auxiliary.
+    """Hierarchical posterior `q(y_1, ..., y_L | x) = prod_l q(y_l | y_{l-1}, x)` with `z = y_L` and auxiliary levels above it.
 
-    An auxiliary model `r(y_{l-1} | y_l, x)` guesses them back (Ranganath et al. 2016, Maaloe et al. 2016), so the bound is one on the same
-    evidence as every other family's: `log_ratio = sum_l log r(y_{l-1} | y_l, x) - sum_l log q(y_l | y_{l-1}, x)`.
+    An auxiliary model `r(y_{l-1} | y_l, x)` (Ranganath et al. 2016, Maaloe et al. 2016) makes the bound one on log p(x), as for every other
+    family: `log_ratio = sum_l log r(y_{l-1} | y_l, x) - sum_l log q(y_l | y_{l-1}, x)`.
 
     Args:
-        encoder: `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean and log-variance of `z`'s Gaussian before the levels above shift them.
-        context_encoder: `context_encoder(x, draws)`, from x to [N, C].
-        latent_dim: D, of every level.
-        context_dim: C.
-        num_levels: L, `z` included.
-        num_steps: autoregressive steps of each level.
-        hidden_dim: width of all hidden layers.
-        draws: where the initial weights are drawn.
-        open_gates: as in `IAF`.
+        encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean, then log-variance of the
+            Gaussian of `z`, to which the output of the level above is added.
+        context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C].
+        latent_dim: Number of dimensions of every level, D (int).
+        context_dim: Size of the context, C (int, default 10).
+        num_levels: Number of levels including `z`, L (int, default 2).
+        num_steps: Autoregressive steps of each level (int, default 2).
+        hidden_dim: Width of all hidden layers (int, default 64).
+        draws: Position of the initial weights in the random stream (default `Draws(0)`).
+        open_gates: Start near the Gaussian (bool, default True), as in `IAF`.
+
+    Raises:
+        InputError: If `num_levels` is below 2 or `num_steps` below 1.
 
     Example:
         >>> from ddvi_fast import networks
@@ -54,17 +67,9 @@ class HierarchicalIAF(AuxiliaryPosterior):
     """
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        context_encoder: nn.Module,
-        latent_dim: int,
-        context_dim: int = 10,
-        num_levels: int = 2,
-        num_steps: int = 2,
-        hidden_dim: int = 64,
-        draws: Draws = Draws(0),
-        open_gates: bool = True,
-    ) -> None:
+        self, encoder: nn.Module, context_encoder: nn.Module, latent_dim: int, context_dim: int = 10, num_levels: int = 2, num_steps: int = 2,
+        hidden_dim: int = 64, draws: Draws = Draws(0), open_gates: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         _checks.require(num_levels >= 2, "num_levels", "at least 2 (with 1 it is IAF)", num_levels)
         _checks.require(num_steps >= 1, "num_steps", "at least 1", num_steps)
@@ -79,45 +84,46 @@ class HierarchicalIAF(AuxiliaryPosterior):
         )
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
+        """Return mean and log-variance [N, D] of the Gaussian of `z`, and the context [N, C]."""
         return encode_with_context(self, x, draws)
 
     def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
-        """As in `Posterior`; the densities come on the way down, so that nothing is inverted."""
+        """Draw samples as in `Posterior`, without inverting the flows."""
         path, log_q = self._descend(encoded, num_samples, draws)
         return PosteriorSample(path[-1], self.reverse_log_prob(encoded, path) - log_q)
 
     def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
-        """All levels [L, K, N, D], `z` last."""
+        """Draw all levels [L, K, N, D], `z` last."""
         return self._descend(encoded, num_samples, draws)[0]
 
     def path_log_prob(self, encoded: Encoded, path: Tensor) -> Tensor:
         total = torch.zeros_like(path[-1][..., 0])
         for number, level in enumerate(self.levels):
             condition = self._condition(encoded, None if number == 0 else path[number - 1])
-            start, log_det = pull(level.steps, path[number], condition)
+            start, log_det = inverse_transform(level.steps, path[number], condition)
             total = total + ops.gaussian_log_prob(start, *self._base(encoded, number, condition)) - log_det
         return total
 
     def _descend(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The path [L, K, N, D] and its log-density [K, N]."""
+        """Draw the path [L, K, N, D] and compute its log-density [K, N]."""
         path: list[Tensor] = []
         log_q = torch.zeros((), dtype=encoded.mean.dtype, device=encoded.mean.device)
         for number, level in enumerate(self.levels):
             condition = self._condition(encoded, path[-1] if path else None)
             mean, log_var = self._base(encoded, number, condition)
-            # z takes the stream of the other families' first draw, the levels above it streams of their own.
+            # z uses the stream START like the other families, the levels above it the next ones.
             stream = rng.START + len(self.levels) - 1 - number
             noise = rng.normal(draws, (num_samples, *encoded.mean.shape), stream, device=mean.device, dtype=mean.dtype)
             start = mean + torch.exp(0.5 * log_var) * noise
-            y, log_det = push(level.steps, start, condition)
+            y, log_det = transform(level.steps, start, condition)
             log_q = log_q + ops.gaussian_log_prob(start, mean, log_var) - log_det
             path.append(y)
         return torch.stack(path), log_q
 
     def reverse_log_prob(self, encoded: Encoded, path: Tensor) -> Tensor:
-        """`sum_l log r(y_{l-1} | y_l, x)`, [K, N]."""
+        """Compute `sum_l log r(y_{l-1} | y_l, x)` [K, N] in nats."""
         parts = [
-            ops.gaussian_log_prob(above, *split_top(net(self._condition(encoded, below))))
+            ops.gaussian_log_prob(above, *split_mean_log_var(net(self._condition(encoded, below))))
             for net, above, below in zip(self.reverse, path[:-1], path[1:], strict=True)
         ]
         return torch.stack(parts).sum(0)
@@ -128,7 +134,5 @@ class HierarchicalIAF(AuxiliaryPosterior):
 
     @staticmethod
     def _condition(encoded: Encoded, y: Tensor | None) -> Tensor:
-        """What a network sees: the context [N, C], beside `y` [K, N, D] where there is one."""
-        if y is None:
-            return encoded.context
-        return torch.cat((y, encoded.context.expand(*y.shape[:-1], -1)), -1)
+        """The context [N, C], preceded by the level above, `y` [K, N, D], if there is one."""
+        return encoded.context if y is None else with_context(y, encoded.context)

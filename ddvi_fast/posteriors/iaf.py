@@ -1,4 +1,4 @@
-"""The inverse autoregressive flow posterior (Kingma et al. 2016), with the released code's update."""
+"""Inverse autoregressive flow posterior (Kingma et al. 2016), with the update of the released code."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from ddvi_fast.networks import linear as make_linear
 from ddvi_fast.posteriors.flows import Flow
 from ddvi_fast.rng import Draws
 
-_OPEN = 2.0  # added to the initial gates: a step starts near the identity instead of halving what comes in (Kingma et al. 2016)
+_OPEN = 2.0  # added to the biases of the gates, so that a step starts near the identity (Kingma et al. 2016)
 
 
 class AutoregressiveStep(nn.Module):
-    """`y = sigmoid(s) z + (1 - sigmoid(s)) t`, where `s_i` and `t_i` are a masked network's outputs from `z_j`, `j > i`.
-
-    The context enters the first layer. With `reverse` the dimensions of `y` are turned round for the next step.
+    """Autoregressive step `y = sigmoid(s) z + (1 - sigmoid(s)) t`; a masked network computes `s_i` and `t_i` from `z_j`, `j > i`.
 
     Args:
-        latent_dim: D.
-        context_dim: C.
-        hidden_dim: width of the three hidden layers.
-        reverse: turn the dimensions round.
-        draws: where the initial weights are drawn.
-        open_gates: start near the identity; else, as the released code does, halve what comes in.
+        latent_dim: Number of latent dimensions, D (int).
+        context_dim: Size of the context, C (int), which enters the first layer.
+        hidden_dim: Width of the three hidden layers (int, default 128).
+        reverse: Reverse the order of the dimensions of y for the next step (bool, default False).
+        draws: Position of the initial weights in the random stream (default `Draws(0)`).
+        open_gates: Start near the identity (bool, default True). The released code starts with half-open gates.
     """
 
     def __init__(
@@ -44,17 +42,17 @@ class AutoregressiveStep(nn.Module):
             self.register_buffer(f"mask{layer}", mask, persistent=False)
 
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """`(y, log |det dy/dz|)` of `z` [.., N, D] with context [N, C]: shapes [.., N, D] and [.., N]."""
+        """Return y [.., N, D] and `log |det dy/dz|` [.., N] of `z` [.., N, D] with context [N, C]."""
         gate, shift = self._gate_and_shift(z, context)
         open_share = torch.sigmoid(gate)
         y = open_share * z + (1 - open_share) * shift
         return (y.flip(-1) if self.reverse else y), logsigmoid(gate).sum(-1)
 
     def inverse(self, y: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """`(z, log |det dy/dz|)` of `y`, one dimension after the other, the last first."""
+        """Return z [.., N, D] and `log |det dy/dz|` [.., N] of `y` [.., N, D], one dimension after the other, the last first."""
         y = y.flip(-1) if self.reverse else y
         z = torch.zeros_like(y)
-        for _ in range(self.latent_dim):  # pass k makes the last k dimensions right
+        for _ in range(self.latent_dim):  # after pass k the last k dimensions are correct
             gate, shift = self._gate_and_shift(z, context)
             open_share = torch.sigmoid(gate)
             z = (y - (1 - open_share) * shift) / open_share
@@ -71,14 +69,20 @@ class AutoregressiveStep(nn.Module):
 
 
 class IAF(Flow):
-    """A diagonal Gaussian carried through autoregressive steps, the dimensions turned round after every second one.
+    """Diagonal Gaussian transformed by autoregressive steps, with the order of dimensions reversed after every second one (Kingma et al. 2016).
 
     Args:
-        encoder, context_encoder, latent_dim: as in `Flow`.
-        context_dim: C.
-        num_steps: autoregressive steps.
-        draws: where the initial weights are drawn.
-        open_gates: start near the Gaussian; else, as the released code does, with half open gates.
+        encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean, then log-variance of the Gaussian.
+        context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C]; None if the encoder's output ends with the
+            context, [N, 2 D + C].
+        latent_dim: Number of latent dimensions, D (int).
+        context_dim: Size of the context, C (int, default 10).
+        num_steps: Number of autoregressive steps (int, default 4).
+        draws: Position of the initial weights in the random stream (default `Draws(0)`).
+        open_gates: Start near the Gaussian (bool, default True). The released code starts with half-open gates.
+
+    Raises:
+        InputError: If `num_steps` is below 1.
 
     Example:
         >>> from ddvi_fast import networks
@@ -88,22 +92,16 @@ class IAF(Flow):
     """
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        context_encoder: nn.Module | None,
-        latent_dim: int,
-        context_dim: int = 10,
-        num_steps: int = 4,
-        draws: Draws = Draws(0),
-        open_gates: bool = True,
-    ) -> None:
+        self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 4,
+        draws: Draws = Draws(0), open_gates: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__(encoder, context_encoder, latent_dim, autoregressive_steps(latent_dim, context_dim, num_steps, draws, open_gates=open_gates))
 
 
 def autoregressive_steps(
     latent_dim: int, context_dim: int, num_steps: int, draws: Draws, hidden_dim: int = 128, open_gates: bool = True
 ) -> list[nn.Module]:
-    """Steps that turn the dimensions round after every second one."""
+    """Make steps of which every second one reverses the order of the dimensions."""
     return [
         AutoregressiveStep(latent_dim, context_dim, hidden_dim, reverse=step % 2 == 1, draws=draws.importance(step), open_gates=open_gates)
         for step in range(num_steps)
@@ -111,12 +109,12 @@ def autoregressive_steps(
 
 
 def _masks(latent_dim: int, hidden_dim: int) -> list[Tensor]:
-    """Masks of the four layers (Germain et al. 2015): output `i` sees inputs `j > i` alone."""
+    """Masks of the four layers (Germain et al. 2015): output `i` depends on inputs `j > i` only."""
     inputs = torch.arange(latent_dim, 0, -1)
     hidden = torch.arange(hidden_dim) % max(1, latent_dim - 1) + 1
     outputs = inputs.repeat(2)
     first, inner = hidden.unsqueeze(1) >= inputs, hidden.unsqueeze(1) >= hidden
-    # In one dimension nothing may depend on anything but the context, which the hidden units carry.
+    # In one dimension the outputs depend on the context only, through the hidden units.
     last = (outputs.unsqueeze(1) > hidden) if latent_dim > 1 else torch.ones(2, hidden_dim, dtype=torch.bool)
     first = first if latent_dim > 1 else torch.zeros_like(first)
     return [mask.float() for mask in (first, inner, inner, last)]

@@ -1,4 +1,4 @@
-"""The path integral sampler as a posterior: a controlled Brownian motion with an exact discrete-time weight."""
+"""Path integral sampler posterior: a controlled Brownian motion with exact discrete-time weights (Zhang and Chen 2022)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start
+from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start, frozen_parameters
 from ddvi_fast.rng import Draws
 
 
 class PathIntegral(Posterior):
-    """`dz = u(z, t, x) dt + sigma(t) dW` from the origin, in Euler-Maruyama steps (Zhang and Chen 2022).
+    """Path integral sampler `dz = u(z, t, x) dt + sigma(t) dW` from the origin, in Euler-Maruyama steps (Zhang and Chen 2022).
 
-    With control `u` left out the motion is Gaussian, `N(0, V I)` at its end, and the weight compares both: `log_ratio = log dP/dQ -
-    log N(z; 0, V I)`, `P` the uncontrolled and `Q` the controlled path measure. Both are Gaussian step by step, so in discrete time
-    the ratio is exact for any number of steps. Given its end, the uncontrolled path runs backwards through Gaussians too: this is
-    a chain of the kind that `ops.sample_chain` runs, with a table of its own (`coefficients`).
-
-    The first step starts in one point, so its control sees `x` alone: that is what `encoder` gives.
+    Without the control `u` the motion ends in `N(0, V I)`. The log-ratio compares the path measures P without and Q with control:
+    `log_ratio = log dP/dQ - log N(z; 0, V I)`. Both are Gaussian step by step, so the ratio is exact for any number of steps. Conditioned
+    on its end, the uncontrolled path is a backward chain of Gaussians, so `ops.sample_chain` runs the sampler with the table of
+    `coefficients`. The first step starts at the origin, so its control depends on `x` only; it is the output of `encoder`.
 
     Args:
-        encoder: `encoder(x, draws)`, from x [N, ...] to [N, D]: where the first step aims.
-        denoiser: the control of the later steps, in units of each step's noise.
-        context_encoder: `context_encoder(x, draws)`, from x to [N, C].
-        first_scale, last_scale: standard deviations of the first and the last step's noise; geometric between.
-        learn_scales: train them, as a weight of both path measures.
+        encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, D]: mean of the first step.
+        denoiser: Control of the later steps, in units of each step's noise. It must have a context.
+        context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C].
+        first_scale: Standard deviation of the first step's noise (float, default 0.3).
+        last_scale: Standard deviation of the last step's noise (float, default 0.03); the steps between are geometric.
+        learn_scales: Train the standard deviations (bool, default True).
+
+    Raises:
+        InputError: If a scale is not positive, or if the denoiser has no context.
 
     Example:
         >>> from ddvi_fast import denoisers, networks
@@ -39,15 +41,9 @@ class PathIntegral(Posterior):
     """
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        denoiser: ResidualMLP,
-        context_encoder: nn.Module,
-        *,
-        first_scale: float = 0.3,
-        last_scale: float = 0.03,
-        learn_scales: bool = True,
-    ) -> None:
+        self, encoder: nn.Module, denoiser: ResidualMLP, context_encoder: nn.Module, *,
+        first_scale: float = 0.3, last_scale: float = 0.03, learn_scales: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         _checks.require(first_scale > 0 and last_scale > 0, "first_scale, last_scale", "positive numbers", (first_scale, last_scale))
         _checks.require(denoiser.context_dim > 0, "denoiser", "one with a context", denoiser)
@@ -56,9 +52,10 @@ class PathIntegral(Posterior):
         self.log_scales = nn.Parameter(scales, requires_grad=learn_scales)
 
     def coefficients(self) -> Tensor:
-        """The chain's table [T, 5], last step first: `y' = y + s_k (u_k + xi)`, and backwards the uncontrolled motion given its end.
+        """Return the table of `ops.sample_chain`, float32 [T, 5], the last step first.
 
-        With `V_k` the uncontrolled variance after step `k`, `r(y_{k-1} | y_k) = N(V_{k-1} / V_k y_k, V_{k-1} s_k^2 / V_k)`.
+        A step is `y' = y + s_k (u_k + xi)`. The reverse step is that of the uncontrolled motion conditioned on its end: with `V_k` its
+        variance after step `k`, `r(y_{k-1} | y_k) = N(V_{k-1} / V_k y_k, V_{k-1} s_k^2 / V_k)`.
         """
         scales = self.log_scales.double().exp()
         reached = scales.square().cumsum(0)
@@ -68,6 +65,7 @@ class PathIntegral(Posterior):
         return table.flip(0).float()
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
+        """Return mean and log-variance [N, D] of the state after the first step, and the context [N, C]."""
         draws = draws if self.training else None
         context = self.context_encoder(x, None if draws is None else draws.lane("context"))
         mean = self.encoder(x, draws)
@@ -75,13 +73,13 @@ class PathIntegral(Posterior):
         return Encoded(mean, (2 * self.log_scales[0]).to(mean).expand_as(mean), context)
 
     def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
-        """As in `Posterior`; the weight is added up on the way."""
+        """Draw samples as in `Posterior`; the chain accumulates the log-ratio."""
         first = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
         chain = ops.sample_chain(first, encoded.context, self.denoiser, self.coefficients(), draws=draws)
         return PosteriorSample(chain.z, chain.path - ops.gaussian_log_prob(first, encoded.mean, encoded.log_var))
 
     def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
-        """Where the motion is after each step, [T + 1, K, N, D]."""
+        """Draw the states after each step, [T + 1, K, N, D]."""
         first = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
         return ops.sample_chain(first, encoded.context, self.denoiser, self.coefficients(), draws=draws, return_trajectory=True).trajectory
 
@@ -89,15 +87,14 @@ class PathIntegral(Posterior):
         return self._log_ratio(encoded, path, self.coefficients())
 
     def forward(self, x: Tensor, path: Tensor, draws: Draws | None = None, uncontrolled: Tensor | None = None) -> Tensor:
-        """As in `Posterior`; `uncontrolled` [T, 2] stands in for the last two columns of the table."""
+        """Compute the log-ratio as in `Posterior`; `uncontrolled` [T, 2] replaces the last two columns of the table."""
         table = self.coefficients()
         table = table if uncontrolled is None else torch.cat((table[:, :3], uncontrolled), 1)
         return self._log_ratio(self.encode(x, draws), path, table)
 
     def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
-        """As in `Posterior`, but the uncontrolled motion, which is no part of the posterior, keeps its gradient."""
-        frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        return torch.func.functional_call(self, frozen, (x, path, draws, self.coefficients()[:, 3:]))
+        """Compute the log-ratio as in `Posterior`; the uncontrolled motion, which belongs to the target, is not held constant."""
+        return torch.func.functional_call(self, frozen_parameters(self), (x, path, draws, self.coefficients()[:, 3:]))
 
     def _log_ratio(self, encoded: Encoded, path: Tensor, table: Tensor) -> Tensor:
         along = ops.trajectory_log_ratio(path, encoded.context, self.denoiser, table)

@@ -13,7 +13,7 @@ from ddvi_fast.evidence import log_evidence_quadrature
 from ddvi_fast.networks import MLP
 from ddvi_fast.posteriors import Adversarial, Diffusion, Gaussian
 from ddvi_fast.posteriors.base import draw_start
-from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassMLP, Deal, OneHotStyle, PerClass, draw_classes
+from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassGroups, ClassMLP, OneHotStyle, PerClass, draw_classes
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import make
 from tests.class_models import CLASSES, DATA_DIM, LATENT_DIM, exact_posterior, family, log_joint, make_model, observations, posterior
@@ -73,12 +73,12 @@ def test_class_major_rows_need_no_look_at_their_labels(name):
     assert torch.equal(hinted.z, plain.z) and torch.equal(hinted.log_ratio, plain.log_ratio)
 
 
-def test_dealing_out_and_back_is_the_identity():
+def test_grouping_and_ungrouping_is_the_identity():
     labels = torch.tensor([[2, 0, 2], [2, 1, 2]])
-    deal, rows = Deal(labels, 4), torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
-    dealt = deal.out(rows)
-    assert dealt.shape == (4, 4, 5) and torch.equal(deal.back(dealt), rows)
-    assert torch.equal(dealt[0, 0], rows[0, 1]) and torch.equal(dealt[2], rows[labels == 2]) and dealt[3].abs().sum() == 0
+    groups, rows = ClassGroups(labels, 4), torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    grouped = groups.group(rows)
+    assert grouped.shape == (4, 4, 5) and torch.equal(groups.ungroup(grouped), rows)
+    assert torch.equal(grouped[0, 0], rows[0, 1]) and torch.equal(grouped[2], rows[labels == 2]) and grouped[3].abs().sum() == 0
 
 
 def test_with_the_exact_posterior_every_weight_is_the_evidence():

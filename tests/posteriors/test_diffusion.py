@@ -32,7 +32,7 @@ from tests.linear_gaussian import (
 
 def train(objective: Objective, steps: int, batch: int, lr: float) -> None:
     """Fresh data at every step, cosine decay."""
-    engine, model = LocalEngine(objective, Optimisation(lr=lr)), make_model()
+    engine, model = LocalEngine(objective, Optimisation(lr=lr, max_norm=None, factors={})), make_model()
     for step in range(steps):
         x = model.simulate(batch, Draws(77, step * batch)).x
         for update in objective.updates(x, Progress(step, steps), Draws(3, step * batch)):

@@ -54,7 +54,7 @@ def trained(request) -> Trained:
     objective = ELBO(model, posterior, CONSTANT, guide=EXACT_PRIOR)
     if isinstance(posterior, Diffusion):
         objective = DDVI(objective, Sleep(0.1, 0.1, "squared"))
-    engine = LocalEngine(objective, Optimisation(lr=lr, max_norm=10.0))
+    engine = LocalEngine(objective, Optimisation(lr=lr, max_norm=10.0, factors={}))
     for step in range(steps):
         x = model.simulate(BATCH, Draws(77, step * BATCH)).x
         engine.run(x, Progress(step, steps), Draws(3, step * BATCH))
