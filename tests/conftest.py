@@ -15,7 +15,7 @@ import torch
 
 import ddvi_fast.genomes
 import ddvi_fast.paper  # noqa: F401 - data sets and recipes register themselves, as for the command line
-from ddvi_fast import _backend
+from ddvi_fast import InputError, _backend
 from tests import triton_interpreter
 
 # Triton reads this when it is first imported: without a GPU its interpreter runs the kernels.
@@ -92,6 +92,19 @@ def leaves_no_traces() -> Iterator[None]:
             "in torch.random.fork_rng()",
             pytrace=False,
         )
+
+
+@pytest.fixture
+def one_line() -> Callable[..., str]:
+    """``one_line(call, match)``: the text of the `InputError` that a call must raise; it is one line in which `match` is found."""
+
+    def text_of(call: Callable[[], object], match: str | None = None) -> str:
+        with pytest.raises(InputError, match=match) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return text_of
 
 
 @pytest.fixture

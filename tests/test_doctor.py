@@ -1,4 +1,4 @@
-"""The doctor sees what is wrong, says what to do, and its self-test fails where the arithmetic is wrong."""
+"""Tests of the doctor: findings, advice, and a self-test that detects wrong arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of the released code: names and shapes; the outputs are compared in test_golden."""
+"""Tests of the conversion of released weights: names and shapes (test_golden compares outputs)."""
 
 from __future__ import annotations
 
@@ -28,16 +28,13 @@ def test_dtype_is_kept_and_nothing_shared(golden):
     assert weights["lin1.lin.weight"].abs().max() > 0
 
 
-def test_bad_states(golden):
+def test_bad_states(golden, one_line):
     weights = state(golden, "cond")
     with pytest.raises(InputError, match=r"state_dict: expected the names of a released denoiser.*missing .*lin2.lin.bias.*unexpected .*extra"):
         interop.denoiser_from_ddvi({name: value for name, value in weights.items() if name != "lin2.lin.bias"} | {"extra": torch.zeros(1)})
-    with pytest.raises(InputError, match="last_bias"):
-        interop.denoiser_from_ddvi(weights | {"lin_mean.bias": torch.zeros(3)})
-    with pytest.raises(InputError, match=r"lin3.lin.weight"):
-        interop.denoiser_from_ddvi(weights | {"lin3.lin.weight": torch.zeros(128, 64)})
-    with pytest.raises(InputError, match=r"lin1.embed.weight"):
-        interop.denoiser_from_ddvi(weights | {"lin1.embed.weight": torch.zeros(128)})
+    one_line(lambda: interop.denoiser_from_ddvi(weights | {"lin_mean.bias": torch.zeros(3)}), "last_bias")
+    one_line(lambda: interop.denoiser_from_ddvi(weights | {"lin3.lin.weight": torch.zeros(128, 64)}), r"lin3.lin.weight")
+    one_line(lambda: interop.denoiser_from_ddvi(weights | {"lin1.embed.weight": torch.zeros(128)}), r"lin1.embed.weight")
 
 
 def test_denoisers_and_steps_are_found_inside_a_whole_model(golden):
@@ -50,7 +47,7 @@ def test_denoisers_and_steps_are_found_inside_a_whole_model(golden):
     assert {prefix: part.reverse for prefix, part in interop.iaf_steps_in(model).items()} == {"flows.0.": False, "flows.1.": True}
 
 
-def test_an_encoder_with_two_heads_becomes_one_network(golden):
+def test_an_encoder_with_two_heads_becomes_one_network(golden, one_line):
     with torch.random.fork_rng():
         body, mean, log_var = torch.nn.Linear(6, 5), torch.nn.Linear(5, 2), torch.nn.Linear(5, 2)
     modules = {"body": body, "mean": mean, "log_var": log_var}
@@ -60,5 +57,4 @@ def test_an_encoder_with_two_heads_becomes_one_network(golden):
     torch.testing.assert_close(interop.mlp_from_ddvi(weights)(x), torch.cat((mean(hidden), log_var(hidden)), 1))
     with pytest.raises(InputError, match="follow one another"):
         interop.mlp_from_ddvi({"a.weight": torch.zeros(8, 5), "a.bias": torch.zeros(8), "b.weight": torch.zeros(2, 7), "b.bias": torch.zeros(2)})
-    with pytest.raises(InputError, match="names of linear layers"):
-        interop.mlp_from_ddvi({"a.weight": torch.zeros(8, 5), "a.running_mean": torch.zeros(8)})
+    one_line(lambda: interop.mlp_from_ddvi({"a.weight": torch.zeros(8, 5), "a.running_mean": torch.zeros(8)}), "names of linear layers")

@@ -1,4 +1,4 @@
-"""The data set object: values, dtypes, splits, and every refusal."""
+"""Tests of `Dataset` and `from_arrays`: values, dtypes, splits, errors, registration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from ddvi_fast._checks import InputError
 from ddvi_fast.data import Dataset, from_arrays
 
 NAN, INF = float("nan"), float("inf")
@@ -82,20 +81,15 @@ def test_fields_cannot_be_changed():
         ({"class_names": ("one",)}, "class_names: expected 2 names, one for each class, got 1"),
     ],
 )
-def test_refuses(changes, message):
-    with pytest.raises(InputError, match=message) as caught:
-        tiny(**changes)
-    assert "\n" not in str(caught.value)
+def test_refuses(changes, message, one_line):
+    one_line(lambda: tiny(**changes), message)
 
 
-def test_refuses_unknown_split_absent_labels_and_bad_limit():
-    with pytest.raises(InputError, match=r"split: expected one of train, test, got 'trian' .did you mean train"):
-        tiny().size("trian")
-    with pytest.raises(InputError, match=r"test_labels: expected labels of tiny"):
-        tiny(test_labels=None).labels(split="test")
+def test_refuses_unknown_split_absent_labels_and_bad_limit(one_line):
+    one_line(lambda: tiny().size("trian"), r"split: expected one of train, test, got 'trian' .did you mean train")
+    one_line(lambda: tiny(test_labels=None).labels(split="test"), r"test_labels: expected labels of tiny")
     for limit in (0, -1, 2.0):
-        with pytest.raises(InputError, match=r"limit: expected an integer of at least 1"):
-            tiny().take(limit)
+        one_line(lambda limit=limit: tiny().take(limit), r"limit: expected an integer of at least 1")
 
 
 def test_split_is_a_partition_and_keeps_labels_with_inputs():
@@ -161,10 +155,8 @@ def test_arrays_are_copied_not_shared():
         ({"seed": -1}, "seed: expected an integer"),
     ],
 )
-def test_from_arrays_refuses(arguments, message):
-    with pytest.raises(InputError, match=message) as caught:
-        from_arrays("bad", **{"inputs": [[1.0], [2.0], [3.0]], **arguments})
-    assert "\n" not in str(caught.value)
+def test_from_arrays_refuses(arguments, message, one_line):
+    one_line(lambda: from_arrays("bad", **{"inputs": [[1.0], [2.0], [3.0]], **arguments}), message)
 
 
 def test_data_sets_of_other_packages_register_themselves():

@@ -1,4 +1,4 @@
-"""The embedded digits against scikit-learn's own arrays."""
+"""Tests of the digits against the arrays of scikit-learn."""
 
 from __future__ import annotations
 

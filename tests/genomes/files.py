@@ -1,4 +1,4 @@
-"""The same genotypes in every file format."""
+"""Writers of the same genotypes in every file format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Swapped alleles and other strands, told from the alleles alone."""
+"""Tests of the alignment of variants: swapped alleles and other strands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Genotypes through the whole of a run: data and labels by path, both kinds of features, maps to compare with, pictures."""
+"""Tests of runs on genotypes: data and labels by path, both kinds of features, embedding baselines, pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddvi_fast import InputError, data
+from ddvi_fast import data
 from ddvi_fast.config.compose import compose
 from ddvi_fast.genomes import maps as genome_maps
 from ddvi_fast.genomes.convert import store_from_codes
@@ -85,7 +85,7 @@ def test_people_are_those_of_the_test_set(cohort):
 
 @pytest.mark.parametrize("name", maps.MAPS)
 @pytest.mark.parametrize("held_out", [0, 0.2])
-def test_maps_are_made_and_scored_alike(cohort, tmp_path, name, held_out):
+def test_maps_are_made_and_scored_alike(cohort, tmp_path, name, held_out, one_line):
     pytest.importorskip({"umap": "umap", "tsne": "openTSNE", "pca": "sklearn"}[name])
     settings = [*QUICK, f"dataset.genotypes.held_out={held_out}", "method.map.perplexity=10", f"run_dir={tmp_path / 'run'}"]
     config = compose(["dataset=genomes", f"method={name}", *cohort, *settings])
@@ -93,19 +93,17 @@ def test_maps_are_made_and_scored_alike(cohort, tmp_path, name, held_out):
     assert result.metrics["nmi"] > 0.8 and result.metrics["nmi_mixture"] > 0.8, "three populations far apart"
     stored = np.load(tmp_path / "run" / maps.LATENTS)
     assert stored["latents"].shape == (24 if held_out else 120, 2) and (tmp_path / "run" / "figures" / "latents.png").is_file()
-    with pytest.raises(InputError, match="run folder"):
-        maps.run(config)
+    one_line(lambda: maps.run(config), "run folder")
 
 
-def test_without_open_tsne_scikit_learns_is_taken_which_places_nobody_new(cohort, monkeypatch):
+def test_without_open_tsne_scikit_learns_is_taken_which_places_nobody_new(cohort, monkeypatch, one_line):
     monkeypatch.setattr(maps.importlib.util, "find_spec", lambda name: None)
     settings = [*cohort, *QUICK, "method.map.perplexity=10"]
     everybody = compose(["dataset=genomes", "method=tsne", *settings, "dataset.genotypes.held_out=0"])
     assert maps.fit(everybody, load_dataset(everybody)).test.shape == (120, 2)
     for method, words in (("tsne", "held_out=0"), ("umap", "umap-learn")):
         config = compose(["dataset=genomes", f"method={method}", *settings])
-        with pytest.raises(InputError, match=words):
-            maps.fit(config, load_dataset(config))
+        one_line(lambda config=config: maps.fit(config, load_dataset(config)), words)
 
 
 def test_the_released_rule_is_a_mixture_fitted_to_training_latents():
@@ -130,7 +128,5 @@ def test_the_released_rule_is_a_mixture_fitted_to_training_latents():
         (["dataset=genomes", "dataset.genotypes.features=x"], "genotypes.features"),
     ],
 )
-def test_bad_paths_are_one_line(overrides, words):
-    with pytest.raises(InputError, match=words) as error:
-        load_dataset(compose(overrides))
-    assert "\n" not in str(error.value)
+def test_bad_paths_are_one_line(overrides, words, one_line):
+    one_line(lambda: load_dataset(compose(overrides)), words)

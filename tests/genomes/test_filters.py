@@ -1,4 +1,4 @@
-"""Each filter against its definition on the dense matrix, the order of filters, and what is told of them."""
+"""Tests of each filter against its definition on the dense matrix, and of the order of filters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels find their samples by name, from every kind of table, and samples without one are named."""
+"""Tests of tables of labels in every format, and of samples without labels."""
 
 from __future__ import annotations
 

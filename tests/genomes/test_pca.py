@@ -1,4 +1,4 @@
-"""Principal components against scikit-learn on the dense standardised matrix, and projections against the definition."""
+"""Tests of principal components against scikit-learn on the dense standardized matrix, and of projections."""
 
 from __future__ import annotations
 

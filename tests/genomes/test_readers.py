@@ -1,4 +1,4 @@
-"""One set of genotypes in every format gives one store; every oddity of the formats is read as documented, and held against bed-reader and cyvcf2."""
+"""Tests of the readers: equal stores from all formats, special cases against bed-reader and cyvcf2, damaged files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Simulated genomes: a function of the seed, cached, and with the history that was asked for."""
+"""Tests of simulated genomes: seed, cache and demography."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: what is written is read back, memory stays bounded, damage is seen, and nothing is overwritten or left half-done."""
+"""Tests of the store: reading, bounded memory, damaged files, interrupted and repeated imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a bound add up to it, step by step."""
+"""Tests of the decomposition of a bound into terms and steps."""
 
 from __future__ import annotations
 
