@@ -1,7 +1,7 @@
-"""The one place that decides which backend an operation runs on, and says why one is not available.
+"""Choice of the backend that runs an operation.
 
-A fused backend is a folder of six modules, `noise`, `chain`, `sleep`, `elbo`, `kde` and `mmd`, which all have the same plain functions: a
-forward, a backward, and `unsupported(**operands) -> str | None`, one line on why it cannot run a call.
+A fused backend is a folder of six modules, `noise`, `chain`, `sleep`, `elbo`, `kde` and `mmd`. All have the same plain functions: a
+forward, a backward, and `unsupported(**operands) -> str | None`, which gives the reason in one line if it cannot run a call.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ _chosen: str | None = None
 
 
 class use_backend:
-    """Choose the backend of the fused operations, as a call or for the length of a `with` block.
+    """Choose the backend of the fused operations, by a plain call or for the length of a `with` block.
 
-    ``reference`` runs everywhere and in float64; ``cpp`` runs float32 on the CPU and ``triton`` float32 on CUDA (on the CPU in Triton's
-    interpreter, for tests), and both refuse anything else; ``auto`` takes the fused backend of the tensors' device for what it can run
-    and ``reference`` for the rest. The environment variable `DDVI_FAST_BACKEND` sets the default. A function compiled by `torch.compile`
-    is compiled again when the choice changes.
+    The environment variable `DDVI_FAST_BACKEND` sets the default. A function compiled by `torch.compile` is compiled again when the
+    choice changes.
+
+    Args:
+        name: Name of the backend. ``reference`` runs everywhere and in float64. ``cpp`` runs float32 on the CPU and ``triton`` float32 on
+            CUDA (on the CPU in Triton's interpreter, for tests); both refuse anything else. ``auto`` uses the fused backend of the tensors'
+            device for every call that it can run, and ``reference`` for the others.
 
     Raises:
-        InputError: an unknown name, or a backend that this installation does not have.
+        InputError: The name is unknown, or this installation does not have the backend.
 
     Example:
         >>> with use_backend("reference"):
@@ -58,24 +61,28 @@ class use_backend:
 
 
 def current() -> str:
-    """The name in force: chosen, else from the environment, else ``auto``."""
+    """The name in force: the chosen one, else that of the environment, else ``auto``."""
     return _chosen or _checks.choice(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), NAMES, ENVIRONMENT_VARIABLE)
 
 
 def choose(operation: str, device: torch.device, *, constants: dict[str, Tensor] | None = None, **operands: Any) -> str:
-    """The backend that computes `operation` on these operands: the chosen one, or under ``auto`` the fastest that takes them.
+    """The backend that computes an operation: the chosen one, or under ``auto`` the fastest that can run it.
 
-    `constants` are operands, too, to which the fused kernels give no gradient.
+    Args:
+        operation: Name of the operation, one of `OPERATIONS`.
+        device: Device of the operands.
+        constants: Operands by name that have no gradient in the fused kernels (default None).
+        operands: All other operands by name.
 
     Raises:
-        InputError: the backend asked for by name cannot run this call; the text says why.
+        InputError: The backend asked for by name cannot run this call; the message gives the reason.
     """
     wanted = current()
     backend = fused(device) if wanted == "auto" else wanted
-    if backend == "reference" or device.type == "meta":  # tensors without memory have shapes alone, which every operator can tell
+    if backend == "reference" or device.type == "meta":  # every operator can compute the shapes of tensors without memory
         return backend
     constants = constants or {}
-    reason = unavailable(backend, operation) or _asks_gradient(constants) or _not_interpreted(backend, operands.get("precision"))
+    reason = unavailable(backend, operation) or _gradient_of(constants) or _not_interpreted(backend, operands.get("precision"))
     reason = reason or implementation(backend, operation).unsupported(**operands, **constants)
     if not reason:
         return backend
@@ -84,21 +91,21 @@ def choose(operation: str, device: torch.device, *, constants: dict[str, Tensor]
     return "reference"
 
 
-def _asks_gradient(constants: dict[str, Tensor]) -> str:
+def _gradient_of(constants: dict[str, Tensor]) -> str:
     for name, value in constants.items():
         if value.requires_grad and torch.is_grad_enabled():
-            return f"{name}: the fused kernels have no gradient to them; use the reference backend"
+            return f"{name}: the fused kernels have no gradient with respect to it; use the reference backend"
     return ""
 
 
 def _not_interpreted(backend: str, precision: str | None) -> str:
-    """Triton's interpreter computes with numpy, which has no bf16: its products would be those of the bit patterns."""
+    """The reason why Triton's interpreter cannot use a precision: NumPy has no bf16, so products would be those of the bit patterns."""
     wrong = backend == "triton" and precision == "bf16" and interpreted()
-    return "precision: Triton's interpreter has no bf16, take float32 or fp16 there" if wrong else ""
+    return "precision: Triton's interpreter has no bf16; use float32 or fp16" if wrong else ""
 
 
 def fused(device: torch.device) -> str:
-    """The fused backend of a device, ``reference`` where there is none or it was chosen."""
+    """The fused backend of a device, or ``reference`` where there is none or ``reference`` was chosen."""
     if current() == "reference":
         return "reference"
     backend = {"cpu": "cpp", "cuda": "triton"}.get(device.type, "reference")
@@ -112,7 +119,7 @@ def implementation(backend: str, operation: str) -> ModuleType:
 
 
 def unavailable(backend: str, operation: str | None = None) -> str:
-    """Why a fused backend cannot be used here, or the empty string; then its module of `operation`, if named, is imported."""
+    """The reason why a fused backend cannot be used, or the empty string if it can; then its module of `operation`, if named, is imported."""
     if backend == "cpp":
         reason = importlib.import_module(f"{_PACKAGES[backend]}.loader").available()[1]
     else:
@@ -122,7 +129,7 @@ def unavailable(backend: str, operation: str | None = None) -> str:
     return reason
 
 
-# torch.compile takes the answer as it is instead of tracing imports and files: it does not change within a process.
+# torch.compile uses the result without tracing imports and files: it does not change within a process.
 unavailable._dynamo_marked_constant = True
 
 

@@ -1,4 +1,4 @@
-"""The small time-conditioned networks of the chain."""
+"""Time-conditioned networks of the denoising chain."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ class ResidualMLP(nn.Module):
     With a context the input is `[y, context]` and the first hidden layer is added to the third, as in the released code.
 
     Args:
-        latent_dim: D.
-        context_dim: C; 0 for an unconditional denoiser.
-        num_steps: T.
-        hidden_dim: width of the four layers.
-        groups: G independent networks side by side (class-conditional chains, seeds); None for one, without a group axis.
-        residual: add the first hidden layer to the third; by default exactly when there is a context.
-        zero_output: start the last layer and the embeddings at zero, so that an untrained chain only scales its state.
-        time_features: make the embeddings of so many slow cosines along the chain instead of one for each step: a long chain then learns
-            every step from its neighbours as well. At most T of them matter; None gives each step its own.
-        draws: where the initial weights are drawn.
+        latent_dim: Number of latent dimensions D, at least 1.
+        context_dim: Number of context columns C; 0 for an unconditional denoiser.
+        num_steps: Number of timesteps T, at least 2.
+        hidden_dim: Width H of the four layers (default 128).
+        groups: Number G of independent networks side by side, such as class-conditional chains or seeds (default None: one network without
+            a group axis).
+        residual: Whether to add the first hidden layer to the third (default None: if there is a context).
+        zero_output: Whether the last layer and the embeddings start at zero, so that an untrained chain only scales its state (default False).
+        time_features: Number of slow cosines along the chain from which the embeddings are made, so that the steps of a long chain also
+            learn from their neighbors; at most T are used (default None: a free embedding for each step).
+        draws: Random numbers of the initial weights (default `Draws(0)`).
+
+    Raises:
+        InputError: A size is too small.
 
     Example:
         >>> denoiser = ResidualMLP(latent_dim=2, context_dim=3, num_steps=10, groups=4)
@@ -67,10 +71,10 @@ class ResidualMLP(nn.Module):
         self.embedding = nn.Parameter(torch.zeros(*lead, num_steps if features is None else features.shape[1], 4, hidden_dim))
         self.last = nn.Parameter(torch.zeros(*lead, latent_dim, hidden_dim))
         self.last_bias = nn.Parameter(torch.zeros(*lead, latent_dim))
-        self._initialise(draws, zero_output)
+        self._initialize(draws, zero_output)
 
-    def _initialise(self, draws: Draws, zero_output: bool) -> None:
-        """Weights as torch starts linear layers, hidden biases within 1/sqrt(H), embeddings uniform in [0, 1) as the released code does."""
+    def _initialize(self, draws: Draws, zero_output: bool) -> None:
+        """Draw weights as torch does for linear layers, hidden biases within 1/sqrt(H), and embeddings uniform in [0, 1), as the released code."""
         narrow, wide = 1 / math.sqrt(self.latent_dim + self.context_dim), 1 / math.sqrt(self.hidden_dim)
         bounds = {self.first: narrow, self.hidden: wide, self.bias: wide}
         if not zero_output:
@@ -82,12 +86,12 @@ class ResidualMLP(nn.Module):
             uniform_(alike, 0, 1, draws, len(bounds) + 1)
 
     def chain_weights(self) -> ChainWeights:
-        """The weights as the fused chain takes them, biases folded into the time table."""
+        """The weights of the fused chain, with the biases folded into the time table."""
         embedding = self.embedding if self.time_features is None else torch.einsum("tf,...flh->...tlh", self.time_features, self.embedding)
         return ChainWeights(self.first, self.hidden, self.last, self.last_bias, embedding + self.bias.unsqueeze(-3))
 
     def check_context(self, context: Tensor | None) -> None:
-        """A denoiser with a context needs one of its width, one without takes none."""
+        """Check that a context has the denoiser's width, or that there is none for a denoiser without context."""
         if self.context_dim == 0:
             _checks.require(context is None, "context", "None, for a denoiser without context", context)
         else:
@@ -95,7 +99,16 @@ class ResidualMLP(nn.Module):
             _checks.require(context.shape[-1] == self.context_dim, "context", f"shape [.., N, {self.context_dim}]", context)
 
     def forward(self, y: Tensor, context: Tensor | None, t: Tensor) -> Tensor:
-        """Predict at states `y` [.., N, D], context [.., N, C], 0-based timesteps `t` int64 [.., N]; grouped: [G, .., N, ..]."""
+        """Predict at given states and timesteps.
+
+        Args:
+            y: States [.., N, D]; [G, .., N, D] for a grouped denoiser, like the other arguments.
+            context: Contexts [.., N, C], or None for a denoiser without context.
+            t: 0-based timesteps, int64 [.., N].
+
+        Returns:
+            Predictions of the shape of `y`.
+        """
         self.check_context(context)
         weights = self.chain_weights()
         lead = y.shape[:1] if weights.grouped else ()
@@ -122,7 +135,7 @@ def _cosines(num_steps: int, count: int) -> Tensor:
 
 
 class StepView:
-    """A denoiser seen at some of its timesteps only, for a chain that is run with fewer steps than it has."""
+    """A denoiser restricted to some of its timesteps, for a chain with fewer steps."""
 
     def __init__(self, denoiser: ResidualMLP, steps: Tensor) -> None:
         self._denoiser, self._steps = denoiser, steps
@@ -132,7 +145,7 @@ class StepView:
         return getattr(self._denoiser, name)
 
     def chain_weights(self) -> ChainWeights:
-        """Those of the whole denoiser, with the chosen rows of the time table."""
+        """The weights of the whole denoiser, with the chosen rows of the time table."""
         weights = self._denoiser.chain_weights()
         return weights._replace(time_table=weights.time_table[..., self._steps, :, :])
 

@@ -1,6 +1,6 @@
-"""Dense layers of the networks: product, bias, activation and dropout, in one call where the compiled kernels can take it.
+"""Dense layers of the networks: product, bias, activation and dropout, in one call where the C++ kernels support it.
 
-On a GPU, and inside `torch.compile`, these are plain PyTorch: the products are the library's there, and a compiler fuses the rest.
+On a GPU, and inside `torch.compile`, they are plain PyTorch: there the products are those of a library, and a compiler fuses the rest.
 """
 
 from __future__ import annotations
@@ -22,12 +22,19 @@ ACTIVATIONS = {
     "silu": nn.functional.silu,
     "tanh": torch.tanh,
 }
-# Below zero; an activation without a slope is applied to the kernel's output.
+# Slopes below zero; an activation without a slope is applied to the kernel's output.
 _SLOPES = {"none": 1.0, "relu": 0.0, "leaky_relu": LEAKY_SLOPE}
 
 
 def dropout(x: Tensor, rate: float, draws: Draws | DeviceDraws | None, layer: int) -> Tensor:
-    """Drop each value of `x` [.., N, D] with probability `rate`; without draws (evaluation) nothing is dropped."""
+    """Set each value to zero with some probability, and scale the others so that the expectation stays.
+
+    Args:
+        x: Values [.., N, D].
+        rate: Probability in [0, 1).
+        draws: Position of the rows in the run's random numbers; None (evaluation) drops nothing.
+        layer: Number of the layer, which has its own stream.
+    """
     if draws is None or rate == 0:
         return x
     kept = rng.uniform(draws, tuple(x.shape), rng.DROPOUT + layer, device=x.device) >= rate
@@ -37,15 +44,20 @@ def dropout(x: Tensor, rate: float, draws: Draws | DeviceDraws | None, layer: in
 def dense(
     linear: nn.Linear, x: Tensor, activation: str = "none", rate: float = 0.0, draws: Draws | DeviceDraws | None = None, layer: int = 0
 ) -> Tensor:
-    """`dropout(activation(linear(x)))` of `x` [.., N, inputs].
+    """Compute `dropout(activation(linear(x)))`.
 
-    Under autocast to bf16 the kernel rounds the product's operands, adds in float32 and gives float32 back.
+    Under autocast to bf16 the kernel rounds the product's operands, adds in float32 and returns float32.
 
     Args:
-        linear: weight and bias.
-        x: input.
-        activation: one of `ACTIVATIONS`.
-        rate, draws, layer: as of `dropout`.
+        linear: Module with weight and bias.
+        x: Input [.., N, inputs].
+        activation: One of `ACTIVATIONS` (default ``none``).
+        rate: Dropout rate in [0, 1) (default 0).
+        draws: Position of the rows in the run's random numbers (default None: nothing is dropped).
+        layer: Number of the layer, which has its own stream of dropout (default 0).
+
+    Returns:
+        Output [.., N, outputs].
 
     Example:
         >>> dense(nn.Linear(3, 4), torch.zeros(5, 3), "relu").shape
@@ -74,7 +86,7 @@ class _Options(NamedTuple):
 
 
 def _fused_precision(linear: nn.Linear, x: Tensor) -> str | None:
-    """The precision of the kernel's products, or None where it cannot take this layer."""
+    """The precision of the kernel's products, or None where it does not support this layer."""
     if _operator.needs_dispatch() or linear.bias is None or x.dim() < 2 or _backend.fused(x.device) != "cpp":
         return None
     precision = hidden_precision(None, x.device)
@@ -87,7 +99,7 @@ def _apply(linear: nn.Linear, x: Tensor, options: _Options) -> Tensor:
 
 
 class _Dense(torch.autograd.Function):
-    """The kernel. Not an operator of `torch.library`: the call of one costs as much as a small layer."""
+    """The kernel as an autograd function; the dispatch of a torch.library operator would cost as much as a small layer."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, options: _Options) -> Tensor:
@@ -102,7 +114,7 @@ class _Dense(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, out = ctx.saved_tensors
         needed, options = ctx.needs_input_grad[:3], ctx.options
-        if torch.is_grad_enabled():  # somebody will differentiate again, which plain products can be
+        if torch.is_grad_enabled():  # a second derivative needs plain products
             return *_differentiable(upstream, x, weight, out, options, needed), None
         call = _backend.implementation("cpp", "dense").backward
         return *call(upstream.contiguous(), x, weight, out, options.slope, options.rate, options.precision, needed), None
@@ -111,7 +123,7 @@ class _Dense(torch.autograd.Function):
 def _differentiable(
     upstream: Tensor, x: Tensor, weight: Tensor, out: Tensor, options: _Options, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The kernel's gradients in plain PyTorch. An output tells its slope: a dropped one is zero, and the others keep their sign."""
+    """The kernel's gradients in plain PyTorch. The slope follows from the output: a dropped one is zero, and the others keep their sign."""
     at_zero = 0.0 if options.rate else options.slope
     slope = torch.where(out > 0, 1.0, torch.where(out < 0, options.slope, at_zero)) / (1 - options.rate)
     gradient = upstream * slope

@@ -1,4 +1,4 @@
-"""Makes `ddvi_fast.kernels.*` importable from a wheel (folder inside the package) and from a source tree (folder beside it)."""
+"""Alias of the Triton kernels' folder, which is inside the package in a wheel and beside it in a source tree."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Encoders and decoders, and how weights start: from counter-based draws, never from a hidden generator."""
+"""Encoders and decoders, with initial weights from counter-based random numbers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ddvi_fast import _checks, distributed, rng
 from ddvi_fast.dense import ACTIVATIONS, dense, dropout
 from ddvi_fast.rng import Draws
 
-IMAGE_SHAPE = (3, 32, 32)  # of the convolutional networks
+IMAGE_SHAPE = (3, 32, 32)  # shape of the convolutional networks' images
 
 
 def uniform_(parameter: Tensor, low: float, high: float, draws: Draws, layer: int) -> None:
-    """Fill `parameter` [..] from U(low, high), from its own stream: `INITIAL + layer`."""
+    """Fill a parameter of any shape from U(low, high), with random numbers of the stream `INITIAL + layer`."""
     flat = rng.uniform(draws, (1, parameter.numel()), rng.INITIAL + layer)
     with torch.no_grad():
         parameter.copy_((low + (high - low) * flat).view_as(parameter))
 
 
 def linear(inputs: int, outputs: int, draws: Draws, layer: int, zero: bool = False) -> nn.Linear:
-    """A linear layer with torch's default distribution, U(+-1/sqrt(inputs)), or zeros."""
+    """A linear layer with weights and biases from torch's default distribution, U(+-1/sqrt(inputs)), or zeros."""
     module = nn.utils.skip_init(nn.Linear, inputs, outputs)
     bound = 0.0 if zero else 1 / math.sqrt(inputs)
     uniform_(module.weight, -bound, bound, draws, 2 * layer)
@@ -34,22 +34,27 @@ def linear(inputs: int, outputs: int, draws: Draws, layer: int, zero: bool = Fal
 
 
 def take_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` [...] of `table` [M, W], as [..., W].
+    """Rows `index` [..] of `table` [M, W], as [.., W].
 
-    Plain indexing would add up its gradient from several threads at once, in an order that changes from run to run.
+    Plain indexing would add its gradient from several threads at once, in an order that changes from run to run.
     """
     return nn.functional.embedding(index, table)
 
 
 class MLP(nn.Module):
-    """A plain multilayer perceptron on flattened inputs.
+    """A multilayer perceptron on flattened inputs.
 
     Args:
-        inputs, hidden, outputs: widths.
-        activation: ``relu``, ``leaky_relu`` (slope 0.2), ``silu``, ``tanh`` or ``none``.
-        dropout: rate after each hidden layer, in force only where `forward` is given draws.
-        draws: where the initial weights are drawn; networks of one model need different ones.
-        zero_output: start the last layer at zero.
+        inputs: Number of inputs.
+        hidden: Widths of the hidden layers.
+        outputs: Number of outputs.
+        activation: Activation of the hidden layers: ``relu``, ``leaky_relu`` (slope 0.2), ``silu``, ``tanh`` or ``none`` (default ``relu``).
+        dropout: Dropout rate after each hidden layer, in [0, 1), used only where `forward` gets draws (default 0).
+        draws: Random numbers of the initial weights (default `Draws(0)`); networks of one model need different ones.
+        zero_output: Whether the last layer starts at zero (default False).
+
+    Raises:
+        InputError: The activation is unknown, or the rate is outside [0, 1).
 
     Example:
         >>> MLP(64, [256, 256], 4)(torch.zeros(3, 8, 8)).shape
@@ -84,21 +89,29 @@ class MLP(nn.Module):
         return self.layers[-1]
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        """[N, ...] flattened to [N, inputs] -> [N, outputs]; leading axes are kept if the last one already is `inputs` wide."""
+        """Apply the network.
+
+        Args:
+            x: Inputs [.., inputs], or [N, ..], which is flattened to [N, inputs].
+            draws: Position of the rows in the run's random numbers, for dropout (default None: nothing is dropped).
+
+        Returns:
+            Outputs [.., outputs], or [N, outputs].
+        """
         hidden = x if x.shape[-1] == self.inputs else x.flatten(1)
         for index, layer in enumerate(self.layers[:-1]):
             hidden = dense(layer, hidden, self.activation, self.dropout, draws, index)
-        # Autocast narrows the layers; what follows enters densities.
+        # Autocast narrows the layers; their output enters densities.
         return dense(self.layers[-1], hidden).to(x.dtype)
 
 
 class NoisyInput(nn.Module):
-    """A network that sees its inputs with Gaussian noise, and some of them dropped, while `forward` is given draws.
+    """A network whose inputs get Gaussian noise and dropout where `forward` gets draws.
 
     Args:
-        network: called as `network(x, draws)`.
-        noise: standard deviation.
-        dropout: rate.
+        network: Network that is called as `network(x, draws)`.
+        noise: Standard deviation of the noise, at least 0 (default 0).
+        dropout: Dropout rate of the inputs, in [0, 1) (default 0).
     """
 
     def __init__(self, network: nn.Module, noise: float = 0.0, dropout: float = 0.0) -> None:
@@ -120,10 +133,14 @@ BATCH_NORM_EPS = 1e-5  # torch's default
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of images [N, C, H, W], whose running statistics are those of data alone.
+    """Batch normalization of images [N, C, H, W] whose running statistics come from data only.
 
-    Training on data normalises by the batch and moves the running statistics. Evaluation, and training inside `fixed_statistics`,
-    normalises by the running ones and leaves them: fantasies of a model are not data, and must not pass for them.
+    Training on data normalizes by the batch and updates the running statistics. Evaluation, and training inside `fixed_statistics`,
+    normalizes by the running statistics and does not change them, because samples of a model are not data.
+
+    Args:
+        channels: Number of channels C.
+        momentum: Weight of a new batch in the running statistics (default 0.1).
     """
 
     def __init__(self, channels: int, momentum: float = 0.1) -> None:
@@ -140,7 +157,7 @@ class BatchNorm(nn.Module):
         return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, moving, self.momentum)
 
     def _over_parts(self, x: Tensor) -> Tensor:
-        """By the statistics of the whole batch, of which `x` is a part."""
+        """Normalize by the statistics of the whole batch, of which `x` is a part."""
         mean = distributed.batch_mean(x.mean((0, 2, 3)))
         centred = x - mean[:, None, None]
         variance = distributed.batch_mean(centred.square().mean((0, 2, 3)))
@@ -154,7 +171,7 @@ class BatchNorm(nn.Module):
 
 @contextmanager
 def fixed_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation inside `module` uses its running statistics and leaves them as they are."""
+    """Context in which batch normalization inside `module` uses its running statistics without an update."""
     layers = [layer for layer in module.modules() if isinstance(layer, BatchNorm)]
     before = [layer.fixed for layer in layers]
     for layer in layers:
@@ -167,14 +184,15 @@ def fixed_statistics(module: nn.Module) -> Iterator[None]:
 
 
 class ConvEncoder(nn.Module):
-    """The released code's CIFAR-10 encoder: four strided convolutions with batch normalisation down to 128 values, then an `MLP`.
+    """The released code's CIFAR-10 encoder: four strided convolutions with batch normalization down to 128 values, then an `MLP`.
 
     Args:
-        outputs: width of the output.
-        hidden: widths of the layers after the convolutions.
-        activation, dropout: of those layers, as in `MLP`.
-        value_range: smallest and largest value of the data, which the first layer sees as -1 and 1.
-        draws: where the initial weights are drawn.
+        outputs: Number of outputs.
+        hidden: Widths of the layers after the convolutions (default one of 1000).
+        activation: Activation of those layers, as in `MLP` (default ``relu``).
+        dropout: Dropout rate of those layers, as in `MLP` (default 0).
+        value_range: Smallest and largest value of the data, which are scaled to -1 and 1 (default 0 and 1).
+        draws: Random numbers of the initial weights (default `Draws(0)`).
 
     Example:
         >>> ConvEncoder(4, [32])(torch.zeros(5, 3, 32, 32)).shape
@@ -206,7 +224,7 @@ class ConvEncoder(nn.Module):
         return self.head.output_layer
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        """[N, 3, 32, 32], or flattened, -> [N, outputs]."""
+        """Outputs [N, outputs] for images [N, 3, 32, 32], or flattened [N, 3072]; `draws` are those of dropout."""
         hidden = (x.reshape(-1, *IMAGE_SHAPE) - self.centre) / self.half
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             hidden = torch.relu(norm(convolution(hidden)))
@@ -214,11 +232,11 @@ class ConvEncoder(nn.Module):
 
 
 class SigmoidVariances(nn.Module):
-    """An encoder whose variances stay below 1, the released code's choice: its output gives means and logits of variances.
+    """An encoder whose variances stay below 1, as in the released code: its outputs are means and logits of variances.
 
     Args:
-        encoder: from x to [N, 2 D], or to more columns, which stay as they are.
-        latent_dim: D.
+        encoder: Network from x to [N, 2 D], or to more columns, which are kept.
+        latent_dim: Number of latent dimensions D.
     """
 
     def __init__(self, encoder: MLP | ConvEncoder, latent_dim: int) -> None:
@@ -231,7 +249,7 @@ class SigmoidVariances(nn.Module):
         return self.encoder.output_layer
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        """[N, ...] -> means and log-variances [N, 2 D], and what follows them."""
+        """Means and log-variances [N, 2 D] for inputs [N, ..], followed by the remaining columns."""
         mean, logits, rest = self.encoder(x, draws).tensor_split((self.latent_dim, 2 * self.latent_dim), dim=-1)
         return torch.cat((mean, nn.functional.logsigmoid(logits), rest), -1)
 
@@ -239,7 +257,11 @@ class SigmoidVariances(nn.Module):
 class ConvDecoder(nn.Module):
     """The released code's CIFAR-10 decoder: a linear layer to 64 values, then four transposed convolutions up to 3 x 32 x 32.
 
-    Without batch normalisation: the likelihood of one latent does not depend on the others it is decoded with.
+    It has no batch normalization, so that the likelihood of one latent does not depend on the others in its batch.
+
+    Args:
+        latent_dim: Number of latent dimensions D.
+        draws: Random numbers of the initial weights (default `Draws(0)`).
 
     Example:
         >>> ConvDecoder(2)(torch.zeros(7, 5, 2)).shape
@@ -256,7 +278,7 @@ class ConvDecoder(nn.Module):
         self.convolutions = nn.ModuleList(layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Latents [.., D] -> [.., 3072], without a limit on their range: that is the likelihood's."""
+        """Unbounded outputs [.., 3072] for latents [.., D]; the likelihood limits their range."""
         hidden = self.first(z.reshape(-1, z.shape[-1]))[..., None, None]
         for convolution in self.convolutions:
             hidden = convolution(torch.relu(hidden))
@@ -264,7 +286,7 @@ class ConvDecoder(nn.Module):
 
 
 def _convolution(family: type[nn.Module], inputs: int, outputs: int, kernel: int, stride: int, draws: Draws, number: int) -> nn.Module:
-    """A convolution whose weights start in U(+-1/sqrt(n)), n the inputs that reach an output."""
+    """A convolution with initial weights from U(+-1/sqrt(n)), where n is the number of inputs of an output."""
     module = nn.utils.skip_init(family, inputs, outputs, kernel, stride)
     reach = kernel**2 if family is nn.Conv2d else max(1.0, (kernel / stride) ** 2)
     bound, layer = 1 / math.sqrt(inputs * reach), _FIRST_CONVOLUTION + number

@@ -1,7 +1,7 @@
-"""Noise schedules and their coefficient tables (docs/method.md, section 1), built in float64 and handed to the chain in float32.
+"""Noise schedules and their coefficient tables (docs/method.md, section 1), computed in float64 and used in float32.
 
 A schedule is the noising process `r(y_t | y_{t-1}) = N(sqrt(alpha_t) y_{t-1}, beta_t I)`. Variance preserving (VP) sets
-`alpha_t = 1 - beta_t`; variance exploding (VE) sets `alpha_t = 1`, so that `beta_t` is what step `t` adds. Arrays are
+`alpha_t = 1 - beta_t`; variance exploding (VE) sets `alpha_t = 1`, so that `beta_t` is the variance that step `t` adds. Arrays are
 0-based: entry `i` is step `t = i + 1`.
 """
 
@@ -23,12 +23,12 @@ from ddvi_fast import _checks
 PARAMETRISATIONS = ("eps", "x0", "v", "mean")
 
 
-def _kept(table: Callable) -> Callable:
-    """Keep a method's answers on a schedule that is not learned: a training step asks for the same few tables again and again."""
+def _cached(table: Callable) -> Callable:
+    """Cache a method's results on a schedule that is not learned: every training step needs the same few tables."""
 
     @functools.wraps(table)
     def asked(self: NoiseSchedule, *arguments: Any, **named: Any) -> Any:
-        # What inference mode makes is of no use to a later gradient; a compiler cannot follow what is kept.
+        # A tensor made in inference mode cannot be used for a later gradient; a compiler cannot trace the cache.
         if torch.compiler.is_compiling() or self.betas.requires_grad or torch.is_inference_mode_enabled():
             return table(self, *arguments, **named)
         key = (table.__name__, arguments, tuple(sorted(named.items())))
@@ -44,8 +44,8 @@ class NoiseSchedule:
     """A noising process of `T` steps.
 
     Args:
-        betas: variance that each step adds, float64 [T].
-        kind: ``"vp"`` (signal shrinks as noise grows) or ``"ve"`` (signal stays as it is).
+        betas: Variance that each step adds, float64 [T].
+        kind: ``vp`` (the signal shrinks as noise grows) or ``ve`` (the signal stays as it is) (default ``vp``).
 
     Example:
         >>> schedule = make("cosine", 20)
@@ -58,7 +58,7 @@ class NoiseSchedule:
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """Number of steps T."""
         return self.betas.shape[0]
 
     @cached_property
@@ -85,7 +85,7 @@ class NoiseSchedule:
         """Variance of `r(y_{t-1} | y_t, y_0)`, [T]; zero at the first step."""
         return _before(self.noise_variances, 0.0) / self.noise_variances * self.betas
 
-    @_kept
+    @_cached
     def posterior_mean_weights(self) -> tuple[Tensor, Tensor]:
         """Weights of `y_0` and of `y_t` in the mean of `r(y_{t-1} | y_t, y_0)`, both [T]."""
         previous_signal = _before(self.alpha_bars, 1.0).sqrt()
@@ -97,12 +97,20 @@ class NoiseSchedule:
         return self.alpha_bars[-1] / self.noise_variances[-1]
 
     def prediction_weights(self, parametrisation: str, eta: float = 1.0) -> tuple[Tensor, Tensor]:
-        """`A` and `B` of the mean `m_t = A_t y_t + B_t o` when the network predicts `parametrisation`, both float64 [T]."""
+        """Weights of the mean `m_t = A_t y_t + B_t o` of a step of the chain, where `o` is the network's output.
+
+        Args:
+            parametrisation: What the network predicts: ``eps``, ``x0``, ``v`` or ``mean``.
+            eta: 1 for ancestral sampling, 0 for the deterministic chain (default 1).
+
+        Returns:
+            `A` and `B`, both float64 [T].
+        """
         _checks.choice(parametrisation, PARAMETRISATIONS, "parametrisation")
         signal, noise = self.alpha_bars.sqrt(), self.noise_variances.sqrt()
         previous_signal = _before(self.alpha_bars, 1.0).sqrt()
         remaining = _before(self.noise_variances, 0.0) - eta**2 * self.posterior_variances
-        # A square root has no finite gradient at 0, which a learned schedule meets at step 1, where nothing remains.
+        # A square root has no finite gradient at 0, the value at step 1, where no variance remains.
         direction = torch.where(remaining > 0, remaining, 1.0).sqrt() * (remaining > 0)
         if parametrisation == "eps":
             return previous_signal / signal, direction - previous_signal * noise / signal
@@ -113,20 +121,23 @@ class NoiseSchedule:
             return (previous_signal * signal + direction * noise) / norm, (direction * signal - previous_signal * noise) / norm
         return torch.zeros_like(signal), torch.ones_like(signal)
 
-    @_kept
+    @_cached
     def coefficients(
         self, parametrisation: str = "eps", eta: float = 1.0, final_variance: float | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """The chain's table [T, 5] with columns `A`, `B`, `s`, `sqrt(alpha)`, `beta` (docs/method.md, section 1).
 
         Args:
-            parametrisation: what the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean``.
-            eta: 1 for ancestral sampling, 0 for the deterministic chain (which has no density).
-            final_variance: `s_1^2`, which `eta` alone would make 0; the posterior variance of step 2 if not given.
-            dtype: of the table; it is computed in float64 whatever this says.
+            parametrisation: What the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean`` (default ``eps``).
+            eta: Number in [0, 1]: 1 for ancestral sampling, 0 for the deterministic chain, which has no density (default 1).
+            final_variance: Variance `s_1^2` of the last step, which `eta` alone would make 0 (default None: the posterior variance of step 2).
+            dtype: Element type of the table (default float32); it is computed in float64.
+
+        Returns:
+            The table [T, 5].
 
         Raises:
-            InputError: `eta` outside [0, 1], an unknown parametrisation, or a final variance for a deterministic chain.
+            InputError: `eta` is outside [0, 1], the parametrisation is unknown, or a deterministic chain has a final variance.
         """
         _checks.require(0.0 <= eta <= 1.0, "eta", "a number in [0, 1]", eta)
         weight_state, weight_output = self.prediction_weights(parametrisation, eta)
@@ -142,7 +153,17 @@ class NoiseSchedule:
         return torch.stack((weight_state, weight_output, deviations, self.alphas.sqrt(), self.betas), dim=1).to(dtype)
 
     def target(self, parametrisation: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What a denoiser of `parametrisation` should output for `y_t = a x0 + s noise` at 0-based step `t` [N], shape of `x0`."""
+        """Output that a denoiser should give for `y_t = a x0 + s noise`.
+
+        Args:
+            parametrisation: What the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean``.
+            x0: Latents [N, D].
+            noise: Standard normals [N, D].
+            t: 0-based timesteps, int64 [N].
+
+        Returns:
+            The target [N, D].
+        """
         weight_x0, weight_noise = (column[t].to(x0).unsqueeze(-1) for column in self.target_weights(parametrisation))
         return weight_x0 * x0 + weight_noise * noise
 
@@ -159,12 +180,20 @@ class NoiseSchedule:
         weight_x0, weight_state = self.posterior_mean_weights()
         return weight_x0 + weight_state * signal, weight_state * deviation
 
-    @_kept
+    @_cached
     def regression_table(self, parametrisation: str, weight: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The sleep term's table [T, 5]: columns signal, deviation, `c0`, `c1` of `target_weights`, and `weight` at every step.
+        """Table of the sleep term's regression: columns signal, deviation, `c0`, `c1` of `target_weights`, and `weight` at every step.
 
-        Its regression noises `x0` to `y_t = signal_t x0 + deviation_t eps` and takes the error `e` of the denoiser's output against
-        `c0_t x0 + c1_t eps` to the loss `weight_t sum_d rho(e_d)` (docs/method.md, section 3).
+        The regression noises `x0` to `y_t = signal_t x0 + deviation_t eps`; with the error `e` of the denoiser's output against
+        `c0_t x0 + c1_t eps`, its loss is `weight_t sum_d rho(e_d)` (docs/method.md, section 3).
+
+        Args:
+            parametrisation: What the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean``.
+            weight: Weight of every step (default 1).
+            dtype: Element type of the table (default float32).
+
+        Returns:
+            The table [T, 5].
 
         Example:
             >>> make("cosine", 20).regression_table("v").shape
@@ -174,15 +203,24 @@ class NoiseSchedule:
         return torch.stack((signal, deviation, *self.target_weights(parametrisation), torch.full_like(signal, weight)), dim=1).to(dtype)
 
     def divergence_table(self, parametrisation: str, eta: float, deviations: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """A table [T, 5] as `regression_table`, and constants [T], with which squared errors become step divergences in nats.
+        """Table and constants with which squared errors of the regression become step divergences in nats.
 
-        With `m = A y_t + B o` the mean of `q(y_{t-1} | y_t, x)`, `s` its deviation (`deviations` [T]), and `w_0 x0 + w_y y_t` and `v` the
-        mean and the variance of `r(y_{t-1} | y_t, x0)`,
+        With `m = A y_t + B o` the mean of `q(y_{t-1} | y_t, x)`, `s` its deviation, and `w_0 x0 + w_y y_t` and `v` the mean and the variance
+        of `r(y_{t-1} | y_t, x0)`,
 
             T KL(r || q) + T H(r) = T sum_d [ (w_0 x0 + w_y y_t - m)^2 / (2 s^2) + v / (2 s^2) + log s + log(2 pi) / 2 ]
 
         is a squared error of `o` against `(w_0 x0 + (w_y - A) y_t) / B` of weight `T B^2 / (2 s^2)`, plus D times a constant of the step.
         Gradients reach `A`, `B` and `s`, the chain's half of a learned schedule, and not the noising process.
+
+        Args:
+            parametrisation: What the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean``.
+            eta: 1 for ancestral sampling, 0 for the deterministic chain.
+            deviations: Standard deviations `s` of the chain's steps, [T].
+            dtype: Element type of the results (default float32).
+
+        Returns:
+            The table [T, 5], with the columns of `regression_table`, and the constants [T].
         """
         noising = self.detach()
         signal, deviation = noising.alpha_bars.sqrt(), noising.noise_variances.sqrt()
@@ -196,7 +234,7 @@ class NoiseSchedule:
         return torch.stack(columns, dim=1).to(dtype), constant.to(dtype)
 
     def at(self, steps: Tensor) -> NoiseSchedule:
-        """The coarser schedule that stops only at some 0-based steps, int64 increasing: noise adds up to the same at each of them."""
+        """The coarser schedule of some steps only, with the same accumulated noise at each; `steps` are 0-based, int64 and increasing."""
         if self.kind == "ve":
             variances = self.noise_variances[steps]
             return NoiseSchedule(variances - _before(variances, 0.0), self.kind)
@@ -233,15 +271,18 @@ def make(name: str, num_steps: int, *, kind: str = "vp", rescale: bool = False, 
     """Make a schedule by name.
 
     Args:
-        name: ``constant`` (beta), ``linear``, ``quadratic``, ``sigmoid`` (start, end), ``cosine`` (offset) or ``geometric``
-            (start, end: the ratio of noise to signal after the first and the last step).
-        num_steps: T, at least 2.
-        kind: ``vp`` or ``ve``; for VE the named shape gives the variance that each step adds.
-        rescale: keep the signal-to-noise ratio at the end what the named schedule has after 1,000 steps, for any T.
-        options: the numbers of the named schedule.
+        name: ``constant`` (option beta), ``linear``, ``quadratic``, ``sigmoid`` (options start, end), ``cosine`` (option offset) or
+            ``geometric`` (options start, end: the ratio of noise to signal after the first and the last step).
+        num_steps: Number of steps T, at least 2.
+        kind: ``vp`` or ``ve`` (default ``vp``); for VE the named shape gives the variance that each step adds.
+        rescale: Whether the final signal-to-noise ratio is, for any T, the one of the named schedule with 1,000 steps (default False).
+        options: Options of the named schedule.
+
+    Returns:
+        The schedule, with float64 betas [T].
 
     Raises:
-        InputError: unknown name, option or kind, `num_steps` below 2, betas outside (0, 1).
+        InputError: A name, option or kind is unknown, `num_steps` is below 2, or a beta is outside (0, 1).
 
     Example:
         >>> [round(float(make("linear", steps, rescale=True).terminal_snr()), 7) for steps in (5, 50)]
@@ -267,7 +308,7 @@ def _validated(betas: Tensor, kind: str) -> NoiseSchedule:
 
 
 def _resampled(fine: NoiseSchedule, num_steps: int) -> NoiseSchedule:
-    """Read the accumulated noise of a fine schedule at `num_steps` evenly spaced times, and take differences."""
+    """A schedule with the accumulated noise of a fine one at `num_steps` evenly spaced times."""
     accumulated = -fine.alpha_bars.log() if fine.kind == "vp" else fine.noise_variances
     times = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)[1:] * fine.num_steps
     upper = times.ceil().long().clamp(1, fine.num_steps)
@@ -278,7 +319,7 @@ def _resampled(fine: NoiseSchedule, num_steps: int) -> NoiseSchedule:
 
 
 def _before(values: Tensor, first: float) -> Tensor:
-    """Values one step earlier, with `first` before the first."""
+    """Values shifted by one step, with `first` at the first step."""
     return torch.cat((values.new_full((1,), first), values[:-1]))
 
 
@@ -306,7 +347,7 @@ def _cosine(num_steps: int, offset: float = 0.008) -> Tensor:
 
 
 def _geometric(num_steps: int, start: float = 0.005, end: float = 0.7) -> Tensor:
-    """Noise-to-signal ratio rising geometrically from `start` to `end`: as many steps for every octave of detail."""
+    """Noise-to-signal ratios that grow geometrically from `start` to `end`: the same number of steps for every octave."""
     ratios = torch.logspace(math.log10(start), math.log10(end), num_steps, dtype=torch.float64)
     signal = 1 / (1 + ratios**2)
     return 1 - signal / _before(signal, 1.0)

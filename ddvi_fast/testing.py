@@ -1,7 +1,7 @@
-"""How results are compared, and with which inputs: shared by the tests and the benchmarks.
+"""Comparison of numerical results, for tests and benchmarks.
 
-Instead of a tolerance picked by hand there is an error budget: a backend may be at most twice as far from a float64
-reference as plain PyTorch in the same dtype is, plus a small floor for the case where PyTorch happens to be exact.
+The tolerance is an error budget: a backend may be at most twice as far from a float64 reference as plain PyTorch in the same dtype, plus
+a small floor for the case where PyTorch happens to be exact.
 """
 
 from __future__ import annotations
@@ -25,8 +25,15 @@ _SHOWN = 3
 def assert_close(got: Tensor, expected: Tensor, rtol: float, atol: float = 0.0, name: str = "value") -> None:
     """Fail unless `|got - expected| <= atol + rtol |expected|` everywhere; NaN equals nothing.
 
+    Args:
+        got: Computed values.
+        expected: Expected values of the same shape.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance (default 0).
+        name: Name of the values in the message.
+
     Raises:
-        AssertionError: which says how many elements differ, where the worst of them stand, and by how much.
+        AssertionError: The values differ; the message gives the number of elements, and positions and errors of the worst.
     """
     assert got.shape == expected.shape, f"{name}: shape {list(got.shape)}, expected {list(expected.shape)}"
     exact = expected.detach().double()
@@ -37,11 +44,15 @@ def assert_within_budget(got: Tensor, plain: Tensor, exact: Tensor, *, factor: f
     """Fail if `got` is further from `exact` than `factor` times the largest error of `plain`, plus a floor.
 
     Args:
-        got: what the backend computed.
-        plain: the same by plain PyTorch in the dtype of `got`.
-        exact: the same in float64.
-        factor: how many times the error of `plain` is allowed.
-        floor: relative to the largest value of `exact`.
+        got: Result of the backend.
+        plain: Result of plain PyTorch in the dtype of `got`.
+        exact: Result in float64.
+        factor: Allowed multiple of the error of `plain` (default 2).
+        floor: Error that is always allowed, relative to the largest value of `exact` (default 1e-6).
+        name: Name of the values in the message.
+
+    Raises:
+        AssertionError: The error is larger, or the references are not finite.
 
     Example:
         >>> exact = torch.tensor([1.0, 2.0], dtype=torch.float64)

@@ -1,1 +1,1 @@
-"""The six operations in C++ for the CPU: plain forward and backward functions around the compiled library, those of `kernels/`."""
+"""The six operations in C++ for the CPU: forward and backward functions around the compiled library, with the names of `kernels/`."""

@@ -26,7 +26,7 @@ class DenseArguments(ctypes.Structure):
 
 
 def unsupported(precision: str = "float32", **tensors: Tensor | None) -> str | None:
-    """Why the kernel cannot take these tensors or this precision, or None."""
+    """The reason why the kernel cannot take these tensors or this precision, or None if it can."""
     if precision not in loader.PRECISIONS:
         return f"precision: the C++ dense layer has {' and '.join(loader.PRECISIONS)}, got {precision}"
     return loader.unusable(**tensors)
@@ -44,10 +44,20 @@ def forward(
     stream: int,
     precision: str,
 ) -> Tensor:
-    """`reference.dense.dense` [R, M] of contiguous `x` [R, K], `weight` [M, K] and `bias` [M].
+    """The layer's output [R, M] for contiguous `x` [R, K], `weight` [M, K] and `bias` [M].
 
-    With a `rate` above 0, what is dropped is drawn at `state` (seed, first index); `precision` is that of the product's operands: ``bf16``
-    rounds them and adds in float32, with products of bf16 where the processor has them and of float32 elsewhere.
+    Args:
+        x: Input.
+        weight: Weight of the layer.
+        bias: Bias of the layer.
+        slope: Slope of the activation below zero: 1 for none, 0 for ReLU.
+        rate: Dropout rate, 0 for none.
+        state: Seed and first draw index of the dropout, int64 [2], or None.
+        offset: Number added to the first draw index.
+        rows_per_sample: Number of rows of one importance sample.
+        stream: Stream of the dropout.
+        precision: Precision of the product's operands: ``bf16`` rounds them and adds in float32, with products of bf16 where the processor
+            has them and of float32 elsewhere.
     """
     out = memory.empty(len(x), len(weight))
     arguments = _arguments(x, weight, slope, rate, precision)
@@ -61,7 +71,7 @@ def forward(
 def backward(
     upstream: Tensor, x: Tensor, weight: Tensor, out: Tensor, slope: float, rate: float, precision: str, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Gradients of x, weight and bias under `upstream` [R, M]; None where not needed. `out` is what `forward` gave."""
+    """Gradients of x, weight and bias under `upstream` [R, M], None where not needed; `out` is the result of `forward`."""
     d_x = memory.empty(*x.shape) if needed[0] else None
     d_weight = memory.empty(*weight.shape) if needed[1] else None
     d_bias = memory.empty(len(weight)) if needed[2] else None

@@ -1,4 +1,4 @@
-"""The bound's reductions in C++: one pass over the data forward, one backward."""
+"""Reductions of the bound in C++: one pass over the data forward, one backward."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ KINDS = ("bernoulli", "gaussian", "binomial", "gaussian_kl", "gaussian_log_prob"
 
 
 def unsupported(**operands: Tensor) -> str | None:
-    """Why the kernels cannot take these operands, or None."""
+    """The reason why the kernels cannot take these operands, or None if they can."""
     return loader.unusable(**operands)
 
 
 def forward(kind: str, operands: Sequence[Tensor], shape: Sequence[int], total: float) -> Tensor:
-    """A reduction over the last axis of `shape`, in nats, of operands that are rows under missing leading axes, or one number.
+    """Sums over the last axis of `shape`, in nats: float32 [shape[:-1]].
 
-    The operands are those of `reference.elbo`: ``bernoulli`` (logits, x), ``gaussian`` (mean, x, scale), ``binomial`` (logits, counts) of
-    `total` trials, ``gaussian_kl`` (mean, log_var), ``gaussian_log_prob`` (z, mean, log_var).
+    Args:
+        kind: One of `KINDS`; their operands are (logits, x), (mean, x, scale), (logits, counts), (mean, log_var) and (z, mean, log_var).
+        operands: Contiguous tensors; each has the last axes of `shape` and repeats over those it lacks, or is a single number.
+        shape: Shape of the broadcast operands.
+        total: Number of trials of the binomial; the other kinds do not read it.
     """
     out = operands[0].new_empty(shape[:-1])
     _call(kind, operands, shape, total, None, out, ())
@@ -49,7 +52,7 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
 
 
 def log_mean_exp_backward(log_weights: Tensor, out: Tensor, upstream: Tensor) -> Tensor:
-    """The normalised weights, times `upstream` [R]."""
+    """The normalized weights, times `upstream` [R]."""
     return upstream.unsqueeze(-1) * torch.softmax(log_weights, -1)
 
 
@@ -57,7 +60,7 @@ def _call(
     kind: str, operands: Sequence[Tensor], shape: Sequence[int], total: float, upstream: Tensor | None, out: Tensor | None, gradients: Sequence
 ) -> None:
     operands = list(operands)
-    if kind == "binomial" and upstream is None:  # the gradient does not know the coefficient
+    if kind == "binomial" and upstream is None:  # the gradient does not depend on the coefficient
         operands.append(_log_choose(operands[1], total))
     described = []
     for value in (*operands, *[None] * (3 - len(operands))):
@@ -68,7 +71,7 @@ def _call(
 
 
 def _log_choose(counts: Tensor, total: float) -> Tensor:
-    """Log of the binomial coefficient: out of a table for whole counts, as lgamma costs more than all the rest."""
+    """Logarithm of the binomial coefficient, from a table for whole counts, because lgamma costs more than everything else."""
     whole = counts.long()
     if float(total).is_integer() and total < _TABLE_SIZE and bool((whole == counts).all() & (whole >= 0).all() & (whole <= total).all()):
         return _formula(torch.arange(int(total) + 1, dtype=torch.float64), total).float()[whole]
@@ -80,7 +83,7 @@ def _formula(counts: Tensor, total: float) -> Tensor:
 
 
 def _period(value: Tensor | None, shape: Sequence[int]) -> int:
-    """Rows after which an operand repeats; 0 for a single number that serves for all."""
+    """Number of rows after which an operand repeats; 0 for a single number."""
     if value is None or (value.numel() == 1 and math.prod(shape) != 1):
         return 0
     return max(1, math.prod(value.shape[:-1]))

@@ -1,4 +1,4 @@
-"""2-bit packed genotypes to bytes and floats in C++."""
+"""Conversion of 2-bit packed genotypes to bytes and floats in C++."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ddvi_fast.native import loader
 
 
 def unpack_codes(packed: Tensor, count: int) -> Tensor:
-    """Codes 0 to 3 of packed rows uint8 [R, bytes], contiguous: the first `count` of each, uint8 [R, count]."""
+    """The first `count` codes (0 to 3) of each packed row, uint8 [R, count], from contiguous uint8 [R, bytes]."""
     codes = torch.empty((len(packed), count), dtype=torch.uint8)
     sizes = loader.integers(len(packed), packed.shape[1], count, torch.get_num_threads())
     loader.library().ddvi_unpack_codes(*loader.pointers(packed), *sizes, *loader.pointers(codes))
@@ -17,9 +17,17 @@ def unpack_codes(packed: Tensor, count: int) -> Tensor:
 
 
 def unpack_scaled(packed: Tensor, centre: Tensor, scale: Tensor, missing: Tensor, out: Tensor | None = None) -> Tensor:
-    """``(code - centre) * scale``, and `missing` where the code is 3: float32 [R, count] of packed rows uint8 [R, bytes].
+    """Scaled genotypes ``(code - centre) * scale``, and `missing` where the code is 3.
 
-    `centre`, `scale` and `missing` are float32 [count]; all tensors are contiguous. `out` is written to, where it is given.
+    Args:
+        packed: Packed rows, contiguous uint8 [R, bytes].
+        centre: Center of each column, float32 [count].
+        scale: Scale of each column, float32 [count].
+        missing: Value of a missing call in each column, float32 [count].
+        out: Memory for the result, float32 [R, count] (default None: new memory).
+
+    Returns:
+        The values, float32 [R, count].
     """
     count = len(centre)
     out = torch.empty((len(packed), count), dtype=torch.float32) if out is None else out

@@ -14,7 +14,7 @@ _MOST_BANDWIDTHS, _MOST_DIMENSIONS = 64, 4096
 
 
 def unsupported(*, z: Tensor, points: Tensor, bandwidths: Tensor) -> str | None:
-    """Why the kernel cannot compute this density, or None."""
+    """The reason why the kernel cannot compute this density, or None if it can."""
     reason = loader.unusable(z=z, points=points, bandwidths=bandwidths)
     if reason is None and (len(bandwidths) > _MOST_BANDWIDTHS or z.shape[-1] > _MOST_DIMENSIONS):
         return f"bandwidths, z: the C++ density takes up to {_MOST_BANDWIDTHS} bandwidths and {_MOST_DIMENSIONS} dimensions"
@@ -22,7 +22,7 @@ def unsupported(*, z: Tensor, points: Tensor, bandwidths: Tensor) -> str | None:
 
 
 def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
-    """`reference.kde.kde_log_density` [N] at `z` [N, D] under kernels on `points` [M, D], and each bandwidth's own [N, S] before clamping."""
+    """`reference.kde.kde_log_density` [N] at `z` [N, D] under kernels on `points` [M, D], and each bandwidth's value [N, S] before clamping."""
     columns = points.mT.contiguous()
     each = z.new_empty((len(z), len(bandwidths)))
     loader.library().ddvi_kde_forward(*_sizes(z, columns, bandwidths), *loader.pointers(z, columns, bandwidths, each))
@@ -32,7 +32,7 @@ def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tupl
 def backward(
     z: Tensor, points: Tensor, bandwidths: Tensor, each: Tensor, upstream: Tensor, clamp: float, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Gradients of z and points under `upstream` [N]; None where not needed. What the clamp has cut has none."""
+    """Gradients of z and points under `upstream` [N], None where not needed; clamped values have none."""
     columns = points.mT.contiguous()
     weight = torch.softmax(each.clamp(-clamp, clamp), 1) * (each.abs() <= clamp) * upstream.unsqueeze(1)
     d_z = torch.empty_like(z) if needed[0] else None

@@ -1,4 +1,4 @@
-"""Finds and opens the compiled library, when something first needs it, and says in one line why it cannot."""
+"""Loader of the compiled library, and helpers for calls through ctypes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _ABI_VERSION = 4
 
 
 def available() -> tuple[bool, str]:
-    """Whether the library can be used, and if not, why."""
+    """Whether the library can be used, and the reason if not."""
     return _open()[0] is not None, _open()[1]
 
 
 def library() -> ctypes.CDLL:
-    """The opened library.
+    """The compiled library, opened at the first call.
 
     Raises:
-        InputError: it is missing or does not fit.
+        InputError: The library is missing or belongs to another version.
     """
     opened, reason = _open()
     if opened is None:
@@ -42,7 +42,7 @@ def isa() -> str:
 
 
 def unusable(**tensors: Tensor | None) -> str | None:
-    """Why the kernels cannot take these tensors, or None: they take float32 on the CPU."""
+    """The reason why the kernels cannot take these tensors, or None if they can: they take float32 on the CPU."""
     for name, value in tensors.items():
         if value is not None and value.device.type != "cpu":
             return f"{name}: the C++ kernels run on the CPU, got a tensor on {value.device}"
@@ -52,7 +52,7 @@ def unusable(**tensors: Tensor | None) -> str | None:
 
 
 def position(state: Tensor | None, offset: int) -> tuple[int, int]:
-    """Seed and first index of draws that start `offset` after `state`, int64 [2] on the CPU."""
+    """Seed and first draw index, `offset` after `state`, int64 [2] on the CPU; zeros for None."""
     if state is None:
         return 0, 0
     seed, first_index = state.tolist()
@@ -65,18 +65,18 @@ def pointer(value: Tensor | None) -> int | None:
 
 
 def fill(arguments: ctypes.Structure, names: Sequence[str], values: Sequence[Tensor | None]) -> None:
-    """Set fields of a structure to the addresses of contiguous tensors."""
+    """Set fields of a structure to the addresses of contiguous tensors, null for None."""
     for name, value in zip(names, values, strict=True):
         setattr(arguments, name, pointer(value))
 
 
 def pointers(*values: Tensor | None) -> list[ctypes.c_void_p]:
-    """Arguments of a call for contiguous tensors."""
+    """Addresses of contiguous tensors as arguments of a call."""
     return [ctypes.c_void_p(pointer(value)) for value in values]
 
 
 def integers(*values: int) -> list[ctypes.c_int64]:
-    """64-bit arguments: a bare Python number would be cut to 32 bits."""
+    """64-bit arguments: ctypes would cut a plain Python number to 32 bits."""
     return [ctypes.c_int64(value) for value in values]
 
 
@@ -101,5 +101,5 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{LIBRARY.name} cannot be loaded: {str(error).splitlines()[0]}"
     opened.ddvi_mmd_sum.restype = ctypes.c_double
     if version != _ABI_VERSION:
-        return None, f"{LIBRARY.name} is of another version of ddvi_fast: install again"
+        return None, f"{LIBRARY.name} belongs to another version of ddvi_fast: install ddvi_fast again"
     return opened, ""

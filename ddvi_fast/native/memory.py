@@ -1,4 +1,4 @@
-"""Memory that is used again: what comes fresh from the system costs a page fault every 4 KiB, as much as filling it a few times over."""
+"""Reuse of CPU memory: new memory from the system costs a page fault every 4 KiB, as much as filling it a few times."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SMALLEST, LARGEST = 1 << 18, 1 << 25  # bytes: malloc keeps smaller blocks by itself, and larger ones are too much to hold on to
-KEPT = 64  # idle blocks of one size, more than a training step has
+SMALLEST, LARGEST = 1 << 18, 1 << 25  # bytes: malloc keeps smaller blocks by itself, and larger ones would take too much memory
+KEPT = 64  # most idle blocks of one size, more than a training step needs
 
 _ALIGNMENT = 64
 _idle: dict[int, list[np.ndarray]] = defaultdict(list)
 
 
 def empty(*shape: int) -> Tensor:
-    """An uninitialised float32 tensor on the CPU, in memory that an earlier one has left where there is some.
+    """An uninitialized float32 tensor on the CPU, in memory of an earlier tensor of that size if one is free.
 
     Example:
         >>> first = empty(512, 512)
@@ -34,14 +34,14 @@ def empty(*shape: int) -> Tensor:
         block = _idle[size].pop()
     except IndexError:
         block = _aligned(size)
-    # The tensor's storage, however many tensors share it, holds on to this array, and its end sends the block back.
+    # All tensors that share the storage keep this array alive; when it is collected, the block becomes idle again.
     handed = block.view()
     weakref.finalize(handed, _take_back, size, block).atexit = False
     return torch.from_numpy(handed).view(shape)
 
 
 def release() -> None:
-    """Give idle memory back to the system."""
+    """Return idle memory to the system."""
     _idle.clear()
 
 

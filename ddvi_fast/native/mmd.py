@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy in C++: tiles of products that never leave cache; memory is linear in the rows."""
+"""Maximum mean discrepancy in C++: tiles of products that stay in cache; memory is linear in the rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_WIDTHS = 64
 
 
 def unsupported(*, x: Tensor, y: Tensor, sigmas: Tensor) -> str | None:
-    """Why the kernel cannot compute this discrepancy, or None."""
+    """The reason why the kernel cannot compute this discrepancy, or None if it can."""
     reason = loader.unusable(x=x, y=y, sigmas=sigmas)
     if reason is None and len(sigmas) > _MOST_WIDTHS:
         return f"sigmas: the C++ discrepancy takes up to {_MOST_WIDTHS} widths, got {len(sigmas)}"
@@ -25,18 +25,18 @@ def forward(x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:
     """`reference.mmd.mmd` between `x` [N, P] and `y` [M, P]: sums in float64, as three nearly equal ones cancel."""
     n, m = len(x), len(y)
     squared = _sum(x, x, sigmas) / (n * n) + _sum(y, y, sigmas) / (m * m) - 2 * _sum(x, y, sigmas) / (n * m)
-    # Rounding can take a discrepancy of nothing below zero.
+    # Rounding can make the squared discrepancy of equal sets negative.
     return x.new_tensor(math.sqrt(max(squared, 0.0)))
 
 
 def backward(x: Tensor, y: Tensor, sigmas: Tensor, value: Tensor, upstream: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
-    """Gradients of x and y under a scalar `upstream`; None where not needed, and zero where there is no discrepancy."""
+    """Gradients of x and y under a scalar `upstream`, None where not needed, and zero where the discrepancy is 0."""
     root = torch.where(value == 0, 0.0, 0.5 * upstream / value)
     return [_gradient(x, y, sigmas) * root if needed[0] else None, _gradient(y, x, sigmas) * root if needed[1] else None]
 
 
 def _gradient(x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:
-    """Of the squared discrepancy by its first set."""
+    """Gradient of the squared discrepancy with respect to its first set."""
     out = torch.zeros_like(x)
     _add_gradient(x, x, sigmas, 2 / (len(x) * len(x)), out)
     _add_gradient(x, y, sigmas, -2 / (len(x) * len(y)), out)

@@ -15,12 +15,12 @@ KINDS = ("words", "uniform", "normal")
 
 
 def unsupported(**tensors: Tensor | None) -> str | None:
-    """Why the kernels cannot take these latents, tables and noise, or None."""
+    """The reason why the kernels cannot take these latents, tables and noise, or None if they can."""
     return loader.unusable(**tensors)
 
 
 def fill(kind: str, state: Tensor, offset: int, shape: tuple[int, ...], stream: int, planes: int = 1) -> Tensor:
-    """`rng.formula`: [planes, .., N, D] at `state` (seed, first index); ``normal`` to a few units in the last place, the others bit for bit."""
+    """`rng.formula` [planes, .., N, D] at `state` (seed, first index): ``normal`` up to a few units in the last place, the others bit for bit."""
     out = torch.empty((planes, *shape), dtype=torch.int64 if kind == "words" else torch.float32)
     seed, first_index = loader.position(state, offset)
     sizes = loader.integers(KINDS.index(kind), planes, math.prod(shape[:-1]), shape[-1], stream)
@@ -41,7 +41,7 @@ def add_noise(
 ) -> tuple[Tensor, Tensor]:
     """`reference.noise.add_noise` of latents [R, D] at 0-based steps `t` [R] of tables [T]: `(y_t, noise)`.
 
-    Without `noise` it is drawn at `state`; row r is draw `first_index + offset + r % N` of sample `r // N`, N = `rows_per_sample`.
+    Without `noise` the noise is drawn at `state`; row r is draw `first_index + offset + r % N` of sample `r // N`, N = `rows_per_sample`.
     """
     if noise is None:
         per_sample = max(1, rows_per_sample)
@@ -65,5 +65,5 @@ def add_noise_backward(
 
 
 def _by_step(products: Tensor, t: Tensor, table: Tensor) -> Tensor:
-    """Sums over rows of one step, added one after another, so that they are the same every time."""
+    """Sums over the rows of each step, added in one order, so that they are the same every time."""
     return torch.zeros_like(table).index_add(0, t, products.sum(-1))

@@ -31,9 +31,18 @@ class ChainWeights(NamedTuple):
 
 
 def denoise(y: Tensor, context: Tensor | None, weights: ChainWeights, rows: Tensor, residual: bool, precision: str = "float32") -> Tensor:
-    """Network output [.., R, D] at states `y` [.., R, D] with time-table rows [.., R or 1, 4, H] (`..` is empty or `G`).
+    """Output of the network; `..` is empty or a group axis `G`.
 
-    `precision` ``bf16`` or ``fp16`` rounds what the three hidden products multiply, and adds up in the dtype of `y`.
+    Args:
+        y: States [.., R, D].
+        context: Contexts [.., R, C] or None.
+        weights: Weights of the network.
+        rows: Rows of the time table, [.., R, 4, H] or one for all, [.., 1, 4, H].
+        residual: Whether the first hidden layer is added to the third.
+        precision: ``bf16`` or ``fp16`` rounds the operands of the three hidden products; sums have the dtype of `y`.
+
+    Returns:
+        Output [.., R, D].
     """
     inputs = y if context is None else torch.cat((y, context), dim=-1)
     hidden = narrowed(weights.hidden, precision)
@@ -49,7 +58,7 @@ def denoise(y: Tensor, context: Tensor | None, weights: ChainWeights, rows: Tens
 def time_rows(time_table: Tensor, t: Tensor) -> Tensor:
     """Rows [.., R, 4, H] of the time table [.., T, 4, H] at steps `t` [.., R]; each group has its own table.
 
-    An embedding adds up the gradients of equal rows in one order; plain indexing would do it from several threads at once.
+    An embedding adds the gradients of equal rows in one order; plain indexing would do it from several threads at once.
     """
     num_steps, _, hidden = time_table.shape[-3:]
     if time_table.dim() == 4:
@@ -67,8 +76,9 @@ def sample_chain(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Run the chain from `y_T` [.., R, D] down to `z`.
 
-    Returns `(z, path, trajectory)`: path [.., R] is None without noise (a deterministic chain has no density);
-    trajectory [T + 1, .., R, D] has the start first.
+    Returns:
+        `z` [.., R, D]; the path log-ratio [.., R] in nats, None without noise (a deterministic chain has no density); the trajectory
+        [T + 1, .., R, D], start first.
     """
     states, path = [y_T], None if noise is None else y_T.new_zeros(y_T.shape[:-1])
     for step in reversed(range(coefficients.shape[0])):
@@ -95,7 +105,7 @@ def step_log_ratio(y: Tensor, following: Tensor, noise: Tensor, deviation: Tenso
 def trajectory_log_ratio(trajectory: Tensor, context: Tensor | None, weights: ChainWeights, coefficients: Tensor, residual: bool) -> Tensor:
     """The path log-ratio [R] of a given trajectory [T + 1, R, D] (start first), all steps in one call of the network.
 
-    Unlike the path of `sample_chain` it treats the states as data, which a doubly reparametrised gradient needs.
+    Unlike the path of `sample_chain` it treats the states as data, which a doubly reparametrized gradient needs.
     """
     num_steps = coefficients.shape[0]
     y, following = trajectory[:-1], trajectory[1:]

@@ -1,4 +1,4 @@
-"""Log-likelihoods, the Gaussian KL and the log-mean-exp of importance weights: the bound's reductions, in nats."""
+"""Reductions of the bound, in nats: log-likelihoods, the Gaussian KL and the log-mean-exp of importance weights."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
-    """`sum_d x_d l_d - softplus(l_d)`; `x` may be grey, in [0, 1]."""
+    """`sum_d x_d l_d - softplus(l_d)`; `x` may be gray, in [0, 1]."""
     return (x * logits - softplus(logits)).sum(-1)
 
 
 def gaussian_log_likelihood(mean: Tensor, x: Tensor, scale: Tensor) -> Tensor:
     """log N(x; mean, scale^2) summed over the last axis; `scale` broadcasts."""
-    standardised = (x - mean) / scale
-    constant = 0.5 * math.log(2 * math.pi) + torch.log(scale).expand_as(standardised)
-    return (-0.5 * standardised.square() - constant).sum(-1)
+    standardized = (x - mean) / scale
+    constant = 0.5 * math.log(2 * math.pi) + torch.log(scale).expand_as(standardized)
+    return (-0.5 * standardized.square() - constant).sum(-1)
 
 
 def binomial_log_likelihood(logits: Tensor, counts: Tensor, total: float) -> Tensor:

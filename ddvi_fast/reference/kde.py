@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-_PAIRS = 1 << 22  # pairs of points held at a time
+_PAIRS = 1 << 22  # most pairs of points in memory
 
 
 def kde_log_density(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float | None) -> Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_PAIRS = 1 << 22  # pairs of rows held at a time
+_PAIRS = 1 << 22  # most pairs of rows in memory
 
 
 def mmd(x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:
     """Square root of the biased estimate between `x` [N, P] and `y` [M, P], kernel `sum_s exp(-|x - y|^2 / (2 s))`."""
     squared = _mean_kernel(x, x, sigmas) + _mean_kernel(y, y, sigmas) - 2 * _mean_kernel(x, y, sigmas)
-    # Rounding can take a discrepancy of nothing below zero, where the root has no value and at zero no gradient.
+    # Rounding can make the squared discrepancy of equal sets negative; at 0 the root has no finite gradient.
     return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
 
 
