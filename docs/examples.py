@@ -1,4 +1,4 @@
-"""Docstrings say "Example:", and the reader of docstrings knows "Examples:" as the section of interpreter sessions."""
+"""Extension of mkdocstrings for sections named "Example:", which griffe knows as "Examples:"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import griffe
 
 
 class Examples(griffe.Extension):
-    """Name the section as the reader expects it."""
+    """Rename the sections with interpreter sessions."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:

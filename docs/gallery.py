@@ -1,4 +1,4 @@
-"""Pictures of the gallery, drawn by the package each time the site is built; nothing is trained for them."""
+"""MkDocs hook that draws the pictures of the gallery; no model is trained for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
 
 
 def draw(folder: Path) -> list[Path]:
-    """Samples of every prior with their classes, and what the noising process makes of a prior step by step."""
+    """Draw samples of every prior by class, and a prior under each noise schedule."""
     panels = []
     for name in PRIORS:
         prior = priors.make(name)
@@ -41,7 +41,7 @@ def draw(folder: Path) -> list[Path]:
 
 
 def noising(path: Path, name: str) -> Path:
-    """Samples of the pinwheel under more and more noise, from y_T on the left back to z."""
+    """Draw samples of the pinwheel under increasing noise, from y_T on the left to z on the right."""
     prior, schedule = priors.make("pinwheel"), schedules.make(name, STEPS)
     z, labels = prior.sample(COUNT, Draws(1)), prior.sample_labels(COUNT, Draws(1))
     states = [ops.add_noise(z, torch.full((COUNT,), step), schedule, draws=Draws(2))[0] for step in reversed(range(STEPS))]

@@ -1,4 +1,4 @@
-"""Formulas become MathML while the site is built: browsers draw it themselves, without a script and without a network."""
+"""MkDocs hook that converts formulas to MathML, which browsers render without a script or a network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """MathML for every formula of a page."""
+    """Convert every formula of a page to MathML."""
     return _FORMULA.sub(_drawn, content)
 
 
@@ -20,5 +20,5 @@ def _drawn(found: re.Match[str]) -> str:
     formula = html.unescape(found[3]).strip()
     if found[2] == "(":
         return convert(formula, display="inline")
-    # On a telephone a long formula is moved sideways, not the page.
+    # On a narrow screen a long formula scrolls, not the page.
     return f'<div style="overflow: auto hidden; padding: .3em 0">{convert(formula, display="block")}</div>'

@@ -1,4 +1,4 @@
-"""Pages say what is so: examples run, commands exist, links lead somewhere, and the site is built without a warning."""
+"""Pages of the documentation: examples run, commands, links and paths exist, and the site builds without a warning."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ MISSING = [module for module in ("mkdocs", "material", "mkdocstrings", "latex2ma
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The site, built as CI builds it: a warning is an error."""
+    """Folder of the site, built with warnings as errors."""
     if MISSING:
         pytest.skip(f"not installed: {', '.join(MISSING)} (pip install -e '.[docs]')")
     folder = tmp_path_factory.mktemp("site")
