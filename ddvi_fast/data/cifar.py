@@ -14,11 +14,13 @@ import torch
 
 from ddvi_fast import _checks
 from ddvi_fast.data.dataset import Dataset
+from ddvi_fast.data.folders import candidates, first, searched
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BINARY_FOLDER, ARCHIVE, SUBSET = "cifar-10-batches-bin", "cifar10.npz", "cifar10_subset.npz"
 PYTHON_FOLDER = "cifar-10-batches-py"
 
+_FOLDERS = ("", "cifar10")
 _SHAPE = (3, 32, 32)
 _RECORDS = 10_000  # in each of the six files of the binary version
 
@@ -33,7 +35,7 @@ def load_cifar10(data_dir: Path | None) -> Dataset:
     Raises:
         InputError: There is no file, or only the pickled Python version; a file is truncated or corrupt, or has arrays of another shape.
     """
-    path = find_full(data_dir) or _first(data_dir, SUBSET)
+    path = find(data_dir)
     if path is None:
         _refuse(data_dir)
     name = "cifar10_subset" if path.name == SUBSET else "cifar10"
@@ -46,24 +48,22 @@ def load_cifar10(data_dir: Path | None) -> Dataset:
 
 def find_full(data_dir: Path | None) -> Path | None:
     """Folder or archive of the complete data set, or None."""
-    return _first(data_dir, BINARY_FOLDER) or _first(data_dir, ARCHIVE)
+    folders = candidates(data_dir, *_FOLDERS)
+    return first(folders, BINARY_FOLDER) or first(folders, ARCHIVE)
 
 
-def _folders(data_dir: Path | None) -> list[Path]:
-    return [] if data_dir is None else [data_dir, data_dir / "cifar10"]
-
-
-def _first(data_dir: Path | None, name: str) -> Path | None:
-    return next((folder / name for folder in _folders(data_dir) if (folder / name).exists()), None)
+def find(data_dir: Path | None) -> Path | None:
+    """Folder or archive of the complete data set, else of the subset, or None."""
+    return find_full(data_dir) or first(candidates(data_dir, *_FOLDERS), SUBSET)
 
 
 def _refuse(data_dir: Path | None) -> None:
     advice = f"download=true, or put the binary version there as {BINARY_FOLDER}/"
-    pickled = _first(data_dir, PYTHON_FOLDER)
+    folders = candidates(data_dir, *_FOLDERS)
+    pickled = first(folders, PYTHON_FOLDER)
     if pickled is not None:
         _checks.fail("cifar10", "the binary version", f"the Python version, {pickled}", f"reading it would run its pickles; {advice}")
-    looked = ", ".join(str(folder) for folder in _folders(data_dir)) or "no folder (data_dir and DDVI_FAST_DATA are not set)"
-    _checks.fail("cifar10", f"{BINARY_FOLDER}/, {ARCHIVE} or {SUBSET}", f"none; looked in {looked}", advice)
+    _checks.fail("cifar10", f"{BINARY_FOLDER}/, {ARCHIVE} or {SUBSET}", searched(folders), advice)
 
 
 def _read_binary(folder: Path) -> tuple[torch.Tensor, ...]:

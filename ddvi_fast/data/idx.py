@@ -15,6 +15,7 @@ import torch
 
 from ddvi_fast import _checks
 from ddvi_fast.data.dataset import Dataset
+from ddvi_fast.data.folders import first, searched
 
 _UNSIGNED_BYTE = 0x08
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's flag for a gzip header and trailer
@@ -53,8 +54,7 @@ def load_idx(name: str, data_dir: Path | None) -> Dataset:
     """
     folder = find_folder(name, data_dir)
     if folder is None:
-        looked = ", ".join(str(path) for path in _candidates(name, data_dir)) or "no folder (data_dir and DDVI_FAST_DATA are not set)"
-        _checks.fail(name, "the file train-images-idx3-ubyte(.gz)", f"none; looked in {looked}", SOURCES[name].advice)
+        _checks.fail(name, "the file train-images-idx3-ubyte(.gz)", searched(_candidates(name, data_dir)), SOURCES[name].advice)
     train, train_labels = _read_split(folder, "train", name)
     test, test_labels = _read_split(folder, "t10k", name)
     return Dataset(
@@ -65,7 +65,7 @@ def load_idx(name: str, data_dir: Path | None) -> Dataset:
 
 def find_folder(name: str, data_dir: Path | None) -> Path | None:
     """First folder with the training images of `name`, or None."""
-    return next((folder for folder in _candidates(name, data_dir) if _find(folder, "train", "images") is not None), None)
+    return next((folder for folder in _candidates(name, data_dir) if first([folder], *_file_names("train", "images"))), None)
 
 
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
@@ -98,13 +98,6 @@ def _candidates(name: str, data_dir: Path | None) -> list[Path]:
     return [*folders, *source.system_folders]
 
 
-def _find(folder: Path, part: str, kind: str) -> Path | None:
-    for name in _file_names(part, kind):
-        if (folder / name).is_file():
-            return folder / name
-    return None
-
-
 def _file_names(part: str, kind: str) -> list[str]:
     axes = "idx3" if kind == "images" else "idx1"
     return [f"{part}-{kind}{dot}{axes}-ubyte{suffix}" for suffix in ("", ".gz") for dot in ("-", ".")]
@@ -113,7 +106,7 @@ def _file_names(part: str, kind: str) -> list[str]:
 def _read_split(folder: Path, part: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     paths = []
     for kind in ("images", "labels"):
-        path = _find(folder, part, kind)
+        path = first([folder], *_file_names(part, kind))
         _checks.require(path is not None, name, f"the file {_file_names(part, kind)[0]}(.gz) in {folder}", None, SOURCES[name].advice)
         paths.append(path)
     images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ddvi_fast.data.cifar import find_full, load_cifar10
 from ddvi_fast.data.dataset import Dataset
 from ddvi_fast.data.digits import load_digits
 from ddvi_fast.data.download import download_cifar10, download_idx
+from ddvi_fast.data.folders import folder_of
 from ddvi_fast.data.idx import find_folder, load_idx
 
 Loader = Callable[..., Dataset]  # called as `loader(name, data_dir=..., download=..., seed=..., options=...)`
@@ -74,12 +74,6 @@ def register(name: str, loader: Loader) -> None:
 def registered_modules() -> tuple[str, ...]:
     """Names of the modules that have registered data sets; a new process imports them to know the same data sets."""
     return tuple({loader.__module__: None for loader in DATASETS.values() if loader is not None and loader.__module__ != __name__})
-
-
-def folder_of(data_dir: str | Path | None) -> Path | None:
-    """Folder of the data files: `data_dir`, else the environment variable ``DDVI_FAST_DATA``, else None."""
-    chosen = data_dir or os.environ.get("DDVI_FAST_DATA")
-    return Path(chosen).expanduser() if chosen else None
 
 
 def _digits(name: str, *, seed: int, **_: Any) -> Dataset:

@@ -17,6 +17,7 @@ import torch
 
 from ddvi_fast import __version__, _backend, _checks, precision
 from ddvi_fast.data import DATASETS, cifar, folder_of
+from ddvi_fast.data.folders import candidates, first
 from ddvi_fast.data.idx import find_folder
 from ddvi_fast.doctor.findings import Finding, judged
 from ddvi_fast.engine import optimisers
@@ -211,8 +212,8 @@ def _data(folder: Path | None) -> Iterator[Finding]:
     places = {
         "mnist": find_folder("mnist", folder),
         "fashion_mnist": find_folder("fashion_mnist", folder),
-        "cifar10": cifar.find_full(folder) or _within(folder, "cifar10", cifar.SUBSET),
-        "1kg": _within(folder, "1kg", "1kg_phase3.bed"),
+        "cifar10": cifar.find(folder),
+        "1kg": first(candidates(folder, "1kg", ""), "1kg_phase3.bed"),
     }
     for name in DATASETS:
         if name not in places:
@@ -223,10 +224,3 @@ def _data(folder: Path | None) -> Iterator[Finding]:
             yield judged("data", name, "not found", f"put {_FILES[name]} into {where}{fetched}")
         else:
             yield judged("data", name, str(places[name]))
-
-
-def _within(folder: Path | None, name: str, file: str) -> Path | None:
-    """Path of a file in the folder of the data set or in that of all data, or None."""
-    if folder is None:
-        return None
-    return next((path for path in (folder / name / file, folder / file) if path.is_file()), None)

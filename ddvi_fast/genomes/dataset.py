@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.data.dataset import Dataset, from_arrays, random_split
+from ddvi_fast.data.folders import candidates, first, searched
 from ddvi_fast.data.packed import PackedDataset, Scaling
 from ddvi_fast.data.registry import register
 from ddvi_fast.genomes.cache import cached_store
@@ -159,11 +160,10 @@ def _bare_store(name: str, options: Genotypes, data_dir: Path | None, seed: int)
 
 
 def _store_of_1kg(data_dir: Path | None, least: float) -> GenotypeStore:
-    folders = [] if data_dir is None else [data_dir / "1kg", data_dir]
-    folder = next((folder for folder in folders if (folder / _BED).is_file()), None)
-    looked = ", ".join(map(str, folders)) or "no folder (data_dir and DDVI_FAST_DATA are not set)"
-    _checks.require(folder is not None, "1kg", f"the file {_BED} and those beside it", f"none; looked in {looked}")
-    return _imported("1kg", folder / _BED, folder / _LABELS, least)
+    folders = candidates(data_dir, "1kg", "")
+    bed = first(folders, _BED)
+    _checks.require(bed is not None, "1kg", f"the file {_BED} and those beside it", searched(folders))
+    return _imported("1kg", bed, bed.with_name(_LABELS), least)
 
 
 def _imported(name: str, file: Path, labels: Path | None, least: float) -> GenotypeStore:

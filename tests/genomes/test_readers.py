@@ -133,95 +133,70 @@ def test_compressed_text_of_eigenstrat(tmp_path):
     assert np.array_equal(read(tmp_path / "a.ind")[0], data.codes)
 
 
-def plink_files(tmp_path):
-    path = write_plink(simulated(6, 9), tmp_path / "a")
-    return path, path.with_suffix(".bim"), path.with_suffix(".fam")
+def cut(end):
+    return lambda content: content[:end]
 
 
-def damaged(tmp_path, name):
-    """A file with one thing wrong."""
-    bed, bim, fam = plink_files(tmp_path)
-    geno = write_eigenstrat(simulated(6, 9), tmp_path / "e")
-    packed = write_eigenstrat(simulated(6, 9), tmp_path / "ep", packed=True)
-    whole = write_vcf(simulated(30, 200), tmp_path / "v.vcf.bgz")
-    zipped = write_vcf(simulated(30, 200), tmp_path / "z.vcf.gz")
-    text = tmp_path / "t.vcf"
-    header = (HEADER + GT).encode()
-    line = "\t".join(["1", "5", ".", "A", "C", ".", ".", ".", "GT", "0/1"]).encode() + b"\n"
-    head = "\t".join([*COLUMNS, "FORMAT", "a"]).encode() + b"\n"
-    cut = {
-        "bed truncated": (bed, bed.read_bytes()[:-2]),
-        "bed longer": (bed, bed.read_bytes() + b"\0"),
-        "bed magic": (bed, b"PK" + bed.read_bytes()[2:]),
-        "bed by sample": (bed, bed.read_bytes()[:2] + b"\0" + bed.read_bytes()[3:]),
-        "bim columns": (bim, b"1 rs 0\n"),
-        "bim position": (bim, bim.read_bytes().replace(b"\t100\t", b"\tabc\t")),
-        "bim empty": (bim, b""),
-        "fam length": (fam, b"".join(fam.read_bytes().splitlines(keepends=True)[:-3])),
-        "fam twice": (fam, fam.read_bytes().replace(b"P001", b"P000")),
-        "fam empty": (fam, b"\n"),
-        "geno short": (geno, b"".join(geno.read_bytes().splitlines(keepends=True)[:-1])),
-        "geno long": (geno, geno.read_bytes() * 2),
-        "geno narrow": (geno, geno.read_bytes().replace(b"\n", b"", 1)),
-        "geno letters": (geno, b"3" + geno.read_bytes()[1:]),
-        "packed truncated": (packed, packed.read_bytes()[:-1]),
-        "vcf text": (text, b"no genotypes here\n"),
-        "vcf no samples": (text, vcf_text([], [record(5, "A", "C")])),
-        "vcf no calls": (text, header + head + line.replace(b"GT", b"DP").replace(b"0/1", b"7")),
-        "vcf polyploid": (text, header + head + line.replace(b"0/1", b"0/1/1")),
-        "vcf no variants": (text, header + head),
-        "vcf only several": (text, header + head + line.replace(b"\tC\t", b"\tC,G\t")),
-        "vcf short row": (text, header + head.rstrip() + b"\tb\n" + line),
-        "bgzip truncated": (whole, whole.read_bytes()[:-28]),
-        "bgzip cut": (whole, whole.read_bytes()[:1500]),
-        "gzip cut": (zipped, zipped.read_bytes()[:1500]),
-    }
-    path, content = cut[name]
-    path.write_bytes(content)
-    return path
+def but(old, new):
+    return lambda content: content.replace(old, new)
 
 
+def text(header, *lines):
+    return lambda _: "".join(part + "\n" for part in ((HEADER + GT).rstrip(), "\t".join([*COLUMNS, "FORMAT", *header]), *lines)).encode()
+
+
+LINE = "\t".join(["1", "5", ".", "A", "C", ".", ".", ".", "GT", "0/1"])
+# File, what is done to its content, and words of the message.
 DAMAGES = {
-    "bed truncated": ["a.bed", "21 bytes", "19 bytes", "truncated"],
-    "bed longer": ["a.bed", "21 bytes", "22 bytes"],
-    "bed magic": ["a.bed", "PLINK 1"],
-    "bed by sample": ["a.bed", "variant-major"],
-    "bim columns": ["a.bim", "six fields"],
-    "bim position": ["a.bim", "variant 1", "abc"],
-    "bim empty": ["a.bim", "at least one variant"],
-    "fam length": ["a.bed", "3 samples (.fam)", ".fam"],
-    "fam twice": ["a.fam", "P000 2 times"],
-    "fam empty": ["a.fam", "at least one sample"],
-    "geno short": ["e.geno", "9 lines", "8"],
-    "geno long": ["e.geno", "9 lines", "more"],
-    "geno narrow": ["e.geno, line 1", "6 genotypes", "12"],
-    "geno letters": ["e.geno, line 1", "0, 1, 2 or 9", "3"],
-    "packed truncated": ["ep.geno", "480 bytes", "479"],
-    "vcf text": ["t.vcf", "a VCF or BCF file"],
-    "vcf no samples": ["t.vcf", "genotypes", "without samples"],
-    "vcf no calls": ["t.vcf", "GT", "DP"],
-    "vcf polyploid": ["t.vcf", "1:5", "two alleles", "3"],
-    "vcf no variants": ["t.vcf", "at least one variant"],
-    "vcf only several": ["t.vcf", "at least one variant", "several alternate alleles"],
-    "vcf short row": ["t.vcf", "damaged"],
-    "bgzip truncated": ["v.vcf.bgz", "truncated"],
-    "bgzip cut": ["v.vcf.bgz", "truncated"],
-    "gzip cut": ["z.vcf.gz"],
+    "bed truncated": ("a.bed", cut(-2), ["21 bytes", "19 bytes", "truncated"]),
+    "bed longer": ("a.bed", lambda content: content + b"\0", ["21 bytes", "22 bytes"]),
+    "bed magic": ("a.bed", lambda content: b"PK" + content[2:], ["PLINK 1"]),
+    "bed by sample": ("a.bed", lambda content: content[:2] + b"\0" + content[3:], ["variant-major"]),
+    "bim columns": ("a.bim", lambda _: b"1 rs 0\n", ["six fields"]),
+    "bim position": ("a.bim", but(b"\t100\t", b"\tabc\t"), ["variant 1", "abc"]),
+    "bim empty": ("a.bim", lambda _: b"", ["at least one variant"]),
+    "fam length": ("a.fam", lambda content: b"".join(content.splitlines(keepends=True)[:-3]), ["3 samples (.fam)"]),
+    "fam twice": ("a.fam", but(b"P001", b"P000"), ["P000 2 times"]),
+    "fam empty": ("a.fam", lambda _: b"\n", ["at least one sample"]),
+    "geno short": ("e.geno", lambda content: b"".join(content.splitlines(keepends=True)[:-1]), ["9 lines", "8"]),
+    "geno long": ("e.geno", lambda content: content * 2, ["9 lines", "more"]),
+    "geno narrow": ("e.geno", lambda content: content.replace(b"\n", b"", 1), ["e.geno, line 1", "6 genotypes", "12"]),
+    "geno letters": ("e.geno", lambda content: b"3" + content[1:], ["e.geno, line 1", "0, 1, 2 or 9", "3"]),
+    "packed truncated": ("ep.geno", cut(-1), ["480 bytes", "479"]),
+    "vcf text": ("t.vcf", lambda _: b"no genotypes here\n", ["a VCF or BCF file"]),
+    "vcf no samples": ("t.vcf", lambda _: vcf_text([], [record(5, "A", "C")]), ["genotypes", "without samples"]),
+    "vcf no calls": ("t.vcf", text("a", LINE.replace("GT", "DP").replace("0/1", "7")), ["GT", "DP"]),
+    "vcf polyploid": ("t.vcf", text("a", LINE.replace("0/1", "0/1/1")), ["1:5", "two alleles", "3"]),
+    "vcf no variants": ("t.vcf", text("a"), ["at least one variant"]),
+    "vcf only several": ("t.vcf", text("a", LINE.replace("\tC\t", "\tC,G\t")), ["at least one variant", "several alternate alleles"]),
+    "vcf short row": ("t.vcf", text("ab", LINE), ["damaged"]),
+    "bgzip truncated": ("v.vcf.bgz", cut(-28), ["truncated"]),
+    "bgzip cut": ("v.vcf.bgz", cut(1500), ["truncated"]),
+    "gzip cut": ("z.vcf.gz", cut(1500), []),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_files_are_one_line_and_leave_nothing(tmp_path, name, one_line):
-    path = damaged(tmp_path, name)
+    small, large = simulated(6, 9), simulated(30, 200)
+    write_plink(small, tmp_path / "a")
+    write_eigenstrat(small, tmp_path / "e")
+    write_eigenstrat(small, tmp_path / "ep", packed=True)
+    for file in ("v.vcf.bgz", "z.vcf.gz"):
+        write_vcf(large, tmp_path / file)
+    file, damage, words = DAMAGES[name]
+    path = tmp_path / file
+    path.write_bytes(damage(path.read_bytes() if path.exists() else b""))
     before = sorted(tmp_path.iterdir())
-    text = one_line(lambda: import_genotypes(path, tmp_path / "store"))
-    for word in DAMAGES[name]:
-        assert word in text
+    message = one_line(lambda: import_genotypes(path, tmp_path / "store"))
+    named = "a.bed" if name == "fam length" else file  # the length of .bed tells that .fam is short
+    for word in (named, *words):
+        assert word in message
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_missing_files_are_named(tmp_path, one_line):
-    plink_files(tmp_path)
+    write_plink(simulated(6, 9), tmp_path / "a")
     (tmp_path / "a.fam").unlink()
     assert "a.fam" in one_line(lambda: open_source(tmp_path / "a.bed"))
     assert "missing" in one_line(lambda: open_source(tmp_path / "nothing.vcf"))
@@ -230,7 +205,7 @@ def test_missing_files_are_named(tmp_path, one_line):
 
 
 def test_a_library_that_is_missing_is_one_line(tmp_path, monkeypatch, one_line):
-    path, *_ = plink_files(tmp_path)
+    path = write_plink(simulated(6, 9), tmp_path / "a")
     monkeypatch.setitem(__import__("sys").modules, "bed_reader", None)
     assert "ddvi-fast[genomes]" in one_line(lambda: plink.open_file(path))
 
