@@ -1,5 +1,5 @@
-// What a call of the chain hands over: plain numbers and pointers to contiguous float32 arrays, mirrored by ddvi_fast/native/chain.py.
-// Every field has eight bytes, so that the two sides cannot disagree on padding.
+// Arguments of the chain: numbers and pointers to contiguous float32 arrays, mirrored by ddvi_fast/native/chain.py.
+// Every field has eight bytes, so that padding is the same on both sides.
 #pragma once
 
 #include "draws.h"
@@ -30,7 +30,7 @@ struct ChainArguments {
   const float* path_upstream;        // (G, R)
   const float* trajectory_upstream;  // (T + 1, G, R, D)
 
-  // Gradients, each null if nobody asks. The weights' six stand or fall together.
+  // Gradients, each null if not needed. Those of the five weights are all null or all present.
   float* d_start;
   float* d_context;
   float* d_first;

@@ -11,5 +11,5 @@
 #define DDVI_KERNEL "chain_backward_kernel.h"
 #include "each_isa.h"
 
-// From the upstream gradients of z, path and trajectory to those of everything that went in.
+// Gradients of all inputs from the upstream gradients of z, path and trajectory.
 DDVI_EXPORT void ddvi_chain_backward(const ChainArguments* arguments) { DDVI_DISPATCH(chain_backward(*arguments)) }

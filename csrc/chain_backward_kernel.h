@@ -1,5 +1,5 @@
-// The chain's gradient on one tile of samples: activations recomputed a step at a time from the trajectory, the state's gradient
-// carried from `z` up to the start. Included once per instruction set.
+// Gradient of the chain on one tile of samples: activations are recomputed from the trajectory, one step at a time, and the state's
+// gradient is carried from `z` up to the start. Included once per instruction set.
 
 #include "simd.h"
 #include "rng.h"
@@ -10,7 +10,7 @@
 #include "partials.h"
 #include "chain_common.h"
 
-// The state of a tile on its way up the steps; arrays are (D, kTile) unless said.
+// State of a tile during the pass up the steps; arrays are (D, kTile) unless noted.
 struct Ascent {
   float *noise, *following, *output, *carried, *d_output, *direct;
   float *d_context;      // (C, kTile)
@@ -28,8 +28,8 @@ DDVI_INLINE Ascent carve_ascent(Carver& carver, const ChainArguments& c) {
 
 DDVI_INLINE int64_t ascent_floats(const ChainArguments& c) { return (6 * (c.latent + 3) + c.context_width + 2) * kTile; }
 
-// Through `y' = A y + B o + s xi` and the step's log-ratio: from the gradient of y' (in `carried`) to that of o (in `d_output`), the
-// part of that of y which does not pass through the network (in `direct`), that of xi (in place), and those of the coefficients.
+// Backward through `y' = A y + B o + s xi` and the step's log-ratio: from the gradient of y' (in `carried`) to that of o (in `d_output`),
+// the part of that of y that does not pass through the network (in `direct`), that of xi (in place), and those of the coefficients.
 //
 // With e = y - a y', the log-ratio is (|xi|^2 + 2 D log s - |e|^2 / beta - D log beta) / 2.
 DDVI_INLINE void step_backward(const ChainArguments& c, const Tile& tile, int64_t step, const float* state, const Ascent& s, float* d_coefficients) {
@@ -74,7 +74,7 @@ void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& t
   NetworkGradient sums{partial + layout.hidden, partial + layout.first_turned, partial + layout.last, partial + layout.last_bias};
   NetworkGradient* gradient = c.d_hidden ? &sums : nullptr;
 
-  // `output` serves as a buffer for an upstream gradient before a step needs it.
+  // `output` is a buffer for an upstream gradient before a step needs it.
   auto add_upstream = [&](const float* rows) {
     gather(rows + row * width, tile.samples, width, s.output);
     for (int64_t i = 0; i < width * kTile; ++i) s.carried[i] += s.output[i];
@@ -87,7 +87,7 @@ void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& t
   gather(c.trajectory + (c.steps * all_rows + row) * width, tile.samples, width, a.input);
 
   for (int64_t step = 0; step < c.steps; ++step) {
-    const int64_t entry = c.steps - step;  // of the state that this step led to
+    const int64_t entry = c.steps - step;  // index of the state after this step
     if (c.trajectory_upstream) add_upstream(c.trajectory_upstream + entry * all_rows * width);
     std::memcpy(s.following, a.input, (size_t)(width * kTile) * sizeof(float));
     gather(c.trajectory + ((entry - 1) * all_rows + row) * width, tile.samples, width, a.input);

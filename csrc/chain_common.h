@@ -1,12 +1,12 @@
-// What the two passes of the chain share. Included once per instruction set.
+// Helpers of both passes of the chain. Included once per instruction set.
 
-// The noise of one step of a tile, made or read, (width rounded up to 4, kTile).
+// Noise of one step of a tile, drawn or read, (width rounded up to 4, kTile).
 DDVI_INLINE void step_noise(const ChainArguments& c, const Tile& tile, const TileDraws& draws, int64_t step, float* out) {
   if (c.noise_source == kDrawnNoise) return draws.normals(c.draws.seed, (uint32_t)step, c.latent, tile.columns, out);
   gather(c.noise + ((step * c.groups + tile.group) * c.rows + tile.row) * c.latent, tile.samples, c.latent, out);
 }
 
-// The same bias for every sample of the tile: all stand at one step.
+// One bias for every sample of the tile: all samples are at one step.
 struct StepBias {
   const float* table;  // (4, H)
   int64_t hidden;

@@ -15,7 +15,7 @@ void forward_tile(const ChainArguments& c, const Network<P>& net, const Tile& ti
   Carver carver{ddvi::scratch(ddvi::kTileSlot, (size_t)(activation_floats<P>(net.inputs, net.hidden) + (padded + 1) * kTile))};
   Activations<P> a = carve_activations<P>(carver, net.inputs, net.hidden, net.residual, false);
   float* noise = carver.take(padded * kTile);
-  float* path = carver.take(kTile);  // twice the path log-ratio, less its constant
+  float* path = carver.take(kTile);  // twice the path log-ratio, without its constant
   const TileDraws draws(c.draws, row);
   gather(c.start + row * c.latent, tile.samples, c.latent, a.input);
   if (c.context_width) gather(c.context + row * c.context_width, tile.samples, c.context_width, a.input + c.latent * kTile);

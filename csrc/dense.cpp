@@ -9,8 +9,8 @@
 #define DDVI_KERNEL "dense_kernel.h"
 #include "each_isa.h"
 
-// A layer's product, bias, activation and dropout.
+// Product, bias, activation and dropout of a layer.
 DDVI_EXPORT void ddvi_dense_forward(const DenseArguments* arguments) { DDVI_DISPATCH(dense_forward(*arguments)) }
 
-// From the upstream gradient of its output to those of its input, weight and bias.
+// Gradients of input, weight and bias from the upstream gradient of the output.
 DDVI_EXPORT void ddvi_dense_backward(const DenseArguments* arguments) { DDVI_DISPATCH(dense_backward(*arguments)) }

@@ -1,5 +1,5 @@
-// What a call of a dense layer hands over, mirrored by ddvi_fast/native/dense.py. Every field has eight bytes, so that the two sides
-// cannot disagree on padding.
+// Arguments of a dense layer, mirrored by ddvi_fast/native/dense.py. Every field has eight bytes, so that padding is the same on both
+// sides.
 #pragma once
 
 #include "draws.h"
@@ -7,8 +7,8 @@
 struct DenseArguments {
   int64_t rows, inputs, outputs;  // R, K, M
   int64_t bf16, threads;
-  double slope;  // of the activation below zero: 1 for none, 0 for relu
-  double rate;   // at which values are dropped, 0 for none
+  double slope;  // slope of the activation below zero: 1 for none, 0 for relu
+  double rate;   // dropout rate, 0 for none
   int64_t stream;
   Draws draws;
 
@@ -19,7 +19,7 @@ struct DenseArguments {
   float* out;             // (R, M); backward reads it
   const float* upstream;  // (R, M); backward reads it
 
-  // Gradients, each null if nobody asks; the last two stand or fall together.
+  // Gradients, each null if not needed; the last two are both null or both present.
   float* d_x;
   float* d_weight;
   float* d_bias;

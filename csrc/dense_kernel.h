@@ -1,7 +1,7 @@
 // A dense layer: dropout(activation(x weight^T + bias)), and its gradients. Included once per instruction set.
 //
-// Threads share the output's features, then the input's, and each piece of work sums in an order of its own: the result does not depend
-// on how many threads there are. Rows come in runs of at most kRun, which bounds the scratch memory.
+// Threads divide the output's features, then the input's, and each piece of work has a fixed order of sums: the result does not depend on
+// the number of threads. Rows are processed in runs of at most kRun, which bounds the scratch memory.
 
 #include "simd.h"
 #include "rng.h"
@@ -27,7 +27,7 @@ void each_run(const DenseArguments& d, const Body& body) {
   for (int64_t first = 0; first < d.rows; first += kRun) body(Run{first, std::min(kRun, d.rows - first)});
 }
 
-// The part (features, kTile) that a piece of work made, into columns [first, first + count) of an array (rows, width).
+// Copies the part (features, kTile) of a piece of work into columns [first, first + count) of an array (rows, width).
 inline void write_rows(const float* part, float* turned, int64_t samples, int64_t width, int64_t first, int64_t count, float* out) {
   transpose(part, kTile, kChunk, kTile, turned, kChunk);
   for (int64_t r = 0; r < samples; ++r) std::memcpy(out + r * width + first, turned + r * kChunk, count * sizeof(float));
@@ -51,7 +51,7 @@ struct Activate {
     if (draws != nullptr) drop(row, column, ROWS);
   }
 
-  // Four features share a block of random words.
+  // Four features use one block of random words.
   void drop(int64_t row, int64_t column, int64_t count) const {
     const float rate = (float)d.rate, scale = (float)(1 / (1 - d.rate));
     for (int64_t i = 0; i < count;) {
@@ -89,7 +89,7 @@ void forward(const DenseArguments& d) {
   });
 }
 
-// The gradient to the product, upstream times the slope that the output tells, feature-major; its sums over samples into `sums`.
+// Gradient of the product, feature-major: upstream times the slope, which follows from the output; sums over samples go into `sums`.
 // A dropped value is exactly zero.
 template <class Panel>
 void turn_gradient(const DenseArguments& d, const Run& run, int64_t p, int64_t first, float* scratch, const Panel& panel, float* sums) {
@@ -122,7 +122,7 @@ struct Keep {
   }
 };
 
-// Into the first `count` columns at `target`, or on top of what stands there.
+// Stores into the first `count` columns at `target`, or adds to them.
 struct AddTo {
   float* target;
   int64_t stride, count;

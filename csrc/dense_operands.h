@@ -1,7 +1,7 @@
-// How a dense layer's arrays become operands of products, in each of the two precisions. Included once per instruction set.
+// Conversion of a dense layer's arrays to operands of products, in each of the two precisions. Included once per instruction set.
 //
-// Activations stand feature-major in panels of kTile samples, so that weights are used as they lie or after a cheap copy of a few
-// columns. What pads an operand is zero wherever a product reaches it.
+// Activations are stored feature-major in panels of kTile samples, so that weights are used in place or after a cheap copy of a few
+// columns. Padding is zero wherever a product reads it.
 
 constexpr int64_t kChunk = 48;  // features of one piece of work: whole blocks of 12 rows, whole vectors of 3
 
@@ -39,7 +39,7 @@ struct DenseFloat32 {
     }
   }
 
-  // Rows [first, first + count) of a weight (.., inputs): as they lie.
+  // Rows [first, first + count) of a weight (.., inputs), in place.
   static Operand weight_rows(const float* weight, int64_t inputs, int64_t first, int64_t, float*) { return {weight + first * inputs, inputs, 1, inputs}; }
 
   // Columns [first, first + kChunk) of a weight (outputs, inputs), as rows of the transposed one.

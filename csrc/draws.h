@@ -1,4 +1,4 @@
-// Where the random numbers of a call come from; the same in every instruction set.
+// Position of a call in the random numbers; the same in every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 struct Draws {
   uint64_t seed;
   int64_t first_index;
-  int64_t rows_per_sample;  // rows that one importance sample (or group) has
+  int64_t rows_per_sample;  // rows of one importance sample (or group)
 
   // Row n of sample l is draw first_index + n + l * 2^40.
   uint64_t index(int64_t row) const {

@@ -1,7 +1,7 @@
 // Compiles the header named by DDVI_KERNEL once per instruction set, each in its own namespace.
 //
-// The namespaces are unnamed at the top so that two translation units never share a symbol: the linker may keep only one copy of
-// an inline function, and must not keep the AVX-512 one for a processor without it. The bf16 variant is compiled only where a
+// The outer namespaces are unnamed, so that two translation units never share a symbol: the linker may keep only one copy of an
+// inline function, and must not keep the AVX-512 one for a processor without it. The bf16 variant is compiled only where a
 // kernel asks for it with DDVI_KERNEL_BF16.
 #include "isa.h"
 

@@ -15,7 +15,7 @@ struct ElboArguments {
   Operand a, b, c;
   const float* upstream;  // (rows), null in the forward pass
   float* out;             // (rows)
-  float *d_a, *d_b, *d_c;  // (rows, P), each null if nobody asks
+  float *d_a, *d_b, *d_c;  // (rows, P), each null if not needed
 };
 
 #define DDVI_KERNEL "elbo_kernel.h"

@@ -57,7 +57,7 @@ void forward(const ElboArguments& e) {
   const int64_t chunk = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, e.width));
   ddvi::parallel_for(e.threads, (e.rows + chunk - 1) / chunk, [&](int64_t item) {
     for (int64_t row = item * chunk; row < std::min(e.rows, (item + 1) * chunk); ++row) {
-      // Sixteen vectors at a time go into a double, as the sum over an image's pixels cancels in part.
+      // Sixteen vectors at a time are added to a double, as the sum over an image's pixels cancels in part.
       double total = 0.0;
       for (int64_t block = 0; block < e.width; block += 16 * kLanes) {
         vf sums = {};

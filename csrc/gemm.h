@@ -1,8 +1,8 @@
-// Small matrix products on tiles that lie "feature-major": a row per feature, a column per sample.
+// Small matrix products on feature-major tiles: a row per feature, a column per sample.
 // Included once per instruction set, after simd.h.
 //
-// Samples in the lanes make a weight matrix usable as it lies in memory (its scalars are broadcast), need no packing, and leave
-// biases, activations and the state update free of horizontal sums.
+// With samples in the lanes, a weight matrix is used in place (its scalars are broadcast) without packing, and biases, activations and
+// the state update need no horizontal sums.
 
 // Shapes of a product's blocks. Square ones suit a `b` that stays in the first cache; tall and wide ones read less of a `b` or an `a`
 // that does not.
@@ -16,13 +16,13 @@ constexpr int kTallRows = 4, kTallVectors = 2;
 constexpr int kWideRows = 4, kWideVectors = 2;
 #endif
 
-// What a product does with a scalar of `a` and a vector of `b`.
+// Operation of a product on a scalar of `a` and a vector of `b`.
 struct MultiplyAdd {
   static DDVI_INLINE vf apply(vf acc, vf scalar, vf column) { return acc + scalar * column; }
 };
 
 #if DDVI_LEVEL == 3
-// Every 32-bit element of `a` and `b` is a pair of bf16 numbers, neighbours along the depth; sums are float32.
+// Every 32-bit element of `a` and `b` is a pair of bf16 numbers, neighbors along the depth; sums are float32.
 struct PairDot {
   static DDVI_INLINE vf apply(vf acc, vf scalar, vf column) { return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)(vi)scalar, (__m512bh)(vi)column); }
 };
@@ -81,7 +81,7 @@ inline void gemm(const float* a, int64_t row_stride, int64_t column_stride, cons
     if (column < columns) gemm<Op, ROWS, VECTORS - 1>(a, row_stride, column_stride, b, b_stride, rows, depth, columns, epilogue, column);
 }
 
-// out [columns, rows] = transpose of rows that may lie anywhere: `in(r)` points to row r. 32-bit elements, both sizes multiples of 16.
+// out [columns, rows] = transpose of rows anywhere in memory: `in(r)` points to row r. 32-bit elements, both sizes multiples of 16.
 template <class Element, class Rows>
 inline void transpose_rows(const Rows& in, int64_t rows, int64_t columns, Element* out, int64_t out_stride) {
   static_assert(sizeof(Element) == 4, "32-bit elements");

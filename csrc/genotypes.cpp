@@ -7,7 +7,7 @@
 #define DDVI_KERNEL "genotypes_kernel.h"
 #include "each_isa.h"
 
-// Rows of 2-bit codes, `stride` bytes apart: code j of a row stands in byte j / 4 at bit 2 (j % 4). 3 is a missing call.
+// Rows of 2-bit codes, `stride` bytes apart: code j of a row is in byte j / 4 at bit 2 (j % 4). 3 is a missing call.
 
 DDVI_EXPORT void ddvi_unpack_codes(const uint8_t* packed,  // (rows, stride)
                                    int64_t rows, int64_t stride, int64_t count, int64_t threads,

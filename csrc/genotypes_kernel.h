@@ -1,11 +1,11 @@
-// 2-bit genotype codes to bytes, and to floats (code - centre) * scale with a value of its own for missing calls. Included once per
-// instruction set.
+// Conversion of 2-bit genotype codes to bytes, and to floats (code - centre) * scale with a separate value for missing calls. Included
+// once per instruction set.
 
 #include "simd.h"
 
 typedef uint8_t vb __attribute__((vector_size(DDVI_LANES)));
 
-// Calls `body(row)` for all rows, in pieces of about 2^16 codes: what a thread takes at a time.
+// Calls `body(row)` for all rows; a thread takes pieces of about 2^16 codes at a time.
 template <class Body>
 void each_row(int64_t rows, int64_t count, int64_t threads, const Body& body) {
   const int64_t chunk = std::max<int64_t>(1, (int64_t(1) << 16) / std::max<int64_t>(1, count));

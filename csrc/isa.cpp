@@ -35,5 +35,5 @@ Isa isa() {
 // 0 portable, 1 AVX2 and FMA, 2 AVX-512, 3 AVX-512 with bf16 dot products.
 DDVI_EXPORT int ddvi_isa() { return ddvi::isa(); }
 
-// Grows whenever a signature or an argument structure changes: the loader refuses a library of another version.
+// Increases whenever a signature or an argument structure changes: the loader refuses a library of another version.
 DDVI_EXPORT int ddvi_abi_version() { return 4; }

@@ -1,4 +1,4 @@
-// Which instruction set the kernels run on: chosen at run time, lowered on request by DDVI_FAST_ISA.
+// Instruction set of the kernels: chosen at run time, lowered on request by DDVI_FAST_ISA.
 #pragma once
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))

@@ -4,7 +4,7 @@
 
 #include "threads.h"
 
-constexpr int64_t kBandwidths = 64, kWidth = 4096;  // the most that fit the kernels' local arrays
+constexpr int64_t kBandwidths = 64, kWidth = 4096;  // most that the kernels' local arrays hold
 
 struct KdeArguments {
   int64_t rows, count, width, bandwidths, threads;  // N, M, D, S

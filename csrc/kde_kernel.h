@@ -1,9 +1,9 @@
-// Gaussian kernel density for all bandwidths in one pass of distances. Points stand (D, M) with samples in the lanes.
+// Gaussian kernel density for all bandwidths in one pass of distances. Points are stored as (D, M), with samples in the lanes.
 // Included once per instruction set.
 
 #include "simd.h"
 
-constexpr int64_t kPoints = 512;  // points whose distances are held at a time: 2 KiB
+constexpr int64_t kPoints = 512;  // points whose distances are in memory at a time: 2 KiB
 
 // Squared distances of one z (D) to points [first, first + count) into `out`, padded with `fill`; returns the smallest.
 DDVI_INLINE float distances(const KdeArguments& k, const float* z, int64_t first, int64_t count, float* out) {
@@ -58,7 +58,7 @@ inline void kde_forward(const KdeArguments& k) {
   ddvi::parallel_for(k.threads, k.rows, [&](int64_t row) { kde_row(k, k.z + row * k.width, k.each + row * k.bandwidths); });
 }
 
-// sum_s weight_s exp(log-kernel_s(distance)) / h_s^2: the pull of each point on z, in place of its squared distance.
+// sum_s weight_s exp(log-kernel_s(distance)) / h_s^2: weight of each point in the gradient of z, in place of its squared distance.
 DDVI_INLINE void pulls(const KdeArguments& k, const float* weight, const float* each, int64_t count, float* squared) {
   float offset[kBandwidths], far[kBandwidths];
   for (int64_t s = 0; s < k.bandwidths; ++s) {

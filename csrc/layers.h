@@ -71,7 +71,7 @@ struct Float32 {
 struct BFloat16 {
   struct Matrix {
     const float* forward;   // (H, H / 2) pairs of bf16, neighbours along the inputs
-    const float* backward;  // the same of the transposed weight
+    const float* backward;  // packed transposed weight
   };
 
   struct Panel {

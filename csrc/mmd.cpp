@@ -5,7 +5,7 @@
 
 #include "threads.h"
 
-constexpr int64_t kSigmas = 64;  // the most kernel widths
+constexpr int64_t kSigmas = 64;  // most kernel widths
 
 struct MmdArguments {
   int64_t a_rows, b_rows, width, widths, threads;
@@ -15,7 +15,7 @@ struct MmdArguments {
   const float* a_norm;  // (a_rows) squared lengths
   const float* b_norm;  // (b_rows)
   float rate[kSigmas];  // -1 / (2 sigma)
-  double* sums;         // one a panel of b
+  double* sums;         // one for each panel of b
   float factor;         // of the gradient
   float* d_a;           // (a_rows, P), added to
 };

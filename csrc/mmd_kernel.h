@@ -3,12 +3,12 @@
 #include "simd.h"
 #include "gemm.h"
 
-constexpr int64_t kPanelColumns = 192;  // rows of b, turned, that stay in the second-level cache
-constexpr int64_t kRowBlock = 32;       // rows of a that meet them
+constexpr int64_t kPanelColumns = 192;  // rows of b, transposed, that stay in the second-level cache
+constexpr int64_t kRowBlock = 32;       // rows of a that are paired with them
 constexpr int64_t kDepth = 112;         // features at a time: a 64-column strip of that depth stays in the first-level cache
 constexpr int64_t kStrip = 64;
 
-// Rows [first, first + count) of `rows` (n, P), turned to strips (P, kStrip), zero behind the last.
+// Rows [first, first + count) of `rows` (n, P), transposed to strips (P, kStrip), zero beyond the last.
 DDVI_INLINE void turn(const float* rows, int64_t first, int64_t count, int64_t width, float* out) {
   for (int64_t strip = 0; strip * kStrip < count; ++strip, out += width * kStrip)
     for (int64_t i = 0; i < kStrip; ++i) {
@@ -60,7 +60,7 @@ inline double panel_sum(const MmdArguments& m, int64_t panel) {
           const vf value = kernel(m, ones, load(products + i * kStrip + j), m.a_norm[row + i], load_some(m.b_norm + column + j, columns - j));
           float each[kLanes];
           store(each, value);
-          // Of a symmetric matrix the part right of the diagonal stands for both.
+          // In a symmetric matrix the part right of the diagonal counts for both.
           const int64_t from = m.symmetric ? std::max<int64_t>(0, row + i - column - j) : 0;
           if (from == 0 && columns - j >= kLanes && (!m.symmetric || row + i < column + j)) {
             sums += m.symmetric ? 2.0f * value : value;
@@ -98,11 +98,11 @@ inline void block_gradient(const MmdArguments& m, int64_t block) {
         float* place = products + j * kStrip + i;
         const vf force = i < count ? kernel(m, scale, load(place), m.b_norm[row + j], load_some(m.a_norm + first + i, count - i)) : vf{};
         store(place, force);
-        // A row does not pull on itself; left in, it would cancel only up to rounding.
+        // A row has no gradient from itself; left in, its terms would cancel only up to rounding.
         if (m.symmetric && row + j - first >= i && row + j - first < i + kLanes) place[row + j - first - i] = 0.0f;
         store(mass + i, load(mass + i) + load(place));
       }
-    // Rows padded to whole vectors, as the product reads them.
+    // Rows are padded to whole vectors, because the product reads them so.
     for (int64_t j = 0; j < rows; ++j) {
       std::copy(m.b + (row + j) * width, m.b + (row + j + 1) * width, others + j * padded);
       std::fill(others + j * padded + width, others + (j + 1) * padded, 0.0f);

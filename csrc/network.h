@@ -40,7 +40,7 @@ struct Activations {
   float* fourth;          // (H, kTile): float32 in every precision, as the last layer enters the state
 };
 
-// Hands out consecutive parts of one piece of scratch memory, each on its own cache lines.
+// Allocates consecutive parts of one piece of scratch memory, each on its own cache lines.
 struct Carver {
   float* next;
   float* take(int64_t floats) {
@@ -50,7 +50,7 @@ struct Carver {
   }
 };
 
-// A backward pass needs the panels' sample-wise halves, and the third layer beside the sum for its ReLU.
+// A backward pass needs the panels' sample-wise halves, and the third layer besides the sum for its ReLU.
 template <class P>
 Activations<P> carve_activations(Carver& carver, int64_t inputs, int64_t hidden, bool residual, bool for_backward) {
   auto panel = [&] { return P::panel(carver.take(P::panel_floats(hidden)), hidden, for_backward); };
@@ -69,7 +69,7 @@ int64_t activation_floats(int64_t inputs, int64_t hidden) {
   return (inputs + 1) * kTile + 4 * P::panel_floats(hidden) + hidden * kTile + 256;
 }
 
-// `bias(layer, row, column)` gives the vector that the time table adds there.
+// `bias(layer, row, column)` returns the time table's vector at that place.
 template <class P, class Bias>
 void network_hidden(const Network<P>& net, const Bias& bias, const Activations<P>& a, int64_t columns) {
   gemm<MultiplyAdd>(net.first, net.inputs, 1, a.input, kTile, net.hidden, net.inputs, columns, [&](int64_t row, int64_t column, auto& v) DDVI_INLINE_CLOSURE {
@@ -101,7 +101,7 @@ void network_output(const Network<P>& net, const Activations<P>& a, int64_t colu
   });
 }
 
-// Sums of weight gradients; absent (null) where nobody asks for them.
+// Sums of weight gradients; null where not needed.
 struct NetworkGradient {
   float* hidden;       // (3, H, H)
   float* first_turned;  // (D + C, H)
@@ -134,7 +134,7 @@ int64_t backward_floats(int64_t hidden) {
 
 DDVI_INLINE vf gate(vf value, vf activation) { return activation > 0.0f ? value : vf{}; }
 
-// From the output's gradient `d_output` (D, kTile), zero in padding columns, to the input's and the weights'.
+// Backward pass from the output's gradient `d_output` (D, kTile), zero in padding columns, to those of input and weights.
 // `table(layer, panel)` gets the gradient before each layer's ReLU, `epilogue(row, column, values)` that of the input.
 template <class P, class Table, class Epilogue>
 void network_backward(const Network<P>& net, const Activations<P>& a, const float* d_output, int64_t samples, int64_t columns,

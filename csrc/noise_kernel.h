@@ -1,4 +1,4 @@
-// Filling arrays with words, uniforms or normals, and forward noising. Included once per instruction set.
+// Arrays of words, uniforms or normals, and forward noising. Included once per instruction set.
 
 #include "simd.h"
 #include "rng.h"

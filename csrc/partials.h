@@ -1,7 +1,7 @@
 // Sums over samples in backward passes: each chunk of tiles has its own, and they are added in a fixed order.
 // Included once per instruction set.
 
-// Where the sums of one chunk of samples stand in its part of the partial sums.
+// Offsets of the sums of one chunk of samples in its part of the partial sums.
 struct PartialLayout {
   int64_t hidden, first_turned, last, last_bias, table, columns, size;
 

@@ -1,4 +1,4 @@
-// Philox 4x32-10 on DDVI_LANES counters at once, and the numbers made of its words (docs/method.md, section 6).
+// Philox 4x32-10 on DDVI_LANES counters at once, and random numbers from its words (docs/method.md, section 6).
 // Words and uniforms are bit for bit those of ddvi_fast/rng.py. Included once per instruction set, after simd.h.
 
 // Low and high words of the 64-bit products of 32-bit lanes with a constant.

@@ -28,7 +28,7 @@ DDVI_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
 DDVI_INLINE vf abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 DDVI_INLINE vf relu(vf a) { return a > 0.0f ? a : vf{}; }
 
-// The first `count` floats, zero behind them: a tail never reads past its array.
+// The first `count` floats, zero beyond them: a tail never reads past its array.
 DDVI_INLINE vf load_first(const float* p, int count, float fill = 0.0f) {
 #if DDVI_LEVEL >= 2
   return (vf)_mm512_mask_loadu_ps((__m512)spread(fill), (__mmask16)((1u << count) - 1), p);
@@ -108,7 +108,7 @@ DDVI_INLINE vf exp(vf x) {
   return where(x != x, x, high);
 }
 
-// ln x for positive normal x; no care is taken of zero, infinities or NaN.
+// ln x for positive normal x; zero, infinities and NaN are not handled.
 DDVI_INLINE vf log(vf x) {
   const vi bits = (vi)x - 0x3f3504f3;  // sqrt(1/2), so that the mantissa lands in [sqrt(1/2), sqrt(2))
   const vf n = __builtin_convertvector(bits >> 23, vf);
@@ -127,7 +127,7 @@ DDVI_INLINE vf log1p_unit(vf x) {
   return log(y) + (x - (y - 1.0f)) / y;
 }
 
-// cos and sin of 2 pi u for u in [0, 1]. Multiples of a quarter turn are taken off first, without rounding.
+// cos and sin of 2 pi u for u in [0, 1]. Multiples of a quarter turn are subtracted first, without rounding.
 DDVI_INLINE void cos_sin_turns(vf u, vf& cosine, vf& sine) {
   const vf magic = spread(12582912.0f);
   const vf shifted = u * 4.0f + magic;

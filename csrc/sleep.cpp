@@ -17,7 +17,7 @@ static int64_t misplaced(const SleepArguments& s) {
   return -1;
 }
 
-// The loss of every row. Both functions return -1, or the position of a row whose step does not exist; then nothing was computed.
+// Loss of every row. Both functions return -1, or the position of a row whose step does not exist, in which case nothing is computed.
 DDVI_EXPORT int64_t ddvi_sleep_forward(const SleepArguments* arguments) {
   const int64_t bad = misplaced(*arguments);
   if (bad >= 0) return bad;
@@ -25,7 +25,7 @@ DDVI_EXPORT int64_t ddvi_sleep_forward(const SleepArguments* arguments) {
   return -1;
 }
 
-// From the upstream gradient of the losses to those of everything that went in.
+// Gradients of all inputs from the upstream gradient of the losses.
 DDVI_EXPORT int64_t ddvi_sleep_backward(const SleepArguments* arguments) {
   const int64_t bad = misplaced(*arguments);
   if (bad >= 0) return bad;

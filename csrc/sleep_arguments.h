@@ -1,5 +1,5 @@
-// What a call of the sleep term's regression hands over, mirrored by ddvi_fast/native/sleep.py. Every field has eight bytes, so that the
-// two sides cannot disagree on padding.
+// Arguments of the sleep term's regression, mirrored by ddvi_fast/native/sleep.py. Every field has eight bytes, so that padding is the same
+// on both sides.
 #pragma once
 
 #include "draws.h"
@@ -25,7 +25,7 @@ struct SleepArguments {
   float* value;           // (G, R)
   const float* upstream;  // (G, R); backward reads it
 
-  // Gradients, each null if nobody asks. The weights' five stand or fall together.
+  // Gradients, each null if not needed. Those of the five weights are all null or all present.
   float* d_x0;
   float* d_context;
   float* d_first;

@@ -18,12 +18,12 @@ struct RowBias {
   DDVI_INLINE vf operator()(int64_t layer, int64_t row, int64_t column) const { return load(panels + (layer * hidden + row) * kTile + column); }
 };
 
-// A tile's own arrays, (D, kTile) unless said.
+// Arrays of a tile, (D, kTile) unless noted.
 struct Regression {
   float *clean, *noise, *error, *d_output;
   float* d_input;  // (D + C, kTile)
   float* columns;  // (5, kTile): the table's entries at each sample's step
-  float* sums;     // (5, kTile): their gradients; forward keeps the losses in the first
+  float* sums;     // (5, kTile): their gradients; the forward pass keeps the losses in the first
   float* bias;     // (4, H, kTile)
   int64_t step[kTile];
 };
@@ -51,7 +51,7 @@ DDVI_INLINE vf slope(int64_t loss, vf e) {
   return loss == kAbsolute ? sign : where(abs(e) < 1.0f, e, sign);
 }
 
-// Fills everything that the network needs; padding columns stand at step 0 with nothing but noise.
+// Fills all inputs of the network; padding columns are at step 0 and contain only noise.
 template <class P>
 void noise_tile(const SleepArguments& c, const Tile& tile, const Activations<P>& a, Regression& s) {
   const int64_t row = tile.group * c.rows + tile.row, width = c.latent, table_row = 4 * c.hidden_width;
@@ -101,7 +101,7 @@ void sleep_forward_tile(const SleepArguments& c, const Network<P>& net, const Ti
   for (int64_t i = 0; i < tile.samples; ++i) value[i] = s.columns[4 * kTile + i] * s.sums[i];
 }
 
-// Through the loss: from the errors to the gradient of the output, and what the target and the weight add to the table's gradient.
+// Backward through the loss: from the errors to the gradient of the output, and the terms of the table's gradient from target and weight.
 DDVI_INLINE void loss_backward(const SleepArguments& c, const Tile& tile, const Regression& s) {
   const float* upstream = c.upstream + tile.group * c.rows + tile.row;
   for (int64_t column = 0; column < tile.columns; column += kLanes) {
@@ -121,7 +121,7 @@ DDVI_INLINE void loss_backward(const SleepArguments& c, const Tile& tile, const 
   }
 }
 
-// Through the noising and the target: the gradients of the clean latents and of the noise take the place of both.
+// Backward through noising and target: the gradients of clean latents and noise overwrite both.
 DDVI_INLINE void noising_backward(const SleepArguments& c, const Tile& tile, const Regression& s) {
   for (int64_t column = 0; column < tile.columns; column += kLanes) {
     const vf signal = load(s.columns + column), deviation = load(s.columns + kTile + column);

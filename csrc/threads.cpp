@@ -22,8 +22,8 @@ void work(void* pointer) {
   for (int64_t item; (item = job.next.fetch_add(1, std::memory_order_relaxed)) < job.items;) (*job.body)(item);
 }
 
-// The entry point of the OpenMP runtime that torch has loaded. Sharing its threads matters: after a torch operation they spin
-// for a while, and a second pool would have to fight them for the cores.
+// The entry point of the OpenMP runtime that torch has loaded. Its threads are shared, because they spin for a while after a
+// torch operation, and a second pool would compete with them for the cores.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 Parallel openmp() {

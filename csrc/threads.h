@@ -1,4 +1,4 @@
-// Work split over threads, and scratch memory that a thread keeps.
+// Parallel loops, and scratch memory of each thread.
 #pragma once
 
 #include <atomic>
@@ -9,12 +9,12 @@
 
 namespace ddvi {
 
-// Runs `body(item)` for every item in [0, items). Items are handed out as threads come free, so `body` must write only
-// what belongs to its item: then the result depends neither on the number of threads nor on their speed.
+// Runs `body(item)` for every item in [0, items). A thread takes the next item when it is free, so `body` must write
+// only data of its item: then the result depends neither on the number of threads nor on their speed.
 void parallel_for(int64_t threads, int64_t items, const std::function<void(int64_t)>& body);
 
-// Scratch floats of the calling thread, 64-byte aligned, uninitialised. It lives as long as the thread: memory fresh from the
-// system would cost a page fault every 4 KiB in every call. Each purpose has its own slot.
+// Scratch floats of the calling thread, 64-byte aligned, uninitialized. It lives as long as the thread: new memory from
+// the system would cost a page fault every 4 KiB in every call. Each purpose has its own slot.
 enum Slot { kTileSlot, kPackSlot, kPartialSlot, kSlots };
 float* scratch(Slot slot, size_t floats);
 

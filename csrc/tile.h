@@ -1,4 +1,4 @@
-// A tile of samples: its place, its rows turned into columns and back, its random numbers. Included once per instruction set.
+// A tile of samples: its position, transposition of its rows to columns and back, its random numbers. Included once per instruction set.
 
 struct Tile {
   int64_t group, row, samples;
@@ -44,16 +44,16 @@ struct TileDraws {
   }
 };
 
-// How rows are cut into tiles of `size`.
+// Division of rows into tiles of `size`.
 struct Split {
   int64_t size, tiles;
 
-  // For work in which every sample comes out alike whatever tile it stands in.
+  // For work whose result for a sample does not depend on its tile.
   static Split by_threads(int64_t groups, int64_t rows, int64_t threads) {
     const int64_t fair = (groups * rows + threads - 1) / threads;
     return of_size(std::min(kTile, std::max<int64_t>(16, (fair + 15) / 16 * 16)), rows);
   }
-  // For sums over samples: tiles follow from the shape alone, so that sums have one order whatever the number of threads.
+  // For sums over samples: tiles depend on the shape alone, so that sums have one order whatever the number of threads.
   static Split by_shape(int64_t rows) {
     const int64_t wanted = std::max<int64_t>(rows > 16 ? 2 : 1, (rows + kTile - 1) / kTile);
     return of_size(std::max<int64_t>(16, ((rows + wanted - 1) / wanted + 15) / 16 * 16), rows);
