@@ -62,22 +62,6 @@ def _figures(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def print_record(record: dict[str, Any]) -> None:
-    """The record as a table on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=_machine(record), title_justify="left")
-    for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
-    previous = ""
-    for first, *rest in rows(record):
-        table.add_row("" if first == previous else first, *rest)
-        previous = first
-    Console(width=max(190, Console().width)).print(table)
-    print(_ceilings_line(record))
-
-
 def markdown(record: dict[str, Any]) -> str:
     """The record as Markdown."""
     lines = [f"# Benchmarks, set `{record['set']}`", "", *_about(record), "", _markdown.table(HEADINGS, rows(record)), *_scaling_table(record)]

@@ -17,7 +17,6 @@ from bench.ceilings import measure_ceilings
 from bench.memory import peak_bytes, scaling
 from bench.problem import Problem
 from bench.records import KIND, RESULTS, write
-from bench.report import print_record
 from bench.timing import time_together
 from ddvi_fast import _checks
 from ddvi_fast.cli.bench import PROVIDERS
@@ -45,8 +44,7 @@ def main(options: argparse.Namespace, command: str) -> None:
     chosen = [case for case in cases.in_set(options.set) if options.only in case.name]
     _checks.require(bool(chosen), "--only", "a part of a case's name", options.only)
     record = run(options.set, chosen, device, options.providers, options.seconds, memory=not options.no_memory, command=command)
-    write(path, record)
-    print_record(record)
+    print(write(path, record))
     print(f"written: {path}\nwritten: {path.with_suffix('.md')}")
 
 

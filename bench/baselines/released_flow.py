@@ -16,7 +16,6 @@ from bench.baselines.training import BANDWIDTHS, CLAMP
 
 DROPOUT, SLOPE = 0.2, 0.2
 STEPS, WIDTH, CONTEXT = 4, 128, 10
-LEARNING_RATE, BATCH = 1e-4, 128
 KL_WEIGHT, RAMP = 0.01, 0.8  # weight, and fraction of the epochs in which it rises
 
 
@@ -95,14 +94,3 @@ class ReleasedFlow(nn.Module):
 def kl_weight(epoch: int, epochs: int) -> float:
     """The KL weight of an epoch."""
     return KL_WEIGHT * min(1.0, epoch / int(RAMP * epochs))
-
-
-def train(model: ReleasedFlow, x: Tensor, epochs: int) -> None:
-    """Train on rows `x` [N, P] in [0, 1]."""
-    adam = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    for epoch in range(epochs):
-        for rows in torch.randperm(len(x)).split(BATCH):
-            rebuilt, divergence = model.terms(x[rows])
-            adam.zero_grad()
-            (rebuilt + kl_weight(epoch, epochs) * divergence).mean().backward()
-            adam.step()

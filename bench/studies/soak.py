@@ -2,15 +2,13 @@
 
     make soak                           # or python -m bench.studies.soak [PART ...] [--output NAME]
 
-Runs are forked from this process, which has imported everything, so that a start takes no time for imports. Results of parts that are not run
-again stay in the results file. Signals, lost peers and damaged checkpoints are part of the test suite (`tests/engine`).
+Results of parts that are not run again stay in the results file. Signals, lost peers and damaged checkpoints are part of the test suite
+(`tests/engine`).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import os
 import random
@@ -18,6 +16,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,6 @@ from typing import Any
 import torch
 
 from bench import records
-from ddvi_fast import cli
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.checkpoints import Checkpoints
 from ddvi_fast.engine.run_folder import environment
@@ -41,8 +39,8 @@ SMALL = [
 KILLS, KILLS_A_RUN = 30, 5
 
 
-def fork(overrides: Sequence[str], folder: Path, size: int = 1, run: Path | None = None) -> list[int]:
-    """Start a training run in forked processes, whose output goes into `folder`.
+def launch(overrides: Sequence[str], folder: Path, size: int = 1, run: Path | None = None) -> list[subprocess.Popen]:
+    """Start a training run, whose output goes into `folder`.
 
     Args:
         overrides: Settings of the run.
@@ -51,53 +49,30 @@ def fork(overrides: Sequence[str], folder: Path, size: int = 1, run: Path | None
         run: Run folder (default ``folder / "run"``).
 
     Returns:
-        The ids of the processes.
+        The processes.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
+        place = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": probe.getsockname()[1], "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu"}
+    command, processes = [sys.executable, "-m", "ddvi_fast.cli", "train", *overrides, f"run_dir={run or folder / 'run'}"], []
     for rank in range(size):
-        process = os.fork()
-        if process == 0:
-            _train(rank, size, port, [*overrides, f"run_dir={run or folder / 'run'}"], folder)
-        processes.append(process)
+        variables = {name: str(value) for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        with (folder / f"output{rank}").open("ab") as file:
+            processes.append(subprocess.Popen(command, env={**os.environ, **variables}, stdout=file, stderr=subprocess.STDOUT))
     return processes
 
 
-def _train(rank: int, size: int, port: int, overrides: Sequence[str], folder: Path) -> None:
-    """Run `ddvi-fast train` in this forked process, with its output in a file, and end the process."""
-    target = os.open(folder / f"output{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()}
-    code = 1
-    try:
-        code = cli.main(["train", *overrides])
-    except BaseException as error:
-        os.write(2, f"{type(error).__name__}: {error}\n".encode())
-    finally:
-        os._exit(code)
-
-
-def wait(processes: Sequence[int], limit: float = 120.0) -> list[int | None]:
-    """Wait for processes, at most `limit` seconds, and kill those that are left.
-
-    Returns:
-        Exit codes, negative signal numbers, or None for a process that was killed here.
-    """
-    until, codes = time.monotonic() + limit, dict.fromkeys(processes)
-    while time.monotonic() < until and None in codes.values():
-        for process in [process for process, code in codes.items() if code is None]:
-            ended, status = os.waitpid(process, os.WNOHANG)
-            if ended:
-                codes[process] = os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    for process in [process for process, code in codes.items() if code is None]:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-    return list(codes.values())
+def wait(processes: Sequence[subprocess.Popen], limit: float = 300.0) -> list[int | None]:
+    """Exit codes of processes; a process that takes more than `limit` seconds is killed, and its code is None."""
+    codes: list[int | None] = []
+    for process in processes:
+        try:
+            codes.append(process.wait(limit))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            codes.append(None)
+    return codes
 
 
 def output(folder: Path) -> str:
@@ -117,7 +92,7 @@ def kills(size: int, count: int = KILLS) -> dict[str, Any]:
         calm = Path(name) / "calm"
         calm.mkdir()
         started = time.monotonic()
-        assert wait(fork(SMALL, calm, size)) == [0] * size, output(calm)
+        assert wait(launch(SMALL, calm, size)) == [0] * size, output(calm)
         length, expected = time.monotonic() - started, weights(calm)
         done = writing = runs = resumed = 0
         furthest = 0.0
@@ -126,13 +101,13 @@ def kills(size: int, count: int = KILLS) -> dict[str, Any]:
             folder.mkdir()
             runs, until = runs + 1, min(count, done + KILLS_A_RUN)
             while not (folder / "run" / "evaluation.json").exists():
-                before, processes = half_written(folder), fork(SMALL, folder, size)
+                before, processes = half_written(folder), launch(SMALL, folder, size)
                 if done < until:
-                    time.sleep(chance.uniform(0.15, 0.8) * length)
+                    time.sleep(chance.uniform(0.4, 0.95) * length)  # the first part of a run is imports
                     if done % 2:
                         await_write(folder, before, length)
                     for process in processes:
-                        os.kill(process, signal.SIGKILL)
+                        process.kill()
                 codes = wait(processes)
                 killed = any(code == -signal.SIGKILL for code in codes)
                 done += killed
@@ -178,8 +153,8 @@ def full_disk() -> dict[str, Any]:
     """Fill the file system of a run: it must report this, keep its last checkpoint, and resume once there is space."""
     with small_disk("size=4m") as (disk, beside):
         (beside / "calm").mkdir()
-        wait(fork(SMALL, beside / "calm"))
-        processes = fork(SMALL, beside, run=disk / "run")
+        wait(launch(SMALL, beside / "calm"))
+        processes = launch(SMALL, beside, run=disk / "run")
         while not list((disk / "run").glob("checkpoints/step-*")):
             time.sleep(0.002)
         with open(disk / "ballast", "wb", buffering=0) as ballast, suppress(OSError):
@@ -189,7 +164,7 @@ def full_disk() -> dict[str, Any]:
         intact = Checkpoints(disk / "run" / "checkpoints", tell=lambda line: None).newest()
         said = [line for line in output(beside).splitlines() if "space" in line]
         (disk / "ballast").unlink()
-        (again,) = wait(fork(SMALL, beside, run=disk / "run"))
+        (again,) = wait(launch(SMALL, beside, run=disk / "run"))
         (beside / "run").symlink_to(disk / "run")
         expected, found = weights(beside / "calm"), weights(beside)
         return {
@@ -202,7 +177,7 @@ def full_disk() -> dict[str, Any]:
 def read_only() -> dict[str, Any]:
     """Start a run on a read-only file system: it must end with one line."""
     with small_disk("ro") as (disk, beside):
-        (code,) = wait(fork(SMALL, beside, run=disk))
+        (code,) = wait(launch(SMALL, beside, run=disk))
         return {"exit code": code, "output": output(beside).strip().splitlines()[-1].replace(str(disk), "FOLDER")}
 
 
@@ -214,21 +189,11 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def import_all() -> None:
-    """Import what runs import late."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name in ("ddvi_fast.training.run", "hydra", "sklearn.neighbors", "deepspeed"):
-        if importlib.util.find_spec(name) is not None:
-            importlib.import_module(name)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all of them if none is given")
     parser.add_argument("--output", default="soak-cpu", metavar="NAME", help="name of the results file")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    import_all()
     path = records.RESULTS / f"{options.output}.json"
     results = records.read(path)["parts"] if path.exists() else {}
     for name in options.parts or PARTS:

@@ -62,15 +62,6 @@ def test_loss_and_gradients(both, epoch):
             assert (getattr(layer, name).grad - gradient).norm() <= 1e-4 * gradient.norm() + 1e-9, (layer, name)
 
 
-def test_training_reduces_the_reconstruction_error():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model, x = released_flow.ReleasedFlow(torch.randn(50, 2), 9, 16), torch.rand(256, 9).round()
-        before = float(model.terms(x)[0].mean().detach())
-        released_flow.train(model, x, 30)
-        assert float(model.terms(x)[0].mean().detach()) < before
-
-
 def test_the_table_of_seeds_shows_our_runs_and_the_released_one():
     stored = records.read(records.RESULTS / "mnist-released-iaf" / "table.json")
     rows = {row[0]: row[1:] for row in records.read(records.RESULTS / "released_flow.json")["rows"]}

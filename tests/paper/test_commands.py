@@ -44,7 +44,7 @@ def tiny_data(tmp_path_factory):
 
 
 def listed() -> list[list[str]]:
-    lines = (PROJECT / "bench" / "studies" / "paper_commands.txt").read_text().splitlines()
+    lines = Path(__file__).with_name("commands.txt").read_text().splitlines()
     return [line.split()[1:] for line in lines if line.startswith("./run.sh ")]
 
 
