@@ -35,20 +35,31 @@ def cases() -> dict[str, dict]:
     return found
 
 
+RELAY = [{"kind": "deepspeed", "zero_stage": 2}, {"kind": "parallel"}, {"kind": "deepspeed", "zero_stage": 3}, {"kind": "deepspeed"}]
+
+
+def calls(following: dict[str, dict]) -> dict[str, tuple[str, dict]]:
+    """What the processes compute, in this order."""
+    found = {name: ("follow", settings) for name, settings in following.items()}
+    return found | {"relay": ("relay", {"overrides": ALTERNATING, "engines": RELAY, "each": 3})}
+
+
 @pytest.fixture(scope="module")
-def found() -> dict[str, dict]:
-    named = cases()
-    first, second = world.run("several", 2, cases=list(named.values()))
-    assert [case["weights"] for case in first] == [case["weights"] for case in second]
-    return dict(zip(named, first, strict=True))
+def pair() -> list[dict]:
+    return world.run_all(2, calls(cases()))
+
+
+@pytest.fixture(scope="module")
+def found(pair) -> dict[str, dict]:
+    first, second = pair
+    assert [first[name]["weights"] for name in cases()] == [second[name]["weights"] for name in cases()]
+    return first
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, dict]:
     named = {name: settings for name, settings in cases().items() if name in ("wake and sleep, zero 0", "wake and sleep, zero 3")}
-    named["local"] = {"overrides": ALTERNATING, "steps": STEPS, "kind": "local"}
-    (results,) = world.run("several", 1, cases=list(named.values()))
-    return dict(zip(named, results, strict=True))
+    return world.run_all(1, calls(named | {"local": {"overrides": ALTERNATING, "steps": STEPS, "kind": "local"}}))[0]
 
 
 def furthest(one: dict, other: dict) -> float:
@@ -93,10 +104,10 @@ def test_a_loss_that_is_not_finite_is_named(found, stage):
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_states_pass_between_engines_and_stages(size):
+def test_states_pass_between_engines_and_stages(request, size):
     """Six steps under one, six under the next, against twelve under one of them."""
-    chain = [{"kind": "deepspeed", "zero_stage": 2}, {"kind": "parallel"}, {"kind": "deepspeed", "zero_stage": 3}, {"kind": "deepspeed"}]
-    for result in world.run("relay", size, overrides=ALTERNATING, engines=chain, each=3):
+    for process in [request.getfixturevalue("alone")] if size == 1 else request.getfixturevalue("pair"):
+        result = process["relay"]
         assert len(result["whole"]) == len(result["relayed"]) == 12
         pairs = zip(result["whole"], result["relayed"], strict=True)
         assert max(abs(one - other) / abs(one) for one, other in pairs) < 1e-4

@@ -18,36 +18,34 @@ from tests.engine import world
 from tests.engine.small import COMMON, COUPLED, METHODS, case, distance
 
 STEPS, DOUBLE_STEPS, COUPLED_STEPS, SPOILT = 50, 5, 3, 77
+ROWS = [0, 1, 7, 8]
 
 
-def cases(size: int) -> dict[str, dict]:
+def calls(size: int, **more: tuple[str, dict]) -> dict[str, tuple[str, dict]]:
+    """What the processes compute, in this order."""
     found = {method: case(method, STEPS) for method in METHODS}
     if size < 4:
         found |= {f"{method} double": case(method, DOUBLE_STEPS, double=True) for method in METHODS}
         found |= {f"{method} double": case(method, COUPLED_STEPS, double=True) for method in COUPLED}
         found["spoilt"] = case("vae", 50, spoil=SPOILT)
-    return found
+    return {name: ("follow", settings) for name, settings in found.items()} | more
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, dict]:
     extra = {f"{method} accumulated": case(method, DOUBLE_STEPS, double=True, accumulation=4) for method in METHODS}
     extra |= {method + " local": case(method, 3, kind="local") for method in METHODS}
-    return _run(cases(1) | extra, 1)[0]
+    return world.run_all(1, calls(1, **{name: ("follow", settings) for name, settings in extra.items()}))[0]
 
 
 @pytest.fixture(scope="module")
-def two() -> list[dict[str, dict]]:
-    return _run(cases(2), 2)
+def two() -> list[dict]:
+    return world.run_all(2, calls(2, shares=("shares", {"rows": ROWS}), threads_left=("exchanging_threads_left", case("ddvi", 2))))
 
 
 @pytest.fixture(scope="module")
 def four() -> list[dict[str, dict]]:
-    return _run(cases(4), 4)
-
-
-def _run(named: dict[str, dict], size: int) -> list[dict[str, dict]]:
-    return [dict(zip(named, results, strict=True)) for results in world.run("several", size, cases=list(named.values()))]
+    return world.run_all(4, calls(4))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -138,14 +136,14 @@ def test_the_command_in_two_processes_is_the_command_in_one(tmp_path):
     assert all(torch.allclose(weights[1][name], value, rtol=1e-4, atol=1e-6) for name, value in weights[0].items())
 
 
-def test_shares_of_rows_are_disjoint_and_complete():
-    found = world.run("shares", 2, rows=[0, 1, 7, 8])
+def test_shares_of_rows_are_disjoint_and_complete(two):
+    found = [process["shares"] for process in two]
     for process in found:
-        assert process["collected"] == [list(range(rows)) for rows in (0, 1, 7, 8)]
+        assert process["collected"] == [list(range(rows)) for rows in ROWS]
         assert process["gradient"] == [[4.0, 8.0, 12.0, 16.0], [0.5] * 2]
     assert math.isclose(found[0]["mean"], 0.5) and found[0]["any"] and found[1]["any"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
-def test_leaving_ends_the_threads_that_serve_exchanges():
-    assert world.run("exchanging_threads_left", 2, **case("ddvi", 2)) == [0, 0]
+def test_leaving_ends_the_threads_that_serve_exchanges(two):
+    assert [process["threads_left"] for process in two] == [0, 0]

@@ -103,9 +103,9 @@ def follow(
     return {"losses": losses.values, "weights": [float(weights.sum()), float(weights.norm())], **found}
 
 
-def several(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`follow` for each of many cases, in one start of the processes."""
-    return [follow(**case) for case in cases]
+def in_turn(calls: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+    """Results of several functions of this file, each given by its name and settings."""
+    return [globals()[name](**settings) for name, settings in calls]
 
 
 def exchanging_threads_left(**case: Any) -> int:
