@@ -59,7 +59,7 @@ def check_overrides(overrides: Iterable[str]) -> None:
         if name in GROUPS:
             check_choice(name, value)
         elif not name.startswith(tuple(f"{free}." for free in FREE)):
-            hint = _checks.nearest(name, known) or "ddvi-fast train --settings lists them all"
+            hint = _checks.nearest(name, known) or "ddvi-fast train --settings lists the settings"
             _checks.require(name in known, "setting", "one that exists", name, hint)
 
 

@@ -221,7 +221,10 @@ def test_settings_are_listed_with_their_values(capsys):
     assert code == 0, err
     head, _, listing = out.partition("{")
     assert "# prior: gaussian, less_noisy_square, mixture, pinwheel, square, swiss_roll_noisy" in head.splitlines()
-    assert json.loads("{" + listing)["epochs"] == 7
+    settings = json.loads("{" + listing)
+    assert settings["epochs"] == 7 and "chain" in settings["method"]
+    listing = run(capsys, "train", "--settings", "method=vae")[1].partition("{")[2]
+    assert "chain" not in json.loads("{" + listing)["method"]
 
 
 LOADED = """
