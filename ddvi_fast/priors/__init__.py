@@ -1,4 +1,4 @@
-"""Priors `p(z)`: samples, exact densities, class partitions, and nodes to integrate over."""
+"""Priors p(z): samples, exact densities, classes, quadrature nodes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,18 @@ _PRIORS = {
 
 
 def make(name: str, **options: Any) -> Prior:
-    """A prior by name: ``gaussian``, ``mixture``, ``pinwheel``, ``swiss_roll``, ``square``, ``less_noisy_square`` (the square with
-    ``noise_level=3``), ``swiss_roll_noisy`` and ``less_noisy_swiss_roll`` (both the swiss roll with ``noise=0.1``).
+    """Make a prior by name.
+
+    Args:
+        name: ``gaussian``, ``mixture``, ``pinwheel``, ``swiss_roll`` (without noise and density), ``swiss_roll_noisy`` (noise 0.1, also called
+            ``less_noisy_swiss_roll``), ``square``, or ``less_noisy_square`` (noise level 3).
+        options: Arguments of the prior's class.
+
+    Returns:
+        The prior.
 
     Raises:
-        InputError: an unknown name or option, with the nearest valid ones.
+        InputError: If the name or an option is unknown; the message contains the nearest valid ones.
 
     Example:
         >>> make("pinwheel").num_classes

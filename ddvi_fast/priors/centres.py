@@ -1,4 +1,4 @@
-"""A base prior around learned centres: the clustering prior of docs/method.md, section 4."""
+"""Clustering prior: copies of a base prior around learned centres (docs/method.md, section 4)."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, rng
-from ddvi_fast.priors.base import Prior, pick
+from ddvi_fast.priors.base import Prior, select_class
 from ddvi_fast.priors.gaussian import Gaussian
 from ddvi_fast.rng import Draws
 
 ETA = 1.5  # distance below which two centres repel each other
-REACH = 2.5  # centres stay inside [-REACH, REACH]
-BASE_SCALE = 0.125  # of the paper's Gaussian base
+REACH = 2.5  # bound of the centres' coordinates
+BASE_SCALE = 0.125  # standard deviation of the paper's Gaussian base prior
 
 
 class Centres(Prior):
-    """Equally likely components: the base prior, shrunk by `scale` and moved to one of `num_centres` learned centres.
+    """Mixture of equally likely copies of a base prior, scaled by `scale` and shifted to `num_centres` learned centres.
 
-    `p(z | c) = p_base((z - mean_c) / scale) / scale^D`; component `c` is class `c`. A centre is `REACH tanh(raw_c)`, so that it
-    cannot leave the square.
+    `p(z | c) = p_base((z - mean_c) / scale) / scale^D`; component `c` is class `c`. A centre is `2.5 tanh(raw_c)`, so that its coordinates
+    stay in [-2.5, 2.5].
 
     Args:
-        base: the prior around each centre; by default the Gaussian of standard deviation 0.125.
-        num_centres: C.
-        scale: by which the base shrinks.
-        learnable: train the centres.
-        draws: where the initial centres are drawn, evenly over the square.
-        raw: the centres' parameter [C, D] itself, to share it.
+        base: Prior around each centre. Default: the Gaussian of standard deviation 0.125.
+        num_centres: Number of centres, C (int, default 20).
+        scale: Factor on the base prior (float, default 1).
+        learnable: Train the centres (bool, default True).
+        draws: Position of the initial centres in the random stream (default `Draws(0)`). They are spread over the square.
+        raw: Parameter [C, D] of the centres, to share that of another prior. Default: a new one.
+
+    Raises:
+        InputError: If the base prior has no density, or if an argument is out of range.
 
     Example:
         >>> prior = Centres(num_centres=20)
@@ -38,14 +41,9 @@ class Centres(Prior):
     """
 
     def __init__(
-        self,
-        base: Prior | None = None,
-        num_centres: int = 20,
-        scale: float = 1.0,
-        learnable: bool = True,
-        draws: Draws = Draws(0),
+        self, base: Prior | None = None, num_centres: int = 20, scale: float = 1.0, learnable: bool = True, draws: Draws = Draws(0),
         raw: nn.Parameter | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         _checks.require(num_centres >= 1, "num_centres", "at least 1", num_centres)
         _checks.require(scale > 0, "scale", "a positive number", scale)
@@ -56,23 +54,23 @@ class Centres(Prior):
 
     @property
     def centres(self) -> Tensor:
-        """The centres [C, D], inside [-REACH, REACH]."""
+        """The centres [C, D]."""
         return REACH * torch.tanh(self.raw)
 
     def crowding(self, eta: float = ETA) -> Tensor:
-        """The hinge on distances: for each centre the sum of `max(0, eta - distance)` over the others, [C]."""
+        """Compute for each centre the sum of `max(0, eta - distance)` over the other centres, [C]."""
         distances = (self.centres.unsqueeze(0) - self.centres.unsqueeze(1)).square().sum(-1)
         itself = torch.eye(self.num_classes, dtype=torch.bool, device=distances.device)
-        # A square root has no finite gradient at 0, where a centre meets itself, or another.
+        # The square root has no finite gradient at distance 0.
         apart = torch.where(itself, eta**2, distances.clamp(min=1e-12)).sqrt()
         return torch.relu(eta - apart).sum(-1)
 
     def nearest(self, z: Tensor) -> Tensor:
-        """The cluster of latents [..., D]: the index of the nearest centre, int64 [...]."""
+        """Return the index of the centre nearest to each latent [..., D], int64 [...]."""
         return torch.cdist(z, self.centres.to(z)).argmin(-1)
 
     def responsibilities(self, z: Tensor) -> Tensor:
-        """``p(c | z)`` of latents [..., D], [..., C], differentiable in latents and centres."""
+        """Compute `p(c | z)` [..., C] of latents [..., D], differentiable in latents and centres."""
         return self.base.log_prob(self._centred(z)).softmax(-1)
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
@@ -81,24 +79,24 @@ class Centres(Prior):
         return centred.flatten(0, 1), log_weights.repeat(self.num_classes) - math.log(self.num_classes)
 
     def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
-        # The base draws its own classes, so it stands where the class of the centre does not.
+        # The base prior draws its own class, at another place than the class of the centre.
         base = self.base.sample(n, draws.importance(1), device=device)
         return self.centres.to(device)[labels] + self.scale * base
 
     def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        return pick(self.base.log_prob(self._centred(z)) - self.dim * math.log(self.scale), labels)
+        return select_class(self.base.log_prob(self._centred(z)) - self.dim * math.log(self.scale), labels)
 
     def _centred(self, z: Tensor) -> Tensor:
-        """Latents [..., D] as the base prior around each centre sees them, [..., C, D]."""
+        """Latents [..., D] in the coordinates of the base prior around each centre, [..., C, D]."""
         return (z.unsqueeze(-2) - self.centres.to(z)) / self.scale
 
     def _blurred(self, width: float) -> Centres:
-        # With the very parameter: centres take their gradient through the blur.
+        # The same parameter, so that the centres get their gradient through the blur.
         return Centres(self.base.blurred(width / self.scale), self.num_classes, self.scale, raw=self.raw)
 
 
 def _spread(count: int, dim: int, draws: Draws) -> Tensor:
-    """Starting places [count, dim] in (-1, 1): each the candidate farthest from all before it."""
+    """Initial centres [count, dim] in (-1, 1): each the candidate farthest from all previous ones."""
     candidates = 1.8 * rng.uniform(draws, (50 * count, dim), rng.INITIAL) - 0.9
     chosen = candidates[:1]
     for _ in range(count - 1):

@@ -1,18 +1,18 @@
-"""An order of points in which neighbours in space are neighbours in memory."""
+"""Order of points along a space-filling curve, which makes kernel density estimates faster."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_BITS = 10  # a coordinate's cells: 1,024
-_COORDINATES = 3  # the first ones, which a prior of few dimensions has
+_BITS = 10  # bits of a cell's coordinate
+_COORDINATES = 3  # number of coordinates that determine the order, the first ones
 
 
 def along_curve(points: Tensor) -> Tensor:
-    """The order, int64 [M], of `points` [M, D] along a Z-shaped curve through cells of their first coordinates (Morton 1966).
+    """Return the order, int64 [M], of `points` [M, D] along a Z-order curve of their first coordinates (Morton 1966).
 
-    A kernel on a block of consecutive points then reaches few places, and is zero at most others.
+    Consecutive points are then close in space, so a kernel on a block of points is zero almost everywhere else.
 
     Example:
         >>> along_curve(torch.tensor([[0.0], [2.0], [1.0]])).tolist()

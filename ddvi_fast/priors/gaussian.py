@@ -1,4 +1,4 @@
-"""The isotropic Gaussian prior."""
+"""Isotropic Gaussian prior."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, rng
-from ddvi_fast.priors.base import Prior, bell_nodes
+from ddvi_fast.priors.base import Prior
+from ddvi_fast.priors.quadrature import normal_grid
 from ddvi_fast.rng import Draws
 
 
 class Gaussian(Prior):
-    """N(0, scale^2 I) over `dim` latents.
+    """Isotropic Gaussian N(0, scale^2 I).
+
+    Args:
+        dim: Number of latent dimensions, D (int, default 2).
+        scale: Standard deviation (float, default 1).
+
+    Raises:
+        InputError: If `dim` is below 1 or `scale` is not positive.
 
     Example:
         >>> round(Gaussian(dim=2).log_prob(torch.zeros(2)).item(), 4)
@@ -27,11 +35,8 @@ class Gaussian(Prior):
         self.dim, self.scale = dim, scale
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
-        _checks.require(self.dim <= 2, "prior", "at most 2 latent dimensions, for integration nodes", f"D = {self.dim}")
-        nodes, log_weights = bell_nodes(resolution, reach=15)
-        grid = torch.cartesian_prod(*[nodes] * self.dim).view(-1, self.dim)
-        weights = torch.cartesian_prod(*[log_weights] * self.dim).view(-1, self.dim).sum(-1)
-        return self.scale * grid, weights
+        nodes, log_weights = normal_grid(self.dim, resolution, reach=15)
+        return self.scale * nodes, log_weights
 
     def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
         return self.scale * rng.normal(draws, (n, self.dim), rng.PRIOR + 1, device=device)

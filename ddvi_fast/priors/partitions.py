@@ -1,4 +1,4 @@
-"""Class partitions `p(z | c)` of a prior: all at once, and the prior whose latents carry their class."""
+"""Classes of a prior: densities p(z | c) of all classes, and the prior whose latents contain their class."""
 
 from __future__ import annotations
 
@@ -14,37 +14,40 @@ from ddvi_fast.rng import Draws
 
 
 def require_partitions(prior: Prior) -> int:
-    """The number C of the prior's equally likely classes.
+    """Return the number of the prior's equally likely classes, C.
 
     Raises:
-        InputError: a prior without classes, such as the Gaussian.
+        InputError: If the prior has no classes, such as the Gaussian.
     """
     hint = "pinwheel, swiss_roll_noisy, square, mixture and centres have them"
-    _checks.require(prior.num_classes is not None, "prior", "one that is cut into classes", f"a {type(prior).__name__} prior, which is not", hint)
+    _checks.require(prior.num_classes is not None, "prior", "one with classes", f"a {type(prior).__name__} prior, which has none", hint)
     return prior.num_classes
 
 
 def class_log_probs(prior: Prior, z: Tensor) -> Tensor:
-    """log p(z | c) in nats of the same latents under every class: [..., D] -> [C, ...]."""
+    """Compute log p(z | c) [C, ...] in nats of latents [..., D] under every class."""
     classes = torch.arange(require_partitions(prior), device=z.device)
     return torch.stack([prior.log_prob(z, label.expand(z.shape[:-1])) for label in classes])
 
 
 def log_class_posterior(prior: Prior, z: Tensor, labels: Tensor) -> Tensor:
-    """log p(labels | z) in nats under the prior, [...]; `labels` broadcast against the latents [..., D]."""
+    """Compute log p(labels | z) [...] in nats under the prior, for latents [..., D] and labels that broadcast to [...]."""
     labels = labels.expand(z.shape[:-1])
     return prior.log_prob(z, labels) - math.log(require_partitions(prior)) - prior.log_prob(z)
 
 
 class OneHotGaussian(Prior):
-    """Latents `(z, e_c)`: a standard normal `z` of `style_dim` dimensions beside the one-hot code of an independent class.
+    """Prior of latents `(z, e_c)`: a standard normal `z` followed by the one-hot code of an independent uniform class.
 
-    Its partitions are the classes, so that a decoder of these latents is the model M2 of Kingma et al. (2014), p(x | z, c), and
-    everything written for partitioned priors serves it. Densities are with respect to length in `z` and counting in `c`.
+    A decoder of these latents is the model M2 of Kingma et al. (2014), `p(x | z, c)`. Densities are with respect to Lebesgue measure in `z`
+    and counting measure in `c`.
 
     Args:
-        style_dim: dimensions of `z`.
-        num_classes: C; the latents have `style_dim + C` dimensions.
+        style_dim: Number of dimensions of `z` (int, default 50).
+        num_classes: Number of classes, C (int, default 10). The latents have `style_dim + C` dimensions.
+
+    Raises:
+        InputError: If an argument is below 1.
 
     Example:
         >>> prior = OneHotGaussian(style_dim=2, num_classes=3)

@@ -1,4 +1,4 @@
-"""The pinwheel: thin curved arms around the origin (docs/method.md, section 5)."""
+"""Pinwheel prior: narrow curved arms around the origin (docs/method.md, section 5)."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, rng
-from ddvi_fast.priors.base import Prior, across, bell_nodes, pick
+from ddvi_fast.priors.base import Prior, select_class
+from ddvi_fast.priors.quadrature import nodes_across, normal_quadrature
 from ddvi_fast.rng import Draws
 
-_MIN_SLOPE = 0.12  # of the map's angle, up to the core radius; where it reaches 0 the map folds
-_OUTER_RADIUS = 2.5  # from here on the arms run straight: exp would wind them ever faster, then overflow
-_TABLE_SIZE = 65
+_MIN_SLOPE = 0.12  # smallest slope of the map of angles up to the core radius; at 0 the map would fold
+_OUTER_RADIUS = 2.5  # radius beyond which the arms are straight, since exp would overflow
+_TABLE_SIZE = 65  # angles of the table in which roots are bracketed
 
 
 class Pinwheel(Prior):
-    """`z = f R(angle_c(f_1))` with `f ~ N((1, 0), diag(radial_std^2, tangential_std^2))`, `angle_c = 2 pi c / C + rate exp(f_1)`.
+    """Pinwheel `z = f R(angle_c(f_1))`, `f ~ N((1, 0), diag(radial_std^2, tangential_std^2))`, `angle_c = 2 pi c / C + rate exp(f_1)`.
 
-    The map keeps the radius and takes the polar angle phi of `f` to `g(phi) = phi - rate exp(radius cos phi)`, less the arm's
-    angle. So the density is that of `f` at the root of `g`, over the Jacobian determinant `g'(phi) = 1 + rate exp(f_1) f_2`.
+    The map preserves the radius and takes the polar angle phi of `f` to `g(phi) = phi - rate exp(radius cos phi)` minus the arm's angle.
+    The density is that of `f` at the root of `g`, divided by the Jacobian determinant `g'(phi) = 1 + rate exp(f_1) f_2`.
 
-    Past radius 1.68 that map would fold, hundreds of standard deviations from an arm: points there would have many roots, and
-    the density poles. So beyond 1.6, four standard deviations out, the winding no longer varies across an arm (its ridge stays
-    where it is), and beyond 2.5 the arms run straight. Then every point belongs to each arm once, and the density is finite and
-    falls however far out. Samples and density share the map; samples move by less than 1e-2 of the arm's width for it.
+    Beyond radius 1.68 this map would fold and the density would have poles. Beyond 1.6, four standard deviations out, the winding is
+    therefore constant across an arm, and beyond 2.5 the arms are straight. Every point then has one preimage per arm, and the density is
+    finite everywhere. Samples and density use the same map, which moves samples by less than 1% of the arm's width.
 
     Args:
-        num_classes: C arms, each a class.
-        radial_std: along an arm.
-        tangential_std: across an arm.
-        rate: of the twist.
+        num_classes: Number of arms, each a class (int, default 10).
+        radial_std: Standard deviation along an arm (float, default 0.15).
+        tangential_std: Standard deviation across an arm (float, default 0.005).
+        rate: Rate of the winding (float, default 0.25).
+
+    Raises:
+        InputError: If an argument is out of range.
 
     Example:
         >>> prior = Pinwheel()
@@ -54,11 +57,11 @@ class Pinwheel(Prior):
         self.core_radius = radii[lowest >= _MIN_SLOPE].max().item()
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
-        along, log_along = bell_nodes(resolution, reach=15)
-        beside, log_beside = bell_nodes(across(resolution), reach=200)
+        radial, log_radial = normal_quadrature(resolution, reach=15)
+        tangential, log_tangential = normal_quadrature(nodes_across(resolution), reach=200)
         labels = torch.arange(self.num_classes, dtype=torch.float64)
-        first, second, label = torch.meshgrid(1 + self.radial_std * along, self.tangential_std * beside, labels, indexing="ij")
-        log_weights = log_along[:, None, None] + log_beside[:, None] - math.log(self.num_classes) + torch.zeros(self.num_classes)
+        first, second, label = torch.meshgrid(1 + self.radial_std * radial, self.tangential_std * tangential, labels, indexing="ij")
+        log_weights = log_radial[:, None, None] + log_tangential[:, None] - math.log(self.num_classes) + torch.zeros(self.num_classes)
         return self._place(torch.stack((first, second), -1), label).flatten(0, 2), log_weights.flatten()
 
     def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
@@ -66,9 +69,9 @@ class Pinwheel(Prior):
         return self._place(torch.stack((1 + self.radial_std * f[:, 0], self.tangential_std * f[:, 1]), 1), labels)
 
     def _place(self, f: Tensor, labels: Tensor) -> Tensor:
-        """The map from `f` [.., 2] in the frame of arm `labels` [..] to the plane."""
+        """Map `f` [.., 2] in the frame of arm `labels` [..] to latents [.., 2]."""
         radius, phi = torch.hypot(f[..., 0], f[..., 1]), torch.atan2(f[..., 1], f[..., 0])
-        winding = self._twist(radius.clamp(max=self.core_radius) * torch.cos(phi)) + self._outer_winding(radius)
+        winding = self._winding(radius.clamp(max=self.core_radius) * torch.cos(phi)) + self._outer_winding(radius)
         theta = phi - winding - 2 * math.pi * labels / self.num_classes
         return torch.stack((radius * torch.cos(theta), radius * torch.sin(theta)), -1)
 
@@ -79,45 +82,45 @@ class Pinwheel(Prior):
         first, second = radius * torch.cos(phi), radius * torch.sin(phi)
         standardised = ((first - 1) / self.radial_std).square() + (second / self.tangential_std).square()
         constant = math.log(2 * math.pi * self.radial_std * self.tangential_std)
-        return pick(-0.5 * standardised - constant - torch.log(self._slope(phi, core)), labels)
+        return select_class(-0.5 * standardised - constant - torch.log(self._slope(phi, core)), labels)
 
     def _polar(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Radius [..., 1], and [..., C]: the angle of `z` in the frame of each arm, before its twist."""
-        # At the origin the angle has no derivative: look a little beside it.
+        """Radius [..., 1] of `z`, and its angle [..., C] in the frame of each arm before the winding."""
+        # The angle has no derivative at the origin, so that point is moved slightly.
         at_origin = z.square().sum(-1) < 1e-12
-        beside = torch.stack((torch.where(at_origin, 1e-6, z[..., 0]), torch.where(at_origin, 0.0, z[..., 1])), -1)
+        moved = torch.stack((torch.where(at_origin, 1e-6, z[..., 0]), torch.where(at_origin, 0.0, z[..., 1])), -1)
         arms = 2 * math.pi / self.num_classes * torch.arange(self.num_classes, device=z.device, dtype=z.dtype)
-        return beside.norm(dim=-1, keepdim=True), torch.atan2(beside[..., 1:], beside[..., :1]) + arms
+        return moved.norm(dim=-1, keepdim=True), torch.atan2(moved[..., 1:], moved[..., :1]) + arms
 
     def _solve(self, core: Tensor, phase: Tensor) -> Tensor:
-        """The angle of `f` [..., C], the one root of `g(phi) = phase` modulo a turn; `core` is [..., 1]."""
+        """The angle of `f` [..., C]: the root of `g(phi) = phase` modulo a turn; `core` is [..., 1]."""
         with torch.no_grad():
-            table = self.table_phi.to(phase) - self._twist(core * torch.cos(self.table_phi.to(phase)))
+            table = self.table_phi.to(phase) - self._winding(core * torch.cos(self.table_phi.to(phase)))
             turns = -2 * math.pi * torch.floor((phase - table[..., :1]) / (2 * math.pi))
             phi = self._interpolate(table, phase + turns)
             for _ in range(2):
                 phi = self._newton(phi, core, phase + turns)
-        # Two steps at the root carry its first three derivatives, so that gradients can be differentiated again.
+        # Two Newton steps at the root have its first three derivatives, so that gradients can be differentiated again.
         return self._newton(self._newton(phi, core, phase + turns), core, phase + turns)
 
     def _interpolate(self, table: Tensor, goal: Tensor) -> Tensor:
-        """Where a `table` [..., K] of g over `table_phi` passes `goal` [..., C]."""
+        """The angle at which a `table` [..., K] of g over `table_phi` reaches `goal` [..., C], by linear interpolation."""
         grid = self.table_phi.to(goal)
         right = torch.searchsorted(table, goal).clamp(1, _TABLE_SIZE - 1)
         below, above = table.gather(-1, right - 1), table.gather(-1, right)
         return grid[right - 1] + (goal - below) / (above - below) * (grid[1] - grid[0])
 
     def _newton(self, phi: Tensor, core: Tensor, goal: Tensor) -> Tensor:
-        return phi - (phi - self._twist(core * torch.cos(phi)) - goal) / self._slope(phi, core)
+        return phi - (phi - self._winding(core * torch.cos(phi)) - goal) / self._slope(phi, core)
 
     def _slope(self, phi: Tensor, core: Tensor) -> Tensor:
-        return 1 + self._twist(core * torch.cos(phi)) * core * torch.sin(phi)
+        return 1 + self._winding(core * torch.cos(phi)) * core * torch.sin(phi)
 
     def _outer_winding(self, radius: Tensor) -> Tensor:
-        """How much further the ridge turns beyond the core. It depends on the radius alone, so it keeps areas."""
-        return self._twist(radius.clamp(self.core_radius, _OUTER_RADIUS)) - self.rate * math.exp(self.core_radius)
+        """Winding beyond the core. It depends only on the radius, so it preserves areas."""
+        return self._winding(radius.clamp(self.core_radius, _OUTER_RADIUS)) - self.rate * math.exp(self.core_radius)
 
-    def _twist(self, first: Tensor) -> Tensor:
+    def _winding(self, first: Tensor) -> Tensor:
         return self.rate * torch.exp(first)
 
     def _blurred(self, width: float) -> Pinwheel:

@@ -1,4 +1,4 @@
-"""The square: the perimeter of [-1, 1]^2 with noise across its edges (docs/method.md, section 5)."""
+"""Square prior: the perimeter of [-1, 1]^2 with noise across its edges (docs/method.md, section 5)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, rng
-from ddvi_fast.priors.base import Prior, across, bell_nodes, pick, uniform_nodes
+from ddvi_fast.priors.base import Prior, select_class
+from ddvi_fast.priors.quadrature import nodes_across, normal_quadrature, uniform_quadrature
 from ddvi_fast.rng import Draws
 
 _PERIMETER, _EDGE = 8.0, 2.0
@@ -19,13 +20,21 @@ _ACROSS = ((0.0, 1.0), (1.0, 0.0), (0.0, -1.0), (-1.0, 0.0))
 
 
 class Square(Prior):
-    """Position uniform along the perimeter, clockwise from the top left, with noise N(0, (noise_level / 50)^2) across the edge.
+    """Uniform position on the perimeter of [-1, 1]^2, clockwise from the top left, with noise N(0, (noise_level / 50)^2) across the edge.
 
     Args:
-        noise_level: 3 in the "less noisy" variant.
-        num_classes: equal stretches of the perimeter; one may turn a corner.
-        corner_width: Standard deviation of a slight noise along the edge (float, default 0.01). With 0 the density ends abruptly at
-            the corners and is zero beyond them, so that a posterior that starts there has no gradient to follow.
+        noise_level: Fifty times the standard deviation of the noise (float, default 3, the paper's "less noisy" variant).
+        num_classes: Number of classes, equal stretches of the perimeter (int, default 10). A stretch can include a corner.
+        corner_width: Standard deviation of a small noise along the edge (float, default 0.01). With 0 the density is zero beyond the
+            corners, and a posterior that starts there has no gradient.
+
+    Raises:
+        InputError: If an argument is out of range.
+
+    Example:
+        >>> prior = Square()
+        >>> prior.log_prob(prior.sample(4, Draws(0))).shape
+        torch.Size([4])
     """
 
     dim = 2
@@ -40,16 +49,16 @@ class Square(Prior):
         kinds = {"classes": torch.int64, "edges": torch.int64, "starts": torch.float64, "ends": torch.float64}
         columns = {name: torch.tensor(column, dtype=kinds[name]) for name, column in zip(kinds, zip(*stretches, strict=True), strict=True)}
         for name, column in columns.items():
-            self.register_buffer(name, column, persistent=False)  # [S] straight stretches
+            self.register_buffer(name, column, persistent=False)  # [S] straight pieces of the classes
         frames = torch.tensor([_CORNERS, _ALONG, _ACROSS], dtype=torch.float64)
-        self.register_buffer("frames", frames, persistent=False)  # [3, 4, 2] of each edge: first corner, unit vectors along and outwards
+        self.register_buffer("frames", frames, persistent=False)  # [3, 4, 2]: first corner of each edge, unit vectors along it and outwards
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
-        nodes, log_nodes = uniform_nodes(max(8, resolution // 4))
+        nodes, log_nodes = uniform_quadrature(max(8, resolution // 4))
         starts, ends, edges = self.starts.double().cpu(), self.ends.double().cpu(), self.edges.cpu()
         lengths = (ends - starts).unsqueeze(1)
         positions = starts.unsqueeze(1) + lengths * nodes
-        (around, log_around), (beside, log_beside) = bell_nodes(1, reach=10), bell_nodes(across(resolution), reach=40)
+        (around, log_around), (beside, log_beside) = normal_quadrature(1, reach=10), normal_quadrature(nodes_across(resolution), reach=40)
         along = positions[..., None, None] + self.corner_width * around[:, None] + torch.zeros_like(beside)
         points = self._place(edges[:, None, None, None], along, self.noise * beside)
         log_weights = (log_nodes + torch.log(lengths / _PERIMETER))[..., None, None] + log_around[:, None] + log_beside
@@ -63,7 +72,7 @@ class Square(Prior):
         return self._place(edge.long(), position - _EDGE * edge + self.corner_width * along, self.noise * across)
 
     def _place(self, edge: Tensor, along: Tensor, across: Tensor) -> Tensor:
-        """Points [.., 2] at distances `along` edge `edge` from its first corner and `across` it outwards."""
+        """Points [.., 2] at the distance `along` edge `edge` from its first corner, and the distance `across` outwards."""
         corner, forwards, outwards = self.frames.to(along)[:, edge]
         return corner + along.unsqueeze(-1) * forwards + across.unsqueeze(-1) * outwards
 
@@ -76,10 +85,10 @@ class Square(Prior):
         if labels is None:
             return torch.logsumexp(stretches, -1)
         members = torch.where(self.classes.unsqueeze(0) == torch.arange(self.num_classes, device=z.device).unsqueeze(1), 0.0, -math.inf)
-        return pick(torch.logsumexp(stretches.unsqueeze(-2) + members.to(z), -1) + math.log(self.num_classes), labels)
+        return select_class(torch.logsumexp(stretches.unsqueeze(-2) + members.to(z), -1) + math.log(self.num_classes), labels)
 
     def _log_uniform(self, position: Tensor) -> Tensor:
-        """Log of the share of a stretch's unit rate that lies at `position` [.., S], its ends rounded by `corner_width`."""
+        """Log-density [.., S], relative to the interior, at `position` [.., S] of each piece, whose ends are smoothed by `corner_width`."""
         starts, ends = self.starts.to(position), self.ends.to(position)
         if self.corner_width == 0:
             return torch.where((position >= starts) & (position < ends), 0.0, -math.inf).to(position)
@@ -92,12 +101,12 @@ class Square(Prior):
 
 
 def _log_normal_interval(near: Tensor, far: Tensor) -> Tensor:
-    """`log(Phi(near) + Phi(far) - 1)`: the mass between ends at distances `near` <= `far` inside them, negative when beyond one.
+    """Compute `log(Phi(near) + Phi(far) - 1)`: the mass between ends at distances `near` <= `far`, negative beyond an end.
 
-    Written with erfcx, as the derivative of `torch.special.log_ndtr` loses its digits in float32 from 100 on, then turns NaN.
+    It uses erfcx, because in float32 the derivative of `torch.special.log_ndtr` is inaccurate below -100, then NaN.
     """
     near, far = near / math.sqrt(2), far / math.sqrt(2)
-    # Each branch sees only arguments it can take: an infinity in the unused one would make the gradient NaN.
+    # Both branches get valid arguments: an infinity in the unused one would make the gradient NaN.
     outside, beyond = -near.clamp(max=0), far.clamp(min=1e-6)
     top = torch.special.erfcx(outside)
     rest = torch.exp((outside.square() - beyond.square()).clamp(max=0)) * torch.special.erfcx(beyond) / top
@@ -107,7 +116,7 @@ def _log_normal_interval(near: Tensor, far: Tensor) -> Tensor:
 
 
 def _stretches(num_classes: int) -> Iterator[tuple[int, int, float, float]]:
-    """(class, edge, start, end) of the straight pieces of each class, positions counted along the edge."""
+    """Yield (class, edge, start, end) of the straight pieces of each class, with positions along the edge."""
     for label in range(num_classes):
         position, end = label * _PERIMETER / num_classes, (label + 1) * _PERIMETER / num_classes
         for edge in range(4):

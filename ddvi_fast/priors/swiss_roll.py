@@ -1,4 +1,4 @@
-"""The swiss roll: a spiral with isotropic noise (docs/method.md, section 5)."""
+"""Swiss roll prior: a spiral with isotropic noise (docs/method.md, section 5)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,32 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, rng
-from ddvi_fast.priors.base import Prior, across, bell_nodes, pick, uniform_nodes
+from ddvi_fast.priors.base import Prior, select_class
+from ddvi_fast.priors.quadrature import nodes_across, normal_grid, uniform_quadrature
 from ddvi_fast.rng import Draws
 
 _TURNS = 4.5 * math.pi
 _RADIUS = 3.0
-_SPACING = 0.4  # of quadrature nodes, in units of the noise: Gauss-Legendre is then exact to float32
-_LENGTH = 0.5 * _RADIUS * _TURNS + _RADIUS  # of the curve, from above
+_SPACING = 0.4  # spacing of quadrature nodes in units of the noise, at which Gauss-Legendre is exact to float32
+_LENGTH = 0.5 * _RADIUS * _TURNS + _RADIUS  # upper bound of the length of the curve
 
 
 class SwissRoll(Prior):
-    """Radius `3 sqrt(u)`, angle `4.5 pi sqrt(u)`, `u` uniform, plus isotropic noise; class `c` owns `u` in `[c/C, (c+1)/C)`.
+    """Spiral of radius `3 sqrt(u)` and angle `4.5 pi sqrt(u)`, `u` uniform on [0, 1], with isotropic noise; class `c` has `u` in `[c/C, (c+1)/C)`.
 
-    The density integrates the noise along the curve; without noise there is none.
+    The density is the noise integrated along the curve. Without noise there is none, and `log_prob` raises `InputError`.
+
+    Args:
+        noise: Standard deviation of the noise (float, default 0; 0.1 in ``swiss_roll_noisy``).
+        num_classes: Number of classes, C (int, default 10).
+
+    Raises:
+        InputError: If an argument is out of range.
+
+    Example:
+        >>> prior = SwissRoll(noise=0.1)
+        >>> prior.log_prob(prior.sample(4, Draws(0))).shape
+        torch.Size([4])
     """
 
     dim = 2
@@ -40,19 +53,17 @@ class SwissRoll(Prior):
         points, log_weights = self._curve_nodes(max(8, resolution // 4))
         if self.noise == 0:
             return points.flatten(0, 1), log_weights.flatten() - math.log(self.num_classes)
-        nodes, log_noise = bell_nodes(across(resolution) // 2 + 1, reach=25)
-        around = self.noise * torch.cartesian_prod(nodes, nodes)
-        log_around = torch.cartesian_prod(log_noise, log_noise).sum(-1)
-        spread = points.unsqueeze(2) + around
-        return spread.flatten(0, 2), (log_weights.unsqueeze(2) + log_around).flatten() - math.log(self.num_classes)
+        grid, log_grid = normal_grid(2, nodes_across(resolution) // 2 + 1, reach=25)
+        nodes = points.unsqueeze(2) + self.noise * grid
+        return nodes.flatten(0, 2), (log_weights.unsqueeze(2) + log_grid).flatten() - math.log(self.num_classes)
 
     def _curve_nodes(self, count: int) -> tuple[Tensor, Tensor]:
-        """Nodes [C, count, 2] on each class's stretch of the curve and their log-weights, which sum to 1 a class."""
-        nodes, log_weights = uniform_nodes(count)
+        """Nodes [C, count, 2] on the curve of each class, and their log-weights [C, count], whose exponentials sum to 1 per class."""
+        nodes, log_weights = uniform_quadrature(count)
         edges = torch.sqrt(torch.arange(self.num_classes + 1, dtype=torch.float64) / self.num_classes)
         width = (edges[1:] - edges[:-1]).unsqueeze(1)
         root = edges[:-1].unsqueeze(1) + width * nodes
-        # u = root^2 has density 2 root in root, and a class holds 1/C of it.
+        # root = sqrt(u) has density 2 root, and a class has 1/C of its mass.
         return _spiral(root), log_weights + torch.log(2 * root * width * self.num_classes)
 
     def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
@@ -61,6 +72,7 @@ class SwissRoll(Prior):
         return points + self.noise * rng.normal(draws, (n, 2), rng.PRIOR + 2, device=device, dtype=torch.float64)
 
     def require_density(self) -> None:
+        """Raise `InputError` if `noise` is 0."""
         hint = "take noise=0.1, the swiss_roll_noisy prior"
         _checks.require(self.noise > 0, "prior", "a density, which the noiseless swiss roll does not have", "noise = 0", hint)
 
@@ -70,12 +82,12 @@ class SwissRoll(Prior):
         each = squared / (-2 * self.noise**2) + self.log_weights.to(z).flatten() - math.log(2 * math.pi) - 2 * math.log(self.noise)
         if labels is None:
             return torch.logsumexp(each, -1) - math.log(self.num_classes)
-        return pick(torch.logsumexp(each.unflatten(-1, (self.num_classes, -1)), -1), labels)
+        return select_class(torch.logsumexp(each.unflatten(-1, (self.num_classes, -1)), -1), labels)
 
     def _blurred(self, width: float) -> SwissRoll:
         return SwissRoll(math.hypot(self.noise, width), self.num_classes)
 
 
 def _spiral(root: Tensor) -> Tensor:
-    """Points [.., 2] of the curve at `root = sqrt(u)` [..]."""
+    """Return the points [.., 2] of the curve at `root = sqrt(u)` [..]."""
     return _RADIUS * root.unsqueeze(-1) * torch.stack((torch.cos(_TURNS * root), torch.sin(_TURNS * root)), -1)

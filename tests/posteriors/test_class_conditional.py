@@ -178,7 +178,7 @@ def test_style_latents_carry_the_class_they_were_encoded_for():
 @pytest.mark.parametrize(
     ("make_it", "words"),
     [
-        (lambda: ClassConditional(MLP(3, [], 3), family("gaussian"), priors.make("gaussian")), "cut into classes, got a Gaussian prior"),
+        (lambda: ClassConditional(MLP(3, [], 3), family("gaussian"), priors.make("gaussian")), "with classes, got a Gaussian prior"),
         (lambda: ClassDiffusion(MLP(3, [], 4), ResidualMLP(2, 0, 5), make("cosine", 5)), r"a group for each class \(groups=C\)"),
         (
             lambda: ClassConditional(MLP(3, [], 3), Diffusion(MLP(3, [], 4), ResidualMLP(2, 0, 5), make("cosine", 5)), make_model().prior),

@@ -39,15 +39,15 @@ def test_every_partition_integrates_to_one(name):
 @pytest.mark.parametrize("name", CLASSED)
 def test_partitions_mix_back_to_the_prior(name):
     prior = make(name)
-    z = torch.cat([prior.sample(100, Draws(1), dtype=F64), torch.randn(100, 2, dtype=F64, generator=torch.Generator().manual_seed(0))])
+    z = torch.cat([prior.sample(200, Draws(1), dtype=F64), torch.randn(200, 2, dtype=F64, generator=torch.Generator().manual_seed(0))])
     each = class_log_probs(prior, z)
     torch.testing.assert_close(torch.logsumexp(each, 0) - math.log(prior.num_classes), prior.log_prob(z), rtol=1e-9, atol=1e-6)
     posterior = torch.stack([log_class_posterior(prior, z, torch.tensor(label)) for label in range(prior.num_classes)])
-    torch.testing.assert_close(posterior.exp().sum(0), torch.ones(200, dtype=F64), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(posterior.exp().sum(0), torch.ones(400, dtype=F64), rtol=1e-6, atol=1e-6)
 
 
 def test_a_prior_without_classes_is_refused():
-    with pytest.raises(InputError, match=r"^prior: expected one that is cut into classes, got a Gaussian prior, which is not \(pinwheel[^\n]*\)$"):
+    with pytest.raises(InputError, match=r"^prior: expected one with classes, got a Gaussian prior, which has none \(pinwheel[^\n]*\)$"):
         require_partitions(priors.make("gaussian"))
 
 

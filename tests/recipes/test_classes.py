@@ -121,7 +121,7 @@ def test_any_matrix_can_be_clustered():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["method=ddvi_semi", "prior=gaussian"], r"^prior: expected one that is cut into classes, got a Gaussian prior[^\n]*pinwheel"),
+        (["method=ddvi_semi", "prior=gaussian"], r"^prior: expected one with classes, got a Gaussian prior[^\n]*pinwheel"),
         (["method=ddvi_semi", "prior.options.num_classes=5"], "prior.options.num_classes: expected 10, as digits has, got 5"),
         (["method=ddvi_semi", "dataset.labels=2500"], "labels: expected at most 1400, the number of training examples, got 2500"),
         (["method=ddvi_semi", "dataset.labels=5"], "labels: expected at least 10, one for each class, got 5"),
