@@ -84,8 +84,8 @@ def _train(config: Config) -> int:
     from ddvi_fast.cli.tables import print_result
     from ddvi_fast.distributed import speaks
     from ddvi_fast.engine.interrupts import Stopped
-    from ddvi_fast.paper.embedding_baselines import run
     from ddvi_fast.plots.run import draw_run
+    from ddvi_fast.training.run import run
 
     try:
         result = run(config, draw_run)

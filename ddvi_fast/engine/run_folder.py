@@ -21,6 +21,7 @@ import torch
 
 from ddvi_fast import __version__, _checks, _files
 from ddvi_fast.engine.checkpoint import STATE, WEIGHTS
+from ddvi_fast.engine.run_settings import EXECUTION, MACHINE, OUTPUT
 from ddvi_fast.precision import in_force
 
 CONFIG, CONFIG_YAML, ENVIRONMENT = "config.json", "config.yaml", "environment.json"
@@ -44,12 +45,6 @@ OWNED = (
     ENVIRONMENT,  # the mark goes last: a removal that is cut short can be repeated
 )
 _FOLDERS = ("figures", "checkpoints", "tensorboard")
-# They say how to start, how to compute the same, or what to show; not what to run.
-_NOT_COMPARED = (
-    "overwrite", "resume", "device", "capture", "compile_networks", "threads", "progress", "tensorboard", "tracker", "figures", "engine",
-    "zero_stage", "accumulation", "optimiser", "timeout", "checkpoint_steps", "checkpoint_keep", "data_dir", "download", "run_dir",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -246,7 +241,7 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     """``name=new (was old)`` for every leaf that differs."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new and type(old) is type(new) else [f"{name}={json.dumps(new)} (was {json.dumps(old)})"]
-    keys = [key for key in {**old, **new} if name or key not in _NOT_COMPARED]
+    keys = [key for key in {**old, **new} if name or key not in (*OUTPUT, *MACHINE, *EXECUTION)]
     return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
 
 

@@ -17,7 +17,7 @@ from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
 from ddvi_fast.training.evaluate import released_clusters
-from ddvi_fast.training.run import Draw, Result, load_dataset, run_dir, train_run
+from ddvi_fast.training.run import TASKS, Result, load_dataset, run_dir
 
 MAPS = ("pca", "tsne", "umap")
 LATENTS = "latents.npz"
@@ -29,11 +29,6 @@ class Map(NamedTuple):
 
     train: Tensor
     test: Tensor
-
-
-def run(config: Config, draw: Draw | None = None) -> Result:
-    """Run a configuration: an embedding if its task is `map`, else the training of a model (`train_run`)."""
-    return run_map(config) if config.method.task == "map" else train_run(config, draw)
 
 
 def run_map(config: Config) -> Result:
@@ -121,3 +116,6 @@ def _umap(config: Config, train: np.ndarray, test: np.ndarray | None) -> list[np
     np.random.set_state(before)
     torch.set_num_threads(threads)
     return places
+
+
+TASKS["map"] = run_map

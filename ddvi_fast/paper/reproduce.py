@@ -18,12 +18,12 @@ from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.genomes import maps as genome_maps
 from ddvi_fast.paper import table_spec as grid
 from ddvi_fast.paper import tables
-from ddvi_fast.paper.embedding_baselines import LATENTS, run
+from ddvi_fast.paper.embedding_baselines import LATENTS
 from ddvi_fast.paper.table_spec import Cell, Table
 from ddvi_fast.plots.run import draw_run
 from ddvi_fast.training.evaluate import evaluated, sample_prior
 from ddvi_fast.training.jobs import in_processes
-from ddvi_fast.training.run import Run, load_dataset
+from ddvi_fast.training.run import Run, load_dataset, run
 
 FAILURE = "failure.txt"
 

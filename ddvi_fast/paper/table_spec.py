@@ -17,11 +17,10 @@ from ddvi_fast import _checks
 from ddvi_fast.config.compose import compose
 from ddvi_fast.config.names import CONF, GROUPS
 from ddvi_fast.config.schema import Config
+from ddvi_fast.engine.run_settings import MACHINE, OUTPUT
 
 _QUIET = ("progress=off", "tensorboard=false", "figures=false", "overwrite=true")
 _NAMES = {"digits": "Digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-# Settings of place and manner that do not change the result of a run.
-_NOT_IN_DIGEST = ("run_dir", "overwrite", "progress", "tensorboard", "tracker", "figures", "data_dir", "download", "device", "threads")
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
 
 
 def _digest(config: Config) -> str:
-    plain = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_IN_DIGEST}
+    plain = {key: value for key, value in dataclasses.asdict(config).items() if key not in (*OUTPUT, *MACHINE)}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 

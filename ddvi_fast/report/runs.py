@@ -12,10 +12,9 @@ from ddvi_fast import _checks
 from ddvi_fast.engine.logs import read_metrics
 from ddvi_fast.engine.recorder import BOUND
 from ddvi_fast.engine.run_folder import ENVIRONMENT, EVALUATION, RunFolder
+from ddvi_fast.engine.run_settings import OUTPUT
 
 SEED = "seed"
-# Settings of the place and the output of a run.
-_NOT_OF_THE_METHOD = ("run_dir", "overwrite", "progress", "tensorboard", "tracker", "figures", "max_minutes")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             found |= flat(value, f"{prefix}{name}.")
-        elif prefix or name not in _NOT_OF_THE_METHOD:
+        elif prefix or name not in (*OUTPUT, "max_minutes"):
             found[prefix + name] = value
     return found
 

@@ -101,6 +101,15 @@ class Run(Session):
         return Result(self.folder, metrics, draw(self.config, self.experiment, self.dataset, self.folder.figures, records))
 
 
+# Functions that run configurations of further tasks, by `method.task`.
+TASKS: dict[str, Callable[[Config], Result]] = {}
+
+
+def run(config: Config, draw: Draw | None = None) -> Result:
+    """Run a configuration: `train_run`, or the function that is registered for its task."""
+    return TASKS[config.method.task](config) if config.method.task in TASKS else train_run(config, draw)
+
+
 def train_run(config: Config, draw: Draw | None = None) -> Result:
     """Train, save and evaluate one run, or resume the run that was begun in its folder and not finished.
 

@@ -15,7 +15,7 @@ from ddvi_fast.genomes.convert import store_from_codes
 from ddvi_fast.paper import embedding_baselines as maps
 from ddvi_fast.recipes.build import build
 from ddvi_fast.training.evaluate import released_clusters
-from ddvi_fast.training.run import load_dataset
+from ddvi_fast.training.run import load_dataset, run
 
 QUICK = (
     "epochs=1", "recipe.batch_size=16", "dataset.encoder.hidden=[8]", "dataset.decoder.hidden=[8]", "method.clustering.num_clusters=3",
@@ -41,7 +41,7 @@ def cohort(tmp_path):
 @pytest.mark.parametrize("method", ["ddvi_clustering", "vae_clustering", "iaf_clustering", "aae_clustering"])
 def test_every_method_takes_data_and_labels_by_path(cohort, tmp_path, method):
     config = compose(["dataset=genomes", f"method={method}", *cohort, *QUICK, f"run_dir={tmp_path / 'run'}"])
-    result = maps.run(config)
+    result = run(config)
     assert {"nmi", "purity", "completeness", "nmi_mixture", "purity_mixture", "completeness_mixture", "knn_accuracy"} <= result.metrics.keys()
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == result.metrics
     pictures = {path.name for path in result.figures}
@@ -52,7 +52,7 @@ def test_every_method_takes_data_and_labels_by_path(cohort, tmp_path, method):
 @pytest.mark.parametrize("method", ["ddvi_clustering", "vae_clustering"])
 def test_genotypes_as_they_are_train_with_calls_missing(cohort, tmp_path, method):
     config = compose(["dataset=genomes_counts", f"method={method}", *cohort, *QUICK, f"run_dir={tmp_path / 'run'}", "figures=false"])
-    result = maps.run(config)
+    result = run(config)
     assert np.isfinite([result.metrics[name] for name in ("elbo", "iwae", "nmi", "latent_nll")]).all() and "mmd" not in result.metrics
     dataset = load_dataset(config)
     experiment = build(config, dataset)
@@ -89,11 +89,11 @@ def test_maps_are_made_and_scored_alike(cohort, tmp_path, name, held_out, one_li
     pytest.importorskip({"umap": "umap", "tsne": "openTSNE", "pca": "sklearn"}[name])
     settings = [*QUICK, f"dataset.genotypes.held_out={held_out}", "method.map.perplexity=10", f"run_dir={tmp_path / 'run'}"]
     config = compose(["dataset=genomes", f"method={name}", *cohort, *settings])
-    result = maps.run(config)
+    result = run(config)
     assert result.metrics["nmi"] > 0.8 and result.metrics["nmi_mixture"] > 0.8, "three populations far apart"
     stored = np.load(tmp_path / "run" / maps.LATENTS)
     assert stored["latents"].shape == (24 if held_out else 120, 2) and (tmp_path / "run" / "figures" / "latents.png").is_file()
-    one_line(lambda: maps.run(config), "run folder")
+    one_line(lambda: run(config), "run folder")
 
 
 def test_without_open_tsne_scikit_learns_is_taken_which_places_nobody_new(cohort, monkeypatch, one_line):

@@ -10,6 +10,7 @@ from ddvi_fast import InputError
 from ddvi_fast.cli import main
 from ddvi_fast.config.compose import compose
 from ddvi_fast.config.names import choices, setting_names
+from ddvi_fast.engine.run_settings import EXECUTION, MACHINE, OUTPUT
 from ddvi_fast.recipes.settings import check_settings, settings_of, shown
 
 
@@ -87,3 +88,7 @@ def test_only_the_settings_of_a_run_are_shown():
 def test_every_conditional_setting_exists():
     for method in choices("method"):
         assert settings_of(compose([f"method={method}"])) <= set(setting_names()), method
+
+
+def test_settings_of_runs_exist():
+    assert {*OUTPUT, *MACHINE, *EXECUTION} - {"resume"} <= set(setting_names())

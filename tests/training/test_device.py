@@ -15,10 +15,9 @@ from ddvi_fast.engine.captured import DeviceProgress
 from ddvi_fast.engine.local import LocalEngine
 from ddvi_fast.estimator import DDVI
 from ddvi_fast.inference import Architecture, Training
-from ddvi_fast.paper.embedding_baselines import run
 from ddvi_fast.recipes.build import build
 from ddvi_fast.rng import DeviceDraws, Draws
-from ddvi_fast.training.run import evaluate_run, load_dataset
+from ddvi_fast.training.run import evaluate_run, load_dataset, run
 from tests.engine import pretend
 from tests.pretend_device import DEVICE, PretendDevice
 
