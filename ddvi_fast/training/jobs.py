@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import threading
@@ -12,7 +13,8 @@ from typing import TypeVar
 
 import torch
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, data
+from ddvi_fast.recipes import build
 
 Given, Made = TypeVar("Given"), TypeVar("Made")
 
@@ -36,7 +38,8 @@ def in_processes(function: Callable[[Given], Made], items: Sequence[Given], jobs
         return
     # Forked children would share this process's thread pools, which do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(items)), context, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
+    modules = [*data.registered_modules(), *build.registered_modules()]
+    with ProcessPoolExecutor(min(jobs, len(items)), context, initializer=_start_worker, initargs=(os.getpid(), modules)) as pool:
         numbers = {pool.submit(_in_one_thread, function, item): number for number, item in enumerate(items)}
         try:
             for future in as_completed(numbers):
@@ -52,7 +55,9 @@ def _in_one_thread(function: Callable[[Given], Made], item: Given) -> Made:
     return function(item)
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker(parent: int, modules: Sequence[str]) -> None:
+    for name in modules:  # the data sets and recipes of the parent
+        importlib.import_module(name)
     # Without this, a worker whose parent was killed would wait forever, or write into a folder that another call uses.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
