@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from ddvi_fast import _checks, data
-from ddvi_fast.recipes import build
+from ddvi_fast.recipes.build import registered_modules
 
 Given, Made = TypeVar("Given"), TypeVar("Made")
 
@@ -38,7 +38,7 @@ def in_processes(function: Callable[[Given], Made], items: Sequence[Given], jobs
         return
     # Forked children would share this process's thread pools, which do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    modules = [*data.registered_modules(), *build.registered_modules()]
+    modules = [*data.registered_modules(), *registered_modules()]
     with ProcessPoolExecutor(min(jobs, len(items)), context, initializer=_start_worker, initargs=(os.getpid(), modules)) as pool:
         numbers = {pool.submit(_in_one_thread, function, item): number for number, item in enumerate(items)}
         try:
