@@ -14,6 +14,7 @@ from ddvi_fast.genomes import maps as genome_maps
 from ddvi_fast.genomes.convert import store_from_codes
 from ddvi_fast.paper import embedding_baselines as maps
 from ddvi_fast.recipes.build import build
+from ddvi_fast.plots.run import draw_run
 from ddvi_fast.training.evaluate import released_clusters
 from ddvi_fast.training.run import load_dataset, run
 
@@ -41,7 +42,7 @@ def cohort(tmp_path):
 @pytest.mark.parametrize("method", ["ddvi_clustering", "vae_clustering", "iaf_clustering", "aae_clustering"])
 def test_every_method_takes_data_and_labels_by_path(cohort, tmp_path, method):
     config = compose(["dataset=genomes", f"method={method}", *cohort, *QUICK, f"run_dir={tmp_path / 'run'}"])
-    result = run(config)
+    result = run(config, draw_run)
     assert {"nmi", "purity", "completeness", "nmi_mixture", "purity_mixture", "completeness_mixture", "knn_accuracy"} <= result.metrics.keys()
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == result.metrics
     pictures = {path.name for path in result.figures}
