@@ -1,4 +1,4 @@
-"""DDVI as a scikit-learn estimator."""
+"""Scikit-learn estimator of denoising diffusion variational inference."""
 
 from __future__ import annotations
 
@@ -34,35 +34,40 @@ _FORMAT = "ddvi_fast estimator"
 
 
 class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Low-dimensional latents of any matrix under a prior of one's choice, with a diffusion posterior.
+    """Low-dimensional latents of a matrix under a chosen prior, with a diffusion posterior.
 
-    Rows are mapped by Monte Carlo with noise that is the same for each of them, so a fitted model is a function: a row gets the same
-    latents in any matrix.
+    Training is that of ``ddvi-fast train``. A fitted model is a function of the row: posterior samples of all rows have the same noise.
 
     Args:
-        n_components: latent size D.
-        prior: ``"pinwheel"``, ``"swiss_roll_noisy"``, ``"square"``, ``"less_noisy_square"``, ``"gaussian"`` or ``"mixture"``; with `n_clusters` the
-            shape around each centre. ``"auto"`` is the Gaussian with `n_clusters`, or where `n_components` is not 2, else the pinwheel.
-        n_clusters: learn so many centres of the prior, and have `predict` name the cluster of a row; None for the prior as it is, whose own
-            classes (a pinwheel's arms) `predict` then names. `settings=("method.clustering.balance=3",)` pulls clusters to like sizes.
-        likelihood: ``"gaussian"`` with a learned scale for each column; ``"bernoulli"`` for values in [0, 1]; ``"binomial"`` for
-            counts 0, 1 and 2 of genotypes, NaN where a call is missing.
-        standardise: of real data: ``"columns"`` to variance 1 each, ``"matrix"`` by one number (for principal components), ``"none"``.
-        n_principal: components that stand for the genotypes of a packed store, unless `likelihood` is binomial.
-        num_steps: T of the chain; None leaves a recipe's own, 10, and 5 with `n_clusters`.
-        hidden: widths of the hidden layers of encoders and decoder.
-        epochs, batch_size, learning_rate: of training; None leaves a recipe's own.
-        n_samples: posterior draws a row, for `transform`, `predict` and `score_samples`.
-        output: what `transform` gives: the ``"mean"`` of these draws, or the first ``"sample"``, which keeps to the prior's shape.
-        settings: further ``name=value`` settings of ``ddvi-fast train --settings``.
-        device: where to train and map.
-        random_state: seed of everything; None takes one from NumPy's global generator, as elsewhere in scikit-learn.
-        verbose: show a progress bar.
+        n_components: Number of latents D (int, default 2).
+        prior: Name of the prior: ``"pinwheel"``, ``"swiss_roll_noisy"``, ``"square"``, ``"less_noisy_square"``, ``"gaussian"`` or ``"mixture"``;
+            with `n_clusters` the shape around each centre. The default ``"auto"`` is the pinwheel, or the Gaussian with `n_clusters` or if
+            `n_components` is not 2.
+        n_clusters: Number of centres of the prior to learn, one per cluster; None (default) for the prior without centres, whose own classes
+            (the arms of a pinwheel) are then the clusters of `predict`.
+        likelihood: ``"gaussian"`` (default) with a learned scale for each column, ``"bernoulli"`` for values in [0, 1], or ``"binomial"`` for
+            genotype counts 0, 1 and 2 with NaN for missing calls.
+        standardise: Scaling of real data: ``"columns"`` (default) to variance 1 each, ``"matrix"`` by one number (for principal components), or
+            ``"none"``.
+        n_principal: Number of principal components that represent the genotypes of a packed store, unless `likelihood` is binomial
+            (int, default 20).
+        num_steps: Number of steps T of the chain; None (default) for 10, or 5 with `n_clusters`.
+        hidden: Widths of the hidden layers of encoders and decoder (tuple of int, default (256, 256)).
+        epochs: Number of epochs; None (default) for the recipe's.
+        batch_size: Rows of a batch; None (default) for the recipe's.
+        learning_rate: Peak learning rate of Adam; None (default) for the recipe's.
+        n_samples: Posterior samples per row for `transform`, `predict` and `score_samples` (int, default 16).
+        output: Output of `transform`: the ``"mean"`` (default) of these samples, or the first ``"sample"``, which follows the prior's shape.
+        settings: Further settings of the experiment: strings ``"recipe.kl.weight=0.5"``, or a mapping ``{"recipe.kl.weight": 0.5}``.
+        device: Device of training and inference (default ``"cpu"``).
+        random_state: Seed of weights, order and noise (int, default 0); None for one from NumPy's global generator, as in scikit-learn.
+        verbose: Whether to show a progress bar (default False).
 
-    Attributes (after `fit`):
-        model_, posterior_: the latent-variable model and q(z | x).
-        n_features_in_: columns, or variants.
-        loss_curve_: minus the bound, the mean over each epoch, nats a row.
+    Attributes:
+        model_: Fitted latent-variable model.
+        posterior_: Fitted posterior q(z | x).
+        n_features_in_: Number of columns or variants.
+        loss_curve_: Minus the bound in nats per row, averaged over each epoch.
 
     Example:
         >>> import numpy as np
@@ -100,11 +105,18 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.device, self.random_state, self.verbose = device, random_state, verbose
 
     def fit(self, X: Any, y: None = None) -> DDVI:
-        """Fit rows [N, P] of a matrix, or the samples of a `GenotypeStore`; `y` is ignored.
+        """Fit the model.
+
+        Args:
+            X: Rows of a matrix [N, P], or a `GenotypeStore`.
+            y: Ignored.
+
+        Returns:
+            The fitted estimator.
 
         Raises:
-            InputError: parameters that do not exist or fit; values that the likelihood cannot take.
-            ValueError: a matrix that is not finite, or has fewer than two rows.
+            InputError: Parameters that do not exist or are not possible, or values outside the support of the likelihood.
+            ValueError: A matrix that is not finite, or has fewer than two rows.
         """
         _checks.choice(self.likelihood, LIKELIHOODS, "likelihood")
         _checks.choice(self.output, OUTPUTS, "output")
@@ -118,24 +130,24 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """Latents [N, D]: the mean of each row's posterior, or one sample of it (see `output`)."""
+        """Latents of each row, [N, D]: the posterior mean, or one posterior sample (see `output`)."""
         check_is_fitted(self)
         if self.output == "sample":
             return self._kind(X, torch.cat([drawn.z[0] for drawn in self._drawn(X, 1)]))
         return self._kind(X, torch.cat([drawn.z.mean(0) for drawn in self._drawn(X)]))
 
     def posterior_samples(self, X: Any, n_samples: int | None = None) -> np.ndarray:
-        """Draws of each row's posterior, float32 [K, N, D]: its uncertainty."""
+        """Posterior samples of each row, float32 [K, N, D]; K is `n_samples`."""
         check_is_fitted(self)
         return torch.cat([drawn.z for drawn in self._drawn(X, n_samples)], 1).cpu().numpy()
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable cluster of each row, int64 [N]; InputError for a prior without classes."""
+        """Most probable cluster of each row, int64 [N]; raises InputError for a prior without classes."""
         return self.cluster_probabilities(X).argmax(1)
 
     @torch.no_grad()
     def cluster_probabilities(self, X: Any) -> np.ndarray:
-        """Probability of each cluster, float64 [N, C]: ``p(c | z)`` averaged over posterior draws."""
+        """Probability of each cluster, float64 [N, C]: ``p(c | z)`` averaged over posterior samples."""
         check_is_fitted(self)
         count = self.model_.prior.num_classes
         _checks.require(bool(count), "prior", "one with classes, or n_clusters", f"a {type(self.model_.prior).__name__} prior")
@@ -143,28 +155,28 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @torch.no_grad()
     def score_samples(self, X: Any) -> np.ndarray:
-        """The evidence lower bound of each row in nats, float64 [N], of the density of the rows as they were given.
+        """Evidence lower bound of each row in nats, float64 [N], in the units of the data.
 
-        For a packed store it is that of its principal components, or under a binomial likelihood of the genotypes that were called.
+        For a packed store, it is the bound of its principal components, or with the binomial likelihood that of the called genotypes.
         """
         check_is_fitted(self)
         bounds = [(self.model_.log_joint(drawn.x, drawn.z) + drawn.log_ratio).mean(0) for drawn in self._drawn(X)]
         return torch.cat(bounds).double().cpu().numpy() - self.features_.log_volume
 
     def score(self, X: Any, y: None = None) -> float:
-        """The mean of `score_samples`."""
+        """Mean of `score_samples`, nats per row."""
         return float(self.score_samples(X).mean())
 
     @torch.no_grad()
     def sample(self, n_samples: int = 1, seed: int = 0) -> np.ndarray:
-        """Rows drawn from the model, float64 [n, P]: ``z ~ p(z)``, ``x ~ p(x | z)``."""
+        """Samples of the model, float64 [n, P]: ``z ~ p(z)``, ``x ~ p(x | z)``."""
         check_is_fitted(self)
         fantasies = self.model_.simulate(n_samples, Draws(self.seed_ + (seed << 32)))
         return self.features_.back(fantasies.x)
 
     @torch.no_grad()
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """The mean row of each latent: [N, D] -> float64 [N, P]."""
+        """Mean of ``p(x | z)`` for latents [N, D], float64 [N, P]."""
         check_is_fitted(self)
         latents = torch.as_tensor(np.asarray(X, np.float32))
         _checks.require(latents.dim() == 2 and latents.shape[1] == self.n_components, "X", f"latents of shape [N, {self.n_components}]", latents)
@@ -172,7 +184,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self.features_.back(self.model_.likelihood.mean(output))
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write the fitted model as a folder of safetensors and JSON; InputError if it stands already, unless `overwrite`."""
+        """Save the fitted model as a folder of safetensors and JSON; raises InputError if the folder exists, unless `overwrite`."""
         check_is_fitted(self)
         path = Path(path)
         _checks.require(overwrite or not path.exists(), "path", "a new folder", str(path), "overwrite=True replaces a model")
@@ -194,7 +206,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> DDVI:
-        """What `save` wrote; InputError if it is no such folder."""
+        """Load a model from the folder that `save` wrote; raises InputError for any other folder."""
         tensors, state = checkpoint.load(path, device)
         _checks.require(state.get("kind") == _FORMAT, "path", "a model written by DDVI.save", str(path))
         stated = state["parameters"]
@@ -225,7 +237,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return features_of.of_matrix(rows, self.standardise if self.likelihood == "gaussian" else "none")
 
     def _rows(self, X: Any, reset: bool = False) -> np.ndarray:
-        """A matrix that the likelihood can take."""
+        """A checked matrix with values in the support of the likelihood."""
         finite = "allow-nan" if self.likelihood == "binomial" else True
         rows = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=2 if reset else 1, ensure_all_finite=finite)
         if self.likelihood != "gaussian":
@@ -258,7 +270,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @staticmethod
     def _kind(X: Any, latents: Tensor) -> np.ndarray:
-        """Latents in the precision of the matrix."""
+        """Latents in the floating-point type of `X`."""
         single = isinstance(X, Store) or getattr(X, "dtype", None) == np.float32
         return latents.cpu().numpy().astype(np.float32 if single else np.float64)
 

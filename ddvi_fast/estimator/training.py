@@ -118,7 +118,7 @@ def _literal(text: str) -> Any:
 
 
 def fit_model(config: Config, dataset: Dataset, verbose: bool) -> tuple[LatentVariableModel, Diffusion, list[float]]:
-    """Train; returns model, posterior and minus the bound, the mean over each epoch."""
+    """Train; returns model, posterior, and minus the bound averaged over each epoch."""
     dataset = dataset.to(config.device)
     experiment = build(config, dataset)
     steps = sum(phase.num_steps(num_batches(dataset.size(), config.recipe.batch_size)) for phase in experiment.phases)
@@ -133,7 +133,7 @@ def fit_model(config: Config, dataset: Dataset, verbose: bool) -> tuple[LatentVa
 
 
 class _Watch:
-    """Averages minus the bound over each epoch, and shows how far training is."""
+    """Observer that averages minus the bound over each epoch and updates the progress bar."""
 
     def __init__(self, shown: Display) -> None:
         self.losses: list[float] = []

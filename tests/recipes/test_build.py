@@ -1,4 +1,4 @@
-"""From configuration to experiment: what is built, annealing, refusals."""
+"""Tests of the assembly of experiments: parts, annealing, refused options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dry run says is what the run has: parameters, memory, steps; and nothing is written."""
+"""Tests of the dry run: its parameters, memory and steps are those of the run, and nothing is written."""
 
 from __future__ import annotations
 
