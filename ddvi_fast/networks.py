@@ -27,7 +27,11 @@ def uniform_(parameter: Tensor, low: float, high: float, draws: Draws, layer: in
 def linear(inputs: int, outputs: int, draws: Draws, layer: int, zero: bool = False) -> nn.Linear:
     """A linear layer with weights and biases from torch's default distribution, U(+-1/sqrt(inputs)), or zeros."""
     module = nn.utils.skip_init(nn.Linear, inputs, outputs)
-    bound = 0.0 if zero else 1 / math.sqrt(inputs)
+    return _initialized(module, 0.0 if zero else 1 / math.sqrt(inputs), draws, layer)
+
+
+def _initialized(module: nn.Module, bound: float, draws: Draws, layer: int) -> nn.Module:
+    """The module, with weight and bias from U(-bound, bound)."""
     uniform_(module.weight, -bound, bound, draws, 2 * layer)
     uniform_(module.bias, -bound, bound, draws, 2 * layer + 1)
     return module
@@ -289,10 +293,7 @@ def _convolution(family: type[nn.Module], inputs: int, outputs: int, kernel: int
     """A convolution with initial weights from U(+-1/sqrt(n)), where n is the number of inputs of an output."""
     module = nn.utils.skip_init(family, inputs, outputs, kernel, stride)
     reach = kernel**2 if family is nn.Conv2d else max(1.0, (kernel / stride) ** 2)
-    bound, layer = 1 / math.sqrt(inputs * reach), _FIRST_CONVOLUTION + number
-    uniform_(module.weight, -bound, bound, draws, 2 * layer)
-    uniform_(module.bias, -bound, bound, draws, 2 * layer + 1)
-    return module
+    return _initialized(module, 1 / math.sqrt(inputs * reach), draws, _FIRST_CONVOLUTION + number)
 
 
 _FIRST_CONVOLUTION = 64  # layers of an MLP with the same draws come before it

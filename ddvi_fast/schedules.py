@@ -353,11 +353,4 @@ def _geometric(num_steps: int, start: float = 0.005, end: float = 0.7) -> Tensor
     return 1 - signal / _before(signal, 1.0)
 
 
-_SHAPES = {
-    "constant": _constant,
-    "linear": _linear,
-    "quadratic": _quadratic,
-    "sigmoid": _sigmoid,
-    "cosine": _cosine,
-    "geometric": _geometric,
-}
+_SHAPES = {shape.__name__.removeprefix("_"): shape for shape in (_constant, _linear, _quadratic, _sigmoid, _cosine, _geometric)}

@@ -36,11 +36,7 @@ def _network_on_chip(
 def chain_fwd_kernel(
     y_T,  # [G, R, D]
     context,  # [G, R, C] or None
-    first,  # [G, H, D + C]
-    hidden,  # [G, 3, H, H]
-    last,  # [G, D, H]
-    last_bias,  # [G, D]
-    time_table,  # [G, T, 4, H]
+    first, hidden, last, last_bias, time_table,  # [G, H, D + C], [G, 3, H, H], [G, D, H], [G, D], [G, T, 4, H]
     coefficients,  # [T, 5]
     noise,  # [T, G, R, D] or None
     state,  # [2] or None
@@ -152,4 +148,4 @@ def compilations() -> Iterator[Compilation]:
     for name, sizes, precision in variants():
         *tensors, state = sizes.meta_tensors()
         operands = ChainOperands(*tensors, None, state, 0, sizes.rows, True, precision)
-        yield from recorded(name, lambda operands=operands: forward(operands, True))
+        yield from recorded(name, forward, operands, True)

@@ -25,11 +25,7 @@ from ddvi_fast.kernels.weight_gradient import WeightGradient
 @triton.jit(do_not_specialize=["rows", "row_begin", "rows_here", "steps", "step_begin"])
 def chain_bwd_kernel_recompute(
     context,  # [G, R, C] or None
-    first,  # [G, H, D + C]
-    hidden,  # [G, 3, H, H]
-    last,  # [G, D, H] or None
-    last_bias,  # [G, D]
-    time_table,  # [G, T, 4, H]
+    first, hidden, last, last_bias, time_table,  # [G, H, D + C], [G, 3, H, H], [G, D, H] or None, [G, D], [G, T, 4, H]
     trajectory,  # [T + 1, G, R, D]
     low,  # [G, 7, E, H]
     wide,  # [G, 2, E, H]
@@ -73,9 +69,7 @@ def chain_bwd_kernel_recompute(
 
 @triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "row_begin", "rows_here", "step_begin", "steps_here"])
 def chain_bwd_kernel(
-    first,  # [G, H, D + C]
-    hidden,  # [G, 3, H, H]
-    last,  # [G, D, H]
+    first, hidden, last,  # [G, H, D + C], [G, 3, H, H], [G, D, H]
     coefficients,  # [T, 5]
     noise,  # [T, G, R, D] or None
     state,  # [2] or None
@@ -239,4 +233,4 @@ def compilations() -> Iterator[Compilation]:
         *tensors, state = sizes.meta_tensors()
         operands = ChainOperands(*tensors, None, state, 0, sizes.rows, True, precision)
         trajectory, d_path = operands.y_T.new_empty((sizes.steps + 1, *operands.y_T.shape)), operands.y_T.new_empty(sizes.rows)
-        yield from recorded(name, lambda given=(operands, trajectory, None, d_path, None, needed): backward(*given))
+        yield from recorded(name, backward, operands, trajectory, None, d_path, None, needed)

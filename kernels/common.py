@@ -63,26 +63,26 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         kernel[grid](*arguments, **options)
 
 
-def recorded(variant: str, call: Callable[[], object], architectures: tuple[int, ...] = ARCHITECTURES) -> Iterator[Compilation]:
-    """The kernel variants that `call` launches on each architecture.
+def recorded(variant: str, call: Callable[..., object], *arguments: Any) -> Iterator[Compilation]:
+    """The kernel variants that a call launches on each architecture.
 
     Args:
         variant: Description of the sizes and types, the second part of each variant's name.
-        call: Function that launches the kernels; its tensors are on the meta device, so that nothing is computed.
-        architectures: Compute capabilities times ten.
+        call: Function that launches the kernels.
+        arguments: Its arguments, with tensors on the meta device, so that nothing is computed.
     """
     global _recording
-    for architecture in architectures:
+    for architecture in ARCHITECTURES:
         _recording = _Recording(architecture, [])
         try:
-            call()
+            call(*arguments)
             launches = _recording.launches
         finally:
             _recording = None
         found: dict[Any, list[Compilation]] = {}
-        for kernel, arguments, options in launches:
+        for kernel, given, options in launches:
             others = found.setdefault(kernel, [])
-            compilation = _compilation(kernel, variant, architecture, arguments, dict(options))
+            compilation = _compilation(kernel, variant, architecture, given, dict(options))
             if all(compilation.constexprs != other.constexprs for other in others):
                 others.append(compilation)
         for variants in found.values():
@@ -155,3 +155,11 @@ def relu(x):
 def column(tile, columns, index):
     """Column `index` of a [ROWS, COLUMNS] tile as [ROWS]; `columns` is `tl.arange(0, COLUMNS)`."""
     return tl.sum(tl.where(columns[None, :] == index, tile, 0.0), axis=1)
+
+
+@triton.jit
+def tile_place(first, start, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Offsets of a tile from column `start` on after row `first` (32 bits are enough within a tile), and the mask of its elements."""
+    row = tl.arange(0, ROWS)
+    column = start + tl.arange(0, WIDTH)
+    return row[:, None] * width + column[None, :], (first + row < rows)[:, None] & (column < width)[None, :]

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import Compilation, launch, recorded, unusable
+from ddvi_fast.kernels.common import Compilation, launch, recorded, tile_place, unusable
 
 KINDS = ("bernoulli", "gaussian", "binomial", "gaussian_kl", "gaussian_log_prob")
 
@@ -97,13 +97,13 @@ def compilations() -> Iterator[Compilation]:
         full, repeated = torch.empty(128, width, device="meta"), torch.empty(16, width, device="meta")
         third = {"gaussian": [full.new_empty(1)], "gaussian_log_prob": [full]}.get(kind, [])
         call = (kind, [full, repeated, *third], [128, width], 2.0)
-        yield from recorded(f"{kind}, width {width}", lambda call=call: forward(*call))
+        yield from recorded(f"{kind}, width {width}", forward, *call)
         upstream, needed = full.new_empty(128), [True] * (2 + len(third))
-        yield from recorded(f"{kind}, width {width}", lambda call=call, more=(upstream, needed): backward(*call, *more))
+        yield from recorded(f"{kind}, width {width}", backward, *call, upstream, needed)
     for width in (8, 5000):
         weights, rows = torch.empty(128, width, device="meta"), torch.empty(128, device="meta")
-        yield from recorded(f"width {width}", lambda weights=weights: log_mean_exp(weights))
-        yield from recorded(f"width {width}", lambda given=(weights, rows, rows): log_mean_exp_backward(*given))
+        yield from recorded(f"width {width}", log_mean_exp, weights)
+        yield from recorded(f"width {width}", log_mean_exp_backward, weights, rows, rows)
 
 
 def _described(operands: list[Tensor], shape: list[int]) -> list[Any]:
@@ -209,14 +209,6 @@ def _derivatives(a, b, c, total, KIND: tl.constexpr):
 
 
 @triton.jit
-def _tile(first, width, start, rows, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Offsets of a tile after row `first` (32 bits are enough within a tile), and the mask of its elements."""
-    row = tl.arange(0, ROWS)
-    column = start + tl.arange(0, WIDTH)
-    return row[:, None] * width + column[None, :], (first + row < rows)[:, None] & (column < width)[None, :]
-
-
-@triton.jit
 def _operand(data, period, first, place, mask, start, width, LAYOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """An operand's tile, or the single number; 1 outside the edges, so that no division by zero happens there."""
     if LAYOUT == 0:
@@ -241,7 +233,7 @@ def elbo_fwd_kernel(
     first = tl.program_id(0).to(tl.int64) * ROWS
     lanes = tl.zeros((ROWS, WIDTH), tl.float32)
     for start in range(0, width, WIDTH):
-        place, mask = _tile(first, width, start, rows, ROWS, WIDTH)
+        place, mask = tile_place(first, start, rows, width, ROWS, WIDTH)
         one = _operand(a, a_period, first, place, mask, start, width, A, ROWS, WIDTH)
         two = _operand(b, b_period, first, place, mask, start, width, B, ROWS, WIDTH)
         three = _operand(c, c_period, first, place, mask, start, width, C, ROWS, WIDTH)
@@ -260,7 +252,7 @@ def elbo_bwd_kernel(
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * ROWS
     start = tl.program_id(1) * WIDTH
-    place, mask = _tile(first, width, start, rows, ROWS, WIDTH)
+    place, mask = tile_place(first, start, rows, width, ROWS, WIDTH)
     one = _operand(a, a_period, first, place, mask, start, width, A, ROWS, WIDTH)
     two = _operand(b, b_period, first, place, mask, start, width, B, ROWS, WIDTH)
     three = _operand(c, c_period, first, place, mask, start, width, C, ROWS, WIDTH)
@@ -279,7 +271,7 @@ def elbo_bwd_kernel(
 
 @triton.jit
 def _weights(log_weights, first, rows, start, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    place, mask = _tile(first, width, start, rows, ROWS, WIDTH)
+    place, mask = tile_place(first, start, rows, width, ROWS, WIDTH)
     return tl.load(log_weights + first * width + place, mask=mask, other=-float("inf"))
 
 
@@ -321,6 +313,6 @@ def elbo_bwd_kernel_log_mean_exp(
         total += tl.sum(tl.exp(_weights(log_weights, first, rows, start, width, ROWS, WIDTH) - reference), axis=1)
     scale = (tl.load(upstream + first + row, mask=inside, other=0.0) / tl.where(inside, total, 1.0))[:, None]
     for start in range(0, width, WIDTH):
-        place, mask = _tile(first, width, start, rows, ROWS, WIDTH)
+        place, mask = tile_place(first, start, rows, width, ROWS, WIDTH)
         tile = tl.load(log_weights + first * width + place, mask=mask, other=0.0)
         tl.store(gradient + first * width + place, scale * tl.exp(tile - reference), mask=mask)

@@ -77,9 +77,9 @@ def compilations() -> Iterator[Compilation]:
     for (rows, count), width, widths in ((many, 2, 5), (few, 2, 5), ((64, 32), 2, 5), (many, 16, 5), (many, 64, 1), (many, 2, 32)):
         z, points, bandwidths = (torch.empty(shape, device="meta") for shape in ((rows, width), (count, width), (widths,)))
         name = f"{rows} rows, {count} points, D {width}, S {widths}"
-        yield from recorded(name, lambda given=(z, points, bandwidths): forward(*given, 1000.0))
-        given = (z, points, bandwidths, z.new_empty(rows, widths), z.new_empty(rows))
-        yield from recorded(name, lambda given=given: backward(*given, 1000.0, [True, True]))
+        yield from recorded(name, forward, z, points, bandwidths, 1000.0)
+        each, upstream = z.new_empty(rows, widths), z.new_empty(rows)
+        yield from recorded(name, backward, z, points, bandwidths, each, upstream, 1000.0, [True, True])
 
 
 @triton.jit

@@ -68,8 +68,8 @@ def compilations() -> Iterator[Compilation]:
     for width, widths in ((784, 6), (1, 1)):
         x, sigmas, one = (torch.empty(shape, device="meta") for shape in ((128, width), (widths,), ()))
         name = f"P {width}, S {widths}"
-        yield from recorded(name, lambda given=(x, x, sigmas): forward(*given))
-        yield from recorded(name, lambda given=(x, x, sigmas, one, one): backward(*given, [True, False]))
+        yield from recorded(name, forward, x, x, sigmas)
+        yield from recorded(name, backward, x, x, sigmas, one, one, [True, False])
 
 
 def _norm_options(width: int) -> dict[str, int]:

@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast import rng
-from ddvi_fast.kernels.common import Compilation, launch, recorded, unusable
-from ddvi_fast.kernels.rng import _side_by_side, box_muller, draw_index, philox, to_uniform
+from ddvi_fast.kernels.common import Compilation, launch, recorded, tile_place, unusable
+from ddvi_fast.kernels.rng import draw_index, number_tile
 
 KINDS = ("words", "uniform", "normal")
 
@@ -99,11 +99,11 @@ def compilations() -> Iterator[Compilation]:
     for width in (1, 2, 16, 64):
         x0, shape = torch.empty(128, width, device="meta"), (2, 64, width) if width == 16 else (128, width)
         for kind in KINDS if width == 16 else ("normal",):
-            yield from recorded(f"{kind}, D {width}", lambda given=(kind, state, 0, shape, rng.NOISE): fill(*given))
+            yield from recorded(f"{kind}, D {width}", fill, kind, state, 0, shape, rng.NOISE)
         latents = (x0, t, table, table)
-        yield from recorded(f"drawn, D {width}", lambda given=(*latents, None, state, 0, shape[-2]): add_noise(*given))
-        yield from recorded(f"given, D {width}", lambda given=(*latents, x0, None, 0, shape[-2]): add_noise(*given))
-        yield from recorded(f"D {width}", lambda given=(x0, *latents, x0): add_noise_backward(*given, [True] * 4))
+        yield from recorded(f"drawn, D {width}", add_noise, *latents, None, state, 0, shape[-2])
+        yield from recorded(f"given, D {width}", add_noise, *latents, x0, None, 0, shape[-2])
+        yield from recorded(f"D {width}", add_noise_backward, x0, *latents, x0, [True] * 4)
 
 
 def _by_step(products: Tensor, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -129,36 +129,6 @@ def _index(state, offset, row, rows_per_sample, SAMPLES: tl.constexpr):
 
 
 @triton.jit
-def _tile(index, block, stream, seed, KIND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Numbers [ROWS, WIDTH] from Philox block `block` of every row on."""
-    if WIDTH <= 4:
-        a, b, c, d = philox(index, block, stream, seed)
-    else:
-        a, b, c, d = philox(index[:, None], (block + tl.arange(0, WIDTH // 4))[None, :], stream, seed)
-    if KIND == 2:
-        a, b = box_muller(to_uniform(a), to_uniform(b))
-        if WIDTH > 2:
-            c, d = box_muller(to_uniform(c), to_uniform(d))
-        else:
-            c, d = a, b
-    numbers = _side_by_side(a, b, c, d, ROWS, WIDTH)
-    if KIND == 0:
-        return numbers.to(tl.int64)
-    elif KIND == 1:
-        return to_uniform(numbers)
-    else:
-        return numbers
-
-
-@triton.jit
-def _place(first, start, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Offsets of a tile after row `first` (32 bits are enough within a tile), and the mask of its elements."""
-    row = tl.arange(0, ROWS)
-    column = start + tl.arange(0, WIDTH)
-    return row[:, None] * width + column[None, :], (first + row < rows)[:, None] & (column < width)[None, :]
-
-
-@triton.jit
 def noise_fwd_kernel_fill(
     state,  # [2]
     offset,
@@ -170,8 +140,8 @@ def noise_fwd_kernel_fill(
     plane = tl.program_id(2)
     index = _index(state, offset, first + tl.arange(0, ROWS), rows_per_sample, SAMPLES)
     # Only tiles of whole Philox blocks have neighbors along their rows.
-    value = _tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), stream + plane, tl.load(state), KIND, ROWS, WIDTH)
-    place, mask = _place(first, tl.program_id(1) * WIDTH, rows, width, ROWS, WIDTH)
+    value = number_tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), stream + plane, tl.load(state), KIND, ROWS, WIDTH)
+    place, mask = tile_place(first, tl.program_id(1) * WIDTH, rows, width, ROWS, WIDTH)
     tl.store(out + (plane * tl.cast(rows, tl.int64) + first) * width + place, value, mask=mask)
 
 
@@ -189,14 +159,14 @@ def noise_fwd_kernel(
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * ROWS
     row = first + tl.arange(0, ROWS)
-    place, mask = _place(first, tl.program_id(1) * WIDTH, rows, width, ROWS, WIDTH)
+    place, mask = tile_place(first, tl.program_id(1) * WIDTH, rows, width, ROWS, WIDTH)
     step = tl.load(t + row, mask=row < rows, other=0)
     clean = tl.load(x0 + first * width + place, mask=mask, other=0.0)
     if state is None:
         added = tl.load(noise + first * width + place, mask=mask, other=0.0)
     else:
         index = _index(state, offset, row, rows_per_sample, SAMPLES)
-        added = _tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), STREAM, tl.load(state), 2, ROWS, WIDTH)
+        added = number_tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), STREAM, tl.load(state), 2, ROWS, WIDTH)
         tl.store(noise + first * width + place, added, mask=mask)
     noised = tl.load(signal + step)[:, None] * clean + tl.load(deviation + step)[:, None] * added
     tl.store(out + first * width + place, noised, mask=mask)
@@ -219,7 +189,7 @@ def noise_bwd_kernel(
     by_signal = tl.zeros((ROWS, WIDTH), tl.float32)
     by_deviation = tl.zeros((ROWS, WIDTH), tl.float32)
     for start in range(0, width, WIDTH):
-        place, mask = _place(first, start, rows, width, ROWS, WIDTH)
+        place, mask = tile_place(first, start, rows, width, ROWS, WIDTH)
         given = tl.load(upstream + first * width + place, mask=mask, other=0.0)
         if d_x0 is not None:
             tl.store(d_x0 + first * width + place, given * tl.load(signal + step)[:, None], mask=mask)

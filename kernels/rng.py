@@ -1,6 +1,6 @@
 """Philox 4x32-10 in registers: words and uniforms bit for bit those of `ddvi_fast.rng`, normals to a few units in the last place.
 
-`draw_index` gives the rows' draw indices, once a tile, from which `word_tile`, `uniform_tile` and `normal_tile` compute the tile's numbers.
+`draw_index` gives the rows' draw indices, once a tile, from which `number_tile` computes the tile's numbers.
 `state` is the int64 tensor (seed, first index) on the device: when it changes, a captured CUDA graph draws new numbers.
 """
 
@@ -68,15 +68,6 @@ def box_muller(u1, u2):
 
 
 @triton.jit
-def _philox_blocks(index, stream, seed, WIDTH: tl.constexpr):
-    # One block a row stays one-dimensional: a column of width one gets a layout that repeats it in every lane.
-    if WIDTH <= 4:
-        return philox(index, 0, stream, seed)
-    else:
-        return philox(index[:, None], tl.arange(0, WIDTH // 4)[None, :], stream, seed)
-
-
-@triton.jit
 def _side_by_side(a, b, c, d, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """The four numbers of each block, four tensors [ROWS] or [ROWS, WIDTH / 4], as [ROWS, WIDTH]."""
     if WIDTH == 1:
@@ -88,28 +79,29 @@ def _side_by_side(a, b, c, d, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def word_tile(index, stream, seed, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Words, uint32 [ROWS, WIDTH], of the draws `index` (int64 [ROWS]); WIDTH is a power of two."""
-    a, b, c, d = _philox_blocks(index, stream, seed, WIDTH)
-    return _side_by_side(a, b, c, d, ROWS, WIDTH)
+def number_tile(index, block, stream, seed, KIND: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Numbers [ROWS, WIDTH] of the draws `index` (int64 [ROWS]) from Philox block `block` on; WIDTH is a power of two.
 
-
-@triton.jit
-def uniform_tile(index, stream, seed, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Uniforms, float32 [ROWS, WIDTH]."""
-    return to_uniform(word_tile(index, stream, seed, ROWS, WIDTH))
-
-
-@triton.jit
-def normal_tile(index, stream, seed, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Standard normals, float32 [ROWS, WIDTH]."""
-    a, b, c, d = _philox_blocks(index, stream, seed, WIDTH)
-    a, b = box_muller(to_uniform(a), to_uniform(b))
-    if WIDTH > 2:
-        c, d = box_muller(to_uniform(c), to_uniform(d))
+    KIND 0 gives words (int64), 1 uniforms and 2 standard normals.
+    """
+    # One block a row stays one-dimensional: a column of width one gets a layout that repeats it in every lane.
+    if WIDTH <= 4:
+        a, b, c, d = philox(index, block, stream, seed)
     else:
-        c, d = a, b
-    return _side_by_side(a, b, c, d, ROWS, WIDTH)
+        a, b, c, d = philox(index[:, None], (block + tl.arange(0, WIDTH // 4))[None, :], stream, seed)
+    if KIND == 2:
+        a, b = box_muller(to_uniform(a), to_uniform(b))
+        if WIDTH > 2:
+            c, d = box_muller(to_uniform(c), to_uniform(d))
+        else:
+            c, d = a, b
+    numbers = _side_by_side(a, b, c, d, ROWS, WIDTH)
+    if KIND == 0:
+        return numbers.to(tl.int64)
+    elif KIND == 1:
+        return to_uniform(numbers)
+    else:
+        return numbers
 
 
 @triton.jit
@@ -117,7 +109,7 @@ def normal_at(index, column, stream, seed):
     """The normal in `column` (int32) of each draw `index`, of the shape that both broadcast to.
 
     Every element computes its whole block, which costs nothing where a thread holds neighboring columns (the compiler shares the block)
-    and keeps the tile in the layout of its use: inside a loop around matrix products, every lane might compute `normal_tile` again.
+    and keeps the tile in the layout of its use: inside a loop around matrix products, every lane might compute `number_tile` again.
     """
     a, b, c, d = philox(index, column >> 2, stream, seed)
     second = (column & 2) != 0

@@ -25,11 +25,7 @@ def sleep_fwd_kernel(
     x0,  # [G, R, D]
     t,  # [G, R]
     context,  # [G, R, C] or None
-    first,  # [G, H, D + C]
-    hidden,  # [G, 3, H, H]
-    last,  # [G, D, H]
-    last_bias,  # [G, D]
-    time_table,  # [G, T, 4, H]
+    first, hidden, last, last_bias, time_table,  # [G, H, D + C], [G, 3, H, H], [G, D, H], [G, D], [G, T, 4, H]
     table,  # [T, 5]
     noise,  # [G, R, D] or None
     state,  # [2] or None
@@ -97,4 +93,4 @@ def compilations() -> Iterator[Compilation]:
         x0, *tensors, state = sizes.meta_tensors()
         t = state.new_empty(sizes.rows)
         operands = SleepOperands(x0, t, *tensors, None, state, 0, sizes.rows, "huber", True, precision)
-        yield from recorded(name, lambda operands=operands: forward(operands))
+        yield from recorded(name, forward, operands)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,7 +29,7 @@ def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
         0.0
     """
     _same_shape(mean, log_var, "log_var")
-    return _reduce("gaussian_kl", {"mean": mean, "log_var": log_var})
+    return _reduce("gaussian_kl", reference.gaussian_kl, {"mean": mean, "log_var": log_var})
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
@@ -41,7 +44,7 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
         The log-density in nats, [.., N].
     """
     _same_shape(mean, log_var, "log_var")
-    return _reduce("gaussian_log_prob", {"z": z, "mean": mean, "log_var": log_var})
+    return _reduce("gaussian_log_prob", reference.gaussian_log_prob, {"z": z, "mean": mean, "log_var": log_var})
 
 
 def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
         The log-likelihood in nats, [.., N].
     """
     _same_width(logits, x)
-    return _reduce("bernoulli", {"logits": logits, "x": x})
+    return _reduce("bernoulli", reference.bernoulli_log_likelihood, {"logits": logits, "x": x})
 
 
 def gaussian_log_likelihood(mean: Tensor, x: Tensor, scale: Tensor | float) -> Tensor:
@@ -72,7 +75,7 @@ def gaussian_log_likelihood(mean: Tensor, x: Tensor, scale: Tensor | float) -> T
     _same_width(mean, x)
     if not isinstance(scale, Tensor):
         scale = torch.full((), scale, dtype=mean.dtype, device=mean.device)
-    return _reduce("gaussian", {"mean": mean, "x": x, "scale": scale.to(mean)})
+    return _reduce("gaussian", reference.gaussian_log_likelihood, {"mean": mean, "x": x, "scale": scale.to(mean)})
 
 
 def binomial_log_likelihood(logits: Tensor, counts: Tensor, total: int) -> Tensor:
@@ -88,7 +91,8 @@ def binomial_log_likelihood(logits: Tensor, counts: Tensor, total: int) -> Tenso
     """
     _same_width(logits, counts)
     _checks.require(total >= 1, "total", "at least 1", total)
-    return _reduce("binomial", {"logits": logits}, {"counts": counts}, float(total))
+    plain = functools.partial(reference.binomial_log_likelihood, total=float(total))
+    return _reduce("binomial", plain, {"logits": logits}, counts, float(total))
 
 
 def log_mean_exp(log_weights: Tensor, dim: int) -> Tensor:
@@ -114,23 +118,12 @@ def log_mean_exp(log_weights: Tensor, dim: int) -> Tensor:
     return _log_mean_exp(last.reshape(-1, last.shape[-1]), backend).reshape(last.shape[:-1])
 
 
-_REFERENCES = {
-    "bernoulli": reference.bernoulli_log_likelihood,
-    "gaussian": reference.gaussian_log_likelihood,
-    "binomial": reference.binomial_log_likelihood,
-    "gaussian_kl": reference.gaussian_kl,
-    "gaussian_log_prob": reference.gaussian_log_prob,
-}
-
-
-def _reduce(kind: str, operands: dict[str, Tensor], constants: dict[str, Tensor] | None = None, total: float = 0.0) -> Tensor:
-    names = [*operands, *(constants or {})]
-    values = full_precision(*operands.values(), *(constants or {}).values())
-    named = dict(zip(names, values, strict=True))
-    constants = {name: named.pop(name) for name in constants or {}}
-    backend = _backend.choose("elbo", values[0].device, constants=constants, **named)
+def _reduce(kind: str, plain: Callable[..., Tensor], operands: dict[str, Tensor], counts: Tensor | None = None, total: float = 0.0) -> Tensor:
+    values = full_precision(*operands.values(), *([] if counts is None else [counts]))
+    constants = {} if counts is None else {"counts": values[-1]}
+    backend = _backend.choose("elbo", values[0].device, constants=constants, **dict(zip(operands, values, strict=False)))
     if backend == "reference":
-        return _REFERENCES[kind](*values, *([total] if kind == "binomial" else []))
+        return plain(*values)
     shape, periodic = values[0].shape, values
     if any(value.shape != shape for value in values):
         shape = torch.broadcast_shapes(*(value.shape for value in values))

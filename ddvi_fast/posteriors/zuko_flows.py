@@ -102,9 +102,7 @@ class ZukoStep(nn.Module):
         return z, -log_det
 
 
-def _zuko_steps(
-    name: str, latent_dim: int, context_dim: int, draws: Draws, num_steps: int, hidden_dim: int, **options: Any
-) -> list[nn.Module]:
+def _zuko_steps(name: str, latent_dim: int, context_dim: int, draws: Draws, num_steps: int, hidden_dim: int, **options: Any) -> list[nn.Module]:
     """Make the transforms of zuko's flow `name`, with initial weights from `draws`."""
     _checks.require(num_steps >= 1, "num_steps", "at least 1", num_steps)
     options |= {"transforms": num_steps, "hidden_features": (hidden_dim, hidden_dim)}

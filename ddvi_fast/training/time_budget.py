@@ -49,9 +49,7 @@ def _shortened(config: Config, share: float) -> Config:
     return replace(config, recipe=replace(recipe, **shorter))
 
 
-def seconds_a_step(
-    phase: Phase, config: Config, dataset: Dataset, make_engine: MakeEngine, steps: int = _STEPS
-) -> float:
+def seconds_a_step(phase: Phase, config: Config, dataset: Dataset, make_engine: MakeEngine, steps: int = _STEPS) -> float:
     """Median seconds per step of training `phase` for `steps` steps (more than 5), which changes its modules."""
     clock = _Clock()
     few = replace(phase, epochs=1, steps_per_epoch=steps, frozen=(), frozen_epochs=0)

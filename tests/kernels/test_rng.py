@@ -7,38 +7,16 @@ import torch
 
 pytest.importorskip("triton")
 
-import triton
-import triton.language as tl
-
 from ddvi_fast import rng
-from ddvi_fast.kernels import rng as kernel_rng
+from ddvi_fast.kernels import noise
 from ddvi_fast.rng import Draws
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@triton.jit
-def _fill(out_words, out_uniforms, out_normals, state, offset, rows, rows_per_sample, width, stream, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, WIDTH)
-    index = kernel_rng.draw_index(state, offset, row, rows_per_sample)
-    seed = tl.load(state)
-    place = row[:, None] * width + columns[None, :]
-    mask = (row < rows)[:, None] & (columns < width)[None, :]
-    tl.store(out_words + place, kernel_rng.word_tile(index, stream, seed, ROWS, WIDTH).to(tl.int64), mask)
-    tl.store(out_uniforms + place, kernel_rng.uniform_tile(index, stream, seed, ROWS, WIDTH), mask)
-    tl.store(out_normals + place, kernel_rng.normal_tile(index, stream, seed, ROWS, WIDTH), mask)
+from tests.operands import TRITON_DEVICE
 
 
-def _numbers(draws: Draws, shape: tuple[int, ...], stream: int, offset: int = 0) -> tuple[torch.Tensor, ...]:
-    seed = draws.seed - (draws.seed >> 63 << 64)
-    state = torch.tensor([seed, draws.first_index - offset], dtype=torch.int64, device=DEVICE)
-    words = torch.empty(shape, dtype=torch.int64, device=DEVICE)
-    uniforms, normals = torch.empty(shape, device=DEVICE), torch.empty(shape, device=DEVICE)
-    rows = words[..., 0].numel()
-    grid = (triton.cdiv(rows, 16),)
-    _fill[grid](words, uniforms, normals, state, offset, rows, shape[-2], shape[-1], stream, 16, triton.next_power_of_2(shape[-1]))
-    return words.cpu(), uniforms.cpu(), normals.cpu()
+def _numbers(draws: Draws, shape: tuple[int, ...], stream: int, offset: int = 0) -> list[torch.Tensor]:
+    """Words, uniforms and normals."""
+    state = draws.advance(-offset).state(torch.device(TRITON_DEVICE))
+    return [noise.fill(kind, state, offset, shape, stream)[0].cpu() for kind in noise.KINDS]
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 16, 33])

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 import ddvi_fast
-from ddvi_fast import _backend, denoisers, metrics, ops, rng, schedules
+from ddvi_fast import _backend, denoisers, metrics, ops, parity, rng, schedules
 from ddvi_fast._operands import Differentiable
 from ddvi_fast.native import loader
 from ddvi_fast.rng import Draws
-from ddvi_fast.testing import gradients
 from tests.operands import ALL, TRITON_DEVICE, call, chain_operands, sleep_operands
 
 pytestmark = pytest.mark.skipif(not loader.available()[0], reason=f"the compiled extension is missing: {loader.available()[1]}")
@@ -20,38 +19,13 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def both(function):
-    """What `function` returns on the reference and on the C++ backend."""
-    results = []
-    for backend in ("reference", "cpp"):
-        with ddvi_fast.use_backend(backend):
-            results.append(function())
-    return results
-
-
-@pytest.mark.parametrize(("groups", "lead"), [(None, ()), (None, (3,)), (2, (2,)), (2, (2, 3))])
-def test_chain_draws_the_same_noise_for_every_layout(groups, lead):
-    denoiser = denoisers.ResidualMLP(3, 2, 5, hidden_dim=64, groups=groups, draws=Draws(1))
-    y_T, context = random(*lead, 7, 3), random(*lead, 7, 2, seed=1)
-    table = schedules.make("cosine", 5).coefficients("v")
-    exact, fused = both(lambda: ops.sample_chain(y_T, context, denoiser, table, draws=Draws(4, 11), return_trajectory=True))
-    for name in ("z", "path", "trajectory"):
-        torch.testing.assert_close(getattr(fused, name), getattr(exact, name), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(("groups", "samples"), [(None, ()), (None, (3,)), (2, ()), (2, (3,))])
+def test_chain_draws_the_same_noise_for_every_layout(groups, samples):
+    parity.check(parity.chain_case((7, 5, 3, 2, 64, groups), "drawn", samples=samples), "cpp")
 
 
 def test_chain_gradients():
-    denoiser = denoisers.ResidualMLP(2, 2, 6, hidden_dim=64, draws=Draws(1))
-    y_T, context = random(9, 2).requires_grad_(), random(9, 2, seed=1).requires_grad_()
-    table = schedules.make("linear", 6).coefficients("eps").requires_grad_()
-    inputs = (y_T, context, table, *denoiser.parameters())
-
-    def run():
-        sample = ops.sample_chain(y_T, context, denoiser, table, draws=Draws(4))
-        return torch.autograd.grad((sample.z * random(9, 2, seed=2)).sum() + (sample.path * random(9, seed=3)).sum(), inputs)
-
-    exact, fused = both(run)
-    for one, other in zip(exact, fused, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+    parity.check(parity.chain_case((9, 6, 2, 2, 64, None), "drawn"), "cpp", upstream=("z", "path"))
 
 
 @pytest.mark.parametrize(
@@ -66,23 +40,14 @@ def test_chain_gradients():
     ],
 )
 def test_reductions_and_their_gradients(function):
-    x, y = random(13, 4).requires_grad_(), random(13, 4, seed=1).requires_grad_()
-
-    def run():
-        return function(x, y), gradients(function, x, y)
-
-    (exact, exact_gradients), (fused, fused_gradients) = both(run)
-    torch.testing.assert_close(fused, exact, rtol=1e-4, atol=1e-5)
-    for one, other in zip(exact_gradients, fused_gradients, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+    parity.check(parity.plain_case("elbo", "of two", function, x=random(13, 4), y=random(13, 4, seed=1)), "cpp")
 
 
 def test_noise_is_the_same():
-    schedule, t = schedules.make("cosine", 9), torch.arange(8) % 9
-    exact, fused = both(lambda: ops.add_noise(random(8, 5), t, schedule, draws=Draws(3, 2)))
-    for one, other in zip(exact, fused, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(fused[1], rng.normal(Draws(3, 2), (8, 5), rng.NOISE), rtol=1e-5, atol=1e-6)
+    parity.check(parity.noise_case((8, 5), "drawn"), "cpp")
+    with ddvi_fast.use_backend("cpp"):
+        noise = ops.add_noise(random(8, 5), torch.arange(8), schedules.make("cosine", 9), draws=Draws(3, 2))[1]
+    torch.testing.assert_close(noise, rng.normal(Draws(3, 2), (8, 5), rng.NOISE), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", [name for name in ("cpp", "triton") if not _backend.unavailable(name)])
