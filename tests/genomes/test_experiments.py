@@ -13,8 +13,8 @@ from ddvi_fast.config.compose import compose
 from ddvi_fast.genomes import maps as genome_maps
 from ddvi_fast.genomes.convert import store_from_codes
 from ddvi_fast.paper import embedding_baselines as maps
-from ddvi_fast.recipes.build import build
 from ddvi_fast.plots.run import draw_run
+from ddvi_fast.recipes.build import build
 from ddvi_fast.training.evaluate import released_clusters
 from ddvi_fast.training.run import load_dataset, run
 
