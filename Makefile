@@ -33,7 +33,7 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m mypy
 
-# Kills, full disks, lost peers, damaged files: minutes, and root for the file systems it mounts. Results go into bench/results/.
+# Kills at random moments, full and read-only disks: takes minutes, and root for the file systems. Results go into bench/results/.
 soak: $(STAMP)
 	$(VENV)/bin/python -m bench.studies.soak $(ARGS)
 

@@ -4,8 +4,6 @@ The case of 2,504 x 1,000,000 genotypes is in the set ``million``: `ddvi-fast be
 temporary files, and takes twice as much while it is made.
 """
 
-from __future__ import annotations
-
 
 def test_genomes(benchmark, call):
     benchmark(call)

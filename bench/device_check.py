@@ -58,7 +58,7 @@ def _run_here(options: argparse.Namespace) -> int:
         result: dict[str, Any] = {"ok": False, "summary": "no result"}
         target, begun = _result_file(options.output, part), time.monotonic()
         try:
-            for result in PARTS[part].run(Setting(torch.device(options.device), options.quick, options.seconds)):
+            for result in PARTS[part].results(Setting(torch.device(options.device), options.quick, options.seconds)):
                 _write(target, result, begun)
         except Exception as error:  # recorded, so that the other parts are run
             lines = str(error).strip().splitlines() or [""]

@@ -1,4 +1,4 @@
-"""Results files: how they are written, and rates, shares of ceilings, ratios and goals computed from them."""
+"""Results files: reading and writing, and rates, shares of ceilings, ratios and goals computed from them."""
 
 from __future__ import annotations
 

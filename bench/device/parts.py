@@ -71,9 +71,6 @@ def parity(operation: str, precision: str | None = None) -> Callable[[Setting], 
     """Make the part that runs the parity cases of an operation: every layout in float32, or contiguous tensors in another precision."""
 
     def part(setting: Setting) -> Iterator[Result]:
-        if setting.backend == "cpp" and precision in ("tf32", "fp16"):
-            yield {"ok": None, "summary": "needs CUDA"}
-            return
         # The absolute error's derivative jumps at zero, so that rounding decides single gradients.
         chosen = [case for case in known.cases(operation, small=setting.quick) if precision is None or "absolute" not in case.name]
         jobs = [(case, layout) for case in chosen for layout in (case.layouts if precision is None else ("contiguous",))]
@@ -216,9 +213,6 @@ def _losses(setting: Setting, sizes: Sizes, rows: int, capture: bool) -> list[fl
 
 def quiet_operations(setting: Setting) -> Iterator[Result]:
     """Operations, forward and backward, without host synchronization."""
-    if setting.device.type != "cuda":
-        yield {"ok": None, "summary": "needs CUDA"}
-        return
     found = []
     for case in _quick_operations():
         run = case.build(setting.device).provider("ours")
@@ -248,9 +242,6 @@ def _quick_operations() -> list[cases.Case]:
 
 def kernels(setting: Setting) -> Iterator[Result]:
     """Compare the kernels that were launched with the table of ahead-of-time compilation: no spills, and every variant in the table."""
-    if setting.device.type != "cuda":
-        yield {"ok": None, "summary": "needs CUDA"}
-        return
     for case in _quick_operations():
         for provider in case.providers:
             if provider.startswith("ours"):
@@ -280,21 +271,39 @@ def _compiled_variants(kernel: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Part:
-    """A part, its time limit on a GPU in seconds, and whether it must run alone."""
+    """A part of the device check.
+
+    Args:
+        run: Generator of its result so far.
+        seconds: Time limit on a GPU in seconds (float).
+        alone: Whether no other part may run at the same time (bool, default False).
+        cuda: Whether the part needs CUDA (bool, default False).
+    """
 
     run: Callable[[Setting], Iterator[Result]]
     seconds: float
     alone: bool = False
+    cuda: bool = False
+
+    def results(self, setting: Setting) -> Iterator[Result]:
+        """Results of the part on a device; a part that needs CUDA tests nothing elsewhere."""
+        if self.cuda and setting.device.type != "cuda":
+            return iter([{"ok": None, "summary": "needs CUDA"}])
+        return self.run(setting)
 
 
 PARTS: dict[str, Part] = {
     "random numbers": Part(random_numbers, 60),
     **{f"parity {operation}": Part(parity(operation), 150) for operation in _backend.OPERATIONS},
-    **{f"parity {operation} {precision}": Part(parity(operation, precision), 150) for operation in ("chain", "sleep") for precision in _TOLERANCES},
+    **{
+        f"parity {operation} {precision}": Part(parity(operation, precision), 150, cuda=precision != "bf16")
+        for operation in ("chain", "sleep")
+        for precision in _TOLERANCES
+    },
     "golden values": Part(golden, 60),
     "step": Part(step, 100),
-    "host waits": Part(quiet_operations, 100),
-    "kernels": Part(kernels, 100),
+    "host waits": Part(quiet_operations, 100, cuda=True),
+    "kernels": Part(kernels, 100, cuda=True),
     "ceilings": Part(ceilings, 40, alone=True),
     "training": Part(training, 120, alone=True),
     "timings": Part(timings, 120, alone=True),

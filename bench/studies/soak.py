@@ -207,7 +207,8 @@ def markdown(record: dict[str, Any]) -> str:
     """A list for each part."""
     lines = ["# Training runs under injected faults", "", "Written by `make soak` (`python -m bench.studies.soak`).", ""]
     for part, found in record["parts"].items():
-        lines += [f"## {part.capitalize()}", "", *(f"- {name}: {_plain(value)}" for name, value in found.items()), ""]
+        earlier = "" if part in PARTS else " (earlier measurement, now part of the test suite)"
+        lines += [f"## {part.capitalize()}{earlier}", "", *(f"- {name}: {_plain(value)}" for name, value in found.items()), ""]
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from ddvi_fast import InputError, cli
+from ddvi_fast import InputError, _json, cli
 from ddvi_fast._files import locked
 from ddvi_fast.paper import reproduce
 from ddvi_fast.paper import table_spec as grid
@@ -78,6 +78,8 @@ def test_a_part_of_a_table_is_a_table(tiny, tmp_path):
     assert cli.main(["reproduce", "digits", "--seeds", "1", "--rows", "ddvi,vae", "--output", str(tmp_path / "part"), *SMALL]) == 0
     record = json.loads((tmp_path / "part" / "table.json").read_text())
     assert list(record["rows"]) == ["vae", "ddvi"] == [run["row"] for run in record["runs"]]
+    assert all(record["settings"][row]["pinwheel"].startswith(f"dataset=digits method={row} prior=pinwheel ") for row in record["rows"])
+    assert (tmp_path / "part" / "table.json").read_text() == f"{_json.lines(record)}\n"
 
 
 def test_a_cell_cut_short_before_it_was_a_run_starts_again(tiny, tmp_path):
