@@ -25,7 +25,7 @@ from bench.steps import GRADIENT_FLOOR, SEED, Step, images, perceptron
 from bench.weights import network_flops
 from ddvi_fast import likelihoods, models, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.objectives import Progress
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
 from ddvi_fast.objectives.wake_sleep import Sleep, uniform_timesteps
@@ -80,7 +80,7 @@ class SemiSupervisedTraining(Step):
             step = self.baseline(objective, compiled=name == "compiled")
             return lambda: step(self.x)
         kind = "bf16" if name.endswith("bf16") else "float32"
-        engine = LocalEngine(objective, Optimisation(LEARNING_RATE, "constant", max_norm=None), self.device, precision=kind)
+        engine = Engine(objective, Optimisation(LEARNING_RATE, "constant", max_norm=None), self.device, precision=kind)
         return lambda: engine.run(self.x, PROGRESS, Draws(SEED))
 
     def objective(self):

@@ -14,7 +14,7 @@ from bench.steps import SEED, Step, images, perceptron
 from bench.weights import network_flops
 from ddvi_fast import likelihoods, models, posteriors, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.objectives import Progress
 from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.objectives.wake_sleep import uniform_timesteps
@@ -43,7 +43,7 @@ def build_objective(sizes: Sizes, device: torch.device | str = "cpu") -> Release
 
 
 class OurStep:
-    """One batch through a `LocalEngine`; every call is the next batch of the run.
+    """One batch through an `Engine`; every call is the next batch of the run.
 
     Args:
         objective: Objective to train.
@@ -54,7 +54,7 @@ class OurStep:
 
     def __init__(self, objective: ReleasedDDVI, device: torch.device, bf16: bool = False, capture: bool | None = None) -> None:
         optimisation, precision = Optimisation(LEARNING_RATE, "constant", max_norm=None), "bf16" if bf16 else "float32"
-        self.engine = LocalEngine(objective.train(), optimisation, device, capture=capture, precision=precision)
+        self.engine = Engine(objective.train(), optimisation, device, capture=capture, precision=precision)
         self.draws = Draws(SEED)
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Checks at the door: one line that names the argument, what was expected and what came."""
+"""Checks of arguments: errors of one line that name the argument, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:  # the command line refuses a misspelt word without the second
 
 
 class InputError(ValueError):
-    """Input that cannot be used. Its text is one line; the command line prints it and exits with 2."""
+    """Input that cannot be used. The message is one line; the command line prints it and exits with 2."""
 
 
 def fail(argument: str, expected: str, got: Any, hint: str = "") -> NoReturn:
-    """Raise `InputError` in the project's one form: ``argument: expected ..., got ...``."""
+    """Raise `InputError` in the common form ``argument: expected ..., got ... (hint)``."""
     raise InputError(f"{argument}: expected {expected}, got {_describe(got)}" + (f" ({hint})" if hint else ""))
 
 
 def require(condition: bool, argument: str, expected: str, got: Any, hint: str = "") -> None:
-    """Do nothing if `condition` holds, otherwise `fail` with the same words."""
+    """Call `fail` with the other arguments unless `condition` holds."""
     if not condition:
         fail(argument, expected, got, hint)
 
@@ -58,7 +58,7 @@ def tensor(value: Any, argument: str, shape: tuple[int | None, ...] | None = Non
 
 
 def same_device(argument: str, value: torch.Tensor, like: torch.Tensor) -> None:
-    """Check that two tensors stand on one device."""
+    """Check that two tensors are on one device."""
     require(value.device == like.device, argument, f"a tensor on {like.device}", value)
 
 
@@ -85,7 +85,7 @@ def library(name: str, extra: str) -> ModuleType:
 
 
 def readable(value: torch.Tensor) -> bool:
-    """Whether the numbers in `value` may be looked at: those of a device would stall it, and those of a compiled function are not there yet."""
+    """Whether the values of a tensor can be read: reading would stall a device, and a compiled function does not have them yet."""
     import torch
 
     return value.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -94,5 +94,5 @@ def readable(value: torch.Tensor) -> bool:
 def _describe(value: Any) -> str:
     if "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
-    # A sentence stands as it is; a name is quoted, so that an empty one can be seen.
+    # A sentence is printed as it is; a name is quoted, so that an empty one is visible.
     return value if isinstance(value, str) and " " in value else " ".join(repr(value).split())

@@ -1,4 +1,4 @@
-"""What notebooks show of an object: one small table, and pictures where it has some."""
+"""HTML representation of objects in notebooks: a table, and pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def card(title: str, rows: Mapping[str, object], pictures: Sequence[Path] = ()) -> str:
-    """A table of two columns under a title, the PNG files of `pictures` below it; those that are gone are left out.
+    """A table of two columns with a title, and the PNG files of `pictures` below it; missing files are left out.
 
     Example:
         >>> card("Gaussian", {"latent dimensions": 2})

@@ -1,8 +1,8 @@
-"""Several processes, one batch: who this process is, which part of the batch it holds, and what needs the whole of it.
+"""Processes of a run: rank and world size, parts of a batch, and reductions over the whole batch.
 
-A batch of the run is cut into equal parts of consecutive rows, one for each process and accumulation step. Rows do not know of each
-other, so the mean over a batch is the mean over its parts; losses that couple rows (a discrepancy between samples, the mean
-class probability, batch statistics) ask for `gathered` rows or a `batch_mean`, whose gradients cross processes as their values do.
+A batch of the run is cut into equal parts of consecutive rows, one for each process and accumulation step. Most losses are means over
+independent rows, so the mean over a batch is the mean over its parts. Losses that couple rows (a discrepancy between samples, the mean
+class probability, batch statistics) use `gathered` rows or a `batch_mean`, whose gradients cross processes as their values do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import distributed as dist
 from ddvi_fast import _checks
 from ddvi_fast.rng import DeviceDraws, Draws
 
-TIMEOUT = 300.0  # seconds that a process waits for its peers
+TIMEOUT = 300.0  # seconds after which a collective is given up
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Part:
     count: int = 1
 
     def rows(self, batch_size: int) -> slice:
-        """The rows of a whole batch that it holds.
+        """The rows of a whole batch that belong to this part.
 
         Raises:
-            InputError: the batch does not fall into equal parts.
+            InputError: The batch cannot be cut into equal parts.
         """
         whole = batch_size % self.count == 0
-        _checks.require(whole, "batch_size", f"a multiple of {self.count}, processes times accumulation steps", batch_size)
+        _checks.require(whole, "batch_size", f"a multiple of {self.count}, the number of processes times accumulation steps", batch_size)
         size = batch_size // self.count
         return slice(self.index * size, (self.index + 1) * size)
 
@@ -57,7 +57,7 @@ _store: dist.Store | None = None
 
 @contextmanager
 def part_of_batch(part: Part) -> Iterator[None]:
-    """What runs inside computes on `part` of a batch."""
+    """Context whose code computes on `part` of a batch."""
     global _part
     before, _part = _part, part
     try:
@@ -67,12 +67,12 @@ def part_of_batch(part: Part) -> Iterator[None]:
 
 
 def current_part() -> Part:
-    """What `part_of_batch` says."""
+    """The part of the batch that the current code computes on."""
     return _part
 
 
 def whole_batch(rows: int, draws: Draws | DeviceDraws) -> tuple[int, Draws | DeviceDraws]:
-    """Rows and draws of the whole batch, from those of the part at hand.
+    """Number of rows, and draws, of the whole batch, from those of the current part.
 
     Example:
         >>> with part_of_batch(Part(1, 4)):
@@ -83,10 +83,10 @@ def whole_batch(rows: int, draws: Draws | DeviceDraws) -> tuple[int, Draws | Dev
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The rows of all parts of the batch in order, [count N, ...] from [N, ...], with their gradients.
+    """The rows of all parts of the batch in order, [count N, ...] from [N, ...], with gradients.
 
     Raises:
-        InputError: some parts are yet to come, because gradients are accumulated.
+        InputError: Gradients are accumulated, so that some parts are not computed yet.
     """
     return x if _part.count == 1 else _Gather.apply(_joinable(x))
 
@@ -97,13 +97,13 @@ def batch_mean(x: Tensor) -> Tensor:
 
 
 def _joinable(x: Tensor) -> Tensor:
-    hint = "the loss couples the rows of a batch, and accumulated parts do not see each other"
+    hint = "the loss couples the rows of a batch, and accumulated parts are computed one after another"
     _checks.require(_part.count == world_size(), "accumulation", "1", _part.count // world_size(), hint)
     return x
 
 
 class _Gather(torch.autograd.Function):
-    """Every process computes with all rows; the gradient of a row is the sum of what all of them found for it."""
+    """Every process computes with all rows; the gradient of a row is the sum of its gradients in all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -131,12 +131,12 @@ class _Mean(torch.autograd.Function):
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of a tensor that every process has, without a gradient."""
+    """The mean over processes of a tensor that each of them has, without a gradient."""
     return x if world_size() == 1 else average_(x.clone())
 
 
 def average_(x: Tensor) -> Tensor:
-    """Make a contiguous tensor its mean over processes, in place; returns it."""
+    """Replace a contiguous tensor by its mean over processes, in place, and return it."""
     if world_size() > 1:
         dist.all_reduce(x)
         x /= world_size()
@@ -144,14 +144,14 @@ def average_(x: Tensor) -> Tensor:
 
 
 def means_over_processes(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The means of scalars of the same names in every process, in one exchange."""
+    """Means over processes of scalars by name, in one collective; every process has the same names."""
     if world_size() == 1 or not values:
         return dict(values)
     return dict(zip(values, mean_over_processes(torch.stack(list(values.values()))).unbind(), strict=True))
 
 
 def share(rows: int) -> slice:
-    """This process's share of `rows` rows, which need not fall into equal parts; each row belongs to one process.
+    """This process's share of `rows` rows; shares need not be equal, and each row belongs to one process.
 
     Example:
         >>> share(10)
@@ -162,7 +162,7 @@ def share(rows: int) -> slice:
 
 
 def collect(mine: Tensor, rows: int) -> Tensor:
-    """All `rows` rows from the shares of the processes, [rows, ...] in each of them; without a gradient."""
+    """All `rows` rows, [rows, ...], from the shares of the processes, in each of them; without a gradient."""
     if world_size() == 1:
         return mine
     longest = -(-rows // world_size())
@@ -184,13 +184,13 @@ def any_process(flag: bool) -> bool:
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process has called this function."""
     if world_size() > 1:
         any_process(False)
 
 
 def rank() -> int:
-    """Number of this process, 0 where there is one."""
+    """Rank of this process; 0 in a run of one."""
     return dist.get_rank() if _started() else 0
 
 
@@ -200,12 +200,12 @@ def world_size() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process writes files and talks."""
+    """Whether this is the process that writes files and prints."""
     return rank() == 0
 
 
 def speaks() -> bool:
-    """Whether this is the process that a launcher calls the first, before and after `start` and `stop` too."""
+    """Whether a launcher calls this process the first one; known before `start` and after `stop`, too."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -215,11 +215,11 @@ def launched() -> bool:
 
 
 def start(device: torch.device | str, timeout: float = TIMEOUT) -> None:
-    """Join the other processes as the launcher's environment says (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); one alone does nothing.
+    """Join the other processes by the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); nothing happens in a run of one.
 
     Args:
-        device: NCCL on a GPU, gloo elsewhere.
-        timeout: seconds until an exchange that a peer does not answer is given up.
+        device: Device of this process. Collectives use NCCL on a GPU and gloo elsewhere.
+        timeout: Time in seconds after which a collective that a peer does not reach is given up.
     """
     if not launched() or _started():
         return
@@ -235,22 +235,22 @@ def start(device: torch.device | str, timeout: float = TIMEOUT) -> None:
 
 
 def stop() -> None:
-    """Leave the other processes; threads that serve exchanges end here, unless a caller still holds a DeepSpeed engine."""
+    """Leave the other processes; the threads of collectives end here, unless a caller still holds a DeepSpeed engine."""
     global _store
     if _started():
-        deepspeed = sys.modules.get("deepspeed.comm")  # it keeps references of its own, and lets them go if it is asked
+        deepspeed = sys.modules.get("deepspeed.comm")  # it keeps references of its own, which this releases
         (deepspeed if deepspeed is not None and deepspeed.is_initialized() else dist).destroy_process_group()
         gc.collect()  # engines refer to themselves, and to the group
     _store = None
 
 
 def store(name: str) -> dist.Store:
-    """Words that all processes share, under a name, by a connection of its own; only between `start` and `stop`."""
+    """A key-value store of all processes under a name, by a connection of its own; only between `start` and `stop`."""
     return dist.PrefixStore(name, _store.clone())
 
 
 def local_device(name: str) -> str:
-    """``cuda`` as the GPU of this process on its machine; other names as they are.
+    """The GPU of this process for the name ``cuda`` (``cuda:1``, say); other names as they are.
 
     Example:
         >>> local_device("cpu")

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,8 @@ from bench.baselines.training import Sizes
 from bench.steps import SEED, images
 from bench.training import PROGRESS, build_objective, step_flops
 from ddvi_fast import _markdown, distributed
-from ddvi_fast.engine.base import Engine
-from ddvi_fast.engine.checkpoints import Checkpoints
-from ddvi_fast.engine.local import LocalEngine
-from ddvi_fast.engine.parallel import ParallelEngine
+from ddvi_fast.engine.checkpoint_manager import CheckpointManager
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
@@ -51,7 +50,7 @@ GPUS = (1, 8, 64, 512)
 
 def engines() -> dict[str, Callable[..., Engine]]:
     """Engines of several processes that are installed, by name."""
-    found: dict[str, Callable[..., Engine]] = {"parallel": ParallelEngine}
+    found: dict[str, Callable[..., Engine]] = {"parallel": partial(Engine, capture=False, optimizer="auto")}
     if importlib.util.find_spec("deepspeed") is not None:
         from ddvi_fast.engine.deepspeed_engine import DeepSpeedEngine
 
@@ -111,7 +110,7 @@ def work(count: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     distributed.start("cpu")
     imports, found = time.time() - float(os.environ[_STARTED]), {}
-    for name, make in {"local": LocalEngine, **engines()}.items():  # the local one exchanges nothing
+    for name, make in {"local": partial(Engine, exchange=False), **engines()}.items():  # the local one exchanges nothing
         begun = time.time()
         step = stepper(make, ROWS)
         step()
@@ -152,9 +151,9 @@ def start(size: int, count: int) -> dict[str, Any]:
 
 def checkpoint_cost(count: int) -> dict[str, Any]:
     """Time ten steps of one process with a checkpoint in their middle relative to ten without, in turns."""
-    step = stepper(LocalEngine, ROWS)
+    step = stepper(partial(Engine, exchange=False), ROWS)
     with tempfile.TemporaryDirectory() as name:
-        kept = Checkpoints(Path(name), keep=2)
+        kept = CheckpointManager(Path(name), keep=2)
         times: dict[bool, list[float]] = {True: [], False: []}
         for turn in range(max(4, count // 3)):
             for saved in (True, False):

@@ -28,7 +28,7 @@ import torch
 
 from bench import records
 from ddvi_fast.engine import checkpoint
-from ddvi_fast.engine.checkpoints import Checkpoints
+from ddvi_fast.engine.checkpoint_manager import CheckpointManager
 from ddvi_fast.engine.run_folder import environment
 
 SMALL = [
@@ -161,7 +161,7 @@ def full_disk() -> dict[str, Any]:
             while True:
                 ballast.write(b"x" * 512)
         (full,) = wait(processes)
-        intact = Checkpoints(disk / "run" / "checkpoints", tell=lambda line: None).newest()
+        intact = CheckpointManager(disk / "run" / "checkpoints", tell=lambda line: None).newest()
         said = [line for line in output(beside).splitlines() if "space" in line]
         (disk / "ballast").unlink()
         (again,) = wait(launch(SMALL, beside, run=disk / "run"))

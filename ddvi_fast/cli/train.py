@@ -83,7 +83,7 @@ def _use_threads(threads: int | None) -> None:
 def _train(config: Config) -> int:
     from ddvi_fast.cli.tables import print_result
     from ddvi_fast.distributed import speaks
-    from ddvi_fast.engine.interrupts import Stopped
+    from ddvi_fast.engine.signals import Stopped
     from ddvi_fast.plots.run import draw_run
     from ddvi_fast.training.run import run
 
@@ -124,11 +124,11 @@ def _replay(options: argparse.Namespace) -> int:
     _checks.require(not options.settings, "--replay", "no settings beside it", " ".join(options.settings))
     register()
     from ddvi_fast.config.compose import from_dict
-    from ddvi_fast.engine import bundle
+    from ddvi_fast.engine import failed_step
     from ddvi_fast.training.replay import replay
     from ddvi_fast.training.run import load_dataset
 
-    config = from_dict(bundle.read(Path(options.replay)).state["config"])
+    config = from_dict(failed_step.read(Path(options.replay)).state["config"])
     found = replay(options.replay, load_dataset(config))
     for number, means in enumerate(found.terms):
         print(f"step {found.step + 1}, update {number + 1}: " + "  ".join(f"{name} {value:.6g}" for name, value in means.items()))

@@ -20,7 +20,7 @@ from ddvi_fast.data import DATASETS, cifar, folder_of
 from ddvi_fast.data.folders import candidates, first
 from ddvi_fast.data.idx import find_folder
 from ddvi_fast.doctor.findings import Finding, judged
-from ddvi_fast.engine import optimisers
+from ddvi_fast.engine import optimizers
 from ddvi_fast.native import loader
 
 REQUIRED = ("numpy", "scikit-learn", "safetensors")
@@ -189,8 +189,8 @@ def _triton_mismatch(found: str) -> str:
 
 
 def _apex() -> Iterator[Finding]:
-    why, device = optimisers.why_no_apex(), "cuda" if torch.cuda.is_available() else "cpu"
-    yield judged("optimiser", "Adam", f"{optimisers.choose('auto', torch.device(device)).note} on {device}")
+    why, device = optimizers.why_no_apex(), "cuda" if torch.cuda.is_available() else "cpu"
+    yield judged("optimiser", "Adam", f"{optimizers.choose('auto', torch.device(device)).note} on {device}")
     if not why:
         yield judged("optimiser", "apex", f"NVIDIA's, {version('apex') or 'without metadata'}")
     elif importlib.util.find_spec("apex") is None:

@@ -1,4 +1,4 @@
-"""The state of Adam by the names of parameters: the same in every engine, for any number of processes."""
+"""State of Adam by the names of parameters: the same in every engine, for any number of processes."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
-from ddvi_fast.engine.optimisers import MOMENTS
+from ddvi_fast.engine.optimizers import MOMENTS
 
-COUNT = "step"  # optimiser steps that a parameter has taken, a float32 scalar
+COUNT = "step"  # number of optimizer steps of a parameter, a float32 scalar
 
 
 class AdamState:
-    """Saves and restores engines whose optimisers keep their state by parameter, as torch's do."""
+    """Saves and restores the state of engines whose optimizers keep it by parameter, as torch's do."""
 
     objective: nn.Module
-    _optimisers: dict[str, torch.optim.Optimizer]
+    _optimizers: dict[str, torch.optim.Optimizer]
 
     def state(self) -> dict[str, Tensor]:
         """``GROUP.PARAMETER.exp_avg``, ``.exp_avg_sq`` and ``.step`` of every parameter that has moved."""
         names = {parameter: name for name, parameter in self.objective.named_parameters()}
         found = {}
-        for group, optimiser in self._optimisers.items():
-            for options in optimiser.param_groups:
+        for group, optimizer in self._optimizers.items():
+            for options in optimizer.param_groups:
                 for parameter in options["params"]:
-                    if entry := optimiser.state.get(parameter):
+                    if entry := optimizer.state.get(parameter):
                         found |= {f"{group}.{names[parameter]}.{key}": entry[key] for key in MOMENTS}
                         found[f"{group}.{names[parameter]}.{COUNT}"] = _count(entry, options)
         return found
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave, so that the next step is the same bit for bit.
+        """Restore what `state` returned, so that the next step is the same bit for bit.
 
         Raises:
-            InputError: a name or shape that does not fit the objective.
+            InputError: A name or shape does not fit the objective.
         """
         parameters = dict(self.objective.named_parameters())
-        for (group, name), entry in by_parameter(tensors, self._optimisers, parameters).items():
-            optimiser, parameter = self._optimisers[group], parameters[name]
+        for (group, name), entry in by_parameter(tensors, self._optimizers, parameters).items():
+            optimizer, parameter = self._optimizers[group], parameters[name]
             state = {key: entry[key].to(parameter.device, copy=True) for key in MOMENTS}
-            plain = isinstance(optimiser, torch.optim.Adam)
+            plain = isinstance(optimizer, torch.optim.Adam)
             state["step"] = entry[COUNT].to(parameter.device, copy=True) if plain else int(entry[COUNT])
-            optimiser.state[parameter] = state
+            optimizer.state[parameter] = state
             if not plain:  # Apex and DeepSpeed count steps by group
-                for options in optimiser.param_groups:
+                for options in optimizer.param_groups:
                     if any(member is parameter for member in options["params"]):
                         options["step"] = int(entry[COUNT])
 

@@ -1,8 +1,7 @@
-"""Checkpoints: a folder with weights.safetensors (every tensor) and state.json (everything else). Nothing is ever unpickled.
+"""Checkpoint format: a folder with weights.safetensors (all tensors) and state.json (all else). Nothing is ever unpickled.
 
-A checkpoint is written into a hidden folder beside its place, synced to the disk, and only then renamed into it; the one
-that stood there is set aside first and removed last. So at every moment a whole checkpoint can be read: `load` looks
-for the one set aside where a crash fell between the two renames.
+A checkpoint is written into a hidden folder beside its path, synced to the disk, and then renamed; the previous one is renamed first and
+removed last. An intact checkpoint can be read at every moment: after a crash between the two renames `load` reads the previous one.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ FORMAT = 1
 def save(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write `tensors` (any device, any strides) and `state` (what JSON can hold, keys are strings) as the checkpoint `path`.
 
-    A checkpoint that stands at `path` is replaced, and stays whole until the new one is on the disk.
+    A checkpoint at `path` is replaced, and remains intact until the new one is on the disk.
 
     Raises:
-        InputError: `state` holds what JSON cannot (NaN and infinity included), or `path` is something else than a checkpoint.
-        OSError: the disk is full or not writable; the old checkpoint is intact.
+        InputError: `state` holds values that JSON cannot (NaN and infinity included), or `path` is not a checkpoint.
+        OSError: The disk is full or not writable; the old checkpoint is intact.
 
     Example:
         >>> import tempfile
@@ -56,12 +55,12 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, An
 
 
 def link(source: str | Path, path: str | Path) -> None:
-    """The checkpoint `source` as `path` too: the same bytes on the disk, which are never changed in place; OSError as of `save`."""
+    """Make `path` a second name of the checkpoint `source`, with the same bytes on the disk; OSError as in `save`."""
     _put(Path(path), lambda fresh: shutil.copytree(source, fresh, copy_function=_link, dirs_exist_ok=True))
 
 
 def _put(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a new folder, and put it at `path`."""
+    """Call `write` with a new folder, and move that to `path`."""
     _refuse_foreign(path)
     fresh, previous = partial(path), _beside(path, "previous")
     if previous.is_dir() and not path.exists():  # a crash between the two renames below
@@ -81,7 +80,7 @@ def _put(path: Path, write: Callable[[Path], Any]) -> None:
 def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without a second name for a file
+    except OSError:  # a file system without hard links
         write_synced(Path(target), Path(source).read_bytes())
 
 
@@ -89,7 +88,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str
     """Read a checkpoint and verify its checksums: (tensors on `device`, state).
 
     Raises:
-        InputError: missing, truncated, altered or foreign file; the message names the file and the cause.
+        InputError: A file is missing, truncated, altered or of another kind; the message names it and the cause.
     """
     folder = _standing(Path(path))
     envelope = _read_envelope(folder / STATE)
@@ -118,19 +117,19 @@ def module_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def load_modules(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module]) -> None:
-    """Copy `tensors` into the modules in place; tensors under other first names (an optimiser's, say) are left aside.
+    """Copy `tensors` into the modules in place; tensors of other modules (an optimizer's, say) are ignored.
 
     Raises:
-        InputError: a name is missing or unexpected, or a shape or dtype differs. Nothing has been copied then.
+        InputError: A name is missing or unexpected, or a shape or dtype differs. Nothing is copied then.
     """
     load_tensors({name: value for name, value in tensors.items() if name.split(".", 1)[0] in modules}, module_tensors(modules))
 
 
 def load_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Copy `given` into the tensors `wanted` of the same names, in place; all of them fit, or none is copied.
+    """Copy `given` into the tensors `wanted` of the same names, in place; none is copied unless all fit.
 
     Raises:
-        InputError: a name is missing or unexpected, or a shape or dtype differs.
+        InputError: A name is missing or unexpected, or a shape or dtype differs.
     """
     if missing := wanted.keys() - given.keys():
         _checks.fail("checkpoint", f"the tensors {_listed(wanted)}", f"none for {_listed(missing)}")
@@ -173,24 +172,24 @@ def _read(path: Path) -> bytes:
 
 
 def _standing(path: Path) -> Path:
-    """The folder to read: `path`, or the one set aside if a crash fell between the two renames of `save`."""
+    """The folder to read: `path`, or the previous checkpoint after a crash between the two renames of `save`."""
     if path.is_dir():
         return path
     previous = _beside(path, "previous")
     if not path.exists() and previous.is_dir():
         return previous
-    _bad(path, f"a checkpoint folder with {WEIGHTS} and {STATE}", "a file" if path.exists() else "nothing there")
+    _bad(path, f"a checkpoint folder with {WEIGHTS} and {STATE}", "a file" if path.exists() else "no such folder")
 
 
 def _refuse_foreign(path: Path) -> None:
     if not path.exists():
         return
     foreign = not path.is_dir() or any(entry.name not in (WEIGHTS, STATE) for entry in path.iterdir())
-    _checks.require(not foreign, str(path), "a new folder or a checkpoint to replace", "something else that stands there")
+    _checks.require(not foreign, str(path), "a new folder or a checkpoint to replace", "a folder or file of another kind")
 
 
 def partial(path: Path) -> Path:
-    """Where a checkpoint stands while it is written; left behind by a crash, it is removed by the next write."""
+    """Path of a checkpoint while it is written; one that a crash leaves is removed by the next write."""
     return _beside(path, "partial")
 
 

@@ -1,11 +1,11 @@
-"""Training on DeepSpeed: optimiser states (ZeRO 1), gradients (2) and parameters (3) spread over processes.
+"""Engine on DeepSpeed: optimizer states (ZeRO 1), gradients (2) and parameters (3) partitioned over processes.
 
-The objective's updates do not share one optimiser, DeepSpeed's model has one: `UpdateAdam` holds them all, and a parameter group
-for each set of updates that move the same parameters. Parameters stay float32 and autocast narrows products, as in every engine, so
-DeepSpeed runs in its float32 mode; its scale on the loss serves fp16.
+An objective has one optimizer per kind of update, a DeepSpeed model has one in all: `UpdateAdam` holds them, with a parameter group for each
+set of updates that train the same parameters. Parameters are float32 and autocast narrows products, as in every engine, so DeepSpeed runs in
+its float32 mode.
 
-The fused chain takes its weights as they are, without going through a module, so under ZeRO 3 parameters are gathered after each
-step and not at each use: what is saved is the optimiser's memory and the gradients'.
+The fused chain reads its weights directly and not through a module, so under ZeRO 3 parameters are gathered after each step and not at each
+use. This saves memory of optimizer states and gradients, not of parameters.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ddvi_fast import _checks
 from ddvi_fast.engine.adam_state import COUNT, by_parameter
-from ddvi_fast.engine.optimisers import MOMENTS, UpdateAdam
-from ddvi_fast.engine.sharded import ShardedEngine
+from ddvi_fast.engine.engine import Engine
+from ddvi_fast.engine.optimizers import MOMENTS, UpdateAdam
 from ddvi_fast.objectives import Objective, Terms
 from ddvi_fast.recipes.phases import Optimisation
 
@@ -33,32 +32,37 @@ _EVERYTHING = 10**12  # elements: no parameter is too large to stay gathered
 _BUCKET = 1 << 24  # elements of an exchange, at most; DeepSpeed allocates that much, and its own 5 * 10^8 are 2 GB
 
 
-class DeepSpeedEngine(ShardedEngine):
-    """Parts of a batch on DeepSpeed.
+class DeepSpeedEngine(Engine):
+    """Adam on the parameters of one objective, on DeepSpeed.
 
     Args:
-        objective: what is minimised; it moves to `device`.
-        optimisation: learning rates and clipping.
-        device: of this process.
-        zero_stage: what is spread over processes: 0 nothing, 1 optimiser states, 2 gradients too, 3 parameters too.
-        options: those of `ShardedEngine`.
+        objective: Objective to minimize. It is moved to `device`.
+        optimisation: Learning rates and clipping.
+        device: Device of this process (default the CPU).
+        zero_stage: What is partitioned over processes: 0 nothing, 1 optimizer states, 2 also gradients, 3 also parameters.
+        options: Options of `Engine`.
 
     Raises:
-        InputError: DeepSpeed is not installed, or refuses.
-        NonFinite: as of `ShardedEngine`.
+        InputError: DeepSpeed is not installed.
+        NonFinite: As in `Engine`.
     """
+
+    watches_on_device = False
 
     def __init__(
         self, objective: Objective, optimisation: Optimisation, device: torch.device | str = "cpu", *, zero_stage: int = 0, **options: Any
     ) -> None:
         _checks.require(zero_stage in STAGES, "zero_stage", "0, 1, 2 or 3", zero_stage)
         deepspeed = _import_deepspeed(torch.device(device))
+        self.zero_stage, self._deepspeed = zero_stage, deepspeed
         super().__init__(objective, optimisation, device, **options)
-        self.zero_stage = zero_stage
-        self._adam = UpdateAdam(memberships(objective, optimisation), self.adam, optimisation.lr, self.device)
-        self._engine, *_ = deepspeed.initialize(model=_Whole(objective), optimizer=self._adam, config=self._config(), dist_init_required=False)
-        # Without ZeRO it would exchange zeros for whatever an update does not move.
-        self._engine.enable_backward_allreduce = zero_stage > 0
+
+    def _make_optimizers(self) -> None:
+        self._adam = UpdateAdam(memberships(self.objective, self.optimisation), self.adam, self.optimisation.lr, self.device)
+        whole = _Whole(self.objective)
+        self._engine, *_ = self._deepspeed.initialize(model=whole, optimizer=self._adam, config=self._config(), dist_init_required=False)
+        # Without ZeRO it would exchange zeros for all parameters that an update does not train.
+        self._engine.enable_backward_allreduce = self.zero_stage > 0
         self._lay_out()
 
     def _config(self) -> dict[str, Any]:
@@ -80,7 +84,7 @@ class DeepSpeedEngine(ShardedEngine):
         }
 
     def _lay_out(self) -> None:
-        """A first step without an active update moves nothing, but DeepSpeed links its states to parameters in it."""
+        """Take a first step without an active update: it changes no parameter, but DeepSpeed links its states to parameters in it."""
         self._gather()
         for _ in range(self.accumulation):
             self._engine.backward(self._engine(self._nothing))
@@ -88,6 +92,9 @@ class DeepSpeedEngine(ShardedEngine):
 
     def _nothing(self) -> Tensor:
         return 0.0 * torch.stack([parameter.sum() for parameter in self.objective.parameters() if parameter.requires_grad]).sum()
+
+    def _forget_gradients(self, group: str) -> None:
+        """Nothing to do: DeepSpeed clears gradients."""
 
     def _loss(self, terms: Terms) -> Tensor:
         return self._engine(terms.total)
@@ -108,7 +115,7 @@ class DeepSpeedEngine(ShardedEngine):
             return
         self._engine.backward(loss)
 
-    def _move(self, group: str, rate: float) -> bool:
+    def _move(self, group: str, rate: float | Tensor) -> bool:
         self._adam.active = group
         for options in self._adam.param_groups:
             options["lr"] = rate * options["factor"]
@@ -118,17 +125,10 @@ class DeepSpeedEngine(ShardedEngine):
             self._adam.active = None
 
     def _move_whole(self, group: str) -> bool:
-        """Without ZeRO, gradients stand on the parameters, and are averaged here."""
+        """Without ZeRO, gradients are on the parameters, and are averaged here."""
         members = [parameter for options in self._adam.param_groups if group in options["updates"] for parameter in options["params"]]
         moving = [parameter for parameter in members if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in moving]
-        self._average(gradients)
-        if self.loss_scale is not None:
-            torch._foreach_div_(gradients, self.loss_scale.value)
-        norm = get_total_norm(gradients)
-        good = bool(torch.isfinite(norm))
-        if good and self.optimisation.max_norm is not None:
-            clip_grads_with_norm_(moving, self.optimisation.max_norm, norm)
+        good = self._average_and_clip(moving)
         if not good and self.loss_scale is None:
             return False
         if not good:
@@ -137,7 +137,7 @@ class DeepSpeedEngine(ShardedEngine):
         return good
 
     def _move_spread(self) -> bool:
-        """DeepSpeed clips, and leaves out a step whose gradient's norm is not finite."""
+        """With ZeRO, DeepSpeed clips, and skips a step whose gradient norm is not finite."""
         self._engine.step()
         if self.zero_stage == 3:
             # What the next update does not move would count with its last gradient in the norm.
@@ -147,13 +147,13 @@ class DeepSpeedEngine(ShardedEngine):
         return not self._engine.optimizer.overflow
 
     def _gather(self) -> None:
-        """Whole parameters under ZeRO 3, which DeepSpeed gathers after those steps alone that it takes."""
+        """Gather the parameters under ZeRO 3; DeepSpeed does so only after steps that it does not skip."""
         if self.zero_stage == 3:
             parameters = self._engine.optimizer.persistent_parameters
             parameters[0].all_gather(parameters)
 
     def refresh(self) -> None:
-        """Parameters that stand still now are left out; those of a group must do so together."""
+        """Leave out parameters that are frozen now; those of a group must be frozen together."""
         for options in self._adam.param_groups:
             parameters = dict(self.objective.named_parameters())
             moving = {parameters[name].requires_grad for name in options["names"]}
@@ -161,7 +161,7 @@ class DeepSpeedEngine(ShardedEngine):
             options["frozen"] = not moving.pop()
 
     def state(self) -> dict[str, Tensor]:
-        """As of `AdamState`; every process must call it."""
+        """As in `AdamState`; every process must call it."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         found = {}
@@ -174,7 +174,7 @@ class DeepSpeedEngine(ShardedEngine):
         return found
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """As of `AdamState`. Weights are those that the objective had when the engine was made."""
+        """As in `AdamState`. Weights are those of the objective when the engine was made."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         parameters = dict(self.objective.named_parameters())
@@ -190,7 +190,7 @@ class DeepSpeedEngine(ShardedEngine):
             counts[numbers[name]] = max(counts[numbers[name]], int(entry[COUNT]))
 
     def _moved(self) -> Iterator[tuple[str, str, nn.Parameter, int]]:
-        """Update, name, parameter and group of whatever has moved."""
+        """Update, name, parameter and group of every parameter that has been updated."""
         parameters = dict(self.objective.named_parameters())
         for options in self._adam.param_groups:
             for update in options["updates"]:
@@ -199,7 +199,7 @@ class DeepSpeedEngine(ShardedEngine):
 
 
 class _Whole(nn.Module):
-    """The objective as DeepSpeed calls it: with what is to be computed."""
+    """The objective as a module that DeepSpeed calls with a function to compute."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class _Whole(nn.Module):
 
 
 def memberships(objective: Objective, optimisation: Optimisation) -> list[dict[str, Any]]:
-    """Parameter groups whose members take part in the same updates, at the same rate, and may stand still together.
+    """Parameter groups whose members take part in the same updates, at the same rate, and are frozen together.
 
     Example:
         >>> from ddvi_fast import likelihoods, models, networks, objectives, posteriors, priors
@@ -232,7 +232,7 @@ def memberships(objective: Objective, optimisation: Optimisation) -> list[dict[s
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed on `device`, quiet, among the processes that there are."""
+    """Import DeepSpeed for `device`, without its log, in the process group of the run."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
     if importlib.util.find_spec("deepspeed") is None:

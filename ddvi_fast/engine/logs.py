@@ -1,4 +1,4 @@
-"""What a run says while it goes: JSON lines for programs, TensorBoard and trackers for browsers, a progress bar for people."""
+"""Log of a run: JSON lines, TensorBoard, an experiment tracker and a progress display."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ RESERVED = ("step", "epoch", "phase", "seconds", "non_finite")
 
 
 class RunLog:
-    """Logger of one run; a context manager that closes its files and its bar whatever happens inside.
+    """Logger of one run, a context manager that closes its files and its progress display.
 
     Args:
-        folder: the run's folder; metrics.jsonl and tensorboard/ are written into it.
-        total_steps: length of the run, for the bar and the remaining time; None if it is not known.
-        tensorboard: write event files too.
-        tracker: hand every record on to it too, and close it at the end.
-        progress: ``"on"`` draws a bar on `stream`, ``"off"`` says nothing, ``"auto"`` draws the bar on a terminal and in a notebook, and
-            otherwise writes one plain line every `interval` seconds, and one at the end.
-        resume_from: steps done by the run that is continued. Records of later steps are dropped: they will come again.
-        stream: where the bar or the lines go, standard error by default.
+        folder: Folder of the run, which gets metrics.jsonl and tensorboard/.
+        total_steps: Steps of the run, for the remaining time (int), or None if unknown.
+        tensorboard: Whether to write event files (bool, default True).
+        tracker: Experiment tracker that gets every record and is closed at the end, or None.
+        progress: ``"on"`` draws a bar on `stream`, ``"off"`` prints nothing, ``"auto"`` draws the bar on a terminal and in a notebook, and
+            otherwise writes one line every `interval` seconds, and one at the end.
+        resume_from: Step at which a run is resumed (int), or None for a new run. Records of later steps are dropped.
+        interval: Seconds between two lines (float, default 10).
+        stream: Stream of the bar or the lines (default standard error).
 
     Raises:
-        InputError: the folder has a metrics.jsonl and `resume_from` is None; tensorboard asked for but not installed.
+        InputError: The folder has a metrics.jsonl and `resume_from` is None, or tensorboard is not installed.
 
     Example:
         >>> import tempfile
@@ -67,7 +68,7 @@ class RunLog:
         writer_class = _summary_writer() if tensorboard else None
         folder.mkdir(parents=True, exist_ok=True)
         done = _drop_after(metrics, resume_from) if resume_from is not None else []
-        before = done[-1]["seconds"] if done else 0.0  # the clock of a resumed run goes on where it stood
+        before = done[-1]["seconds"] if done else 0.0  # the time of a resumed run continues
         self._started = time.monotonic() - before
         self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._writer = writer_class(str(folder / "tensorboard"), purge_step=resume_from) if writer_class else None
@@ -81,13 +82,13 @@ class RunLog:
         self.close(failed=kind is not None)
 
     def advance(self, step: int, *, phase: str, terms: Mapping[str, float | Tensor] | None = None) -> None:
-        """Say that `step` steps are done. Without `terms` it neither reads the device nor writes a file: call it every step."""
+        """Show that `step` steps are done. Without `terms` this neither reads the device nor writes a file, so call it every step."""
         self._display.update(step, phase, numbers(terms or {}))
 
     def log(self, step: int, *, epoch: int, phase: str, terms: Mapping[str, float | Tensor]) -> None:
-        """Write one record of named scalars (numbers or tensors of one element), to every place that is open.
+        """Write one record of scalars by name (numbers, or tensors of one element) to metrics.jsonl, TensorBoard and the tracker.
 
-        A value that is NaN or infinite is written as null, and its name listed under ``non_finite``.
+        A value that is NaN or infinite is written as null, and its name is listed under ``non_finite``.
         """
         for name in terms:
             _checks.require(name not in RESERVED, "terms", f"names other than {', '.join(RESERVED)}", name)
@@ -107,7 +108,7 @@ class RunLog:
         self._display.update(step, phase, values)
 
     def close(self, failed: bool = False) -> None:
-        """Close bar, event file, tracker and metrics; a second call does nothing."""
+        """Close display, event file, tracker and metrics; a second call does nothing."""
         self._display.close()
         if self._tracker is not None:
             self._tracker.close(failed)
@@ -118,10 +119,10 @@ class RunLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl, in order. A last line without its end, left by a run that was killed, is skipped.
+    """Records of a metrics.jsonl, in order. An incomplete last line, which a killed run leaves, is skipped.
 
     Raises:
-        InputError: the file is missing, or a whole line is no record.
+        InputError: The file is missing, or a line is not a record.
     """
     path = Path(path)
     try:

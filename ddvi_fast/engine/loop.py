@@ -1,23 +1,23 @@
-"""The training loop: phases of epochs of batches of updates, and nothing else.
+"""Training loop: phases of epochs of batches.
 
-Order and noise are functions of (seed, step), so a run needs no random state to be repeated or resumed: batch `b` of the
-whole run stands at draws `b * batch_size`. Of several processes each takes its own rows of every batch.
+Order and noise are functions of (seed, step), so a run needs no random state to be repeated or resumed: batch `b` of the whole run
+begins at draw `b * batch_size`. Each of several processes takes its own rows of every batch.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddvi_fast import distributed
 from ddvi_fast.data.batches import epoch_batches, num_batches
 from ddvi_fast.data.dataset import Dataset
 from ddvi_fast.distributed import Part
-from ddvi_fast.engine.base import Engine, NonFinite, set_trainable
+from ddvi_fast.engine.engine import Engine
+from ddvi_fast.engine.non_finite import NonFinite
 from ddvi_fast.objectives import Objective, Progress
 from ddvi_fast.recipes.phases import Optimisation, Phase
 from ddvi_fast.rng import Draws
@@ -25,27 +25,30 @@ from ddvi_fast.rng import Draws
 _PHASE_BITS = 24  # a phase owns 2^24 passes over the data
 
 
-class Observer(Protocol):
-    """Who wants to know how training goes."""
+class Callback:
+    """Base of what `train` calls between steps. A callback overrides the methods that it needs; the others do nothing."""
 
     def step(self, step: int, phase: str, epoch: float, terms: dict[str, Tensor]) -> None:
-        """After a batch; `terms` are unweighted means on the device."""
+        """Called after a batch; `terms` are unweighted means on the device."""
 
     def epoch(self, step: int, phase: str, epoch: int, engine: Engine) -> None:
-        """After an epoch."""
+        """Called after an epoch."""
+
+    def after_step(self, step: int, engine: Engine) -> None:
+        """Called when `step` and `epoch` of all callbacks have been called: the place to save or to stop."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run goes on: the steps it has done, and the state of the optimisers then; weights are in the modules already."""
+    """Where a run resumes: the steps that it has done, and the state of the optimizers then. Weights are in the modules already."""
 
     step: int
     adam: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Place:
-    """A step of a run: number, phase, progress, and the examples of its batch."""
+class StepInfo:
+    """A step of a run: its number, phase and progress, and the examples of its batch."""
 
     step: int
     phase: int
@@ -59,29 +62,27 @@ def train(
     batch_size: int,
     seed: int,
     make_engine: Callable[[Objective, Optimisation], Engine],
-    observer: Observer,
+    callbacks: Sequence[Callback] = (),
     augment: Callable[[Tensor, Draws], Tensor] | None = None,
     *,
     start: Start | None = None,
-    between: Callable[[int, Engine], None] | None = None,
     until: int | None = None,
 ) -> None:
     """Train phase after phase on the dataset's training split.
 
     Args:
-        phases: in order; modules shared between their objectives carry over.
-        dataset: lives on the engine's device as one tensor, in every process.
-        batch_size: rows of a batch, over all processes; a last incomplete batch is left out.
-        seed: of order and noise.
-        make_engine: builds the engine of a phase.
-        observer: told after every batch and epoch.
-        augment: `augment(x, draws)`, applied to training data.
-        start: go on after so many steps.
-        between: called as `between(step, engine)` when all of a step has been told, the place to save or to stop.
-        until: train no further than this step, which may lie within a phase.
+        phases: Phases in order. Modules that their objectives share carry over.
+        dataset: Data set on the device of the engine, whole in every process.
+        batch_size: Rows of a batch over all processes (int). An incomplete last batch is left out.
+        seed: Seed of order and noise (int).
+        make_engine: Function `make_engine(objective, optimisation)` that makes the engine of a phase.
+        callbacks: Callbacks, in the order in which they are called.
+        augment: Function `augment(x, draws)` of the training rows of a batch, or None.
+        start: State to resume from, or None.
+        until: Step after which training ends (int), which may lie within a phase, or None.
 
     Raises:
-        NonFinite: with the `Place` as its `place`, where it is known.
+        NonFinite: A loss or gradient is not finite; the error holds the `StepInfo` of the step as its `info`, where it is known.
     """
     done, step = 0 if start is None else start.step, 0
     rows = Part(distributed.rank(), distributed.world_size()).rows(batch_size)
@@ -110,15 +111,17 @@ def train(
                 try:
                     terms = engine.run(x, progress, draws)
                 except NonFinite as error:
-                    error.place = Place(step, number, progress, indices)
+                    error.info = StepInfo(step, number, progress, indices)
                     raise
                 step += 1
-                observer.step(step, phase.name, epoch + (position + 1) / len(batches), terms)
+                for callback in callbacks:
+                    callback.step(step, phase.name, epoch + (position + 1) / len(batches), terms)
                 if position + 1 == len(batches):
                     engine.check()
-                    observer.epoch(step, phase.name, epoch + 1, engine)
-                if between is not None:
-                    between(step, engine)
+                    for callback in callbacks:
+                        callback.epoch(step, phase.name, epoch + 1, engine)
+                for callback in callbacks:
+                    callback.after_step(step, engine)
                 if step == until:
                     return
         set_trainable(phase.frozen, True)
@@ -126,7 +129,7 @@ def train(
 
 
 def _prepare_epoch(phase: Phase, engine: Engine, epoch: int) -> None:
-    """What a phase changes between epochs."""
+    """Freeze modules, and call the phase's own function, before an epoch."""
     set_trainable(phase.frozen, epoch >= phase.frozen_epochs)
     if phase.before_epoch is not None:
         phase.before_epoch(Progress(epoch, phase.epochs))
@@ -135,10 +138,16 @@ def _prepare_epoch(phase: Phase, engine: Engine, epoch: int) -> None:
 
 
 def _batches(dataset: Dataset, batch_size: int, seed: int, phase: int, epoch: int, steps: int | None) -> list[Tensor]:
-    """The index tensors of one epoch: one pass over the data, or as many as `steps` batches need."""
+    """The index tensors of one epoch: one pass over the data, or as many passes as `steps` batches need."""
     one_pass = num_batches(dataset.size(), batch_size)
     steps = one_pass if steps is None else steps
     passes = -(-steps // one_pass)
     first = (phase << _PHASE_BITS) + epoch * passes
     orders = (epoch_batches(dataset.size(), batch_size, seed, first + number, dataset.device) for number in range(passes))
     return list(itertools.islice(itertools.chain.from_iterable(orders), steps))
+
+
+def set_trainable(modules: Iterable[nn.Module], trainable: bool) -> None:
+    """Make the parameters of `modules` trainable, or freeze them."""
+    for module in modules:
+        module.requires_grad_(trainable)

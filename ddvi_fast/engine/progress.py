@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a bar in a notebook, or a plain line now and then."""
+"""Progress displays: a bar on a terminal, a bar in a notebook, or plain lines at intervals."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import Protocol, TextIO
 from torch import Tensor
 
 _SHOWN_TERMS = 4
-_REDRAWN = 0.25  # seconds between two pictures of a notebook's bar
+_REDRAWN = 0.25  # seconds between two updates of a notebook's bar
 
 
 class Display(Protocol):
-    """What shows progress."""
+    """Interface of a progress display."""
 
     def update(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        """`step` steps are done; without `values` those shown last stay."""
+        """Show that `step` steps are done; without `values` the last ones remain."""
 
     def close(self) -> None:
-        """The run is over; a second call does nothing."""
+        """End the display; a second call does nothing."""
 
 
 def display(progress: str, stream: TextIO, total: int | None, done: int = 0, interval: float = 10.0, label: str = "") -> Display:
-    """What shows progress: nothing for ``"off"``, a bar for ``"on"``; ``"auto"`` draws it where somebody looks, and else writes lines.
-
-    One of several processes that share a terminal writes lines too, which bear its label.
+    """Make a progress display.
 
     Args:
-        stream: where a terminal's bar or the lines go.
-        total: steps of the whole run; None if it is not known.
-        done: steps that are done already.
-        interval: seconds from line to line.
-        label: of a line.
+        progress: ``"off"`` for none, ``"on"`` for a bar, ``"auto"`` for a bar on a terminal or in a notebook and lines elsewhere. One of
+            several processes that share a terminal writes lines, too.
+        stream: Stream of a terminal's bar or of the lines.
+        total: Steps of the whole run (int), or None if unknown.
+        done: Steps that are done already (int, default 0).
+        interval: Seconds between two lines (float, default 10).
+        label: Label of the lines of one of several processes.
     """
     if progress == "off":
         return _Silent()
@@ -54,16 +54,16 @@ def in_notebook() -> bool:
 
 
 def numbers(terms: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Terms as plain numbers."""
+    """Terms as Python numbers."""
     return {name: float(value) for name, value in terms.items()}
 
 
 class _Silent:
     def update(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        """Nothing is shown."""
+        """Show nothing."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Close nothing."""
 
 
 class _Lines:
@@ -96,7 +96,7 @@ class _Lines:
 
 
 class _Bar:
-    """A bar with phase, count, rate, remaining time and the last terms."""
+    """A bar with phase, steps, rate, remaining time and the last terms."""
 
     def __init__(self, stream: TextIO, total: int | None, done: int, force: bool) -> None:
         from rich.console import Console
@@ -109,7 +109,7 @@ class _Bar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]} steps/s"),
             TimeRemainingColumn(),
-            # On a narrow terminal this one gives way, not the bar.
+            # On a narrow terminal this column shrinks, not the bar.
             TextColumn("{task.fields[terms]}", style="dim", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
         console = Console(file=stream, force_terminal=True if force else None)
@@ -128,7 +128,7 @@ class _Bar:
 
 
 class _Notebook:
-    """A bar that the notebook keeps in one place, without widgets."""
+    """A bar that is updated in place, without widgets."""
 
     def __init__(self, total: int | None, done: int) -> None:
         from IPython.display import HTML

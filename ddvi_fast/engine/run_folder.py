@@ -1,6 +1,6 @@
-"""The folder of one run: resolved configuration, environment, metrics, figures, checkpoints, TensorBoard events.
+"""Folder of one run: resolved configuration, environment, metrics, plots, checkpoints, TensorBoard events.
 
-A folder counts as a run's by its environment.json, which says so; a folder of anything else is never touched.
+A folder is that of a run if its environment.json says so; any other folder is left unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KIND = "ddvi_fast run"
 
 EVALUATION = "evaluation.json"
 
-# All that a run writes, and so all that overwrite=True removes. What else lies in the folder stays.
+# All files that a run writes, and so all that overwrite=True removes. Other files in the folder remain.
 OWNED = (
     "metrics.jsonl",
     EVALUATION,
@@ -42,13 +42,14 @@ OWNED = (
     "tracker.json",
     CONFIG_YAML,
     CONFIG,
-    ENVIRONMENT,  # the mark goes last: a removal that is cut short can be repeated
+    ENVIRONMENT,  # it marks the folder, and is removed last, so that an interrupted removal can be repeated
 )
 _FOLDERS = ("figures", "checkpoints", "tensorboard")
 
+
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run. Made by `create` (to train) or `open` (to evaluate).
+    """Paths of one run, from `create` (to train) or `open` (to evaluate).
 
     Example:
         >>> import tempfile
@@ -62,13 +63,16 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any], overwrite: bool = False, resume: bool = False) -> RunFolder:
-        """Make the folder and write the resolved `config` (plain values) and the environment into it.
+        """Make the folder and write configuration and environment into it.
 
-        With `overwrite` a run that stands there is removed first. With `resume` it is kept, provided that its
-        configuration is the same; where none stands yet, `resume` starts one, so that one command serves both.
+        Args:
+            path: Folder of the run.
+            config: Resolved configuration, plain values by name.
+            overwrite: Whether to remove a run that the folder holds.
+            resume: Whether to continue a run that the folder holds with the same configuration; an empty folder gets a new run.
 
         Raises:
-            InputError: the folder holds another run, or files that are no run's, or `config` holds what JSON cannot.
+            InputError: The folder holds another run or other files, or `config` holds values that JSON cannot.
         """
         path = Path(path)
         plain = _plain(config)
@@ -84,15 +88,15 @@ class RunFolder:
             (path / name).mkdir(parents=True, exist_ok=True)
         _write_json(path / ENVIRONMENT, {"kind": KIND, **_environment_of(plain), "resumed": []})
         _files.write_text(path / CONFIG_YAML, _as_yaml(plain), sync=True)
-        _write_json(path / CONFIG, plain)  # last: a folder with it is complete
+        _write_json(path / CONFIG, plain)  # written last: a folder with it is complete
         return cls(path, plain)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The run that stands at `path`, with its configuration.
+        """Open the run at `path`, with its configuration.
 
         Raises:
-            InputError: there is none, or its files cannot be read.
+            InputError: There is none, or its files cannot be read.
         """
         path = Path(path)
         _checks.require(path.is_dir(), "run folder", "the folder of a run", f"{path}, which is {'a file' if path.exists() else 'missing'}")
@@ -116,17 +120,17 @@ class RunFolder:
 
     @property
     def failed_step(self) -> Path:
-        """Where the bundle of a step goes that was not finite."""
+        """Folder of the record of a step that was not finite."""
         return self.path / "failed-step"
 
     @property
     def metrics(self) -> Path:
-        """metrics.jsonl: one record a line."""
+        """The file metrics.jsonl, one record a line."""
         return self.path / "metrics.jsonl"
 
     @property
     def figures(self) -> Path:
-        """Folder of the pictures."""
+        """Folder of the plots."""
         return self.path / "figures"
 
     @property
@@ -168,13 +172,13 @@ def _environment_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _program() -> str:
-    """The program as one would name it here: without the folders that lead to it."""
+    """The program's path relative to the working directory, or its name."""
     path = Path(sys.argv[0])
     return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name
 
 
 def _processor() -> str:
-    """The processor's model where the system tells, else its architecture."""
+    """Model of the processor where the system reports it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -190,7 +194,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the tree that the package is run from, marked -dirty if it was changed; a tree around an installed package is not it."""
+    """Commit of the source tree of the package, with -dirty if it was changed; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -202,13 +206,13 @@ def _commit() -> str | None:
 
 
 def unfinished(path: str | Path) -> bool:
-    """Whether a run stands at `path` that was begun and not finished."""
+    """Whether `path` holds a run that was begun and not finished."""
     path = Path(path)
     return (path / CONFIG).is_file() and (path / ENVIRONMENT).is_file() and not (path / EVALUATION).exists()
 
 
 def _vacant(path: Path) -> bool:
-    """Whether nothing stands there, but for a lock and what a start that was cut short leaves before it has said whose folder it is."""
+    """Whether a folder is missing or empty, but for a lock and the leftovers of an interrupted start."""
     _checks.require(path.is_dir() or not path.exists(), "run folder", "a folder", f"{path}, which is a file")
     return not path.exists() or all(_leftover(entry) or (entry.name in _FOLDERS and not any(entry.iterdir())) for entry in path.iterdir())
 
@@ -233,7 +237,7 @@ def _remove_owned(path: Path) -> None:
 
 
 def _inside(entry: Path, folder: Path) -> bool:
-    """Whether no symbolic link leads from `folder` out to `entry`; the entry itself must be none either."""
+    """Whether `entry` lies in `folder` without symbolic links, and is none itself."""
     return not entry.is_symlink() and entry.resolve().is_relative_to(folder.resolve())
 
 

@@ -1,7 +1,7 @@
-"""Writes tensors as a safetensors file straight from their memory.
+"""Writer of safetensors files that releases Python's global lock.
 
-The library's own `save` makes the whole file in memory, and Python's lock is held for as long: training would stand still beside a
-thread that writes. Here the lock is free while bytes are hashed and written. Files are read by the library.
+The library's own `save` makes the whole file in memory and holds the lock, so that training would stop while a thread writes. Here the lock
+is free while bytes are hashed and written. Files are read by the library.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _CHUNK = 1 << 20  # bytes, which are still in the cache when they are written af
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write contiguous tensors of the CPU and wait until they are on the disk; returns the file's sha256.
+    """Write contiguous tensors of the CPU, wait until they are on the disk, and return the file's sha256.
 
     The format is https://github.com/huggingface/safetensors#format: the header's length in 8 bytes, a JSON header that says type, shape
     and place of each tensor, and their bytes.
 
     Raises:
-        InputError: a type that the format does not have.
-        OSError: the disk is full or not writable.
+        InputError: The format does not have the type of a tensor.
+        OSError: The disk is full or not writable.
 
     Example:
         >>> import tempfile

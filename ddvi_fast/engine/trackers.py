@@ -1,7 +1,7 @@
-"""Where else a run's figures go: Weights & Biases or MLflow, behind one interface.
+"""Experiment trackers: Weights & Biases or MLflow, behind one interface.
 
-Each takes its server, account and project from its own environment variables (``WANDB_MODE``, ``WANDB_PROJECT``, ``MLFLOW_TRACKING_URI``,
-``MLFLOW_EXPERIMENT_NAME``, ...). A run that goes on, or is evaluated again, goes on there too: the folder keeps its name there.
+Each reads its server, account and project from its own environment variables (``WANDB_MODE``, ``WANDB_PROJECT``, ``MLFLOW_TRACKING_URI``,
+``MLFLOW_EXPERIMENT_NAME``, ...). A run that is resumed or evaluated again continues there too: its folder holds its name at the tracker.
 """
 
 from __future__ import annotations
@@ -26,28 +26,31 @@ _PARAMETERS = 100  # of one call of MLflow's
 
 
 class Tracker(Protocol):
-    """What follows a run from outside."""
+    """Interface of an experiment tracker."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Figures after a step; those of earlier steps have come before."""
+        """Log metrics of a step; steps increase."""
 
-    def summarise(self, figures: Mapping[str, float]) -> None:
-        """Figures of merit of the whole run; a second call replaces them."""
+    def summarise(self, metrics: Mapping[str, float]) -> None:
+        """Log metrics of the whole run; a second call replaces them."""
 
     def close(self, failed: bool = False) -> None:
-        """No more will come, for now."""
+        """End logging, for now."""
 
 
 def open_tracker(name: str | None, folder: str | Path, settings: Mapping[str, Any]) -> Tracker | None:
-    """The tracker `name`, or None for None; goes on with what `folder` was followed by before.
+    """Open the tracker of a run; a run that it knows already is continued.
 
     Args:
-        name: ``"wandb"`` or ``"mlflow"``.
-        folder: of the run; its name is shown.
-        settings: of the run, nested.
+        name: ``"wandb"``, ``"mlflow"`` or None.
+        folder: Folder of the run, whose name is shown.
+        settings: Settings of the run, nested.
+
+    Returns:
+        The tracker, or None without a name.
 
     Raises:
-        InputError: an unknown name, a library that is not installed, a server that cannot be reached.
+        InputError: An unknown name, a library that is not installed, or a server that cannot be reached.
     """
     if name is None:
         return None
@@ -62,7 +65,7 @@ def open_tracker(name: str | None, folder: str | Path, settings: Mapping[str, An
 
 
 class Forgiving:
-    """A tracker that must not end the run it follows: what goes wrong is told once, and the run goes on alone."""
+    """A tracker whose errors do not end the run: the first one is printed, and the run continues without the tracker."""
 
     def __init__(self, tracker: Tracker, name: str) -> None:
         self._tracker: Tracker | None = tracker
@@ -72,9 +75,9 @@ class Forgiving:
         """As of `Tracker`."""
         self._call("log", step, values)
 
-    def summarise(self, figures: Mapping[str, float]) -> None:
+    def summarise(self, metrics: Mapping[str, float]) -> None:
         """As of `Tracker`."""
-        self._call("summarise", figures)
+        self._call("summarise", metrics)
 
     def close(self, failed: bool = False) -> None:
         """As of `Tracker`; a second call does nothing."""
@@ -89,7 +92,7 @@ class Forgiving:
         except Exception as error:  # of a library, a network, a server
             self._tracker = None
             reason = " ".join(str(error).split())
-            print(f"ddvi-fast: {self._name} follows the run no longer: {type(error).__name__}, {reason}", file=sys.stderr, flush=True)
+            print(f"ddvi-fast: {self._name} logging failed ({type(error).__name__}: {reason}); continuing without it", file=sys.stderr, flush=True)
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -107,7 +110,7 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def _known(folder: Path, name: str) -> str | None:
-    """The run's name at the tracker, if it has one."""
+    """The run's name at the tracker, or None."""
     try:
         known = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -136,11 +139,11 @@ class _WeightsAndBiases:
         _remember(folder, "wandb", identity)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        # After a return to an earlier checkpoint the server leaves out the steps that it has: they are the same.
+        # After a resume from an earlier checkpoint the server ignores the steps that it has; they are the same.
         self._run.log(_finite(values), step=step)
 
-    def summarise(self, figures: Mapping[str, float]) -> None:
-        self._run.summary.update(_finite(figures))
+    def summarise(self, metrics: Mapping[str, float]) -> None:
+        self._run.summary.update(_finite(metrics))
 
     def close(self, failed: bool = False) -> None:
         self._run.finish(exit_code=int(failed))
@@ -162,11 +165,11 @@ class _MLflow:
             self._write(parameters=some)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        if step > self._last:  # after a return to an earlier checkpoint the others are there, the same
+        if step > self._last:  # after a resume from an earlier checkpoint the server has the others already
             self._write(_finite(values), step)
 
-    def summarise(self, figures: Mapping[str, float]) -> None:
-        self._write(_finite(figures), max(self._last, 0))
+    def summarise(self, metrics: Mapping[str, float]) -> None:
+        self._write(_finite(metrics), max(self._last, 0))
 
     def close(self, failed: bool = False) -> None:
         self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")

@@ -1,8 +1,7 @@
-"""Ends a run whose peer is gone or stands still, and says which: an exchange with it would wait for ever.
+"""Watchdog of several processes: ends a run whose peer was killed or hangs, and names that peer. A collective with it would never return.
 
-Every process says at short intervals, from a thread of its own, that it lives, and where its training stands; one that has been
-silent for too long is lost. A process that speaks but never comes to an exchange is met by the time-out of the others in that
-exchange, who then say where it stands.
+A thread of every process writes a heartbeat and the current line of its training at short intervals; a process without a heartbeat for too
+long is lost. If a process has heartbeats but does not reach a collective, that collective times out in the others, which then name its line.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ from types import TracebackType
 from torch.distributed import DistError
 
 from ddvi_fast import distributed
-from ddvi_fast.engine.base import NonFinite
-from ddvi_fast.engine.interrupts import Stopped
+from ddvi_fast.engine.non_finite import NonFinite
+from ddvi_fast.engine.signals import Stopped
 
 EXIT_PEER_LOST = 76
-_BEATS = 5  # at least, within the time-out
-_BEATS_OF_SILENCE = 3  # that are enough where an exchange has failed
-_SOON = 1.0  # seconds within which a process that fails is heard of
+_BEATS = 5  # at least, within the timeout
+_BEATS_OF_SILENCE = 3  # that suffice after a collective has failed
+_SOON = 1.0  # seconds within which the failure of a process is reported
 
 
-TOGETHER = (Stopped, NonFinite)  # what all processes meet at the same place
+TOGETHER = (Stopped, NonFinite)  # raised by all processes at the same step
 _GONE = "gone: "
-_EXCHANGES = (os.path.join("torch", "distributed"), os.path.join("deepspeed", "comm"))  # where their code is
+_EXCHANGES = (os.path.join("torch", "distributed"), os.path.join("deepspeed", "comm"))  # folders of their code
 
 
 class Watchdog:
-    """A context in which this process shows that it lives, and watches the others; alone it does nothing.
+    """Context in which this process sends heartbeats and watches those of the others; in one process it does nothing.
 
     Args:
-        timeout: seconds within which a process that is silent is found lost, and the run ended.
-        end: called with the message, from another thread; it must end this process, whose main thread may hang in an exchange.
+        timeout: Time in seconds within which a process without a heartbeat is found lost, and the run is ended.
+        end: Function that is called with the message from another thread. It must end this process, whose main thread may hang in a collective.
     """
 
     def __init__(self, timeout: float, end: Callable[[str], None] | None = None) -> None:
         self.timeout, self._end = timeout, end or _leave
         self._rank, self._interval = distributed.rank(), min(timeout / _BEATS, _SOON)
-        self._patience = timeout - 2 * self._interval  # with silence, so that the end comes within the time-out
+        self._patience = timeout - 2 * self._interval  # without a heartbeat, so that the run ends within the timeout
         self._done = threading.Event()
         self._beat_at = time.monotonic()
         self._threads: list[threading.Thread] = []
@@ -66,7 +65,7 @@ class Watchdog:
         if not self._threads:
             return
         if error is not None and _of_an_exchange(error):
-            # It fails at once where a peer was killed, who is known by a few beats of silence: the verdict ends this process.
+            # It fails at once if a peer was killed; a few missing heartbeats show which, and the thread that sees it ends this process.
             self._failed, self._patience = True, _BEATS_OF_SILENCE * self._interval
             self._done.wait(2 * self._interval if _is_timeout(error) else self._patience + 3 * self._interval)
             self._blame()
@@ -77,13 +76,13 @@ class Watchdog:
             self._say_gone(" ".join(str(error).split()) or type(error).__name__)
 
     def _say_gone(self, why: str) -> None:
-        """Tell the others; the store may end with this process, and they shall hear of it before."""
+        """Tell the others, before the store may end with this process."""
         with contextlib.suppress(RuntimeError):
             self._store.set(str(self._rank), f"{_GONE}{why}")
             time.sleep(2 * self._interval)
 
     def _rounds(self) -> Iterator[bool]:
-        """Rounds at intervals until the watch ends; whether this process itself was held up since the last, when nobody can be blamed."""
+        """Rounds at intervals until the watch ends; each yields whether this process was suspended since the last, so that none can be judged."""
         while True:
             since = time.monotonic()
             if self._done.wait(self._interval):
@@ -91,7 +90,7 @@ class Watchdog:
             yield time.monotonic() - since > self._interval + self._patience / 2
 
     def _beat(self) -> None:
-        """Say that this process lives, and note when the others last said so."""
+        """Write this process's heartbeat, and record the last ones of the others."""
         heard = dict.fromkeys(range(distributed.world_size()), ("", time.monotonic()))
         for beat, stood_still in enumerate(self._rounds(), 1):
             if stood_still:
@@ -99,13 +98,15 @@ class Watchdog:
             try:
                 self._store.set(str(self._rank), f"{beat} {self._place()}")
                 words = [self._store.get(str(rank)).decode() for rank in heard]
-            except RuntimeError:  # the store is gone with the process that kept it; silence is judged below
+            except RuntimeError:  # the store ended with the process that held it; the other thread judges that
                 return
             self._beat_at = time.monotonic()
             for rank, word in enumerate(words):
                 if word != heard[rank][0]:
                     heard[rank] = (word, self._beat_at)
-            gone = [f"{self._names[rank]} has ended: {word.removeprefix(_GONE)}" for rank, word in enumerate(words) if word.startswith(_GONE)]
+            gone = [
+                f"{self._names[rank]} ended with an error: {word.removeprefix(_GONE)}" for rank, word in enumerate(words) if word.startswith(_GONE)
+            ]
             if gone and not self._done.is_set():
                 self._end("; ".join(gone))
                 return
@@ -115,7 +116,7 @@ class Watchdog:
                 return
 
     def _judge(self) -> None:
-        """The first process often keeps the store: where nothing comes back from it, that process is the lost one."""
+        """End the run if the store does not answer: the first process often holds it, and is then the lost one."""
         for stood_still in self._rounds():
             if stood_still:
                 self._beat_at = time.monotonic()
@@ -125,7 +126,7 @@ class Watchdog:
                 return
 
     def _place(self) -> str:
-        """Where training stands, ``file:line in function``; nothing where it waits for others."""
+        """The current line of training, ``file:line in function``; the empty string in a collective."""
         frame = sys._current_frames().get(self._trains)
         if frame is None or self._failed:
             return ""
@@ -137,26 +138,26 @@ class Watchdog:
         return place
 
     def _blame(self) -> None:
-        """An exchange has failed though all speak: whoever is not in one did not come."""
+        """End the run after a failed collective, naming the processes that have heartbeats but are not in a collective."""
         try:
             words = [self._store.get(str(rank)).decode() for rank in range(len(self._names))]
-        except RuntimeError:  # the store is gone: silence is judged by the threads
+        except RuntimeError:  # the store is gone: the threads judge missing heartbeats
             return
         places = {name: word.partition(" ")[2] for name, word in zip(self._names, words, strict=True) if not word.startswith(_GONE)}
-        late = [f"{name}, which stands at {place}" for name, place in places.items() if place]
+        late = [f"{name} did not reach the collective within {self.timeout:g} s (at {place})" for name, place in places.items() if place]
         if late:
-            verdict = f"{' and '.join(late)}, has not come to an exchange for {self.timeout:g} s; this run ends"
+            verdict = f"{'; '.join(late)}; aborting"
             self._done.set()
             self._say_gone(verdict)
             self._end(verdict)
 
     def _lose(self, who: str) -> None:
         if not self._done.is_set():
-            self._end(f"{who} has not answered for {self._patience:g} s: it was killed, hangs, or its machine is out of reach; this run ends")
+            self._end(f"{who} sent no heartbeat for {self._patience:g} s (killed, suspended, or its machine is unreachable); aborting")
 
 
 def _of_an_exchange(error: BaseException) -> bool:
-    """Whether a collective operation failed; gloo raises plain errors that name it."""
+    """Whether a collective failed; gloo raises plain errors that name it."""
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
@@ -166,4 +167,4 @@ def _is_timeout(error: BaseException) -> bool:
 
 def _leave(message: str) -> None:
     print(f"ddvi-fast: {message}", file=sys.stderr, flush=True)
-    os._exit(EXIT_PEER_LOST)  # the main thread may never come back from an exchange
+    os._exit(EXIT_PEER_LOST)  # the main thread may never return from a collective

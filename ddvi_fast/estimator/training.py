@@ -15,9 +15,8 @@ from ddvi_fast.config.names import check_choice
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
-from ddvi_fast.engine.base import Engine
-from ddvi_fast.engine.local import LocalEngine
-from ddvi_fast.engine.loop import train
+from ddvi_fast.engine.engine import Engine
+from ddvi_fast.engine.loop import Callback, train
 from ddvi_fast.engine.progress import Display, display
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion
@@ -125,15 +124,16 @@ def fit_model(config: Config, dataset: Dataset, verbose: bool) -> tuple[LatentVa
     with _progress(steps, verbose) as watch:
         train(
             experiment.phases, dataset, config.recipe.batch_size, config.seed,
-            lambda objective, optimisation: LocalEngine(objective, optimisation, config.device, precision=config.precision), watch,
+            lambda objective, optimisation: Engine(objective, optimisation, config.device, precision=config.precision, exchange=False),
+            [watch],
         )  # fmt: skip
     experiment.model.eval()
     experiment.posterior.eval()
     return experiment.model, experiment.posterior, watch.losses
 
 
-class _Watch:
-    """Observer that averages minus the bound over each epoch and updates the progress bar."""
+class _Watch(Callback):
+    """Callback that averages minus the bound over each epoch and updates the progress bar."""
 
     def __init__(self, shown: Display) -> None:
         self.losses: list[float] = []

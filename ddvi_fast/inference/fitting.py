@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from ddvi_fast import _checks
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulator, offers, simulate
 from ddvi_fast.inference.networks import Architecture, Observation, build, whitening_reader
 from ddvi_fast.inference.objective import COVERING, EvidenceBound, GaussianFit, Simulated
@@ -179,7 +179,7 @@ class _Request:
 def _train(objective: Objective, training: Training, seed: int, device: torch.device) -> list[float]:
     """All steps; returns means of the loss over each twentieth of them."""
     optimisation = Optimisation(lr=training.lr, warmup_fraction=_WARMUP, max_norm=training.max_norm, factors={})
-    engine = LocalEngine(objective, optimisation, device, capture=False)
+    engine = Engine(objective, optimisation, device, capture=False, exchange=False)
     rows, losses = torch.zeros(1, 1, device=device), []
     for step in range(training.steps):
         means = engine.run(rows, Progress(step, training.steps), Draws(seed, step * training.batch_size))

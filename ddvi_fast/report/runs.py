@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ddvi_fast import _checks
+from ddvi_fast.engine.callbacks import BOUND
 from ddvi_fast.engine.logs import read_metrics
-from ddvi_fast.engine.recorder import BOUND
 from ddvi_fast.engine.run_folder import ENVIRONMENT, EVALUATION, RunFolder
 from ddvi_fast.engine.run_settings import OUTPUT
 

@@ -10,10 +10,8 @@ import torch
 
 from ddvi_fast import _checks, distributed
 from ddvi_fast.config.schema import Config
-from ddvi_fast.engine.base import Engine
-from ddvi_fast.engine.local import LocalEngine
-from ddvi_fast.engine.optimisers import choose
-from ddvi_fast.engine.parallel import ParallelEngine
+from ddvi_fast.engine.engine import Engine
+from ddvi_fast.engine.optimizers import choose
 from ddvi_fast.objectives import Objective
 from ddvi_fast.precision import in_force
 from ddvi_fast.recipes.phases import Optimisation
@@ -40,9 +38,9 @@ def make_engines(config: Config) -> MakeEngine:
     if name == "local":
         return _local(config, distributed.world_size() > 1)
     _checks.require(name == "deepspeed" or config.zero_stage == 0, "zero_stage", "0 without engine=deepspeed", config.zero_stage)
-    options: dict[str, Any] = {"precision": config.precision, "accumulation": config.accumulation, "optimiser": config.optimiser}
+    options: dict[str, Any] = {"precision": config.precision, "accumulation": config.accumulation, "optimizer": config.optimiser, "capture": False}
     if name == "parallel":
-        return lambda objective, optimisation: ParallelEngine(objective, optimisation, config.device, **options)
+        return lambda objective, optimisation: Engine(objective, optimisation, config.device, **options)
     from ddvi_fast.engine.deepspeed_engine import DeepSpeedEngine
 
     return lambda objective, optimisation: DeepSpeedEngine(objective, optimisation, config.device, zero_stage=config.zero_stage, **options)
@@ -66,6 +64,6 @@ def _local(config: Config, several: bool) -> MakeEngine:
         (config.optimiser in ("auto", "torch"), "optimiser", "auto or torch with engine=local", config.optimiser),
     ):
         _checks.require(fits, argument, expected, got)
-    return lambda objective, optimisation: LocalEngine(
+    return lambda objective, optimisation: Engine(
         objective, optimisation, config.device, capture=config.capture, compile_networks=config.compile_networks, precision=config.precision
     )

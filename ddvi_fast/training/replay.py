@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +11,9 @@ import torch
 
 from ddvi_fast.config.compose import from_dict
 from ddvi_fast.data import Dataset
-from ddvi_fast.engine import bundle, checkpoint
-from ddvi_fast.engine.base import bad_rows, bad_terms
-from ddvi_fast.engine.checkpoints import tensors_of
+from ddvi_fast.engine import checkpoint, failed_step
+from ddvi_fast.engine.checkpoint_manager import tensors_of
+from ddvi_fast.engine.non_finite import bad_rows, bad_terms
 from ddvi_fast.objectives import Terms, Update
 from ddvi_fast.precision import products_in
 from ddvi_fast.recipes.build import build
@@ -42,7 +44,7 @@ def replay(path: str | Path, dataset: Dataset) -> Replayed:
         path: Path of the bundle.
         dataset: Data set of the run, from which the networks are built; the batch is in the bundle.
     """
-    kept = bundle.read(Path(path))
+    kept = failed_step.read(Path(path))
     config = from_dict(kept.state["config"])
     experiment = build(config, dataset)
     objective = experiment.phases[kept.state["phase"]].objective.to(dataset.device).train()
@@ -52,7 +54,8 @@ def replay(path: str | Path, dataset: Dataset) -> Replayed:
         phase.before_epoch(type(kept.progress)(int(kept.progress.epoch), kept.progress.epochs))
     x, products = kept.batch.to(dataset.device), products_in(config.precision, dataset.device)
     means: list[dict[str, float]] = []
-    for update in objective.updates(x, kept.progress, Draws(config.seed, kept.state["first_index"])):
+    updates = objective.updates(x, kept.progress, Draws(config.seed, kept.state["first_index"]))
+    while (update := _next(updates, products)) is not None:
         with products():
             terms = update.terms()
         means.append({name: float(value) for name, value in terms.means().items()})
@@ -60,6 +63,12 @@ def replay(path: str | Path, dataset: Dataset) -> Replayed:
             rows = bad_rows(terms, len(x)).nonzero().flatten().tolist()
             return Replayed(kept.state["step"], means, names, [int(kept.indices[row]) for row in rows])
     return Replayed(kept.state["step"], means, [], [])
+
+
+def _next(updates: Iterator[Update], products: Callable[[], AbstractContextManager]) -> Update | None:
+    """The next update, or None; as in training, what several updates share is computed in the precision of products."""
+    with products():
+        return next(updates, None)
 
 
 def _bad_gradients(objective: torch.nn.Module, update: Update, terms: Terms) -> list[str]:

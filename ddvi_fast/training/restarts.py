@@ -18,12 +18,12 @@ from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.engine import checkpoint
-from ddvi_fast.engine.base import Engine, NonFinite
-from ddvi_fast.engine.interrupts import Stopped, StopRequest
-from ddvi_fast.engine.keeper import weights_of
+from ddvi_fast.engine.callbacks import TermMeter, weights_of
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.engine.logs import RunLog
-from ddvi_fast.engine.loop import Start, train
-from ddvi_fast.engine.recorder import Recorder
+from ddvi_fast.engine.loop import Callback, Start, train
+from ddvi_fast.engine.non_finite import NonFinite
+from ddvi_fast.engine.signals import Stopped, StopRequest
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.recipes.options import RecipeOptions
@@ -118,18 +118,24 @@ def seed_of(seed: int, number: int) -> int:
 
 
 def _train(config: Config, dataset: Dataset, make_engine: MakeEngine, stop: StopRequest, steps: int) -> Candidate:
-    experiment, recorder, adam = build(config, dataset), Recorder(None), {}
-
-    def between(step: int, engine: Engine) -> None:
-        if stop.asked:
-            raise Stopped(0)
-        if step == steps:
-            adam.update(engine.state())
-
-    augment = augmentation(config)
+    experiment, meter, last = build(config, dataset), TermMeter(), _LastState(stop, steps)
     settings = (config.recipe.batch_size, config.seed)
-    train(experiment.phases, dataset, *settings, make_engine, recorder, augment, between=between, until=steps)
-    return Candidate(recorder.last_bound, _weights(experiment), adam)
+    train(experiment.phases, dataset, *settings, make_engine, (meter, last), augmentation(config), until=steps)
+    return Candidate(meter.last_bound, _weights(experiment), last.adam)
+
+
+class _LastState(Callback):
+    """Keeps the optimizers' state of step `steps`, and stops the run when a signal asks for it."""
+
+    def __init__(self, stop: StopRequest, steps: int) -> None:
+        self.adam: dict[str, Tensor] = {}
+        self._stop, self._steps = stop, steps
+
+    def after_step(self, step: int, engine: Engine) -> None:
+        if self._stop.asked:
+            raise Stopped(0)
+        if step == self._steps:
+            self.adam.update(engine.state())
 
 
 def _weights(experiment: Experiment) -> dict[str, Tensor]:

@@ -16,15 +16,14 @@ from ddvi_fast.config.compose import from_dict
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
-from ddvi_fast.engine import bundle
-from ddvi_fast.engine.base import NonFinite
-from ddvi_fast.engine.checkpoints import Checkpoints, tensors_of
-from ddvi_fast.engine.interrupts import StopRequest
-from ddvi_fast.engine.keeper import Keeper
+from ddvi_fast.engine import failed_step
+from ddvi_fast.engine.callbacks import CheckpointCallback, TermMeter
+from ddvi_fast.engine.checkpoint_manager import CheckpointManager, tensors_of
 from ddvi_fast.engine.logs import RunLog
 from ddvi_fast.engine.loop import train
-from ddvi_fast.engine.recorder import Recorder
+from ddvi_fast.engine.non_finite import NonFinite
 from ddvi_fast.engine.run_folder import RunFolder, unfinished
+from ddvi_fast.engine.signals import StopRequest
 from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.engine.watchdog import Watchdog
 from ddvi_fast.recipes.builder import augmentation
@@ -124,34 +123,34 @@ class Session:
             Stopped: A signal stopped the run, which can be resumed.
         """
         first, started, earlier = distributed.is_first(), Clocks.now(), Clocks(0.0, 0.0)
-        config, recorder = self.config, Recorder(None)
+        config, meter = self.config, TermMeter()
         with StopRequest() as stop:
-            keeper = Keeper(
-                self.experiment.modules(), self.experiment.phases, recorder, self._checkpoints(), config.checkpoint_steps or 1, stop,
+            checkpoints = CheckpointCallback(
+                self.experiment.modules(), self.experiment.phases, meter, self._checkpoints(), config.checkpoint_steps or 1, stop,
                 config.recipe.average_decay, about=lambda: started.until_now().plus(*earlier)._asdict(),
             )  # fmt: skip
-            start = keeper.start()
-            earlier = Clocks(**keeper.about) if start else earlier
-            with self._log(start.step if start else None) if first else nullcontext() as recorder.log:
+            start = checkpoints.resume()
+            earlier = Clocks(**checkpoints.about) if start else earlier
+            with self._log(start.step if start else None) if first else nullcontext() as meter.log:
                 try:
                     make = make_engines(config)
                     if start is None and config.recipe.restarts > 1:
-                        start = restarts.choose(config, self.experiment, self.dataset, make, stop, recorder.log, _tell)
-                        keeper.begin(start)
+                        start = restarts.choose(config, self.experiment, self.dataset, make, stop, meter.log, _tell)
+                        checkpoints.begin_at(start)
                     train(
-                        self.experiment.phases, self.dataset, config.recipe.batch_size, config.seed, make, recorder, augmentation(config),
-                        start=start, between=keeper,
+                        self.experiment.phases, self.dataset, config.recipe.batch_size, config.seed, make, (meter, checkpoints),
+                        augmentation(config), start=start,
                     )  # fmt: skip
                 except NonFinite as error:
                     self._keep_failed_step(error)
                     raise
-            keeper.finish()
+            checkpoints.finish()
         return started.until_now().plus(*earlier)
 
-    def _checkpoints(self) -> Checkpoints | None:
+    def _checkpoints(self) -> CheckpointManager | None:
         if self.config.checkpoint_steps is None:
             return None
-        return Checkpoints(self.folder.checkpoints, self.config.checkpoint_keep, _tell if distributed.is_first() else _keep_quiet)
+        return CheckpointManager(self.folder.checkpoints, self.config.checkpoint_keep, _tell if distributed.is_first() else _keep_quiet)
 
     def _log(self, step: int | None) -> RunLog:
         """The run's log, and lines about the engine and the step at which training is resumed."""
@@ -169,15 +168,15 @@ class Session:
 
     def _keep_failed_step(self, error: NonFinite) -> None:
         """Write a bundle of a known step, and add to the error where the bundle is and what was not finite."""
-        if error.place is None:
+        if error.info is None:
             return
-        draws = Draws(self.config.seed, error.place.step * self.config.recipe.batch_size)
-        batch, augment = self.dataset.inputs(error.place.indices), augmentation(self.config)
+        draws = Draws(self.config.seed, error.info.step * self.config.recipe.batch_size)
+        batch, augment = self.dataset.inputs(error.info.indices), augmentation(self.config)
         batch = batch if augment is None else augment(batch, draws)
         if distributed.is_first():
-            weights = tensors_of({"objective": self.experiment.phases[error.place.phase].objective})
-            bundle.write(self.folder.failed_step, error, weights, batch, draws.first_index, self.folder.config)
-        error.args = (f"{bundle.describe(error)}; ddvi-fast train --replay {self.folder.failed_step} shows it",)
+            weights = tensors_of({"objective": self.experiment.phases[error.info.phase].objective})
+            failed_step.write(self.folder.failed_step, error, weights, batch, draws.first_index, self.folder.config)
+        error.args = (f"{failed_step.describe(error)}; ddvi-fast train --replay {self.folder.failed_step} shows it",)
 
 
 def _tell(line: str) -> None:

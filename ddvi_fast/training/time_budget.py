@@ -11,8 +11,7 @@ from ddvi_fast import _checks
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
-from ddvi_fast.engine.base import Engine
-from ddvi_fast.engine.loop import train
+from ddvi_fast.engine.loop import Callback, train
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.recipes.phases import Phase
@@ -53,19 +52,16 @@ def seconds_a_step(phase: Phase, config: Config, dataset: Dataset, make_engine: 
     """Median seconds per step of training `phase` for `steps` steps (more than 5), which changes its modules."""
     clock = _Clock()
     few = replace(phase, epochs=1, steps_per_epoch=steps, frozen=(), frozen_epochs=0)
-    train([few], dataset, config.recipe.batch_size, config.seed, make_engine, clock, augmentation(config))
+    train([few], dataset, config.recipe.batch_size, config.seed, make_engine, [clock], augmentation(config))
     times = clock.times[_UNCOUNTED:]
     return statistics.median(after - before for before, after in itertools.pairwise(times))
 
 
 @dataclass
-class _Clock:
-    """An observer that records the time at the end of each step."""
+class _Clock(Callback):
+    """Callback that records the time at the end of each step."""
 
     times: list[float] = field(default_factory=list)
 
     def step(self, step: int, phase: str, epoch: float, terms: object) -> None:
         self.times.append(time.perf_counter())
-
-    def epoch(self, step: int, phase: str, epoch: int, engine: Engine) -> None:
-        pass

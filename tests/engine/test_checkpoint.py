@@ -1,4 +1,4 @@
-"""Checkpoints survive crashes, notice damage, execute nothing, and put an optimiser back bit for bit."""
+"""CheckpointManager survive crashes, notice damage, execute nothing, and put an optimiser back bit for bit."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_malicious_pickle_executes_nothing(tmp_path):
 
 
 def test_what_is_missing_is_named_in_one_line(tmp_path):
-    with pytest.raises(InputError, match="nothing there") as caught:
+    with pytest.raises(InputError, match="no such folder") as caught:
         checkpoint.load(tmp_path / "none")
     assert str(tmp_path / "none") in str(caught.value) and "\n" not in str(caught.value)
     checkpoint.save(tmp_path / "c", OLD, {})
@@ -168,7 +168,7 @@ def test_what_is_missing_is_named_in_one_line(tmp_path):
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="of another kind"):
         checkpoint.save(tmp_path, OLD, {})
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

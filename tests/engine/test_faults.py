@@ -16,12 +16,12 @@ from ddvi_fast import cli
 from ddvi_fast._checks import InputError
 from ddvi_fast._files import locked
 from ddvi_fast.config.compose import compose
-from ddvi_fast.engine import bundle, checkpoint
-from ddvi_fast.engine.base import NonFinite
-from ddvi_fast.engine.interrupts import StopRequest
-from ddvi_fast.engine.parallel import ParallelEngine
-from ddvi_fast.engine.recorder import Recorder
+from ddvi_fast.engine import checkpoint, failed_step
+from ddvi_fast.engine.callbacks import TermMeter
+from ddvi_fast.engine.engine import Engine
+from ddvi_fast.engine.non_finite import NonFinite
 from ddvi_fast.engine.run_folder import RunFolder, unfinished
+from ddvi_fast.engine.signals import StopRequest
 from ddvi_fast.engine.watchdog import EXIT_PEER_LOST
 from ddvi_fast.objectives import Objective, Progress, Terms, Update
 from ddvi_fast.recipes.phases import Optimisation
@@ -50,14 +50,14 @@ class Interrupted:
     """Sends a signal to this process while the loop is at a step."""
 
     def __init__(self, monkeypatch, step: int, number: int) -> None:
-        told = Recorder.step
+        told = TermMeter.step
 
         def tell(recorder, at, *news):
             told(recorder, at, *news)
             if at == step:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(Recorder, "step", tell)
+        monkeypatch.setattr(TermMeter, "step", tell)
 
 
 ACCUMULATED = ["recipe.average_decay=0.9", "engine=parallel", "accumulation=2"]
@@ -71,10 +71,10 @@ def test_a_signal_ends_the_step_and_the_same_command_goes_on_bit_for_bit(tmp_pat
     with monkeypatch.context() as patch:
         Interrupted(patch, 13, number)  # in the middle of an epoch
         assert train(tmp_path / "run", *options) == cli.EXIT_STOPPED
-    assert "stopped after step 13; the same command goes on from there" in capsys.readouterr().err
+    assert "stopped after step 13; the same command resumes the run" in capsys.readouterr().err
     assert unfinished(tmp_path / "run")
     assert train(tmp_path / "run", *options) == 0
-    assert "goes on after step 13 of 30" in capsys.readouterr().err
+    assert "resuming at step 13 of 30" in capsys.readouterr().err
     expected, found = final(tmp_path / "calm"), final(tmp_path / "run")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     records = [runs.read_metrics(tmp_path / name / "metrics.jsonl") for name in ("calm", "run")]
@@ -99,7 +99,7 @@ def test_a_run_goes_on_under_another_engine(tmp_path, monkeypatch):
 
 
 def test_a_second_interrupt_ends_a_process_at_once():
-    code = "import os, signal, time\nfrom ddvi_fast.engine.interrupts import StopRequest\nwith StopRequest() as stop:\n" + "".join(
+    code = "import os, signal, time\nfrom ddvi_fast.engine.signals import StopRequest\nwith StopRequest() as stop:\n" + "".join(
         f"    os.kill(os.getpid(), signal.SIGINT)\n    print(stop.asked, {number}, flush=True)\n" for number in range(2)
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=300)
@@ -138,7 +138,7 @@ def test_a_lost_peer_ends_the_run_and_is_named(kind, timeout, silence):
     try:
         _, error = processes[0].communicate(timeout=300)
         assert processes[0].returncode == EXIT_PEER_LOST
-        assert f"rank 1 (process {processes[1].pid} on " in error and f"has not answered for {silence} s" in error
+        assert f"rank 1 (process {processes[1].pid} on " in error and f"sent no heartbeat for {silence} s" in error
     finally:
         for process in processes:
             process.kill()
@@ -150,7 +150,7 @@ def test_a_peer_that_fails_ends_the_run_with_its_words():
     try:
         _, error = processes[0].communicate(timeout=300)
         assert processes[0].returncode == EXIT_PEER_LOST
-        assert f"rank 1 (process {processes[1].pid} on " in error and "has ended: the third shelf is empty" in error
+        assert f"rank 1 (process {processes[1].pid} on " in error and "ended with an error: the third shelf is empty" in error
     finally:
         for process in processes:
             process.kill()
@@ -164,7 +164,7 @@ def test_a_peer_that_lives_but_does_not_come_is_named_with_its_place():
         assert [process.returncode for process in processes] == [EXIT_PEER_LOST] * 2
         for error in errors:
             assert f"rank 1 (process {processes[1].pid} on " in error
-            assert re.search(r"which stands at \S*workers\.py:\d+ in oversleep, has not come to an exchange for 2 s", error)
+            assert re.search(r"did not reach the collective within 2 s \(at \S*workers\.py:\d+ in oversleep\); aborting", error)
     finally:
         for process in processes:
             process.kill()
@@ -192,7 +192,7 @@ def spoilt(tmp_path, monkeypatch, capsys):
 def test_a_step_that_fails_is_kept_and_replayed(spoilt, capsys):
     folder, error = spoilt
     assert f"at training example {SPOILT}; ddvi-fast train --replay {folder / 'failed-step'} shows it" in error and error.count("\n") == 1
-    kept = bundle.read(folder / "failed-step")
+    kept = failed_step.read(folder / "failed-step")
     assert kept.state["examples"] == [SPOILT] and bool(kept.batch.flatten(1).isnan().all(1)[kept.indices == SPOILT].all())
     found = replay(folder / "failed-step", runs.load_dataset(compose(QUICK)))
     assert (found.names, found.examples, found.step) == (kept.state["names"], [SPOILT], kept.state["step"])
@@ -213,5 +213,5 @@ def test_a_gradient_that_is_not_finite_is_named():
 
     objective = Root()
     with pytest.raises(NonFinite, match=r"^gradient: expected a finite number, got NaN or infinity in bad \(") as caught:
-        ParallelEngine(objective, Optimisation()).run(torch.ones(2, 1), Progress(0, 1), Draws(0))
+        Engine(objective, Optimisation()).run(torch.ones(2, 1), Progress(0, 1), Draws(0))
     assert caught.value.names == ["bad"] and torch.equal(objective.good, torch.ones(2))

@@ -43,12 +43,12 @@ def test_a_job_that_is_taken_back_goes_on_under_another_launcher(tmp_path):
         time.sleep(0.01)
     first.send_signal(signal.SIGTERM)
     words = first.communicate(timeout=world.LIMIT)[0]
-    step = re.search(r"stopped after step (\d+); the same command goes on from there", words)
+    step = re.search(r"stopped after step (\d+); the same command resumes the run", words)
     assert step and not (tmp_path / "run" / "evaluation.json").exists(), words
     again = launch("deepspeed.launcher.runner", ["--num_gpus=2", free, "--module"], tmp_path / "run")
     words = again.communicate(timeout=world.LIMIT)[0]
     assert again.returncode == 0, words
-    assert f"goes on after step {step[1]} of" in words and "engine deepspeed, ZeRO 0, 2 x 1 parts of a batch, float32, torch's fused Adam" in words
+    assert f"resuming at step {step[1]} of" in words and "engine deepspeed, ZeRO 0, 2 x 1 parts of a batch, float32, torch's fused Adam" in words
     assert cli.main(["train", *SETTINGS, f"run_dir={tmp_path / 'calm'}"]) == 0
     calm, taken_back = (runs.read_metrics(tmp_path / name / "metrics.jsonl") for name in ("calm", "run"))
     assert [record["step"] for record in taken_back] == [record["step"] for record in calm]

@@ -7,14 +7,14 @@ import torch
 
 from ddvi_fast import likelihoods, models, networks, posteriors, priors
 from ddvi_fast.data.dataset import from_arrays
-from ddvi_fast.engine.local import LocalEngine
-from ddvi_fast.engine.loop import train
+from ddvi_fast.engine.engine import Engine
+from ddvi_fast.engine.loop import Callback, train
 from ddvi_fast.objectives import ELBO
 from ddvi_fast.recipes.phases import Optimisation, Phase
 from ddvi_fast.rng import Draws
 
 
-class Recorder:
+class Record(Callback):
     def __init__(self):
         self.steps, self.epochs = [], []
 
@@ -37,17 +37,17 @@ def make_objective():
 
 
 def run(phases, dataset, seed=0, augment=None):
-    recorder = Recorder()
-    train(phases, dataset, 8, seed, lambda objective, optimisation: LocalEngine(objective, optimisation), recorder, augment)
-    return recorder
+    record = Record()
+    train(phases, dataset, 8, seed, lambda objective, optimisation: Engine(objective, optimisation), [record], augment)
+    return record
 
 
 def test_steps_epochs_and_phases_are_counted_through(dataset):
     objective = make_objective()
-    recorder = run([Phase("first", objective, 2), Phase("second", objective, 1, steps_per_epoch=9)], dataset)
-    assert [step for step, *_ in recorder.steps] == list(range(1, 18))
-    assert recorder.epochs == [(4, "first", 1), (8, "first", 2), (17, "second", 1)]
-    assert recorder.steps[0][3].keys() == {"reconstruction", "kl"}
+    record = run([Phase("first", objective, 2), Phase("second", objective, 1, steps_per_epoch=9)], dataset)
+    assert [step for step, *_ in record.steps] == list(range(1, 18))
+    assert record.epochs == [(4, "first", 1), (8, "first", 2), (17, "second", 1)]
+    assert record.steps[0][3].keys() == {"reconstruction", "kl"}
 
 
 def test_a_frozen_module_stands_still_until_it_is_thawed(dataset):

@@ -8,7 +8,7 @@ import torch
 from ddvi_fast._checks import InputError
 from ddvi_fast.config.compose import compose
 from ddvi_fast.data import Dataset
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.native import loader
 from ddvi_fast.objectives import Progress
 from ddvi_fast.precision import NARROW, TRAINING, LossScale, in_force, products_in, support
@@ -35,7 +35,7 @@ def test_bf16_hardly_moves_the_bound_of_digits(dataset, family):
     """The same weights, after some training, and the same draws: what differs is the rounding of products."""
     experiment = build(compose(["dataset=digits", *COMMON, *FAMILIES[family], "prior=gaussian"]), dataset)
     objective = experiment.phases[0].objective
-    engine = LocalEngine(objective, Optimisation(1e-3))
+    engine = Engine(objective, Optimisation(1e-3))
     for step in range(STEPS):
         engine.run(dataset.inputs(torch.arange(64 * step, 64 * (step + 1))), Progress(4, 5, 50), Draws(0, 64 * step))
     objective.eval()

@@ -45,12 +45,12 @@ def test_a_peer_that_speaks_is_left_alone(pair):
 
 def test_a_silent_peer_is_named(pair):
     (message,) = watch(pair, 30 * TIMEOUT)
-    assert message.startswith("rank 1 (process 7 on there) has not answered for 0.6 s")
+    assert message.startswith("rank 1 (process 7 on there) sent no heartbeat for 0.6 s")
 
 
 def test_a_peer_that_has_ended_is_quoted(pair):
     (message,) = watch(pair, 30 * TIMEOUT, say=lambda number: "gone: no such file")
-    assert message == "rank 1 (process 7 on there) has ended: no such file"
+    assert message == "rank 1 (process 7 on there) ended with an error: no such file"
 
 
 def test_a_failure_is_told_to_the_others(pair):

@@ -15,9 +15,9 @@ import torch
 
 from ddvi_fast import distributed, use_backend
 from ddvi_fast.config.compose import compose
-from ddvi_fast.engine.base import NonFinite
-from ddvi_fast.engine.bundle import examples
-from ddvi_fast.engine.loop import Start, train
+from ddvi_fast.engine.failed_step import examples
+from ddvi_fast.engine.loop import Callback, Start, train
+from ddvi_fast.engine.non_finite import NonFinite
 from ddvi_fast.engine.watchdog import Watchdog
 from ddvi_fast.precision import LossScale
 from ddvi_fast.recipes.build import build
@@ -29,14 +29,13 @@ BATCH, EPOCHS = 128, 5
 def make_engine(kind: str, **options: Any):
     """Makes engines of one kind."""
     from ddvi_fast.engine.deepspeed_engine import DeepSpeedEngine
-    from ddvi_fast.engine.local import LocalEngine
-    from ddvi_fast.engine.parallel import ParallelEngine
+    from ddvi_fast.engine.engine import Engine
 
-    family = {"local": LocalEngine, "parallel": ParallelEngine, "deepspeed": DeepSpeedEngine}[kind]
+    family = DeepSpeedEngine if kind == "deepspeed" else Engine
     return lambda objective, optimisation: family(objective, optimisation, **options)
 
 
-class Losses:
+class Losses(Callback):
     """Means of the whole batch's terms, step by step."""
 
     def __init__(self, after: int) -> None:
@@ -46,9 +45,6 @@ class Losses:
         self.values.append({name: float(value) for name, value in distributed.means_over_processes(terms).items()})
         if step == self.after:
             raise StopIteration
-
-    def epoch(self, step, phase, epoch, engine):
-        pass
 
 
 class Overflows(LossScale):
@@ -92,7 +88,7 @@ def follow(
     found: dict[str, Any] = {}
     with use_backend("reference" if double else "auto"):
         try:
-            train(phases, dataset, batch, config.seed, make_engine(kind, **options), losses, augment)
+            train(phases, dataset, batch, config.seed, make_engine(kind, **options), [losses], augment)
         except StopIteration:
             pass
         except NonFinite as error:
@@ -120,6 +116,17 @@ class Handed(Exception):
     """The state of an engine that has done its part."""
 
 
+class HandOver(Callback):
+    """Ends the part of an engine after step `until`."""
+
+    def __init__(self, until: int) -> None:
+        self.until = until
+
+    def after_step(self, step, engine):
+        if step == self.until:
+            raise Handed({name: value.clone() for name, value in engine.state().items()})
+
+
 def relay(overrides: list[str], engines: list[dict[str, Any]], each: int) -> dict[str, Any]:
     """Losses of a run whose engine changes every `each` steps, and of the same run under one engine."""
     total = each * len(engines)
@@ -133,12 +140,8 @@ def relay(overrides: list[str], engines: list[dict[str, Any]], each: int) -> dic
         until = each * (number + 1)
         losses = Losses(1 << 30)
 
-        def between(step, engine, until=until):
-            if step == until:
-                raise Handed({name: value.clone() for name, value in engine.state().items()})
-
         try:
-            train([phase], dataset, BATCH, config.seed, make_engine(**options), losses, start=start, between=between)
+            train([phase], dataset, BATCH, config.seed, make_engine(**options), [losses, HandOver(until)], start=start)
         except Handed as handed:
             start = Start(until, handed.args[0])
         relayed += [sum(terms.values()) for terms in losses.values]

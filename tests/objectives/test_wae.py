@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddvi_fast import InputError, likelihoods, ops, priors
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import WAE, Progress
@@ -45,7 +45,7 @@ def test_it_pulls_the_latents_to_the_prior():
 
     with torch.no_grad():
         subject.posterior.encoder.layers[-1].bias[:2] += 1.5
-    before, engine = distance(), LocalEngine(subject, Optimisation(lr=2e-2, max_norm=None))
+    before, engine = distance(), Engine(subject, Optimisation(lr=2e-2, max_norm=None))
     for step in range(200):
         engine.run(observations(64, seed=100 + step), Progress(step, 200), Draws(3, 64 * step))
     assert distance() < 0.3 * before

@@ -9,7 +9,7 @@ from torch.distributions import Normal
 from ddvi_fast import metrics, ops, rng
 from ddvi_fast._checks import InputError
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import DDVI, ELBO, Objective, Progress
 from ddvi_fast.objectives.annealing import KLSchedule
@@ -32,11 +32,11 @@ from tests.linear_gaussian import (
 
 def train(objective: Objective, steps: int, batch: int, lr: float) -> None:
     """Fresh data at every step, cosine decay."""
-    engine, model = LocalEngine(objective, Optimisation(lr=lr, max_norm=None, factors={})), make_model()
+    engine, model = Engine(objective, Optimisation(lr=lr, max_norm=None, factors={})), make_model()
     for step in range(steps):
         x = model.simulate(batch, Draws(77, step * batch)).x
         for update in objective.updates(x, Progress(step, steps), Draws(3, step * batch)):
-            engine.step(update.group, update.terms(), Progress(step / steps, 1))
+            engine.step(update, Progress(step / steps, 1))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddvi_fast import evidence, likelihoods, ops, priors
 from ddvi_fast._checks import InputError
 from ddvi_fast.engine import checkpoint
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress
@@ -54,7 +54,7 @@ def trained(request) -> Trained:
     objective = ELBO(model, posterior, CONSTANT, guide=EXACT_PRIOR)
     if isinstance(posterior, Diffusion):
         objective = DDVI(objective, Sleep(0.1, 0.1, "squared"))
-    engine = LocalEngine(objective, Optimisation(lr=lr, max_norm=10.0, factors={}))
+    engine = Engine(objective, Optimisation(lr=lr, max_norm=10.0, factors={}))
     for step in range(steps):
         x = model.simulate(BATCH, Draws(77, step * BATCH)).x
         engine.run(x, Progress(step, steps), Draws(3, step * BATCH))

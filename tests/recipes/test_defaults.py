@@ -8,7 +8,7 @@ import torch
 
 from ddvi_fast import data, denoisers, likelihoods, models, networks, objectives, posteriors, priors, schedules
 from ddvi_fast.config.compose import compose
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.objectives import Progress
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.options import Options
@@ -31,7 +31,7 @@ def python_example() -> objectives.Objective:
 
 def trained(objective: objectives.Objective, optimisation: Optimisation, x: torch.Tensor) -> list[dict[str, float]]:
     """Terms of three training steps."""
-    engine = LocalEngine(objective.train(), optimisation)
+    engine = Engine(objective.train(), optimisation)
     steps = [engine.run(x, Progress(step, 10), Draws(0, step * len(x))) for step in range(3)]
     return [{name: float(value) for name, value in terms.items()} for terms in steps]
 

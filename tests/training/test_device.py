@@ -11,8 +11,8 @@ import torch
 
 from ddvi_fast import InputError, fit_posterior, priors, use_backend
 from ddvi_fast.config.compose import compose
-from ddvi_fast.engine.captured import DeviceProgress
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.cuda_graph import DeviceProgress
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.estimator import DDVI
 from ddvi_fast.inference import Architecture, Training
 from ddvi_fast.recipes.build import build
@@ -61,7 +61,7 @@ def test_a_step_asks_nothing_of_the_host(name, monkeypatch):
     config = compose([*SMALL, "device=cpu", *RUNS[name]])
     dataset = load_dataset(config)
     for phase in build(config, dataset).phases:
-        engine = LocalEngine(phase.objective.train(), phase.optimisation, pretend.DEVICE)
+        engine = Engine(phase.objective.train(), phase.optimisation, pretend.DEVICE)
         x = torch.empty((50, *dataset.input_shape), device=pretend.DEVICE)
         draws, progress = DeviceDraws(Draws(0).state(pretend.DEVICE)), DeviceProgress(4, 2, pretend.DEVICE)
         with use_backend("reference"):
@@ -74,9 +74,9 @@ def test_what_cannot_be_recorded_is_not():
     experiment = build(compose([*SMALL, "device=cpu", "method=realnvp"]), load_dataset(compose([*SMALL, "device=cpu"])))
     (phase,) = experiment.phases
     with pytest.raises(InputError, match=r"^capture: expected false or null, for a posterior whose steps ask the device"):
-        LocalEngine(phase.objective, phase.optimisation, "cpu", capture=True)
+        Engine(phase.objective, phase.optimisation, "cpu", capture=True)
     with PretendDevice():
-        assert LocalEngine(phase.objective, phase.optimisation, "cuda")._captured is None
+        assert Engine(phase.objective, phase.optimisation, "cuda")._captured is None
 
 
 def test_a_saved_run_is_evaluated_on_its_device(tmp_path):
@@ -88,7 +88,7 @@ def test_a_saved_run_is_evaluated_on_its_device(tmp_path):
 
 
 def test_an_estimator_stays_on_its_device(monkeypatch):
-    monkeypatch.setattr("ddvi_fast.estimator.training.LocalEngine", partial(LocalEngine, capture=False))
+    monkeypatch.setattr("ddvi_fast.estimator.training.Engine", partial(Engine, capture=False))
     x = np.random.default_rng(0).normal(size=(60, 4))
     with use_backend("reference"), PretendDevice():
         estimator = DDVI(epochs=2, device="cuda", random_state=0).fit(x)

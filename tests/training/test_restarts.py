@@ -11,15 +11,15 @@ import torch
 
 from ddvi_fast import InputError, cli, distributed
 from ddvi_fast.config.compose import compose
-from ddvi_fast.engine.base import NonFinite
-from ddvi_fast.engine.interrupts import StopRequest
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.callbacks import TermMeter
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.engine.logs import read_metrics
 from ddvi_fast.engine.loop import train
-from ddvi_fast.engine.recorder import Recorder
+from ddvi_fast.engine.non_finite import NonFinite
+from ddvi_fast.engine.signals import StopRequest
 from ddvi_fast.estimator.training import configure
 from ddvi_fast.recipes.build import build
-from ddvi_fast.training import restarts, training
+from ddvi_fast.training import restarts, session
 from ddvi_fast.training.run import load_dataset, train_run
 from tests.engine.recording import OperationRecording
 from tests.engine.test_faults import Interrupted, final
@@ -58,7 +58,7 @@ def test_a_single_start_is_the_loop_alone(tmp_path):
     config = compose([*QUICK, "method=vae"])
     dataset = load_dataset(config)
     experiment = build(config, dataset)
-    train(experiment.phases, dataset, 64, 0, lambda objective, optimisation: LocalEngine(objective, optimisation), Recorder(None))
+    train(experiment.phases, dataset, 64, 0, lambda objective, optimisation: Engine(objective, optimisation), [TermMeter()])
     found = final(run(tmp_path / "run", "method=vae"))
     for name, value in experiment.model.state_dict().items():
         assert torch.equal(found[f"model.{name}"], value)
@@ -126,7 +126,7 @@ def test_a_run_stopped_after_the_choice_goes_on_bit_for_bit_without_another(tmp_
 def test_a_run_that_goes_on_from_the_choice_itself_is_the_same(tmp_path, monkeypatch):
     expected = run(tmp_path / "calm", *AVERAGED)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train", _end)
+        patch.setattr(session, "train", _end)
         with pytest.raises(RuntimeError, match="killed"):
             run(tmp_path / "run", *AVERAGED)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
@@ -144,7 +144,7 @@ def test_a_run_stopped_before_the_choice_begins_anew(tmp_path, monkeypatch, caps
     with monkeypatch.context() as patch:
         Interrupted(patch, 3, signal.SIGTERM)
         assert cli.main(["train", *QUICK, f"run_dir={tmp_path / 'run'}", *AVERAGED]) == cli.EXIT_STOPPED
-    assert "stopped after step 0; the same command goes on from there" in capsys.readouterr().err
+    assert "stopped after step 0; the same command resumes the run" in capsys.readouterr().err
     assert same(run(tmp_path / "run", *AVERAGED), expected)
 
 
@@ -186,10 +186,10 @@ def test_recorded_steps_choose_and_go_on_like_others(monkeypatch):
         experiment, log = build(config, dataset), Log()
 
         def make(objective, optimisation, options=options):
-            return LocalEngine(objective, optimisation, **options)
+            return Engine(objective, optimisation, **options)
 
         start = restarts.choose(config, experiment, dataset, make, StopRequest(), log, lambda line: None)
-        train(experiment.phases, dataset, 64, 0, make, Recorder(None), start=start)
+        train(experiment.phases, dataset, 64, 0, make, [TermMeter()], start=start)
         weights.append(experiment.model.state_dict())
         objectives.append(log.objectives)
     assert objectives[1] == pytest.approx(objectives[0], rel=2e-4) and len(set(objectives[0])) == 4
@@ -215,7 +215,7 @@ def test_candidates_count_in_a_runs_time(tmp_path, monkeypatch):
         return choose(*arguments)
 
     clock = time.process_time
-    monkeypatch.setattr(training.time, "process_time", lambda: clock() + passed[0])
+    monkeypatch.setattr(session.time, "process_time", lambda: clock() + passed[0])
     monkeypatch.setattr(restarts, "choose", slow)
     folder = run(tmp_path / "run", "method=vae", *SEVERAL)
     assert json.loads((folder / "evaluation.json").read_text())["cpu_seconds"] >= 5000
@@ -248,7 +248,7 @@ def test_several_processes_have_one_start(monkeypatch):
     monkeypatch.setattr(distributed, "launched", lambda: True)
     with (
         pytest.raises(InputError, match=r"recipe\.restarts: expected 1 in several processes, got 2"),
-        training.processes(compose(["recipe.restarts=2"])),
+        session.processes(compose(["recipe.restarts=2"])),
     ):
         pass
 

@@ -6,7 +6,7 @@ import pytest
 
 from ddvi_fast import InputError
 from ddvi_fast.config.compose import compose
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.training import time_budget as clock
 from ddvi_fast.training.run import load_dataset
 
@@ -39,5 +39,5 @@ def test_minutes_must_be_positive(monkeypatch):
 def test_a_timing_leaves_the_run_as_it_would_be(monkeypatch):
     config = compose(["limit=256", "recipe.batch_size=64", "method=vae", "max_minutes=1e-6"])
     dataset = load_dataset(config)
-    short = clock.within_minutes(config, dataset, lambda objective, optimisation: LocalEngine(objective, optimisation))
+    short = clock.within_minutes(config, dataset, lambda objective, optimisation: Engine(objective, optimisation))
     assert short.recipe.epochs == 1 and {**vars(short), "recipe": None} == {**vars(config), "recipe": None}

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ddvi_fast._checks import InputError
-from ddvi_fast.engine import optimisers
-from ddvi_fast.engine.optimisers import MOMENTS, UpdateAdam, choose
+from ddvi_fast.engine import optimizers
+from ddvi_fast.engine.optimizers import MOMENTS, UpdateAdam, choose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 STEPS = 5
@@ -53,16 +53,16 @@ def test_genuine_apex_is_taken_and_named(site):
 
 def test_the_web_toolkit_of_that_name_is_not_taken_for_apex(site):
     package(site, "apex", lib="", models="")
-    assert "not NVIDIA's" in optimisers.why_no_apex()
+    assert "not NVIDIA's" in optimizers.why_no_apex()
     chosen = choose("auto", CUDA)
     assert chosen.name in ("deepspeed", "torch") and "apex: the installed apex is not NVIDIA's" in chosen.note
-    with pytest.raises(InputError, match=r"^optimiser: expected one that is there, got 'apex' \(the installed apex is not NVIDIA's[^\n]*\)$"):
+    with pytest.raises(InputError, match=r"^optimiser: expected one that is installed, got 'apex' \(the installed apex is not NVIDIA's[^\n]*\)$"):
         choose("apex", CUDA)
 
 
 def test_apex_without_its_extension_says_so(site):
     package(site, "apex", optimizers=GENUINE)
-    assert "without its CUDA extension amp_C" in optimisers.why_no_apex()
+    assert "without its CUDA extension amp_C" in optimizers.why_no_apex()
 
 
 def test_choices_that_cannot_run_are_refused():

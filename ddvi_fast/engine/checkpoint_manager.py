@@ -1,6 +1,6 @@
-"""The checkpoints of a run as it goes: written aside without holding training up, the last few kept, the best one too.
+"""CheckpointManager of a run in progress: written in the background, the last few kept, and the best one.
 
-A checkpoint holds everything under names of the modules, never of a process or a ZeRO stage, so that any engine can go on from it.
+A checkpoint holds everything under names of the modules, never of a process or a ZeRO stage, so that any engine can resume from it.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ _PREFIX, BEST = "step-", "best"
 
 
 class Found(NamedTuple):
-    """A checkpoint that has been read: its name, tensors and state."""
+    """A checkpoint that was read: its name, tensors and state."""
 
     name: str
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
 
-class Checkpoints:
-    """Checkpoints ``step-00000100`` and ``best`` in a folder.
+class CheckpointManager:
+    """CheckpointManager ``step-00000100`` and ``best`` in a folder, written by a thread while training continues.
 
-    A write that fails (a full disk) is told, and training goes on: what stood before stands. Only `wait` raises.
+    A write that fails (a full disk) is reported, and earlier checkpoints remain. Only `wait` raises.
 
     Args:
-        folder: of the checkpoints.
-        keep: how many of the last ones stay.
-        tell: where news for people go, a line at a time.
+        folder: Folder of the checkpoints.
+        keep: Number of recent checkpoints to keep (int, default 2).
+        tell: Function that is called with each message, a line of text.
 
     Example:
         >>> import tempfile, torch
-        >>> checkpoints = Checkpoints(Path(tempfile.mkdtemp()), keep=1)
+        >>> checkpoints = CheckpointManager(Path(tempfile.mkdtemp()), keep=1)
         >>> for step in (100, 200):
         ...     checkpoints.save(step, {"w": torch.ones(2)}, {"step": step})
         >>> checkpoints.wait()
@@ -57,14 +57,14 @@ class Checkpoints:
         self._copies: dict[str, Tensor] = {}
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], best: bool = False) -> None:
-        """Copy `tensors` to the host now, and write them while training goes on; waits for the write before this one."""
+        """Copy `tensors` to the host now, and write them while training continues; waits for the previous write."""
         self._join()
         self._copy(tensors)
         self._writer = threading.Thread(target=self._write, args=(f"{_PREFIX}{step:08d}", dict(state), best), name="checkpoint")
         self._writer.start()
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
-        """Into memory that is kept from one checkpoint to the next: to be given fresh memory costs more than the copy."""
+        """Copy into buffers that are kept between checkpoints: allocating them costs more than the copy."""
         kept, self._copies = self._copies, {}
         for name, value in tensors.items():
             copy = kept.get(name)
@@ -73,22 +73,22 @@ class Checkpoints:
             self._copies[name] = copy.copy_(value.detach())
 
     def wait(self) -> None:
-        """Until what has been saved is on the disk.
+        """Wait until what has been saved is on the disk.
 
         Raises:
-            OSError: the last write failed.
+            OSError: The last write failed.
         """
         self._join()
         if self._failure is not None:
             raise self._failure
 
     def newest(self) -> Found | None:
-        """The newest checkpoint that is whole, or None; tells of those that are not, and why."""
-        for path in reversed(self._standing()):
+        """The newest checkpoint that is intact, or None; reports those that are not, and why."""
+        for path in reversed(self._present()):
             try:
                 return Found(path.name, *checkpoint.load(path))
             except InputError as error:
-                self._tell(f"checkpoint {path.name} cannot be used, the one before it is tried: {error}")
+                self._tell(f"checkpoint {path.name} is corrupt ({error}); falling back to the previous one")
         return None
 
     def _join(self) -> None:
@@ -101,23 +101,23 @@ class Checkpoints:
             checkpoint.save(self.folder / name, self._copies, state)
             if best:
                 checkpoint.link(self.folder / name, self.folder / BEST)
-            for path in self._standing()[: -self.keep]:
+            for path in self._present()[: -self.keep]:
                 shutil.rmtree(path, ignore_errors=True)
             self._failure = None
         except OSError as error:
             self._failure = error
             for unfinished in (name, BEST):
                 shutil.rmtree(checkpoint.partial(self.folder / unfinished), ignore_errors=True)
-            stands = self._standing()
-            left = f"{stands[-1].name} is intact" if stands else "there is none before it"
-            self._tell(f"checkpoint {name} was not written ({error.strerror}): {left}")
+            present = self._present()
+            left = f"the latest is {present[-1].name}" if present else "there is no earlier one"
+            self._tell(f"checkpoint {name} could not be written ({error.strerror}); {left}")
 
-    def _standing(self) -> list[Path]:
+    def _present(self) -> list[Path]:
         return sorted(path for path in self.folder.glob(f"{_PREFIX}*") if path.is_dir())
 
 
 def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Parameters and persistent buffers of all modules, those that several share once, under the first of their names.
+    """Parameters and persistent buffers of all modules by name. A tensor that several modules share has the first of its names.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written aside, the last few kept, damage noticed and the one before used, nothing unpickled."""
+"""CheckpointManager of a run: written aside, the last few kept, damage noticed and the one before used, nothing unpickled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from safetensors import torch as safetensors
 
 from ddvi_fast.engine import checkpoint
-from ddvi_fast.engine.checkpoints import Checkpoints
+from ddvi_fast.engine.checkpoint_manager import CheckpointManager
 
 
 @pytest.fixture
@@ -22,17 +22,17 @@ def told() -> list[str]:
 
 
 @pytest.fixture
-def kept(tmp_path, told) -> Checkpoints:
-    return Checkpoints(tmp_path, keep=2, tell=told.append)
+def kept(tmp_path, told) -> CheckpointManager:
+    return CheckpointManager(tmp_path, keep=2, tell=told.append)
 
 
-def save(kept: Checkpoints, *steps: int, best: bool = False) -> None:
+def save(kept: CheckpointManager, *steps: int, best: bool = False) -> None:
     for step in steps:
         kept.save(step, {"w": torch.full((50,), float(step))}, {"step": step}, best)
     kept.wait()
 
 
-def names(kept: Checkpoints) -> list[str]:
+def names(kept: CheckpointManager) -> list[str]:
     return sorted(path.name for path in kept.folder.iterdir())
 
 
@@ -82,7 +82,9 @@ def test_damage_is_noticed_and_the_checkpoint_before_is_used(kept, told):
         file.write_bytes(good[:offset] if number % 2 else bytes(flipped))
         told.clear()
         assert kept.newest().name == "step-00000001"
-        assert len(told) == 1 and told[0].startswith("checkpoint step-00000002 cannot be used, the one before it is tried: ")
+        assert (
+            len(told) == 1 and told[0].startswith("checkpoint step-00000002 is corrupt (") and told[0].endswith("); falling back to the previous one")
+        )
         file.write_bytes(good)
     assert kept.newest().name == "step-00000002"
 
@@ -100,7 +102,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_stands(kept, told, monkey
             save(kept, 2)
         kept.save(3, {"w": torch.zeros(1)}, {})  # training goes on and tries again
         kept._join()
-    assert told == [f"checkpoint step-0000000{step} was not written (No space left on device): step-00000001 is intact" for step in (2, 3)]
+    assert told == [f"checkpoint step-0000000{step} could not be written (No space left on device); the latest is step-00000001" for step in (2, 3)]
     assert names(kept) == ["step-00000001"] and kept.newest().state == {"step": 1}
     save(kept, 4)
     assert kept.newest().state == {"step": 4}

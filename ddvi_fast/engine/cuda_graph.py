@@ -1,8 +1,8 @@
-"""A training step recorded once and replayed: one launch instead of thousands, with nothing asked of the host.
+"""CUDA graphs of a training step: recorded once and replayed with one launch, without host synchronization.
 
-What changes from step to step reaches the recording as device memory: the batch, the place of its draws in the run, and the
-number of the step, which picks learning rates and term weights out of tables. What changes seldom and stands in the recording
-as a number (the width of a blurred prior) makes it void, and the next step records anew.
+Quantities that change at every step reach the recording in device memory: the batch, the position of its draws, and the number of the step,
+which selects learning rates and term weights from tables. A change of a quantity that is constant in the recording (the width of a blurred
+prior) invalidates it, and the next step is recorded anew.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ddvi_fast import _checks, rng
 from ddvi_fast.objectives import Progress
 from ddvi_fast.rng import Draws
 
-WARM_UP_STEPS = 3  # that run as they are first: libraries choose algorithms, optimisers make their state
+WARM_UP_STEPS = 3  # that are not recorded: libraries choose algorithms, optimizers make their state
 
 Step = Callable[[Tensor, "DeviceProgress", "rng.DeviceDraws"], dict[str, Tensor]]
 
 
 class Recording(Protocol):
-    """Work on a device, recorded in one piece."""
+    """Interface of recorded work on a device."""
 
     def warm_up(self, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Run `work` as it is."""
+        """Run `work` without recording it."""
 
     def record(self, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Record `work` without running it; returns the tensors that a replay will fill."""
+        """Record `work` without running it; return the tensors that a replay fills."""
 
     def replay(self) -> None:
-        """Run what was recorded."""
+        """Run the recorded work."""
 
 
 class CudaGraph:
@@ -59,7 +59,7 @@ class CudaGraph:
 
 
 class DeviceProgress:
-    """`Progress` inside a recorded step: varying numbers come from tables on the device, at a step that lives there too."""
+    """`Progress` inside a recorded step: varying numbers come from tables on the device, indexed by a step on the device."""
 
     def __init__(self, num_steps: int, epochs: int, device: torch.device) -> None:
         self._num_steps, self._epochs = num_steps, epochs
@@ -69,7 +69,7 @@ class DeviceProgress:
         self._fixed: dict[Callable, float] = {}
 
     def move_to(self, now: Progress) -> None:
-        """Stand where `now` stands."""
+        """Move to the position of `now`."""
         self._now = now
         self._step.fill_(min(self._num_steps - 1, round(now.fraction * self._num_steps)))
 
@@ -82,12 +82,12 @@ class DeviceProgress:
         return self._tables[number].index_select(0, self._step).squeeze(0)
 
     def fixed(self, number: Callable[[Progress], float]) -> float:
-        """`number` now, which becomes part of the recording."""
+        """`number` now, a constant of the recording."""
         self._fixed[number] = number(self._now)
         return self._fixed[number]
 
     def still_holds(self) -> bool:
-        """Whether every number that became part of the recording is what it was."""
+        """Whether every constant of the recording is unchanged."""
         return all(number(self._now) == value for number, value in self._fixed.items())
 
 
@@ -95,9 +95,9 @@ class CapturedStep:
     """Calls a training step through a recording of it.
 
     Args:
-        step: `step(x, progress, draws)`, which may not ask the device for anything.
-        device: where it runs.
-        make_recording: a new, empty recording.
+        step: Function `step(x, progress, draws)`, which must not read from the device.
+        device: Device of the step.
+        make_recording: Function that makes an empty recording.
     """
 
     def __init__(self, step: Step, device: torch.device, make_recording: Callable[[], Recording] = CudaGraph) -> None:
@@ -108,7 +108,7 @@ class CapturedStep:
         self.forget()
 
     def forget(self) -> None:
-        """Drop the recording, because something that it contains has changed."""
+        """Drop the recording, because a part of it has changed."""
         self._recording: Recording | None = None
         self._result: dict[str, Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""Signals ask a run to stop after its step; a second Ctrl-C stops it at once."""
+"""Signals: the first asks a run to stop after its step, a second Ctrl-C stops it at once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A run has stopped where it can go on, because a signal asked it to."""
+    """A signal stopped the run, which can be resumed."""
 
     def __init__(self, step: int) -> None:
         self.step = step
-        super().__init__(f"stopped after step {step}; the same command goes on from there")
+        super().__init__(f"stopped after step {step}; the same command resumes the run")
 
 
 class StopRequest:
-    """Inside it, SIGTERM and SIGINT are noted; a second SIGINT ends the process as it would without it.
+    """Context that records SIGTERM and SIGINT in `asked`; a second SIGINT ends the process as usual.
 
-    Outside of the main thread, where Python takes no signals, it notes nothing.
+    Outside of the main thread, where Python receives no signals, it records nothing.
     """
 
     def __init__(self) -> None:
@@ -29,14 +29,14 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._record) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        # The kernel's own way to die from here on: it works inside a library that does not come back, too.
+        # The system's default action from here on: it also works inside a library call that does not return.
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
+from tests.engine.test_captured import run
 
 from ddvi_fast import denoisers, likelihoods, models, networks, posteriors, priors, schedules, use_backend
 from ddvi_fast.data.dataset import from_arrays
-from ddvi_fast.engine.captured import DeviceProgress
-from ddvi_fast.engine.local import LocalEngine
+from ddvi_fast.engine.cuda_graph import DeviceProgress
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.adversarial_classes import AdversarialSemiSupervised
 from ddvi_fast.objectives.annealing import PriorGuide
@@ -23,7 +24,6 @@ from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import DeviceDraws, Draws
 from tests.engine import pretend
 from tests.engine.recording import OperationRecording
-from tests.engine.test_captured import run
 
 pytestmark = pytest.mark.usefixtures("plain_layers")
 
@@ -101,7 +101,7 @@ def test_replays_train_as_steps_do(name):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_nothing_passes_between_host_and_device(monkeypatch, name):
     monkeypatch.setattr(torch.optim.Adam, "step", lambda optimiser: None)  # torch's own, which knows no device without memory
-    engine = LocalEngine(OBJECTIVES[name](), Optimisation(max_norm=1.0), pretend.DEVICE)
+    engine = Engine(OBJECTIVES[name](), Optimisation(max_norm=1.0), pretend.DEVICE)
     x = torch.empty(ROWS, PIXELS, device=pretend.DEVICE)
     draws, progress = DeviceDraws(Draws(0).state(pretend.DEVICE)), DeviceProgress(10, 5, pretend.DEVICE)
     with use_backend("reference"):

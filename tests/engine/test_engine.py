@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ddvi_fast._checks import InputError
-from ddvi_fast.engine.base import set_trainable
-from ddvi_fast.engine.local import LocalEngine
-from ddvi_fast.objectives import DDVI, ELBO, Progress, Terms
+from ddvi_fast.engine.engine import Engine
+from ddvi_fast.engine.loop import set_trainable
+from ddvi_fast.objectives import DDVI, ELBO, Progress, Terms, Update
 from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.objectives.wake_sleep import Sleep
 from ddvi_fast.recipes.phases import Optimisation
@@ -24,16 +24,16 @@ def elbo() -> ELBO:
     return ELBO(make_model().requires_grad_(True), gaussian_posterior(), KLSchedule("constant"), guide=EXACT_PRIOR)
 
 
-def step(engine: LocalEngine, fraction: float, x: Tensor, draws: Draws) -> Tensor:
+def step(engine: Engine, fraction: float, x: Tensor, draws: Draws) -> Tensor:
     (update,) = engine.objective.updates(x, Progress(0, 1), draws)
-    return engine.step(update.group, update.terms(), Progress(fraction, 1))
+    return sum(engine.step(update, Progress(fraction, 1)).values())
 
 
 @pytest.mark.parametrize("max_norm", [None, 0.1])
 def test_equals_plain_adam(max_norm):
     objective, x = elbo(), observations(16)
     plain = copy.deepcopy(objective)
-    engine = LocalEngine(objective, Optimisation(lr=1e-2, max_norm=max_norm))
+    engine = Engine(objective, Optimisation(lr=1e-2, max_norm=max_norm))
     adam = torch.optim.Adam(plain.parameters(), lr=1e-2, fused=False)
     for number in range(5):
         fraction, draws = number / 5, Draws(0, number * 16)
@@ -67,7 +67,7 @@ def test_rates():
 def test_nothing_moves_at_a_rate_of_zero():
     objective = elbo()
     before = copy.deepcopy(objective.state_dict())
-    step(LocalEngine(objective, Optimisation(lr=1e-2)), 1.0, observations(4), Draws(0))
+    step(Engine(objective, Optimisation(lr=1e-2)), 1.0, observations(4), Draws(0))
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
 
 
@@ -75,7 +75,7 @@ def test_factors_scale_the_rate_of_named_parameters():
     posterior = diffusion_posterior(learn_schedule=True)
     objective = ELBO(make_model(), posterior, KLSchedule("constant"), guide=EXACT_PRIOR)
     before = {name: value.detach().clone() for name, value in objective.named_parameters()}
-    step(LocalEngine(objective, Optimisation(lr=1e-3, lr_schedule="constant", factors={"learned_schedule": 10.0})), 0.0, observations(8), Draws(0))
+    step(Engine(objective, Optimisation(lr=1e-3, lr_schedule="constant", factors={"learned_schedule": 10.0})), 0.0, observations(8), Draws(0))
     # The first step of Adam moves every parameter with a gradient by its rate.
     moved = {name: float((value.detach() - before[name]).abs().max()) for name, value in objective.named_parameters() if value.requires_grad}
     assert moved["posterior.learned_schedule.raw"] == pytest.approx(1e-2, rel=1e-2)
@@ -84,7 +84,7 @@ def test_factors_scale_the_rate_of_named_parameters():
 
 def test_frozen_modules_stand_still():
     objective = elbo()
-    engine = LocalEngine(objective, Optimisation(lr=1e-2))
+    engine = Engine(objective, Optimisation(lr=1e-2))
     decoder = objective.model.decoder
     before = copy.deepcopy(decoder.state_dict())
     set_trainable([decoder], False)
@@ -97,14 +97,14 @@ def test_frozen_modules_stand_still():
 
 def test_each_group_has_an_optimiser_of_its_own():
     ddvi = DDVI(ELBO(make_model().requires_grad_(True), diffusion_posterior()), Sleep(loss="squared", alternating=True))
-    engine, decoder = LocalEngine(ddvi, Optimisation()), ddvi.wake.model.decoder
-    assert list(engine.optimisers()) == ["wake", "sleep"]
+    engine, decoder = Engine(ddvi, Optimisation()), ddvi.wake.model.decoder
+    assert list(engine.optimizers()) == ["wake", "sleep"]
     wake, sleep = ddvi.updates(observations(4), Progress(0, 1), Draws(0))
-    engine.step(wake.group, wake.terms(), Progress(0, 1))
+    engine.step(wake, Progress(0, 1))
     before = copy.deepcopy(decoder.state_dict())
-    engine.step(sleep.group, sleep.terms(), Progress(0, 1))
+    engine.step(sleep, Progress(0, 1))
     assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
-    assert all(state["step"] == 1 for optimiser in engine.optimisers().values() for state in optimiser.state.values())
+    assert all(state["step"] == 1 for optimizer in engine.optimizers().values() for state in optimizer.state.values())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -114,7 +114,7 @@ def test_refuses_a_loss_that_is_not_finite(bad):
     before = parameter.clone()
     terms = Terms({"reconstruction": parameter.sum().expand(2), "kl": torch.tensor([1.0, bad])}, {"reconstruction": 1.0, "kl": 1.0})
     with pytest.raises(InputError, match=r"^loss: expected a finite number, got NaN or infinity in kl \([^\n]*\)$"):
-        LocalEngine(objective, Optimisation()).step("wake", terms, Progress(0, 1))
+        Engine(objective, Optimisation()).step(Update("wake", lambda: terms), Progress(0, 1))
     assert torch.equal(parameter, before)
 
 
@@ -132,14 +132,14 @@ def test_bf16_narrows_products_alone():
     losses = {}
     for precision in ("float32", "bf16"):
         objective = elbo()
-        engine = LocalEngine(objective, Optimisation(lr=1e-2), precision=precision)
+        engine = Engine(objective, Optimisation(lr=1e-2), precision=precision)
         means = engine.run(observations(64), Progress(0, 1), Draws(0))
         losses[precision] = float(means["reconstruction"])
         assert all(parameter.dtype == torch.float32 for parameter in objective.parameters())
     assert losses["bf16"] != losses["float32"]
     assert losses["bf16"] == pytest.approx(losses["float32"], rel=2e-2)
     with pytest.raises(InputError, match=r"^precision: expected[^\n]*bf16"):
-        LocalEngine(elbo(), Optimisation(), precision="bf17")
+        Engine(elbo(), Optimisation(), precision="bf17")
 
 
 @pytest.mark.usefixtures("validation")
@@ -147,7 +147,7 @@ def test_compiled_networks_train_alike():
     x, values = observations(16), {}
     for compiled in (False, True):
         objective = elbo()
-        engine = LocalEngine(objective, Optimisation(lr=1e-2), compile_networks=compiled)
+        engine = Engine(objective, Optimisation(lr=1e-2), compile_networks=compiled)
         for number in range(3):
             engine.run(x, Progress(0, 1), Draws(0, number * 16))
         values[compiled] = [parameter.detach() for parameter in objective.parameters()]

@@ -11,10 +11,10 @@ import torch
 from ddvi_fast import denoisers, likelihoods, models, networks, posteriors, priors, schedules, use_backend
 from ddvi_fast._checks import InputError
 from ddvi_fast.data.dataset import from_arrays
-from ddvi_fast.engine.captured import WARM_UP_STEPS, DeviceProgress
-from ddvi_fast.engine.local import LocalEngine
-from ddvi_fast.engine.loop import train
-from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress, Terms
+from ddvi_fast.engine.cuda_graph import WARM_UP_STEPS, DeviceProgress
+from ddvi_fast.engine.engine import Engine
+from ddvi_fast.engine.loop import Callback, train
+from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress, Terms, Update
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.objectives.wake_sleep import Sleep
 from ddvi_fast.recipes.phases import Optimisation, Phase
@@ -48,21 +48,18 @@ def dataset():
     return from_arrays("random", x, test_size=8)
 
 
-class Losses:
+class Losses(Callback):
     def __init__(self):
         self.values = []
 
     def step(self, step, phase, epoch, terms):
         self.values.append({name: float(value) for name, value in terms.items()})
 
-    def epoch(self, step, phase, epoch, engine):
-        pass
-
 
 def run(objective, dataset, epochs=4, before_epoch=None, **options):
     losses = Losses()
     phase = Phase("train", objective, epochs, Optimisation(1e-2, max_norm=5.0), before_epoch=before_epoch)
-    train([phase], dataset, ROWS, 3, lambda objective, optimisation: LocalEngine(objective, optimisation, **options), losses)
+    train([phase], dataset, ROWS, 3, lambda objective, optimisation: Engine(objective, optimisation, **options), [losses])
     return losses.values
 
 
@@ -120,14 +117,14 @@ def test_recordings_are_few(dataset):
 
 def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_weights():
     objective = make_objective()
-    engine = LocalEngine(objective, Optimisation(), capture=True, make_recording=OperationRecording)
+    engine = Engine(objective, Optimisation(), capture=True, make_recording=OperationRecording)
     parameter = next(objective.posterior.parameters())
     engine.check()
     before = parameter.detach().clone()
     bad = Terms({"reconstruction": parameter.sum().expand(2), "kl": torch.tensor([1.0, math.nan])}, {"reconstruction": 1.0, "kl": 1.0})
     good = Terms({"reconstruction": parameter.sum().expand(2)}, {"reconstruction": 1.0})
     for terms in (bad, good):
-        engine.step("wake", terms, Progress(0, 1))
+        engine.step(Update("wake", lambda terms=terms: terms), Progress(0, 1))
     assert torch.equal(parameter, before)
     with pytest.raises(InputError, match=r"^loss: expected a finite number, got NaN or infinity in kl \("):
         engine.check()
@@ -147,7 +144,7 @@ def test_varying_numbers_follow_the_step():
 
 
 def test_a_step_needs_a_count_of_steps():
-    engine = LocalEngine(make_objective(), Optimisation(), capture=True, make_recording=OperationRecording)
+    engine = Engine(make_objective(), Optimisation(), capture=True, make_recording=OperationRecording)
     with pytest.raises(InputError, match="progress: expected one that counts steps"):
         engine.run(torch.zeros(2, PIXELS), Progress(0, 1), Draws(0))
 
@@ -157,7 +154,7 @@ def test_a_step_needs_a_count_of_steps():
 @pytest.mark.parametrize("sleep", [None, Sleep(0.3, 0.2, "kl"), Sleep(alternating=True, num_updates=2)], ids=["wake", "joint", "alternating"])
 def test_nothing_passes_between_host_and_device(monkeypatch, backend, prior, sleep):
     monkeypatch.setattr(torch.optim.Adam, "step", lambda optimiser: None)  # torch's own, which knows no device without memory
-    engine = LocalEngine(make_objective(prior, sleep), Optimisation(max_norm=1.0), pretend.DEVICE)
+    engine = Engine(make_objective(prior, sleep), Optimisation(max_norm=1.0), pretend.DEVICE)
     x = torch.empty(ROWS, PIXELS, device=pretend.DEVICE)
     draws, progress = DeviceDraws(Draws(0).state(pretend.DEVICE)), DeviceProgress(10, 5, pretend.DEVICE)
     with use_backend(backend):

@@ -1,17 +1,18 @@
-"""Which Adam moves the parameters: NVIDIA Apex's, DeepSpeed's or torch's fused one, all of them plain Adam within rounding."""
+"""Choice of Adam: NVIDIA Apex's, DeepSpeed's or torch's fused one, all of them plain Adam within rounding."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddvi_fast import _checks
+from ddvi_fast.recipes.phases import Optimisation
 
 CHOICES = ("auto", "apex", "deepspeed", "deepspeed_cpu", "torch")
 
@@ -21,15 +22,15 @@ class Adam:
     """A kind of Adam.
 
     Args:
-        name: one of `CHOICES` without ``auto``.
-        note: what the log says of the choice.
+        name: One of `CHOICES` but ``auto``.
+        note: Description of the choice for the log.
     """
 
     name: str
     note: str
 
     def make(self, groups: Iterable[dict[str, Any]], lr: float, device: torch.device) -> torch.optim.Optimizer:
-        """An optimiser of parameter groups, without weight decay."""
+        """An optimizer of parameter groups, without weight decay."""
         groups = list(groups)
         if self.name == "apex":
             return importlib.import_module("apex.optimizers").FusedAdam(groups, lr=lr, adam_w_mode=False)
@@ -41,10 +42,10 @@ class Adam:
 
 
 def choose(choice: str, device: torch.device) -> Adam:
-    """The kind that `choice` names; ``auto`` takes Apex's, DeepSpeed's, torch's on a GPU, the first there is, and torch's elsewhere.
+    """The kind of Adam that `choice` names. On a GPU ``auto`` is the first installed one of Apex's, DeepSpeed's and torch's; elsewhere torch's.
 
     Raises:
-        InputError: one asked for by name is not there, or does not run on `device`.
+        InputError: The optimizer is not installed, or does not run on `device`.
 
     Example:
         >>> choose("auto", torch.device("cpu")).name
@@ -59,7 +60,7 @@ def choose(choice: str, device: torch.device) -> Adam:
         "torch": "",
     }
     if choice != "auto":
-        _checks.require(not reasons[choice], "optimiser", "one that is there", choice, reasons[choice])
+        _checks.require(not reasons[choice], "optimiser", "one that is installed", choice, reasons[choice])
         return Adam(choice, f"{choice}, as asked for")
     if not cuda:
         return Adam("torch", "torch's fused Adam")
@@ -69,7 +70,7 @@ def choose(choice: str, device: torch.device) -> Adam:
 
 
 def why_no_apex() -> str:
-    """Why NVIDIA Apex is not to be used, or the empty string. The package called apex on the public index is a web toolkit."""
+    """Why NVIDIA Apex cannot be used, or the empty string. The package called apex on the public index is a web toolkit."""
     if importlib.util.find_spec("apex") is None:
         return "not installed"
     try:
@@ -84,18 +85,18 @@ def _why_no_deepspeed() -> str:
 
 
 class UpdateAdam(torch.optim.Optimizer):
-    """One optimiser made of several, one for each kind of update, that may share parameters: only the one that is active steps.
+    """One optimizer made of several, one for each kind of update, which may share parameters. Only the active one steps.
 
-    DeepSpeed knows one optimiser for a model. It replaces the parameters of each group by a flat part of them, so a group's members
-    must take part in the same updates: see `memberships`. State stands under ``UPDATE.exp_avg`` and ``UPDATE.exp_avg_sq``, where
-    DeepSpeed's functions for full states find it, from the first look at it on.
+    DeepSpeed has one optimizer per model. It replaces the parameters of each group by a flat part of them, so the members of a group
+    must take part in the same updates: see `memberships`. State is stored under ``UPDATE.exp_avg`` and ``UPDATE.exp_avg_sq``, where
+    DeepSpeed's functions for full states find it, and is made when it is first read.
 
     Args:
-        groups: with ``params``, ``factor`` on the learning rate, ``updates``, the names of the updates that move them, and
-            ``frozen``, whether they stand still for now.
-        adam: which kind steps.
-        lr: learning rate.
-        device: of the parameters.
+        groups: Parameter groups with ``params``, ``factor`` on the learning rate, ``updates`` (names of the updates that train them) and
+            ``frozen`` (whether they are frozen now).
+        adam: Kind of Adam.
+        lr: Learning rate.
+        device: Device of the parameters.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], adam: Adam, lr: float, device: torch.device) -> None:
@@ -115,7 +116,7 @@ class UpdateAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Move the parameters of the active update; none where nothing is active."""
+        """Update the parameters of the active update; without an active one nothing happens."""
         if self.active is None:
             return
         for group in self.param_groups:
@@ -143,7 +144,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class _States(dict):
-    """State of a tensor, made when it is first looked up."""
+    """State by tensor, made at the first look-up."""
 
     def __init__(self, make: Any) -> None:
         super().__init__()
@@ -152,3 +153,11 @@ class _States(dict):
     def __missing__(self, parameter: Tensor) -> dict[str, Tensor]:
         self[parameter] = self._make(parameter)
         return self[parameter]
+
+
+def by_factor(parameters: Iterable[nn.Parameter], names: Mapping[int, str], optimisation: Optimisation) -> list[dict[str, Any]]:
+    """Parameter groups of an optimizer, one for each factor of the learning rate; `names` are those of the parameters by id."""
+    members: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        members.setdefault(optimisation.factor(names[id(parameter)]), []).append(parameter)
+    return [{"params": group, "factor": factor} for factor, group in members.items()]
