@@ -65,17 +65,20 @@ def draw(config: Config, experiment: Experiment, dataset: Dataset, folder: Path,
     if config.method.task == "clustering":
         hover["cluster"] = assign(posterior, experiment.model.prior, x, Draws(config.seed), 25).tolist()
     named = (known.labels, known.names, known.groups)
-    made = [plots.uncertainty(folder / "uncertainty.png", samples, *named, title, overwrite=True)]
-    for name, by_group in (("populations.png", False), ("superpopulations.png", True)):
-        made.append(plots.population_maps(folder / name, [("posterior means", means)], *named, title, by_group=by_group, overwrite=True))
-    return [*made, plots.interactive_map(folder / "map.html", means, *named, hover, title, overwrite=True)]
+    return [
+        plots.uncertainty(folder / "uncertainty.png", samples, *named, title, overwrite=True),
+        *_populations(known, {"posterior means": means}, folder, title),
+        plots.interactive_map(folder / "map.html", means, *named, hover, title, overwrite=True),
+    ]
 
 
 def compare(config: Config, dataset: Dataset, maps: Mapping[str, np.ndarray], folder: Path, title: str) -> list[Path]:
     """Draw maps [N, 2] of the same test examples, one per method, side by side, by population and by superpopulation."""
     known = people(config, dataset)
-    if known is None or not maps:
-        return []
-    named = (list(maps.items()), known.labels, known.names, known.groups, title)
+    return [] if known is None or not maps else _populations(known, maps, folder, title)
+
+
+def _populations(known: People, maps: Mapping[str, np.ndarray], folder: Path, title: str) -> list[Path]:
+    drawn = (list(maps.items()), known.labels, known.names, known.groups, title)
     pairs = (("populations.png", False), ("superpopulations.png", True))
-    return [plots.population_maps(folder / name, *named, by_group=by_group, overwrite=True) for name, by_group in pairs]
+    return [plots.population_maps(folder / name, *drawn, by_group=by_group, overwrite=True) for name, by_group in pairs]

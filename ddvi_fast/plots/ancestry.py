@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddvi_fast import _checks
-from ddvi_fast.plots.style import FAINT, INK, PALETTE, frame, headline, mixed_order, new_figure, write
+from ddvi_fast.plots.style import FAINT, INK, PALETTE, frame, mixed_order, new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,8 +79,7 @@ def population_maps(
         _name_places(axes, places, labels, groups if by_group else names, colours)
         _frame(axes, name)
     _legend(figure, names, groups, colours)
-    headline(figure, title)
-    return write(figure, path, overwrite)
+    return write(figure, path, title, overwrite)
 
 
 def uncertainty(
@@ -121,8 +120,7 @@ def uncertainty(
     _name_places(axes, means, labels, names, colours)
     _frame(axes, "")
     _legend(figure, names, groups, colours)
-    headline(figure, title)
-    return write(figure, path, overwrite)
+    return write(figure, path, title, overwrite)
 
 
 def _checked(labels: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
-from ddvi_fast.plots.style import FAINT, INK, bare, headline, new_figure, write
+from ddvi_fast.plots.style import FAINT, INK, bare, new_figure, write
 
 
 def decoded_grid(
@@ -55,5 +55,4 @@ def decoded_grid(
         axes.tick_params(bottom=True, left=True, labelbottom=True, labelleft=True, labelsize=8, color=FAINT, labelcolor=INK)
         axes.set_xlabel("$z_1$", color=INK)
         axes.set_ylabel("$z_2$", color=INK)
-    headline(figure, title)
-    return write(figure, path, overwrite)
+    return write(figure, path, title, overwrite)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
-from ddvi_fast.plots.style import FAINT, GREY, INK, LEGEND, UNLABELLED, class_colours, frame, headline, mixed_order, new_figure, write
+from ddvi_fast.plots.style import FAINT, GREY, INK, LEGEND, UNLABELLED, class_colours, frame, mixed_order, new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,8 +128,7 @@ def grid(
                 axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", fontsize=9, color=GREY)
         line[0].set_ylabel(row, color=INK, fontsize=11)
     _class_legend(figure, count, class_names, any(bool((classes < 0).any()) for _, classes in drawn.values()))
-    headline(figure, title)
-    return write(figure, path, overwrite)
+    return write(figure, path, title, overwrite)
 
 
 def _scatter_panels(
@@ -158,8 +157,7 @@ def _scatter_panels(
         _scatter(axes, points, classes, class_colours(count), side)
         _frame(axes, limits, name, points)
     _class_legend(figure, count, class_names, bool(any((classes < 0).any() for _, _, classes in drawn)))
-    headline(figure, title)
-    return write(figure, path, overwrite)
+    return write(figure, path, title, overwrite)
 
 
 def _points(value: Tensor, argument: str) -> np.ndarray:

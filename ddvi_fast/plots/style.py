@@ -38,11 +38,6 @@ def new_figure(width: float, height: float) -> Figure:
     return _checks.library("matplotlib.figure", "train").Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
 
 
-def headline(figure: Figure, title: str) -> None:
-    if title:
-        figure.suptitle(title, fontsize=13, color=INK)
-
-
 def mixed_order(count: int) -> np.ndarray:
     """Fixed order of points that mixes neighbors (golden-ratio steps), so that no class is painted over another, int64 [count]."""
     return np.argsort(np.arange(count) * 0.6180339887498949 % 1.0, kind="stable")
@@ -61,11 +56,13 @@ def bare(axes: Axes) -> None:
     axes.spines[:].set_visible(False)
 
 
-def write(figure: Figure, path: str | Path, overwrite: bool) -> Path:
+def write(figure: Figure, path: str | Path, title: str, overwrite: bool) -> Path:
     """Save a picture as a whole or not at all; InputError where the file exists, unless `overwrite`."""
     path = Path(path)
     _checks.require(path.suffix in _FORMATS, "path", f"a name that ends in {', '.join(_FORMATS)}", str(path))
     _checks.require(overwrite or not path.exists(), "path", "a new file", str(path), "overwrite=True replaces it")
+    if title:
+        figure.suptitle(title, fontsize=13, color=INK)
     with _files.replacing(path) as fresh:
         figure.savefig(fresh, dpi=150)
     return path

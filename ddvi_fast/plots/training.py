@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddvi_fast import _checks
-from ddvi_fast.plots.style import FAINT, GREY, INK, LEGEND, PALETTE, headline, new_figure, write
+from ddvi_fast.plots.style import FAINT, GREY, INK, LEGEND, PALETTE, new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,8 +48,7 @@ def loss_terms(path: str | Path, records: Sequence[Mapping[str, Any]], title: st
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("step", color=INK, fontsize=9)
     _phase_legend(figure, spans, between)
-    headline(figure, title)
-    return write(figure, path, overwrite)
+    return write(figure, path, title, overwrite)
 
 
 def _phases(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, tuple[float, float]], list[str]]:
