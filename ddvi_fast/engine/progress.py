@@ -66,18 +66,35 @@ class _Silent:
         """Close nothing."""
 
 
-class _Lines:
+class _Counter:
+    """Steps, phase and terms that were shown last, and the rate since the start."""
+
+    def __init__(self, total: int | None, done: int) -> None:
+        self._total, self._first, self._started = total, done, time.monotonic()
+        self._step, self._phase, self._values = done, "", {}
+
+    def _count(self, step: int, phase: str, values: Mapping[str, float]) -> None:
+        self._step, self._phase, self._values = step, phase, dict(values) or self._values
+
+    def _rate(self) -> float:
+        return (self._step - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+    def _left(self) -> str:
+        """The remaining time in words; the empty string where it is unknown."""
+        rate = self._rate()
+        return "" if self._total is None or rate == 0 else f"{_clock((self._total - self._step) / rate)} left"
+
+
+class _Lines(_Counter):
     """One plain line every `interval` seconds, for logs of batch systems."""
 
     def __init__(self, stream: TextIO, total: int | None, done: int, interval: float, label: str) -> None:
-        self._stream, self._total, self._interval, self._label = stream, total, interval, f"{label}  " if label else ""
-        self._first, self._started = done, time.monotonic()
+        super().__init__(total, done)
+        self._stream, self._interval, self._label = stream, interval, f"{label}  " if label else ""
         self._last_time, self._last_step = self._started, done
-        self._step, self._phase, self._values = done, "", {}
 
     def update(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        self._step, self._phase = step, phase
-        self._values = dict(values) or self._values
+        self._count(step, phase, values)
         if time.monotonic() - self._last_time >= self._interval:
             self._print()
 
@@ -86,16 +103,13 @@ class _Lines:
             self._print()
 
     def _print(self) -> None:
-        now = time.monotonic()
-        rate = (self._step - self._first) / max(now - self._started, 1e-9)
-        self._last_time, self._last_step = now, self._step
-        total = "" if self._total is None else f"/{self._total}"
-        left = "" if self._total is None or rate == 0 else f"  {_clock((self._total - self._step) / rate)} left"
-        line = f"{self._label}{self._phase}  step {self._step}{total}  {rate:.4g} steps/s{left}  {_terms_text(self._values)}"
-        print(line.rstrip(), file=self._stream, flush=True)
+        self._last_time, self._last_step = time.monotonic(), self._step
+        count = f"{self._step}" if self._total is None else f"{self._step}/{self._total}"
+        parts = (f"{self._label}{self._phase}", f"step {count}", f"{self._rate():.4g} steps/s", self._left(), _terms_text(self._values))
+        print("  ".join(part for part in parts if part), file=self._stream, flush=True)
 
 
-class _Bar:
+class _Bar(_Counter):
     """A bar with phase, steps, rate, remaining time and the last terms."""
 
     def __init__(self, stream: TextIO, total: int | None, done: int, force: bool) -> None:
@@ -115,48 +129,44 @@ class _Bar:
         console = Console(file=stream, force_terminal=True if force else None)
         self._bar = Progress(*columns, console=console, refresh_per_second=5, expand=True)
         self._task = self._bar.add_task("", total=total, completed=done, rate="-", terms="")
-        self._first, self._started = done, time.monotonic()
+        super().__init__(total, done)
         self._bar.start()
 
     def update(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        rate = (step - self._first) / max(time.monotonic() - self._started, 1e-9)
-        fields = {"rate": f"{rate:.4g}"} | ({"terms": _terms_text(values)} if values else {})
+        self._count(step, phase, values)
+        fields = {"rate": f"{self._rate():.4g}"} | ({"terms": _terms_text(values)} if values else {})
         self._bar.update(self._task, completed=step, description=phase, **fields)
 
     def close(self) -> None:
         self._bar.stop()
 
 
-class _Notebook:
+class _Notebook(_Counter):
     """A bar that is updated in place, without widgets."""
 
     def __init__(self, total: int | None, done: int) -> None:
         from IPython.display import HTML
         from IPython.display import display as show
 
-        self._html, self._total, self._first, self._started = HTML, total, done, time.monotonic()
-        self._step, self._phase, self._values, self._drawn = done, "", {}, 0.0
+        super().__init__(total, done)
+        self._html, self._drawn = HTML, 0.0
         self._handle = show(HTML(self._text()), display_id=True)
 
     def update(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        self._step, self._phase, self._values = step, phase, dict(values) or self._values
+        self._count(step, phase, values)
         if time.monotonic() - self._drawn >= _REDRAWN:
-            self._draw()
+            self.close()
 
     def close(self) -> None:
-        self._draw()
-
-    def _draw(self) -> None:
         self._drawn = time.monotonic()
         self._handle.update(self._html(self._text()))
 
     def _text(self) -> str:
-        rate = (self._step - self._first) / max(time.monotonic() - self._started, 1e-9)
         known = self._total is not None
-        left = f" {_clock((self._total - self._step) / rate)} left" if known and rate > 0 else ""
-        bar = f'<progress value="{self._step}" max="{self._total}"></progress> ' if known else ""
+        bar = f'<progress value="{self._step}" max="{self._total}"></progress>' if known else ""
         count = f"{self._step}/{self._total}" if known else f"{self._step} steps"
-        return f"<div>{escape(self._phase)} {bar}{count} {rate:.4g} steps/s{left} <small>{escape(_terms_text(self._values))}</small></div>"
+        words = " ".join(part for part in (escape(self._phase), bar, count, f"{self._rate():.4g} steps/s", self._left()) if part)
+        return f"<div>{words} <small>{escape(_terms_text(self._values))}</small></div>"
 
 
 def _terms_text(values: Mapping[str, float]) -> str:

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tests.engine.test_captured import run
+from tests.engine.test_cuda_graph import run
 
 from ddvi_fast import denoisers, likelihoods, models, networks, posteriors, priors, schedules, use_backend
 from ddvi_fast.data.dataset import from_arrays
