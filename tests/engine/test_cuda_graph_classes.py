@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from tests.engine.test_cuda_graph import run
 
 from ddvi_fast import denoisers, likelihoods, models, networks, posteriors, priors, schedules, use_backend
 from ddvi_fast.data.dataset import from_arrays
@@ -24,6 +23,7 @@ from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import DeviceDraws, Draws
 from tests.engine import pretend
 from tests.engine.recording import OperationRecording
+from tests.engine.test_cuda_graph import run
 
 pytestmark = pytest.mark.usefixtures("plain_layers")
 
