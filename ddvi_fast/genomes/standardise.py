@@ -54,6 +54,12 @@ class StandardisedRows:
         """Mask of a tile, float32 [rows, count]: 1 for a call, 0 for a missing one."""
         return (unpack(self._tile(rows, first, count).to(self.device), count) != MISSING).float()
 
+    def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, variants and values of each tile of X; the next tile overwrites the values."""
+        for first, count in self.chunks():
+            for rows in self.row_slices():
+                yield rows, slice(first, first + count), self.values(rows, first, count)
+
     def gram_product(self, block: Tensor) -> Tensor:
         """``X X^T block``, float64 [N, b]; tiles are multiplied in float32 and summed in float64."""
         right = block.to(self.device, torch.float32)
@@ -74,26 +80,23 @@ class StandardisedRows:
         """``X^T block``, float32 [M, b]."""
         right = block.to(self.device, torch.float32)
         out = torch.zeros(self.num_variants, block.shape[1], device=self.device)
-        for first, count in self.chunks():
-            for rows in self.row_slices():
-                out[first : first + count] += self.values(rows, first, count).mT @ right[rows]
+        for rows, variants, tile in self.tiles():
+            out[variants] += tile.mT @ right[rows]
         return out
 
     def product(self, block: Tensor) -> Tensor:
         """``X block``, float64 [N, b], for a block [M, b]."""
         right = block.to(self.device, torch.float32)
         total = torch.zeros(self.num_rows, block.shape[1], dtype=torch.float64, device=self.device)
-        for first, count in self.chunks():
-            for rows in self.row_slices():
-                total[rows] += (self.values(rows, first, count) @ right[first : first + count]).double()
+        for rows, variants, tile in self.tiles():
+            total[rows] += (tile @ right[variants]).double()
         return total
 
     def row_squares(self) -> Tensor:
         """Sum of the squares of each row, float64 [N]."""
         total = torch.zeros(self.num_rows, dtype=torch.float64, device=self.device)
-        for first, count in self.chunks():
-            for rows in self.row_slices():
-                total[rows] += self.values(rows, first, count).square().sum(1).double()
+        for rows, _, tile in self.tiles():
+            total[rows] += tile.square().sum(1).double()
         return total
 
 

@@ -41,21 +41,19 @@ def decompose(experiment: Experiment, x: Tensor, draws: Draws) -> Decomposition 
     model, posterior = experiment.model, experiment.posterior
     if not posterior.has_density:
         return None
+    encoded = posterior.encode(x, draws)
+    path = posterior.latent_path(encoded, 1, draws)
+    z = path[-1, 0]
     if isinstance(posterior, Diffusion):
-        encoded = posterior.encode(x, draws)
-        path = posterior.latent_path(encoded, 1, draws)[:, 0]
-        steps, z = step_ratios(posterior, encoded.context, path), path[-1]
-        ratios = {"path": steps.sum(0), "−log q(y_T | x)": -ops.gaussian_log_prob(path[0], encoded.mean, encoded.log_var)}
+        steps = step_ratios(posterior, encoded.context, path[:, 0])
+        ratios = {"path": steps.sum(0), "−log q(y_T | x)": -ops.gaussian_log_prob(path[0, 0], encoded.mean, encoded.log_var)}
     else:
-        encoded = posterior.encode(x, draws)
-        path = posterior.latent_path(encoded, 1, draws)
-        steps, z = x.new_zeros((0, len(x))), path[-1, 0]
+        steps = x.new_zeros((0, len(x)))
         ratios = {"−log q(z | x)": posterior.log_ratio(encoded, path)[0]}
     terms = {"log p(x | z)": model.log_likelihood(x, z), "log p(z)": model.prior.log_prob(z), **ratios}
     bound = torch.stack(list(terms.values())).sum(0)
-    return Decomposition(
-        {name: float(value.mean()) for name, value in terms.items()}, steps.mean(1).tolist(), float(bound.std() / max(1, len(bound)) ** 0.5)
-    )
+    error = float(bound.std() / max(1, len(bound)) ** 0.5)
+    return Decomposition({name: float(value.mean()) for name, value in terms.items()}, steps.mean(1).tolist(), error)
 
 
 def step_ratios(posterior: Diffusion, context: Tensor | None, path: Tensor) -> Tensor:

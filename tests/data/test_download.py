@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ddvi_fast.data import idx, load
+from tests.data.files import write_set
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def torchvision(monkeypatch):
     def idx_class(name):
         def create(root, train, download):
             calls.append((name, root, train, download))
-            write_idx(root, name)
+            write_set(Path(root) / name / "raw", (3, 2))
 
         return create
 
@@ -46,19 +47,11 @@ def torchvision(monkeypatch):
     return SimpleNamespace(calls=calls, datasets=datasets)
 
 
-def write_idx(root, class_name):
-    raw = Path(root) / class_name / "raw"
-    raw.mkdir(parents=True)
-    for part, size in (("train", 3), ("t10k", 2)):
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, size, 0, 0, 0, 2, 0, 0, 0, 2]) + bytes(range(4 * size)))
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, size]) + bytes(range(size)))
-
-
 @pytest.mark.parametrize("name, class_name", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
 def test_idx_sets_are_fetched_once_and_read_by_our_reader(tmp_path, torchvision, name, class_name):
     for _ in range(2):
         data = load(name, data_dir=tmp_path / "new", download=True)
-        assert data.train_inputs.flatten().tolist() == list(range(12)) and data.labels(split="test").tolist() == [0, 1]
+        assert data.train_inputs.flatten().tolist() == list(range(18)) and data.labels(split="test").tolist() == [0, 1]
     assert torchvision.calls == [(class_name, str(tmp_path / "new"), True, True)]
 
 

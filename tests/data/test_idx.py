@@ -12,25 +12,10 @@ import pytest
 import torch
 
 from ddvi_fast.data import idx, load
+from tests.data.files import encode, write_set
 
 TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-
-
-def encode(array: np.ndarray, type_code: int = 8) -> bytes:
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes([0, 0, type_code, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
-
-
-def write_set(folder: Path, sizes=(5, 3), dot: str = "-", gz: bool = False, first: int = 0) -> Path:
-    """Four files of 2 x 3 images whose pixels count up from `first`; labels are 0, 1, 2, ..."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, size in zip(("train", "t10k"), sizes, strict=True):
-        images = (first + np.arange(size * 6)).reshape(size, 2, 3)
-        for kind, axes, array in (("images", "idx3", images), ("labels", "idx1", np.arange(size))):
-            data = encode(array)
-            (folder / f"{part}-{kind}{dot}{axes}-ubyte{'.gz' if gz else ''}").write_bytes(gzip.compress(data) if gz else data)
-    return folder
 
 
 @pytest.fixture(scope="module")
