@@ -1,4 +1,4 @@
-"""Likelihoods `p(x | z)`: what a decoder's output means. Log-likelihoods are sums over the data's dimensions, in nats."""
+"""Likelihoods p(x | z), parametrized by a decoder's output."""
 
 from __future__ import annotations
 
@@ -15,27 +15,35 @@ from ddvi_fast.rng import Draws
 
 
 class Likelihood(nn.Module):
-    """The interface; a decoder's output is [.., P], and data of any shape are flattened to [.., P]."""
+    """Base class of likelihoods. A decoder's output is [.., P]; data are flattened to [.., P]."""
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        """log p(x | output) in nats, [..]; leading axes broadcast."""
+        """Compute the log-likelihood, summed over the data's dimensions.
+
+        Args:
+            output: Output of the decoder [.., P].
+            x: Data [.., P]; leading axes broadcast.
+
+        Returns:
+            Log-likelihoods [..] in nats.
+        """
         raise NotImplementedError
 
     def mean(self, output: Tensor) -> Tensor:
-        """E[x | output], [.., P]."""
+        """Return the mean E[x | output], [.., P]."""
         raise NotImplementedError
 
     def sample(self, output: Tensor, draws: Draws) -> Tensor:
-        """x ~ p(x | output), [.., N, P]."""
+        """Draw data x ~ p(x | output), [.., N, P]; `draws` is the position of the first row in the random stream."""
         raise NotImplementedError
 
     def pairwise(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """log p(x_n | output_m) for all pairs: [M, P] and [N, P] -> [M, N]; the quadrature of the evidence needs it."""
+        """Compute the log-likelihoods [M, N] in nats of data [N, P] under outputs [M, P], for all pairs."""
         return self.log_prob(outputs.unsqueeze(1), x)
 
 
 class Bernoulli(Likelihood):
-    """Bernoulli from logits. Grey data in [0, 1] count as cross-entropy targets."""
+    """Bernoulli likelihood of logits. Data between 0 and 1 are targets of the cross-entropy."""
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         return ops.bernoulli_log_likelihood(output, x)
@@ -51,14 +59,17 @@ class Bernoulli(Likelihood):
 
 
 class Gaussian(Likelihood):
-    """Gaussian around the output with one standard deviation, or one for each dimension, fixed or learned.
+    """Gaussian likelihood with a standard deviation for all dimensions or one for each, fixed or learned.
 
     Args:
-        scale: the standard deviation, or where it starts.
-        learn_scale: train it.
-        value_range: smallest and largest value of the data; the output then is the logit of the mean's place between them, so that
-            no mean lies where no datum can. None: the output is the mean.
-        width: P, for a standard deviation of each dimension's own.
+        scale: Standard deviation, or its initial value (float, default 1).
+        learn_scale: Train the standard deviation (bool, default False).
+        value_range: Smallest and largest value of the data. The mean is then `low + (high - low) sigmoid(output)`. Default: None, the output
+            is the mean.
+        width: Number of dimensions P, for a standard deviation per dimension (int). Default: None, one for all.
+
+    Raises:
+        InputError: If an argument is out of range.
     """
 
     def __init__(self, scale: float = 1.0, learn_scale: bool = False, value_range: Sequence[float] | None = None, width: int | None = None) -> None:
@@ -84,7 +95,7 @@ class Gaussian(Likelihood):
         return self.mean(output) + self._scale(output) * noise
 
     def pairwise(self, outputs: Tensor, x: Tensor) -> Tensor:
-        # One matrix product; taken from the data's mean, so that little is lost where the squares cancel.
+        # One matrix product. Data are centred, so that little precision is lost when the squares cancel.
         centre, scale = x.mean(0), self._scale(outputs)
         means, x = (self.mean(outputs) - centre) / scale, (x - centre) / scale
         squared = means.square().sum(-1, keepdim=True) - 2 * means @ x.mT + x.square().sum(-1)
@@ -95,7 +106,14 @@ class Gaussian(Likelihood):
 
 
 class Binomial(Likelihood):
-    """Binomial counts out of `total` from logits, as for genotypes (`total` = 2). A count that is NaN was not observed: it says nothing."""
+    """Binomial likelihood of counts out of `total`, given logits. A count that is NaN is missing and has log-likelihood 0.
+
+    Args:
+        total: Number of trials (int, default 2, as for genotypes).
+
+    Raises:
+        InputError: If `total` is not a positive integer.
+    """
 
     def __init__(self, total: int = 2) -> None:
         super().__init__()
@@ -104,7 +122,7 @@ class Binomial(Likelihood):
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         missing = x.isnan()
-        # No success where success has no probability: log-likelihood and gradient are 0.
+        # A missing count is 0 successes of probability 0: log-likelihood and gradient are 0.
         return ops.binomial_log_likelihood(output.masked_fill(missing, _NEVER), x.masked_fill(missing, 0.0), self.total)
 
     def mean(self, output: Tensor) -> Tensor:
@@ -124,19 +142,29 @@ def _uniform(like: Tensor, draws: Draws) -> Tensor:
     return rng.uniform(draws, tuple(like.shape), rng.OBSERVATION, device=like.device, dtype=like.dtype)
 
 
-_NEVER = -1e4  # a logit whose probability is 0 in every precision
+_NEVER = -1e4  # logit of probability 0 in every precision
 _LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "binomial": Binomial}
 
 
 def make(name: str, **options: Any) -> Likelihood:
-    """A likelihood by name: ``bernoulli``, ``gaussian`` (scale, learn_scale, value_range, width) or ``binomial`` (total).
+    """Make a likelihood by name.
+
+    Args:
+        name: ``bernoulli``, ``gaussian`` or ``binomial``.
+        options: Arguments of the likelihood's class.
+
+    Returns:
+        The likelihood.
+
+    Raises:
+        InputError: If the name or an option is unknown; the message contains the nearest valid ones.
 
     Example:
         >>> make("binomial", total=2).log_prob(torch.zeros(1, 3), torch.ones(1, 3)).exp().item()
         0.125
     """
     family = _LIKELIHOODS[_checks.choice(name, _LIKELIHOODS, "likelihood")]
-    # A family without options inherits `*args, **kwargs` from its base; those name nothing.
+    # A class without options inherits `*args, **kwargs`, which are no options.
     known = [argument.name for argument in inspect.signature(family).parameters.values() if argument.kind is argument.POSITIONAL_OR_KEYWORD]
     for option in options:
         _checks.choice(option, known, f"option of the {name} likelihood")

@@ -1,4 +1,4 @@
-"""The latent-variable model `p(x, z) = p(z) p_theta(x | z)`."""
+"""Latent-variable models p(x, z) = p(z) p(x | z)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ddvi_fast.rng import Draws
 
 
 class Fantasies(NamedTuple):
-    """Latents [N, D] drawn from the prior, and data [N, P] drawn from them; of several sets, [S, N, D] and [S, N, P]."""
+    """Samples of a model: latents `z` [N, D] and data `x` [N, P]; several sets have the shapes [S, N, D] and [S, N, P]."""
 
     z: Tensor
     x: Tensor
 
     def of(self, number: int) -> Fantasies:
-        """One set of several."""
+        """Return set `number` of several."""
         return Fantasies(self.z[number], self.x[number])
 
 
 class LatentVariableModel(nn.Module):
-    """A prior, a decoder and what its output means.
+    """Latent-variable model: a prior, a decoder and a likelihood.
 
     Args:
-        prior: `p(z)`.
-        decoder: maps z [.., D] to the likelihood's output [.., P].
-        likelihood: `p(x | z)` given that output.
+        prior: Prior p(z).
+        decoder: Network from z [.., D] to the likelihood's parameters [.., P].
+        likelihood: Likelihood p(x | z) given the decoder's output.
 
     Example:
         >>> from ddvi_fast import likelihoods, networks, priors
@@ -44,18 +44,29 @@ class LatentVariableModel(nn.Module):
         self.prior, self.decoder, self.likelihood = prior, decoder, likelihood
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z) in nats: `x` [N, ...], `z` [.., N, D] -> [.., N]."""
+        """Compute log p(x | z) [.., N] in nats of data `x` [N, ...] and latents `z` [.., N, D]."""
         return self.likelihood.log_prob(self.decoder(z), x.flatten(1))
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x, z) in nats: `x` [N, ...], `z` [.., N, D] -> [.., N]."""
+        """Compute log p(x, z) [.., N] in nats of data `x` [N, ...] and latents `z` [.., N, D]."""
         return self.log_likelihood(x, z) + self.prior.log_prob(z)
 
     @torch.no_grad()
     def simulate(self, n: int, draws: Draws, like: Tensor | None = None, num_sets: int | None = None) -> Fantasies:
-        """Fantasies `z ~ p(z)`, `x ~ p(x | z)`, without gradients; `like` gives dtype and device.
+        """Draw fantasies `z ~ p(z)`, `x ~ p(x | z)`, without gradients.
 
-        Of `num_sets` at once, set `s` is what `draws.importance(s)` gives by itself, in one pass through the decoder.
+        Args:
+            n: Number of rows, N (int).
+            draws: Position of the first row in the random stream.
+            like: Tensor with the dtype and device of the result. Default: those of the decoder.
+            num_sets: Number of sets, S (int), decoded in one pass; set `s` equals the result for `draws.importance(s)`. Default: one set
+                without an axis S.
+
+        Returns:
+            Latents [N, D] and data [N, P], or [S, N, D] and [S, N, P].
+
+        Raises:
+            InputError: If `num_sets` is below 1.
         """
         reference = next(self.decoder.parameters()) if like is None else like
         _checks.require(num_sets is None or num_sets >= 1, "num_sets", "None or at least 1", num_sets)

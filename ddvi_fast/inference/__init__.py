@@ -1,4 +1,4 @@
-"""Posteriors for a model of one's own: a density, a simulator or both are enough."""
+"""Posteriors of user-defined models, given a density, a simulator or both."""
 
 from ddvi_fast.inference.diagnostics import Diagnostics
 from ddvi_fast.inference.fitting import Training, fit_posterior

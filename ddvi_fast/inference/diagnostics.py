@@ -1,4 +1,4 @@
-"""Simulation-based calibration: where true parameters lie among a posterior's draws."""
+"""Simulation-based calibration: ranks of true parameters among posterior samples (Talts et al. 2018)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _BINS = 20
 
 @dataclass(frozen=True, repr=False)
 class Diagnostics:
-    """Ranks of true parameters among the posterior draws of their data; uniform from 0 to L for a posterior that is calibrated.
+    """Ranks of true parameters among posterior samples, which are uniform from 0 to L for a calibrated posterior (Talts et al. 2018).
 
     Args:
-        names: of parameters, then ``joint``: the rank of the truth's distance from a random point among those of the draws (Lemos et al. 2023).
-        ranks: int64 [M, names].
-        num_samples: L, draws for each truth.
+        names: Names of the parameters, then ``joint``: the rank of the distance of the truth from a random point among those of the samples
+            (Lemos et al. 2023).
+        ranks: Ranks, int64 [M, names].
+        num_samples: Posterior samples per truth, L (int).
 
     Example:
         >>> truth, draws = torch.randn(400, 1), torch.randn(99, 400, 1)
@@ -37,37 +38,46 @@ class Diagnostics:
 
     @classmethod
     def of(cls, truth: Tensor, draws: Tensor, names: list[str]) -> Diagnostics:
-        """Ranks of `truth` [M, D] among `draws` [L, M, D]."""
+        """Compute the ranks of true parameters.
+
+        Args:
+            truth: True parameters [M, D], M >= 2.
+            draws: Posterior samples [L, M, D].
+            names: Names of the D parameters.
+
+        Raises:
+            InputError: If the shapes do not fit.
+        """
         fits = draws.dim() == 3 and draws.shape[1:] == truth.shape and len(names) == truth.shape[1]
         _checks.require(fits, "draws", f"shape [L, {', '.join(map(str, truth.shape))}]", draws)
         _checks.require(len(truth) >= 2, "truth", "at least 2 rows", truth)
         ranks = (draws < truth).sum(0)
         scale = truth.std(0).clamp(min=1e-12)
-        # Points to measure from: the truths of other rows, which have nothing to do with the data of this one.
+        # Distances are from the truth of another row, which is independent of the data of this one.
         points = truth.roll(1, 0)
         distances, distance = ((draws - points) / scale).norm(dim=-1), ((truth - points) / scale).norm(dim=-1)
         joint = (distances < distance).sum(0)
         return cls([*names, JOINT], torch.cat((ranks, joint.unsqueeze(1)), 1), len(draws))
 
     def coverage(self, level: float) -> dict[str, float]:
-        """How often the truth lies in the posterior's `level` region: central intervals, and for ``joint`` distances of the lowest ranks."""
+        """Return the fraction of truths in the posterior's `level` region by name: central intervals; for ``joint`` the smallest distances."""
         middle = (self.ranks + 0.5) / (self.num_samples + 1)
         inside = (middle - 0.5).abs() <= level / 2
         inside[:, -1] = middle[:, -1] <= level
         return dict(zip(self.names, inside.double().mean(0).tolist(), strict=True))
 
     def nominal(self, level: float) -> float:
-        """What `coverage` is for a calibrated posterior: `level`, but for the grain of the ranks."""
+        """Return the expected coverage of a calibrated posterior: `level` up to the discreteness of the ranks."""
         middle = (torch.arange(self.num_samples + 1) + 0.5) / (self.num_samples + 1)
         return float(((middle - 0.5).abs() <= level / 2).double().mean())
 
     def standard_error(self, level: float) -> float:
-        """Of `coverage` under a calibrated posterior."""
+        """Return the standard error of `coverage` for a calibrated posterior."""
         nominal = self.nominal(level)
         return math.sqrt(nominal * (1 - nominal) / len(self.ranks))
 
     def p_values(self) -> dict[str, float]:
-        """P-values of a chi-square test that the ranks are uniform."""
+        """Return the p-values of chi-square tests of uniform ranks by name."""
         bins = math.gcd(self.num_samples + 1, _BINS)
         counts = torch.stack([torch.bincount(column * bins // (self.num_samples + 1), minlength=bins) for column in self.ranks.T])
         expected = len(self.ranks) / bins
@@ -76,7 +86,7 @@ class Diagnostics:
         return dict(zip(self.names, tails.tolist(), strict=True))
 
     def calibrated(self, levels: tuple[float, ...] = LEVELS, errors: float = 3.0) -> bool:
-        """Whether every coverage is within `errors` standard errors of what it should be."""
+        """Return whether every coverage is within `errors` standard errors of its expected value."""
         return all(
             abs(value - self.nominal(level)) <= errors * self.standard_error(level) for level in levels for value in self.coverage(level).values()
         )

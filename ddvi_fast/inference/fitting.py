@@ -1,4 +1,4 @@
-"""`fit_posterior`: from a model of one's own to a posterior that can be sampled, weighted and checked."""
+"""Fit of a posterior to a user-defined model: `fit_posterior` and its training settings."""
 
 from __future__ import annotations
 
@@ -26,21 +26,24 @@ from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
 OBJECTIVES = ("auto", "bound", "simulations", "both")
-_LOOKED_AT = 4096  # simulations by which coordinates and data are standardised
-_PART = 0.25  # of the steps, for the Gaussian approximation that comes first
-_WARMUP = 0.05  # of the steps: at the full rate from the first one on, networks whose layers are wide may lose the data for good
-_KEPT = 20  # losses of the history
+_STANDARDIZING = 4096  # simulations from which parameters and data are standardized
+_GAUSSIAN_STEPS = 0.25  # steps of the preceding Gaussian approximation, as a fraction of the training steps
+_WARMUP = 0.05  # fraction of the steps with a rising rate; without it wide networks can collapse to outputs that ignore the data
+_HISTORY = 20  # length of the history of losses
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a posterior is trained.
+    """Training settings of `fit_posterior`.
 
     Args:
-        steps: of Adam.
-        batch_size: simulations, or samples of the bound, a step.
-        lr: peak learning rate; it rises linearly over the first twentieth of the steps and falls to zero along a cosine.
-        max_norm: limit of the gradient's norm.
+        steps: Number of steps of Adam (int, default 8000).
+        batch_size: Simulations, or samples of the bound, per step (int, default 512).
+        lr: Peak learning rate (float, default 5e-3). It rises linearly over the first 5% of the steps and falls to zero along a cosine.
+        max_norm: Limit of the gradient's norm (float, default 10).
+
+    Raises:
+        InputError: If `steps` or `batch_size` is not a positive integer.
     """
 
     steps: int = 8000
@@ -67,30 +70,35 @@ def fit_posterior(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> FittedPosterior:
-    """Train a diffusion posterior for a model of one's own.
+    """Train a diffusion posterior of a user-defined model.
 
-    A model with `simulate` gets a posterior that takes any data of that shape, trained on simulations: first a Gaussian approximation, by a
-    quarter of the steps more, then the chain in its coordinates. Where it has `log_joint` as well, the
-    evidence bound at `x` (at simulated data without `x`) is trained along. A model with `log_joint` alone gets the posterior of the one
-    data set `x`, trained by the bound, and from half of the steps on by its own samples weighted by importance as well, which widen it where
-    the bound leaves it too narrow; modes that no sample has met stay out (`importance_sample` cannot tell).
+    For a model with `simulate` the posterior accepts any data of the simulations' shape. It is trained on simulations: first a Gaussian
+    approximation for a quarter of the steps, then the chain in its coordinates. If the model also has `log_joint`, the evidence bound at `x`
+    (at simulated data if `x` is None) is trained at the same time.
+
+    For a model with `log_joint` only the posterior is that of the single data set `x`. It is trained by the evidence bound, and from half of
+    the steps on also by its own importance-weighted samples, which widen it where the bound (reverse KL) leaves it too narrow. Modes without
+    any sample remain missing, and `importance_sample` cannot detect them.
 
     Args:
-        model: an object with `log_joint(x, z)`, `simulate(n)` or both (see `Model`, `HasLogJoint`, `HasSimulate`).
-        x: of a model with `simulate`, observed data [...] shaped as one simulation, or rows of them [M, ...], or None; of a model without it,
-            whatever its `log_joint` takes.
-        support: where parameters may lie, see `Support`.
-        dim: length of the parameter vector, where it has no names; simulations tell it.
-        objective: ``bound``, ``simulations`` or ``both``; ``auto`` takes whatever the model offers.
-        architecture: family and sizes.
-        training: steps, batches and rate.
-        num_simulations: train on so many simulations, drawn once, instead of new ones at every step.
-        embedding: a network from data [N, ...] to features [N, P], trained along; data are flattened without it.
-        seed: of everything.
-        device: where to train.
+        model: Object with `log_joint(x, z)`, `simulate(n)` or both (see `Model`, `HasLogJoint`, `HasSimulate`).
+        x: Observed data. For a model with `simulate`, one data set [...] in the shape of a simulation, rows of them [M, ...], or None;
+            otherwise the argument of its `log_joint`.
+        support: Constraints of the parameters, see `Support`. Default: real numbers.
+        dim: Length of the parameter vector (int), for parameters without names. Default: that of the simulations.
+        objective: ``bound``, ``simulations`` or ``both``. Default: ``auto``, everything that the model allows.
+        architecture: Posterior family and sizes of the networks. Default: `Architecture()`.
+        training: Number of steps, batch size and learning rate. Default: `Training()`.
+        num_simulations: Number of simulations, drawn once (int). Default: new simulations at every step.
+        embedding: Network from data [N, ...] to features [N, P], trained with the posterior. Default: data are flattened.
+        seed: Seed of initial weights and all random numbers (int, default 0).
+        device: Device of the training (default CPU).
+
+    Returns:
+        The fitted posterior, in evaluation mode.
 
     Raises:
-        InputError: a model without what the objective needs, shapes that do not fit, values that are not finite.
+        InputError: If the model lacks a method that the objective needs, if shapes do not fit, or if values are not finite.
 
     Example:
         >>> from ddvi_fast.inference import Model
@@ -116,7 +124,7 @@ def fit_posterior(
 
 
 def _chosen(objective: str, model: Any) -> str:
-    """The objective, never ``auto``; refuses one whose callables the model lacks."""
+    """Resolve ``auto`` and require the methods that the objective needs."""
     _checks.choice(objective, OBJECTIVES, "objective")
     density, simulations = offers(model, "log_joint"), offers(model, "simulate")
     _checks.require(density or simulations, "model", "an object with log_joint(x, z) or simulate(n)", type(model).__name__)
@@ -128,7 +136,7 @@ def _chosen(objective: str, model: Any) -> str:
 
 
 def _support(support: Any, dim: int | None, simulated: Any = None) -> Support:
-    """The support as given, or of one constraint and a length; that of a model's simulations, if there are any, where `dim` is None."""
+    """Return the support, made from a constraint and a length if it is not one; the length can come from simulations of the model `simulated`."""
     if isinstance(support, Support):
         return support
     if dim is None and simulated is not None and not isinstance(support, Mapping):
@@ -140,7 +148,7 @@ def _support(support: Any, dim: int | None, simulated: Any = None) -> Support:
 
 @dataclass(frozen=True)
 class _Request:
-    """What both ways of fitting need."""
+    """Arguments of `fit_posterior` that both kinds of fits use."""
 
     model: Any
     x: Any
@@ -150,14 +158,14 @@ class _Request:
     device: torch.device
 
     def for_one_data_set(self, support: Support) -> tuple[FittedPosterior, Objective]:
-        correlated = self.architecture.family != "gaussian"  # else it would be no mean field
+        correlated = self.architecture.family != "gaussian"  # the mean field has no correlations
         whitening = gaussian_start(self.model, self.x, support, self.seed, self.device, correlated)
         posterior = build(self.architecture, support.dim, None, self.seed).to(self.device)
         fitted = FittedPosterior(posterior, support, whitening, self.architecture, conditional=False, model=self.model, x=self.x)
         return fitted, EvidenceBound(posterior, FlatModel(self.model, support, whitening), self.x, self.training.batch_size)
 
     def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> tuple[FittedPosterior, Objective]:
-        support, first = simulator.support, simulator.take(_LOOKED_AT, Draws(self.seed).lane("looked_at"))
+        support, first = simulator.support, simulator.take(_STANDARDIZING, Draws(self.seed).lane("looked_at"))
         observation = Observation.of(first.x, None if embedding is None else embedding.to(self.device))
         reader = whitening_reader(self.architecture, support.dim, observation, self.seed)
         whitening = self._whitened(ConditionalWhitening(Whitening.of(first.u), reader.to(self.device)), simulator)
@@ -170,14 +178,14 @@ class _Request:
         return fitted, Simulated(posterior, whitening, simulator, self.training.batch_size, model, observed)
 
     def _whitened(self, whitening: ConditionalWhitening, simulator: Simulator) -> ConditionalWhitening:
-        """Fitted on a part of the steps that the posterior gets, and held fixed from there."""
-        training = dataclasses.replace(self.training, steps=max(1, int(_PART * self.training.steps)))
+        """Fit the whitening for a fraction of the steps, then freeze it."""
+        training = dataclasses.replace(self.training, steps=max(1, int(_GAUSSIAN_STEPS * self.training.steps)))
         _train(GaussianFit(whitening, simulator, training.batch_size), training, self.seed, self.device)
         return whitening.requires_grad_(False)
 
 
 def _train(objective: Objective, training: Training, seed: int, device: torch.device) -> list[float]:
-    """All steps; returns means of the loss over each twentieth of them."""
+    """Train for all steps and return the mean loss over each twentieth of them."""
     optimisation = Optimisation(lr=training.lr, warmup_fraction=_WARMUP, max_norm=training.max_norm, factors={})
     engine = Engine(objective, optimisation, device, capture=False, exchange=False)
     rows, losses = torch.zeros(1, 1, device=device), []
@@ -185,5 +193,5 @@ def _train(objective: Objective, training: Training, seed: int, device: torch.de
         means = engine.run(rows, Progress(step, training.steps), Draws(seed, step * training.batch_size))
         losses.append(torch.stack([mean for name, mean in means.items() if name != COVERING]).sum())
     engine.check()
-    parts = torch.stack(losses).tensor_split(min(_KEPT, training.steps))
+    parts = torch.stack(losses).tensor_split(min(_HISTORY, training.steps))
     return [float(part.mean()) for part in parts]

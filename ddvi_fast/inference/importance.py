@@ -1,4 +1,4 @@
-"""Importance samples: how well a posterior fits its model, measured by the weights of its own draws."""
+"""Importance samples of a posterior, with effective sample size and Pareto k."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ddvi_fast.inference.pareto import smooth
 from ddvi_fast.inference.support import Latents
 from ddvi_fast.rng import Draws
 
-GOOD_K = 0.7  # above which smoothed weights are not to be relied on (Vehtari et al. 2024)
-_FEWEST = 100  # draws that have a tail
+GOOD_K = 0.7  # largest k with reliable smoothed weights (Vehtari et al. 2024)
+_FEWEST = 100  # smallest number of samples for a fit of the tail
 
 
 @dataclass(frozen=True, repr=False)
 class ImportanceSample:
-    """Draws of a posterior and what each of them counts for.
+    """Samples of a posterior with their importance weights.
 
-    The weights are those of whole paths of the chain, `p(x, z) r(y | z) / q(z, y | x)`: their means are exact, and they vary more than the ones
-    of `z` alone would, so that the figures below err on the careful side.
+    The weights are those of whole paths of the chain, `p(x, z) r(y | z) / q(z, y | x)`. Their means are exact, and they vary more than
+    weights of `z` alone would, so the effective sample size and k are pessimistic.
 
     Args:
-        z: draws, [K, D] or named.
-        log_ratios: log-weights [K] in nats as they are, `log p(x, z) + log_ratio`.
-        log_weights: normalised, of Pareto-smoothed weights [K] (Vehtari et al. 2024).
-        pareto_k: shape of the tail: below 0.7 averages under `log_weights` can be relied on.
+        z: Parameters [K, D], or named parameters [K, *shape].
+        log_ratios: Log-weights before smoothing, `log p(x, z) + log_ratio`, nats [K].
+        log_weights: Normalized Pareto-smoothed log-weights [K] (Vehtari et al. 2024).
+        pareto_k: Shape k of the tail of the weights; averages under `log_weights` are reliable below 0.7.
     """
 
     z: Latents
@@ -38,34 +38,42 @@ class ImportanceSample:
 
     @classmethod
     def of(cls, z: Latents, log_ratios: Tensor) -> ImportanceSample:
-        """Smooth the weights of draws; InputError for fewer than 100 draws, or weights that are not numbers."""
-        _checks.require(len(log_ratios) >= _FEWEST, "num_samples", f"at least {_FEWEST}, to see a tail", len(log_ratios))
+        """Smooth the weights of samples.
+
+        Args:
+            z: Parameters [K, D], or named parameters [K, *shape].
+            log_ratios: Log-weights, nats [K].
+
+        Raises:
+            InputError: If there are fewer than 100 samples, or if a weight is NaN or infinite.
+        """
+        _checks.require(len(log_ratios) >= _FEWEST, "num_samples", f"at least {_FEWEST}, to fit the tail of the weights", len(log_ratios))
         usable = not bool(torch.isnan(log_ratios).any()) and bool((log_ratios < math.inf).all()) and bool(torch.isfinite(log_ratios).any())
         _checks.require(usable, "log_joint", "numbers below infinity, some of them finite", "NaN, infinity or zero probability everywhere")
         return cls(z, log_ratios, *smooth(log_ratios))
 
     @property
     def effective_sample_size(self) -> float:
-        """`1 / sum w^2` of the normalised weights before smoothing, between 1 and K."""
+        """Effective sample size `1 / sum w^2` of the normalized weights before smoothing, from 1 to K."""
         return float(torch.exp(-torch.logsumexp(2 * self.log_ratios.double().log_softmax(0), 0)))
 
     @property
     def log_evidence(self) -> float:
-        """`log mean w` in nats: the IWAE-K lower bound on `log p(x)` in expectation."""
+        """Estimate `log mean w` of the log-evidence in nats: in expectation the IWAE lower bound on `log p(x)`."""
         return float(torch.logsumexp(self.log_ratios.double(), 0)) - math.log(len(self.log_ratios))
 
     @property
     def elbo(self) -> float:
-        """`mean log w` in nats, the evidence lower bound."""
+        """Estimate `mean log w` of the evidence lower bound in nats."""
         return float(self.log_ratios.double().mean())
 
     def mean(self, values: Tensor) -> Tensor:
-        """The average of `values` [K, ...] under the smoothed weights."""
+        """Return the average [...] of `values` [K, ...] under the smoothed weights."""
         weights = self.log_weights.exp().to(values)
         return torch.tensordot(weights, values, 1)
 
     def resample(self, num_samples: int, seed: int = 0) -> Latents:
-        """Draws from the weighted ones, [num_samples, ...], by systematic resampling."""
+        """Return unweighted parameters [num_samples, ...], by systematic resampling."""
         offset = float(rng.uniform(Draws(seed), (1, 1), rng.ORDER))
         positions = (torch.arange(num_samples, dtype=torch.float64) + offset) / num_samples
         cumulative = torch.cumsum(self.log_weights.double().cpu().exp(), 0)
@@ -73,7 +81,7 @@ class ImportanceSample:
         return {name: value[chosen] for name, value in self.z.items()} if isinstance(self.z, dict) else self.z[chosen]
 
     def __repr__(self) -> str:
-        verdict = "reliable" if self.pareto_k < GOOD_K else "a heavy tail: train longer, or with a larger architecture"
+        verdict = "reliable" if self.pareto_k < GOOD_K else "heavy tail: train longer or use a larger architecture"
         return (
             f"ImportanceSample: {len(self.log_ratios)} draws, effective sample size {self.effective_sample_size:.0f}, Pareto k {self.pareto_k:.2f} "
             f"({verdict}), log p(x) at least {self.log_evidence:.3f} (ELBO {self.elbo:.3f}) nats"

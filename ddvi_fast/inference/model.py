@@ -1,4 +1,4 @@
-"""What a model must offer, and how it is seen from the coordinates in which posteriors are trained."""
+"""Interfaces of user-defined models, their simulations, and their density in unconstrained coordinates."""
 
 from __future__ import annotations
 
@@ -18,30 +18,44 @@ from ddvi_fast.rng import Draws
 
 
 class HasLogJoint(Protocol):
-    """A model with a density: enough to fit the posterior of one data set."""
+    """Interface of a model with a density, which is enough for the posterior of one data set."""
 
     def log_joint(self, x: Any, z: Latents) -> Tensor:
-        """log p(x, z) in nats, up to a constant if the evidence is of no interest.
+        """Compute log p(x, z) in nats. An additive constant only changes the evidence.
 
-        For one data set `z` is [K, D] (of named parameters, [K, *shape] each), `x` whatever was handed to `fit_posterior`, and the result
-        [K]. For a posterior that takes any data, `x` is [N, ...], `z` [K, N, D] and the result [K, N].
+        Args:
+            x: For one data set, the `x` of `fit_posterior`. For a posterior that accepts any data, data [N, ...].
+            z: Parameters [K, D], or named parameters [K, *shape]; for data [N, ...], with the axes [K, N].
+
+        Returns:
+            Log-densities [K], or [K, N] for data [N, ...].
         """
 
 
 class HasSimulate(Protocol):
-    """A model that can be simulated: enough to fit a posterior that takes any data."""
+    """Interface of a model with a simulator, which is enough for a posterior that accepts any data."""
 
     def simulate(self, n: int) -> tuple[Latents, Tensor]:
-        """`n` pairs `z ~ p(z)`, `x ~ p(x | z)`: parameters [n, D] (or named) and data [n, ...].
+        """Draw `n` pairs `z ~ p(z)`, `x ~ p(x | z)`.
 
-        It may draw from torch's global generator: it is seeded for each call, and restored after it. A second argument called `draws`
-        gets the `Draws` of the call instead.
+        The function may use torch's global generator, which is seeded for each call and restored afterwards. If it has a second argument
+        `draws`, it gets the `Draws` of the call instead.
+
+        Args:
+            n: Number of simulations (int).
+
+        Returns:
+            Parameters [n, D], or named parameters [n, *shape], and data [n, ...].
         """
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model made of plain functions.
+    """Model made of functions.
+
+    Args:
+        log_joint: Function `log_joint(x, z)`, see `HasLogJoint`, or None.
+        simulate: Function `simulate(n)`, see `HasSimulate`, or None.
 
     Example:
         >>> model = Model(log_joint=lambda x, z: -0.5 * (z**2).sum(-1) - 0.5 * ((x - z) ** 2).sum(-1))
@@ -54,21 +68,24 @@ class Model:
 
 
 class Simulations(NamedTuple):
-    """Pairs of unconstrained parameters [n, D] and data [n, ...]."""
+    """Simulations: unconstrained parameters `u` [n, D] and data `x` [n, ...]."""
 
     u: Tensor
     x: Tensor
 
 
 class Simulator:
-    """Simulations that are a function of their draws: new ones each time, or rows of a fixed number of them.
+    """Simulations as a function of their draws: new ones at each call, or rows of a fixed number of them.
 
     Args:
-        model: with `simulate`.
-        support: of its parameters.
-        budget: how many simulations there may be in all; None for new ones each time.
-        seed: of the fixed ones.
-        device: where they are needed.
+        model: Model with `simulate`.
+        support: Constraints of its parameters.
+        budget: Number of simulations in all (int, at least 2), or None (default) for new ones at each call.
+        seed: Seed of the fixed simulations (int, default 0).
+        device: Device of the simulations (default CPU).
+
+    Raises:
+        InputError: If `budget` is below 2, or if simulations have the wrong shape or are not finite.
     """
 
     def __init__(self, model: Any, support: Support, budget: int | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
@@ -77,7 +94,7 @@ class Simulator:
         self._pool = None if budget is None else self._new(budget, Draws(seed))
 
     def take(self, n: int, draws: Draws) -> Simulations:
-        """`n` pairs."""
+        """Return `n` simulations."""
         if self._pool is None:
             return self._new(n, draws)
         size = len(self._pool.u)
@@ -95,19 +112,27 @@ class Simulator:
 
 
 class FlatModel:
-    """A model's density over the coordinates `y` of a chain: `z = constrain(whitening(y))`.
+    """Density of a model in the coordinates `y` of a chain, `z = constrain(whitening(y))`.
 
     Args:
-        model: with `log_joint`.
-        support: of its parameters.
-        whitening: the affine map.
+        model: Model with `log_joint`.
+        support: Constraints of its parameters.
+        whitening: Affine map from `y` to unconstrained parameters.
     """
 
     def __init__(self, model: Any, support: Support, whitening: Whitening) -> None:
         self.model, self.support, self.whitening = model, support, whitening
 
     def log_joint(self, x: Any, y: Tensor) -> Tensor:
-        """log p(x, y) in nats: log p(x, z) and the volume of the two maps."""
+        """Compute log p(x, y) in nats: log p(x, z) plus the log-determinants of the two maps.
+
+        Args:
+            x: Data, as for the model's `log_joint`.
+            y: Coordinates [..., D].
+
+        Raises:
+            InputError: If the model returns another shape than [...].
+        """
         z, log_det = self.support.constrain(self.whitening(y, x))
         log_joint = self.model.log_joint(x, z)
         _checks.require(log_joint.shape == y.shape[:-1], "log_joint", f"values of shape {list(y.shape[:-1])}", log_joint)
@@ -115,12 +140,12 @@ class FlatModel:
 
 
 def offers(model: Any, name: str) -> bool:
-    """Whether a model has one of the two callables."""
+    """Return whether a model has a method `name`."""
     return callable(getattr(model, name, None))
 
 
 def simulate(model: Any, n: int, draws: Draws, device: torch.device | str = "cpu") -> tuple[Latents, Tensor]:
-    """What `model.simulate(n)` gives, a function of `draws`: they are handed on, or torch's global generators are seeded by them."""
+    """Call `model.simulate(n)` with `draws` if it has that argument, otherwise with torch's global generators seeded from `draws`."""
     if "draws" in inspect.signature(model.simulate).parameters:
         made = model.simulate(n, draws=draws)
     else:
@@ -132,7 +157,7 @@ def simulate(model: Any, n: int, draws: Draws, device: torch.device | str = "cpu
 
 @contextmanager
 def seeded(draws: Draws, device: torch.device) -> Iterator[None]:
-    """Torch's global generators start from `draws` inside, and are as before after."""
+    """Seed torch's global generators from `draws`, and restore them at the end of the context."""
     high, low = rng.words(draws, (1, 2), rng.OBSERVATION)[0].tolist()
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -1,4 +1,4 @@
-"""The networks of a fitted posterior, built from a description that JSON can hold."""
+"""Networks of a fitted posterior, built from an `Architecture`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ FAMILIES = ("diffusion", "flow", "gaussian")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a posterior.
+    """Posterior family and sizes of its networks.
 
     Args:
-        family: ``diffusion``; or to compare with, ``flow`` (autoregressive splines, which need zuko) and ``gaussian`` (mean field).
-        num_steps: T of the chain.
-        width: of the denoiser, and of the hidden layers of a flow's steps.
-        hidden: widths of the hidden layers of the networks that read the data.
-        context_dim: what the chain, or the flow, is told of the data.
-        activation: of the networks that read the data.
-        time_features: of what the denoiser is told about a step, see `denoisers.ResidualMLP`.
-        start, end: ratios of noise to signal after the chain's first and its last step, see `schedules.make`.
+        family: ``diffusion`` (default), ``flow`` (autoregressive splines, which need zuko) or ``gaussian`` (mean field).
+        num_steps: Number of steps of the chain, T (int, default 20).
+        width: Width of the hidden layers of the denoiser, or of a flow's steps (int, default 64).
+        hidden: Widths of the hidden layers of the encoders (default (64, 64)).
+        context_dim: Size of the context vector of the chain or flow (int, default 16).
+        activation: Activation of the encoders (default ``silu``).
+        time_features: Number of the denoiser's time features, see `denoisers.ResidualMLP` (int, default 16).
+        start: Ratio of noise to signal after the first step of the noising process, see `schedules.make` (float, default 0.005).
+        end: Ratio of noise to signal after its last step (float, default 3).
+
+    Raises:
+        InputError: If the family is unknown, or unless 0 < start < end.
     """
 
     family: str = "diffusion"
@@ -48,11 +52,12 @@ class Architecture:
 
 
 class Observation(nn.Module):
-    """Data as the networks see them: flattened, with mean 0 and variance 1 in each entry, or embedded by a network of the user's.
+    """Standardization of data: flattened or embedded by a network, then shifted and scaled to mean 0 and variance 1 in each entry.
 
     Args:
-        shift, scale: [P].
-        embedding: from data [N, ...] to [N, P]; then its output is what is standardised.
+        shift: Means of the features [P].
+        scale: Standard deviations of the features [P].
+        embedding: Network from data [N, ...] to features [N, P], or None (default) to flatten them.
     """
 
     def __init__(self, shift: Tensor, scale: Tensor, embedding: nn.Module | None = None) -> None:
@@ -67,18 +72,22 @@ class Observation(nn.Module):
     @classmethod
     @torch.no_grad()
     def of(cls, x: Tensor, embedding: nn.Module | None) -> Observation:
-        """Standardised as data `x` [n, ...] need it."""
+        """Make the standardization from the means and standard deviations of data `x` [n, ...]."""
         features = embed(embedding, x)
         return cls(features.mean(0), features.std(0).clamp(min=1e-6), embedding)
 
 
 def embed(embedding: nn.Module | None, x: Tensor) -> Tensor:
-    """Features [N, P] of data [N, ...]."""
+    """Return the features [N, P] of data [N, ...]."""
     return x.flatten(1) if embedding is None else embedding(x)
 
 
 class Constant(nn.Module):
-    """An encoder that looks at no data: learned numbers [outputs], the same for every row."""
+    """Encoder without inputs: a learned vector, the same for every row.
+
+    Args:
+        outputs: Length of the vector (int).
+    """
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -89,13 +98,13 @@ class Constant(nn.Module):
 
 
 class Reader(nn.Module):
-    """A network on standardised data, added to a linear map of them: where parameters follow the data closely, most is linear.
+    """Encoder of standardized data: a multilayer perceptron plus a linear map, since informative data determine parameters almost linearly.
 
     Args:
-        observation: shared by the readers of one posterior.
-        outputs: width of the output.
-        architecture: of the network.
-        draws: where the initial weights are drawn.
+        observation: Standardization of the data, shared by the encoders of a posterior.
+        outputs: Number of outputs (int).
+        architecture: Sizes of the perceptron.
+        draws: Position of the initial weights in the random stream.
     """
 
     def __init__(self, observation: Observation, outputs: int, architecture: Architecture, draws: Draws) -> None:
@@ -110,7 +119,14 @@ class Reader(nn.Module):
 
 
 def build(architecture: Architecture, dim: int, observation: Observation | None, seed: int) -> Posterior:
-    """A posterior of `dim` coordinates that reads data through `observation`, or of one data set where that is None."""
+    """Build a posterior.
+
+    Args:
+        architecture: Posterior family and sizes.
+        dim: Number of latent dimensions, D (int).
+        observation: Standardization of the data, or None for the posterior of one data set.
+        seed: Seed of the initial weights (int).
+    """
     make = _constant_encoders if observation is None else _readers
     encoder, context = make(architecture, dim, observation, seed)
     if architecture.family == "gaussian":
@@ -131,12 +147,12 @@ def build(architecture: Architecture, dim: int, observation: Observation | None,
 
 @torch.no_grad()
 def _start_as_standard_normal(posterior: Diffusion) -> None:
-    """An untrained chain then gives N(0, I) exactly: of such data the velocity is 0 everywhere, and a step undoes noise of variance beta."""
+    """Set the step variances so that the untrained chain samples N(0, I) exactly: with zero velocity, each step removes noise of variance beta."""
     posterior.log_variance_factors.copy_(torch.log(posterior.betas / posterior.coefficients()[:, 2].double().square()))
 
 
 def whitening_reader(architecture: Architecture, dim: int, observation: Observation, seed: int) -> Reader:
-    """From data to mean and log-scale of `dim` coordinates, through an observation of its own: the posterior's is trained on."""
+    """Build the encoder of mean and log-scale of `dim` coordinates, with a copy of the standardization, since the posterior's is trained further."""
     return Reader(copy.deepcopy(observation), 2 * dim, architecture, Draws(seed).importance(8))
 
 

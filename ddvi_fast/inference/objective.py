@@ -1,4 +1,4 @@
-"""What is minimised: the bound on the evidence of data at hand, and the fit to simulations."""
+"""Objectives of `fit_posterior`: the evidence bound of observed data, and the fit to simulations."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
 
 COVERING = "covering"
-_COVERS_FROM = 0.5  # of the steps
+_COVERS_FROM = 0.5  # fraction of the steps after which the covering term is used
 
 
 class EvidenceBound(Objective):
-    """Minus the evidence bound `E_q[log p(x, z) + log_ratio]` of one data set, by a posterior that looks at no data.
+    """Minus the evidence bound `E_q[log p(x, z) + log_ratio]` of one data set, for a posterior without data as input.
 
-    The bound forgives a posterior what it leaves out. From half of the steps on, once there is a posterior to start from, its own
-    samples weighted by importance pull it over all of the true one as well: the wake phase of reweighted wake-sleep (Bornschein and
-    Bengio 2015), which trusts the weights as far as their effective sample size goes.
+    The ELBO (reverse KL) is mode-seeking and can miss modes. From half of the steps on a mass-covering forward-KL term on the posterior's own
+    importance-weighted samples is added, as in the wake phase of reweighted wake-sleep (Bornschein and Bengio 2015). Its weight is the
+    relative effective sample size.
 
-    Terms, nats: `bound`, and `covering`, the weighted mean of minus `log q` along the samples' paths, up to what `q` cannot change.
+    Terms, nats: `bound`, and `covering`, the weighted mean of minus `log q` along the samples' paths, up to a constant.
 
     Args:
-        posterior: over the coordinates of the model's whitening.
-        model: the density.
-        data: handed to the model as it is.
-        num_samples: samples a step.
+        posterior: Posterior over the coordinates of the model's whitening.
+        model: Density of the model.
+        data: Data that the model's density gets.
+        num_samples: Posterior samples per step (int).
     """
 
     def __init__(self, posterior: Posterior, model: FlatModel, data: Any, num_samples: int) -> None:
@@ -53,7 +53,7 @@ class EvidenceBound(Objective):
         return Terms({"bound": -log_weights, COVERING: covering}, {"bound": 1.0, COVERING: effective})
 
     def _log_ratio_of_samples(self, x: Tensor, draws: Draws) -> Tensor:
-        """That [K] of the samples of `draws`, as data."""
+        """Log-ratios [K] of the samples of `draws`, with the samples as constants."""
         with torch.no_grad():
             path = self.posterior.latent_path(self.posterior.encode(x, draws), self.num_samples, draws)
         return self.posterior(x, path, draws)[:, 0]
@@ -64,14 +64,14 @@ def _covers(progress: Progress) -> bool:
 
 
 class GaussianFit(Objective):
-    """The Gaussian approximation that a conditional whitening starts from: minus `log N(u; mean(x), scale(x))` over simulations.
+    """Minus `log N(u; mean(x), scale(x))` over simulations, which fits the Gaussian of a conditional whitening.
 
     Term: `gaussian`, nats up to a constant.
 
     Args:
-        whitening: whose reader is trained.
-        simulator: of the simulations.
-        num_rows: simulations a step.
+        whitening: Whitening whose encoder is trained.
+        simulator: Source of the simulations.
+        num_rows: Simulations per step (int).
     """
 
     def __init__(self, whitening: ConditionalWhitening, simulator: Simulator, num_rows: int) -> None:
@@ -88,29 +88,24 @@ class GaussianFit(Objective):
 
 
 class Simulated(Objective):
-    """Minus a bound on `log q(z | x)` over simulations; where the model has a density, plus the evidence bound of data at hand.
+    """Minus a bound on `log q(z | x)` over simulations, plus minus the evidence bound of observed data if the model has a density.
 
-    For a diffusion posterior the two are the sleep and the wake term of docs/method.md, section 3, the first with its exact weights. Terms, nats:
-    `chain` (the chain's steps) and `start` (`y_T`), or `density` for a family whose density is known; and `bound`.
+    For a diffusion posterior the two are the sleep term with exact weights and the wake term of docs/method.md, section 3. Terms, nats:
+    `chain` (the steps of the chain) and `start` (`y_T`), or `density` for a family with a tractable density; and `bound`.
 
     Args:
-        posterior: reads data.
-        whitening: of the posterior's coordinates.
-        simulator: of the simulations.
-        num_rows: simulations a step.
-        model: the density, for the bound; None leaves it out.
-        observed: data [M, ...] for the bound; None takes those of the simulations.
+        posterior: Posterior with data as input.
+        whitening: Map from the posterior's coordinates to unconstrained parameters.
+        simulator: Source of the simulations.
+        num_rows: Simulations per step (int).
+        model: Density of the model for the bound, or None (default) for no bound.
+        observed: Data [M, ...] of the bound. Default: the simulated data.
     """
 
     def __init__(
-        self,
-        posterior: Posterior,
-        whitening: Whitening,
-        simulator: Simulator,
-        num_rows: int,
-        model: FlatModel | None = None,
+        self, posterior: Posterior, whitening: Whitening, simulator: Simulator, num_rows: int, model: FlatModel | None = None,
         observed: Tensor | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.posterior, self.whitening, self.simulator, self.num_rows = posterior, whitening, simulator, num_rows
         self.model, self.observed = model, observed
@@ -141,9 +136,10 @@ class Simulated(Objective):
 
 
 def even_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:
-    """0-based timesteps, int64 [rows], uniform and spread evenly over the chain: the rows are alike, so that none needs its own draw.
+    """Return 0-based timesteps, int64 [rows], that are uniform and spread evenly over the chain.
 
-    A sum over them varies less than with independent ones (as in Kingma et al. 2021, Variational Diffusion Models).
+    Their sum has a lower variance than that of independent timesteps (as in Kingma et al. 2021, "Variational diffusion models"). Rows must be
+    exchangeable, since a row's timestep depends on its position in the batch.
     """
     places = torch.arange(rows, device=device) + rng.uniform(draws, (rows, 1), rng.TIME, device=device).squeeze(1)
     return (places / rows * num_steps).long().clamp(max=num_steps - 1)

@@ -1,4 +1,4 @@
-"""The tail of importance weights: a generalised Pareto distribution's shape, and weights smoothed by it."""
+"""Pareto smoothing of importance weights (Vehtari et al. 2024)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_PRIOR_COUNT, _PRIOR_SHAPE = 10, 0.5  # observations that a weak prior on the shape counts for, and where it stands
-FEWEST = 5  # values that make a tail
+_PRIOR_COUNT, _PRIOR_SHAPE = 10, 0.5  # weight in observations, and mean, of a weak prior on the shape
+FEWEST = 5  # smallest length of a tail
 
 
 class Smoothed(NamedTuple):
-    """Log-weights [K], normalised, and the shape k of their tail."""
+    """Normalized log-weights [K], and the shape k of their tail."""
 
     log_weights: Tensor
     k: float
 
 
 def fit_tail(excess: Tensor) -> tuple[float, float]:
-    """Shape k and scale of a generalised Pareto distribution, from values [n] above its threshold.
+    """Estimate shape k and scale of a generalized Pareto distribution (Zhang and Stephens 2009).
 
-    The estimator of Zhang and Stephens (2009): with `b = -k / scale`, whose likelihood has the best shape for each `b` in closed form, the mean
-    of `b` over a grid that is weighted by that likelihood.
+    With `b = -k / scale` the best shape for each `b` has a closed form; the estimate of `b` is its mean over a grid weighted by the profile
+    likelihood.
+
+    Args:
+        excess: Values above the threshold of the distribution [n].
+
+    Returns:
+        Shape k and scale.
 
     Example:
         >>> quantiles = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
@@ -44,11 +50,17 @@ def fit_tail(excess: Tensor) -> tuple[float, float]:
 
 
 def smooth(log_ratios: Tensor) -> Smoothed:
-    """Pareto-smoothed importance weights (Vehtari et al. 2024) of log-ratios [K], which may hold `-inf`.
+    """Smooth importance weights (Vehtari et al. 2024).
 
-    The largest `min(K / 5, 3 sqrt(K))` are replaced by the expected order statistics of the tail fitted to them, none of them above the largest. The
-    shape has a weak prior around 0.5. Where fewer than 5 have any weight, or all of the tail the same, nothing is smoothed: k is then infinite,
-    or in the second case minus infinity, for a tail that ends.
+    The largest `min(K / 5, 3 sqrt(K))` weights are replaced by the expected order statistics of the generalized Pareto distribution fitted to
+    them, truncated at the largest weight. The shape has a weak prior around 0.5.
+
+    Args:
+        log_ratios: Log-weights [K] in nats; they can be `-inf`.
+
+    Returns:
+        Normalized log-weights and k. If the tail has fewer than 5 finite weights they are not smoothed and k is infinity; if all weights of
+        the tail are equal, k is minus infinity.
     """
     values = log_ratios.double().cpu()
     ordered, order = values.sort(stable=True)

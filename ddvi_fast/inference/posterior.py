@@ -1,4 +1,4 @@
-"""A fitted posterior: samples, bounds, weights, calibration, and a folder to keep it in."""
+"""Fitted posterior: samples, density bounds, importance weights, calibration, saving and loading."""
 
 from __future__ import annotations
 
@@ -25,46 +25,47 @@ from ddvi_fast.rng import Draws
 
 BOUNDS = ("iwae", "elbo")
 _FORMAT = "ddvi_fast posterior"
-_ROWS = 1 << 14  # chain rows (data times samples) at a time
+_ROWS = 1 << 14  # posterior samples (rows of data times K) at a time
 
 
 class FittedPosterior:
-    """The posterior `q(z | x)` that `fit_posterior` trained.
+    """Posterior `q(z | x)` that `fit_posterior` returns.
 
-    Everything that is drawn is a function of `seed`. Densities are those of the constrained parameters, in nats.
+    All random numbers are functions of `seed`. Densities are those of the constrained parameters, in nats.
 
     Attributes:
-        posterior: q over the coordinates of `whitening`.
-        support, whitening, architecture: of what was fitted.
-        conditional: whether it takes other data than `x`.
-        model, x: what it was fitted to; a loaded one has only those that were handed to `load`.
-        history: means of the loss, nats, over each twentieth of training.
+        posterior: Posterior over the coordinates of `whitening`.
+        support: Constraints of the parameters.
+        whitening: Map from the posterior's coordinates to unconstrained parameters.
+        architecture: Posterior family and sizes of the networks.
+        conditional: Whether the posterior accepts data other than `x`.
+        model: The model of the fit; None for a loaded posterior unless it was passed to `load`.
+        x: The data of the fit.
+        history: Mean loss over each twentieth of the training, nats.
     """
 
     def __init__(
-        self,
-        posterior: Posterior,
-        support: Support,
-        whitening: Whitening,
-        architecture: Architecture,
-        *,
-        conditional: bool,
-        model: Any = None,
-        x: Any = None,
-        data_shape: tuple[int, ...] = (),
-    ) -> None:
+        self, posterior: Posterior, support: Support, whitening: Whitening, architecture: Architecture, *,
+        conditional: bool, model: Any = None, x: Any = None, data_shape: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
         self.posterior, self.support, self.whitening, self.architecture = posterior, support, whitening, architecture
         self.conditional, self.model, self.x, self.data_shape = conditional, model, x, tuple(data_shape)
         self.history: list[float] = []
 
     @torch.no_grad()
     def sample(self, num_samples: int = 1000, x: Tensor | None = None, seed: int = 0) -> Latents:
-        """Draws [K, D], or named ones [K, *shape]; for rows `x` [M, ...] of data [K, M, ...].
+        """Draw samples.
 
         Args:
-            num_samples: K.
-            x: other data than those of the fit; refused where the posterior takes none.
-            seed: of the draws.
+            num_samples: Number of samples, K (int, default 1000).
+            x: One data set, or rows of data [M, ...]. Default: the data of the fit. A posterior of one data set accepts no other.
+            seed: Seed of the samples (int, default 0).
+
+        Returns:
+            Parameters [K, D], or named parameters [K, *shape]; for rows of data with the axes [K, M].
+
+        Raises:
+            InputError: If the posterior does not accept `x`, or if `num_samples` is below 1.
         """
         rows, many = self._rows(x)
         y = torch.cat([y for y, _ in self._drawn(rows, num_samples, seed)])
@@ -74,11 +75,24 @@ class FittedPosterior:
 
     @torch.no_grad()
     def log_prob(self, z: Latents, x: Tensor | None = None, *, bound: str = "iwae", num_samples: int = 64, seed: int = 0) -> Tensor:
-        """A lower bound on `log q(z | x)` in nats, [N] for parameters `z` [N, ...] under one data set `x`.
+        """Estimate a lower bound on `log q(z | x)`.
 
-        A chain's density is an integral over its paths. Paths are drawn from the noising process `r`, and bounded by the mean of
-        `log q(z, y | x) - log r(y | z)` (``elbo``) or the log-mean-exp of `num_samples` of them (``iwae``), which rises to `log q(z | x)` as their
-        number grows. A flow and a Gaussian have their density itself.
+        The density of a chain is an integral over its paths. Paths are drawn from the noising process `r`, and the bound is the mean of
+        `log q(z, y | x) - log r(y | z)` (``elbo``) or its log-mean-exp over `num_samples` paths (``iwae``), which converges to
+        `log q(z | x)`. For a flow or a Gaussian the result is the density itself.
+
+        Args:
+            z: Parameters [N, D], or named parameters [N, *shape].
+            x: One data set. Default: the data of the fit.
+            bound: ``iwae`` (default) or ``elbo``.
+            num_samples: Number of paths (int, default 64).
+            seed: Seed of the paths (int, default 0).
+
+        Returns:
+            Log-densities [N] in nats.
+
+        Raises:
+            InputError: If the arguments do not fit.
         """
         _checks.choice(bound, BOUNDS, "bound")
         u = self.support.unconstrain(z)
@@ -97,10 +111,18 @@ class FittedPosterior:
 
     @torch.no_grad()
     def importance_sample(self, num_samples: int = 10_000, x: Any = None, seed: int = 0) -> ImportanceSample:
-        """Draws for one data set with their weights under the model, effective sample size and Pareto k.
+        """Draw importance samples for one data set, with their weights under the model.
+
+        Args:
+            num_samples: Number of samples, K (int, default 10,000, at least 100).
+            x: One data set. Default: the data of the fit.
+            seed: Seed of the samples (int, default 0).
+
+        Returns:
+            The samples with weights, effective sample size and Pareto k.
 
         Raises:
-            InputError: the model has no `log_joint`, or several data sets.
+            InputError: If the model has no `log_joint`, or if `x` has several rows.
         """
         self._needs("log_joint", "weights")
         rows, many = self._rows(x)
@@ -116,31 +138,46 @@ class FittedPosterior:
 
     @torch.no_grad()
     def diagnostics(self, num_simulations: int = 500, num_samples: int = 199, seed: int = 0, *, reference: Latents | None = None) -> Diagnostics:
-        """Simulation-based calibration (Talts et al. 2018) and expected coverage.
+        """Check the calibration of the posterior by simulation-based calibration (Talts et al. 2018) and expected coverage.
 
         Args:
-            num_simulations: M pairs `z, x` of the model; `z` is then ranked among draws of the posterior of `x`.
-            num_samples: L draws for each.
-            seed: of simulations and draws.
-            reference: draws [M, ...] of the true posterior of the fitted data set, from a long Markov chain, say. They are ranked instead of
-                simulated parameters, and so show calibration at these data: the one way to do it for a posterior of one data set.
+            num_simulations: Number of simulations `z, x` of the model, M (int, default 500). Each `z` is ranked among posterior samples
+                given its `x`.
+            num_samples: Posterior samples per simulation, L (int, default 199).
+            seed: Seed of simulations and samples (int, default 0).
+            reference: Samples [M, ...] of the true posterior of the fitted data, for example from a long Markov chain. They are ranked
+                instead of simulated parameters, which checks the calibration for these data. A posterior of one data set needs them.
+
+        Returns:
+            Ranks, coverage and tests of uniformity.
 
         Raises:
-            InputError: neither `simulate` nor `reference`.
+            InputError: If there is no `reference` and the model has no `simulate`, or the posterior is that of one data set.
         """
         if reference is not None:
             truth = self.support.unconstrain(reference)
             draws = self.support.unconstrain(self.sample(num_samples * len(truth), seed=seed)).unflatten(0, (num_samples, len(truth)))
         else:
             self._needs("simulate", "calibration")
-            _checks.require(self.conditional, "reference", "draws of the true posterior, where the posterior takes no data", None)
+            _checks.require(self.conditional, "reference", "samples of the true posterior, for a posterior of one data set", None)
             simulator = Simulator(self.model, self.support, device=self.whitening.shift.device)
             truth, x = simulator.take(num_simulations, Draws(seed).lane("calibration"))
             draws = self.support.unconstrain(self.sample(num_samples, x, seed))
         return Diagnostics.of(truth.to(draws), draws, self._coordinates())
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write a folder of safetensors and JSON: the posterior, without the model; InputError if it stands already, unless `overwrite`."""
+        """Write the posterior, without the model, to a folder of safetensors and JSON.
+
+        Args:
+            path: Folder to write.
+            overwrite: Replace an existing folder (bool, default False).
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: If the folder exists and `overwrite` is False.
+        """
         path = Path(path)
         _checks.require(overwrite or not path.exists(), "path", "a new folder", str(path), "overwrite=True replaces a posterior")
         tensors = checkpoint.module_tensors({"posterior": self.posterior, "whitening": self.whitening})
@@ -164,22 +201,25 @@ class FittedPosterior:
     def load(
         cls, path: str | Path, model: Any = None, x: Any = None, *, embedding: nn.Module | None = None, device: torch.device | str = "cpu"
     ) -> FittedPosterior:
-        """What `save` wrote.
+        """Load a posterior that `save` wrote.
 
         Args:
-            path: the folder.
-            model: for weights and calibration; samples need none.
-            x: data, if other than those saved, or where the posterior is that of one data set.
-            embedding: a network as the one that was trained, whose weights are filled in.
-            device: where to work.
+            path: The folder.
+            model: Model for weights and calibration; samples do not need it.
+            x: Observed data. Default: those that were saved.
+            embedding: Network of the same architecture as the one that was trained, whose weights are replaced.
+            device: Device of the posterior (default CPU).
+
+        Returns:
+            The posterior, in evaluation mode.
 
         Raises:
-            InputError: no such folder, or one that was altered.
+            InputError: If the folder does not exist or is corrupt, or if `embedding` does not fit.
         """
         tensors, state = checkpoint.load(path, device)
         _checks.require(state.get("kind") == _FORMAT, "path", "a posterior written by FittedPosterior.save", str(path))
         has = embedding is not None
-        _checks.require(has == state["embedded"], "embedding", "the network that was trained along" if state["embedded"] else "None", embedding)
+        _checks.require(has == state["embedded"], "embedding", "the network that was trained with it" if state["embedded"] else "None", embedding)
         support = Support.from_state(state["support"])
         sizes = {**state["architecture"], "hidden": tuple(state["architecture"]["hidden"])}
         architecture, features, dim = Architecture(**sizes), state["features"], support.dim
@@ -202,10 +242,11 @@ class FittedPosterior:
         )
 
     def _rows(self, x: Any) -> tuple[Tensor, bool]:
-        """Rows of data [M, ...] on the device, and whether several were given; for a posterior of one data set a row that says nothing."""
+        """Rows of data [M, ...] on the device, and whether `x` had rows; a dummy row for a posterior of one data set."""
         device = self.whitening.shift.device
         if not self.conditional:
-            _checks.require(x is None, "x", "None: this posterior is that of one data set", x, "a model with simulate gets one that takes any")
+            hint = "a model with simulate gives a posterior that accepts any data"
+            _checks.require(x is None, "x", "None, for a posterior of one data set", x, hint)
             return torch.zeros(1, 1, device=device), False
         x = self.x if x is None else x
         _checks.require(x is not None, "x", f"data of shape {list(self.data_shape)} or rows of them", None)
@@ -213,14 +254,14 @@ class FittedPosterior:
         return rows.to(device), many
 
     def _drawn(self, rows: Tensor, num_samples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Coordinates [K', M, D] and log-ratios [K', M] in parts, which together are what one large call would draw."""
+        """Coordinates [K', M, D] and log-ratios [K', M] in chunks over K, equal to those of one large call."""
         _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
         encoded, chunk = self.posterior.encode(rows), max(1, _ROWS // len(rows))
         for first in range(0, num_samples, chunk):
             yield self.posterior.sample_encoded(encoded, min(chunk, num_samples - first), Draws(seed).importance(first))
 
     def _noised(self, y: Tensor, num_samples: int, seed: int) -> Iterator[Tensor]:
-        """Paths [T + 1, 1, N, D] of the noising process from `y` [N, D], the noisiest state first."""
+        """Draw paths [T + 1, 1, N, D] of the noising process from `y` [N, D], the noisiest state first."""
         schedule = self.posterior.schedule
         for sample in range(num_samples):
             draws, states = Draws(seed).importance(sample), [y]
@@ -230,12 +271,12 @@ class FittedPosterior:
             yield torch.stack(states[::-1]).unsqueeze(1)
 
     def _coordinates(self) -> list[str]:
-        """Names of the unconstrained coordinates: those of the parameters where each has its own."""
+        """Names of the unconstrained coordinates: those of the parameters if there are equally many."""
         names = self.support.entries()
         return names if len(names) == self.support.dim else [f"u[{place}]" for place in range(self.support.dim)]
 
     def _data(self) -> str:
-        return f"takes data of shape {list(self.data_shape)}" if self.conditional else "of one data set"
+        return f"any data of shape {list(self.data_shape)}" if self.conditional else "one data set"
 
     def __repr__(self) -> str:
         loss = f", last loss {self.history[-1]:.3f} nats" if self.history else ""
@@ -248,7 +289,7 @@ class FittedPosterior:
 
 
 def observed_rows(x: Any, shape: tuple[int, ...]) -> tuple[Tensor, bool]:
-    """Data of `shape`, or rows of them, as rows [M, ...] of floats; and whether they came as rows."""
+    """Return data of `shape`, or rows of them, as float rows [M, ...], and whether `x` had rows."""
     _checks.tensor(x, "x", floating=False)
     many = x.dim() == len(shape) + 1
     _checks.require(tuple(x.shape[int(many) :]) == tuple(shape), "x", f"data of shape {list(shape)} or rows of them", x)

@@ -1,4 +1,4 @@
-"""Where parameters may lie: named constraints on one side, unconstrained vectors on the other, and the volume between them."""
+"""Constraints of parameters, and the map between constrained parameters and unconstrained vectors."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from torch.distributions.constraints import Constraint
 
 from ddvi_fast import _checks
 
-Latents = Tensor | dict[str, Tensor]  # what a model takes and gives: one tensor [..., D], or named tensors [..., *shape]
-_ALONE = ""  # the name of parameters that have none
+Latents = Tensor | dict[str, Tensor]  # parameters of a model: one tensor [..., D], or named tensors [..., *shape]
+_UNNAMED = ""  # name of a parameter vector without a name
 
 
 class Support:
-    """The constraints of a model's parameters, and the way to an unconstrained vector [..., D] and back.
+    """Constraints of a model's parameters, with the map to an unconstrained vector [..., D] and back.
 
-    The way there is `torch.distributions.biject_to`; a constraint that torch does not map is refused.
+    The map is `torch.distributions.biject_to` of each constraint.
 
     Args:
-        constraint: of a plain parameter vector [..., dim]; or, for parameters with names, a mapping from each name to its
-            constraint, or to a pair of it and the parameter's shape, which is that of one number if left out.
-        dim: length of a plain parameter vector.
+        constraint: Constraint of a parameter vector [..., dim]. For named parameters, a mapping from names to a constraint, or to a pair
+            `(constraint, shape)`; the default shape is that of a scalar.
+        dim: Length of a parameter vector without name (int).
+
+    Raises:
+        InputError: If torch has no map for a constraint, if `dim` is missing, or if the mapping is empty.
 
     Example:
         >>> support = Support({"mu": constraints.real, "tau": constraints.positive, "weights": (constraints.simplex, (3,))})
@@ -40,7 +43,7 @@ class Support:
         self.named = isinstance(constraint, Mapping)
         if not self.named:
             _checks.require(isinstance(dim, int) and dim >= 1, "dim", "the length of the parameter vector", dim)
-        given = dict(constraint) if self.named else {_ALONE: (constraint, (dim,))}
+        given = dict(constraint) if self.named else {_UNNAMED: (constraint, (dim,))}
         _checks.require(bool(given), "support", "at least one parameter", "none")
         self.constraints: dict[str, Constraint] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -53,13 +56,18 @@ class Support:
 
     @property
     def dim(self) -> int:
-        """D, the number of unconstrained coordinates."""
+        """Number of unconstrained coordinates, D."""
         return sum(self._sizes)
 
     def constrain(self, u: Tensor) -> tuple[Latents, Tensor]:
-        """Parameters at unconstrained `u` [..., D], and `log |d parameters / d u|` [...] in nats.
+        """Map unconstrained vectors to parameters.
 
-        Where a constraint has fewer degrees of freedom than entries (a simplex), the volume is that of torch's free entries.
+        Args:
+            u: Unconstrained vectors [..., D].
+
+        Returns:
+            Parameters, and `log |d parameters / d u|` [...] in nats. For a constraint with fewer degrees of freedom than entries (a
+            simplex), the volume is that of torch's free entries.
         """
         values, log_det = {}, u.new_zeros(u.shape[:-1])
         for (name, transform), part in zip(self._transforms.items(), u.split(self._sizes, -1), strict=True):
@@ -67,10 +75,14 @@ class Support:
             values[name] = transform(free)
             jacobian = transform.log_abs_det_jacobian(free, values[name])
             log_det = log_det + jacobian.reshape(*u.shape[:-1], -1).sum(-1)
-        return (values if self.named else values[_ALONE]), log_det
+        return (values if self.named else values[_UNNAMED]), log_det
 
     def unconstrain(self, z: Latents) -> Tensor:
-        """The unconstrained vector [..., D] of parameters `z`; InputError for names or shapes that are not those of the support."""
+        """Map parameters to unconstrained vectors [..., D].
+
+        Raises:
+            InputError: If names or shapes of `z` are not those of the support.
+        """
         parts = []
         for name, value in self._checked(z).items():
             lead = value.shape[: value.dim() - len(self.shapes[name])]
@@ -78,11 +90,11 @@ class Support:
         return torch.cat(parts, -1)
 
     def flatten(self, z: Latents) -> Tensor:
-        """Parameters side by side as they are, [..., entries]: a simplex of 3 has 3 entries, and 2 unconstrained coordinates."""
+        """Concatenate the entries of parameters to [..., entries]; a simplex of 3 has 3 entries, but 2 unconstrained coordinates."""
         return torch.cat([value.reshape(*value.shape[: value.dim() - len(self.shapes[name])], -1) for name, value in self._checked(z).items()], -1)
 
     def entries(self) -> list[str]:
-        """Names of the entries of `flatten`, such as ``theta[3]``."""
+        """Return the names of the entries of `flatten`, such as ``theta[3]``."""
         names = []
         for name, shape in self.shapes.items():
             places = torch.cartesian_prod(*[torch.arange(size) for size in shape]).reshape(-1, len(shape)).tolist() if shape else []
@@ -90,7 +102,7 @@ class Support:
         return names
 
     def _checked(self, z: Latents) -> dict[str, Tensor]:
-        values = dict(z) if self.named and isinstance(z, Mapping) else {_ALONE: z}
+        values = dict(z) if self.named and isinstance(z, Mapping) else {_UNNAMED: z}
         _checks.require(values.keys() == self.shapes.keys(), "z", f"a dictionary of {', '.join(self.shapes)}" if self.named else "a tensor", z)
         for name, shape in self.shapes.items():
             value = _checks.tensor(values[name], name or "z")
@@ -99,15 +111,19 @@ class Support:
         return {name: values[name] for name in self.shapes}
 
     def state(self) -> dict[str, Any]:
-        """What JSON needs to build the support again; InputError for a constraint that has no plain description."""
+        """Return a description of the support that can be written as JSON.
+
+        Raises:
+            InputError: If a constraint cannot be described.
+        """
         described = {name: {**_describe(name, kind), "shape": list(self.shapes[name])} for name, kind in self.constraints.items()}
         return {"named": self.named, "parameters": described}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Support:
-        """The support that `state` described."""
+        """Make the support that `state` described."""
         built = {name: (_build(entry), tuple(entry["shape"])) for name, entry in state["parameters"].items()}
-        return cls(built) if state["named"] else cls(built[_ALONE][0], built[_ALONE][1][0])
+        return cls(built) if state["named"] else cls(built[_UNNAMED][0], built[_UNNAMED][1][0])
 
 
 _PLAIN = {

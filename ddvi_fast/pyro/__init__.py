@@ -8,7 +8,7 @@ __all__ = ["AutoDDVI"]
 
 
 def __getattr__(name: str) -> Any:
-    """The guide is a class of Pyro's, which loads when it is first asked for."""
+    """Import Pyro when the guide is first used."""
     if name in __all__:
         from ddvi_fast.pyro.guide import guide_class
 

@@ -1,4 +1,4 @@
-"""`AutoDDVI`, a guide for Pyro's stochastic variational inference: a denoising chain over all unconstrained latents of a model."""
+"""Diffusion posterior as an automatic guide for stochastic variational inference in Pyro."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ddvi_fast.rng import Draws
 
 @functools.cache
 def guide_class() -> type:
-    """The class `AutoDDVI`; InputError without Pyro."""
+    """Return the class `AutoDDVI`; raise `InputError` if Pyro is not installed."""
     try:
         from pyro.distributions import TorchDistribution
         from pyro.infer.autoguide import AutoContinuous
@@ -28,7 +28,7 @@ def guide_class() -> type:
         _checks.fail("ddvi_fast.pyro", "Pyro", " ".join(str(error).split()), "pip install 'ddvi-fast[pyro]'")
 
     class Chain(TorchDistribution):
-        """`u = shift + factor y`, `y` from a chain: its density is that of the path by which a draw came, and known for the last draw alone."""
+        """Distribution of `u = shift + factor y`, `y` from a chain. `log_prob` is that of the path of the last sample and fails for other values."""
 
         arg_constraints = {}  # noqa: RUF012 - torch's name
         support = constraints.real_vector
@@ -43,7 +43,7 @@ def guide_class() -> type:
 
         def rsample(self, sample_shape: Any = ()) -> Tensor:
             shape, like = self._extended_shape(torch.Size(sample_shape)), self.ellipsoid.shift
-            # Pyro's seed is that of torch's generator: each call takes a seed of its own from there.
+            # Pyro seeds torch's generator, from which each call draws its own seed.
             draws = Draws(int(torch.randint(1 << 62, ())))
             y, log_ratio = self.posterior.sample(like.new_zeros(1, 1), math.prod(shape[:-1]), draws)
             value = (self.ellipsoid.shift + y[:, 0] @ self.ellipsoid.factor().T).reshape(shape)
@@ -51,20 +51,20 @@ def guide_class() -> type:
             return value
 
         def log_prob(self, value: Tensor) -> Tensor:
-            _checks.require(self.last is not None and value is self.last[0], "value", "the last draw: a chain knows the density of no other", value)
+            _checks.require(self.last is not None and value is self.last[0], "value", "the last sample, the only one whose density is known", value)
             return self.last[1]
 
     class AutoDDVI(AutoContinuous):
-        """A diffusion posterior over all latents of a Pyro model, as a guide for `pyro.infer.SVI`.
+        """Automatic guide for `pyro.infer.SVI`: a diffusion posterior over all continuous latents of a Pyro model.
 
-        The guide starts as a Gaussian of standard deviation 0.1 around `init_loc_fn`, and learns an affine map and a chain on top of it. Its loss
-        under `Trace_ELBO` is a bound on the evidence, of which the chain's paths take a part. The guide does not look at the model's arguments.
+        The guide starts as a Gaussian of standard deviation 0.1 around `init_loc_fn` and learns an affine map and a chain. Its loss under
+        `Trace_ELBO` is the evidence bound of docs/method.md, section 2. It does not depend on the model's arguments.
 
         Args:
-            model: a Pyro model with continuous latents.
-            init_loc_fn: where it starts, as of Pyro's other guides.
-            architecture: sizes of the chain, see `ddvi_fast.inference.Architecture`.
-            seed: of initial weights; draws follow `pyro.set_rng_seed`.
+            model: Pyro model with continuous latents.
+            init_loc_fn: Initial location, as for Pyro's other guides.
+            architecture: Sizes of the chain, see `ddvi_fast.inference.Architecture`.
+            seed: Seed of the initial weights (int, default 0). Samples follow `pyro.set_rng_seed`.
         """
 
         def __init__(self, model: Any, init_loc_fn: Any = init_to_median, architecture: Architecture = Architecture(), seed: int = 0) -> None:

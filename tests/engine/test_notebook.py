@@ -99,7 +99,7 @@ def test_a_fitted_posterior_shows_what_it_is_of():
     model = Model(simulate=lambda n: (torch.randn(n, 2), torch.randn(n, 3)))
     fitted = fit_posterior(model, training=Training(steps=20, batch_size=8))
     shown = cells(fitted._repr_html_())
-    assert shown["data"] == "takes data of shape [3]" and shown["parameters"] == "z[0], z[1]"
+    assert shown["data"] == "any data of shape [3]" and shown["parameters"] == "z[0], z[1]"
     assert shown["last loss"] == f"{fitted.history[-1]:.3f} nats"
 
 

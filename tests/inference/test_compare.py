@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddvi_fast import InputError
-from ddvi_fast.inference.compare import c2st, mmd, moment_errors, standardised
+from ddvi_fast.inference.compare import c2st, mmd, moment_errors, standardized
 
 
 def normal(shift: float, seed: int, count: int = 1500) -> torch.Tensor:
@@ -29,7 +29,7 @@ def test_moment_errors_are_in_units_of_the_reference() -> None:
 
 def test_mmd_is_that_of_its_formula() -> None:
     samples, reference = normal(0.7, 3, 60), normal(0.0, 4, 50)
-    x, y = standardised(samples, reference)
+    x, y = standardized(samples, reference)
 
     def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return sum(torch.exp(-(torch.cdist(a, b) ** 2) / (2 * s)) for s in (0.01, 0.1, 1.0, 10.0)).mean()
@@ -38,7 +38,7 @@ def test_mmd_is_that_of_its_formula() -> None:
 
 
 def test_bad_shapes_are_named() -> None:
-    with pytest.raises(InputError, match=r"samples: expected draws \[N, 2\]"):
+    with pytest.raises(InputError, match=r"samples: expected samples \[N, 2\]"):
         mmd(torch.zeros(9, 3), torch.zeros(9, 2))
     with pytest.raises(InputError, match="at least 5 rows"):
         c2st(normal(0.0, 0, 3), normal(0.0, 1))

@@ -100,7 +100,7 @@ def test_the_density_of_a_foreign_value_is_refused(store) -> None:
     posterior = guide.get_posterior()
     value = posterior.rsample((5,))
     assert posterior.log_prob(value).shape == (5,)
-    with pytest.raises(InputError, match="value: expected the last draw"):
+    with pytest.raises(InputError, match="value: expected the last sample"):
         posterior.log_prob(value + 1)
 
 
