@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from bench.baselines.semisupervised import (
     CROSS_ENTROPY,
-    LEARNING_RATE,
     RADIUS,
     SCALE,
     SLEEP,
@@ -25,12 +23,10 @@ from bench.steps import GRADIENT_FLOOR, SEED, Step, images, perceptron
 from bench.weights import network_flops
 from ddvi_fast import likelihoods, models, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.engine.engine import Engine
 from ddvi_fast.objectives import Progress
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
 from ddvi_fast.objectives.wake_sleep import Sleep, uniform_timesteps
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, PerClass
-from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
 PROGRESS = Progress(0.9, 1, 1000)  # late enough that the classifier follows the whole bound
@@ -66,22 +62,13 @@ def per_class(rows: int, sizes: Sizes) -> int:
 class SemiSupervisedTraining(Step):
     """The step as a case."""
 
-    gradient_floors = (GRADIENT_FLOOR, _KINKS)
+    progress, gradient_floors = PROGRESS, (GRADIENT_FLOOR, _KINKS)
 
     def __init__(self, device: torch.device, N: int, T: int, classes: int = 10, small: bool = False) -> None:
         super().__init__(device)
         self.sizes = replace(SMALL if small else Sizes(classes=classes), num_steps=T)
         self.rows, self.x = N, images(N, self.sizes.pixels, device)
         self.work = Work(flops=step_flops(self.sizes, N))
-
-    def provider(self, name: str) -> Callable[[], object]:
-        objective = self.objective().train()
-        if not name.startswith("ours"):
-            step = self.baseline(objective, compiled=name == "compiled")
-            return lambda: step(self.x)
-        kind = "bf16" if name.endswith("bf16") else "float32"
-        engine = Engine(objective, Optimisation(LEARNING_RATE, "constant", max_norm=None), self.device, precision=kind)
-        return lambda: engine.run(self.x, PROGRESS, Draws(SEED))
 
     def objective(self):
         return build_objective(self.sizes, self.rows, self.device)

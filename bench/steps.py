@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bench.baselines.training import PlainStep
+from bench.baselines.training import LEARNING_RATE, PlainStep
 from bench.problem import FLOOR, Problem, compare, require_sound
 from bench.weights import copy_denoiser, copy_perceptron, denoiser_gradients, linear_parameters
 from ddvi_fast import networks, rng, use_backend
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.objectives import Objective
+from ddvi_fast.engine.engine import Engine
+from ddvi_fast.objectives import Objective, Progress
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
 SEED = 3
@@ -23,9 +25,37 @@ GRADIENT_FLOOR = 10 * FLOOR  # gradients accumulate roundings of many steps and 
 Losses = Iterable[tuple[str, Callable[[], Tensor]]]  # name of the update, and the function that computes its loss
 
 
-class Step(Problem):
-    """A subclass defines the objective, the baseline, and what both draw and compute. Dropout is off while they are compared."""
+class OurStep:
+    """One batch through an `Engine`; every call is the next batch of the run.
 
+    Args:
+        objective: Objective to train.
+        device: Device of the training.
+        progress: Progress of the run that the objective's schedules use.
+        bf16: Whether matrix products of networks and chain are in bf16 (bool, default False).
+        capture: Whether the step is recorded and replayed (default: on a GPU).
+    """
+
+    def __init__(self, objective: Objective, device: torch.device, progress: Progress, bf16: bool = False, capture: bool | None = None) -> None:
+        optimisation, precision = Optimisation(LEARNING_RATE, "constant", max_norm=None), "bf16" if bf16 else "float32"
+        self.engine = Engine(objective.train(), optimisation, device, capture=capture, precision=precision)
+        self.progress, self.draws = progress, Draws(SEED)
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        terms = self.engine.run(x, self.progress, self.draws)
+        self.draws = self.draws.advance(len(x))
+        return terms
+
+
+class Step(Problem):
+    """A training step as a case.
+
+    A subclass sets `x`, a batch, and `progress`; it defines the objective, the baseline, and what both draw and compute. Dropout is off while they
+    are compared.
+    """
+
+    x: Tensor
+    progress: Progress
     gradient_floors: tuple[float, ...] = (GRADIENT_FLOOR,)  # of `problem.compare`
 
     def __init__(self, device: torch.device) -> None:
@@ -68,6 +98,14 @@ class Step(Problem):
         for group, target in enumerate(_denoisers(step.networks)):
             copy_denoiser(denoiser, target, None if denoiser.groups is None else group)
         return step.compiled() if compiled else step
+
+    def provider(self, name: str) -> Callable[[], object]:
+        objective, ours = self.objective(), name.startswith("ours")
+        step = OurStep(objective, self.device, self.progress, name.endswith("bf16")) if ours else self.baseline(objective, name == "compiled").train()
+        if self.device.type == "cuda":
+            for _ in range(5):  # a captured step runs eagerly before it is recorded
+                step(self.x)
+        return lambda: step(self.x)
 
     def check(self, name: str) -> None:
         bf16, objective = name.endswith("bf16"), self.objective().eval()

@@ -8,18 +8,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bench.baselines.training import KL_WEIGHT, LEARNING_RATE, Networks, Sizes, TrainingStep
+from bench.baselines.training import KL_WEIGHT, Networks, Sizes, TrainingStep
 from bench.problem import Work
 from bench.steps import SEED, Step, images, perceptron
 from bench.weights import network_flops
 from ddvi_fast import likelihoods, models, posteriors, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.engine.engine import Engine
 from ddvi_fast.objectives import Progress
 from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.objectives.wake_sleep import uniform_timesteps
 from ddvi_fast.paper.objectives import ReleasedDDVI
-from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
 PROGRESS = Progress(0, 1, 1000)
@@ -42,46 +40,16 @@ def build_objective(sizes: Sizes, device: torch.device | str = "cpu") -> Release
     return ReleasedDDVI(model, posterior, KLSchedule("constant", KL_WEIGHT), sizes.sleep_updates).to(device)
 
 
-class OurStep:
-    """One batch through an `Engine`; every call is the next batch of the run.
-
-    Args:
-        objective: Objective to train.
-        device: Device of the training.
-        bf16: Whether matrix products of networks and chain are in bf16 (bool, default False).
-        capture: Whether the step is recorded and replayed (default: on a GPU).
-    """
-
-    def __init__(self, objective: ReleasedDDVI, device: torch.device, bf16: bool = False, capture: bool | None = None) -> None:
-        optimisation, precision = Optimisation(LEARNING_RATE, "constant", max_norm=None), "bf16" if bf16 else "float32"
-        self.engine = Engine(objective.train(), optimisation, device, capture=capture, precision=precision)
-        self.draws = Draws(SEED)
-
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        terms = self.engine.run(x, PROGRESS, self.draws)
-        self.draws = self.draws.advance(len(x))
-        return terms
-
-
 class Training(Step):
     """The step as a case; a wake and a sleep update are checked."""
+
+    progress = PROGRESS
 
     def __init__(self, device: torch.device, N: int, T: int, small: bool = False) -> None:
         super().__init__(device)
         self.sizes = replace(SMALL if small else Sizes(), num_steps=T)
         self.rows, self.x = N, images(N, self.sizes.pixels, device)
         self.work = Work(flops=step_flops(self.sizes, N), exponentials=10.0 * N * self.sizes.kde_points)
-
-    def provider(self, name: str) -> Callable[[], object]:
-        objective = self.objective()
-        if name.startswith("ours"):
-            step = OurStep(objective, self.device, bf16=name.endswith("bf16"))
-        else:
-            step = self.baseline(objective, compiled=name == "compiled").train()
-        if self.device.type == "cuda":
-            for _ in range(5):  # a captured step runs eagerly before it is recorded
-                step(self.x)
-        return lambda: step(self.x)
 
     def objective(self):
         return build_objective(self.sizes, self.device)

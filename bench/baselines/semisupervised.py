@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.baselines import eager
-from bench.baselines.training import PlainStep, perceptron
+from bench.baselines.training import LEARNING_RATE, PlainStep, perceptron
 
-LEARNING_RATE = 1e-4
 CROSS_ENTROPY, SLEEP, SLEEP_TOP, SLEEP_CLASS = 10.0, 0.2, 0.2, 0.1  # weights
 RADIUS, SCALE = 2.0, 0.3  # of the prior, Gaussians on a circle
 

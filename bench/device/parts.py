@@ -20,8 +20,8 @@ from bench.baselines.training import Sizes
 from bench.ceilings import measure_ceilings
 from bench.device import ahead_of_time
 from bench.run import run_case
-from bench.steps import images
-from bench.training import SMALL, OurStep, build_objective
+from bench.steps import OurStep, images
+from bench.training import PROGRESS, SMALL, build_objective
 from ddvi_fast import _backend, interop, ops, rng, schedules
 from ddvi_fast import parity as known
 from ddvi_fast.rng import Draws
@@ -193,7 +193,7 @@ def step(setting: Setting) -> Iterator[Result]:
     if setting.device.type != "cuda":
         yield {"ok": distinct, "summary": f"{len(plain)} steps, no two losses alike; host synchronization and replay need CUDA"}
         return
-    quiet = OurStep(build_objective(sizes, setting.device), setting.device, capture=False)
+    quiet = OurStep(build_objective(sizes, setting.device), setting.device, PROGRESS, capture=False)
     for _ in range(3):
         quiet(x)
     with _no_synchronization():
@@ -207,7 +207,8 @@ def step(setting: Setting) -> Iterator[Result]:
 
 def _losses(setting: Setting, sizes: Sizes, rows: int, capture: bool) -> list[float]:
     """Reconstruction terms of eight steps, each read at once because a replay overwrites the tensors of the one before."""
-    ours, x = OurStep(build_objective(sizes, setting.device), setting.device, capture=capture), images(rows, sizes.pixels, setting.device)
+    ours = OurStep(build_objective(sizes, setting.device), setting.device, PROGRESS, capture=capture)
+    x = images(rows, sizes.pixels, setting.device)
     return [float(ours(x)["reconstruction"]) for _ in range(8)]
 
 

@@ -13,6 +13,7 @@ import torch
 from bench import cases, memory, records, report, run, timing
 from bench.ceilings import measure_ceilings
 from ddvi_fast import cli
+from ddvi_fast.cli import bench
 
 CPU = torch.device("cpu")
 
@@ -21,6 +22,11 @@ def test_case_names_are_unique_and_find_their_case():
     names = [case.name for case in cases.all_cases()]
     assert len(set(names)) == len(names)
     assert all(cases.by_name(name).name == name for name in names)
+
+
+def test_sets_and_providers_are_those_of_the_command():
+    assert {name for case in cases.all_cases() for name in case.sets} == set(bench.SETS)
+    assert {name for case in cases.all_cases() for name in case.providers} == set(bench.PROVIDERS)
 
 
 def test_sets_hold_what_they_promise():

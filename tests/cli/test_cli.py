@@ -268,12 +268,10 @@ def test_every_command_describes_its_options_in_a_line_each(capsys, monkeypatch,
 
 
 def test_the_choices_of_a_command_are_those_of_the_library():
-    from bench import cases, problem
-    from ddvi_fast.cli import bench, data
+    from ddvi_fast.cli import data
     from ddvi_fast.genomes import Filters, Simulation
     from ddvi_fast.genomes.formats.sources import MULTIALLELIC
 
-    assert (bench.SETS, bench.PROVIDERS) == (cases.SETS, problem.PROVIDERS)
     assert data.MULTIALLELIC == MULTIALLELIC
     assert {field for _, field, *_ in data.FILTERS} == {*Filters.__dataclass_fields__}
     assert {field for _, field, *_ in data.SIMULATION} == {*Simulation.__dataclass_fields__}
