@@ -1,10 +1,10 @@
 """Counter-based random numbers: Philox 4x32-10, the same bits for any batch split, order, device or tiling.
 
-The key is the 64-bit seed, the counter is (draw low, draw high, block, stream): docs/method.md, section 6. A *draw* is the
-position of a sample in the whole run, a *stream* names what the number is for, a *block* holds four words of one row.
-Four words make four normals, two Box-Muller pairs, so row `i` of a `[N, D]` request uses `ceil(D / 4)` blocks.
+The key is the 64-bit seed, the counter is (draw low, draw high, block, stream): docs/method.md, section 6. A *draw* is the position of a
+sample in the whole run, a *stream* is the use of a number, a *block* holds four words of one row. Four words make four normals (two
+Box-Muller pairs), so a row of D numbers uses `ceil(D / 4)` blocks. A *lane* is a distance between draws: `STREAMS` and `LANES` list all.
 
-The formula is written here in plain PyTorch. Unless the reference backend is chosen, the fused kernels of the device make the numbers:
+`formula` is the specification in plain PyTorch. Unless the reference backend is chosen, the fused kernels of the device make the numbers:
 words and uniforms bit for bit the same, normals to a few units in the last place.
 """
 
@@ -53,7 +53,7 @@ STREAMS = {
     RESTART, UPSTREAM,
 ) = (stream.first for stream in STREAMS.values())  # fmt: skip
 
-# Importance sample (or group) k of row n stands 2^40 draws after sample 0: independent of how many there are.
+# Distance in draws between two importance samples (or groups) of a row; it does not depend on their number.
 IMPORTANCE_STRIDE = 1 << 40
 
 
@@ -91,7 +91,7 @@ LANES = {
     "labels": Lane((1 << 62) + (1 << 61), (ORDER,), "choice of labelled examples, beyond that of the split"),
 }
 
-# Equal by mistake, and kept so that runs stay the same: the members of a pair feed different computations and share no draw of one.
+# Pairs that are equal by mistake, with the reason why that is harmless. They stay equal so that results of earlier runs can be repeated.
 EQUAL = {
     frozenset(("CLASSES", "PCA_START")): "a PCA is fitted before training, and does not depend on its start but for rounding",
     frozenset(("classifier", "decoder")): "two networks drop the units of the same numbers, with the released code's bound of classes",
@@ -103,10 +103,10 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 class _Position:
-    """What draws on the host and on the device share: a `seed` and a `first_index`, and the rows that follow."""
+    """Base of draws on the host and on the device, which have a `seed` and a `first_index`."""
 
     def importance(self, first_sample: int):
-        """The draws of the same rows from importance sample `first_sample` on."""
+        """The draws of the same rows, starting with importance sample `first_sample`."""
         return self.advance(first_sample * IMPORTANCE_STRIDE)
 
     def lane(self, name: str):
@@ -123,7 +123,11 @@ class _Position:
 
 @dataclass(frozen=True)
 class Draws(_Position):
-    """Where in the run a batch of samples stands: row `i` is draw `first_index + i` of `seed`.
+    """Position of a batch of samples in the run: row `i` is draw `first_index + i` of `seed`.
+
+    Args:
+        seed: Seed of the run (int, 64 bits).
+        first_index: Draw of the first row (int, 63 bits, default 0).
 
     Example:
         >>> Draws(seed=7).advance(128)
@@ -140,15 +144,15 @@ class Draws(_Position):
             _checks.require(isinstance(value, int) and 0 <= value < 1 << bits, name, f"an integer in [0, 2^{bits})", value)
 
     def advance(self, rows: int) -> Draws:
-        """The draws that start `rows` rows further on."""
+        """The draws that start `rows` rows later."""
         return Draws(self.seed, self.first_index + rows)
 
     def spread(self, count: int) -> Draws:
-        """The draws of `count` rows for each one: row `i` owns rows `i * count` and on, so that no two batches share any."""
+        """The draws of `count` rows per row: row `i` has rows `i * count` to `(i + 1) * count - 1`, so that no two batches share any."""
         return Draws(self.seed, self.first_index * count)
 
     def state(self, device: torch.device | str = "cpu") -> Tensor:
-        """Seed (its 64 bits as a signed number) and first index as kernels read them, int64 [2]; made on the device, without waiting for it."""
+        """Seed (its 64 bits as a signed number) and first index for kernels, int64 [2] on `device`, made without synchronization."""
         if torch.device(device).type == "cpu":
             return torch.tensor((_signed(self.seed), self.first_index))
         state = torch.full((2,), self.first_index, dtype=torch.int64, device=device)
@@ -158,11 +162,11 @@ class Draws(_Position):
 
 @dataclass(frozen=True)
 class DeviceDraws(_Position):
-    """`Draws` whose seed and first index live on a device: what was recorded with them draws fresh numbers once they are moved on.
+    """`Draws` whose seed and first index are on a device: after `move_to`, recorded work draws new numbers.
 
     Args:
-        position: int64 [2] of `Draws.state`; changed in place by `move_to`.
-        offset: added to the first index.
+        position: Seed and first index, int64 [2], as from `Draws.state`; `move_to` changes them in place.
+        offset: Number that is added to the first index (int, default 0).
 
     Example:
         >>> draws = DeviceDraws(Draws(seed=1).state())
@@ -181,25 +185,25 @@ class DeviceDraws(_Position):
 
     @property
     def seed(self) -> Tensor:
-        """A scalar on the device."""
+        """The seed, a scalar on the device."""
         return self.position[0]
 
     @property
     def first_index(self) -> Tensor:
-        """A scalar on the device."""
+        """The first index, a scalar on the device."""
         return self.position[1] + self.offset
 
     def move_to(self, draws: Draws) -> None:
-        """Stand where `draws` stands, and with it all draws that were made from these."""
+        """Move to the position of `draws`; all draws that were made from these follow."""
         self.position[:1].fill_(_signed(draws.seed))
         self.position[1:].fill_(draws.first_index)
 
     def advance(self, rows: int) -> DeviceDraws:
-        """As of `Draws`; follows when these draws are moved."""
+        """As in `Draws`; the result follows `move_to`."""
         return DeviceDraws(self.position, self.offset + rows)
 
     def spread(self, count: int) -> DeviceDraws:
-        """As of `Draws`, at the place where these stand when it is called (in a recorded step: when it is replayed)."""
+        """As in `Draws`, from the position at the time of the call (in a recorded step, of the replay)."""
         return DeviceDraws(torch.stack((self.seed, self.first_index * count)))
 
     def state(self, device: torch.device | str = "cpu") -> Tensor:
@@ -223,7 +227,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int | Tensor) -
 def words(
     draws: Draws | DeviceDraws, shape: tuple[int, ...], stream: int, device: torch.device | str = "cpu", *, planes: int | None = None
 ) -> Tensor:
-    """Random 32-bit words as int64, shape [..., N, D]; with `planes`, [planes, ..., N, D] from as many streams, `stream` the first."""
+    """Random 32-bit words as int64, shape [..., N, D]; with `planes`, [planes, ..., N, D] from as many consecutive streams."""
     return _numbers("words", draws, shape, stream, device, planes)
 
 
@@ -251,7 +255,7 @@ def normal(
 ) -> Tensor:
     """Standard normals by Box-Muller, shape [..., N, D]: row `i` is draw `first_index + i`; `planes` as in `words`.
 
-    They are float32 numbers whatever `dtype` they are handed out in, so that a float64 computation sees what a float32 kernel makes.
+    The values are float32 numbers in every `dtype`, so that a float64 computation gets the numbers of a float32 kernel.
 
     Example:
         >>> draws = Draws(seed=1)
@@ -263,7 +267,7 @@ def normal(
 
 
 def permutation(draws: Draws | DeviceDraws, size: int, device: torch.device | str = "cpu") -> Tensor:
-    """A random order of `range(size)`, int64 [size], from the `ORDER` stream; ties broken by position."""
+    """A random order of `range(size)`, int64 [size], from the stream `ORDER`; ties are broken by position."""
     keys = words(draws, (size, 2), ORDER, device)
     return torch.argsort((keys[:, 0] << 31) ^ keys[:, 1], stable=True)
 

@@ -1,4 +1,4 @@
-"""CheckpointManager of a run in progress: written in the background, the last few kept, and the best one.
+"""Checkpoints of a run in progress: written in the background, the last few kept, and the best one.
 
 A checkpoint holds everything under names of the modules, never of a process or a ZeRO stage, so that any engine can resume from it.
 """
@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 
 class CheckpointManager:
-    """CheckpointManager ``step-00000100`` and ``best`` in a folder, written by a thread while training continues.
+    """Checkpoints ``step-00000100`` and ``best`` in a folder, written by a thread while training continues.
 
     A write that fails (a full disk) is reported, and earlier checkpoints remain. Only `wait` raises.
 

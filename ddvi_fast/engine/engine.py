@@ -49,7 +49,7 @@ class Engine(AdamState):
             raises it, on a device `check` does. Parameters are those before that update.
     """
 
-    watches_on_device = True  # whether torch's Adam can be told on the device to leave out a step
+    watches_on_device = True  # whether the optimizer can skip a step by a flag on the device
 
     def __init__(
         self,

@@ -105,13 +105,13 @@ class RunFolder:
 
     @classmethod
     def _resume(cls, path: Path, config: dict[str, Any]) -> RunFolder:
-        stands = cls.open(path)
-        if different := _differences(stands.config, config):
+        present = cls.open(path)
+        if different := _differences(present.config, config):
             shown = "; ".join(different[:4]) + (f"; and {len(different) - 4} more" if len(different) > 4 else "")
             _checks.fail(f"run folder {path}", "the configuration of the run to resume", shown)
         record = _read_json(path / ENVIRONMENT)
         _write_json(path / ENVIRONMENT, {**record, "resumed": [*record.get("resumed", []), _environment_of(config)]})
-        return stands
+        return present
 
     @property
     def finished(self) -> bool:

@@ -1,4 +1,4 @@
-"""CheckpointManager survive crashes, notice damage, execute nothing, and put an optimiser back bit for bit."""
+"""Checkpoints survive crashes, notice damage, execute nothing, and put an optimiser back bit for bit."""
 
 from __future__ import annotations
 

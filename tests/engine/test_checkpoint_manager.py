@@ -1,4 +1,4 @@
-"""CheckpointManager of a run: written aside, the last few kept, damage noticed and the one before used, nothing unpickled."""
+"""Checkpoints of a run: written aside, the last few kept, damage noticed and the one before used, nothing unpickled."""
 
 from __future__ import annotations
 
