@@ -66,6 +66,18 @@ class ChainOperands(NamedTuple):
         return self.state if self.noise is None else None
 
 
+class DenseOptions(NamedTuple):
+    """Options of a dense layer."""
+
+    slope: float  # of the activation below zero: 1 for none, 0 for ReLU
+    precision: str  # of the product's operands: float32 or bf16
+    rate: float = 0.0  # dropout rate, 0 for none
+    state: Tensor | None = None  # int64 [2]: seed and first draw index of the dropout
+    offset: int = 0  # added to the first draw index
+    rows_per_sample: int = 1
+    stream: int = 0  # of the dropout
+
+
 class SleepOperands(NamedTuple):
     """Operands of `denoising_loss`; the noise is given or drawn as in `ChainOperands`."""
 

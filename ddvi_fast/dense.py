@@ -5,12 +5,13 @@ On a GPU, and inside `torch.compile`, they are plain PyTorch: there the products
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _backend, _operator, rng
+from ddvi_fast._operands import DenseOptions
 from ddvi_fast.precision import hidden_precision
 from ddvi_fast.rng import DeviceDraws, Draws
 
@@ -68,21 +69,11 @@ def dense(
         return dropout(ACTIVATIONS[activation](linear(x)), rate, draws, layer)
     slope = _SLOPES.get(activation)
     if slope is None:
-        return dropout(ACTIVATIONS[activation](_apply(linear, x, _Options(1.0, precision))), rate, draws, layer)
+        return dropout(ACTIVATIONS[activation](_apply(linear, x, DenseOptions(1.0, precision))), rate, draws, layer)
     if draws is None or rate == 0:
-        return _apply(linear, x, _Options(slope, precision))
+        return _apply(linear, x, DenseOptions(slope, precision))
     state, rows = draws.state(), x.shape[-2]
-    return _apply(linear, x, _Options(slope, precision, rate, state, draws.offset, rows, rng.DROPOUT + layer))
-
-
-class _Options(NamedTuple):
-    slope: float
-    precision: str
-    rate: float = 0.0
-    state: Tensor | None = None
-    offset: int = 0
-    rows_per_sample: int = 1
-    stream: int = 0
+    return _apply(linear, x, DenseOptions(slope, precision, rate, state, draws.offset, rows, rng.DROPOUT + layer))
 
 
 def _fused_precision(linear: nn.Linear, x: Tensor) -> str | None:
@@ -94,7 +85,7 @@ def _fused_precision(linear: nn.Linear, x: Tensor) -> str | None:
     return None if reason else precision
 
 
-def _apply(linear: nn.Linear, x: Tensor, options: _Options) -> Tensor:
+def _apply(linear: nn.Linear, x: Tensor, options: DenseOptions) -> Tensor:
     return _Dense.apply(x.reshape(-1, x.shape[-1]), linear.weight, linear.bias, options).view(*x.shape[:-1], len(linear.weight))
 
 
@@ -102,10 +93,9 @@ class _Dense(torch.autograd.Function):
     """The kernel as an autograd function; the dispatch of a torch.library operator would cost as much as a small layer."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, options: _Options) -> Tensor:
-        slope, precision, *dropping = options
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, options: DenseOptions) -> Tensor:
         x, weight, bias = _operator.contiguous(x, weight, bias)
-        out = _backend.implementation("cpp", "dense").forward(x, weight, bias, slope, *dropping, precision)
+        out = _backend.implementation("cpp", "dense").forward(x, weight, bias, options)
         ctx.save_for_backward(x, weight, out)
         ctx.options = options
         return out
@@ -116,12 +106,11 @@ class _Dense(torch.autograd.Function):
         needed, options = ctx.needs_input_grad[:3], ctx.options
         if torch.is_grad_enabled():  # a second derivative needs plain products
             return *_differentiable(upstream, x, weight, out, options, needed), None
-        call = _backend.implementation("cpp", "dense").backward
-        return *call(upstream.contiguous(), x, weight, out, options.slope, options.rate, options.precision, needed), None
+        return *_backend.implementation("cpp", "dense").backward(upstream.contiguous(), x, weight, out, options, needed), None
 
 
 def _differentiable(
-    upstream: Tensor, x: Tensor, weight: Tensor, out: Tensor, options: _Options, needed: tuple[bool, ...]
+    upstream: Tensor, x: Tensor, weight: Tensor, out: Tensor, options: DenseOptions, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """The kernel's gradients in plain PyTorch. The slope follows from the output: a dropped one is zero, and the others keep their sign."""
     at_zero = 0.0 if options.rate else options.slope

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ddvi_fast._operands import DenseOptions
 from ddvi_fast.native import denoiser, loader, memory
 
 _SIZES = ("rows", "inputs", "outputs", "bf16", "threads")
@@ -32,56 +33,34 @@ def unsupported(precision: str = "float32", **tensors: Tensor | None) -> str | N
     return loader.unusable(**tensors)
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    slope: float,
-    rate: float,
-    state: Tensor | None,
-    offset: int,
-    rows_per_sample: int,
-    stream: int,
-    precision: str,
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor, options: DenseOptions) -> Tensor:
     """The layer's output [R, M] for contiguous `x` [R, K], `weight` [M, K] and `bias` [M].
 
-    Args:
-        x: Input.
-        weight: Weight of the layer.
-        bias: Bias of the layer.
-        slope: Slope of the activation below zero: 1 for none, 0 for ReLU.
-        rate: Dropout rate, 0 for none.
-        state: Seed and first draw index of the dropout, int64 [2], or None.
-        offset: Number added to the first draw index.
-        rows_per_sample: Number of rows of one importance sample.
-        stream: Stream of the dropout.
-        precision: Precision of the product's operands: ``bf16`` rounds them and adds in float32, with products of bf16 where the processor
-            has them and of float32 elsewhere.
+    The precision bf16 rounds the product's operands and adds in float32, with products of bf16 where the processor has them and of float32
+    elsewhere.
     """
     out = memory.empty(len(x), len(weight))
-    arguments = _arguments(x, weight, slope, rate, precision)
-    arguments.seed, arguments.first_index = loader.position(state, offset)
-    arguments.rows_per_sample, arguments.stream = max(1, rows_per_sample), stream
+    arguments = _arguments(x, weight, options)
+    arguments.seed, arguments.first_index = loader.position(options.state, options.offset)
+    arguments.rows_per_sample, arguments.stream = max(1, options.rows_per_sample), options.stream
     loader.fill(arguments, _TENSORS[:4], (x, weight, bias, out))
     loader.library().ddvi_dense_forward(ctypes.byref(arguments))
     return out
 
 
-def backward(
-    upstream: Tensor, x: Tensor, weight: Tensor, out: Tensor, slope: float, rate: float, precision: str, needed: Sequence[bool]
-) -> list[Tensor | None]:
+def backward(upstream: Tensor, x: Tensor, weight: Tensor, out: Tensor, options: DenseOptions, needed: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of x, weight and bias under `upstream` [R, M], None where not needed; `out` is the result of `forward`."""
     d_x = memory.empty(*x.shape) if needed[0] else None
     d_weight = memory.empty(*weight.shape) if needed[1] else None
     d_bias = memory.empty(len(weight)) if needed[2] else None
     if len(x) == 0:
         return [None if gradient is None else gradient.zero_() for gradient in (d_x, d_weight, d_bias)]
-    arguments = _arguments(x, weight, slope, rate, precision)
+    arguments = _arguments(x, weight, options)
     loader.fill(arguments, ("x", "weight", *_TENSORS[3:]), (x, weight, out, upstream, d_x, d_weight, d_bias))
     loader.library().ddvi_dense_backward(ctypes.byref(arguments))
     return [d_x, d_weight, d_bias]
 
 
-def _arguments(x: Tensor, weight: Tensor, slope: float, rate: float, precision: str) -> DenseArguments:
-    return DenseArguments(len(x), weight.shape[1], len(weight), precision == "bf16", torch.get_num_threads(), slope, rate, rows_per_sample=1)
+def _arguments(x: Tensor, weight: Tensor, options: DenseOptions) -> DenseArguments:
+    sizes = (len(x), weight.shape[1], len(weight), options.precision == "bf16", torch.get_num_threads())
+    return DenseArguments(*sizes, options.slope, options.rate, rows_per_sample=1)

@@ -30,14 +30,7 @@ def fill(kind: str, state: Tensor, offset: int, shape: tuple[int, ...], stream: 
 
 
 def add_noise(
-    x0: Tensor,
-    t: Tensor,
-    signal: Tensor,
-    deviation: Tensor,
-    noise: Tensor | None,
-    state: Tensor | None,
-    offset: int,
-    rows_per_sample: int,
+    x0: Tensor, t: Tensor, signal: Tensor, deviation: Tensor, noise: Tensor | None, state: Tensor | None, offset: int, rows_per_sample: int
 ) -> tuple[Tensor, Tensor]:
     """`reference.noise.add_noise` of latents [R, D] at 0-based steps `t` [R] of tables [T]: `(y_t, noise)`.
 

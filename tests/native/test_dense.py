@@ -9,6 +9,7 @@ from torch._subclasses import FakeTensorMode
 
 import ddvi_fast
 from ddvi_fast import dense, networks, rng, testing
+from ddvi_fast._operands import DenseOptions
 from ddvi_fast.native import dense as native
 from ddvi_fast.rng import Draws
 
@@ -112,7 +113,7 @@ def test_second_derivatives(isa):
 
 def test_only_what_is_needed_is_computed():
     x, weight, out = torch.ones(3, 4), torch.ones(5, 4), torch.ones(3, 5)
-    found = native.backward(out, x, weight, out, 1.0, 0.0, "float32", (False, True, False))
+    found = native.backward(out, x, weight, out, DenseOptions(1.0, "float32"), (False, True, False))
     assert [value is None for value in found] == [True, False, True]
 
 
