@@ -15,6 +15,11 @@ ALL = Differentiable(*[True] * 9)
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without a GPU the interpreter runs the kernels
 
 
+def device_of(backend: str) -> str:
+    """Device on which a backend is tested."""
+    return TRITON_DEVICE if backend == "triton" else "cpu"
+
+
 def check_triton(case, **options) -> dict[str, float]:
     """`parity.check` of the Triton backend."""
     return parity.check(case, "triton", TRITON_DEVICE, **options)

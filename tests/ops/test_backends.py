@@ -10,7 +10,7 @@ from ddvi_fast import _backend, denoisers, metrics, ops, parity, rng, schedules
 from ddvi_fast._operands import Differentiable
 from ddvi_fast.native import loader
 from ddvi_fast.rng import Draws
-from tests.operands import ALL, TRITON_DEVICE, call, chain_operands, sleep_operands
+from tests.operands import ALL, call, chain_operands, device_of, sleep_operands
 
 pytestmark = pytest.mark.skipif(not loader.available()[0], reason=f"the compiled extension is missing: {loader.available()[1]}")
 
@@ -53,7 +53,7 @@ def test_noise_is_the_same():
 @pytest.mark.parametrize("backend", [name for name in ("cpp", "triton") if not _backend.unavailable(name)])
 @pytest.mark.parametrize("operation, make", [("chain", chain_operands), ("sleep", sleep_operands)])
 def test_gradients_that_nobody_needs_are_none(backend, operation, make):
-    device = TRITON_DEVICE if backend == "triton" else "cpu"
+    device = device_of(backend)
     module, operands = _backend.implementation(backend, operation), make((9, 3, 3, 2, 64, None), device=device)
     every = call(module, operands, ALL)
     for name in Differentiable._fields:
