@@ -16,24 +16,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "data",
-    "denoisers",
-    "evidence",
-    "export",
-    "genomes",
-    "inference",
-    "interop",
-    "likelihoods",
-    "metrics",
-    "models",
-    "networks",
-    "objectives",
-    "ops",
-    "posteriors",
-    "priors",
-    "rng",
-    "schedules",
-)
+    "data", "denoisers", "evidence", "export", "genomes", "inference", "interop", "likelihoods", "metrics", "models", "networks", "objectives",
+    "ops", "posteriors", "priors", "rng", "schedules",
+)  # fmt: skip
 
 _NAMES = {"DDVI": "estimator", "fit_posterior": "inference", "use_backend": "_backend"}
 

@@ -15,7 +15,7 @@ import torch
 
 import ddvi_fast.genomes
 import ddvi_fast.paper  # noqa: F401 - data sets and recipes register themselves, as for the command line
-from ddvi_fast import InputError, _backend
+from ddvi_fast import InputError, _backend, cli
 from tests import triton_interpreter
 
 # Triton reads this when it is first imported: without a GPU its interpreter runs the kernels.
@@ -103,6 +103,22 @@ def one_line() -> Callable[..., str]:
             call()
         assert "\n" not in str(caught.value)
         return str(caught.value)
+
+    return text_of
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``shell(*arguments)``: what the command prints; with ``code=2`` the one line by which it refuses bad input."""
+
+    def text_of(*arguments: object, code: int = 0) -> str:
+        ended = cli.main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        assert ended == code, output.err
+        if code != cli.EXIT_BAD_INPUT:
+            return output.out
+        assert output.out == "" and output.err.count("\n") == 1 and "Traceback" not in output.err, output.err
+        return output.err
 
     return text_of
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from ddvi_fast import _backend, cli
+from ddvi_fast import _backend
 from ddvi_fast.doctor import Finding, inspect, self_test
 from ddvi_fast.native import loader
 
@@ -97,20 +97,12 @@ def test_self_test_sees_wrong_arithmetic(monkeypatch) -> None:
     assert "report" in find(found, "self-test", "mmd").advice
 
 
-def test_json_and_exit_code(capsys, tmp_path) -> None:
-    assert cli.main(["doctor", "--json", "--quick", f"data_dir={tmp_path}"]) == 0
-    told = json.loads(capsys.readouterr().out)
+def test_json_and_exit_code(shell, tmp_path) -> None:
+    told = json.loads(shell("doctor", "--json", "--quick", f"data_dir={tmp_path}"))
     assert told["healthy"] and all({"section", "name", "status", "detail", "advice"} == set(finding) for finding in told["findings"])
-    assert cli.main(["doctor", "--json", "--quick", f"data_dir={tmp_path / 'none'}"]) == 1
-    assert not json.loads(capsys.readouterr().out)["healthy"]
+    assert not json.loads(shell("doctor", "--json", "--quick", "--data-dir", tmp_path / "none", code=1))["healthy"]
 
 
-def test_shown_for_people(capsys, tmp_path) -> None:
-    assert cli.main(["doctor", "--quick", f"data_dir={tmp_path / 'none'}"]) == 1
-    shown = capsys.readouterr().out
+def test_shown_for_people(shell, tmp_path) -> None:
+    shown = shell("doctor", "--quick", f"data_dir={tmp_path / 'none'}", code=1)
     assert "1 to fix: folder" in shown and "data_dir" in shown
-
-
-def test_unknown_options_are_one_line(capsys) -> None:
-    assert cli.main(["doctor", "--jsn"]) == 2
-    assert "--json" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddvi_fast import InputError, cli, export
+from ddvi_fast import InputError, export
 from ddvi_fast.posteriors import Posterior, PosteriorSample
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import make_model, observations
@@ -116,16 +116,14 @@ def test_bad_input_is_named(make, rows: int, samples: int, words: str) -> None:
         export.sampler(make(make_model()), observations(rows), num_samples=samples)
 
 
-def test_the_command_exports_a_run(tmp_path: Path, capsys) -> None:
+def test_the_command_exports_a_run(tmp_path: Path, shell) -> None:
     run = tmp_path / "run"
     settings = ["epochs=1", "limit=256", "progress=off", "tensorboard=false", "figures=false", "evaluation.iwae_samples=5", "evaluation.limit=32"]
-    assert cli.main(["train", f"run_dir={run}", *settings]) == 0
-    capsys.readouterr()
-    assert cli.main(["export", f"run_dir={run}", "num_samples=2"]) == 0
-    path = Path(capsys.readouterr().out.strip())
+    shell("train", f"run_dir={run}", *settings)
+    path = Path(shell("export", f"run_dir={run}", "num_samples=2").strip())
     assert path == run / "posterior.pt2"
     z, log_ratio = torch.export.load(path).module()(torch.zeros(5, 8, 8), torch.tensor([0, 0]))
     assert z.shape == (2, 5, 2) and log_ratio.shape == (2, 5)
-    assert cli.main(["export", f"run_dir={run}"]) == 2 and "overwrite" in capsys.readouterr().err
-    assert cli.main(["export", f"run_dir={run}", "num_samples=two", "overwrite=true"]) == 2 and "num-samples" in capsys.readouterr().err
-    assert cli.main(["export", "rundir=x"]) == 2 and "did you mean run_dir" in capsys.readouterr().err
+    assert "--overwrite" in shell("export", run, code=2)
+    assert "num-samples" in shell("export", f"run_dir={run}", "num_samples=two", "overwrite=true", code=2)
+    assert "did you mean run_dir" in shell("export", "rundir=x", code=2)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddvi_fast import cli
 from ddvi_fast.paper.tables import COLUMNS
 
 SMALL = ["epochs=1", "limit=256", "progress=off", "tensorboard=false", "evaluation.iwae_samples=5", "evaluation.elbo_samples=5"]
 
 
-def test_demo_prints_one_table_and_leaves_an_earlier_one_alone(capsys, tmp_path, monkeypatch):
+def test_demo_prints_one_table_and_leaves_an_earlier_one_alone(shell, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
-    assert cli.main(["demo", *SMALL]) == 0
-    out = capsys.readouterr().out
+    out = shell("demo", *SMALL)
     assert "Gaussian posterior" in out and "diffusion posterior" in out
     assert all(COLUMNS[name].heading in out for name in ("evidence", "elbo", "iwae", "gap", "knn_accuracy", "latent_nll", "seconds"))
     assert not any((tmp_path / "runs" / "demo").iterdir())
@@ -22,8 +20,7 @@ def test_demo_prints_one_table_and_leaves_an_earlier_one_alone(capsys, tmp_path,
     assert len(pictures) == 8 and all(path.exists() for path in pictures)
 
 
-def test_demo_refuses_settings_that_it_makes_itself(tmp_path, monkeypatch, capsys):
+def test_demo_refuses_settings_that_it_makes_itself(tmp_path, monkeypatch, shell):
     monkeypatch.chdir(tmp_path)
     for setting in ("method=vae", "run_dir=x"):
-        assert cli.main(["demo", setting]) == 2
-        assert "settings other than method and run_dir" in capsys.readouterr().err
+        assert "settings other than method and run_dir" in shell("demo", setting, code=2)

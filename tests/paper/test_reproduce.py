@@ -107,8 +107,6 @@ def test_two_calls_do_not_share_a_folder(tmp_path):
         ([], "TABLE"),
     ],
 )
-def test_bad_arguments_are_one_line(capsys, monkeypatch, tmp_path, arguments, words):
+def test_bad_arguments_are_one_line(shell, monkeypatch, tmp_path, arguments, words):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["reproduce", *arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and words in message
+    assert words in shell("reproduce", *arguments, code=2)

@@ -115,12 +115,12 @@ def test_a_run_without_its_data_is_shown_with_the_reason(runs: list[Path], tmp_p
     assert "train-images-idx3-ubyte" in text and "Learning curves" in text
 
 
-def test_nothing_is_overwritten_and_bad_input_is_named(runs: list[Path], written: Path, tmp_path: Path, capsys, one_line) -> None:
+def test_nothing_is_overwritten_and_bad_input_is_named(runs: list[Path], written: Path, tmp_path: Path, shell, one_line) -> None:
     one_line(lambda: write_report(runs, written), "overwrite")
-    assert cli.main(["report"]) == 2 and "from 1 to" in capsys.readouterr().err
-    assert cli.main(["report", str(tmp_path)]) == 2
-    assert cli.main(["report", str(runs[0]), "out=x"]) == 2 and "output" in capsys.readouterr().err
-    assert cli.main(["report", str(runs[1]), f"output={tmp_path / 'page.html'}"]) == 0
+    assert "from 1 to" in shell("report", code=2)
+    shell("report", tmp_path, code=2)
+    assert "output" in shell("report", runs[0], "out=x", code=2)
+    shell("report", runs[1], f"output={tmp_path / 'page.html'}")
     assert "one run" in (tmp_path / "page.html").read_text().lower()
 
 
