@@ -43,7 +43,7 @@ def forward_options(arch: int, hidden: int, latent: int, precision: str) -> dict
         return {"BN": 64, "BH": hidden, "BK": hidden, "KEEP": True, "num_warps": 4, "num_stages": 1}
     # Everything else streams weights from cache and passes activations through it: float32 matrices or those of H = 256 do not fit beside
     # their tiles, sm_80 takes its operands from registers, and a wide state's last layer needs the registers itself.
-    # Rows are few where operands are split (float32) or stand in registers (sm_80).
+    # Tiles have few rows where operands are split (float32) or kept in registers (sm_80).
     return {"BN": 64 if low and arch >= 90 else 32, "BH": 64, "BK": 64 if low else 32, "KEEP": False, "num_warps": 8, "num_stages": 2}
 
 

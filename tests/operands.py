@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from ddvi_fast import parity, schedules, testing
+from ddvi_fast import _backend, parity, rng, schedules, testing
 from ddvi_fast._operands import ChainOperands, Differentiable, SleepOperands
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.parity import normals
 from ddvi_fast.reference import sleep as reference
 from ddvi_fast.reference.chain import ChainWeights
+from ddvi_fast.rng import Draws
 
 ALL = Differentiable(*[True] * 9)
+BACKENDS = [name for name in ("cpp", "triton") if not _backend.unavailable(name)]
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without a GPU the interpreter runs the kernels
+
+
+def draw_normals(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Standard normals of a seed."""
+    return rng.normal(Draws(seed), shape, rng.START, dtype=dtype)
 
 
 def device_of(backend: str) -> str:

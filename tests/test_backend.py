@@ -1,4 +1,4 @@
-"""One place decides the backend: by call, by `with`, by environment; what is missing is an error."""
+"""Choice of the backend by call, by `with` block and by environment variable, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The denoiser against its layers written out, its groups, its initial weights."""
+"""Denoisers: layers written out by hand, groups, initial weights, errors."""
 
 from __future__ import annotations
 

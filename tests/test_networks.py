@@ -1,4 +1,4 @@
-"""Encoders and decoders: what they compute, how they start, how they drop."""
+"""Encoders and decoders: outputs, initial weights, dropout, batch normalization."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_golden_posterior(golden, key):
 
     expected = torch.tensor(golden[f"uncond/{key}"])
     same_precision = schedules.NoiseSchedule(torch.tensor(golden["betas/linear/20"]))
-    # An absolute 1e-12 stands for the weight of y_1 at step 1, which is 0.
+    # The absolute 1e-12 is for the weight of y_1 at step 1, which is 0.
     assert_close(values(same_precision), expected, rtol=1e-5, atol=1e-12)
     # In float32 1 - abar_t loses eps / (1 - abar_t) of its relative accuracy, 1e-3 at step 1 where it is 1e-4. The float64
     # table does not, so it may differ from golden by that much: here with 3 roundings for each of two such factors.
@@ -74,7 +74,7 @@ def test_all_parametrisations_give_the_same_mean(schedule, eta):
 
 
 def test_true_prediction_gives_the_posterior_mean(schedule):
-    """Fed the truth, the ancestral chain's mean is the mean of r(y_{t-1} | y_t, y_0), whatever is predicted."""
+    """With the true prediction, the ancestral chain's mean is that of r(y_{t-1} | y_t, y_0) for every parametrisation."""
     t = torch.arange(schedule.num_steps)
     y0, eps = (rng.normal(Draws(seed), (schedule.num_steps, 3), rng.NOISE, dtype=torch.float64) for seed in (1, 2))
     y = schedule.alpha_bars.sqrt().unsqueeze(1) * y0 + schedule.noise_variances.sqrt().unsqueeze(1) * eps
@@ -180,7 +180,7 @@ def test_divergence_table(schedule, parametrisation, eta):
 
 
 def test_divergence_table_trains_the_chain_and_not_the_noising():
-    """A learned schedule's gradient passes through A, B and s, as finite differences of these alone say."""
+    """A learned schedule's gradient passes through A, B and s only; finite differences of these agree with it."""
     betas = schedules.make("linear", 4, start=0.1, end=0.5).betas
     deviations = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64, requires_grad=True)
     upstream = rng.normal(Draws(3), (4, 5), 0, dtype=torch.float64)

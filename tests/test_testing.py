@@ -1,4 +1,4 @@
-"""The comparison helpers must themselves be able to fail."""
+"""Comparison helpers: errors that they must report."""
 
 from __future__ import annotations
 

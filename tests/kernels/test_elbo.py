@@ -12,7 +12,7 @@ from ddvi_fast.kernels import elbo
 from ddvi_fast.parity import normals
 from tests.operands import check_triton
 
-# Empty sums and rows beyond the edge go through the logarithm of 0.
+# Empty sums and rows beyond the edge compute the logarithm of 0.
 pytestmark = [pytest.mark.usefixtures("poison_empty"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
@@ -46,7 +46,7 @@ def test_no_columns():
 
 @pytest.mark.parametrize("total", [1, 2, 7, 12, 255, 12.5])
 def test_binomial_coefficients(total):
-    """Whole and broken counts, both ends included."""
+    """Integer and fractional counts, both ends included."""
     counts = torch.cat([torch.arange(int(total) + 1.0), torch.linspace(0, total, 41)]).unsqueeze(1)
     _check(parity.binomial_case(f"binomial of {total}", normals(0, len(counts), 1), counts, total))
     equal = elbo.forward("binomial", [torch.zeros(2, 1), torch.tensor([[0.0], [1.0]])], [2, 1], 1.0)

@@ -36,7 +36,7 @@ def test_values_and_gradients(rows, count, width, clamp):
 
 @pytest.mark.parametrize("warps", [1, 8])
 def test_all_points_in_one_share(monkeypatch, warps):
-    """With no processor to fill, one program walks over all points, and nothing is combined."""
+    """With few warps to fill, one program loops over all points, and nothing is combined."""
     monkeypatch.setattr(kde_common, "_WARPS", warps)
     _compare(*_points(70, 130, 2), (0.1, 0.7, 2.0), 4.0)
 
@@ -46,7 +46,7 @@ def test_many_bandwidths():
 
 
 def test_huge_log_densities_keep_their_gradient():
-    """Backward measures from the log-density rounded to float32: at -100,000 nats a kernel's weight would be off by its hundredth part."""
+    """Backward uses the log-density rounded to float32: at -100,000 nats a kernel's weight would be off by one percent."""
     _compare(*_points(20, 100, 2), (0.005,), None)
 
 
@@ -58,7 +58,7 @@ def test_shifted_points_lose_nothing():
 
 
 def test_values_per_bandwidth():
-    """`each` is what stands before clipping."""
+    """`each` has the values before clipping."""
     (z, points), bandwidths = _points(5, 40, 3), torch.tensor([0.2, 0.9])
     each = kde.forward(z, points, bandwidths, 1.0)[1]
     for s in range(2):

@@ -45,7 +45,7 @@ def test_noising_matches_the_reference(shape, source):
 
 
 def test_rows_of_several_samples():
-    """Row r is row r % N of sample r // N, whose draws stand 2^40 apart."""
+    """Row r is row r % N of sample r // N, whose draws are 2^40 apart."""
     x0, t, tables = torch.zeros(12, 3), torch.zeros(12, dtype=torch.int64), (torch.ones(1), torch.ones(1))
     used = noise.add_noise(x0, t, *tables, None, DRAWS.state(), 0, 4)[1]
     assert _few_units(used.reshape(3, 4, 3), rng.normal(DRAWS, (3, 4, 3), rng.NOISE))

@@ -13,7 +13,7 @@ from ddvi_fast._operands import DenseOptions
 from ddvi_fast.native import dense as native
 from ddvi_fast.rng import Draws
 
-# R, K, M: nothing, single ones, one beside every size of block, more rows than a run holds.
+# R, K, M: no rows, single ones, one below and above every block size, more rows than a run holds.
 SHAPES = ((0, 3, 2), (1, 1, 1), (3, 2, 49), (63, 31, 48), (64, 33, 47), (65, 100, 13), (130, 16, 97), (1025, 50, 5), (128, 784, 100))
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 
@@ -65,7 +65,7 @@ def test_dropout_is_that_of_the_reference(isa, activation, rate):
     options = {"activation": activation, "rate": rate, "draws": Draws((1 << 63) + 5, (1 << 33) - 7), "layer": 3}
     _compare(linear, x, **options)
     kept = _results(linear, x, **options)[0] != 0
-    assert torch.equal(kept, _results(linear, x, backend="reference", **options)[0] != 0), "the same values, not only as many"
+    assert torch.equal(kept, _results(linear, x, backend="reference", **options)[0] != 0), "the same values are dropped, not only the same number"
 
 
 @pytest.mark.parametrize("layout", [testing.strided, lambda x: x[:1].expand_as(x), lambda x: x.mT.contiguous().mT])

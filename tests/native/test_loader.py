@@ -1,4 +1,4 @@
-"""A missing or unfitting library is one clear line, and unsuitable tensors are told before any pointer is taken."""
+"""Loader of the compiled library: the reason for a missing library, checks of tensors, positions of draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory that is used again, and never while somebody still looks at it."""
+"""Reuse of CPU memory, never while a tensor still uses it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_block_comes_back_once_nothing_stands_in_it():
 
 
 def test_autograd_takes_gradients_as_they_are():
-    """A copy would stand in memory fresh from the system."""
+    """A copy would be in new memory from the system."""
     linear = networks.linear(SHAPE[1], SHAPE[0], Draws(0), 0)
     x = rng.normal(Draws(1), (3, SHAPE[1]), 0)
     idle = memory.empty(*SHAPE)
@@ -46,7 +46,7 @@ def test_idle_memory_goes_back_on_request():
     assert not memory._idle[SIZE]
     place = used.fill_(3).data_ptr()
     del used
-    assert memory.empty(*SHAPE).data_ptr() == place, "what was in use is kept"
+    assert memory.empty(*SHAPE).data_ptr() == place, "memory in use is kept"
 
 
 def test_small_and_huge_tensors_are_left_to_torch():

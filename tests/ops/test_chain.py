@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -10,6 +12,9 @@ from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.reference import chain as reference
 from ddvi_fast.rng import Draws
 from ddvi_fast.testing import assert_close, strided
+from tests.operands import draw_normals
+
+normals = partial(draw_normals, dtype=torch.float64)
 
 STEPS, DIM, CONTEXT = 6, 3, 2
 
@@ -20,10 +25,6 @@ def small(groups=None, context_dim=CONTEXT, dtype=torch.float64, hidden_dim=8):
 
 def table(parametrisation="v", eta=0.8, kind="vp"):
     return schedules.make("linear", STEPS, kind=kind, start=0.05, end=0.4).coefficients(parametrisation, eta, dtype=torch.float64)
-
-
-def normals(*shape, seed=0, dtype=torch.float64):
-    return rng.normal(Draws(seed), shape, rng.START, dtype=dtype)
 
 
 @pytest.mark.parametrize("parametrisation", schedules.PARAMETRISATIONS)
@@ -54,7 +55,7 @@ def test_draws_are_the_chain_streams():
 
 
 def test_tables_of_all_parametrisations_give_the_same_chain():
-    """One noise prediction, handed to each table in the form it wants: the states agree step after step."""
+    """The states agree at every step when each table gets the same noise prediction in its own parametrisation."""
     schedule, eta = schedules.make("cosine", STEPS), 0.7
     y_start, eps, noise = normals(4, DIM), normals(STEPS, 4, DIM, seed=1), normals(STEPS, 4, DIM, seed=2)
     signal, deviation = schedule.alpha_bars.sqrt(), schedule.noise_variances.sqrt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,10 +13,9 @@ from ddvi_fast import InputError, ops, rng
 from ddvi_fast.reference import elbo as reference
 from ddvi_fast.rng import Draws
 from ddvi_fast.testing import assert_close, assert_within_budget, strided
+from tests.operands import draw_normals
 
-
-def normals(*shape, seed=0, dtype=torch.float64):
-    return rng.normal(Draws(seed), shape, rng.START, dtype=dtype)
+normals = partial(draw_normals, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (2, 5, 7)])

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from ddvi_fast import InputError, ops, rng
+from ddvi_fast import InputError, ops
 from ddvi_fast.reference import kde as reference
-from ddvi_fast.rng import Draws
 from ddvi_fast.testing import assert_close, strided
+from tests.operands import draw_normals
+
+normals = partial(draw_normals, dtype=torch.float64)
 
 WIDTHS = (0.3, 0.7, 1.5)
-
-
-def normals(*shape, seed=0, dtype=torch.float64):
-    return rng.normal(Draws(seed), shape, rng.PRIOR, dtype=dtype)
 
 
 def mixtures(z, points):

@@ -1,4 +1,4 @@
-"""The operators as torch.library sees them: opcheck, torch.compile without a break, no second derivatives, no gradient that nobody needs."""
+"""Custom operators: torch.library.opcheck, torch.compile without a graph break, second derivatives, needed gradients."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ddvi_fast
 from ddvi_fast import InputError, _backend, denoisers, ops, parity, rng, schedules
 from ddvi_fast.rng import DeviceDraws, Draws
+from tests.operands import BACKENDS
+from tests.operands import draw_normals as normals
 
-BACKENDS = [name for name in ("cpp", "triton") if not _backend.unavailable(name)]
 OPERATIONS = [(backend, operation) for backend in BACKENDS for operation in _backend.OPERATIONS]
 STEPS = 2  # the reference unrolls them
 SCHEDULE = schedules.make("cosine", STEPS)
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("validation")
 
 
 class Recorder(TorchDispatchMode):
-    """Remembers the calls of our operators by name."""
+    """Dispatch mode that records the calls of our operators by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,12 +53,8 @@ def test_opcheck(backend, operation):
     calls = recorded(operation, backend)
     assert len([name for name in calls if "fill" not in name]) == (4 if operation == "elbo" else 2)
     for name, (operator, arguments) in calls.items():
-        # Backward operators have no second derivative, which opcheck would ask for.
+        # Backward operators have no second derivative, which opcheck would test.
         torch.library.opcheck(operator, tuple(fresh(value, "backward" not in name) for value in arguments))
-
-
-def normals(*shape, seed=0):
-    return rng.normal(Draws(seed), shape, rng.START)
 
 
 FUNCTIONS = {
@@ -141,7 +138,7 @@ def test_the_reference_has_second_derivatives():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backward_computes_what_is_needed(backend):
-    """A frozen denoiser, a frozen start: the operator is asked for the other gradients only."""
+    """With a frozen denoiser or a frozen start the operator computes only the other gradients."""
     y, c = normals(4, 2), normals(4, 3, seed=1)
     frozen = denoisers.ResidualMLP(2, 3, STEPS, hidden_dim=64).requires_grad_(False)
     for network, start, needed in ((frozen, y.clone().requires_grad_(), 0), (DENOISER, y, 2)):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ddvi_fast import _backend, parity
-from tests.operands import check_triton
-
-AVAILABLE = [name for name in ("cpp", "triton") if not _backend.unavailable(name)]
+from tests.operands import BACKENDS, check_triton
 
 
 def cases(backend: str, small: bool) -> list:
-    available = backend in AVAILABLE
+    available = backend in BACKENDS
     reason = "" if available else _backend.unavailable(backend)
     found = [case for operation in _backend.OPERATIONS for case in parity.cases(operation, small)]
     return [pytest.param(case, id=str(case), marks=pytest.mark.skipif(not available, reason=reason)) for case in found]
@@ -36,7 +34,7 @@ def test_triton(case, poison_empty):
 
 @pytest.mark.parametrize("operation", _backend.OPERATIONS)
 def test_triton_in_other_layouts(operation):
-    if "triton" not in AVAILABLE:
+    if "triton" not in BACKENDS:
         pytest.skip(_backend.unavailable("triton"))
     case = parity.cases(operation, small=True)[-1]
     for layout in case.layouts[1:]:
@@ -50,7 +48,7 @@ def test_the_cases_cover_the_contract():
 
 
 def test_a_wrong_gradient_is_noticed(monkeypatch):
-    """The comparison can fail."""
+    """A wrong result fails the comparison."""
     case = parity.cases("elbo", small=True)[-1]
     right = parity.run(case, "reference")
     wrong = {name: value * 1.001 for name, value in right.items()}

@@ -1,4 +1,4 @@
-"""Under autocast hidden products are rounded and everything else stays float32; what a backend cannot honour is refused."""
+"""Precision of the operations: autocast rounds hidden products only, and a backend refuses a precision that it lacks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import pytest
 import torch
 
 import ddvi_fast
-from ddvi_fast import InputError, _backend, denoisers, ops, parity, precision, rng, schedules
+from ddvi_fast import InputError, _backend, denoisers, ops, parity, precision, schedules
 from ddvi_fast.rng import Draws
+from tests.operands import BACKENDS as FUSED
+from tests.operands import draw_normals as normals
 
-BACKENDS = ["reference", *(name for name in ("cpp", "triton") if not _backend.unavailable(name))]
+BACKENDS = ["reference", *FUSED]
 CPU_BACKENDS = [name for name in BACKENDS if name != "triton"]
 INTERPRETED = "triton" in BACKENDS and _backend.interpreted()
 CPU = torch.device("cpu")
 TABLE = schedules.make("cosine", 3).coefficients("v")
 DENOISER = denoisers.ResidualMLP(2, 2, 3, hidden_dim=64, draws=Draws(1))
-
-
-def normals(*shape, seed=0):
-    return rng.normal(Draws(seed), shape, rng.START)
 
 
 def chain(**options):

@@ -1,4 +1,4 @@
-"""A tiny model trained with the reference and with each fused backend follows the same losses."""
+"""Training of a tiny model: every fused backend follows the losses of the reference."""
 
 from __future__ import annotations
 
