@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddvi_fast.cli.arguments import Parser
 
@@ -76,7 +76,7 @@ def _add_fields(parser: argparse.ArgumentParser, fields: Sequence[tuple[str, str
         parser.add_argument(name, dest=field, default=argparse.SUPPRESS, help=meaning, **how)
 
 
-def _given(options: argparse.Namespace, fields: Sequence[tuple[str, str, type | None, str]]) -> dict[str, float]:
+def _given(options: argparse.Namespace, fields: Sequence[tuple[str, str, type | None, str]]) -> dict[str, Any]:
     return {field: getattr(options, field) for _, field, *_ in fields if hasattr(options, field)}
 
 

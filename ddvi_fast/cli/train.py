@@ -60,7 +60,8 @@ def _of_paper(arguments: Sequence[str]) -> list[str]:
 
     given = [argument for argument in arguments if "=" not in argument]
     _checks.require(len(given) == 3, "--paper", "DATASET METHOD PRIOR [name=value ...]", " ".join(arguments) or "nothing at all")
-    return overrides_of(*given, [argument for argument in arguments if "=" in argument])
+    dataset, method, prior = given
+    return overrides_of(dataset, method, prior, [argument for argument in arguments if "=" in argument])
 
 
 def _list(config: Config) -> int:
