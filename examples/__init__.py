@@ -1,1 +1,1 @@
-"""Models of one's own, each with a posterior in a few lines: run one with `python -m examples.two_moons`."""
+"""Examples of user-defined models and their posteriors. Run one with `python -m examples.two_moons`."""

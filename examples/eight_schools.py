@@ -15,7 +15,7 @@ ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 class EightSchools:
     """Effects `theta_j = mu + tau eta_j` around a common mean, measured with known errors.
 
-    Written with `eta` instead of `theta`, because `theta` and `tau` make a funnel that no sampler likes.
+    The parameter is `eta` instead of `theta`, whose joint posterior with `tau` is a funnel that is hard to sample.
     """
 
     support = {"mu": constraints.real, "tau": constraints.positive, "eta": (constraints.real, (8,))}  # noqa: RUF012 - read only
@@ -26,12 +26,12 @@ class EightSchools:
 
     @staticmethod
     def effects(z: dict[str, Tensor]) -> Tensor:
-        """`theta` [..., 8]."""
+        """Return the effects `theta` [..., 8] of parameters `z`."""
         return z["mu"].unsqueeze(-1) + z["tau"].unsqueeze(-1) * z["eta"]
 
 
 def fit(x: Tensor = EFFECTS, training: Training = Training(), architecture: Architecture = Architecture(), seed: int = 0) -> FittedPosterior:
-    """The posterior of the eight measured effects."""
+    """Fit the posterior of the eight measured effects."""
     model = EightSchools()
     return fit_posterior(model, x, support=model.support, training=training, architecture=architecture, seed=seed)
 

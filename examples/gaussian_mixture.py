@@ -1,4 +1,4 @@
-"""A Gaussian mixture: a narrow and a wide cloud around the same unknown place, cut off by the prior's box."""
+"""Gaussian mixture task: a narrow and a wide Gaussian with the same unknown mean and a uniform prior on a box."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BOX, WIDE, NARROW = 10.0, 1.0, 0.1
 
 
 class GaussianMixture:
-    """Two parameters uniform in [-10, 10]; data are their place, seen through one of two noises."""
+    """Two parameters uniform on [-10, 10]; the data are the parameters with noise of one of two scales."""
 
     support = constraints.interval(-BOX, BOX)
 
@@ -25,12 +25,12 @@ class GaussianMixture:
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         squared = (x - z).square().sum(-1)
-        clouds = [-0.5 * squared / scale**2 - math.log(2 * math.pi * scale**2) for scale in (WIDE, NARROW)]
-        return torch.logaddexp(*clouds) - math.log(2) - 2 * math.log(2 * BOX)
+        components = [-0.5 * squared / scale**2 - math.log(2 * math.pi * scale**2) for scale in (WIDE, NARROW)]
+        return torch.logaddexp(*components) - math.log(2) - 2 * math.log(2 * BOX)
 
 
 def fit(x: Tensor | None = None, training: Training = Training(), architecture: Architecture = Architecture(), seed: int = 0) -> FittedPosterior:
-    """The posterior of any data [2]."""
+    """Fit a posterior that accepts any data [2]."""
     model = GaussianMixture()
     return fit_posterior(model, x, support=model.support, objective="simulations", training=training, architecture=architecture, seed=seed)
 

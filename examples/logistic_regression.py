@@ -1,4 +1,4 @@
-"""Bayesian logistic regression: which tumours are benign, from three measurements of 60 of them."""
+"""Bayesian logistic regression of benign tumours on three measurements of 60 of them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch.nn.functional import logsigmoid
 
 from ddvi_fast.inference import Architecture, FittedPosterior, Training, fit_posterior
 
-ROWS, COLUMNS = 60, (1, 4, 9)  # texture, smoothness, fractal dimension: none of them parts the classes alone
-SCALE = 5.0  # of the prior's weights
+ROWS, COLUMNS = 60, (1, 4, 9)  # texture, smoothness, fractal dimension, none of which separates the classes
+SCALE = 5.0  # standard deviation of the prior
 
 
 class LogisticRegression:
-    """Weights of standardised features [n, P] and an intercept, under a wide Gaussian prior."""
+    """Weights of standardized features [n, P] and an intercept with a wide Gaussian prior."""
 
     def __init__(self, features: Tensor) -> None:
         self.design = torch.cat((torch.ones(len(features), 1), (features - features.mean(0)) / features.std(0)), 1)
@@ -25,7 +25,7 @@ class LogisticRegression:
 
 
 def data() -> tuple[Tensor, Tensor]:
-    """Features [60, 3] and labels [60] of scikit-learn's breast cancer data."""
+    """Return features [60, 3] and labels [60] of scikit-learn's breast cancer data."""
     from sklearn.datasets import load_breast_cancer
 
     bunch = load_breast_cancer()
@@ -33,7 +33,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def fit(training: Training = Training(), architecture: Architecture = Architecture(), seed: int = 0) -> FittedPosterior:
-    """The posterior of the weights, the intercept first."""
+    """Fit the posterior of the intercept and the weights."""
     features, labels = data()
     model = LogisticRegression(features)
     return fit_posterior(model, labels, dim=features.shape[1] + 1, training=training, architecture=architecture, seed=seed)

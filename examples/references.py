@@ -1,4 +1,4 @@
-"""Reference posteriors of the examples: exact draws, long chains, and a No-U-Turn chain of our own.
+"""Reference samples of the examples' posteriors: exact samples, published chains, and a No-U-Turn chain.
 
 python -m examples.references --out bench/references    # the chain, a few minutes
 """
@@ -16,23 +16,23 @@ from torch import Tensor
 
 from examples import logistic_regression
 
-OBSERVATIONS = {"two_moons": 5, "gaussian_mixture": 5}  # that are compared
+OBSERVATIONS = {"two_moons": 5, "gaussian_mixture": 5}  # number of observations compared per task
 CHAIN = "logistic_regression_nuts"
 
 
 def observation(data: Path, task: str, number: int) -> Tensor:
-    """Observed data of a simulator's task, [P]."""
+    """Return observation `number` [P] of a task."""
     return torch.tensor(json.loads((data / "posteriors/observations.json").read_text())[task][str(number)]["x"])
 
 
 def simulator_draws(data: Path, task: str, number: int) -> Tensor:
-    """Exact draws [10000, 2]."""
+    """Return exact posterior samples [10000, 2] of observation `number` of a task."""
     with bz2.open(data / f"posteriors/{task}/reference_{number:02d}.csv.bz2", "rt") as file:
         return torch.from_numpy(np.loadtxt(file, delimiter=",", skiprows=1)).float()
 
 
 def eight_schools_draws(data: Path) -> dict[str, Tensor]:
-    """Draws [10000] of `mu` and `tau`, [10000, 8] of `eta`: ten chains of Stan, thinned, in turns."""
+    """Return samples of `mu` and `tau` [10000] and `eta` [10000, 8] from ten thinned chains of Stan, interleaved."""
     stored = np.load(data / "posteriors/eight_schools_draws.npz")
     draws = dict(zip(stored["names"].tolist(), torch.from_numpy(stored["draws"]).double().transpose(0, 1).flatten(0, 1).T, strict=True))
     theta = torch.stack([draws[f"theta[{school}]"] for school in range(1, 9)], 1)
@@ -41,12 +41,15 @@ def eight_schools_draws(data: Path) -> dict[str, Tensor]:
 
 
 def logistic_regression_draws(folder: Path) -> Tensor:
-    """Draws [4000, 4] of the stored chain."""
+    """Return samples [4000, 4] of the stored chain."""
     return torch.from_numpy(np.load(folder / f"{CHAIN}.npy")).flatten(0, 1)
 
 
 def run_chain(folder: Path, chains: int = 4, warmup: int = 500, draws: int = 2000, thin: int = 2) -> dict[str, float]:
-    """Pyro's No-U-Turn sampler on the logistic regression; writes float32 [draws / thin, chains, 4] and what R-hat and sample sizes say."""
+    """Run Pyro's No-U-Turn sampler on the logistic regression.
+
+    It writes samples, float32 [draws / thin, chains, 4], and a JSON file with R-hat and effective sample size, which it also returns.
+    """
     import pyro
     from pyro.infer import MCMC, NUTS
     from pyro.ops.stats import effective_sample_size, split_gelman_rubin

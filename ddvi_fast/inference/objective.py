@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from ddvi_fast import rng
 from ddvi_fast.inference.model import FlatModel, Simulator
 from ddvi_fast.inference.whitening import ConditionalWhitening, Whitening
-from ddvi_fast.objectives import Objective, Progress, Terms, Update
+from ddvi_fast.objectives import Objective, Progress, Terms
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
 
@@ -39,10 +38,7 @@ class EvidenceBound(Objective):
         super().__init__()
         self.posterior, self.model, self.data, self.num_samples = posterior, model, data, num_samples
 
-    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
-        yield Update("wake", lambda: self._terms(x, progress, draws))
-
-    def _terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+    def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         y, log_ratio = self.posterior.sample(x, self.num_samples, draws)
         log_weights = self.model.log_joint(self.data, y[:, 0]) + log_ratio[:, 0]
         if not progress.fixed(_covers):
@@ -78,10 +74,7 @@ class GaussianFit(Objective):
         super().__init__()
         self.whitening, self.simulator, self.num_rows = whitening, simulator, num_rows
 
-    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
-        yield Update("wake", lambda: self._terms(draws))
-
-    def _terms(self, draws: Draws) -> Terms:
+    def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         u, x = self.simulator.take(self.num_rows, draws)
         y = self.whitening.inverse(u, x)
         return Terms({"gaussian": 0.5 * y.square().sum(-1) + self.whitening.log_det(x)}, {"gaussian": 1.0})
@@ -110,10 +103,7 @@ class Simulated(Objective):
         self.posterior, self.whitening, self.simulator, self.num_rows = posterior, whitening, simulator, num_rows
         self.model, self.observed = model, observed
 
-    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
-        yield Update("wake", lambda: self._terms(draws))
-
-    def _terms(self, draws: Draws) -> Terms:
+    def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         u, x = self.simulator.take(self.num_rows, draws)
         values = self._fit(self.whitening.inverse(u, x), x, draws)
         if self.model is not None:

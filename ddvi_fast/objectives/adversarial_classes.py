@@ -38,14 +38,9 @@ class AdversarialSemiSupervised(DiscriminatorObjective):
     """
 
     def __init__(
-        self,
-        model: LatentVariableModel,
-        posterior: ClassConditional,
-        discriminator: nn.Module,
-        labelled: LabelledExamples | None = None,
-        weights: ClassWeights = ClassWeights(),
-        weight: float = 10.0,
-    ) -> None:
+        self, model: LatentVariableModel, posterior: ClassConditional, discriminator: nn.Module, labelled: LabelledExamples | None = None,
+        weights: ClassWeights = ClassWeights(), weight: float = 10.0,
+    ) -> None:  # fmt: skip
         super().__init__(model, posterior, discriminator, weight)
         self.labelled, self.weights = labelled, weights
 

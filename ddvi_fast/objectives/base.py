@@ -113,7 +113,7 @@ class Objective(nn.Module):
             update.terms().total().backward()
             optimizers[update.group].step()
 
-    A subclass implements `updates`, and `parameter_groups` if it has more than one group.
+    A subclass with one update per batch implements `terms`. One with several overrides `updates` and `parameter_groups`.
     """
 
     def forward(self, x: Tensor, progress: Progress | None = None, draws: Draws | None = None) -> Tensor:
@@ -174,4 +174,8 @@ class Objective(nn.Module):
             progress: Position within the training phase.
             draws: Position of the batch's first row in the random stream; row `i` uses draw `first_index + i`.
         """
+        yield Update("wake", lambda: self.terms(x, progress, draws))
+
+    def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        """Compute the terms of a batch `x` [N, ...]; the arguments are those of `updates`."""
         raise NotImplementedError

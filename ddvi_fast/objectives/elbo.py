@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide, zero_with_gradient
-from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
+from ddvi_fast.objectives.base import Objective, Progress, Terms
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.base import PosteriorSample
 from ddvi_fast.rng import Draws
@@ -43,14 +42,9 @@ class ELBO(Objective):
     """
 
     def __init__(
-        self,
-        model: LatentVariableModel,
-        posterior: Posterior,
-        kl: KLSchedule = KLSchedule(),
-        num_samples: int = 1,
-        guide: PriorGuide = PriorGuide(),
-        reweighted: bool = False,
-    ) -> None:
+        self, model: LatentVariableModel, posterior: Posterior, kl: KLSchedule = KLSchedule(), num_samples: int = 1,
+        guide: PriorGuide = PriorGuide(), reweighted: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         posterior.require_density()
         model.prior.require_density()
@@ -58,15 +52,11 @@ class ELBO(Objective):
         self.model, self.posterior, self.kl, self.num_samples, self.guide = model, posterior, kl, num_samples, guide
         self.reweighted = reweighted
 
-    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
-        yield Update("wake", lambda: self.wake_terms(x, progress, draws))
-
     def draw(self, x: Tensor, draws: Draws) -> PosteriorSample:
         """Draw the posterior samples of the bound, [K, N, D]."""
         return self.posterior.sample(x, self.num_samples, draws)
 
-    def wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
-        """Compute the terms of a batch `x` [N, ...]."""
+    def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         z, log_ratio = self.draw(x, draws)
         kl = self.kl.at(progress)
         if torch.is_grad_enabled() and (self.reweighted or self.guide.joint):
@@ -74,6 +64,8 @@ class ELBO(Objective):
         else:
             log_likelihood, log_prior = self.model.log_likelihood(x, z).mean(0), self.guide.log_prob(self.model.prior, z, progress)
         return Terms({"reconstruction": -log_likelihood, "kl": -(log_prior + log_ratio).mean(0)}, {"reconstruction": 1.0, "kl": kl})
+
+    wake_terms = terms  # the bound on data is the wake part of `WakeSleep`
 
     def _with_separate_gradients(self, x: Tensor, z: Tensor, log_ratio: Tensor, kl: float | Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         """Mean of log p(x|z) over samples `z` [K, N, D], [N], and log p(z) [K, N], with separate gradients for the decoder and for the samples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ddvi_fast import _checks, ops
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
-from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
+from ddvi_fast.objectives.base import Objective, Progress, Terms
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import Draws
 
@@ -43,14 +43,9 @@ class IWAE(Objective):
     """
 
     def __init__(
-        self,
-        model: LatentVariableModel,
-        posterior: Posterior,
-        num_samples: int = 10,
-        doubly_reparametrised: bool = False,
-        kl: KLSchedule = KLSchedule(),
-        guide: PriorGuide = PriorGuide(),
-    ) -> None:
+        self, model: LatentVariableModel, posterior: Posterior, num_samples: int = 10, doubly_reparametrised: bool = False,
+        kl: KLSchedule = KLSchedule(), guide: PriorGuide = PriorGuide(),
+    ) -> None:  # fmt: skip
         super().__init__()
         posterior.require_density()
         model.prior.require_density()
@@ -59,11 +54,7 @@ class IWAE(Objective):
         self.model, self.posterior, self.kl, self.guide = model, posterior, kl, guide
         self.num_samples, self.doubly_reparametrised = num_samples, doubly_reparametrised
 
-    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
-        yield Update("wake", lambda: self.wake_terms(x, progress, draws))
-
-    def wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
-        """Compute the term of a batch `x` [N, ...]."""
+    def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         kl = self.kl.at(progress)
 
         def log_weights(z: Tensor, log_ratio: Tensor) -> Tensor:
@@ -71,6 +62,8 @@ class IWAE(Objective):
 
         bound = self._doubly_reparametrised(x, log_weights, kl, draws) if self.doubly_reparametrised else self._plain(x, log_weights, draws)
         return Terms({"bound": -bound}, {"bound": 1.0})
+
+    wake_terms = terms  # the bound on data is the wake part of `WakeSleep`
 
     def _plain(self, x: Tensor, log_weights: LogWeights, draws: Draws) -> Tensor:
         return ops.log_mean_exp(log_weights(*self.posterior.sample(x, self.num_samples, draws)), 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from ddvi_fast import _checks, distributed, ops, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
-from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
+from ddvi_fast.objectives.base import Objective, Progress, Terms
 from ddvi_fast.objectives.wake_sleep import Sleep, chain_loss, uniform_timesteps
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, class_major, rows_per_class
 from ddvi_fast.rng import Draws
@@ -151,16 +151,9 @@ class SemiSupervised(Objective):
     """
 
     def __init__(
-        self,
-        model: LatentVariableModel,
-        posterior: ClassConditional,
-        labelled: LabelledExamples | None = None,
-        kl: KLSchedule = KLSchedule(),
-        guide: PriorGuide = PriorGuide(),
-        weights: ClassWeights = ClassWeights(),
-        sleep: Sleep | None = None,
-        num_samples: int = 1,
-    ) -> None:
+        self, model: LatentVariableModel, posterior: ClassConditional, labelled: LabelledExamples | None = None, kl: KLSchedule = KLSchedule(),
+        guide: PriorGuide = PriorGuide(), weights: ClassWeights = ClassWeights(), sleep: Sleep | None = None, num_samples: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
         posterior.require_density()
         model.prior.require_density()
@@ -173,9 +166,6 @@ class SemiSupervised(Objective):
                 _checks.require(getattr(sleep, name) == only, f"sleep.{name}", f"{only} with classes", getattr(sleep, name))
         self.model, self.posterior, self.labelled, self.kl, self.guide = model, posterior, labelled, kl, guide
         self.weights, self.sleep, self.num_samples = weights, sleep, num_samples
-
-    def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
-        yield Update("wake", lambda: self.terms(x, progress, draws))
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         """Compute all terms of a batch `x` [N, ...] of unlabelled data."""

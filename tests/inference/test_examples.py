@@ -37,7 +37,7 @@ def test_densities_of_the_simulators_are_densities_of_their_simulations(module, 
 def _simulated_at(model, z):
     """Data of other parameters, brought to those of `z` where the model only moves them."""
     others, x = model.simulate(4000)
-    place = model._moved if isinstance(model, two_moons.TwoMoons) else lambda z: z
+    place = model._shift if isinstance(model, two_moons.TwoMoons) else lambda z: z
     return zip(x, place(others) - place(z), strict=True)
 
 
@@ -48,7 +48,7 @@ def test_reference_draws_of_the_moons_lie_on_their_crescents(shared_data) -> Non
         log_joint = two_moons.TwoMoons().log_joint(x, draws)
         assert bool(torch.isfinite(log_joint).all())
         # Given its place, the radius is normal with deviation WIDTH: half its squared deviations add up to half a unit each.
-        across = -0.5 * ((x - two_moons.TwoMoons._moved(draws) - torch.tensor([two_moons.CENTRE, 0.0])).norm(dim=1) - two_moons.RADIUS).square()
+        across = -0.5 * ((x - two_moons.TwoMoons._shift(draws) - torch.tensor([two_moons.CENTRE, 0.0])).norm(dim=1) - two_moons.RADIUS).square()
         assert abs(float(across.mean()) / two_moons.WIDTH**2 + 0.5) < 0.05
 
 
@@ -106,5 +106,5 @@ def test_the_moons_are_two_and_thin(shared_data) -> None:
     x = references.observation(data, "two_moons", 3)
     draws = posterior.sample(4000, x)
     assert 0.3 < float((draws.sum(1) > 0).float().mean()) < 0.7
-    radius = (x - two_moons.TwoMoons._moved(draws) - torch.tensor([two_moons.CENTRE, 0.0])).norm(dim=1)
+    radius = (x - two_moons.TwoMoons._shift(draws) - torch.tensor([two_moons.CENTRE, 0.0])).norm(dim=1)
     assert abs(float(radius.median()) - two_moons.RADIUS) < 0.03
