@@ -53,7 +53,7 @@ def select_labels(labels: Tensor, count: int | float | str, num_classes: int, se
 def _select_released(labels: Tensor, name: str, num_classes: int, seed: int) -> Tensor:
     _checks.choice(name, [RELEASED], "labels")
     enough = len(labels) > _RELEASED_HIDDEN
-    _checks.require(enough, "labels", f"a number, for fewer than {_RELEASED_HIDDEN + 1} training examples", name, "labels=released needs all of MNIST")
+    _checks.require(enough, "labels", f"a number, for fewer than {_RELEASED_HIDDEN + 1} training examples", name, "released needs all of MNIST")
     first = select_labels(labels[:_RELEASED_HIDDEN], _RELEASED_COUNT, num_classes, seed)
     return torch.cat((first, torch.arange(_RELEASED_HIDDEN, len(labels), device=labels.device)))
 
