@@ -6,7 +6,7 @@ A result has ``ok`` (True, False, or None if nothing was tested), a ``summary`` 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +153,19 @@ def ceilings(setting: Setting) -> Iterator[Result]:
 def timings(setting: Setting) -> Iterator[Result]:
     """Time every operation against eager PyTorch, then against torch.compile while there is time."""
     chosen = [case for case in cases.in_set("quick" if setting.quick else "device") if case.operation != "training"]
-    end, seconds, found = time.monotonic() + setting.seconds, 0.02 if setting.quick else 0.5, {}
-    for providers in _passes(setting):
+    return _timed(setting, chosen, 0.02 if setting.quick else 0.5)
+
+
+def training(setting: Setting) -> Iterator[Result]:
+    """Check and time the whole training step."""
+    shape = {"N": 16, "T": 5, "small": True} if setting.quick else {"N": 128, "T": 40}
+    return _timed(setting, [cases.Case("training", tuple(shape.items()), True, frozenset())], 0.05 if setting.quick else 2.0)
+
+
+def _timed(setting: Setting, chosen: Sequence[cases.Case], seconds: float) -> Iterator[Result]:
+    """Check and time cases; torch.compile comes last, because it takes long."""
+    end, found = time.monotonic() + setting.seconds, {}
+    for providers in [PROVIDERS] if setting.quick else [PROVIDERS, (*PROVIDERS, "compiled")]:
         for case in chosen:
             if time.monotonic() > end or ("compiled" in providers and "G" in dict(case.shape)):  # a grouped chain takes minutes to compile
                 continue
@@ -162,27 +173,9 @@ def timings(setting: Setting) -> Iterator[Result]:
                 found[case.name] = run_case(case, setting.device, providers, seconds, memory=setting.device.type == "cuda")
             except Exception as error:  # for example too little memory for the baseline
                 found.setdefault(case.name, {"name": case.name, "results": {"eager": {"failed": f"{type(error).__name__}: {error}"[:300]}}})
-            yield _timed(found, len(chosen))
-
-
-def _passes(setting: Setting) -> list[tuple[str, ...]]:
-    """Providers of each pass; what torch.compile has to compile comes last."""
-    return [PROVIDERS] if setting.quick else [PROVIDERS, (*PROVIDERS, "compiled")]
-
-
-def _timed(found: dict[str, Any], wanted: int) -> Result:
-    failed = [f"{name} {provider}" for name, case in found.items() for provider, result in case["results"].items() if "failed" in result]
-    summary = f"{len(found)} of {wanted} cases timed" + (f"; failed: {', '.join(failed)}" if failed else "")
-    return {"ok": not failed and len(found) == wanted, "summary": summary, "cases": list(found.values())}
-
-
-def training(setting: Setting) -> Iterator[Result]:
-    """Check and time the whole training step."""
-    shape = {"N": 16, "T": 5, "small": True} if setting.quick else {"N": 128, "T": 40}
-    case = cases.Case("training", tuple(shape.items()), True, frozenset())
-    for providers in _passes(setting):
-        found = run_case(case, setting.device, providers, 0.05 if setting.quick else 2.0, memory=setting.device.type == "cuda")
-        yield _timed({case.name: found}, 1)
+            failed = [f"{name} {key}" for name, each in found.items() for key, result in each["results"].items() if "failed" in result]
+            summary = f"{len(found)} of {len(chosen)} cases timed" + (f"; failed: {', '.join(failed)}" if failed else "")
+            yield {"ok": not failed and len(found) == len(chosen), "summary": summary, "cases": list(found.values())}
 
 
 def step(setting: Setting) -> Iterator[Result]:
