@@ -77,45 +77,25 @@ def test_evidence_of_a_discrete_model_sums_to_one():
     assert log_evidence_quadrature(model, every_x, resolution=80).exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
+BAD_BOUNDS = (
+    (-4, 4), [(-4, 4)], [(-4, 4)] * 3, [(-4, 4), (4, -4)], [(-4, 4), (1, 1)], [(-4, 4, 5)] * 2, [(-math.inf, math.inf)] * 2, [("a", "b")] * 2,
+    [(0, math.nan)] * 2,
+)  # fmt: skip
+BAD_DATA = (torch.zeros(0, 3), torch.zeros(3), torch.zeros(2, 3, dtype=torch.int64), [[0.0, 0.0, 0.0]])
+
+
 @pytest.mark.parametrize(
-    "bounds",
+    ("options", "message"),
     [
-        (-4, 4),
-        [(-4, 4)],
-        [(-4, 4)] * 3,
-        [(-4, 4), (4, -4)],
-        [(-4, 4), (1, 1)],
-        [(-4, 4, 5)] * 2,
-        [(-math.inf, math.inf)] * 2,
-        [("a", "b")] * 2,
-        [(0, math.nan)] * 2,
+        *(({"bounds": bounds}, "bounds: expected one finite pair .* got") for bounds in BAD_BOUNDS),
+        *(({"x": x}, "x: expected") for x in BAD_DATA),
+        ({"resolution": 1}, "resolution: expected at least 2, got 1"),
+        ({"model": LatentVariableModel(priors.make("gaussian", dim=3), MLP(3, [4], 3), likelihoods.make("bernoulli"))}, "model: .*at most 2.*D = 3"),
     ],
-    ids=str,
 )
-def test_refuses_malformed_bounds(bounds):
-    with pytest.raises(InputError, match=r"^bounds: expected one finite pair .* got [^\n]*$"):
-        log_evidence_quadrature(make_model(), observations(2), bounds)
-
-
-def test_refuses_more_than_two_dimensions():
-    model = LatentVariableModel(priors.make("gaussian", dim=3), MLP(3, [4], 2), likelihoods.make("bernoulli"))
-    with pytest.raises(InputError, match=r"at most 2 latent dimensions.*D = 3"):
-        log_evidence_quadrature(model, torch.zeros(1, 2))
-
-
-@pytest.mark.parametrize(
-    "x",
-    [torch.zeros(0, 3), torch.zeros(3), torch.zeros(2, 3, dtype=torch.int64), [[0.0, 0.0, 0.0]]],
-    ids=["empty", "1-D", "integer", "list"],
-)
-def test_refuses_unusable_data(x):
-    with pytest.raises(InputError, match=r"^x: expected"):
-        log_evidence_quadrature(make_model(), x)
-
-
-def test_refuses_a_resolution_of_one():
-    with pytest.raises(InputError, match=r"^resolution: expected at least 2, got 1"):
-        log_evidence_quadrature(make_model(), observations(1), resolution=1)
+def test_bad_input_is_named(options, message):
+    with pytest.raises(InputError, match=rf"^{message}[^\n]*$"):
+        log_evidence_quadrature(**({"model": make_model(), "x": observations(2)} | options))
 
 
 @pytest.mark.parametrize(

@@ -144,9 +144,6 @@ class ClassDiffusion(Diffusion):
     def _grouped_chain(self, y_T: Tensor, context: Tensor | None, **source: Any) -> ops.ChainSample:
         return ops.sample_chain(y_T, context, super().active_denoiser(), self.coefficients(), **source)
 
-    def _with_start(self, z: Tensor, path: Tensor | None, y_T: Tensor, encoded: Encoded) -> PosteriorSample:
-        return PosteriorSample(z, None if path is None else path - ops.gaussian_log_prob(y_T, encoded.mean, encoded.log_var))
-
 
 class FlatGroups:
     """Adapter that calls a grouped denoiser with class-major rows [C M, D] instead of [C, M, D]."""

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, ops
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.networks import take_rows
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start, split_mean_log_var
+from ddvi_fast.posteriors.base import Encoded, split_mean_log_var
+from ddvi_fast.posteriors.chain import ChainPosterior
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import LearnedSchedule, NoiseSchedule
 
 
-class Diffusion(Posterior):
+class Diffusion(ChainPosterior):
     """Diffusion posterior: `q(y_T | x) = N(mean(x), diag exp(log_var(x)))`, then T denoising steps `q(y_{t-1} | y_t, x)` down to `z = y_0`.
 
     See docs/method.md, section 1, for the chain and section 2 for its log-ratio, which is exact for the joint density of the path.
@@ -135,24 +136,6 @@ class Diffusion(Posterior):
         # The dropout of the two encoders must not share its draws.
         return self.context_encoder(x, draws.lane("context") if self.training and draws is not None else None)
 
-    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
-        """Draw samples as in `Posterior`; the chain accumulates the log-ratio of the path."""
-        y_T = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
-        chain = self._chain(encoded, y_T, draws, return_trajectory=False)
-        if chain.path is None:
-            return PosteriorSample(chain.z, None)
-        return PosteriorSample(chain.z, chain.path - ops.gaussian_log_prob(y_T, encoded.mean, encoded.log_var))
-
-    def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
-        """Draw the trajectory [T + 1, K, N, D], `y_T` first."""
-        y_T = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
-        return self._chain(encoded, y_T, draws, return_trajectory=True).trajectory
-
-    def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
-        self.require_density()
-        along = ops.trajectory_log_ratio(path, encoded.context, self.active_denoiser(), self.coefficients())
-        return along - ops.gaussian_log_prob(path[0], encoded.mean, encoded.log_var)
-
     def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
         """Compute the log-ratio as in `Posterior`.
 
@@ -225,10 +208,6 @@ class Diffusion(Posterior):
         last = torch.full(z.shape[:1], schedule.num_steps - 1, device=z.device)
         y_T, _ = ops.add_noise(z, last, schedule, draws=draws.lane("top"))
         return ops.gaussian_log_prob(y_T, mean, log_var)
-
-    def _chain(self, encoded: Encoded, y_T: Tensor, draws: Draws, return_trajectory: bool) -> ops.ChainSample:
-        source = draws if self.has_density else None
-        return ops.sample_chain(y_T, encoded.context, self.active_denoiser(), self.coefficients(), draws=source, return_trajectory=return_trajectory)
 
     def facts(self) -> dict[str, object]:
         parts = {"schedule": self.learned_schedule, "variances": self.log_variance_factors}

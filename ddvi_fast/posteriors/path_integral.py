@@ -7,13 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, ops
+from ddvi_fast import _checks
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start, frozen_parameters
+from ddvi_fast.posteriors.base import Encoded, frozen_parameters
+from ddvi_fast.posteriors.chain import ChainPosterior
 from ddvi_fast.rng import Draws
 
 
-class PathIntegral(Posterior):
+class PathIntegral(ChainPosterior):
     """Path integral sampler `dz = u(z, t, x) dt + sigma(t) dW` from the origin, in Euler-Maruyama steps (Zhang and Chen 2022).
 
     Without the control `u` the motion ends in `N(0, V I)`. The log-ratio compares the path measures P without and Q with control:
@@ -72,30 +73,12 @@ class PathIntegral(Posterior):
         _checks.require(mean.shape[-1] == self.latent_dim, "encoder", f"an output [N, {self.latent_dim}]", mean)
         return Encoded(mean, (2 * self.log_scales[0]).to(mean).expand_as(mean), context)
 
-    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
-        """Draw samples as in `Posterior`; the chain accumulates the log-ratio."""
-        first = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
-        chain = ops.sample_chain(first, encoded.context, self.denoiser, self.coefficients(), draws=draws)
-        return PosteriorSample(chain.z, chain.path - ops.gaussian_log_prob(first, encoded.mean, encoded.log_var))
-
-    def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
-        """Draw the states after each step, [T + 1, K, N, D]."""
-        first = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
-        return ops.sample_chain(first, encoded.context, self.denoiser, self.coefficients(), draws=draws, return_trajectory=True).trajectory
-
-    def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
-        return self._log_ratio(encoded, path, self.coefficients())
-
     def forward(self, x: Tensor, path: Tensor, draws: Draws | None = None, uncontrolled: Tensor | None = None) -> Tensor:
         """Compute the log-ratio as in `Posterior`; `uncontrolled` [T, 2] replaces the last two columns of the table."""
         table = self.coefficients()
         table = table if uncontrolled is None else torch.cat((table[:, :3], uncontrolled), 1)
-        return self._log_ratio(self.encode(x, draws), path, table)
+        return self._path_log_ratio(self.encode(x, draws), path, table)
 
     def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
         """Compute the log-ratio as in `Posterior`; the uncontrolled motion, which belongs to the target, is not held constant."""
         return torch.func.functional_call(self, frozen_parameters(self), (x, path, draws, self.coefficients()[:, 3:]))
-
-    def _log_ratio(self, encoded: Encoded, path: Tensor, table: Tensor) -> Tensor:
-        along = ops.trajectory_log_ratio(path, encoded.context, self.denoiser, table)
-        return along - ops.gaussian_log_prob(path[0], encoded.mean, encoded.log_var)

@@ -142,10 +142,9 @@ def test_without_weights_only_the_wake_bound_is_left(alternating):
     assert list(ddvi.parameter_groups()) == ["wake"]
 
 
-def test_one_sleep_term_alone():
-    x = observations(3)
-    assert list(objective(Sleep(0.5, 0.0)).sleep_terms(x, Draws(0)).values) == ["sleep"]
-    assert list(objective(Sleep(0.0, 0.5)).sleep_terms(x, Draws(0)).values) == ["sleep_top"]
+@pytest.mark.parametrize(("sleep", "term"), [(Sleep(0.5, 0.0), "sleep"), (Sleep(0.0, 0.5), "sleep_top")])
+def test_one_sleep_term_alone(sleep, term):
+    assert list(objective(sleep).sleep_terms(observations(3), Draws(0)).values) == [term]
 
 
 def test_sleep_gives_the_decoder_no_gradient():

@@ -10,7 +10,7 @@ import torch
 from ddvi_fast._checks import InputError
 from ddvi_fast.posteriors import Hamiltonian, HierarchicalIAF, PathIntegral
 from ddvi_fast.rng import Draws
-from tests.linear_gaussian import diffusion_posterior, exact_evidence, make_model, observations
+from tests.linear_gaussian import diffusion_posterior, make_model, observations
 from tests.posteriors.families import WITH_DENSITY
 
 # With a schedule that stands still: a learned one has no doubly reparametrised gradient.
@@ -68,14 +68,6 @@ def test_frozen_log_ratio_reaches_the_path_alone(make_posterior):
     }
     reached = [name for name, parameter in posterior.named_parameters() if parameter.grad is not None]
     assert all(name.startswith(target.get(type(posterior), ())) for name in reached)
-
-
-@FAMILIES
-def test_untrained_bound_stays_below_the_evidence(make_posterior):
-    model, posterior, x = make_model(), make_posterior(), observations(64)
-    weights = posterior.log_weights(model, x, 500).detach().double()
-    excess = weights.mean() - exact_evidence(x).mean()
-    assert excess < 4 * weights.mean(1).std() / 500**0.5
 
 
 @FAMILIES

@@ -47,33 +47,21 @@ def trained() -> Diffusion:
 
 
 @pytest.mark.slow
-def test_trained_posterior_comes_within_a_twentieth_of_a_nat(trained):
-    x = observations(200, seed=99)
-    weights = torch.stack([metrics.elbo(make_model(), trained, x, 50, Draws(part)) for part in range(8)]).double()
-    gap = exact_evidence(x).mean() - weights.mean()
-    error = weights.mean(1).std() / 8**0.5
-    assert -4 * error < gap < 0.05
-    # No diagonal Gaussian can do this: the test would notice a chain that has become one.
-    assert best_diagonal_gap() > 0.25
-
-
-@pytest.mark.slow
 def test_trained_posterior_has_the_exact_mean_and_covariance(trained):
     x = observations(50, seed=99)
     mean, covariance = exact_posterior(x)
     z = trained.sample(x, 1000).z.detach().double()
     assert (z.mean(0) - mean).square().mean().sqrt() < 0.05
     deviations = (z - z.mean(0)).flatten(0, 1)
-    # The off-diagonal entry is -0.30: a diagonal posterior misses it by seven times the tolerance.
+    # The off-diagonal entry is -0.30: a diagonal posterior differs by seven times the tolerance.
     assert (deviations.T @ deviations / len(deviations) - covariance).abs().max() < 0.04
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [20, 10])
-def test_importance_weights_are_unbiased_for_the_evidence(trained, number):
-    # Only after training: the weights of a wild chain have no variance, and the law of large numbers comes too late.
+def test_importance_weights_with_fewer_steps_are_unbiased_for_the_evidence(trained):
+    # After training, since the weights of an untrained chain have no finite variance.
     x = observations(8, seed=98)
-    trained.use_steps(number)
+    trained.use_steps(10)
     ratio = (trained.log_weights(make_model(), x, 4000).detach().double() - exact_evidence(x)).exp()
     trained.use_steps(20)
     assert ratio.std(0).max() < 5
@@ -120,13 +108,6 @@ def test_learned_variances_scale_the_step_deviations():
     after = posterior.coefficients()
     torch.testing.assert_close(after[:, 2], 3 * before[:, 2])
     assert torch.equal(after[:, [0, 1, 3, 4]], before[:, [0, 1, 3, 4]])
-
-
-def test_every_parameter_takes_part():
-    posterior, x = diffusion_posterior(learn_schedule=True, learn_variances=True), observations(16)
-    posterior.log_weights(make_model(), x, 2).mean().backward()
-    gradients = {name: parameter.grad for name, parameter in posterior.named_parameters()}
-    assert all(gradient is not None and gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("number", [2, 3, 6])

@@ -1,0 +1,55 @@
+"""Base class of posteriors that sample by a denoising chain from a Gaussian."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ddvi_fast import ops
+from ddvi_fast.denoisers import ResidualMLP, StepView
+from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start
+from ddvi_fast.rng import Draws
+
+
+class ChainPosterior(Posterior):
+    """Base class of posteriors that draw a Gaussian start, then run `ops.sample_chain`.
+
+    A family implements `encode`, which returns an `Encoded` of the start, and `coefficients`, and has an attribute `denoiser`.
+    """
+
+    denoiser: ResidualMLP
+
+    def coefficients(self) -> Tensor:
+        """Return the table of `ops.sample_chain`, float32 [T, 5]."""
+        raise NotImplementedError
+
+    def active_denoiser(self) -> ResidualMLP | StepView:
+        """Return the network of the chain."""
+        return self.denoiser
+
+    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
+        """Draw samples as in `Posterior`; the chain accumulates the log-ratio of the path."""
+        start = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
+        chain = self._run(encoded, start, draws, return_trajectory=False)
+        return self._with_start(chain.z, chain.path, start, encoded)
+
+    def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
+        """Draw the trajectory [T + 1, K, N, D], the start first."""
+        start = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
+        return self._run(encoded, start, draws, return_trajectory=True).trajectory
+
+    def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
+        self.require_density()
+        return self._path_log_ratio(encoded, path, self.coefficients())
+
+    def _path_log_ratio(self, encoded: Encoded, path: Tensor, table: Tensor) -> Tensor:
+        """The log-ratio [K, N] of trajectories [T + 1, K, N, D] under a table of coefficients [T, 5]."""
+        along = ops.trajectory_log_ratio(path, encoded.context, self.active_denoiser(), table)
+        return along - ops.gaussian_log_prob(path[0], encoded.mean, encoded.log_var)
+
+    def _run(self, encoded: Encoded, start: Tensor, draws: Draws, return_trajectory: bool) -> ops.ChainSample:
+        options = {"draws": draws if self.has_density else None, "return_trajectory": return_trajectory}
+        return ops.sample_chain(start, encoded.context, self.active_denoiser(), self.coefficients(), **options)
+
+    def _with_start(self, z: Tensor, path: Tensor | None, start: Tensor, encoded: Encoded) -> PosteriorSample:
+        """Samples `z` with the log-ratio of the chain, `path`, plus that of the start."""
+        return PosteriorSample(z, None if path is None else path - ops.gaussian_log_prob(start, encoded.mean, encoded.log_var))
