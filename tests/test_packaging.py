@@ -65,9 +65,10 @@ def _use(wheel: Path, target: Path, code: str) -> str:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The project as it is: (source archive, wheel built from that archive)."""
+    """The project with one more kernel file: (source archive, wheel built from that archive)."""
     folder = tmp_path_factory.mktemp("plain")
     source = _copy_project(folder / "source")
+    (source / "kernels" / "packaging_probe.py").write_text("VALUE = 7\n")
     _python("setup.py", "-q", "sdist", "--dist-dir", str(folder), cwd=source)
     (archive,) = folder.glob("ddvi_fast-*.tar.gz")
     return archive, _build_wheel(archive, folder / "wheel", **NO_COMPILER)[0]
@@ -206,14 +207,10 @@ def test_no_kernels_package_of_ours_can_shadow_another() -> None:
     assert not (PROJECT / "kernels" / "__init__.py").exists()
 
 
-def test_kernels_resolve_beside_and_inside_the_package(tmp_path: Path) -> None:
-    source = _copy_project(tmp_path / "source")
-    (source / "kernels").mkdir(exist_ok=True)
-    (source / "kernels" / "packaging_probe.py").write_text("VALUE = 7\n")
-    code = "from ddvi_fast.kernels.packaging_probe import VALUE; print(VALUE)"
+def test_kernels_resolve_beside_and_inside_the_package(plain: tuple[Path, Path], tmp_path: Path) -> None:
+    source, code = plain[0].parent / "source", "from ddvi_fast.kernels.packaging_probe import VALUE; print(VALUE)"
     assert _python("-c", f"import sys; sys.path.insert(0, {str(source)!r}); {code}", cwd=tmp_path).stdout == "7\n"
-    wheel, _ = _build_wheel(source, tmp_path / "wheel", **NO_COMPILER)
-    assert _use(wheel, tmp_path / "target", code) == "7\n"
+    assert _use(plain[1], tmp_path / "target", code) == "7\n"
 
 
 def _with_extension_source(folder: Path) -> Path:
