@@ -27,12 +27,12 @@ BIAS = torch.tensor([0.2, -0.1, 0.4])
 SPREAD, SCALE = 0.4, 0.7
 CLASSES, LATENT_DIM, DATA_DIM = 3, 2, 3
 
-# The second column leans on the third value, which the first does not see: columns stay orthogonal.
+# The columns are orthogonal; the third row is zero in the first column.
 assert float(WEIGHT[:, 0] @ WEIGHT[:, 1]) == 0
 
 
 def make_model() -> LatentVariableModel:
-    """The model as the package sees it; its decoder and scale stand still."""
+    """The model with frozen decoder and scale."""
     decoder = MLP(LATENT_DIM, [], DATA_DIM)
     with torch.no_grad():
         decoder.layers[0].weight.copy_(WEIGHT)

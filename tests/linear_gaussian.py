@@ -29,7 +29,7 @@ EXACT_PRIOR = PriorGuide(blur=0.0, max_score=None)  # neither blur nor clipping 
 
 
 def make_model(dtype: torch.dtype = torch.float32, weight: tuple[tuple[float, ...], ...] = WEIGHT) -> LatentVariableModel:
-    """The model as the package sees it; its decoder and scale stand still."""
+    """The model with frozen decoder and scale."""
     decoder = MLP(LATENT_DIM, [], DATA_DIM)
     with torch.no_grad():
         decoder.layers[0].weight.copy_(torch.tensor(weight))

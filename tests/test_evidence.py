@@ -1,4 +1,4 @@
-"""Quadrature against closed forms, and its refusals."""
+"""Evidence by quadrature against closed forms, and its errors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_decoder_that_ignores_its_latent_gives_the_likelihood():
 def test_bounds_cut_the_integral():
     model = LatentVariableModel(priors.make("gaussian", dim=1), MLP(1, [4], 1, zero_output=True), likelihoods.make("bernoulli")).double()
     found = log_evidence_quadrature(model, torch.ones(1, 1, dtype=torch.float64), [(0.0, 1.0)], resolution=100)
-    # Only midpoints are this close where the integrand does not vanish at its ends.
+    # The integrand does not vanish at its ends; only midpoints are this accurate there.
     assert found.exp().item() == pytest.approx(0.5 * (norm.cdf(1) - norm.cdf(0)), abs=1e-5)
 
 

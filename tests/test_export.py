@@ -1,4 +1,4 @@
-"""An exported program gives what the posterior gives, at any batch size, where nothing but torch is installed."""
+"""Exported programs return what the posterior returns, at any batch size, with only torch installed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def exported(family) -> tuple[Posterior, torch.export.ExportedProgram]:
 @torch.no_grad()
 def test_a_program_gives_what_the_posterior_gives_at_any_batch_size(family) -> None:
     posterior, program = exported(family)
-    assert "ddvi_fast" not in program.graph_module.code  # operators of torch alone
+    assert "ddvi_fast" not in program.graph_module.code  # operators of torch only
     run = program.module()
     for rows in (1, 2, 37):
         made, expected = (
@@ -56,7 +56,7 @@ def test_seed_and_first_row_are_inputs() -> None:
     program = exported(families.diffusion)[1].module()
     x = observations(1).expand(6, -1)
     z, _ = program(x, torch.tensor([SEED, 10]))
-    assert close(program(x[2:], torch.tensor([SEED, 12]))[0], z[:, 2:]), "rows must not know their batch"
+    assert close(program(x[2:], torch.tensor([SEED, 12]))[0], z[:, 2:]), "a row does not depend on its batch"
     assert not torch.equal(program(x, torch.tensor([SEED + 1, 10]))[0], z)
     assert (z[:, 0] - z[:, 1]).abs().min() > 0
 

@@ -1,4 +1,4 @@
-"""Likelihoods against torch.distributions: densities, all pairs, moments of samples, normalisation."""
+"""Likelihoods against torch.distributions: densities, all pairs, moments of samples, normalization."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_samples(case):
     fourth = (samples - samples.mean(0)).pow(4).mean(0)
     error = ((fourth - samples.var(0).square()) / rows).sqrt()
     assert ((samples.var(0) - expected.variance).abs() < 4 * error + 1e-3 / rows).all()
-    assert torch.equal(samples[10:], likelihood.sample(output.expand(rows - 10, 3), Draws(6, 10))), "the rows decide, not the batch"
+    assert torch.equal(samples[10:], likelihood.sample(output.expand(rows - 10, 3), Draws(6, 10))), "a row does not depend on its batch"
     correlation = torch.corrcoef(samples.T) - torch.eye(3)
     assert (correlation.abs() < 4 / rows**0.5).all()
 
@@ -71,7 +71,7 @@ def test_discrete_densities_add_up_to_one(name, options, support):
 
 
 def test_grey_bernoulli():
-    """Grey data count as cross-entropy targets: linear in x between the two values that a coin can show."""
+    """Grey data are targets of the cross-entropy, which is linear in x between 0 and 1."""
     likelihood, output, x = likelihoods.make("bernoulli"), normals(4, 1), rng.uniform(Draws(1), (4, 1), 0, dtype=torch.float64)
     black, white = (likelihood.log_prob(output, torch.full_like(x, value)) for value in (0.0, 1.0))
     expected = (1 - x.squeeze(1)) * black + x.squeeze(1) * white
@@ -84,7 +84,7 @@ def test_learned_scale():
     assert not fixed.log_scale.requires_grad
     x = normals(50, 4).float()
     learned.log_prob(torch.zeros(50, 4), x).sum().backward()
-    # d/d log s of -x^2 / 2 s^2 - log s.
+    # The derivative of -x^2 / 2 s^2 - log s with respect to log s.
     assert_close(learned.log_scale.grad, (x.square() / 0.25 - 1).sum(), rtol=1e-5)
 
 

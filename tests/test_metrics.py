@@ -1,4 +1,4 @@
-"""Metrics against small cases done by hand."""
+"""Metrics against small cases computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distances between draws against closed forms of Gaussians."""
+"""Distances between samples against closed forms for Gaussians."""
 
 from __future__ import annotations
 

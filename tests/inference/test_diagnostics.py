@@ -1,4 +1,4 @@
-"""Calibration: exact posteriors pass, those too narrow, too wide, shifted or of wrong correlation do not."""
+"""Calibration: exact posteriors pass; those that are too narrow, too wide, shifted or wrongly correlated fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is minimised for one data set: the bound, and the term that covers what the bound forgives."""
+"""Objectives of `fit_posterior`: the evidence bound, its mass-covering term, timesteps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CORRELATED = MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 
 
 
 class Free(nn.Module):
-    """Mean and log-variance that look at no data."""
+    """Encoder with free mean and log-variance, without data as input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Free(nn.Module):
 
 
 class Density:
-    """A flat model over two coordinates."""
+    """A model of two correlated coordinates."""
 
     def log_joint(self, x: None, y: Tensor) -> Tensor:
         return CORRELATED.log_prob(y)
@@ -63,8 +63,8 @@ def test_the_covering_term_is_the_weighted_fit_to_ones_own_samples():
     assert abs(float(found.weights[COVERING]) - effective) < 1e-4
 
 
-def test_what_the_bound_forgives_is_covered():
-    """A mean field under a correlated density: the bound alone ends at 0.64 of the variance, a fit to the density itself at all of it."""
+def test_the_covering_term_widens_the_posterior():
+    """Mean field of a correlated density: the bound alone gives 0.64 of the variance, a forward KL all of it."""
     target = MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
     model = Model(log_joint=lambda x, z: target.log_prob(z))
     fitted = fit_posterior(model, dim=2, architecture=Architecture(family="gaussian"), training=Training(steps=600, batch_size=256, lr=0.02))

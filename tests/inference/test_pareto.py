@@ -1,4 +1,4 @@
-"""The tail's shape against known tails, another estimator, and figures of another implementation."""
+"""Shape of the tail against known distributions, another estimator, and values of another implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fitted posterior: densities against closed forms and quadrature, draws that do not depend on batching, and its folder."""
+"""The fitted posterior: densities against closed forms and quadrature, batch-independent samples, saving and loading."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SMALL = Architecture(num_steps=6, width=64, hidden=(16,), context_dim=4)
 
 
 def untrained(support: Support, shift: float = 0.4, scale: float = 0.7) -> FittedPosterior:
-    """A chain that still gives N(0, I), in coordinates that are moved and scaled."""
+    """An untrained chain, which samples N(0, I), in shifted and scaled coordinates."""
     whitening = Whitening(torch.full((support.dim,), shift), scale * torch.eye(support.dim))
     return FittedPosterior(build(SMALL, support.dim, None, 0), support, whitening, SMALL, conditional=False)
 
 
 def bent(posterior: FittedPosterior) -> FittedPosterior:
-    """The same with a chain that does something."""
+    """The same with random weights in the chain."""
     denoiser = posterior.posterior.denoiser
     with torch.no_grad():
         denoiser.last.copy_(0.15 * torch.randn(denoiser.last.shape, generator=torch.Generator().manual_seed(0)))
@@ -46,7 +46,7 @@ def conditional(**options) -> FittedPosterior:
 def test_an_untrained_chain_is_exactly_the_gaussian_it_starts_from() -> None:
     posterior = untrained(Support(constraints.positive, 1))
     z = torch.tensor([[0.2], [1.0], [3.7]])
-    for bound in ("elbo", "iwae"):  # both are tight where the chain undoes the noise exactly
+    for bound in ("elbo", "iwae"):  # both are tight if the chain inverts the noising process
         torch.testing.assert_close(posterior.log_prob(z, bound=bound, num_samples=3), LogNormal(0.4, 0.7).log_prob(z)[:, 0], rtol=0, atol=2e-4)
     draws = posterior.sample(20_000).log()
     assert abs(float(draws.mean()) - 0.4) < 4 * 0.7 / math.sqrt(20_000)
@@ -61,7 +61,7 @@ def test_the_bound_on_a_density_rises_to_one_that_integrates_to_one() -> None:
         for bound, samples in (("elbo", 64), ("iwae", 8), ("iwae", 512))
     }
     assert mass[64] < mass[8] < mass[512] < 1.01 and mass[512] > 0.97
-    # And it is the density of the draws: their mean by it is the mean of draws.
+    # It is the density of the samples: its mean is theirs.
     weights = posterior.log_prob(grid, num_samples=512).exp()
     mean = float(torch.trapezoid(weights * grid[:, 0], grid[:, 0]) / torch.trapezoid(weights, grid[:, 0]))
     draws = posterior.sample(50_000)

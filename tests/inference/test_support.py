@@ -1,4 +1,4 @@
-"""Constrained parameters: values, volumes against closed forms and Jacobians, names, and a description that JSON can hold."""
+"""Constrained parameters: values, log-determinants against closed forms and Jacobians, names, JSON description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The affine maps against Jacobians, and there and back."""
+"""Whitening maps: inverses, and log-determinants against Jacobians."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def plain() -> Whitening:
 
 
 class Row(nn.Module):
-    """Mean and log-scale that are the data themselves."""
+    """Encoder whose mean and log-scale are the data."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x

@@ -1,4 +1,4 @@
-"""KL-weight schedules; the released shapes are compared number by number in test_golden."""
+"""Schedules of the KL weight. tests/test_golden.py compares the shapes of the released code value by value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss that an objective returns when it is called, and its settings as configuration nodes."""
+"""The loss that a called objective returns, and settings of objectives as configuration nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clustering any matrix: the hinge joins the right updates, and blobs are found again."""
+"""Clustering objective: its terms, cluster assignment, and recovery of well separated groups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS, BLOBS = 5, 3
 
 
 def blobs(rows: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix [rows, 5] of three well separated groups, and which row is of which."""
+    """A matrix [rows, 5] of three well separated groups, and the groups of its rows."""
     labels = torch.arange(rows) % BLOBS
     centres = 3 * rng.normal(Draws(1), (BLOBS, COLUMNS), rng.PRIOR)
     return centres[labels] + 0.3 * rng.normal(Draws(2), (rows, COLUMNS), rng.PRIOR), labels
@@ -66,7 +66,7 @@ def fit(objective: Clustering, x: torch.Tensor, steps: int = 400) -> None:
 @pytest.mark.parametrize("latent", [False, True])
 def test_groups_of_a_matrix_are_found_again(latent):
     x, labels = blobs()
-    # Centres that nobody needs stay empty; with three for three groups some starts leave two groups in one.
+    # Unused centres stay empty. With three centres for three groups, some initial values merge two groups.
     model, prior = model_and_prior(BLOBS if latent else 9)
     kl = KLSchedule("constant")
     posterior = latent_cluster(prior) if latent else spread_out(gaussian(), x)
@@ -119,7 +119,7 @@ def test_balance_is_the_divergence_of_the_mean_responsibilities_from_equal_ones(
 
 
 def test_balance_keeps_clusters_of_like_size():
-    # A large group, and a small one that is much further away: two centres go to these, or halve what there is.
+    # A large group and a small one far away: without balance the two clusters are these groups.
     x = 0.3 * rng.normal(Draws(2), (240, COLUMNS), rng.PRIOR)
     x[:12] += 6.0
     smallest = []

@@ -91,7 +91,7 @@ def test_one_update_of_the_wake_group():
     (update,) = objective.updates(x, START, Draws(0))
     assert update.group == "wake"
     torch.testing.assert_close(update.terms().total(), objective.wake_terms(x, START, Draws(0)).total(), rtol=0, atol=0)
-    # The model stands still, so that only the posterior is trained.
+    # The model is frozen, so only the posterior is trained.
     assert {id(p) for p in objective.parameter_groups()["wake"]} == {id(p) for p in objective.posterior.parameters()}
 
 

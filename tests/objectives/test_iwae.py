@@ -17,7 +17,7 @@ from tests.linear_gaussian import EXACT_PRIOR, diffusion_posterior, gaussian_pos
 
 
 def tame_diffusion() -> Posterior:
-    """A short chain that noises little: its weights have few outliers, so that means of gradients settle."""
+    """A short chain with little noise, whose weights have few outliers, so that mean gradients converge quickly."""
     schedule = make("constant", 2, beta=0.4)
     posterior = diffusion_posterior(schedule=schedule, hidden_dim=4, parametrisation="mean", final_variance=0.4, learn_variances=True)
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_same_expectation_as_the_plain_gradient(make_posterior, kl):
     assert moving.sum() >= 4
     scores = (differences.mean(0) / error)[moving]
     assert scores.abs().max() < 4
-    # Summed over coordinates too: a bias spread thinly would not show in one of them.
+    # Summed over coordinates too, to detect a small bias in all of them.
     assert scores.square().mean() < 2
 
 

@@ -1,4 +1,4 @@
-"""Wake and sleep: which terms, which groups, which gradients, which draws."""
+"""Wake-sleep objective: terms, parameter groups, gradients, draws."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_data_come_with_latents_of_their_exact_posterior(monkeypatch):
     assert abs(float(of_data.double().mean()) - 0.75) < 4 * (0.75 * 0.25 / rows) ** 0.5
     for number in range(2):
         own = z[rows // 2 * number : rows // 2 * (number + 1)][of_data[rows // 2 * number : rows // 2 * (number + 1)]].double()
-        # Latents of the same datum share their candidates, of which about one in five carries weight.
+        # Latents of the same datum share their candidates, of which about one in five has a large weight.
         error = (covariance.diagonal() * (1 / len(own) + 5 / (2 * rows))).sqrt()
         assert ((own.mean(0) - means[number]).abs() < 4 * error).all()
         assert ((own.T.cov() - covariance).abs() < 0.1 * covariance.diagonal().max()).all()
@@ -188,7 +188,7 @@ def test_fantasies_of_two_batches_share_nothing(monkeypatch):
 def test_noise_of_the_top_is_not_that_of_another_update(monkeypatch):
     ddvi = objective(Sleep(1.0, 1.0, "squared", alternating=True, num_updates=4))
     sources = [draws for _, draws in fantasies(ddvi, observations(4), Draws(0), monkeypatch)]
-    tops = [draws.importance(1) for draws in sources]  # where `top_log_prob` draws
+    tops = [draws.importance(1) for draws in sources]  # the draws of `top_log_prob`
     assert len({*sources, *tops}) == 8
 
 

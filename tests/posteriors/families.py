@@ -1,4 +1,4 @@
-"""One small posterior of every family over three data dimensions, for the tests that all of them share."""
+"""Small posteriors of every family for three-dimensional data, for tests of all families."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def hierarchical_iaf(model: LatentVariableModel) -> Posterior:
 
 
 def hamiltonian(model: LatentVariableModel) -> Posterior:
-    # A copy: tests turn posteriors into other dtypes, and this one takes its model along.
+    # A copy, because tests convert posteriors to other dtypes and this one contains its model.
     return _flow(Hamiltonian, model, model=copy.deepcopy(model), hidden_dim=32)
 
 

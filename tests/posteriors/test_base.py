@@ -1,4 +1,4 @@
-"""What every posterior family promises."""
+"""The interface of posteriors, tested for every family."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddvi_fast.rng import Draws
 from tests.linear_gaussian import diffusion_posterior, make_model, observations
 from tests.posteriors.families import WITH_DENSITY
 
-# With a schedule that stands still: a learned one has no doubly reparametrised gradient.
+# A fixed schedule, since a learned one has no doubly reparametrised gradient.
 MAKERS = {make.__name__: partial(make, make_model()) for make in WITH_DENSITY} | {"diffusion": diffusion_posterior}
 FAMILIES = pytest.mark.parametrize("make_posterior", MAKERS.values(), ids=MAKERS)
 
@@ -60,7 +60,7 @@ def test_frozen_log_ratio_reaches_the_path_alone(make_posterior):
     path = posterior.latent_path(posterior.encode(x), 2, Draws(0)).detach().requires_grad_()
     posterior.frozen_log_ratio(x, path).sum().backward()
     assert path.grad.abs().sum() > 0
-    # What belongs to the target keeps its gradient: an auxiliary model, which sees the context, or the uncontrolled motion.
+    # Parts of the target keep their gradient: an auxiliary model and its context, or the uncontrolled motion.
     target = {
         HierarchicalIAF: ("reverse.", "context_encoder."),
         Hamiltonian: ("reverse.", "context_encoder.", "log_step_sizes"),

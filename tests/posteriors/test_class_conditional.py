@@ -22,7 +22,7 @@ FAMILIES = ["gaussian", "iaf", "diffusion"]
 
 
 def chain_of(diffusion: ClassDiffusion, label: int) -> ResidualMLP:
-    """The network of one class alone, with the weights that it has in the group."""
+    """A network with the weights of one class of the group."""
     grouped = diffusion.denoiser
     alone = ResidualMLP(grouped.latent_dim, grouped.context_dim, grouped.num_steps, grouped.hidden_dim)
     alone.load_state_dict({name: value[label] for name, value in grouped.state_dict().items()})
@@ -121,7 +121,6 @@ def test_shapes_and_gradients_to_every_parameter(name):
         assert each.z.shape == (CLASSES, samples, 5, LATENT_DIM) and each.log_ratio.shape == (CLASSES, samples, 5)
     (each.z.square().sum() + each.log_ratio.sum() + whole.log_class_probs(x)[:, 0].sum()).backward()
     missing = [key for key, parameter in whole.named_parameters() if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())]
-    # The reverse step into the last, deterministic part of a flow may see no gradient in single entries, never in a whole tensor.
     assert missing == []
 
 

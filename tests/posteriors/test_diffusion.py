@@ -1,4 +1,4 @@
-"""The diffusion posterior: its density, its refusals, and recovery of a posterior that is known."""
+"""The diffusion posterior: its density, errors, and recovery of a known posterior."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_refuses_a_number_of_steps_it_does_not_have(number):
 
 def test_the_schedule_follows_its_betas_and_the_steps_in_use():
     posterior = diffusion_posterior()
-    assert posterior.coefficients() is posterior.coefficients(), "kept: a training step asks again and again"
+    assert posterior.coefficients() is posterior.coefficients(), "the table is cached"
     posterior.betas.copy_(make("quadratic", 6).betas)
     assert torch.equal(posterior.coefficients(), make("quadratic", 6).coefficients("v"))
     posterior.use_steps(3)

@@ -1,4 +1,4 @@
-"""One test of every posterior family: shapes, gradients, bounds, recovery of a posterior that is known, saving and loading."""
+"""Tests of every posterior family: shapes, gradients, bounds, recovery of a known posterior, saving and loading."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EVERY = pytest.mark.parametrize("make", families.ALL, ids=lambda make: make.__na
 WITH_DENSITY = pytest.mark.parametrize("make", families.WITH_DENSITY, ids=lambda make: make.__name__)
 CONSTANT = KLSchedule("constant")
 
-# Steps of training, and learning rate. A diagonal Gaussian can recover a diagonal posterior alone, so it gets a model that has one.
+# Training steps and learning rate. A diagonal Gaussian can recover only a diagonal posterior, so it gets a model that has one.
 TRAINING = {"diffusion": (700, 2e-2), "planar": (500, 2e-2), "path_integral": (700, 2e-2), "hamiltonian": (300, 2e-2), "gaussian": (300, 2e-2)}
 USUAL_TRAINING = (300, 1e-2)
 WEIGHTS = {"gaussian": UNCORRELATED}
@@ -91,7 +91,7 @@ def test_gradients_reach_every_parameter(make, latent_dim):
         posterior.log_weights(model, x, 2, Draws(4)).mean().backward()
     else:
         model.log_joint(x, posterior.sample(x, 2, Draws(4)).z).mean().backward()
-    # In one dimension a masked network's inputs are all masked, so its first layer passes on its bias alone.
+    # In one dimension all inputs of a masked network are masked, so the weights of its first layer have no gradient.
     masked = {name for name, _ in posterior.named_parameters() if latent_dim == 1 and name.endswith("layers.0.weight") and "steps." in name}
     parts = {name: parameter for name, parameter in posterior.named_parameters() if name not in masked and parameter.requires_grad}
     dead = [name for name, part in parts.items() if part.grad is None or not part.grad.isfinite().all() or part.grad.abs().sum() == 0]
@@ -165,7 +165,7 @@ def test_a_doubly_reparametrised_gradient_keeps_what_belongs_to_the_target(make)
     # Both are unbiased for one gradient: they agree along the direction that it takes, parameter by parameter.
     for name, differences in zip(names, torch.tensor(along).double().T, strict=True):
         assert abs(differences.mean()) < 4 * differences.std() / 20**0.5 + 1e-6, name
-        if name.startswith("reverse."):  # in the target alone: there the two are the same
+        if name.startswith("reverse."):  # part of the target only, where both are the same
             assert differences.abs().max() < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""The order of points along a curve."""
+"""Order of points along a space-filling curve."""
 
 from __future__ import annotations
 

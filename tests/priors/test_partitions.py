@@ -1,4 +1,4 @@
-"""Class partitions: each a density, together the prior; learned centres; latents that carry their class."""
+"""Classes of priors: densities, their mixture, learned centres, latents with a one-hot class."""
 
 from __future__ import annotations
 

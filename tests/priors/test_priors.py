@@ -1,4 +1,4 @@
-"""Priors against the definitions of docs/method.md, section 5: golden moments, total mass, an independent inverse, partitions, gradients."""
+"""Priors against their definitions in docs/method.md, section 5: golden moments, total mass, independent densities, classes, gradients."""
 
 from __future__ import annotations
 
