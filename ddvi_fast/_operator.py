@@ -64,22 +64,17 @@ class Operator:
         return type(results)(like.new_empty(0) if value is None else value for value in results)
 
     def _define_backward(self, name: str, arguments: list[str], backward: Callable, gradients_of: Sequence[str]) -> None:
+        """Define the backward operator, and the autograd rule that calls it."""
         positions = [[argument.split()[1] for argument in arguments].index(each) for each in gradients_of]
-        results = range(len(self._overload._schema.returns))
-        parts = [
-            *arguments[:-1],
-            *(f"Tensor result_{i}" for i in self._saved),
-            *(f"Tensor? upstream_{i}" for i in results if i not in self._constant),
-        ]
+        upstream_names = [f"Tensor? upstream_{i}" for i in range(len(self._overload._schema.returns)) if i not in self._constant]
+        parts = [*arguments[:-1], *(f"Tensor result_{i}" for i in self._saved), *upstream_names]
 
         def fake(*inputs: Any) -> list[Tensor]:
             needed, like = inputs[-2], _first_tensor(inputs)
             return [_fake_gradient(inputs[position], like) if need else like.new_empty(0) for position, need in zip(positions, needed, strict=True)]
 
-        def compute(*inputs: Any) -> list[Tensor | None]:
-            return list(backward(*inputs))
-
-        operator = Operator(f"{name}_backward({', '.join(parts)}, bool[] needed, str backend) -> Tensor[]", compute, fake)
+        schema = f"{name}_backward({', '.join(parts)}, bool[] needed, str backend) -> Tensor[]"
+        operator = Operator(schema, lambda *inputs: list(backward(*inputs)), fake)
         operator._refuse_gradient()
 
         def differentiate(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
