@@ -27,6 +27,7 @@ from ddvi_fast import _checks
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRODUCTS = ("float32", "tf32", *NARROW)  # for one operation
 TRAINING = ("float32", *NARROW)  # for a run
+SCALED = ("fp16",)  # those whose loss is scaled
 
 _BF16_CAPABILITY = (8, 0)  # of the first GPUs with bf16 products
 

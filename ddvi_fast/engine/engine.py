@@ -19,7 +19,7 @@ from ddvi_fast.engine.non_finite import NonFinite, bad_rows, bad_terms
 from ddvi_fast.engine.optimizers import by_factor, choose
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import Objective, Progress, Terms, Update
-from ddvi_fast.precision import LossScale, products_in
+from ddvi_fast.precision import SCALED, LossScale, products_in
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
@@ -72,7 +72,7 @@ class Engine(AdamState):
         self.accumulation, self.adam = accumulation, choose(optimizer, self.device)
         self._rank, self._size = (distributed.rank(), distributed.world_size()) if exchange else (0, 1)
         self._products = products_in(precision, self.device)
-        self.loss_scale = (loss_scale or LossScale()) if precision == "fp16" else None
+        self.loss_scale = (loss_scale or LossScale()) if precision in SCALED else None
         self._alone = self._size == accumulation == 1 and self.loss_scale is None and self.adam.name == "torch" and self.watches_on_device
         capture = self._captures(capture)
         # Reading each loss back would stall a device, so there the losses are watched where they are.

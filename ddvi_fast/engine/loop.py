@@ -7,7 +7,7 @@ begins at draw `b * batch_size`. Each of several processes takes its own rows of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -84,48 +84,62 @@ def train(
     Raises:
         NonFinite: A loss or gradient is not finite; the error holds the `StepInfo` of the step as its `info`, where it is known.
     """
-    done, step = 0 if start is None else start.step, 0
+    done, first = 0 if start is None else start.step, 0
     rows = Part(distributed.rank(), distributed.world_size()).rows(batch_size)
-    one_pass = num_batches(dataset.size(), batch_size)
     for number, phase in enumerate(phases):
-        per_epoch = phase.steps_per_epoch or one_pass
-        if done >= step + phase.epochs * per_epoch:
-            step += phase.epochs * per_epoch
-            phase.objective.eval()
-            continue
-        engine = make_engine(phase.objective, phase.optimisation)
-        if done > step:
-            engine.load_state(start.adam)
-        phase.objective.train()
-        first_epoch, skipped = divmod(max(0, done - step), per_epoch)
-        step = max(step, done)
-        for epoch in range(first_epoch, phase.epochs):
-            _prepare_epoch(phase, engine, epoch)
-            batches = _batches(dataset, batch_size, seed, number, epoch, phase.steps_per_epoch)
-            for position in range(skipped if epoch == first_epoch else 0, len(batches)):
-                indices = batches[position]
-                draws = Draws(seed, step * batch_size + rows.start)
-                x = dataset.inputs(indices[rows])
-                x = x if augment is None else augment(x, draws)
-                progress = Progress(epoch + position / len(batches), phase.epochs, phase.epochs * len(batches))
-                try:
-                    terms = engine.run(x, progress, draws)
-                except NonFinite as error:
-                    error.info = StepInfo(step, number, progress, indices)
-                    raise
-                step += 1
-                for callback in callbacks:
-                    callback.step(step, phase.name, epoch + (position + 1) / len(batches), terms)
-                if position + 1 == len(batches):
-                    engine.check()
-                    for callback in callbacks:
-                        callback.epoch(step, phase.name, epoch + 1, engine)
-                for callback in callbacks:
-                    callback.after_step(step, engine)
-                if step == until:
+        following = first + phase.num_steps(num_batches(dataset.size(), batch_size))
+        if done < following:
+            engine = make_engine(phase.objective, phase.optimisation)
+            if done > first:
+                engine.load_state(start.adam)
+            phase.objective.train()
+            for info, epoch, last in _steps(phase, number, first, max(0, done - first), engine, dataset, batch_size, seed):
+                terms = _run(engine, info, dataset, rows, Draws(seed, info.step * batch_size + rows.start), augment)
+                _call(callbacks, info.step + 1, phase, epoch, terms, engine, last)
+                if info.step + 1 == until:
                     return
-        set_trainable(phase.frozen, True)
+            set_trainable(phase.frozen, True)
         phase.objective.eval()
+        first = following
+
+
+def _steps(
+    phase: Phase, number: int, first: int, done: int, engine: Engine, dataset: Dataset, batch_size: int, seed: int
+) -> Iterator[tuple[StepInfo, float, bool]]:
+    """Steps of a phase that begins at step `first` and has `done` steps behind it: step, epochs after it, whether it is the last of its epoch."""
+    first_epoch, skipped = divmod(done, phase.steps_per_epoch or num_batches(dataset.size(), batch_size))
+    step = first + done
+    for epoch in range(first_epoch, phase.epochs):
+        _prepare_epoch(phase, engine, epoch)
+        batches = _batches(dataset, batch_size, seed, number, epoch, phase.steps_per_epoch)
+        for position in range(skipped if epoch == first_epoch else 0, len(batches)):
+            progress = Progress(epoch + position / len(batches), phase.epochs, phase.epochs * len(batches))
+            yield StepInfo(step, number, progress, batches[position]), epoch + (position + 1) / len(batches), position + 1 == len(batches)
+            step += 1
+
+
+def _run(
+    engine: Engine, info: StepInfo, dataset: Dataset, rows: slice, draws: Draws, augment: Callable[[Tensor, Draws], Tensor] | None
+) -> dict[str, Tensor]:
+    """Take a step on this process's `rows` of its batch."""
+    x = dataset.inputs(info.indices[rows])
+    try:
+        return engine.run(x if augment is None else augment(x, draws), info.progress, draws)
+    except NonFinite as error:
+        error.info = info
+        raise
+
+
+def _call(callbacks: Sequence[Callback], step: int, phase: Phase, epoch: float, terms: dict[str, Tensor], engine: Engine, last: bool) -> None:
+    """Call all callbacks after a step, which may be the last of its epoch."""
+    for callback in callbacks:
+        callback.step(step, phase.name, epoch, terms)
+    if last:
+        engine.check()
+        for callback in callbacks:
+            callback.epoch(step, phase.name, round(epoch), engine)
+    for callback in callbacks:
+        callback.after_step(step, engine)
 
 
 def _prepare_epoch(phase: Phase, engine: Engine, epoch: int) -> None:

@@ -13,7 +13,7 @@ from ddvi_fast.config.schema import Config
 from ddvi_fast.engine.engine import Engine
 from ddvi_fast.engine.optimizers import choose
 from ddvi_fast.objectives import Objective
-from ddvi_fast.precision import in_force
+from ddvi_fast.precision import SCALED, in_force
 from ddvi_fast.recipes.phases import Optimisation
 
 ENGINES = ("auto", "local", "parallel", "deepspeed")
@@ -29,7 +29,7 @@ def engine_name(config: Config) -> str:
         return "deepspeed"
     if distributed.world_size() > 1:
         return "deepspeed" if importlib.util.find_spec("deepspeed") is not None else "parallel"
-    return "parallel" if config.accumulation > 1 or config.precision == "fp16" else "local"
+    return "parallel" if config.accumulation > 1 or config.precision in SCALED else "local"
 
 
 def make_engines(config: Config) -> MakeEngine:

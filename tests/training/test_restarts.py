@@ -134,8 +134,8 @@ def test_a_run_that_goes_on_from_the_choice_itself_is_the_same(tmp_path, monkeyp
     assert same(run(tmp_path / "run", *AVERAGED), expected)
 
 
-def _end(*arguments, between, **options):
-    between.finish_writing()
+def _end(phases, dataset, batch_size, seed, make_engine, callbacks, *arguments, **options):
+    callbacks[-1].finish_writing()
     raise RuntimeError("killed")
 
 
