@@ -106,12 +106,12 @@ class Objective(nn.Module):
     Call it to get the loss of a batch. Objectives that train several parameter groups in turn are used through `updates`, as the trainer
     does:
 
-    .. code-block:: python
-
-        for update in objective.updates(x, progress, draws):
-            optimizers[update.group].zero_grad()
-            update.terms().total().backward()
-            optimizers[update.group].step()
+    ```python
+    for update in objective.updates(x, progress, draws):
+        optimizers[update.group].zero_grad()
+        update.terms().total().backward()
+        optimizers[update.group].step()
+    ```
 
     A subclass with one update per batch implements `terms`. One with several overrides `updates` and `parameter_groups`.
     """

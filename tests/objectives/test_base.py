@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
-from ddvi_fast import InputError
+from ddvi_fast import InputError, likelihoods
+from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives import ELBO, IWAE, WAE, Adversarial, KLSchedule, PriorGuide, Progress, Sleep, WakeSleep
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.annealing import KINDS
 from ddvi_fast.objectives.base import END_OF_TRAINING
 from ddvi_fast.objectives.semisupervised import ClassWeights
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import diffusion_posterior, gaussian_posterior, make_model, observations
 
@@ -55,6 +58,20 @@ def test_alternating_updates_are_refused():
     objective = WakeSleep(ELBO(make_model(), diffusion_posterior()), Sleep(alternating=True))
     with pytest.raises(InputError, match=r"^objective: expected parameter groups that do not overlap, got wake, sleep [^\n]*updates[^\n]*$"):
         objective(observations(3))
+
+
+def test_a_prior_of_ones_own_needs_no_blur_unless_it_is_annealed():
+    class Laplace(Prior):
+        dim = 2
+
+        def _log_prob(self, z, labels):
+            return -z.abs().sum(-1) - 2 * math.log(2)
+
+    model = LatentVariableModel(Laplace(), make_model().decoder, likelihoods.make("gaussian"))
+    objective = ELBO(model, gaussian_posterior())
+    assert objective(observations(3)).isfinite()
+    with pytest.raises(InputError, match=r"^prior: expected one that can be blurred, got a Laplace prior [^\n]*PriorGuide\(blur=0\)[^\n]*$"):
+        objective(observations(3), Progress(0, 10))
 
 
 @pytest.mark.parametrize("settings", [Sleep, KLSchedule, PriorGuide, ClassWeights])
