@@ -14,11 +14,6 @@ from torch import Tensor
 from ddvi_fast import rng
 from ddvi_fast.rng import Draws
 
-# Nothing, a single row, primes, one below and one above a block.
-AWKWARD_ROWS = (0, 1, 3, 41, 127, 129)
-AWKWARD_LATENT_DIMS = (1, 2, 3, 5, 17, 64)
-AWKWARD_CONTEXT_DIMS = (0, 1, 7)
-
 _SHOWN = 3
 
 
