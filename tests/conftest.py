@@ -124,6 +124,13 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.fixture
+def forked_generator() -> Iterator[None]:
+    """Restores torch's global generator after a test that makes layers with torch's own initialization."""
+    with torch.random.fork_rng():
+        yield
+
+
+@pytest.fixture
 def validation() -> Iterator[None]:
     """The first torch.compile of a process turns off the checks of torch.distributions."""
     before = torch.distributions.Distribution._validate_args

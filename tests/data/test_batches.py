@@ -10,12 +10,7 @@ import torch
 from ddvi_fast import rng
 from ddvi_fast.data import epoch_batches, epoch_order, num_batches
 
-
-@pytest.fixture(autouse=True)
-def forked_generator():
-    """Layers are made with torch's own initialisation here; its generator is put back afterwards."""
-    with torch.random.fork_rng():
-        yield
+pytestmark = pytest.mark.usefixtures("forked_generator")
 
 
 @pytest.mark.parametrize("size, batch_size", [(1, 1), (7, 3), (128, 128), (1000, 33)])

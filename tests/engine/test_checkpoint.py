@@ -16,12 +16,7 @@ from torch import nn
 from ddvi_fast import InputError
 from ddvi_fast.engine import checkpoint
 
-
-@pytest.fixture(autouse=True)
-def forked_generator():
-    """Layers are made with torch's own initialisation here; its generator is put back afterwards."""
-    with torch.random.fork_rng():
-        yield
+pytestmark = pytest.mark.usefixtures("forked_generator")
 
 
 OLD, NEW = {"w": torch.arange(6.0).reshape(2, 3)}, {"w": torch.ones(2, 3)}
