@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        if not hasattr(error, "place"):
+        if not hasattr(error, "info"):  # which `engine.non_finite.NonFinite` has; its module imports torch
             return _refuse(str(error))
         from ddvi_fast.distributed import speaks  # a loss is not finite in every process of a run, of which one prints
 
