@@ -75,7 +75,7 @@ def choose(
         if candidate is not None and (best is None or candidate.objective < best.objective):
             best, chosen = candidate, number
     if best is None:
-        failure.place = None  # a candidate's step is not a step of the run
+        failure.info = None  # a candidate's step is not a step of the run
         raise failure
     for number, objective in enumerate(objectives):
         terms = {"candidate": float(number), "objective": objective, "chosen": float(number == chosen)}
