@@ -15,7 +15,12 @@ import torch
 
 import ddvi_fast.genomes
 import ddvi_fast.paper  # noqa: F401 - data sets and recipes register themselves, as for the command line
-from ddvi_fast import InputError, _backend, cli
+from ddvi_fast import InputError, _backend, cli, data
+from ddvi_fast.config.compose import compose
+from ddvi_fast.config.schema import Config
+from ddvi_fast.recipes.build import build
+from ddvi_fast.recipes.phases import Experiment
+from ddvi_fast.training.run import load_dataset
 from tests import triton_interpreter
 
 # Triton reads this when it is first imported: without a GPU its interpreter runs the kernels.
@@ -128,6 +133,24 @@ def forked_generator() -> Iterator[None]:
     """Restores torch's global generator after a test that makes layers with torch's own initialization."""
     with torch.random.fork_rng():
         yield
+
+
+@pytest.fixture
+def assembled() -> Callable[..., tuple[Config, data.Dataset, Experiment]]:
+    """``assembled(*overrides)``: the configuration, data set and experiment of these settings."""
+
+    def make(*overrides: str) -> tuple[Config, data.Dataset, Experiment]:
+        config = compose([*overrides])
+        dataset = load_dataset(config)
+        return config, dataset, build(config, dataset)
+
+    return make
+
+
+@pytest.fixture
+def built(assembled: Callable[..., tuple]) -> Callable[..., Experiment]:
+    """``built(*overrides)``: the experiment of these settings."""
+    return lambda *overrides: assembled(*overrides)[2]
 
 
 @pytest.fixture
