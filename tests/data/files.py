@@ -1,4 +1,4 @@
-"""Writers of small IDX files."""
+"""Writers of small data files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import gzip
 from pathlib import Path
 
 import numpy as np
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """An IDX file of bytes, compressed where the path ends in ``.gz``."""
+    path.write_bytes(gzip.compress(encode(array)) if path.suffix == ".gz" else encode(array))
 
 
 def encode(array: np.ndarray, type_code: int = 8) -> bytes:
@@ -19,6 +24,5 @@ def write_set(folder: Path, sizes=(5, 3), dot: str = "-", gz: bool = False, firs
     for part, size in zip(("train", "t10k"), sizes, strict=True):
         images = (first + np.arange(size * 6)).reshape(size, 2, 3)
         for kind, axes, array in (("images", "idx3", images), ("labels", "idx1", np.arange(size))):
-            data = encode(array)
-            (folder / f"{part}-{kind}{dot}{axes}-ubyte{'.gz' if gz else ''}").write_bytes(gzip.compress(data) if gz else data)
+            write_idx(folder / f"{part}-{kind}{dot}{axes}-ubyte{'.gz' if gz else ''}", array)
     return folder

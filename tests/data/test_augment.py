@@ -1,7 +1,5 @@
 """Tests of random flips: their rate, and their independence of the batch."""
 
-from __future__ import annotations
-
 import math
 
 import torch

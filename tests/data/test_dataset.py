@@ -25,9 +25,8 @@ def tiny(**changes) -> Dataset:
 
 def test_inputs_are_raw_values_scaled_and_shifted():
     data = tiny(scale=0.5, shift=-1.0)
-    got = data.inputs(torch.tensor([3, 0, 3]))
-    assert got.dtype == torch.float32
-    assert got.tolist() == [[3.5, 4.0, 4.5], [-1.0, -0.5, 0.0], [3.5, 4.0, 4.5]]
+    expected = torch.tensor([[3.5, 4.0, 4.5], [-1.0, -0.5, 0.0], [3.5, 4.0, 4.5]])
+    torch.testing.assert_close(data.inputs(torch.tensor([3, 0, 3])), expected, rtol=0, atol=0)
     assert data.inputs(split="test").tolist() == [[9.0] * 3] * 2
     assert data.inputs(slice(1, 2)).tolist() == [[0.5, 1.0, 1.5]]
 
@@ -45,7 +44,7 @@ def test_range_is_seen_over_both_splits_or_given():
     assert tiny(value_range=(0.0, 255.0)).value_range == (0.0, 255.0)
 
 
-def test_inputs_may_be_asked_for_on_another_device():
+def test_inputs_can_be_moved_to_a_device():
     moved = tiny().to("cpu")
     assert moved.device.type == "cpu" and torch.equal(moved.inputs(), tiny().inputs())
 
@@ -117,15 +116,13 @@ def test_given_test_set_is_kept_apart_in_order():
 @pytest.mark.parametrize("top, dtype", [(255, torch.uint8), (256, torch.int16), (-128, torch.int8), (1 << 15, torch.int32), (1 << 31, torch.int64)])
 def test_integers_take_the_smallest_dtype_of_both_splits(top, dtype):
     data = from_arrays("sizes", [[0], [1]], test_inputs=[[top]])
-    assert data.train_inputs.dtype == data.test_inputs.dtype == dtype
-    assert data.test_inputs.item() == top
+    assert data.train_inputs.dtype == data.test_inputs.dtype == dtype and data.test_inputs.item() == top
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint16", ">i4", ">f8", "float16", "longdouble"])
 def test_numpy_dtypes_that_torch_lacks_or_computes_badly(dtype):
     values = np.array([[0], [1], [1]], dtype=dtype)
-    data = from_arrays("odd", values, test_inputs=values)
-    assert data.inputs().tolist() == [[0.0], [1.0], [1.0]]
+    assert from_arrays("odd", values, test_inputs=values).inputs().tolist() == [[0.0], [1.0], [1.0]]
 
 
 def test_arrays_are_copied_not_shared():

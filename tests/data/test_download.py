@@ -1,23 +1,20 @@
 """Tests of downloads with a substitute for torchvision: calls, files, errors."""
 
-from __future__ import annotations
-
 import builtins
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ddvi_fast.data import idx, load
+from ddvi_fast.data import load
 from tests.data.files import write_set
 
 
 @pytest.fixture(autouse=True)
-def no_system_folder(monkeypatch):
-    source = idx.SOURCES["fashion_mnist"]
-    monkeypatch.setitem(idx.SOURCES, "fashion_mnist", idx.IdxSource(source.folders, source.class_names))
+def no_system_folder(monkeypatch, fashion_system):
+    fashion_system()
     monkeypatch.delenv("DDVI_FAST_DATA", raising=False)
 
 
@@ -39,10 +36,8 @@ def torchvision(monkeypatch):
         images = np.arange(size * 32 * 32 * 3).astype(np.uint8).reshape(size, 32, 32, 3)
         return SimpleNamespace(data=images, targets=[9] * size)
 
-    module, datasets = ModuleType("torchvision"), ModuleType("torchvision.datasets")
-    datasets.MNIST, datasets.FashionMNIST, datasets.CIFAR10 = idx_class("MNIST"), idx_class("FashionMNIST"), cifar
-    module.datasets = datasets
-    monkeypatch.setitem(sys.modules, "torchvision", module)
+    datasets = SimpleNamespace(MNIST=idx_class("MNIST"), FashionMNIST=idx_class("FashionMNIST"), CIFAR10=cifar)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=datasets))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
     return SimpleNamespace(calls=calls, datasets=datasets)
 

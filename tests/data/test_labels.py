@@ -1,7 +1,5 @@
 """Tests of the selection of labelled examples: number, balance, seed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
