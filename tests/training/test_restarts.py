@@ -1,15 +1,15 @@
-"""Several starts of a run: which one goes on, how, and what comes of interruptions."""
-
-from __future__ import annotations
+"""Tests of several starts of a run: choice of the best one, continuation, interruptions."""
 
 import json
 import signal
 import time
+from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from ddvi_fast import InputError, cli, distributed
+from ddvi_fast import DDVI, cli, distributed
 from ddvi_fast.config.compose import compose
 from ddvi_fast.engine.callbacks import TermMeter
 from ddvi_fast.engine.engine import Engine
@@ -18,7 +18,6 @@ from ddvi_fast.engine.loop import train
 from ddvi_fast.engine.non_finite import NonFinite
 from ddvi_fast.engine.signals import StopRequest
 from ddvi_fast.estimator.training import configure
-from ddvi_fast.recipes.build import build
 from ddvi_fast.training import restarts, session
 from ddvi_fast.training.run import load_dataset, train_run
 from tests.engine.recording import OperationRecording
@@ -42,7 +41,12 @@ def run(folder, *more, seed=0):
 
 
 def records(folder, phase):
-    return [record for record in read_metrics(folder / "metrics.jsonl") if record["phase"] == phase]
+    """Records of a phase without their times."""
+    return [
+        {name: value for name, value in record.items() if name != "seconds"}
+        for record in read_metrics(folder / "metrics.jsonl")
+        if record["phase"] == phase
+    ]
 
 
 def same(one, other):
@@ -54,11 +58,9 @@ def bound(record):
     return sum(record[name] for name in ("reconstruction", "kl", "bound") if name in record)
 
 
-def test_a_single_start_is_the_loop_alone(tmp_path):
-    config = compose([*QUICK, "method=vae"])
-    dataset = load_dataset(config)
-    experiment = build(config, dataset)
-    train(experiment.phases, dataset, 64, 0, lambda objective, optimisation: Engine(objective, optimisation), [TermMeter()])
+def test_a_single_start_is_the_loop_alone(assembled, tmp_path):
+    _, dataset, experiment = assembled(*QUICK, "method=vae")
+    train(experiment.phases, dataset, 64, 0, Engine, [TermMeter()])
     found = final(run(tmp_path / "run", "method=vae"))
     for name, value in experiment.model.state_dict().items():
         assert torch.equal(found[f"model.{name}"], value)
@@ -92,10 +94,7 @@ def test_a_run_whose_first_start_is_the_best_is_the_run_alone(tmp_path, monkeypa
     monkeypatch.setattr(restarts, "seed_of", lambda seed, number: seed)  # of equals the first is taken
     assert same(run(tmp_path / "run", f"method={method}", *SEVERAL), expected)
     assert records(tmp_path / "run", "restarts")[0]["chosen"] == 1
-    here, there = records(tmp_path / "run", "train"), records(expected, "train")
-    for record in (*here, *there):
-        del record["seconds"]
-    assert here == there[1:]
+    assert records(tmp_path / "run", "train") == records(expected, "train")[1:]
 
 
 def test_seeds_of_candidates_are_all_different():
@@ -106,21 +105,22 @@ def test_seeds_of_candidates_are_all_different():
 AVERAGED = ["method=ddvi", "recipe.average_decay=0.9", *SEVERAL]
 
 
+def stop(monkeypatch, folder, step):
+    """Start a run that a signal stops at a step."""
+    with monkeypatch.context() as patch:
+        Interrupted(patch, step, signal.SIGTERM)
+        assert cli.main(["train", *QUICK, f"run_dir={folder}", *AVERAGED]) == cli.EXIT_STOPPED
+
+
 def test_a_run_stopped_after_the_choice_goes_on_bit_for_bit_without_another(tmp_path, monkeypatch):
     expected = run(tmp_path / "calm", *AVERAGED)
-    with monkeypatch.context() as patch:
-        Interrupted(patch, 6, signal.SIGTERM)
-        assert cli.main(["train", *QUICK, f"run_dir={tmp_path / 'run'}", *AVERAGED]) == cli.EXIT_STOPPED
+    stop(monkeypatch, tmp_path / "run", 6)
     # The choice itself is kept, so that a run that is killed need not repeat it.
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
-    with monkeypatch.context() as patch:
-        patch.setattr(restarts, "choose", None)
-        assert same(run(tmp_path / "run", *AVERAGED), expected)
+    monkeypatch.setattr(restarts, "choose", None)
+    assert same(run(tmp_path / "run", *AVERAGED), expected)
     for phase in ("restarts", "train"):
-        found, calm = records(tmp_path / "run", phase), records(expected, phase)
-        for record in (*found, *calm):
-            del record["seconds"]
-        assert found == calm
+        assert records(tmp_path / "run", phase) == records(expected, phase)
 
 
 def test_a_run_that_goes_on_from_the_choice_itself_is_the_same(tmp_path, monkeypatch):
@@ -141,70 +141,50 @@ def _end(phases, dataset, batch_size, seed, make_engine, callbacks, *arguments, 
 
 def test_a_run_stopped_before_the_choice_begins_anew(tmp_path, monkeypatch, capsys):
     expected = run(tmp_path / "calm", *AVERAGED)
-    with monkeypatch.context() as patch:
-        Interrupted(patch, 3, signal.SIGTERM)
-        assert cli.main(["train", *QUICK, f"run_dir={tmp_path / 'run'}", *AVERAGED]) == cli.EXIT_STOPPED
+    stop(monkeypatch, tmp_path / "run", 3)
     assert "stopped after step 0; the same command resumes the run" in capsys.readouterr().err
     assert same(run(tmp_path / "run", *AVERAGED), expected)
 
 
-class Spoilt:
-    """Lets candidates with these numbers fail."""
+def spoil(monkeypatch, numbers):
+    """Let candidates with these numbers fail."""
+    trained, seeds = restarts._train, [restarts.seed_of(0, number) for number in numbers]
 
-    def __init__(self, monkeypatch, numbers):
-        trained = restarts._train
-        seeds = [restarts.seed_of(0, number) for number in numbers]
+    def fail(config, *others):
+        if config.seed in seeds:
+            raise NonFinite("loss", ["kl"])
+        return trained(config, *others)
 
-        def fail(config, *others):
-            if config.seed in seeds:
-                raise NonFinite("loss", ["kl"])
-            return trained(config, *others)
-
-        monkeypatch.setattr(restarts, "_train", fail)
+    monkeypatch.setattr(restarts, "_train", fail)
 
 
 def test_a_candidate_that_is_not_finite_is_out_of_the_choice(tmp_path, monkeypatch):
-    Spoilt(monkeypatch, [0, 2])
+    spoil(monkeypatch, [0, 2])
     told = records(run(tmp_path / "run", "method=vae", *SEVERAL), "restarts")
     assert [record["objective"] is None for record in told] == [True, False, True, False]
     assert sum(record["chosen"] for record in told) == 1 == told[1]["chosen"] + told[3]["chosen"]
 
 
 def test_without_a_finite_candidate_the_run_fails(tmp_path, monkeypatch):
-    Spoilt(monkeypatch, range(4))
+    spoil(monkeypatch, range(4))
     with pytest.raises(NonFinite, match="NaN or infinity in kl"):
         run(tmp_path / "run", "method=vae", *SEVERAL)
     assert not (tmp_path / "run" / "failed-step").exists()
 
 
-def test_recorded_steps_choose_and_go_on_like_others(monkeypatch):
+def test_recorded_steps_choose_and_go_on_like_others(assembled, monkeypatch):
     monkeypatch.setattr("ddvi_fast.dense._fused_precision", lambda *_: None)  # a recording of operators has dense layers so
-    config = compose([*SMALL, *SEVERAL, "method=ddvi"])
-    dataset = load_dataset(config)
     weights, objectives = [], []
-    for options in ({}, {"capture": True, "make_recording": OperationRecording}):
-        experiment, log = build(config, dataset), Log()
-
-        def make(objective, optimisation, options=options):
-            return Engine(objective, optimisation, **options)
-
+    for make in (Engine, partial(Engine, capture=True, make_recording=OperationRecording)):
+        config, dataset, experiment = assembled(*SMALL, *SEVERAL, "method=ddvi")
+        log = Mock()
         start = restarts.choose(config, experiment, dataset, make, StopRequest(), log, lambda line: None)
         train(experiment.phases, dataset, 64, 0, make, [TermMeter()], start=start)
         weights.append(experiment.model.state_dict())
-        objectives.append(log.objectives)
+        objectives.append([call.kwargs["terms"]["objective"] for call in log.log.mock_calls])
     assert objectives[1] == pytest.approx(objectives[0], rel=2e-4) and len(set(objectives[0])) == 4
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
-
-
-class Log:
-    """Keeps what is logged of candidates."""
-
-    def __init__(self):
-        self.objectives = []
-
-    def log(self, step, *, epoch, phase, terms):
-        self.objectives.append(terms["objective"])
 
 
 def test_candidates_count_in_a_runs_time(tmp_path, monkeypatch):
@@ -238,26 +218,15 @@ def test_minutes_are_shared_with_the_candidates(monkeypatch):
         (["zero_stage=1"], r"recipe\.restarts: expected 1 with engine=deepspeed"),
     ],
 )
-def test_what_has_no_several_starts_says_so(tmp_path, overrides, message):
-    config = compose(["recipe.restarts=2", *overrides, f"run_dir={tmp_path / 'run'}"])
-    with pytest.raises(InputError, match=message):
-        train_run(config)
+def test_what_has_no_several_starts_says_so(one_line, tmp_path, overrides, message):
+    one_line(lambda: train_run(compose(["recipe.restarts=2", *overrides, f"run_dir={tmp_path / 'run'}"])), message)
 
 
-def test_several_processes_have_one_start(monkeypatch):
+def test_several_processes_have_one_start(monkeypatch, one_line):
     monkeypatch.setattr(distributed, "launched", lambda: True)
-    with (
-        pytest.raises(InputError, match=r"recipe\.restarts: expected 1 in several processes, got 2"),
-        session.processes(compose(["recipe.restarts=2"])),
-    ):
-        pass
+    one_line(session.processes(compose(["recipe.restarts=2"])).__enter__, r"recipe\.restarts: expected 1 in several processes, got 2")
 
 
-def test_an_estimator_has_one_start():
-    dataset = load_dataset(compose([]))
-    parameters = {
-        "n_clusters": None, "n_components": 2, "prior": "auto", "likelihood": "bernoulli", "hidden": (8,), "num_steps": 4, "device": "cpu",
-        "epochs": None, "batch_size": None, "learning_rate": None, "settings": ["recipe.restarts=2"],
-    }  # fmt: skip
-    with pytest.raises(InputError, match=r"settings: expected recipe\.restarts=1"):
-        configure(parameters, 0, dataset)
+def test_an_estimator_has_one_start(one_line):
+    parameters = DDVI(likelihood="bernoulli", settings=["recipe.restarts=2"]).get_params()
+    one_line(lambda: configure(parameters, 0, load_dataset(compose([]))), r"settings: expected recipe\.restarts=1")
