@@ -1,6 +1,4 @@
-"""Denoisers: layers written out by hand, groups, initial weights, errors."""
-
-from __future__ import annotations
+"""Tests of denoisers: layers written out in torch, groups, initial weights, errors."""
 
 import math
 
@@ -84,26 +82,21 @@ def test_embeddings_made_of_cosines(groups):
 
 
 @pytest.mark.parametrize("argument, value", [("latent_dim", 0), ("context_dim", -1), ("num_steps", 1), ("groups", 0), ("time_features", 0)])
-def test_bad_sizes(argument, value):
-    with pytest.raises(InputError, match=f"{argument}: expected .*at least"):
-        ResidualMLP(**({"latent_dim": 2, "context_dim": 0, "num_steps": 5} | {argument: value}))
+def test_bad_sizes(argument, value, one_line):
+    one_line(lambda: ResidualMLP(**({"latent_dim": 2, "context_dim": 0, "num_steps": 5} | {argument: value})), f"{argument}: expected .*at least")
 
 
-def test_context_must_fit():
+def test_context_must_fit(one_line):
     with pytest.raises(InputError, match="context: expected None, for a denoiser without context"):
         ResidualMLP(2, 0, 5)(torch.zeros(1, 2), torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
-    with pytest.raises(InputError, match="context: expected a tensor, got None"):
-        ResidualMLP(2, 1, 5)(torch.zeros(1, 2), None, torch.zeros(1, dtype=torch.int64))
+    one_line(lambda: ResidualMLP(2, 1, 5)(torch.zeros(1, 2), None, torch.zeros(1, dtype=torch.int64)), "context: expected a tensor, got None")
 
 
 def test_gradients_have_the_same_bits_with_several_threads():
-    denoiser, threads = ResidualMLP(2, 3, 5, draws=Draws(1)), torch.get_num_threads()
-    generator = torch.Generator().manual_seed(0)
-    y, context = torch.randn(4096, 2, generator=generator), torch.randn(4096, 3, generator=generator)
-    t = torch.randint(0, 5, (4096,), generator=generator)
+    denoiser, t = ResidualMLP(2, 3, 5, draws=Draws(1)), rng.words(Draws(2), (4096, 1), 0).squeeze(1) % 5
+    y, context = (rng.normal(Draws(3), (4096, width), 0) for width in (2, 3))
+    before = torch.get_num_threads()
     torch.set_num_threads(4)
-    try:
-        runs = [torch.autograd.grad(denoiser(y, context, t).square().sum(), denoiser.embedding)[0] for _ in range(10)]
-    finally:
-        torch.set_num_threads(threads)
+    runs = [torch.autograd.grad(denoiser(y, context, t).square().sum(), denoiser.embedding)[0] for _ in range(10)]
+    torch.set_num_threads(before)
     assert all(torch.equal(run, runs[0]) for run in runs)

@@ -1,11 +1,11 @@
-"""Encoders and decoders: outputs, initial weights, dropout, batch normalization."""
+"""Tests of encoders and decoders: outputs, initial weights, dropout, batch normalization."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from ddvi_fast import InputError, networks, rng
+from ddvi_fast import networks, rng
 from ddvi_fast.networks import MLP, ConvDecoder, ConvEncoder, SigmoidVariances
 from ddvi_fast.rng import Draws
 from ddvi_fast.testing import assert_close
@@ -13,19 +13,11 @@ from ddvi_fast.testing import assert_close
 
 @pytest.mark.parametrize("activation", networks.ACTIVATIONS)
 def test_layers(activation):
-    functional = {
-        "none": torch.nn.Identity(),
-        "relu": torch.nn.ReLU(),
-        "leaky_relu": torch.nn.LeakyReLU(0.2),
-        "silu": torch.nn.SiLU(),
-        "tanh": torch.nn.Tanh(),
-    }[activation]
+    nn = torch.nn
+    functional = {"none": nn.Identity(), "relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(0.2), "silu": nn.SiLU(), "tanh": nn.Tanh()}[activation]
     mlp, x = MLP(6, [8, 5], 3, activation=activation), rng.normal(Draws(1), (4, 6), 0)
-    expected = x
-    for index, layer in enumerate(mlp.layers):
-        expected = expected @ layer.weight.T + layer.bias
-        expected = functional(expected) if index < 2 else expected
-    assert_close(mlp(x), expected, rtol=1e-5, atol=1e-6)
+    first, second, third = mlp.layers
+    assert_close(mlp(x), nn.Sequential(first, functional, second, functional, third)(x), rtol=1e-5, atol=1e-6)
 
 
 def test_shapes():
@@ -62,11 +54,9 @@ def test_evaluation_drops_nothing():
     assert torch.equal(mlp(x, Draws(1)), mlp(x, Draws(1)))
 
 
-def test_bad_input():
-    with pytest.raises(InputError, match=r"activation.*did you mean relu"):
-        MLP(6, [8], 3, activation="rulu")
-    with pytest.raises(InputError, match=r"dropout: expected a rate in \[0, 1\), got 1"):
-        MLP(6, [8], 3, dropout=1)
+def test_bad_input(one_line):
+    one_line(lambda: MLP(6, [8], 3, activation="rulu"), r"activation.*did you mean relu")
+    one_line(lambda: MLP(6, [8], 3, dropout=1), r"dropout: expected a rate in \[0, 1\), got 1")
 
 
 def images(n: int, seed: int = 3):
