@@ -23,7 +23,7 @@ from bench.steps import GRADIENT_FLOOR, SEED, Step, images, perceptron
 from bench.weights import network_flops
 from ddvi_fast import likelihoods, models, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.objectives import Progress
+from ddvi_fast.objectives import PriorGuide, Progress
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
 from ddvi_fast.objectives.wake_sleep import Sleep, uniform_timesteps
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, PerClass
@@ -51,7 +51,8 @@ def build_objective(sizes: Sizes, rows: int, device: torch.device) -> SemiSuperv
     labels = torch.arange(sizes.classes).repeat_interleave(per_class(rows, sizes))
     known = LabelledExamples(images(len(labels), sizes.pixels, torch.device("cpu")), labels, sizes.classes)
     weights = ClassWeights(CROSS_ENTROPY, fantasies=SLEEP_CLASS, unlabelled=1.0, consistency=0.0, batch_fraction=SHARE)
-    return SemiSupervised(model, posterior, known, weights=weights, sleep=Sleep(SLEEP, SLEEP_TOP, "huber")).to(device)
+    guide = PriorGuide(blur=0.0, max_score=None)
+    return SemiSupervised(model, posterior, known, guide=guide, weights=weights, sleep=Sleep(SLEEP, SLEEP_TOP, "huber")).to(device)
 
 
 def per_class(rows: int, sizes: Sizes) -> int:
