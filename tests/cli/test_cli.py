@@ -1,12 +1,9 @@
-"""The command line: bad input ends in one line and exit code 2, and nothing is overwritten unasked."""
-
-from __future__ import annotations
+"""Tests of the command line: bad input ends in one line and exit code 2, and nothing is overwritten without being asked."""
 
 import ast
 import gzip
 import json
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +12,10 @@ import numpy as np
 import pytest
 
 from ddvi_fast import cli
+from tests.data.files import encode, write_idx
 
 SMALL = ["epochs=1", "limit=256", "progress=off", "tensorboard=false", "figures=false", "evaluation.iwae_samples=5", "evaluation.elbo_samples=5"]
-
-
-def write_idx(path, array):
-    magic = struct.pack(">HBB", 0, 8, array.ndim)
-    path.write_bytes(gzip.compress(magic + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()))
+WEIGHTS = Path("checkpoints", "final", "weights.safetensors")
 
 
 @pytest.fixture
@@ -31,8 +25,8 @@ def tiny_mnist(tmp_path):
     folder.mkdir()
     generator = np.random.default_rng(0)
     for split, count in (("train", 64), ("t10k", 32)):
-        write_idx(folder / f"{split}-images-idx3-ubyte.gz", generator.integers(0, 256, (count, 28, 28), dtype=np.uint8))
-        write_idx(folder / f"{split}-labels-idx1-ubyte.gz", generator.integers(0, 10, count, dtype=np.uint8))
+        write_idx(folder / f"{split}-images-idx3-ubyte.gz", generator.integers(0, 256, (count, 28, 28)))
+        write_idx(folder / f"{split}-labels-idx1-ubyte.gz", generator.integers(0, 10, count))
     return folder
 
 
@@ -95,22 +89,20 @@ def test_bad_input_is_one_line_and_exit_code_2(shell, tmp_path, monkeypatch, arg
     assert all(word in refusal for word in words)
 
 
-def test_files_that_are_damaged_are_named(shell, tmp_path, tiny_mnist):
-    images, labels = tiny_mnist / "train-images-idx3-ubyte.gz", tiny_mnist / "train-labels-idx1-ubyte.gz"
-    whole_images, whole_labels = images.read_bytes(), labels.read_bytes()
-    raw = gzip.decompress(whole_images)
-    damages = {
-        "truncated": (images, gzip.compress(raw[:-100])),
-        "magic": (images, gzip.compress(b"\x00\x00\x09\x03" + raw[4:])),
-        "labels": (labels, gzip.compress(gzip.decompress(whole_labels)[:4] + struct.pack(">I", 63) + gzip.decompress(whole_labels)[8:-1])),
-        "missing": (images, None),
-    }
-    for name, (path, content) in damages.items():
-        images.write_bytes(whole_images)
-        labels.write_bytes(whole_labels)
-        path.unlink() if content is None else path.write_bytes(content)
-        shell("train", "dataset=mnist", f"data_dir={tmp_path}", f"run_dir={tmp_path / 'run'}", *SMALL, code=2)
-        assert not (tmp_path / "run").exists(), name
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train-images-idx3-ubyte.gz", encode(np.zeros((64, 28, 28)))[:-100]),
+        ("train-images-idx3-ubyte.gz", encode(np.zeros((64, 28, 28)), type_code=9)),
+        ("train-images-idx3-ubyte.gz", None),
+        ("train-labels-idx1-ubyte.gz", encode(np.zeros(63))),
+    ],
+    ids=["truncated", "magic", "missing", "labels"],
+)
+def test_files_that_are_damaged_are_refused(shell, tmp_path, tiny_mnist, name, content):
+    (tiny_mnist / name).unlink() if content is None else (tiny_mnist / name).write_bytes(gzip.compress(content))
+    shell("train", "dataset=mnist", f"data_dir={tmp_path}", f"run_dir={tmp_path / 'run'}", *SMALL, code=2)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_can_be_trained_evaluated_and_is_not_overwritten(shell, tmp_path):
@@ -119,10 +111,10 @@ def test_a_run_can_be_trained_evaluated_and_is_not_overwritten(shell, tmp_path):
     assert "ELBO" in out and str(folder) in out
     first = json.loads((folder / "evaluation.json").read_text())
     assert {"evidence", "elbo", "iwae", "gap", "knn_accuracy", "latent_nll", "mmd", "elbo_released", "seconds"} <= first.keys()
-    weights = (folder / "checkpoints" / "final" / "weights.safetensors").read_bytes()
+    weights = (folder / WEIGHTS).read_bytes()
 
     assert "overwrite=true" in shell("train", f"run_dir={folder}", "seed=1", *SMALL, code=2)
-    assert (folder / "checkpoints" / "final" / "weights.safetensors").read_bytes() == weights
+    assert (folder / WEIGHTS).read_bytes() == weights
 
     assert "--overwrite" in shell("evaluate", folder, code=2)
     for arguments in ([folder, "--overwrite"], [f"run_dir={folder}", "overwrite=true"]):
@@ -132,11 +124,10 @@ def test_a_run_can_be_trained_evaluated_and_is_not_overwritten(shell, tmp_path):
 
 @pytest.mark.parametrize("method", ["vae", "iwae", "ddvi"])
 def test_the_same_command_twice_gives_the_same_weights(shell, tmp_path, method):
-    weights = []
     for name in ("first", "second"):
         shell("train", f"method={method}", f"run_dir={tmp_path / name}", *SMALL)
-        weights.append((tmp_path / name / "checkpoints" / "final" / "weights.safetensors").read_bytes())
-    assert weights[0] == weights[1]
+    first, second = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("first", "second"))
+    assert first == second
 
 
 def test_mnist_files_train(shell, tmp_path, tiny_mnist):
@@ -178,10 +169,8 @@ def test_a_reader_that_leaves_early_hears_no_complaint():
 def test_settings_are_listed_with_their_values(shell):
     head, _, listing = shell("train", "--settings", "prior=square", "epochs=7").partition("{")
     assert "# prior: gaussian, less_noisy_square, mixture, pinwheel, square, swiss_roll_noisy" in head.splitlines()
-    settings = json.loads("{" + listing)
-    assert settings["epochs"] == 7 and "chain" in settings["method"]
-    listing = shell("train", "--settings", "method=vae").partition("{")[2]
-    assert "chain" not in json.loads("{" + listing)["method"]
+    settings, without_chain = (json.loads("{" + text) for text in (listing, shell("train", "--settings", "method=vae").partition("{")[2]))
+    assert settings["epochs"] == 7 and "chain" in settings["method"] and "chain" not in without_chain["method"]
 
 
 LOADED = """
@@ -249,12 +238,12 @@ def test_help_takes_little_processor_time():
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
 
-    seconds = []
-    for _ in range(3):
+    def seconds():
         before = spent()
         subprocess.run([sys.executable, "-m", "ddvi_fast.cli", "--help"], stdout=subprocess.DEVNULL, check=True)
-        seconds.append(spent() - before)
-    assert min(seconds) < 0.3
+        return spent() - before
+
+    assert min(seconds() for _ in range(3)) < 0.3
 
 
 def test_the_command_line_alone_prints_to_standard_output():

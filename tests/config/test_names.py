@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddvi_fast import DDVI, InputError
+from ddvi_fast import DDVI
 from ddvi_fast.config import names
 
 
@@ -24,17 +24,14 @@ def test_the_listing_holds_the_names_of_the_schema() -> None:
         ("recipe=relaesed", "did you mean released"),
     ],
 )
-def test_wrong_words_are_named(override: str, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        names.check_overrides([override])
+def test_wrong_words_are_named(override: str, words: str, one_line) -> None:
+    one_line(lambda: names.check_overrides([override]), words)
 
 
-def test_free_options_are_left_to_what_takes_them() -> None:
+def test_free_options_are_left_to_what_takes_them(one_line) -> None:
     names.check_overrides(["prior.options.anything=1", "dataset.likelihood_options.scale=2"])
-    with pytest.raises(InputError, match="did you mean"):
-        names.check_overrides(["prior.optionss.noise=1"])
+    one_line(lambda: names.check_overrides(["prior.optionss.noise=1"]), "did you mean")
 
 
-def test_the_estimator_answers_the_old_name_of_a_prior() -> None:
-    with pytest.raises(InputError, match="swiss_roll is now prior=swiss_roll_noisy"):
-        DDVI(prior="swiss_roll").fit([[0.0, 1.0]] * 20)
+def test_the_estimator_answers_the_old_name_of_a_prior(one_line) -> None:
+    one_line(lambda: DDVI(prior="swiss_roll").fit([[0.0, 1.0]] * 20), "swiss_roll is now prior=swiss_roll_noisy")

@@ -1,12 +1,10 @@
 """The released code's mistakes: each changes the bound by what the formulas say, and by nothing else."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-from ddvi_fast import InputError, rng
+from ddvi_fast import rng
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.likelihoods import Bernoulli
 from ddvi_fast.models import LatentVariableModel
@@ -56,11 +54,9 @@ def test_top_against_a_standard_normal():
     torch.testing.assert_close(wrong.values["kl"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_defects_that_a_posterior_cannot_have():
-    with pytest.raises(InputError, match="log_var_twice"):
-        DefectiveELBO(make_model(), diffusion(), log_var_twice=True)
-    with pytest.raises(InputError, match="standard_normal_top"):
-        DefectiveELBO(make_model(), gaussian(), standard_normal_top=True)
+def test_defects_that_a_posterior_cannot_have(one_line):
+    one_line(lambda: DefectiveELBO(make_model(), diffusion(), log_var_twice=True), "log_var_twice")
+    one_line(lambda: DefectiveELBO(make_model(), gaussian(), standard_normal_top=True), "standard_normal_top")
 
 
 @pytest.mark.parametrize("twice", [False, True])
