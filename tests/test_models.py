@@ -1,6 +1,4 @@
-"""The joint density and fantasies of a latent-variable model."""
-
-from __future__ import annotations
+"""Tests of the joint density and fantasies of a latent-variable model."""
 
 import pytest
 import torch
@@ -38,7 +36,7 @@ def test_fantasies_follow_the_model():
     assert ((x.mean(0) - torch.tensor(BIAS)).abs() < 4 * (covariance.diagonal() / n).sqrt()).all()
 
 
-def test_fantasies_stand_at_their_draws():
+def test_fantasies_depend_on_their_draws_alone():
     model, draws = make_model(), Draws(9, 100)
     whole, part = model.simulate(7, draws), model.simulate(3, draws.advance(4))
     assert torch.equal(whole.z[4:], part.z)

@@ -1,11 +1,9 @@
-"""The released code's command line: its names, and a sample of its commands from end to end on tiny data."""
+"""Tests of the released code's command line: its names, and a sample of its commands on tiny data."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddvi_fast import InputError, cli
 from ddvi_fast.config.compose import compose
 from ddvi_fast.paper.commands import DATASETS, METHODS, PRIORS, overrides_of
+from tests.data.files import write_idx
 
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL = ("epochs=1", "limit=96", "recipe.batch_size=32", "progress=off", "tensorboard=false", "figures=false",
          "evaluation.elbo_samples=2", "evaluation.iwae_samples=2", "evaluation.limit=10", "evaluation.prior_samples=100", "prior.resolution=10",
          "dataset.encoder.hidden=[16]")  # fmt: skip
 OF_CHAINS = {"diff_vae": "recipe.prior_steps=3", "diff_vae_warmup": "recipe.prior_steps=3", "diff_vae_warmup_semi": "method.chain.num_steps=4"}
-
-
-def write_idx(path, array):
-    magic = struct.pack(">HBB", 0, 8, array.ndim)
-    path.write_bytes(gzip.compress(magic + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()))
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +88,8 @@ def test_further_overrides_win():
         (("cifar_semi", "vae", "pinwheel"), r"METHOD: expected one of the semi-supervised ones.*vae_semi"),
     ],
 )
-def test_wrong_names_say_what_was_meant(names, words):
-    with pytest.raises(InputError, match=words):
-        overrides_of(*names)
+def test_wrong_names_say_what_was_meant(one_line, names, words):
+    one_line(lambda: overrides_of(*names), words)
 
 
 # Every method, both data sets, all priors; the semi-supervised chains of many steps are the slowest.
@@ -118,16 +110,14 @@ SAMPLE = [
 
 
 @pytest.mark.parametrize("names", SAMPLE, ids="-".join)
-def test_a_sample_of_the_commands_runs(capsys, monkeypatch, tmp_path, tiny_data, names):
+def test_a_sample_of_the_commands_runs(shell, monkeypatch, tmp_path, tiny_data, names):
     monkeypatch.chdir(tmp_path)
     narrow = ["dataset.decoder.hidden=[16]"] if names[0].startswith("mnist") else []
     labels = ["dataset.labels=40"] if names[0].endswith("semi") else []
     # Quadrature decodes thousands of latents, which takes convolutions a while.
     bounds = [] if narrow else ["evaluation.evidence=false"]
     chain = [OF_CHAINS[names[1]]] if names[1] in OF_CHAINS else []
-    code = cli.main(["train", "--paper", *names, f"data_dir={tiny_data}", *SMALL, *narrow, *labels, *bounds, *chain])
-    message = capsys.readouterr().err
-    assert code == 0, message
+    shell("train", "--paper", *names, f"data_dir={tiny_data}", *SMALL, *narrow, *labels, *bounds, *chain)
     (folder,) = (tmp_path / "runs").iterdir()
     found = json.loads((folder / "evaluation.json").read_text())
     assert np.isfinite(list(found.values())).all() and {"knn_accuracy", "latent_nll", "mmd"} <= found.keys()
@@ -140,8 +130,9 @@ def test_the_sample_covers_every_name():
 
 def test_the_script_itself(tmp_path, tiny_data):
     call = [PROJECT / "run.sh", "mnist", "vae", "pinwheel", f"data_dir={tiny_data}", *SMALL, "dataset.decoder.hidden=[16]"]
-    ran = subprocess.run(call, cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=600)
+    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHON": sys.executable}, "capture_output": True, "text": True, "timeout": 600}
+    ran = subprocess.run(call, **options)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "runs" / "mnist-vae-pinwheel-seed0" / "evaluation.json").is_file()
-    ran = subprocess.run(call[:3], cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=600)
+    ran = subprocess.run(call[:3], **options)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "DATASET METHOD PRIOR" in ran.stderr

@@ -1,6 +1,4 @@
-"""A whole table in small: every cell once, none twice, the unfinished again."""
-
-from __future__ import annotations
+"""Tests of a whole table in small: every cell is run once, and only unfinished cells are run again."""
 
 import functools
 import json
@@ -8,7 +6,7 @@ import shutil
 
 import pytest
 
-from ddvi_fast import InputError, _json, cli
+from ddvi_fast import InputError, _json
 from ddvi_fast._files import locked
 from ddvi_fast.paper import reproduce
 from ddvi_fast.paper import table_spec as grid
@@ -32,21 +30,20 @@ def tiny(monkeypatch, tmp_path):
     columns, shown = {"pinwheel": Entry("pinwheel", ("prior=pinwheel",))}, ("evidence", "elbo", "latent_nll", "seconds")
     table = Table("digits", "tiny", rows, columns, shown, common=("dataset=digits",), note="A remark.")
     monkeypatch.setattr(grid, "load", lambda name: table)
-    # In this process: what is tested is which cells are run.
+    # Cells are run in this process, and recorded.
     trained = []
 
     def here(function, items, jobs):
-        for number, item in enumerate(items):
-            trained.append(item)
-            yield number, function(item)
+        trained.extend(items)
+        return enumerate(map(function, items))
 
     monkeypatch.setattr(reproduce, "in_processes", here)
     monkeypatch.chdir(tmp_path)
     return trained
 
 
-def test_a_table_is_resumed_and_never_repeated(tiny, tmp_path, capsys):
-    assert cli.main(["reproduce", "digits", "--seeds", "2", *SMALL]) == 0
+def test_a_table_is_resumed_and_never_repeated(tiny, tmp_path, shell):
+    printed = shell("reproduce", "digits", "--seeds", "2", *SMALL)
     folder = tmp_path / "runs" / "reproduce" / "digits"
     assert [(cell.row, cell.seed) for cell in tiny] == [(row, seed) for seed in (0, 1) for row in ("vae", "ddvi", "bad")]
     record = json.loads((folder / "table.json").read_text())
@@ -58,7 +55,6 @@ def test_a_table_is_resumed_and_never_repeated(tiny, tmp_path, capsys):
     text = (folder / "table.md").read_text()
     assert "| pinwheel | Gaussian |" in text and "±" in text and "Not run:" in text and "A remark." in text
     assert (folder / "table.tex").read_text().startswith("% tiny") and (folder / "latents.png").stat().st_size > 10_000
-    printed = capsys.readouterr().out
     assert all(name in printed for name in ("table.json", "table.md", "table.tex", "latents.png"))
 
     weights = {path: path.read_bytes() for path in folder.rglob("weights.safetensors")}
@@ -66,7 +62,7 @@ def test_a_table_is_resumed_and_never_repeated(tiny, tmp_path, capsys):
     (cut_short / "evaluation.json").unlink()
     shutil.rmtree(next(path for path in folder.iterdir() if path.name.startswith("vae-pinwheel-seed0")))
     tiny.clear()
-    assert cli.main(["reproduce", "digits", "--seeds", "2", *SMALL]) == 0
+    shell("reproduce", "digits", "--seeds", "2", *SMALL)
     assert [(cell.row, cell.seed) for cell in tiny] == [("vae", 0), ("bad", 0), ("ddvi", 1), ("bad", 1)]
     assert all(path.read_bytes() == content for path, content in weights.items()), "a cell run again gives the same weights"
     again = json.loads((folder / "table.json").read_text())
@@ -74,8 +70,8 @@ def test_a_table_is_resumed_and_never_repeated(tiny, tmp_path, capsys):
         assert {**before.get("figures", {}), **UNTIMED} == {**after.get("figures", {}), **UNTIMED}
 
 
-def test_a_part_of_a_table_is_a_table(tiny, tmp_path):
-    assert cli.main(["reproduce", "digits", "--seeds", "1", "--rows", "ddvi,vae", "--output", str(tmp_path / "part"), *SMALL]) == 0
+def test_a_part_of_a_table_is_a_table(tiny, tmp_path, shell):
+    shell("reproduce", "digits", "--seeds", "1", "--rows", "ddvi,vae", "--output", tmp_path / "part", *SMALL)
     record = json.loads((tmp_path / "part" / "table.json").read_text())
     assert list(record["rows"]) == ["vae", "ddvi"] == [run["row"] for run in record["runs"]]
     assert all(record["settings"][row]["pinwheel"].startswith(f"dataset=digits method={row} prior=pinwheel ") for row in record["rows"])

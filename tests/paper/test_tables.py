@@ -1,9 +1,7 @@
-"""Means, intervals and the tables made of them; the paper's own figures."""
+"""Tests of means, intervals and the tables made of them, and of the paper's own figures."""
 
-from __future__ import annotations
-
-import math
 import re
+import statistics
 
 import pytest
 
@@ -25,27 +23,22 @@ def record(**changes):
         for seed in (0, 1, 2)
     ]
     made = {
-        "title": "a title",
-        "note": "",
-        "command": "ddvi-fast reproduce x",
-        "commit": "0123456789abcdef",
-        "versions": {"torch": "2.13"},
+        "title": "a title", "note": "", "command": "ddvi-fast reproduce x", "commit": "0123456789abcdef", "versions": {"torch": "2.13"},
         "rows": {"vae": "Gaussian", "ddvi": "diffusion", "aae": "adversarial"},
         "columns": {"pinwheel": "pinwheel"},
         "figures": ["elbo", "mmd", "latent_nll", "seconds"],
         "paper": {"vae": {"pinwheel": {"latent_nll": [1.68, 0.31]}}},
         "others": ["paper", "after 200 epochs"],
         "runs": [*runs, {"row": "aae", "column": "pinwheel", "seed": 0, "failure": "no reason"}],
-    }
+    }  # fmt: skip
     return {**made, **changes}
 
 
 def test_intervals_are_students():
     # Quantile 0.975 of t with 4 degrees of freedom, from a printed table.
     values = [1.0, 2.0, 4.0, 4.0, 9.0]
-    deviation = math.sqrt(sum((value - 4) ** 2 for value in values) / 4)
     assert summarise(values).mean == 4
-    assert summarise(values).half == pytest.approx(2.776 * deviation / math.sqrt(5), rel=1e-3)
+    assert summarise(values).half == pytest.approx(2.776 * statistics.stdev(values) / 5**0.5, rel=1e-3)
     assert summarise([3.0]) == (3.0, None, 1)
 
 
@@ -109,9 +102,8 @@ def test_the_papers_figures_belong_to_cells_that_exist():
 def test_a_table_fits_the_terminal_that_shows_it(capsys, monkeypatch, columns, terminal):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("rich.console.Console.is_terminal", terminal)
-    figures = {
-        name: -12.345 for name in ("evidence", "elbo", "iwae", "gap", "knn_accuracy", "latent_nll", "mmd", "elbo_released", "seconds", "cpu_seconds")
-    }
+    names = ("evidence", "elbo", "iwae", "gap", "knn_accuracy", "latent_nll", "mmd", "elbo_released", "seconds", "cpu_seconds")
+    figures = dict.fromkeys(names, -12.345)
     print_table([("Gaussian posterior", figures), ("diffusion posterior", {**figures, "elbo": -7.5})])
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     (elbo,) = [line for line in lines if line.count("-7.500")]

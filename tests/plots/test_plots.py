@@ -16,17 +16,15 @@ from ddvi_fast import plots
 from ddvi_fast.plots import scatter, training
 
 
-def _wheel(count: int = 400, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    labels = torch.arange(count) % classes
-    generator = torch.Generator().manual_seed(count)
-    angle = 2 * torch.pi * labels / classes
-    return torch.stack((angle.cos(), angle.sin()), 1) + 0.05 * torch.randn(count, 2, generator=generator), labels
+def _wheel(count: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(count) % 10
+    noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(count))
+    return torch.view_as_real(torch.polar(torch.ones(count), 2 * torch.pi * labels / 10)) + 0.05 * noise, labels
 
 
 def _pixels(path) -> np.ndarray:
     image = imread(path)[..., :3]
-    assert image.shape[0] > 200 and image.shape[1] > 300
-    assert image.std() > 0.01
+    assert image.shape[0] > 200 and image.shape[1] > 300 and image.std() > 0.01
     return image
 
 
@@ -113,10 +111,12 @@ def test_decoded_grid_puts_tiles_row_by_row(tmp_path, shape):
     _pixels(plots.decoded_grid(tmp_path / "b.png", images, columns=4, bounds=(-2, 2), title="grid"))
 
 
-def test_decoded_grid_refuses_what_is_no_grid(tmp_path, one_line):
-    cases = ((torch.zeros(5, 4, 4), "a multiple of 2"), (torch.zeros(4, 2, 4, 4), "shape"), (torch.full((4, 2, 2), torch.nan), "finite"))
-    for images, words in cases:
-        one_line(lambda images=images: plots.decoded_grid(tmp_path / "g.png", images), words)
+@pytest.mark.parametrize(
+    "images, words",
+    [(torch.zeros(5, 4, 4), "a multiple of 2"), (torch.zeros(4, 2, 4, 4), "shape"), (torch.full((4, 2, 2), torch.nan), "finite")],
+)
+def test_decoded_grid_refuses_what_is_no_grid(tmp_path, one_line, images, words):
+    one_line(lambda: plots.decoded_grid(tmp_path / "g.png", images), words)
 
 
 def test_loss_terms_draw_phases_evaluations_and_gaps(tmp_path, one_line):
@@ -138,16 +138,11 @@ def test_smoothing_keeps_a_level_and_steps_over_gaps():
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_latents_that_are_not_flat_are_refused(tmp_path, width, one_line):
-    z, labels = torch.zeros(10, width), torch.zeros(10, dtype=torch.long)
-    flat = torch.zeros(10, 2)
-    calls = (
-        lambda: plots.latents(tmp_path / "f.png", z, labels, flat),
-        lambda: plots.latents(tmp_path / "f.png", flat, labels, z),
-        lambda: plots.comparison(tmp_path / "f.png", [("a", z, labels)]),
-        lambda: plots.trajectory(tmp_path / "f.png", z.expand(4, 10, width), labels),
-    )
-    for call in calls:
-        one_line(call, "D = 2")
+    z, flat, labels, path = torch.zeros(10, width), torch.zeros(10, 2), torch.zeros(10, dtype=torch.long), tmp_path / "f.png"
+    one_line(lambda: plots.latents(path, z, labels, flat), "D = 2")
+    one_line(lambda: plots.latents(path, flat, labels, z), "D = 2")
+    one_line(lambda: plots.comparison(path, [("a", z, labels)]), "D = 2")
+    one_line(lambda: plots.trajectory(path, z.expand(4, 10, width), labels), "D = 2")
     assert not any(tmp_path.iterdir())
 
 
@@ -158,20 +153,17 @@ def test_bad_labels_and_values_are_refused(tmp_path, one_line):
 
 
 def test_nothing_is_overwritten_unasked(tmp_path, one_line):
-    z, labels = _wheel(50)
-    plots.latents(tmp_path / "f.png", z, labels, z)
-    before = (tmp_path / "f.png").read_bytes()
-    one_line(lambda: plots.latents(tmp_path / "f.png", -z, None, z), "overwrite=True")
-    assert (tmp_path / "f.png").read_bytes() == before
-    plots.latents(tmp_path / "f.png", -z, None, z, overwrite=True)
-    assert (tmp_path / "f.png").read_bytes() != before
+    (z, labels), path = _wheel(50), tmp_path / "f.png"
+    before = plots.latents(path, z, labels, z).read_bytes()
+    one_line(lambda: plots.latents(path, -z, None, z), "overwrite=True")
+    assert path.read_bytes() == before
+    assert plots.latents(path, -z, None, z, overwrite=True).read_bytes() != before
     one_line(lambda: plots.latents(tmp_path / "f.exe", z, labels, z), r"ends in \.png")
 
 
 def test_no_points_at_all_make_an_empty_panel(tmp_path):
-    none = torch.empty(0, 2)
-    plots.latents(tmp_path / "f.png", none, torch.empty(0, dtype=torch.long), none)
-    assert (tmp_path / "f.png").stat().st_size > 1000
+    path = plots.latents(tmp_path / "f.png", torch.empty(0, 2), torch.empty(0, dtype=torch.long), torch.empty(0, 2))
+    assert path.stat().st_size > 1000
 
 
 def test_matplotlib_is_left_alone(tmp_path):
@@ -180,7 +172,7 @@ def test_matplotlib_is_left_alone(tmp_path):
     plots.latents(tmp_path / "f.svg", z, labels, z)
     assert dict(matplotlib.rcParams) == before
     code = (
-        "import sys, torch; from pathlib import Path; import ddvi_fast.plots as f; assert 'matplotlib' not in sys.modules; "
+        "import sys, torch, ddvi_fast.plots as f; assert 'matplotlib' not in sys.modules; "
         "f.comparison(sys.argv[1], [('a', torch.rand(9, 2), None)]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "g.png")], check=True)
@@ -188,8 +180,7 @@ def test_matplotlib_is_left_alone(tmp_path):
 
 def test_a_grid_shows_each_cell_and_says_which_were_not_run(tmp_path, one_line):
     z, labels = _wheel()
-    far = 100 * z
-    panels = {("small", "one"): (z, labels), ("small", "prior"): (z, labels), ("large", "prior"): (far, None)}
+    panels = {("small", "one"): (z, labels), ("small", "prior"): (z, labels), ("large", "prior"): (100 * z, None)}
     image = _pixels(plots.grid(tmp_path / "g.png", ["small", "large"], ["one", "prior"], panels, "all"))
     assert _shows(_half(image, 0), plots.PALETTE[3]), "a small row beside a large one keeps its own axes"
     assert _shows(_half(image, 1), plots.UNLABELLED)

@@ -37,7 +37,8 @@ def test_terms_add_up_to_the_bound(family: str, x: torch.Tensor) -> None:
     assert found.error == pytest.approx(float(weights.detach().std() / 12**0.5), abs=1e-4)
 
 
-def test_steps_add_up_to_the_path_of_every_example(x: torch.Tensor) -> None:
+def test_steps_add_up_to_the_path_of_every_example_and_the_first_sampled_step_is_shown_first(x: torch.Tensor) -> None:
+    """Densities of the first sampled step, T, are those of torch.distributions."""
     posterior = experiment("diffusion").posterior
     encoded = posterior.encode(x)
     path = posterior.latent_path(encoded, 1, Draws(5))[:, 0]
@@ -46,17 +47,11 @@ def test_steps_add_up_to_the_path_of_every_example(x: torch.Tensor) -> None:
     whole = ops.trajectory_log_ratio(path, encoded.context, posterior.denoiser, posterior.coefficients())
     torch.testing.assert_close(steps.sum(0), whole, atol=1e-4, rtol=1e-4)
 
-
-def test_the_first_step_that_is_shown_is_the_first_that_is_sampled(x: torch.Tensor) -> None:
-    """Densities of the first sampled step, T, from torch.distributions."""
-    posterior = experiment("diffusion").posterior
-    encoded = posterior.encode(x)
-    path = posterior.latent_path(encoded, 1, Draws(5))[:, 0]
     a, b, deviation, scale, beta = posterior.coefficients()[4]
     mean = a * path[0] + b * posterior.denoiser(path[0], encoded.context, torch.full((12,), 4))
     forward = torch.distributions.Normal(scale * path[1], beta.sqrt()).log_prob(path[0]).sum(1)
     reverse = torch.distributions.Normal(mean, deviation).log_prob(path[1]).sum(1)
-    torch.testing.assert_close(step_ratios(posterior, encoded.context, path)[0], forward - reverse, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(steps[0], forward - reverse, atol=1e-4, rtol=1e-4)
 
 
 def test_without_a_density_there_is_no_bound(x: torch.Tensor) -> None:
