@@ -39,16 +39,18 @@ def simulated(samples=37, variants=101, missing=0.05, seed=0) -> Genotypes:
     return Genotypes(codes)
 
 
+def _write_lines(path: Path, lines: list[str], end: str) -> None:
+    path.write_bytes("".join(line + end for line in lines).encode())
+
+
 def write_plink(data: Genotypes, base: Path, end: str = "\n") -> Path:
     """By bed-reader, then the tables anew, so that their line ends can be chosen."""
     from bed_reader import to_bed
 
     values = np.where(data.codes == 3, -127, data.codes.astype(np.int8)).astype(np.int8)
     to_bed(base.with_suffix(".bed"), values, properties={"iid": data.samples, "sid": [row[2] for row in data.variants]}, num_threads=1)
-    bim = [f"{c}\t{n}\t0\t{p}\t{a}\t{o}" for c, p, n, a, o in data.variants]
-    fam = [f"family {name} 0 0 0 -9" for name in data.samples]
-    for ending, lines in ((".bim", bim), (".fam", fam)):
-        base.with_suffix(ending).write_bytes("".join(line + end for line in lines).encode())
+    _write_lines(base.with_suffix(".bim"), [f"{c}\t{n}\t0\t{p}\t{a}\t{o}" for c, p, n, a, o in data.variants], end)
+    _write_lines(base.with_suffix(".fam"), [f"family {name} 0 0 0 -9" for name in data.samples], end)
     return base.with_suffix(".bed")
 
 
@@ -56,20 +58,14 @@ def write_eigenstrat(data: Genotypes, base: Path, end: str = "\n", packed: bool 
     geno = base.with_suffix(".geno")
     if packed:
         width = max(48, -(-len(data.samples) // 4))
-        records = bytearray(f"GENO {len(data.samples):7d} {len(data.variants):7d} 0 0".encode().ljust(width, b"\0"))
-        for column in data.codes.T:
-            row = bytearray(width)
-            for place, code in enumerate(column):
-                row[place // 4] |= int(code) << (6 - 2 * (place % 4))
-            records += row
-        geno.write_bytes(bytes(records))
+        codes = np.zeros((len(data.variants), 4 * width), np.uint8)
+        codes[:, : len(data.samples)] = data.codes.T
+        records = codes.reshape(-1, width, 4) @ np.array([64, 16, 4, 1], np.uint8)  # four codes a byte, the first in the highest bits
+        geno.write_bytes(f"GENO {len(data.samples):7d} {len(data.variants):7d} 0 0".encode().ljust(width, b"\0") + records.tobytes())
     else:
-        geno.write_bytes("".join("".join("0129"[code] for code in column) + end for column in data.codes.T).encode())
-    numbers = {"X": "23"}
-    snp = [f"{n:>20} {numbers.get(c, c)} 0.0 {p} {a} {o}" for c, p, n, a, o in data.variants]
-    ind = [f"{name:>20} U Somewhere" for name in data.samples]
-    for ending, lines in ((".snp", snp), (".ind", ind)):
-        base.with_suffix(ending).write_bytes("".join(line + end for line in lines).encode())
+        _write_lines(geno, ["".join("0129"[code] for code in column) for column in data.codes.T], end)
+    _write_lines(base.with_suffix(".snp"), [f"{n:>20} {'23' if c == 'X' else c} 0.0 {p} {a} {o}" for c, p, n, a, o in data.variants], end)
+    _write_lines(base.with_suffix(".ind"), [f"{name:>20} U Somewhere" for name in data.samples], end)
     return geno
 
 

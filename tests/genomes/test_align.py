@@ -1,7 +1,5 @@
 """Tests of the alignment of variants: swapped alleles and other strands."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

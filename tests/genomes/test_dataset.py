@@ -1,7 +1,5 @@
 """Tests of data sets of genotypes: packed batches, and components of held-out samples."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Tests of tables of labels in every format, and of samples without labels."""
 
-from __future__ import annotations
-
 import gzip
 
 import pytest

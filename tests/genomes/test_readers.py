@@ -1,8 +1,7 @@
 """Tests of the readers: equal stores from all formats, special cases against bed-reader and cyvcf2, damaged files."""
 
-from __future__ import annotations
-
 import gzip
+import sys
 
 import numpy as np
 import pytest
@@ -133,14 +132,6 @@ def test_compressed_text_of_eigenstrat(tmp_path):
     assert np.array_equal(read(tmp_path / "a.ind")[0], data.codes)
 
 
-def cut(end):
-    return lambda content: content[:end]
-
-
-def but(old, new):
-    return lambda content: content.replace(old, new)
-
-
 def text(header, *lines):
     return lambda _: "".join(part + "\n" for part in ((HEADER + GT).rstrip(), "\t".join([*COLUMNS, "FORMAT", *header]), *lines)).encode()
 
@@ -148,21 +139,21 @@ def text(header, *lines):
 LINE = "\t".join(["1", "5", ".", "A", "C", ".", ".", ".", "GT", "0/1"])
 # File, what is done to its content, and words of the message.
 DAMAGES = {
-    "bed truncated": ("a.bed", cut(-2), ["21 bytes", "19 bytes", "truncated"]),
+    "bed truncated": ("a.bed", lambda content: content[:-2], ["21 bytes", "19 bytes", "truncated"]),
     "bed longer": ("a.bed", lambda content: content + b"\0", ["21 bytes", "22 bytes"]),
     "bed magic": ("a.bed", lambda content: b"PK" + content[2:], ["PLINK 1"]),
     "bed by sample": ("a.bed", lambda content: content[:2] + b"\0" + content[3:], ["variant-major"]),
     "bim columns": ("a.bim", lambda _: b"1 rs 0\n", ["six fields"]),
-    "bim position": ("a.bim", but(b"\t100\t", b"\tabc\t"), ["variant 1", "abc"]),
+    "bim position": ("a.bim", lambda content: content.replace(b"\t100\t", b"\tabc\t"), ["variant 1", "abc"]),
     "bim empty": ("a.bim", lambda _: b"", ["at least one variant"]),
     "fam length": ("a.fam", lambda content: b"".join(content.splitlines(keepends=True)[:-3]), ["3 samples (.fam)"]),
-    "fam twice": ("a.fam", but(b"P001", b"P000"), ["P000 2 times"]),
+    "fam twice": ("a.fam", lambda content: content.replace(b"P001", b"P000"), ["P000 2 times"]),
     "fam empty": ("a.fam", lambda _: b"\n", ["at least one sample"]),
     "geno short": ("e.geno", lambda content: b"".join(content.splitlines(keepends=True)[:-1]), ["9 lines", "8"]),
     "geno long": ("e.geno", lambda content: content * 2, ["9 lines", "more"]),
     "geno narrow": ("e.geno", lambda content: content.replace(b"\n", b"", 1), ["e.geno, line 1", "6 genotypes", "12"]),
     "geno letters": ("e.geno", lambda content: b"3" + content[1:], ["e.geno, line 1", "0, 1, 2 or 9", "3"]),
-    "packed truncated": ("ep.geno", cut(-1), ["480 bytes", "479"]),
+    "packed truncated": ("ep.geno", lambda content: content[:-1], ["480 bytes", "479"]),
     "vcf text": ("t.vcf", lambda _: b"no genotypes here\n", ["a VCF or BCF file"]),
     "vcf no samples": ("t.vcf", lambda _: vcf_text([], [record(5, "A", "C")]), ["genotypes", "without samples"]),
     "vcf no calls": ("t.vcf", text("a", LINE.replace("GT", "DP").replace("0/1", "7")), ["GT", "DP"]),
@@ -170,9 +161,9 @@ DAMAGES = {
     "vcf no variants": ("t.vcf", text("a"), ["at least one variant"]),
     "vcf only several": ("t.vcf", text("a", LINE.replace("\tC\t", "\tC,G\t")), ["at least one variant", "several alternate alleles"]),
     "vcf short row": ("t.vcf", text("ab", LINE), ["damaged"]),
-    "bgzip truncated": ("v.vcf.bgz", cut(-28), ["truncated"]),
-    "bgzip cut": ("v.vcf.bgz", cut(1500), ["truncated"]),
-    "gzip cut": ("z.vcf.gz", cut(1500), []),
+    "bgzip truncated": ("v.vcf.bgz", lambda content: content[:-28], ["truncated"]),
+    "bgzip cut": ("v.vcf.bgz", lambda content: content[:1500], ["truncated"]),
+    "gzip cut": ("z.vcf.gz", lambda content: content[:1500], []),
 }
 
 
@@ -206,7 +197,7 @@ def test_missing_files_are_named(tmp_path, one_line):
 
 def test_a_library_that_is_missing_is_one_line(tmp_path, monkeypatch, one_line):
     path = write_plink(simulated(6, 9), tmp_path / "a")
-    monkeypatch.setitem(__import__("sys").modules, "bed_reader", None)
+    monkeypatch.setitem(sys.modules, "bed_reader", None)
     assert "ddvi-fast[genomes]" in one_line(lambda: plink.open_file(path))
 
 

@@ -1,6 +1,6 @@
 """Tests of simulated genomes: seed, cache and demography."""
 
-from __future__ import annotations
+import sys
 
 import numpy as np
 import pytest
@@ -69,5 +69,5 @@ def test_bad_requests_are_one_line(one_line, monkeypatch, tmp_path):
     assert "samples" in one_line(lambda: Simulation(samples=0))
     assert "seed" in one_line(lambda: Simulation(seed=-1))
     assert "min_frequency" in one_line(lambda: Simulation(min_frequency=0.5))
-    monkeypatch.setitem(__import__("sys").modules, "msprime", None)
+    monkeypatch.setitem(sys.modules, "msprime", None)
     assert "ddvi-fast[genomes]" in one_line(lambda: simulated_genomes(SMALL, tmp_path))
