@@ -49,7 +49,7 @@ def test_blocks_change_nothing(monkeypatch):
 def test_all_pairs_equal_one_by_one(name):
     outputs, likelihood = torch.linspace(-2, 2, 15, dtype=torch.float64).view(5, 3), likelihoods.make(name)
     x = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]], dtype=torch.float64)
-    one_by_one = torch.stack([torch.stack([likelihood.log_prob(output, row) for row in x]) for output in outputs])
+    one_by_one = torch.tensor([[likelihood.log_prob(output, row) for row in x] for output in outputs], dtype=torch.float64)
     # The Gaussian's scale is a float32 parameter.
     torch.testing.assert_close(likelihood.pairwise(outputs, x), one_by_one, rtol=1e-6, atol=1e-9)
 
@@ -106,12 +106,7 @@ def test_bad_input_is_named(options, message, one_line):
 )
 def test_the_priors_nodes_reach_where_data_outweigh_the_prior(prior, x, bounds):
     """Observations of z itself with noise 0.15, many deviations off the prior: a fine grid over the plane agrees."""
-
-    class Identity(torch.nn.Module):
-        def forward(self, z):
-            return z
-
-    model = LatentVariableModel(prior.double(), Identity(), likelihoods.make("gaussian", scale=0.15).double())
+    model = LatentVariableModel(prior.double(), torch.nn.Identity(), likelihoods.make("gaussian", scale=0.15).double())
     x = torch.tensor(x, dtype=torch.float64)
     grid = log_evidence_quadrature(model, x, bounds, resolution=200)
     torch.testing.assert_close(log_evidence_quadrature(model, x, resolution=300), grid, rtol=0, atol=5e-3)

@@ -1,7 +1,5 @@
 """Tests of the conversion of released weights: names and shapes (test_golden compares outputs)."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -38,9 +36,8 @@ def test_bad_states(golden, one_line):
 
 
 def test_denoisers_and_steps_are_found_inside_a_whole_model(golden):
-    step = {name.removeprefix("iaf/state/"): torch.tensor(golden[name]) for name in golden if name.startswith("iaf/state/")}
-    model = {f"model.chain.{name}": value for name, value in state(golden, "cond").items()}
-    model |= {f"flows.{number}.{name}": value for number in (0, 1) for name, value in step.items()} | {"decoder.weight": torch.zeros(1)}
+    model = {f"model.chain.{name}": value for name, value in state(golden, "cond").items()} | {"decoder.weight": torch.zeros(1)}
+    model |= {f"flows.{number}.{name}": value for number in (0, 1) for name, value in state(golden, "iaf").items()}
     found = interop.denoisers_in(model)
     assert list(found) == ["model.chain."] and found["model.chain."].num_steps == 40
     assert torch.equal(found["model.chain."].last, model["model.chain.lin_mean.weight"])
@@ -50,8 +47,7 @@ def test_denoisers_and_steps_are_found_inside_a_whole_model(golden):
 def test_an_encoder_with_two_heads_becomes_one_network(golden, one_line):
     with torch.random.fork_rng():
         body, mean, log_var = torch.nn.Linear(6, 5), torch.nn.Linear(5, 2), torch.nn.Linear(5, 2)
-    modules = {"body": body, "mean": mean, "log_var": log_var}
-    weights = {f"{name}.{part}": value for name, module in modules.items() for part, value in module.state_dict().items()}
+    weights = torch.nn.ModuleDict({"body": body, "mean": mean, "log_var": log_var}).state_dict()
     x = torch.linspace(-1, 1, 18).view(3, 6)
     hidden = torch.nn.functional.leaky_relu(body(x), 0.2)
     torch.testing.assert_close(interop.mlp_from_ddvi(weights)(x), torch.cat((mean(hidden), log_var(hidden)), 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -23,18 +22,9 @@ class Encoder(nn.Module):
         self.register_buffer("scratch", torch.zeros(3), persistent=False)
 
 
-def seeded(module: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return module
-
-
 @pytest.fixture
-def model():
-    with torch.random.fork_rng():
-        return seeded(Encoder())
+def model(forked_generator):
+    return Encoder()
 
 
 def same(found, expected):
@@ -89,23 +79,20 @@ def archive(path, content: bytes, storages: dict[str, bytes] | None = None):
     return path
 
 
-class _Runs:
-    def __init__(self, target) -> None:
-        self.target = target
+class _Calls:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, *call) -> None:
+        self.call = call
 
     def __reduce__(self):
-        return (open, (str(self.target), "w"))
-
-
-class _Evaluates:
-    def __reduce__(self):
-        return (eval, ("__import__('os').abort()",))
+        return (self.call[0], self.call[1:])
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_nothing_is_executed(tmp_path, protocol):
     made = tmp_path / "made"
-    content = pickle.dumps({"a": _Runs(made), "b": _Evaluates()}, protocol=protocol)
+    content = pickle.dumps({"a": _Calls(open, str(made), "w"), "b": _Calls(eval, "__import__('os').abort()")}, protocol=protocol)
     assert interop.read_checkpoint(archive(tmp_path / "bad.pt", content)) == {}
     assert not made.exists()
 
@@ -117,28 +104,17 @@ def test_a_state_cannot_replace_what_a_record_does(tmp_path):
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path, model, one_line):
-    torch.save(model.state_dict(), tmp_path / "state.pt")
-    whole = (tmp_path / "state.pt").read_bytes()
-    cases = {
-        "missing": None,
-        "cut": whole[: len(whole) // 2],
-        "text": b"not a checkpoint",
-        "legacy": _legacy(model),
-    }
-    for name, content in cases.items():
-        path = tmp_path / f"{name}.bad"
-        if content is not None:
-            path.write_bytes(content)
-        one_line(lambda path=path: interop.read_checkpoint(path), name)
-    for content in (b"", b"\x80\x02garbage", pickle.dumps({"x": 1})[:-3]):
-        bad = archive(tmp_path / "bad.pt", content)
-        one_line(lambda bad=bad: interop.read_checkpoint(bad), "plain containers")
+    torch.save(model.state_dict(), tmp_path / "whole.pt")
+    torch.save(model.state_dict(), tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:1000])
+    (tmp_path / "text.pt").write_bytes(b"not a checkpoint")
+    for name in ("missing", "cut", "text", "legacy"):
+        one_line(lambda name=name: interop.read_checkpoint(tmp_path / f"{name}.pt"), name)
 
 
-def _legacy(model: nn.Module) -> bytes:
-    stream = io.BytesIO()
-    torch.save(model.state_dict(), stream, _use_new_zipfile_serialization=False)
-    return stream.getvalue()
+@pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", pickle.dumps({"x": 1})[:-3]])
+def test_damaged_pickles_are_refused_in_one_line(tmp_path, content, one_line):
+    one_line(lambda: interop.read_checkpoint(archive(tmp_path / "bad.pt", content)), "plain containers")
 
 
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path, one_line):
