@@ -6,7 +6,10 @@ from pathlib import Path
 
 from ddvi_fast.paper.tables import COLUMNS
 
-SMALL = ["epochs=1", "limit=256", "progress=off", "tensorboard=false", "evaluation.iwae_samples=5", "evaluation.elbo_samples=5"]
+SMALL = [
+    "epochs=1", "limit=256", "progress=off", "tensorboard=false", "evaluation.iwae_samples=5", "evaluation.elbo_samples=5", "evaluation.limit=64",
+    "prior.resolution=40",
+]  # fmt: skip
 
 
 def test_demo_prints_one_table_and_leaves_an_earlier_one_alone(shell, tmp_path, monkeypatch):

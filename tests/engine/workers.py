@@ -1,8 +1,9 @@
-"""What the processes of the tests do, called as `python -m tests.engine.workers NAME SETTINGS`."""
+"""Functions that the processes of the tests run, called as `python -m tests.engine.workers NAME SETTINGS [SIZE FOLDER]`."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -186,11 +187,34 @@ def lose_a_peer(kind: str, timeout: float) -> None:
         distributed.wait_for_all()
 
 
+def fork(size: int) -> int:
+    """The rank of this process, one of `size` forks; the first process waits for them, and ends the others when one fails."""
+    waiting: dict[int, int] = {}
+    for rank in range(size):
+        if (process := os.fork()) == 0:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+            return rank
+        waiting[process] = rank
+    while waiting:
+        process, status = os.wait()
+        rank = waiting.pop(process)
+        if status != 0:
+            for other in waiting:
+                os.kill(other, signal.SIGKILL)
+            sys.exit(f"process {rank} of {size} ended with {os.waitstatus_to_exitcode(status)}")
+    sys.exit()
+
+
 def main() -> None:
-    name, settings = sys.argv[1], json.loads(sys.argv[2])
-    result = globals()[name](**settings)
+    name, settings, *forked = sys.argv[1:]
+    if forked:
+        for library in ("sklearn.datasets", "torch._dynamo", *(["deepspeed"] if "deepspeed" in settings else [])):
+            importlib.import_module(library)
+        rank = fork(int(forked[0]))
+    result = globals()[name](**json.loads(settings))
     distributed.stop()
-    print(json.dumps(result))
+    if forked:
+        Path(forked[1], str(rank)).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

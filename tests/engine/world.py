@@ -1,13 +1,14 @@
-"""Runs a function in several processes that train together, each an interpreter of its own; collects what they return."""
+"""Runs a function in several processes that train together, and collects what they return."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,32 +37,18 @@ def start(arguments: list[str], size: int, **options: Any) -> list[subprocess.Po
 
 
 def run(name: str, size: int, **settings: Any) -> list[Any]:
-    """What `tests.engine.workers.NAME(**settings)` returns in each of `size` processes."""
-    processes = start(["-m", "tests.engine.workers", name, json.dumps(settings)], size)
-    try:
-        with ThreadPoolExecutor(size) as pool:
-            ended = pool.map(lambda process: _end(process, processes), processes)
-        outputs = list(ended)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    for rank, (_, error) in enumerate(outputs):
-        assert processes[rank].returncode == 0, f"process {rank} of {size} ended with {processes[rank].returncode}:\n{error[-4000:]}"
-    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+    """What `tests.engine.workers.NAME(**settings)` returns in each of `size` processes, which are forks of one that has imported everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        (process,) = start(["-m", "tests.engine.workers", name, json.dumps(settings), str(size), folder], 1, start_new_session=True)
+        try:
+            _, error = process.communicate(timeout=LIMIT)
+        finally:
+            if process.returncode != 0:
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 0, error[-4000:]
+        return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(size)]
 
 
 def run_all(size: int, calls: dict[str, tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """Results of `run` for several calls `key: (name, settings)`, in one start of the processes, which costs more than most of the calls."""
     return [dict(zip(calls, results, strict=True)) for results in run("in_turn", size, calls=list(calls.values()))]
-
-
-def _end(process: subprocess.Popen, others: list[subprocess.Popen]) -> tuple[str, str]:
-    """What a process printed; where it failed, the others would wait for it in vain."""
-    try:
-        printed = process.communicate(timeout=LIMIT)
-    finally:
-        if process.returncode != 0:
-            for other in others:
-                other.kill()
-    return printed
