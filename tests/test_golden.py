@@ -4,8 +4,6 @@ The golden tables were computed in float32, where `1 - abar_t` near `t = 1` has 
 differences of nearly equal states (KL terms of each step) agree only relative to the states.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -40,12 +38,11 @@ class Chain:
         schedule = schedules.NoiseSchedule(self.schedule.betas.float())
         trajectory, context, table = self.value("trajectory"), self.value("context"), schedule.coefficients("eps", eta=0.0)
         weight_y0, weight_y = schedule.posterior_mean_weights()
-        differences = []
-        for step in steps:
-            y, t = trajectory[self.schedule.num_steps - 1 - step], torch.full((trajectory.shape[1],), step)
-            predicted = table[step, 0] * y + table[step, 1] * self.denoiser(y, context, t)
-            differences.append(weight_y0[step] * trajectory[-1] + weight_y[step] * y - predicted)
-        return torch.stack(differences).detach()
+        t = torch.tensor(steps).unsqueeze(1)
+        y = trajectory[self.schedule.num_steps - 1 - t.squeeze(1)]
+        predictions = self.denoiser(y, context.expand(len(t), -1, -1), t.expand(y.shape[:2]))
+        states, outputs, weight_y0, weight_y = (column[t].unsqueeze(2) for column in (table[:, 0], table[:, 1], weight_y0, weight_y))
+        return (weight_y0 * trajectory[-1] + weight_y * y - states * y - outputs * predictions).detach()
 
 
 @pytest.fixture
@@ -113,9 +110,8 @@ def test_kl_per_step(conditional):
     steps = range(1, 40)
     golden, variances = conditional.value("kl_per_step"), conditional.schedule.posterior_variances[1:].float()
     differences = conditional.differences(steps)
-    torch_normal = torch.distributions.Normal
-    scale = variances.sqrt().view(-1, 1, 1)
-    kl = torch.distributions.kl_divergence(torch_normal(differences, scale), torch_normal(torch.zeros_like(differences), scale)).sum(-1)
+    normal, scale = torch.distributions.Normal, variances.sqrt().view(-1, 1, 1)
+    kl = torch.distributions.kl_divergence(normal(differences, scale), normal(torch.zeros_like(differences), scale)).sum(-1)
     # Relative to the states the means agree to 1e-6; their differences are compared on that scale.
     states = 1e-6 * float(conditional.value("trajectory").abs().max())
     to_length = (2 * variances).sqrt().unsqueeze(1)

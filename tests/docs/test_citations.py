@@ -1,4 +1,4 @@
-"""Citations in the sources: every cited document is in the repository, and every cited section exists."""
+"""Tests of citations in the sources: every cited document is in the repository, and every cited section exists."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 METHOD = PROJECT / "docs" / "method.md"
-SOURCES = sorted(
-    path
+TEXTS = {
+    path: path.read_text(encoding="utf-8")
     for folder in ("ddvi_fast", "kernels", "csrc", "bench", "tests", "examples")
     for path in (PROJECT / folder).rglob("*")
     if path.suffix in {".py", ".h", ".hpp", ".cpp", ".cu", ".cuh", ".yaml"} and path != Path(__file__).resolve()
-)
+}
 # Documents of the repository by their path, and documents in capitals by their name: docs/method.md, README.md.
 DOCUMENT = re.compile(r"(?<![\w/.])(?:docs/[\w./-]+\.md|[A-Z][A-Z_]+\.md)\b")
 # A section of a document that is not a file: "METHOD section 3".
@@ -47,20 +47,18 @@ def test_numbers_of_formulas_are_those_of_their_section() -> None:
 
 
 def test_every_cited_section_exists() -> None:
-    cited = [(path, number) for path in SOURCES for number in cited_sections(path.read_text(encoding="utf-8"))]
+    cited = [(path, number) for path, text in TEXTS.items() for number in cited_sections(text)]
     assert len(cited) > 20
     assert not [(path, number) for path, number in cited if number not in sections()]
 
 
 def test_every_citation_of_the_method_names_a_section() -> None:
-    for path in SOURCES:
-        text = path.read_text(encoding="utf-8")
+    for path, text in TEXTS.items():
         assert text.count("docs/method.md") == len(SECTIONS.findall(text)), path
 
 
 def test_every_cited_document_is_in_the_repository() -> None:
-    for path in SOURCES:
-        text = path.read_text(encoding="utf-8")
+    for path, text in TEXTS.items():
         assert not UNNAMED.findall(text), path
         assert not [name for name in DOCUMENT.findall(text) if not (PROJECT / name).is_file()], path
 
@@ -68,7 +66,7 @@ def test_every_cited_document_is_in_the_repository() -> None:
 def test_cited_documents_are_tracked() -> None:
     if not (PROJECT / ".git").exists():
         pytest.skip("not a git checkout")
-    cited = {name for path in SOURCES for name in DOCUMENT.findall(path.read_text(encoding="utf-8"))}
+    cited = {name for text in TEXTS.values() for name in DOCUMENT.findall(text)}
     tracked = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split()
     assert cited <= set(tracked)
 

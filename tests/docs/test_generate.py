@@ -1,4 +1,4 @@
-"""Generated regions of README.md and docs: up to date, filled from known files, and read correctly."""
+"""Tests of the generated regions of README.md and docs: up to date, filled from known files, and read correctly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of the documentation: examples run, commands, links and paths exist, and the site builds without a warning."""
+"""Tests of the pages of the documentation: examples run, commands, links and paths exist, and the site builds without a warning."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ TEXTS = [*PAGES, PROJECT / "README.md", PROJECT / "CONTRIBUTING.md"]
 
 def name(path: Path) -> str:
     return path.relative_to(PROJECT).as_posix()
+
+
+def prose(page: Path) -> str:
+    """Text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if ">>>" in page.read_text(encoding="utf-8")], ids=name)
@@ -55,8 +60,7 @@ def test_the_reader_of_commands_sees_them() -> None:
 
 @pytest.mark.parametrize("page", TEXTS, ids=name)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if not target.startswith(("http://", "https://", "#", "gallery/")):  # the gallery's pictures are drawn when the site is built
             assert (page.parent / target.partition("#")[0]).exists(), target
 
@@ -82,8 +86,7 @@ def test_the_readme_is_short() -> None:
 
 def headings(page: Path) -> set[str]:
     """Anchors of a page's headings, as GitHub and MkDocs make them."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
-    plain = [re.sub(r"[`*]", "", title).strip().lower() for title in re.findall(r"^#+ (.*)$", text, re.M)]
+    plain = [re.sub(r"[`*]", "", title).strip().lower() for title in re.findall(r"^#+ (.*)$", prose(page), re.M)]
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in plain}
 
 
