@@ -1,11 +1,9 @@
-"""The scikit-learn estimator: its contract, that it recovers groups, that its bound is a bound in the units of the data, and its files."""
+"""Tests of the scikit-learn estimator: contract, recovery of groups, bound in the units of the data, files."""
 
 from __future__ import annotations
 
-import ast
 import pickle
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ddvi_fast
-from ddvi_fast import DDVI, InputError, evidence, metrics
+from ddvi_fast import DDVI, evidence, metrics
 from ddvi_fast.config.compose import compose
 from ddvi_fast.config.names import choices
 from ddvi_fast.config.schema import Config
@@ -88,13 +86,8 @@ def test_latents_are_means_of_draws_or_one_of_them(fitted):
     np.testing.assert_allclose(fitted.transform(x), draws.mean(0), rtol=1e-5, atol=1e-6)
     one = pickle.loads(pickle.dumps(fitted)).set_params(output="sample")
     np.testing.assert_allclose(one.transform(x), fitted.posterior_samples(x, 1)[0], rtol=1e-5, atol=1e-6)
-    mean = torch.from_numpy(metrics_mean(fitted, x))
-    assert float((torch.from_numpy(fitted.posterior_samples(x, 400)).mean(0) - mean).abs().max()) < 0.1
-
-
-def metrics_mean(model: DDVI, x: np.ndarray) -> np.ndarray:
-    """Posterior means by draws of their own for each row."""
-    return model.posterior_.sample(model.features_.of(x), 400).z.mean(0).detach().numpy()
+    own = fitted.posterior_.sample(fitted.features_.of(x), 400).z.mean(0).detach().numpy()  # by draws of their own for each row
+    assert np.abs(fitted.posterior_samples(x, 400).mean(0) - own).max() < 0.1
 
 
 def test_columns_that_do_not_vary_say_nothing():
@@ -121,18 +114,16 @@ def test_samples_and_decoded_latents_look_like_the_data(fitted):
     assert error.mean() < 0.1
 
 
-def test_a_saved_model_is_the_model(fitted, tmp_path):
+def test_a_saved_model_is_the_model(fitted, tmp_path, one_line):
     x, _ = blobs(30)
     path = fitted.save(tmp_path / "model")
     loaded = DDVI.load(path)
     for method in ("transform", "predict", "score_samples"):
         assert np.array_equal(getattr(loaded, method)(x), getattr(fitted, method)(x)), method
     assert loaded.get_params() == fitted.get_params() and np.array_equal(loaded.sample(3), fitted.sample(3))
-    with pytest.raises(InputError, match=r"path: expected a new folder"):
-        fitted.save(path)
+    one_line(lambda: fitted.save(path), r"path: expected a new folder")
     assert fitted.save(path, overwrite=True) == path
-    with pytest.raises(InputError):
-        DDVI.load(tmp_path)
+    one_line(lambda: DDVI.load(tmp_path))
 
 
 def test_it_works_in_a_pipeline_and_shows_a_bar(capsys):
@@ -145,8 +136,7 @@ def test_it_works_in_a_pipeline_and_shows_a_bar(capsys):
 
 def genotypes(rows: int = 80, variants: int = 60, missing: float = 0.05) -> np.ndarray:
     generator = np.random.default_rng(1)
-    frequency = np.where(np.arange(rows)[:, None] % 2, 0.2, 0.8) * np.ones(variants)
-    codes = generator.binomial(2, frequency)
+    codes = generator.binomial(2, np.where(np.arange(rows)[:, None] % 2, 0.2, 0.8), (rows, variants))
     codes[generator.random(codes.shape) < missing] = 3
     return codes
 
@@ -167,37 +157,27 @@ def test_a_packed_store_is_as_good_as_a_matrix(likelihood, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["os.system", "ddvi_fast.nowhere.Features", "ddvi_fast.data.Nothing", "ddvi_fast.data.load"])
-def test_features_of_another_class_are_refused(name, fitted, tmp_path, monkeypatch):
+def test_features_of_another_class_are_refused(name, fitted, tmp_path, monkeypatch, one_line):
     monkeypatch.setattr(features, "class_name", lambda _: name)
     path = fitted.save(tmp_path / "model")
-    with pytest.raises(InputError, match="expected features of a class of ddvi_fast, got"):
-        DDVI.load(path)
-
-
-def test_the_estimator_imports_nothing_of_genomes():
-    for path in Path(features.__file__).parent.glob("*.py"):
-        names = {getattr(node, "module", None) or alias.name for node in ast.walk(ast.parse(path.read_text()))
-                 if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}  # fmt: skip
-        assert not [name for name in names if name.startswith("ddvi_fast.genomes")], path
+    one_line(lambda: DDVI.load(path), "expected features of a class of ddvi_fast, got")
 
 
 def _elsewhere(folder):
     """A store without any variant that was fitted."""
     store = store_from_codes(genotypes(), folder / "elsewhere")
-    table = (store.path / "variants.tsv").read_text().splitlines()
-    (store.path / "variants.tsv").write_text("\n".join([table[0], *(line.replace("1\t", "7\t", 1) for line in table[1:])]) + "\n")
+    table = store.path / "variants.tsv"
+    table.write_text(re.sub("^1\t", "7\t", table.read_text(), flags=re.M))
     return type(store)(store.path)
 
 
-def test_genotypes_of_a_matrix_and_of_a_store_are_one(tmp_path):
+def test_genotypes_of_a_matrix_and_of_a_store_are_one(tmp_path, one_line):
     codes = genotypes()
     matrix, store = np.where(codes == 3, np.nan, codes.astype(float)), store_from_codes(codes, tmp_path / "store")
     one, other = DDVI(**SMALL, likelihood="binomial").fit(matrix), DDVI(**SMALL, likelihood="binomial").fit(store)
-    assert np.array_equal(one.score_samples(matrix), other.score_samples(store)) and np.array_equal(
-        one.score_samples(store), one.score_samples(matrix)
-    )
-    with pytest.raises(InputError, match="whole numbers"):
-        DDVI(**SMALL, likelihood="binomial").fit(matrix / 2)
+    scores = one.score_samples(matrix)
+    assert np.array_equal(scores, other.score_samples(store)) and np.array_equal(scores, one.score_samples(store))
+    one_line(lambda: DDVI(**SMALL, likelihood="binomial").fit(matrix / 2), "whole numbers")
 
 
 @pytest.mark.parametrize(
@@ -212,16 +192,13 @@ def test_genotypes_of_a_matrix_and_of_a_store_are_one(tmp_path):
         ({"likelihood": "binomial"}, "values from 0 to 2"),
     ],
 )
-def test_bad_parameters_are_one_line(parameters, words):
-    with pytest.raises(InputError, match=words) as error:
-        DDVI(**{**SMALL, **parameters}).fit(blobs(20)[0])
-    assert "\n" not in str(error.value)
+def test_bad_parameters_are_one_line(parameters, words, one_line):
+    one_line(lambda: DDVI(**{**SMALL, **parameters}).fit(blobs(20)[0]), words)
 
 
-def test_a_prior_without_classes_has_no_clusters():
+def test_a_prior_without_classes_has_no_clusters(one_line):
     model = DDVI(**SMALL, prior="gaussian").fit(blobs(20)[0])
-    with pytest.raises(InputError, match="prior: expected one with classes"):
-        model.predict(blobs(20)[0])
+    one_line(lambda: model.predict(blobs(20)[0]), "prior: expected one with classes")
 
 
 def test_it_is_found_at_the_top():
