@@ -1,4 +1,4 @@
-"""The public names and their arguments are listed in `public_api.txt`, so that none changes by accident.
+"""Tests of the public names and their arguments: they are those listed in `public_api.txt`, so that none changes by accident.
 
 A change that is meant: `python tests/test_api.py` writes the list anew, and CHANGELOG.md says what changed.
 """

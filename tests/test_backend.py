@@ -1,4 +1,4 @@
-"""Choice of the backend by call, by `with` block and by environment variable, and its errors."""
+"""Tests of the choice of the backend by call, by `with` block and by environment variable, and its errors."""
 
 import sys
 

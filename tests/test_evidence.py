@@ -1,4 +1,4 @@
-"""Evidence by quadrature against closed forms, and its errors."""
+"""Tests of evidence by quadrature against closed forms, and of its errors."""
 
 import math
 

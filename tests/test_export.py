@@ -1,4 +1,4 @@
-"""Exported programs return what the posterior returns, at any batch size, with only torch installed."""
+"""Tests of exported programs: they return what the posterior returns, at any batch size, with only torch installed."""
 
 from __future__ import annotations
 

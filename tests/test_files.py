@@ -1,6 +1,4 @@
-"""Files are replaced as a whole or not at all, and the cache folder follows the environment."""
-
-from __future__ import annotations
+"""Tests of files: they are replaced as a whole or not at all, and the cache folder follows the environment."""
 
 from pathlib import Path
 

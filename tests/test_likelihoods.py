@@ -1,4 +1,4 @@
-"""Likelihoods against torch.distributions: densities, all pairs, moments of samples, normalization."""
+"""Tests of likelihoods against torch.distributions: densities, all pairs, moments of samples, normalization."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The checkers of style and types have nothing to say."""
+"""Tests of style and types: ruff and mypy report nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics against small cases computed by hand."""
+"""Tests of metrics against small cases computed by hand."""
 
 import math
 from unittest.mock import Mock

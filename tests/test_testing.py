@@ -1,6 +1,4 @@
-"""Comparison helpers: errors that they must report."""
-
-from __future__ import annotations
+"""Tests of comparison helpers: errors that they must report."""
 
 import pytest
 import torch

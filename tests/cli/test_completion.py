@@ -1,4 +1,4 @@
-"""Shells complete commands, settings and choices."""
+"""Tests of shell completion: commands, settings and choices."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`ddvi-fast data` from the shell: a store, its description, and one line for what is wrong."""
-
-from __future__ import annotations
+"""Tests of `ddvi-fast data`: a store, its description, and one line for each error."""
 
 import pytest
 

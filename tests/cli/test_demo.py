@@ -1,6 +1,4 @@
-"""The demo: small, but from end to end."""
-
-from __future__ import annotations
+"""Tests of the demo with small settings."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The committed listing of setting names, and checks of names without torch."""
+"""Tests of the committed listing of setting names, and of checks of names without torch."""
 
 from __future__ import annotations
 

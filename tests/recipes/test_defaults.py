@@ -1,4 +1,4 @@
-"""One default each: an experiment put together in Python trains as the command line's does."""
+"""Tests of defaults: an experiment put together in Python trains as the command line's does."""
 
 from __future__ import annotations
 

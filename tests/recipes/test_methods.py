@@ -1,7 +1,5 @@
 """Tests of every method by its name: posterior, objective, evaluation."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,4 +1,4 @@
-"""Runs side by side: each process has one thread, whatever ran in it before."""
+"""Tests of parallel runs: each process has one thread, whatever ran in it before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Epochs that fit into minutes: all stages shortened alike, none left out."""
+"""Tests of epochs that fit into minutes: all stages are shortened alike, none is left out."""
 
 from ddvi_fast.config.compose import compose
 from ddvi_fast.engine.engine import Engine
