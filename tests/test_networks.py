@@ -63,15 +63,16 @@ def images(n: int, seed: int = 3):
     return rng.uniform(Draws(seed), (n, 3 * 32 * 32), 0).view(n, 3, 32, 32)
 
 
+def sizes(network, hidden):
+    """Shapes after each convolution, without the batch."""
+    return [(hidden := convolution(hidden)).shape[1:] for convolution in network.convolutions]
+
+
 def test_convolutions_have_the_released_sizes():
     encoder, decoder = ConvEncoder(4, [50]), ConvDecoder(2)
-    hidden = images(2)
-    sizes = [(hidden := convolution(hidden)).shape[1:] for convolution in encoder.convolutions]
-    assert sizes == [(16, 30, 30), (32, 14, 14), (64, 5, 5), (128, 1, 1)]
+    assert sizes(encoder, images(2)) == [(16, 30, 30), (32, 14, 14), (64, 5, 5), (128, 1, 1)]
+    assert sizes(decoder, torch.zeros(2, 64, 1, 1)) == [(64, 5, 5), (32, 13, 13), (16, 29, 29), (3, 32, 32)]
     assert encoder(images(2)).shape == encoder(images(2).flatten(1)).shape == (2, 4)
-    hidden = torch.zeros(2, 64, 1, 1)
-    sizes = [(hidden := convolution(hidden)).shape[1:] for convolution in decoder.convolutions]
-    assert sizes == [(64, 5, 5), (32, 13, 13), (16, 29, 29), (3, 32, 32)]
     z = rng.normal(Draws(1), (3, 5, 2), 0)
     torch.testing.assert_close(decoder(z)[1], decoder(z[1]))
     assert decoder(torch.zeros(0, 2)).shape == (0, 3072)

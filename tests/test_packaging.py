@@ -1,4 +1,4 @@
-"""What people install: the source archive and the wheel, used from another folder, with and without a C++ compiler."""
+"""Tests of what people install: the source archive and the wheel, used from another folder, with and without a C++ compiler."""
 
 from __future__ import annotations
 
@@ -57,8 +57,7 @@ def _build_wheel(source: Path, to: Path, **environment: str) -> tuple[Path, str]
 
 def _use(wheel: Path, target: Path, code: str) -> str:
     """What `code` prints where only the unpacked wheel, and nothing of the source tree, is importable as ddvi_fast."""
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)
+    shutil.unpack_archive(wheel, target, "zip")
     head = f"import sys; sys.path.insert(0, {str(target)!r}); import ddvi_fast; assert ddvi_fast.__file__.startswith({str(target)!r}); "
     return _python("-c", head + code, cwd=target.parent).stdout
 
@@ -101,7 +100,7 @@ def test_wheel_works_from_another_folder(plain: tuple[Path, Path], tmp_path: Pat
 
 
 def _clean_environment(folder: Path) -> Path:
-    """The interpreter of a new environment that sees the dependencies installed here, but nothing of the project."""
+    """The interpreter of a new environment that sees the dependencies installed here, but no file of the project."""
     venv.create(folder, with_pip=False, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     places = {Path(importlib.util.find_spec(name).origin).parents[1] for name in ("torch", "numpy", "hydra", "setuptools")}
@@ -121,10 +120,9 @@ def test_it_installs_into_a_clean_environment_whose_command_trains(plain: tuple[
     ran = subprocess.run([*command, *quick], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr
     assert "ELBO" in ran.stdout and (tmp_path / "run" / "evaluation.json").is_file()
-    where = subprocess.run(
-        [interpreter, "-c", "import ddvi_fast; print(ddvi_fast.__file__)"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert where.stdout.startswith(str(tmp_path / "environment"))
+    code = "import ddvi_fast; print(ddvi_fast.__file__)"
+    where = subprocess.run([interpreter, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+    assert where.startswith(str(tmp_path / "environment"))
 
 
 CORE = ("torch", "numpy", "scikit-learn", "safetensors")
@@ -186,8 +184,7 @@ def _environment_of(names: tuple[str, ...], folder: Path) -> tuple[Path, Path]:
 
 def test_the_core_runs_with_its_own_dependencies_alone(plain: tuple[Path, Path], tmp_path: Path) -> None:
     interpreter, site = _environment_of(CORE, tmp_path / "environment")
-    with zipfile.ZipFile(plain[1]) as archive:
-        archive.extractall(site)
+    shutil.unpack_archive(plain[1], site, "zip")
     (information,) = site.glob("ddvi_fast-*.dist-info")
     required = map(Requirement, metadata.PathDistribution(information).requires)
     assert {requirement.name for requirement in required if "extra" not in str(requirement.marker)} == set(CORE)
@@ -234,8 +231,6 @@ def test_install_succeeds_without_a_compiler_and_says_so_in_one_line(tmp_path: P
     wheel, said = _build_wheel(_with_extension_source(tmp_path), tmp_path / "wheel", **NO_COMPILER)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert "ddvi_fast/_native.so" not in names
-    assert "ddvi_fast/csrc/packaging_probe.cpp" in names
-    assert len([line for line in said.splitlines() if "compiled extension left out" in line]) == 1
-    assert "Traceback" not in said
+    assert "ddvi_fast/_native.so" not in names and "ddvi_fast/csrc/packaging_probe.cpp" in names
+    assert len([line for line in said.splitlines() if "compiled extension left out" in line]) == 1 and "Traceback" not in said
     assert "ok" in _use(wheel, tmp_path / "target", "print('ok')")

@@ -12,7 +12,7 @@ def test_each_image_is_itself_or_its_mirror_and_half_are_mirrored():
     images = torch.arange(3 * 2 * 4, dtype=torch.float32).reshape(1, 3, 2, 4).repeat(4000, 1, 1, 1)
     out = flip(images, rng.Draws(seed=2))
     same, mirrored = (out == images).flatten(1).all(1), (out == images.flip(-1)).flatten(1).all(1)
-    assert bool((same ^ mirrored).all())
+    assert (same ^ mirrored).all()
     assert abs(int(mirrored.sum()) - 2000) < 4 * math.sqrt(4000 / 4)
 
 

@@ -60,7 +60,7 @@ def test_a_clustering_run_reports_its_scores(run, method, latent):
 
 @pytest.mark.parametrize("method", CLUSTERING)
 def test_clusters_are_balanced_where_that_has_a_weight(built, finite_updates, method):
-    """None of its own; a latent cluster is balanced by q(c | x) instead, more unless told otherwise."""
+    """The term has no weight by default. Latent clusters are balanced by q(c | x) instead, with weight 20 by default."""
     for override, weight in (("null", None), ("1.5", 1.5)):
         update, *_ = finite_updates(built(f"method={method}", f"method.clustering.balance={override}").phases[0].objective)
         assert update.terms().weights.get("balance") == weight

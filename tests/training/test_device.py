@@ -92,7 +92,7 @@ def test_an_estimator_stays_on_its_device(monkeypatch):
 
 
 class Shifted:
-    """A model of one's own: a standard normal, seen with noise."""
+    """A user's model: a standard normal, observed with noise."""
 
     def log_joint(self, x, z):
         return -0.5 * ((z - x).square() + z.square()).sum(-1)

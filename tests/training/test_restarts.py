@@ -124,19 +124,18 @@ def test_a_run_stopped_after_the_choice_goes_on_bit_for_bit_without_another(tmp_
 
 
 def test_a_run_that_goes_on_from_the_choice_itself_is_the_same(tmp_path, monkeypatch):
+    def end(phases, dataset, batch_size, seed, make_engine, callbacks, *arguments, **options):
+        callbacks[-1].finish_writing()
+        raise RuntimeError("killed")
+
     expected = run(tmp_path / "calm", *AVERAGED)
     with monkeypatch.context() as patch:
-        patch.setattr(session, "train", _end)
+        patch.setattr(session, "train", end)
         with pytest.raises(RuntimeError, match="killed"):
             run(tmp_path / "run", *AVERAGED)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
     monkeypatch.setattr(restarts, "choose", None)
     assert same(run(tmp_path / "run", *AVERAGED), expected)
-
-
-def _end(phases, dataset, batch_size, seed, make_engine, callbacks, *arguments, **options):
-    callbacks[-1].finish_writing()
-    raise RuntimeError("killed")
 
 
 def test_a_run_stopped_before_the_choice_begins_anew(tmp_path, monkeypatch, capsys):
@@ -188,14 +187,12 @@ def test_recorded_steps_choose_and_go_on_like_others(assembled, monkeypatch):
 
 
 def test_candidates_count_in_a_runs_time(tmp_path, monkeypatch):
-    passed, choose = [0.0], restarts.choose
+    choose, clock = restarts.choose, time.process_time
 
     def slow(*arguments):
-        passed[0] = 5000.0
+        monkeypatch.setattr(session.time, "process_time", lambda: clock() + 5000)
         return choose(*arguments)
 
-    clock = time.process_time
-    monkeypatch.setattr(session.time, "process_time", lambda: clock() + passed[0])
     monkeypatch.setattr(restarts, "choose", slow)
     folder = run(tmp_path / "run", "method=vae", *SEVERAL)
     assert json.loads((folder / "evaluation.json").read_text())["cpu_seconds"] >= 5000
