@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks, metrics, plots
+from ddvi_fast import _checks, _files, metrics, plots
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
@@ -45,7 +45,7 @@ def run_map(config: Config) -> Result:
     result = {**scores(config, places, dataset), **took}
     labels = {} if dataset.test_labels is None else {"labels": dataset.test_labels.cpu().numpy()}
     np.savez_compressed(folder.path / LATENTS, latents=places.test.numpy(), class_names=np.array(dataset.class_names, dtype=str), **labels)
-    (folder.path / EVALUATION).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _files.write_text(folder.path / EVALUATION, json.dumps(result, indent=2) + "\n")
     pictures = []
     if config.figures and config.latent_dim == 2:
         panel = (config.method.name, places.test, dataset.test_labels)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ddvi_fast import _checks, data, distributed
+from ddvi_fast import _checks, _files, data, distributed
 from ddvi_fast._html import card
 from ddvi_fast.config.compose import from_dict
 from ddvi_fast.config.schema import Config
@@ -91,7 +91,7 @@ class Run(Session):
         metrics = {**metrics, "seconds": round(took.seconds, 1), "cpu_seconds": round(took.cpu_seconds, 1)}
         if not distributed.is_first():
             return Result(self.folder, metrics, [])
-        (self.folder.path / EVALUATION).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        _files.write_text(self.folder.path / EVALUATION, json.dumps(metrics, indent=2) + "\n")
         if (tracker := open_tracker(self.config.tracker, self.folder.path, self.folder.config)) is not None:
             tracker.summarise(metrics)
             tracker.close()
