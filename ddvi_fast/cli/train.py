@@ -19,7 +19,7 @@ from ddvi_fast.config import names
 if TYPE_CHECKING:
     from ddvi_fast.config.schema import Config
 
-EPILOG = """Settings are Hydra overrides: dataset, prior, method and recipe choose a file each, --settings lists the others of that run.
+EPILOG = """Settings are Hydra overrides: dataset, prior, method and recipe choose a file each, --settings lists the run's remaining settings.
   ddvi-fast train dataset=mnist prior=pinwheel epochs=5
   ddvi-fast train --paper mnist diff_vae_warmup pinwheel epochs=1
   ddvi-fast train --replay RUN/failed-step"""
@@ -50,7 +50,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print settings, parameters, memory and time of the run; write nothing")
     parser.add_argument("--settings", dest="list", action="store_true", help="print the settings that the run has, with their values")
     parser.add_argument("--paper", action="store_true", help="begin with DATASET METHOD PRIOR, the names of the paper's released code")
-    parser.add_argument("--replay", metavar="FOLDER", help="compute a step that was not finite again, from the folder RUN/failed-step")
+    parser.add_argument("--replay", metavar="FOLDER", help="recompute a step whose loss or gradient was not finite, from the folder RUN/failed-step")
     return parser.parse_intermixed_args(list(arguments))
 
 

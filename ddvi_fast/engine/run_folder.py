@@ -81,8 +81,8 @@ class RunFolder:
             _require_run(path)
             if resume and (path / CONFIG).exists():
                 return cls._resume(path, plain)
-            hint = "overwrite=true replaces it, resume=true continues it"
-            _checks.require(overwrite or resume, f"run folder {path}", "a new or empty folder", "one that holds another run", hint)
+            hint = "overwrite=true replaces it, another run_dir keeps it"
+            _checks.require(overwrite or resume, f"run folder {path}", "a new or empty folder", "one that holds another run or a finished one", hint)
             _remove_owned(path)
         for name in _FOLDERS:
             (path / name).mkdir(parents=True, exist_ok=True)

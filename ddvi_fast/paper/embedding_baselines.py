@@ -105,7 +105,7 @@ def _tsne(config: Config, train: np.ndarray, test: np.ndarray | None) -> list[np
 
 
 def _umap(config: Config, train: np.ndarray, test: np.ndarray | None) -> list[np.ndarray]:
-    _checks.require(importlib.util.find_spec("umap") is not None, "umap-learn", "an installed package", "none", _HINT)
+    _checks.require(importlib.util.find_spec("umap") is not None, "method", "an installed package umap-learn", "umap without it", _HINT)
     from umap import UMAP
 
     options, before, threads = config.method.map, np.random.get_state(), torch.get_num_threads()

@@ -5,6 +5,7 @@ A finished cell is never repeated, an interrupted one is started anew, and a cel
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,12 +66,14 @@ def reproduce(
         InputError: bad arguments or settings, or another call at work in the same folder.
     """
     spec = grid.part(grid.load(table), rows, columns)
+    if epochs is not None:
+        spec = dataclasses.replace(spec, note=f"{spec.note} Here every run has {epochs} epochs per stage instead.".strip())
     folder = Path("runs/reproduce" if runs is None else runs) / spec.name
     output = folder if output is None else Path(output)
     cells = grid.cells(spec, seeds, folder, overrides, epochs, max_minutes)
     with _files.locked(folder, "reproduce"):
         missing = sorted((cell for cell in cells if not cell.finished), key=lambda cell: cell.seed)  # soon a whole table of fewer seeds
-        report(f"{len(cells) - len(missing)} of {len(cells)} runs are there already")
+        report(f"{len(cells) - len(missing)} of {len(cells)} runs already finished")
         for number, _ in in_processes(run_cell, missing, jobs):
             report(_outcome(missing[number], spec))
             _write(spec, cells, max_minutes, command, output)

@@ -85,7 +85,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         "Test set, nats per example; mean and 95% interval by Student's t over " + (f"{seeds} seeds." if seeds > 1 else "one seed: no interval."),
         *_explanations(record),
-        f"`{record['command']}`, commit {str(record.get('commit'))[:10]}, torch {record['versions']['torch']}.",
+        f"`{record['command']}`, commit {(record.get('commit') or 'unknown')[:10]}, torch {record['versions']['torch']}.",
         "",
     ]
     headings, rows = _body(record, lambda text: f"**{text}**", "±")
