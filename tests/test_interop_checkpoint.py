@@ -71,11 +71,10 @@ def test_an_optimiser_state(tmp_path, model):
     assert torch.equal(found["state.0.exp_avg"], optimiser.state_dict()["state"][0]["exp_avg"])
 
 
-def archive(path, content: bytes, storages: dict[str, bytes] | None = None):
+def archive(path, content: bytes, **storages: bytes):
     with zipfile.ZipFile(path, "w") as target:
-        target.writestr("archive/data.pkl", content)
-        for key, data in (storages or {}).items():
-            target.writestr(f"archive/data/{key}", data)
+        for name, data in {"data.pkl": content, **storages}.items():
+            target.writestr(f"archive/{name}", data)
     return path
 
 
@@ -121,5 +120,5 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path, one_line):
     torch.save({"x": torch.arange(6.0)}, tmp_path / "x.pt")
     with zipfile.ZipFile(tmp_path / "x.pt") as source:
         content = source.read("x/data.pkl")
-    small = archive(tmp_path / "small.pt", content, {"0": b"\0" * 8})
+    small = archive(tmp_path / "small.pt", content, **{"data/0": b"\0" * 8})
     one_line(lambda: interop.read_checkpoint(small), r"storage 0 of 2 elements, 6 named")

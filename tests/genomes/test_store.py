@@ -59,10 +59,11 @@ def test_nothing_is_overwritten_unasked_and_only_stores_are(tmp_path, store, one
     assert (store.path / "genotypes.bin").read_bytes() == before
     write_eigenstrat(other, tmp_path / "other")
     assert import_genotypes(path, store.path, overwrite=True).shape == (5, 6)
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "thesis.tex").write_text("x")
-    assert "something else" in one_line(lambda: import_genotypes(path, tmp_path / "precious", overwrite=True))
-    assert (tmp_path / "precious" / "thesis.tex").exists()
+    thesis = tmp_path / "precious" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("x")
+    assert "something else" in one_line(lambda: import_genotypes(path, thesis.parent, overwrite=True))
+    assert thesis.exists()
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
 
@@ -78,15 +79,14 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
 def test_what_is_no_store_or_a_damaged_one_is_one_line(tmp_path, store, one_line):
     assert "missing" in one_line(lambda: GenotypeStore(tmp_path / "nothing"))
     assert "which is none" in one_line(lambda: GenotypeStore(tmp_path))
-    header = store.path / "store.json"
+    header, samples, genotypes = (store.path / name for name in ("store.json", "samples.tsv", "genotypes.bin"))
     text = header.read_text()
     header.write_text(text.replace('"version": 1', '"version": 99'))
     assert "version 1, got 99" in one_line(lambda: GenotypeStore(store.path))
     header.write_text(text)
-    samples = store.path / "samples.tsv"
     samples.write_text(samples.read_text()[:-20])
     assert "samples.tsv" in one_line(lambda: GenotypeStore(store.path).samples)
-    (store.path / "genotypes.bin").write_bytes((store.path / "genotypes.bin").read_bytes()[:-1])
+    genotypes.write_bytes(genotypes.read_bytes()[:-1])
     assert "253 bytes, got 252" in one_line(lambda: GenotypeStore(store.path))
 
 
