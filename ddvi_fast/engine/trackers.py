@@ -56,7 +56,7 @@ def open_tracker(name: str | None, folder: str | Path, settings: Mapping[str, An
         return None
     folder, make = Path(folder), {"wandb": _WeightsAndBiases, "mlflow": _MLflow}[_checks.choice(name, TRACKERS, "tracker")]
     try:
-        return Forgiving(make(folder, settings, _known(folder, name)), name)
+        return ErrorTolerantTracker(make(folder, settings, _known(folder, name)), name)
     except ImportError as error:
         _checks.fail("tracker", f"{name} to be installed", str(error), f"pip install {name}, or tracker=null")
     except Exception as error:  # whatever a library or its server finds wrong
@@ -64,7 +64,7 @@ def open_tracker(name: str | None, folder: str | Path, settings: Mapping[str, An
         _checks.fail("tracker", f"{name} to accept a run", f"{type(error).__name__}, {reason}", "tracker=null goes without")
 
 
-class Forgiving:
+class ErrorTolerantTracker:
     """A tracker whose errors do not end the run: the first one is printed, and the run continues without the tracker."""
 
     def __init__(self, tracker: Tracker, name: str) -> None:
@@ -72,15 +72,15 @@ class Forgiving:
         self._name = name
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """As of `Tracker`."""
+        """Log values at a step, unless an earlier call failed."""
         self._call("log", step, values)
 
     def summarise(self, metrics: Mapping[str, float]) -> None:
-        """As of `Tracker`."""
+        """Log final metrics, unless an earlier call failed."""
         self._call("summarise", metrics)
 
     def close(self, failed: bool = False) -> None:
-        """As of `Tracker`; a second call does nothing."""
+        """Close the tracker; a second call does nothing."""
         self._call("close", failed)
         self._tracker = None
 

@@ -12,7 +12,7 @@ import pytest
 
 from ddvi_fast import InputError, cli
 from ddvi_fast.engine.logs import RunLog
-from ddvi_fast.engine.trackers import Forgiving, open_tracker
+from ddvi_fast.engine.trackers import ErrorTolerantTracker, open_tracker
 
 SETTINGS = {"seed": 3, "prior": {"name": "square", "options": {}}}
 SMALL = ["epochs=2", "limit=256", "progress=off", "tensorboard=false", "figures=false", "evaluation.iwae_samples=5", "evaluation.limit=32"]
@@ -53,7 +53,7 @@ def test_a_run_that_dies_is_told_to_have_failed(tmp_path):
 def test_a_tracker_that_breaks_does_not_end_the_run(capsys):
     broken = _Recorder()
     broken.log = lambda step, values: [][1]
-    tracker = Forgiving(broken, "mlflow")
+    tracker = ErrorTolerantTracker(broken, "mlflow")
     for step in (1, 2):
         tracker.log(step, {"loss": 1.0})
     tracker.summarise({"elbo": 1.0})
