@@ -105,7 +105,7 @@ def test_a_posterior_of_ones_own_model_stays_on_its_device(monkeypatch):
         small = {"architecture": Architecture(num_steps=3, width=8, hidden=(8,)), "training": Training(steps=4, batch_size=8)}
         posterior = fit_posterior(Shifted(), x, dim=2, device="cuda", **small)
         assert posterior.sample(5).device == DEVICE
-        assert posterior.importance_sample(200).log_evidence.cpu().isfinite()
+        assert np.isfinite(posterior.importance_sample(200).log_evidence)
 
 
 def test_a_kept_blurred_prior_stands_where_its_prior_does():
