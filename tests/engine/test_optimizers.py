@@ -1,4 +1,4 @@
-"""Which Adam is chosen, that Apex is told from its namesake, and that all are plain Adam."""
+"""Tests of the choice of Adam: Apex and the package of the same name, DeepSpeed, torch; all are plain Adam."""
 
 from __future__ import annotations
 
