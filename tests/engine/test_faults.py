@@ -137,7 +137,7 @@ def test_a_start_that_was_cut_short_leaves_room(tmp_path):
         ("stopped", 1.5, 1, r"sent no heartbeat for 0\.9 s"),
         ("killed", 600, 1, r"sent no heartbeat for 3 s"),  # it breaks the collective, and a few missing heartbeats suffice
         ("failed", 10, 1, r"ended with an error: the third shelf is empty"),
-        ("asleep", 2, 2, r"did not reach the collective within 2 s \(at \S*workers\.py:\d+ in oversleep\); aborting"),
+        ("asleep", 15, 2, r"did not reach the collective within 15 s \(at \S*workers\.py:\d+ in oversleep\); aborting"),
     ],
 )
 def test_a_peer_that_is_lost_ends_the_run_and_is_named(kind, timeout, ended, words):
