@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,11 @@ from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.training.run import load_dataset
 from tests import triton_interpreter
+
+# Inductor's cache does not tell instruction sets apart: code for another one would be reused where torch is held to fewer instructions.
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    cache = Path(tempfile.gettempdir()) / f"torchinductor-{os.environ['ATEN_CPU_CAPABILITY']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
 # Triton reads this when it is first imported: without a GPU its interpreter runs the kernels.
 if not torch.cuda.is_available():
