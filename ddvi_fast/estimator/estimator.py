@@ -276,6 +276,5 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
 
 def _built(config: Config, dataset: Dataset) -> tuple[LatentVariableModel, Diffusion]:
-    experiment = build(config, dataset)
-    experiment.model.eval(), experiment.posterior.eval()
-    return experiment.model.to(config.device), experiment.posterior.to(config.device)
+    experiment = build(config, dataset).to(config.device).eval()
+    return experiment.model, experiment.posterior

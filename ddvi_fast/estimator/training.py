@@ -127,8 +127,7 @@ def fit_model(config: Config, dataset: Dataset, verbose: bool) -> tuple[LatentVa
             lambda objective, optimisation: Engine(objective, optimisation, config.device, precision=config.precision, exchange=False),
             [watch],
         )  # fmt: skip
-    experiment.model.eval()
-    experiment.posterior.eval()
+    experiment.eval()
     return experiment.model, experiment.posterior, watch.losses
 
 

@@ -56,7 +56,7 @@ def check_settings(stated: Iterable[str], options: Options) -> None:
     own, got = settings_of(options), f"method={options.method.name} with the {options.method.posterior} posterior and recipe={options.recipe.name}"
     for name in stated:
         owners = _owners(name)
-        fits = not owners or any(_covers(setting, name) for setting in own)
+        fits = not owners or _covered(own, name)
         _checks.require(fits, name, f"a run with {' or '.join(owners)}, which has this setting", got)
 
 

@@ -65,13 +65,17 @@ class Run(Session):
         Raises:
             InputError: No run, no final weights, or no data.
         """
-        folder = path if isinstance(path, RunFolder) else RunFolder.open(path)
+        run = cls.untrained(path if isinstance(path, RunFolder) else RunFolder.open(path), device)
+        run.restore()
+        return run
+
+    @classmethod
+    def untrained(cls, folder: RunFolder, device: str | None = None) -> Run:
+        """The run of a folder with initial weights, on `device` or the run's own device."""
         config = from_dict(folder.config)
         config = config if device is None else dataclasses.replace(config, device=device)
         dataset = load_dataset(config)
-        run = cls(config, dataset, build(config, dataset), folder)
-        run.restore()
-        return run
+        return cls(config, dataset, build(config, dataset), folder)
 
     def restore(self) -> dict[str, Any]:
         """Load the final weights, ready for evaluation; returns what was saved beside them."""
@@ -144,7 +148,7 @@ def evaluate_run(path: str | Path, overwrite: bool = False, draw: Draw | None = 
     folder = RunFolder.open(path)
     fresh = overwrite or not (folder.path / EVALUATION).exists()
     _checks.require(fresh, f"run folder {path}", "one not evaluated yet", "evaluation.json", "--overwrite replaces it")
-    run = Run.load(folder)
+    run = Run.untrained(folder)
     state = run.restore()
     return run.evaluate(Clocks(state["seconds"], state["cpu_seconds"]), draw)
 
