@@ -88,7 +88,8 @@ LANES = {
     "looked_at": Lane(1 << 50, (), "simulations that standardize data, apart from those of training"),
     "calibration": Lane(1 << 51, (), "simulations for calibration, apart from those of training"),
     "split": Lane(1 << 62, (ORDER,), "split into training and test examples, beyond the order of every epoch"),
-    "labels": Lane((1 << 62) + (1 << 61), (ORDER,), "choice of labelled examples, beyond that of the split"),
+    "validation": Lane((1 << 62) + (1 << 60), (ORDER,), "split into training and validation examples, beyond that of the test examples"),
+    "labels": Lane((1 << 62) + (1 << 61), (ORDER,), "choice of labelled examples, beyond those of the splits"),
 }
 
 # Pairs that are equal by mistake, with the reason why that is harmless. They stay equal so that results of earlier runs can be repeated.

@@ -13,7 +13,8 @@ _WIDEST = 250  # columns of a table that is not printed to a terminal
 
 def print_result(result: Result) -> None:
     """Print the metrics of one run and the paths of its pictures."""
-    print_table([(result.folder.path.name, result.metrics)])
+    judged = "validation examples" if result.folder.config["dataset"].get("validation") else "test set"
+    print_table([(result.folder.path.name, result.metrics)], f"{judged}, nats per example")
     if "elbo" not in result.metrics and "latent_nll" in result.metrics:
         print("no ELBO, IWAE or gap: this posterior has no density and hence no bound; the other columns judge its samples")
     print(f"run folder: {result.folder.path}")

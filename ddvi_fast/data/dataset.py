@@ -28,6 +28,8 @@ class Dataset:
         scale, shift: Constants that turn raw values into model inputs (float, default 1 and 0).
         value_range: Smallest and largest possible value of a model input (default: of both splits).
         class_names: Name of each class (default none).
+        validation: Fraction of the training examples that is held out and stands in place of the test set (float, default 0: the test set
+            itself). `validation.hold_out` makes such a data set.
 
     Raises:
         InputError: A split is empty, inputs and labels differ in length, labels are out of range, or values are NaN or infinite.
@@ -49,6 +51,7 @@ class Dataset:
     shift: float = 0.0
     value_range: tuple[float, float] | None = None
     class_names: tuple[str, ...] = ()
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         for split in SPLITS:

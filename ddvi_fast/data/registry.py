@@ -13,6 +13,7 @@ from ddvi_fast.data.digits import load_digits
 from ddvi_fast.data.download import download_cifar10, download_idx
 from ddvi_fast.data.folders import folder_of
 from ddvi_fast.data.idx import find_folder, load_idx
+from ddvi_fast.data.validation import hold_out
 
 Loader = Callable[..., Dataset]  # called as `loader(name, data_dir=..., download=..., seed=..., options=...)`
 
@@ -24,6 +25,7 @@ def load(
     seed: int = 0,
     limit: int | None = None,
     genotypes: Mapping[str, Any] | None = None,
+    validation: float = 0.0,
 ) -> Dataset:
     """Load a data set by name.
 
@@ -35,9 +37,12 @@ def load(
         seed: Seed of the split, where the data set has none of its own (digits, genomes), and of the simulation (int, default 0).
         limit: Number of training and of test examples to keep, the first ones (int, default all).
         genotypes: Options of ``"1kg"`` and ``"genomes"``: the fields of `genomes.dataset.Genotypes`.
+        validation: Fraction of the training examples that is held out and takes the place of the test set, in [0, 1) (float, default 0);
+            always the same examples, with the classes in proportion.
 
     Raises:
-        InputError: The name is unknown (the message names the nearest valid one) or not registered yet; files are missing or broken.
+        InputError: The name is unknown (the message names the nearest valid one) or not registered yet; files are missing or broken;
+            `validation` leaves no training examples or holds out none.
 
     Example:
         >>> data = load("digits", limit=100)
@@ -49,7 +54,10 @@ def load(
         _checks.fail("dataset", "a registered data set", name, f"`import {_PROVIDERS[name]}` registers it")
     own = [field for field in ("path", "labels") if options.get(field) is not None]
     _checks.require(not own or loader.__module__ != __name__, "data, labels", "none but for dataset=genomes and dataset=1kg", name)
-    dataset = loader(name, data_dir=folder_of(data_dir), download=download, seed=seed, options=options)
+    _checks.require(0 <= validation < 1, "dataset.validation", "a fraction of at least 0 and below 1", validation)
+    dataset = loader(name, data_dir=folder_of(data_dir), download=download, seed=seed, options={**options, "validation": validation})
+    # Features that are fitted to the training examples are fitted after the split, by the loader.
+    dataset = dataset if dataset.validation else hold_out(dataset, validation)
     return dataset if limit is None else dataset.take(limit)
 
 
@@ -59,6 +67,7 @@ def register(name: str, loader: Loader) -> None:
     Args:
         name: Name of the data set.
         loader: Function called as ``loader(name, data_dir=..., download=..., seed=..., options=...)`` that returns a `Dataset`.
+            One that holds out the fraction ``options["validation"]`` itself says so in `Dataset.validation`.
             It must be defined at the top of an importable module: worker processes import that module.
 
     Example:

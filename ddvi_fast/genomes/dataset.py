@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ddvi_fast.data.dataset import Dataset, from_arrays, random_split
 from ddvi_fast.data.folders import candidates, first, searched
 from ddvi_fast.data.packed import PackedDataset, Scaling
 from ddvi_fast.data.registry import register
+from ddvi_fast.data.validation import validation_split
 from ddvi_fast.genomes.cache import cached_store
 from ddvi_fast.genomes.convert import write_store
 from ddvi_fast.genomes.filters import Filters
@@ -32,7 +33,13 @@ _BED, _LABELS = "1kg_phase3.bed", "1kg_phase3_samples.tsv"
 
 
 def genotypes_dataset(
-    store: GenotypeStore, labels: str | None = None, *, test_size: int | float = 0.2, seed: int = 0, name: str = "genomes"
+    store: GenotypeStore,
+    labels: str | None = None,
+    *,
+    test_size: int | float = 0.2,
+    seed: int = 0,
+    name: str = "genomes",
+    validation: float = 0.0,
 ) -> PackedDataset:
     """Genotypes of a store, split at random into training and test samples.
 
@@ -42,18 +49,26 @@ def genotypes_dataset(
         test_size: Number or fraction of the samples for the test set (default 0.2); with 0 both sets have all samples.
         seed: Seed of the split (int, default 0).
         name: Name of the data set.
+        validation: Fraction of the training samples that is held out and takes the place of the test samples (float, default 0).
     """
-    train, test = _split(len(store), test_size, seed)
+    train, test = _split(store, labels, test_size, seed, validation)
     packed, scaling = torch.from_numpy(np.array(store.packed)), Scaling.of(count_codes(store, train.numpy()))
     train_labels, test_labels, names = _labels(store, labels, train, test)
     return PackedDataset(
         name, packed[train], train_labels, packed[test], test_labels,
-        num_classes=len(names), value_range=(0.0, 2.0), class_names=names, scaling=scaling,
+        num_classes=len(names), value_range=(0.0, 2.0), class_names=names, validation=validation, scaling=scaling,
     )  # fmt: skip
 
 
 def components_dataset(
-    store: GenotypeStore, labels: str | None = None, *, n_components: int = 20, test_size: int | float = 0.2, seed: int = 0, name: str = "genomes"
+    store: GenotypeStore,
+    labels: str | None = None,
+    *,
+    n_components: int = 20,
+    test_size: int | float = 0.2,
+    seed: int = 0,
+    name: str = "genomes",
+    validation: float = 0.0,
 ) -> tuple[Dataset, GenotypePCA]:
     """Principal components of the training samples, and projections of the test samples without shrinkage.
 
@@ -62,21 +77,26 @@ def components_dataset(
     Returns:
         The data set and the fitted components.
     """
-    train, test = _split(len(store), test_size, seed)
+    train, test = _split(store, labels, test_size, seed, validation)
     pca = GenotypePCA(n_components, drop_constant=True, seed=seed)
     scores = pca.fit_transform(store, rows=train.numpy())
     unit = float(scores[:, 0].std())
-    test_scores = scores if test_size == 0 else pca.transform(store, rows=test.numpy(), unshrunk=True)
+    test_scores = scores if test is train else pca.transform(store, rows=test.numpy(), unshrunk=True)
     train_labels, test_labels, names = _labels(store, labels, train, test)
     made = from_arrays(
         name, scores / unit, train_labels, test_inputs=test_scores / unit, test_labels=test_labels, num_classes=len(names), class_names=names
     )
-    return made, pca
+    return replace(made, validation=validation), pca
 
 
-def _split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
-    everybody = torch.arange(size)
-    return (everybody, everybody) if test_size == 0 else random_split(size, test_size, seed)
+def _split(store: GenotypeStore, column: str | None, test_size: int | float, seed: int, validation: float) -> tuple[Tensor, Tensor]:
+    """Rows of the training and of the test samples: the same tensor if both are all samples."""
+    everybody = torch.arange(len(store))
+    train, test = (everybody, everybody) if test_size == 0 else random_split(len(store), test_size, seed)
+    if not validation:
+        return train, test
+    kept, held = validation_split(len(train), None if column is None else store.labels(column)[0][train], validation)
+    return train[kept], train[held]
 
 
 def _labels(store: GenotypeStore, column: str | None, train: Tensor, test: Tensor) -> tuple[Tensor | None, Tensor | None, tuple[str, ...]]:
@@ -99,6 +119,7 @@ class Genotypes:
         min_frequency: Smallest frequency of the rarer allele of a variant, where a file is imported (float, default 0.01).
         label: Column of the labels, or None for no labels (default ``population``).
         held_out: Fraction of the samples for the test set (float, default 0.2); with 0 both sets have all samples.
+        validation: Fraction of the training samples that is held out and takes the place of the test samples (float, default 0).
     """
 
     path: str | None = None
@@ -108,6 +129,7 @@ class Genotypes:
     min_frequency: float = 0.01
     label: str | None = "population"
     held_out: float = 0.2
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         _checks.choice(self.features, FEATURES, "genotypes.features")
@@ -128,15 +150,16 @@ def load_genotypes(name: str, options: Genotypes, *, data_dir: Path | None = Non
         InputError: A file is missing or damaged, a sample has no label, or a column does not exist.
     """
     store = _store(name, options, data_dir, seed)
+    parts = {"test_size": options.held_out, "seed": seed, "name": name, "validation": options.validation}
     if options.features == "counts":
-        return genotypes_dataset(store, options.label, test_size=options.held_out, seed=seed, name=name)
-    return components_dataset(store, options.label, n_components=options.num_components, test_size=options.held_out, seed=seed, name=name)[0]
+        return genotypes_dataset(store, options.label, **parts)
+    return components_dataset(store, options.label, n_components=options.num_components, **parts)[0]
 
 
 def sample_tables(name: str, options: Genotypes, *, data_dir: Path | None = None, seed: int = 0) -> tuple[SampleTable, SampleTable]:
     """Tables of the training and of the test samples of `load_genotypes`, in the same order."""
     store = _store(name, options, data_dir, seed)
-    train, test = _split(len(store), options.held_out, seed)
+    train, test = _split(store, options.label, options.held_out, seed, options.validation)
     return store.samples.take(train.numpy()), store.samples.take(test.numpy())
 
 

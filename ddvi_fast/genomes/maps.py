@@ -35,7 +35,7 @@ def people(config: Config, dataset: Dataset) -> People | None:
     """Labels of the test set; None where it has none, or where only a part of the data set was loaded."""
     if config.dataset.name not in DATASETS or dataset.test_labels is None or config.limit is not None:
         return None
-    options = Genotypes(config.data, config.labels, **vars(config.dataset.genotypes))
+    options = Genotypes(config.data, config.labels, **vars(config.dataset.genotypes), validation=config.dataset.validation)
     _, table = sample_tables(config.dataset.name, options, data_dir=folder_of(config.data_dir), seed=config.split_seed)
     labels = dataset.test_labels.cpu().numpy()
     return People(table, labels, dataset.class_names, groups_of(table, labels, dataset.class_names))

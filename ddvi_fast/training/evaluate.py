@@ -1,4 +1,4 @@
-"""Metrics of a trained model and posterior on the test set."""
+"""Metrics of a trained model and posterior on the test set, or on the validation examples that stand in its place."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Result:
 
     Args:
         folder: Folder of the run.
-        metrics: Metrics on the test set by name.
+        metrics: Metrics on the test set (or the validation examples in its place) by name.
         figures: Paths of the plots.
     """
 
@@ -90,7 +90,7 @@ class Run(Session):
         checkpoint.save(self.folder.checkpoints / FINAL, checkpoint.module_tensors(self.experiment.modules()), state)
 
     def evaluate(self, took: Clocks, draw: Draw | None = None) -> Result:
-        """Evaluate on the test set, write `evaluation.json` and draw the plots."""
+        """Evaluate on the test set or the validation examples, write `evaluation.json` and draw the plots."""
         metrics = evaluate(self.config, self.experiment, self.dataset)
         metrics = {**metrics, "seconds": round(took.seconds, 1), "cpu_seconds": round(took.cpu_seconds, 1)}
         if not distributed.is_first():
@@ -157,7 +157,7 @@ def load_dataset(config: Config) -> Dataset:
     """The data set of a configuration, on its device."""
     _checks.require(config.seed >= 0, "seed", "at least 0", config.seed)
     genotypes = {"path": config.data, "labels": config.labels, **dataclasses.asdict(config.dataset.genotypes)}
-    dataset = data.load(config.dataset.name, config.data_dir, config.download, config.split_seed, config.limit, genotypes)
+    dataset = data.load(config.dataset.name, config.data_dir, config.download, config.split_seed, config.limit, genotypes, config.dataset.validation)
     return dataset.to(_device(config.device))
 
 

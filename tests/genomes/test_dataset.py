@@ -7,7 +7,8 @@ import torch
 from ddvi_fast import data, likelihoods, rng
 from ddvi_fast.data.dataset import random_split
 from ddvi_fast.genomes.convert import store_from_codes
-from ddvi_fast.genomes.dataset import Genotypes, components_dataset, genotypes_dataset, load_genotypes
+from ddvi_fast.genomes.dataset import Genotypes, components_dataset, genotypes_dataset, load_genotypes, sample_tables
+from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.networks import MLP
 from tests.genomes import files
 
@@ -135,3 +136,25 @@ def test_bad_requests_are_one_line(options, words, tmp_path, monkeypatch, one_li
     monkeypatch.setenv("DDVI_FAST_CACHE", str(tmp_path))
     one_line(lambda: load_genotypes("genomes", Genotypes(**options)), words)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.2])
+def test_people_held_out_for_validation_are_projected_and_the_test_people_left_out(store, held_out):
+    options = {"path": str(store.path), "label": "side", "num_components": 3, "held_out": held_out}
+    packed, components = (data.load("genomes", genotypes={**options, "features": kind}, validation=0.2) for kind in ("counts", "components"))
+    size = 50 if held_out == 0 else 40
+    assert (packed.size(), packed.size("test")) == (components.size(), components.size("test")) == (round(0.8 * size), round(0.2 * size))
+    assert torch.equal(packed.test_labels, components.test_labels) and torch.equal(packed.train_labels, components.train_labels)
+    torch.testing.assert_close(packed.scaling.mean, packed.inputs().nanmean(0))
+    rows = {tuple(row) for split in (packed.train_inputs, packed.test_inputs) for row in split.tolist()}
+    train = genotypes_dataset(store, "side", test_size=held_out)
+    assert rows == {tuple(row) for row in train.train_inputs.tolist()}
+    tables = sample_tables("genomes", Genotypes(**options, validation=0.2))
+    places = {name: row for row, name in enumerate(store.samples.name)}
+    for table, inputs in zip(tables, (packed.train_inputs, packed.test_inputs), strict=True):
+        assert torch.equal(torch.from_numpy(np.array(store.packed))[[places[name] for name in table.name]], inputs)
+    # The components are those of the people who are trained on.
+    kept = [places[name] for name in tables[0].name]
+    pca = GenotypePCA(3, drop_constant=True, seed=0)
+    scores = pca.fit_transform(store, rows=np.array(kept))
+    np.testing.assert_allclose(components.inputs().numpy(), scores / scores[:, 0].std(), rtol=1e-5, atol=1e-6)
