@@ -17,7 +17,9 @@ _VALUES = 1 << 23  # decoded values held at a time
 
 @torch.no_grad()
 def log_evidence_quadrature(model: LatentVariableModel, x: Tensor, bounds: Sequence[Sequence[float]] | None = None, resolution: int = 200) -> Tensor:
-    """Compute `log p(x) = log integral p(z) p(x | z) dz` for one or two latent dimensions (docs/method.md, section 2).
+    """Compute `log p(x) = log integral p(z) p(x | z) dz` for at most two dimensions (docs/method.md, section 2).
+
+    These are the dimensions of the latents or, for a prior that is known by its samples, of their noise.
 
     Args:
         model: The latent-variable model, of which `prior`, `decoder` and `likelihood` are used.
@@ -30,7 +32,8 @@ def log_evidence_quadrature(model: LatentVariableModel, x: Tensor, bounds: Seque
         Log-evidence [N] in nats. Doubling the resolution should not change it.
 
     Raises:
-        InputError: If the model has more than two latent dimensions, or if an argument is out of range.
+        InputError: If the model has more than two latent dimensions (and more than two coordinates of noise), or if an argument is out of
+            range.
 
     Example:
         >>> from ddvi_fast import likelihoods, networks, priors
@@ -38,7 +41,7 @@ def log_evidence_quadrature(model: LatentVariableModel, x: Tensor, bounds: Seque
         >>> [round(value, 4) for value in log_evidence_quadrature(model, torch.ones(1, 3)).exp().tolist()]
         [0.125]
     """
-    dim = model.prior.dim
+    dim = model.prior.dim if bounds is not None or model.prior.noise_dim == 0 else min(model.prior.dim, model.prior.noise_dim)
     _checks.tensor(x, "x")
     _checks.require(x.dim() >= 2, "x", "shape [N, ...]", x)
     _checks.require(dim <= 2, "model", "at most 2 latent dimensions", f"D = {dim}")

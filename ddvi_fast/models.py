@@ -14,10 +14,15 @@ from ddvi_fast.rng import Draws
 
 
 class Fantasies(NamedTuple):
-    """Samples of a model: latents `z` [N, D] and data `x` [N, P]; several sets have the shapes [S, N, D] and [S, N, P]."""
+    """Samples of a model: latents `z` [N, D] and data `x` [N, P]; several sets have the shapes [S, N, D] and [S, N, P].
+
+    `noise` [N, U] and `labels`, int64 [N], are those of the prior's sample (`priors.PriorSample`), None where several sets are drawn.
+    """
 
     z: Tensor
     x: Tensor
+    noise: Tensor | None = None
+    labels: Tensor | None = None
 
     def of(self, number: int) -> Fantasies:
         """Return set `number` of several."""
@@ -52,7 +57,7 @@ class LatentVariableModel(nn.Module):
         return self.log_likelihood(x, z) + self.prior.log_prob(z)
 
     @torch.no_grad()
-    def simulate(self, n: int, draws: Draws, like: Tensor | None = None, num_sets: int | None = None) -> Fantasies:
+    def simulate(self, n: int, draws: Draws, like: Tensor | None = None, num_sets: int | None = None, joint: bool = False) -> Fantasies:
         """Draw fantasies `z ~ p(z)`, `x ~ p(x | z)`, without gradients.
 
         Args:
@@ -61,17 +66,20 @@ class LatentVariableModel(nn.Module):
             like: Tensor with the dtype and device of the result. Default: those of the decoder.
             num_sets: Number of sets, S (int), decoded in one pass; set `s` equals the result for `draws.importance(s)`. Default: one set
                 without an axis S.
+            joint: Whether the first coordinate of the noise carries the class, as in `priors.Prior.draw` (bool, default False).
 
         Returns:
-            Latents [N, D] and data [N, P], or [S, N, D] and [S, N, P].
+            Latents [N, D] and data [N, P] with the noise and the classes of the latents, or latents [S, N, D] and data [S, N, P].
 
         Raises:
             InputError: If `num_sets` is below 1.
         """
         reference = next(self.decoder.parameters()) if like is None else like
         _checks.require(num_sets is None or num_sets >= 1, "num_sets", "None or at least 1", num_sets)
-        sets = [
-            self.prior.sample(n, draws=draws.importance(number), dtype=reference.dtype, device=reference.device) for number in range(num_sets or 1)
-        ]
-        z = sets[0] if num_sets is None else torch.stack(sets)
-        return Fantasies(z, self.likelihood.sample(self.decoder(z), draws))
+        options = {"joint": joint, "dtype": reference.dtype, "device": reference.device}
+        sets = [self.prior.draw(n, draws.importance(number), **options) for number in range(num_sets or 1)]
+        if num_sets is None:
+            z, noise, labels = sets[0]
+        else:
+            z, noise, labels = torch.stack([one.z for one in sets]), None, None
+        return Fantasies(z, self.likelihood.sample(self.decoder(z), draws), noise, labels)

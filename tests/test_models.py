@@ -26,7 +26,7 @@ def test_images_are_flattened():
 
 def test_fantasies_follow_the_model():
     n = 20_000
-    z, x = make_model().simulate(n, Draws(1))
+    z, x = make_model().simulate(n, Draws(1))[:2]
     weight = torch.tensor(WEIGHT)
     covariance = weight @ weight.mT + SCALE**2 * torch.eye(3)
     for found, expected in ((z.T.cov(), torch.eye(2)), (x.T.cov(), covariance)):
@@ -50,12 +50,12 @@ def test_several_sets_of_fantasies_are_those_made_one_by_one(likelihood):
     assert sets.z.shape == (3, 4, 2) and sets.x.shape == (3, 4, 6)
     for number in range(3):
         alone = model.simulate(4, draws.importance(number))
-        torch.testing.assert_close(tuple(sets.of(number)), tuple(alone), rtol=0, atol=1e-6)
+        torch.testing.assert_close(tuple(sets.of(number)[:2]), tuple(alone[:2]), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="num_sets"):
         model.simulate(4, draws, num_sets=0)
 
 
 def test_fantasies_take_no_gradient_and_the_dtype_asked_for():
     model = make_model().double().requires_grad_(True)
-    z, x = model.simulate(3, Draws(0), like=torch.zeros(1, 3, dtype=torch.float64))
+    z, x = model.simulate(3, Draws(0), like=torch.zeros(1, 3, dtype=torch.float64))[:2]
     assert not x.requires_grad and z.dtype == x.dtype == torch.float64

@@ -14,6 +14,7 @@ from torch import Tensor
 from ddvi_fast import _checks, rng
 from ddvi_fast.inference.support import Latents, Support
 from ddvi_fast.inference.whitening import Whitening
+from ddvi_fast.models import Fantasies
 from ddvi_fast.rng import Draws
 
 
@@ -151,6 +152,8 @@ def simulate(model: Any, n: int, draws: Draws, device: torch.device | str = "cpu
     else:
         with seeded(draws, torch.device(device)):
             made = model.simulate(n)
+    if isinstance(made, Fantasies):
+        return made.z, made.x
     _checks.require(isinstance(made, tuple) and len(made) == 2, "simulate", "a pair (z, x)", type(made).__name__)
     return made
 

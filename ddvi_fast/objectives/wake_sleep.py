@@ -163,7 +163,8 @@ class WakeSleep(Objective):
             return self._fit(fantasies, like, draws)
         data = self._data_with_latents(like.flatten(1), draws)
         chosen = rng.uniform(draws.lane("candidates"), (len(data.z), 1), rng.TIME, device=like.device) < self.sleep.data
-        terms = self._fit(Fantasies(*(torch.where(chosen, *pair) for pair in zip(data, fantasies, strict=True))), like, draws)
+        mixed = Fantasies(torch.where(chosen, data.z, fantasies.z), torch.where(chosen, data.x, fantasies.x))
+        terms = self._fit(mixed, like, draws)
         if self.sleep.decoder == 0:
             return terms
         value = -self.wake.model.log_likelihood(data.x, data.z)
@@ -171,7 +172,7 @@ class WakeSleep(Objective):
 
     def _fit(self, fantasies: Fantasies, like: Tensor, draws: Draws) -> Terms:
         """The losses of the chain and of its start on `fantasies`, whose data get the shape of the rows of `like`."""
-        z, x = fantasies
+        z, x = fantasies.z, fantasies.x
         x = x.view(len(x), *like.shape[1:])
         values, weights = {}, {}
         with fixed_statistics(self.posterior):  # statistics of batch normalization come from data only

@@ -111,7 +111,7 @@ class ReleasedDDVI(Objective):
         return Terms(values, {"reconstruction": 1.0, "kl": kl, "prior": kl, "matching": 1.0})
 
     def _sleep_terms(self, like: Tensor, fantasies: Fantasies, draws: Draws) -> Terms:
-        z, x = fantasies
+        z, x = fantasies.z, fantasies.x
         t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
         with fixed_statistics(self.posterior):  # fantasies are not data
             context = self.posterior.encode_context(x.view_as(like), draws)

@@ -7,16 +7,19 @@ from functools import partial
 from typing import Any
 
 from ddvi_fast import _checks
-from ddvi_fast.priors.base import Prior
+from ddvi_fast.priors.base import Prior, PriorSample
 from ddvi_fast.priors.centres import Centres
 from ddvi_fast.priors.gaussian import Gaussian
 from ddvi_fast.priors.mixture import Mixture
 from ddvi_fast.priors.partitions import OneHotGaussian
 from ddvi_fast.priors.pinwheel import Pinwheel
+from ddvi_fast.priors.pushforward import Pushforward
 from ddvi_fast.priors.square import Square
 from ddvi_fast.priors.swiss_roll import SwissRoll
 
-__all__ = ["Centres", "Gaussian", "Mixture", "OneHotGaussian", "Pinwheel", "Prior", "Square", "SwissRoll", "make"]
+__all__ = [
+    "Centres", "Gaussian", "Mixture", "OneHotGaussian", "Pinwheel", "Prior", "PriorSample", "Pushforward", "Square", "SwissRoll", "make",
+]  # fmt: skip
 
 _PRIORS = {
     "gaussian": Gaussian,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops, rng
 from ddvi_fast.priors.curve import along_curve
+from ddvi_fast.priors.quadrature import normal_grid
 from ddvi_fast.rng import Draws
 
 KDE_BANDWIDTHS = (0.005, 0.008, 0.01, 0.03, 0.05)  # of the released code's density estimate
@@ -18,19 +20,129 @@ KDE_CLAMP = 1000.0
 _KEPT_BLURS = 4  # blurred priors that are cached
 
 
-class Prior(nn.Module):
-    """Base class of priors p(z).
+class PriorSample(NamedTuple):
+    """Samples of a prior with their noise: `z` [n, D], `noise` [n, U] and `labels`, int64 [n] or None; `z` is the prior's `push` of the others."""
 
-    A family implements `_sample` and `_log_prob`, which get labels or None; `integration_nodes` for the evidence by quadrature; and
-    `_blurred` for the annealing of the prior (`objectives.PriorGuide`).
+    z: Tensor
+    noise: Tensor
+    labels: Tensor | None
+
+
+class Prior(nn.Module):
+    """Base class of priors p(z): standard normal noise `u`, and perhaps a class, that `push` takes to latents (docs/method.md, section 7).
+
+    A family sets `dim` and `noise_dim`, and implements
+
+    - `_push(u, labels)`, the latents [..., D] of noise [..., U]. `labels` are int64 [...], or None for a prior without classes;
+    - `_noise(n, draws, device)`, only if its noise is not drawn as standard normals of the stream `rng.PRIOR + 1`;
+    - `_log_prob(z, labels)`, where `labels` may be None: log p(z);
+    - `integration_nodes` for the evidence by quadrature, only if `noise_dim` exceeds 2 or if its own nodes are better;
+    - `_blurred` for the annealing of the prior (`objectives.PriorGuide`).
+
+    A prior whose noise is not normal leaves `noise_dim` at 0 and implements `_sample(n, draws, labels, device)` in place of the first two.
 
     Attributes:
         dim: Number of latent dimensions, D.
+        noise_dim: Number of coordinates of the noise, U.
         num_classes: Number of equally likely classes, C, or None.
     """
 
     dim: int
+    noise_dim: int = 0
     num_classes: int | None = None
+    # Whether the classes divide the range of the first coordinate of the noise. `_push` then gets labels None for all classes together.
+    _divides_noise = False
+
+    @property
+    def joint_noise_dim(self) -> int:
+        """Number of coordinates of the noise if its first one also carries the class.
+
+        It is `noise_dim` for priors without classes and for those whose classes divide a curve (square, swiss roll), otherwise
+        `noise_dim + 1`. Class `c` has `Phi(u_0)` in `[c/C, (c+1)/C)`.
+        """
+        return self.noise_dim + int(self._has_class_coordinate())
+
+    def push(self, u: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Map noise to latents; it is the function that `sample` uses, and differentiable in `u` and in learned parameters.
+
+        Args:
+            u: Noise [..., noise_dim], or [..., joint_noise_dim] without labels. It is N(0, I) for latents of the prior.
+            labels: Classes, int64, which broadcast with the shape [...]. Default: none, or those that the first coordinate of `u` carries;
+                `z` is then piecewise constant or discontinuous in that coordinate.
+
+        Returns:
+            Latents [..., D] with the data type of `u`.
+
+        Raises:
+            InputError: If the prior does not say how it makes latents of noise, or if the arguments do not fit.
+
+        Example:
+            >>> from ddvi_fast import priors
+            >>> pinwheel = priors.make("pinwheel")
+            >>> pinwheel.push(torch.zeros(3, 2), torch.tensor([0, 1, 2])).shape, pinwheel.push(torch.zeros(3, 3)).shape
+            (torch.Size([3, 2]), torch.Size([3, 2]))
+        """
+        self.require_noise()
+        width = self.joint_noise_dim if labels is None else self.noise_dim
+        _checks.tensor(u, "u")
+        _checks.require(u.dim() >= 1 and u.shape[-1] == width, "u", f"shape [..., {width}]", u)
+        if labels is not None:
+            self._check_labels(labels)
+            shape = torch.broadcast_shapes(u.shape[:-1], labels.shape)
+            u, labels = u.expand(*shape, -1), labels.expand(shape)
+        elif self._has_class_coordinate():
+            u, labels = u[..., 1:], self._carried_class(u)
+        return self._push(u, labels)
+
+    def require_noise(self) -> None:
+        """Raise `InputError` if the prior has no `push`."""
+        hint = "implement noise_dim and _push"
+        _checks.require(self.noise_dim > 0, "prior", "one that makes latents of normal noise", f"a {type(self).__name__} prior", hint)
+
+    def draw(
+        self, n: int, draws: Draws | None = None, labels: Tensor | None = None, *, joint: bool = False,
+        dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+    ) -> PriorSample:  # fmt: skip
+        """Draw samples together with their noise and classes.
+
+        Args:
+            n: Number of samples (int).
+            draws: Position of the first sample in the random stream; sample `i` depends on draw `first_index + i` only. Default:
+                `Draws(0)`, so two calls without it return the same samples.
+            labels: Classes of the samples, int64 [n]. Default: drawn uniformly if the prior has classes.
+            joint: Return noise [n, joint_noise_dim], whose first coordinate carries the class (bool, default False).
+            dtype: Data type of the samples and the noise (default float32).
+            device: Device of the samples (default CPU).
+
+        Returns:
+            Samples [n, D], noise and classes. `z` is `push(noise, labels)`, or `push(noise)` if `joint`. The noise has no columns if the
+            prior has no `push`.
+
+        Raises:
+            InputError: If `n` is negative, or if `labels` do not fit, or if `joint` for a prior without `push`.
+        """
+        _checks.require(n >= 0, "n", "at least 0", n)
+        draws, device = Draws(0) if draws is None else draws, torch.device(device)
+        if joint:
+            return self._draw_joint(n, draws, labels, dtype, device)
+        if labels is None and self.num_classes is not None:
+            labels = self.sample_labels(n, draws, device)
+        elif labels is not None:
+            self._check_labels(labels)
+            _checks.require(labels.shape == (n,), "labels", f"shape [{n}]", labels)
+        if self.noise_dim == 0:
+            z = self._sample(n, draws, labels, device).to(dtype)
+            return PriorSample(z, z.new_zeros(n, 0), labels)
+        # Rounded first, so that the noise belongs to the samples; mapped in float64, so that they do not depend on the batch.
+        noise = self._noise(n, draws, device).to(dtype)
+        return PriorSample(self._push(noise.double(), labels).to(dtype), noise, labels)
+
+    def _draw_joint(self, n: int, draws: Draws, labels: Tensor | None, dtype: torch.dtype, device: torch.device) -> PriorSample:
+        _checks.require(labels is None, "labels", "None with joint=True", labels)
+        self.require_noise()
+        noise = self._joint_noise(n, draws, device).to(dtype)
+        carried = None if self.num_classes is None else self._carried_class(noise)
+        return PriorSample(self.push(noise.double()).to(dtype), noise, carried)
 
     def sample(
         self, n: int, draws: Draws | None = None, labels: Tensor | None = None, *,
@@ -52,14 +164,7 @@ class Prior(nn.Module):
         Raises:
             InputError: If `n` is negative, or if `labels` do not fit.
         """
-        _checks.require(n >= 0, "n", "at least 0", n)
-        draws = Draws(0) if draws is None else draws
-        if labels is None and self.num_classes is not None:
-            labels = self.sample_labels(n, draws, device)
-        elif labels is not None:
-            self._check_labels(labels)
-            _checks.require(labels.shape == (n,), "labels", f"shape [{n}]", labels)
-        return self._sample(n, draws, labels, torch.device(device)).to(dtype)
+        return self.draw(n, draws, labels, dtype=dtype, device=device).z
 
     def sample_labels(self, n: int, draws: Draws, device: torch.device | str = "cpu") -> Tensor:
         """Draw uniform classes, int64 [n]: those of the samples that `sample` returns for the same draws.
@@ -68,7 +173,7 @@ class Prior(nn.Module):
             InputError: If the prior has no classes.
         """
         _checks.require(self.num_classes is not None, "labels", "a prior with classes", type(self).__name__)
-        return (rng.uniform(draws, (n, 1), rng.PRIOR, device=device).squeeze(1) * self.num_classes).long().clamp(max=self.num_classes - 1)
+        return self._class_at(rng.uniform(draws, (n, 1), rng.PRIOR, device=device).squeeze(1))
 
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Compute the log-density; it is finite and differentiable far from the support too.
@@ -144,9 +249,46 @@ class Prior(nn.Module):
             resolution: Number of nodes along each arm, edge or dimension (int).
 
         Returns:
-            Nodes [M, D] and log-weights [M], float64 on the CPU.
+            Nodes [M, D] and log-weights [M], float64 on the CPU. Default: `push` of a grid in the noise, for each class.
+
+        Raises:
+            InputError: If the prior has no nodes of its own and more than two coordinates of noise.
         """
+        self.require_noise()
+        grid, log_weights = normal_grid(self.noise_dim, resolution, reach=15)
+        if self.num_classes is None:
+            return self.push(grid).detach(), log_weights
+        classes = torch.arange(self.num_classes).unsqueeze(1)
+        return self.push(grid, classes).detach().flatten(0, 1), log_weights.repeat(self.num_classes) - math.log(self.num_classes)
+
+    def _noise(self, n: int, draws: Draws, device: torch.device) -> Tensor:
+        """Noise of `n` samples within their classes, float64 [n, U]."""
+        return rng.normal(draws, (n, self.noise_dim), rng.PRIOR + 1, device=device, dtype=torch.float64)
+
+    def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:
         raise NotImplementedError
+
+    def _joint_noise(self, n: int, draws: Draws, device: torch.device) -> Tensor:
+        """Noise of `n` samples, float64 [n, joint_noise_dim], whose first coordinate also carries the class that `sample_labels` draws."""
+        noise = self._noise(n, draws, device)
+        if self._has_class_coordinate():
+            return torch.cat((normal_of_uniform(rng.uniform(draws, (n, 1), rng.PRIOR, device=device)), noise), 1)
+        if self.num_classes is None:
+            return noise
+        position = (self.sample_labels(n, draws, device).unsqueeze(1) + torch.special.ndtr(noise[:, :1])) / self.num_classes
+        return torch.cat((torch.special.ndtri(position), noise[:, 1:]), 1)
+
+    def _has_class_coordinate(self) -> bool:
+        """Whether the joint noise has one more coordinate, for the class."""
+        return self.num_classes is not None and self.noise_dim > 0 and not self._divides_noise
+
+    def _carried_class(self, u: Tensor) -> Tensor:
+        """The class [...] that the first coordinate of `u` [..., joint_noise_dim] carries; in float64, the same for every data type of `u`."""
+        return self._class_at(torch.special.ndtr(u[..., 0].double()))
+
+    def _class_at(self, position: Tensor) -> Tensor:
+        """The class [...] of a position in [0, 1]."""
+        return (position * self.num_classes).long().clamp(0, self.num_classes - 1)
 
     def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
         raise NotImplementedError
@@ -160,7 +302,7 @@ class Prior(nn.Module):
     def _check_labels(self, labels: Tensor) -> None:
         _checks.require(self.num_classes is not None, "labels", f"None for a {type(self).__name__} prior, which has no classes", labels)
         _checks.require(not labels.is_floating_point(), "labels", "integers", labels)
-        if labels.device.type == "cpu" and labels.numel():
+        if _checks.readable(labels) and labels.numel():
             inside = bool(labels.min() >= 0 and labels.max() < self.num_classes)
             _checks.require(inside, "labels", f"classes in [0, {self.num_classes})", f"{int(labels.min())} to {int(labels.max())}")
 
@@ -170,3 +312,14 @@ def select_class(log_probs: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
         return torch.logsumexp(log_probs, -1) - math.log(log_probs.shape[-1])
     return log_probs.gather(-1, labels.expand(log_probs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+
+def normal_of_uniform(uniform: Tensor) -> Tensor:
+    """Return the standard normals, in float64, whose cumulative probabilities are the uniforms of `rng.uniform`, some of which round to 1."""
+    return torch.special.ndtri(uniform.double().clamp(max=1 - 2**-25))
+
+
+def curve_noise(n: int, draws: Draws, device: torch.device) -> Tensor:
+    """Noise, float64 [n, 3], of a prior along a curve: position within the class, from a uniform of its own stream, and two standard normals."""
+    position = normal_of_uniform(rng.uniform(draws, (n, 1), rng.PRIOR + 1, device=device))
+    return torch.cat((position, rng.normal(draws, (n, 2), rng.PRIOR + 2, device=device, dtype=torch.float64)), 1)

@@ -50,6 +50,7 @@ class Centres(Prior):
         self.base = Gaussian(2, BASE_SCALE) if base is None else base
         self.base.require_density()
         self.scale, self.num_classes, self.dim = scale, num_centres, self.base.dim
+        self.noise_dim = self.base.joint_noise_dim
         self.raw = nn.Parameter(torch.atanh(_spread(num_centres, self.dim, draws)), requires_grad=learnable) if raw is None else raw
 
     @property
@@ -79,9 +80,14 @@ class Centres(Prior):
         return centred.flatten(0, 1), log_weights.repeat(self.num_classes) - math.log(self.num_classes)
 
     def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
+        return self.centres.to(device)[labels] + self.scale * self.base.sample(n, draws.importance(1), device=device)
+
+    def _noise(self, n: int, draws: Draws, device: torch.device) -> Tensor:
         # The base prior draws its own class, at another place than the class of the centre.
-        base = self.base.sample(n, draws.importance(1), device=device)
-        return self.centres.to(device)[labels] + self.scale * base
+        return self.base._joint_noise(n, draws.importance(1), device)
+
+    def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:
+        return self.centres.to(u)[labels] + self.scale * self.base.push(u)
 
     def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
         return select_class(self.base.log_prob(self._centred(z)) - self.dim * math.log(self.scale), labels)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from ddvi_fast import _checks, rng
+from ddvi_fast import _checks
 from ddvi_fast.priors.base import Prior
 from ddvi_fast.priors.quadrature import normal_grid
-from ddvi_fast.rng import Draws
 
 
 class Gaussian(Prior):
@@ -24,6 +22,7 @@ class Gaussian(Prior):
         InputError: If `dim` is below 1 or `scale` is not positive.
 
     Example:
+        >>> import torch
         >>> round(Gaussian(dim=2).log_prob(torch.zeros(2)).item(), 4)
         -1.8379
     """
@@ -32,14 +31,14 @@ class Gaussian(Prior):
         super().__init__()
         _checks.require(dim >= 1, "dim", "at least 1", dim)
         _checks.require(scale > 0, "scale", "a positive number", scale)
-        self.dim, self.scale = dim, scale
+        self.dim, self.noise_dim, self.scale = dim, dim, scale
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         nodes, log_weights = normal_grid(self.dim, resolution, reach=15)
         return self.scale * nodes, log_weights
 
-    def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
-        return self.scale * rng.normal(draws, (n, self.dim), rng.PRIOR + 1, device=device)
+    def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:
+        return self.scale * u
 
     def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
         return -0.5 * (z / self.scale).square().sum(-1) - self.dim * (0.5 * math.log(2 * math.pi) + math.log(self.scale))

@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, rng
+from ddvi_fast import _checks
 from ddvi_fast.priors.base import Prior, select_class
 from ddvi_fast.priors.quadrature import nodes_across, normal_grid
-from ddvi_fast.rng import Draws
 
 
 class Mixture(Prior):
@@ -40,15 +39,16 @@ class Mixture(Prior):
             means = radius * torch.stack((angles.cos(), angles.sin()), 1)
         means = _checks.tensor(torch.as_tensor(means), "means", (None, None)).float()
         self.means = nn.Parameter(means.clone(), requires_grad=learnable)
-        self.scale, self.num_classes, self.dim = scale, means.shape[0], means.shape[1]
+        self.scale, self.num_classes = scale, means.shape[0]
+        self.dim = self.noise_dim = means.shape[1]
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         grid, log_weights = normal_grid(self.dim, nodes_across(resolution), reach=30)
         centred = self.means.detach().double().cpu().unsqueeze(1) + self.scale * grid
         return centred.flatten(0, 1), log_weights.repeat(self.num_classes) - math.log(self.num_classes)
 
-    def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
-        return self.means.to(device)[labels] + self.scale * rng.normal(draws, (n, self.dim), rng.PRIOR + 1, device=device)
+    def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:
+        return self.means.to(u)[labels] + self.scale * u
 
     def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
         squared = (z.unsqueeze(-2) - self.means.to(z)).square().sum(-1)

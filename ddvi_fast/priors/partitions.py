@@ -10,7 +10,6 @@ from torch import Tensor
 from ddvi_fast import _checks
 from ddvi_fast.priors.base import Prior
 from ddvi_fast.priors.gaussian import Gaussian
-from ddvi_fast.rng import Draws
 
 
 def require_partitions(prior: Prior) -> int:
@@ -59,10 +58,10 @@ class OneHotGaussian(Prior):
         super().__init__()
         _checks.require(num_classes >= 1, "num_classes", "at least 1", num_classes)
         self.style = Gaussian(style_dim)
-        self.num_classes, self.dim = num_classes, style_dim + num_classes
+        self.num_classes, self.dim, self.noise_dim = num_classes, style_dim + num_classes, style_dim
 
-    def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
-        style = self.style.sample(n, draws, device=device)
+    def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:
+        style = self.style.push(u)
         return torch.cat((style, torch.nn.functional.one_hot(labels, self.num_classes).to(style)), -1)
 
     def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:

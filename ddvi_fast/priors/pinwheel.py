@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks, rng
+from ddvi_fast import _checks
 from ddvi_fast.priors.base import Prior, select_class
 from ddvi_fast.priors.quadrature import nodes_across, normal_quadrature
-from ddvi_fast.rng import Draws
 
 _MIN_SLOPE = 0.12  # smallest slope of the map of angles up to the core radius; at 0 the map would fold
 _OUTER_RADIUS = 2.5  # radius beyond which the arms are straight, since exp would overflow
@@ -38,11 +37,11 @@ class Pinwheel(Prior):
 
     Example:
         >>> prior = Pinwheel()
-        >>> prior.log_prob(prior.sample(4, Draws(0))).shape
+        >>> prior.log_prob(prior.sample(4)).shape
         torch.Size([4])
     """
 
-    dim = 2
+    dim = noise_dim = 2
 
     def __init__(self, num_classes: int = 10, radial_std: float = 0.15, tangential_std: float = 0.005, rate: float = 0.25) -> None:
         super().__init__()
@@ -64,9 +63,8 @@ class Pinwheel(Prior):
         log_weights = log_radial[:, None, None] + log_tangential[:, None] - math.log(self.num_classes) + torch.zeros(self.num_classes)
         return self._place(torch.stack((first, second), -1), label).flatten(0, 2), log_weights.flatten()
 
-    def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
-        f = rng.normal(draws, (n, 2), rng.PRIOR + 1, device=device, dtype=torch.float64)
-        return self._place(torch.stack((1 + self.radial_std * f[:, 0], self.tangential_std * f[:, 1]), 1), labels)
+    def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:
+        return self._place(torch.stack((1 + self.radial_std * u[..., 0], self.tangential_std * u[..., 1]), -1), labels)
 
     def _place(self, f: Tensor, labels: Tensor) -> Tensor:
         """Map `f` [.., 2] in the frame of arm `labels` [..] to latents [.., 2]."""

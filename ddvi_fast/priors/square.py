@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks, rng
-from ddvi_fast.priors.base import Prior, select_class
+from ddvi_fast import _checks
+from ddvi_fast.priors.base import Prior, curve_noise, select_class
 from ddvi_fast.priors.quadrature import nodes_across, normal_quadrature, uniform_quadrature
 from ddvi_fast.rng import Draws
 
@@ -33,11 +33,12 @@ class Square(Prior):
 
     Example:
         >>> prior = Square()
-        >>> prior.log_prob(prior.sample(4, Draws(0))).shape
+        >>> prior.log_prob(prior.sample(4)).shape
         torch.Size([4])
     """
 
-    dim = 2
+    dim, noise_dim = 2, 3
+    _divides_noise = True
 
     def __init__(self, noise_level: float = 3.0, num_classes: int = 10, corner_width: float = 0.01) -> None:
         super().__init__()
@@ -64,11 +65,14 @@ class Square(Prior):
         log_weights = (log_nodes + torch.log(lengths / _PERIMETER))[..., None, None] + log_around[:, None] + log_beside
         return points.flatten(0, 3), log_weights.flatten()
 
-    def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
-        within = rng.uniform(draws, (n, 1), rng.PRIOR + 1, device=device, dtype=torch.float64).squeeze(1)
-        position = (labels + within) / self.num_classes * _PERIMETER
-        edge = (position / _EDGE).floor().clamp(max=3)
-        across, along = rng.normal(draws, (n, 2), rng.PRIOR + 2, device=device, dtype=torch.float64).unbind(1)
+    def _noise(self, n: int, draws: Draws, device: torch.device) -> Tensor:
+        return curve_noise(n, draws, device)
+
+    def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:
+        """Latents of position, noise across the edge and noise along it."""
+        within, across, along = torch.special.ndtr(u[..., 0]), u[..., 1], u[..., 2]
+        position = _PERIMETER * (within if labels is None else (labels + within) / self.num_classes)
+        edge = (position.detach() / _EDGE).floor().clamp(max=3)
         return self._place(edge.long(), position - _EDGE * edge + self.corner_width * along, self.noise * across)
 
     def _place(self, edge: Tensor, along: Tensor, across: Tensor) -> Tensor:

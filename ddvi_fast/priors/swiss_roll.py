@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks, rng
-from ddvi_fast.priors.base import Prior, select_class
+from ddvi_fast import _checks
+from ddvi_fast.priors.base import Prior, curve_noise, select_class
 from ddvi_fast.priors.quadrature import nodes_across, normal_grid, uniform_quadrature
 from ddvi_fast.rng import Draws
 
@@ -32,17 +32,18 @@ class SwissRoll(Prior):
 
     Example:
         >>> prior = SwissRoll(noise=0.1)
-        >>> prior.log_prob(prior.sample(4, Draws(0))).shape
+        >>> prior.log_prob(prior.sample(4)).shape
         torch.Size([4])
     """
 
     dim = 2
+    _divides_noise = True
 
     def __init__(self, noise: float = 0.0, num_classes: int = 10) -> None:
         super().__init__()
         _checks.require(noise >= 0, "noise", "at least 0", noise)
         _checks.require(num_classes >= 1, "num_classes", "at least 1", num_classes)
-        self.noise, self.num_classes = noise, num_classes
+        self.noise, self.num_classes, self.noise_dim = noise, num_classes, 3 if noise > 0 else 1
         if noise > 0:
             nodes = math.ceil(_LENGTH / num_classes / (_SPACING * noise)) + 8
             points, log_weights = self._curve_nodes(nodes)
@@ -66,10 +67,21 @@ class SwissRoll(Prior):
         # root = sqrt(u) has density 2 root, and a class has 1/C of its mass.
         return _spiral(root), log_weights + torch.log(2 * root * width * self.num_classes)
 
-    def _sample(self, n: int, draws: Draws, labels: Tensor | None, device: torch.device) -> Tensor:
-        within = rng.uniform(draws, (n, 1), rng.PRIOR + 1, device=device, dtype=torch.float64).squeeze(1)
-        points = _spiral(torch.sqrt((labels + within) / self.num_classes))
-        return points + self.noise * rng.normal(draws, (n, 2), rng.PRIOR + 2, device=device, dtype=torch.float64)
+    def _noise(self, n: int, draws: Draws, device: torch.device) -> Tensor:
+        return curve_noise(n, draws, device)[:, : self.noise_dim]
+
+    def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:
+        """Latents of the position on the curve and the noise, if there is any."""
+        points = _spiral(self._root(u[..., 0], labels))
+        return points if self.noise == 0 else points + self.noise * u[..., 1:]
+
+    def _root(self, u: Tensor, labels: Tensor | None) -> Tensor:
+        """Square root of the position in [0, 1] on the curve, finite with its gradient where `Phi(u)` underflows."""
+        first = _root_of_probability(u)
+        if labels is None:
+            return first
+        later = torch.sqrt(labels.clamp(min=1) + torch.special.ndtr(u))
+        return torch.where(labels == 0, first, later) / math.sqrt(self.num_classes)
 
     def require_density(self) -> None:
         """Raise `InputError` if `noise` is 0."""
@@ -91,3 +103,10 @@ class SwissRoll(Prior):
 def _spiral(root: Tensor) -> Tensor:
     """Return the points [.., 2] of the curve at `root = sqrt(u)` [..]."""
     return _RADIUS * root.unsqueeze(-1) * torch.stack((torch.cos(_TURNS * root), torch.sin(_TURNS * root)), -1)
+
+
+def _root_of_probability(u: Tensor) -> Tensor:
+    """Compute `sqrt(Phi(u))`. In the lower tail it is half the exponent, by erfcx, since the derivative of `log_ndtr` is inaccurate in float32."""
+    tail = (-u).clamp(min=0) / math.sqrt(2)
+    lower = torch.sqrt(torch.special.erfcx(tail) / 2) * torch.exp(-0.5 * tail.square())
+    return torch.where(u < 0, lower, torch.sqrt(torch.special.ndtr(u.clamp(min=0))))

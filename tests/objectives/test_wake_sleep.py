@@ -34,7 +34,7 @@ def test_joint_update_adds_weighted_terms():
 def test_sleep_terms_are_the_posteriors_on_fantasies():
     ddvi, x, draws = objective(Sleep(0.3, 0.4, loss="huber")), observations(5), Draws(1, 10)
     terms = ddvi.sleep_terms(x, draws)
-    z, fantasies = ddvi.wake.model.simulate(5, draws)
+    z, fantasies = ddvi.wake.model.simulate(5, draws)[:2]
     t = uniform_timesteps(draws, 5, 6, "cpu")
     torch.testing.assert_close(
         terms.values["sleep"], ddvi.posterior.denoising_loss(ddvi.posterior.encode_context(fantasies, draws), z, t, draws, "huber")
@@ -102,7 +102,7 @@ def test_the_decoders_loss_alone_is_not_left_out():
 @pytest.mark.parametrize("loss", ["squared", "kl"])
 def test_many_timesteps_are_the_mean_of_their_rows(loss):
     ddvi, x, draws = objective(Sleep(1.0, 0.0, loss=loss, timesteps=3)), observations(5), Draws(1, 10)
-    z, fantasies = ddvi.wake.model.simulate(5, draws)
+    z, fantasies = ddvi.wake.model.simulate(5, draws)[:2]
     context, own = ddvi.posterior.encode_context(fantasies, draws), draws.spread(3)
     t = uniform_timesteps(own, 15, 6, torch.device("cpu"))
     rows = (context.repeat_interleave(3, 0), z.repeat_interleave(3, 0), t, own)
