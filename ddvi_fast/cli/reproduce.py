@@ -13,7 +13,10 @@ from ddvi_fast.config import names
 
 DESCRIPTION = """Train every missing run of a table, then write the table and the picture of all runs.
 
-A finished run is never repeated, an interrupted one is started anew, and a run that is impossible has its reason in the table."""
+A finished run is never repeated, an interrupted one is started anew, and a run that is impossible has its reason in the table.
+
+With --choose, try the choices of a table for every row on held-out training examples instead, and write the best ones to choices.json, which
+later calls with the same --output use."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,11 +24,14 @@ def main(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     names.check_overrides(options.overrides)
     register()
+    from ddvi_fast.paper.choose import choose
     from ddvi_fast.paper.reproduce import reproduce
 
     # The folder of the data is a matter of this machine, and no part of the recorded command.
     command = " ".join(["ddvi-fast", "reproduce", *(shlex.quote(word) for word in arguments if not word.startswith("data_dir="))])
-    written = reproduce(**vars(options), command=command, report=lambda line: print(line, flush=True))
+    stated = {**vars(options), "command": command, "report": lambda line: print(line, flush=True)}
+    seeds = stated.pop("seeds")
+    written = choose(**stated) if stated.pop("choose") else reproduce(**stated, seeds=seeds)
     print(written[0].with_suffix(".md").read_text(encoding="utf-8"))
     for path in written:
         print(f"written: {path}")
@@ -36,7 +42,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="ddvi-fast reproduce", description=DESCRIPTION)
     parser.add_argument("table", metavar="TABLE", choices=tables, help=", ".join(tables))
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings of all runs, such as data_dir=... or evaluation.limit=500")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each cell, with seeds 0, 1, ... (default 3)")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each cell, with seeds 0, 1, ... (default 3)")
+    kind.add_argument("--choose", action="store_true", help="choose the settings of the rows on a validation split; write choices.json")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="epochs of each run and stage")
     length.add_argument("--max-minutes", type=float, metavar="X", help="minutes of training of each run, estimated from its first steps")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,14 @@ from ddvi_fast import _files, _json, metrics, plots
 from ddvi_fast._checks import InputError
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.genomes import maps as genome_maps
+from ddvi_fast.paper import choices, tables
 from ddvi_fast.paper import table_spec as grid
-from ddvi_fast.paper import tables
 from ddvi_fast.paper.embedding_baselines import LATENTS
-from ddvi_fast.paper.table_spec import Cell, Table
+from ddvi_fast.paper.table_spec import FAILURE, Cell, Table
 from ddvi_fast.plots.run import draw_run
 from ddvi_fast.training.evaluate import evaluated, sample_prior
 from ddvi_fast.training.jobs import in_processes
 from ddvi_fast.training.run import Run, load_dataset, run
-
-FAILURE = "failure.txt"
 
 
 def reproduce(
@@ -55,7 +53,8 @@ def reproduce(
         jobs: Number of runs at a time (int, default: one a core).
         rows, columns: Names of the rows and columns to run (list of str, default: all).
         runs: Folder of the runs (path, default `runs/reproduce`).
-        output: Folder of the table and the picture (path, default: beside the runs).
+        output: Folder of the table and the picture (path, default: beside the runs). If `choose` has written choices.json there, every row
+            and column has the settings that were chosen for it.
         command: Command line to record in the table (str).
         report: Function that is called with a line of text at the start and after each run.
 
@@ -70,14 +69,18 @@ def reproduce(
         spec = dataclasses.replace(spec, note=f"{spec.note} Here every run has {epochs} epochs per stage instead.".strip())
     folder = Path("runs/reproduce" if runs is None else runs) / spec.name
     output = folder if output is None else Path(output)
-    cells = grid.cells(spec, seeds, folder, overrides, epochs, max_minutes)
+    record = choices.read(output, spec)
+    used = choices.used(spec, record)
+    chosen = {place: spec.choices[name].overrides for place, name in used.items() if name is not None}
+    spec = dataclasses.replace(spec, note=f"{spec.note} {choices.note(spec, record)}".strip())
+    cells = grid.cells(spec, seeds, folder, overrides, epochs, max_minutes, chosen)
     with _files.locked(folder, "reproduce"):
         missing = sorted((cell for cell in cells if not cell.finished), key=lambda cell: cell.seed)  # soon a whole table of fewer seeds
         report(f"{len(cells) - len(missing)} of {len(cells)} runs already finished")
         for number, _ in in_processes(run_cell, missing, jobs):
             report(_outcome(missing[number], spec))
-            _write(spec, cells, max_minutes, command, output)
-        written = _write(spec, cells, max_minutes, command, output)
+            _write(spec, cells, used, max_minutes, command, output)
+        written = _write(spec, cells, used, max_minutes, command, output)
     pictures = _people(spec, cells, output) or _picture(spec, cells, max_minutes, output)
     return [written, written.with_suffix(".md"), written.with_suffix(".tex"), *pictures]
 
@@ -117,21 +120,18 @@ def _outcome(cell: Cell, table: Table) -> str:
     """One line with the metrics of a cell, or the reason why it was not run."""
     where = f"{table.name} {cell.row} {cell.column} seed {cell.seed}"
     if not cell.finished:
-        return f"{where}: not run: {_failure(cell)}"
+        return f"{where}: not run: {cell.failure}"
     values = cell.figures()
     shown = ", ".join(f"{tables.COLUMNS[name].heading} {values[name]:.3f}" for name in table.figures if name in values)
     return f"{where}: {shown}"
 
 
-def _failure(cell: Cell) -> str | None:
-    path = cell.folder / FAILURE
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
-
-
-def _write(table: Table, cells: Sequence[Cell], max_minutes: float | None, command: str, output: Path) -> Path:
+def _write(
+    table: Table, cells: Sequence[Cell], used: Mapping[tuple[str, str], str | None], max_minutes: float | None, command: str, output: Path
+) -> Path:
     """Write table.json, table.md and table.tex of all finished runs."""
     runs = [
-        {"row": cell.row, "column": cell.column, "seed": cell.seed, **({"figures": cell.figures()} if cell.finished else {"failure": _failure(cell)})}
+        {"row": cell.row, "column": cell.column, "seed": cell.seed, **({"figures": cell.figures()} if cell.finished else {"failure": cell.failure})}
         for cell in cells
     ]
     labels = {column: grid.column_label(table, column, max_minutes) for column in table.columns}
@@ -146,6 +146,8 @@ def _write(table: Table, cells: Sequence[Cell], max_minutes: float | None, comma
         "columns": labels,
         "figures": list(table.figures),
         "settings": _settings(cells),
+        **({"choices": {row: {column: used[row, column] for column in table.columns} for row in table.rows}} if used else {}),
+        **({"split": "Validation examples"} if cells[0].config.dataset.validation else {}),
         "paper": grid.paper_figures(table, dataset),
         "others": [table.others, table.others_note],
         "runs": runs,

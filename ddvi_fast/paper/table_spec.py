@@ -18,7 +18,10 @@ from ddvi_fast.config.compose import compose
 from ddvi_fast.config.names import CONF, GROUPS
 from ddvi_fast.config.schema import Config
 from ddvi_fast.engine.run_settings import MACHINE, OUTPUT
+from ddvi_fast.paper.tables import COLUMNS
 
+FAILURE = "failure.txt"  # the reason why a run is impossible, in its folder
+_MADE = ("method", "prior", "seed", "run_dir")  # settings that the table makes itself
 _QUIET = ("progress=off", "tensorboard=false", "figures=false", "overwrite=true")
 _NAMES = {"digits": "Digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
@@ -47,6 +50,14 @@ class Table:
         note: A paragraph below the title.
         others: Heading of the published metrics beside ours, from `conf/paper_tables.yaml`.
         others_note: A sentence about these.
+        choices: Settings by name that are tried for every row, of which one is chosen for each row and column on a validation split.
+        choose_by: Metrics in order of preference; the first one that all runs of a row have decides.
+        choose_seeds: Number of runs of each of the choices (seeds that the table does not use).
+        choose_epochs: Epochs of these runs; None for the table's.
+        choose_columns: Columns on which settings are chosen, each for itself; the other columns use those of the first one. None for all.
+
+    Raises:
+        InputError: Choices without a metric that tells which is better, on a column that does not exist, or of a setting that they cannot change.
     """
 
     name: str
@@ -60,6 +71,19 @@ class Table:
     note: str = ""
     others: str = "paper"
     others_note: str = "The paper's own figures are those after 200 epochs."
+    choices: Mapping[str, Entry] = field(default_factory=dict)
+    choose_by: tuple[str, ...] = ()
+    choose_seeds: int = 1
+    choose_epochs: int | None = None
+    choose_columns: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _checks.require(not self.choices or bool(self.choose_by), "choose_by", "at least one metric for the choices", self.choose_by)
+        for name in self.choose_by:
+            _checks.choice(name, [metric for metric, column in COLUMNS.items() if column.higher is not None], "choose_by")
+        for choice in self.choices.values():
+            for setting in (override.partition("=")[0] for override in choice.overrides):
+                _checks.require(setting not in (*_MADE, "dataset", "dataset.validation"), "choices", "other settings", setting)
 
     @property
     def dataset(self) -> str:
@@ -87,6 +111,12 @@ class Cell:
         """Whether the run has been trained and evaluated."""
         return (self.folder / "evaluation.json").is_file()
 
+    @property
+    def failure(self) -> str | None:
+        """The reason why the run is impossible, if it was tried in vain."""
+        path = self.folder / FAILURE
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
     def figures(self) -> dict[str, float]:
         """Metrics of a finished run."""
         return json.loads((self.folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -109,8 +139,11 @@ def load(name: str) -> Table:
         (['vae', 'iaf', 'aae', 'h_iaf', 'pis', 'ddvi'], ['pinwheel', 'swiss_roll', 'square'])
     """
     stated = _read(CONF / "reproduce" / f"{_checks.choice(name, names(), 'table')}.yaml")
-    rows, columns = (_entries(stated.pop(kind)) for kind in ("rows", "columns"))
-    return Table(name, rows=rows, columns=columns, figures=tuple(stated.pop("figures")), common=tuple(stated.pop("common", ())), **stated)
+    entries = {kind: _entries(stated.pop(kind, {})) for kind in ("rows", "columns", "choices")}
+    lists = {key: tuple(stated.pop(key)) for key in ("figures", "common", "choose_by", "choose_columns") if key in stated}
+    for column in lists.get("choose_columns", ()):
+        _checks.choice(column, entries["columns"], "choose_columns")
+    return Table(name, **entries, **lists, **stated)
 
 
 def part(table: Table, rows: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> Table:
@@ -153,8 +186,19 @@ def cells(
     overrides: Sequence[str] = (),
     epochs: int | None = None,
     max_minutes: float | None = None,
+    chosen: Mapping[tuple[str, str], Sequence[str]] | None = None,
+    first_seed: int = 0,
 ) -> list[Cell]:
-    """All cells of `table` with seeds 0 to `seeds - 1` and their runs below `folder`; `overrides` take precedence over the table's.
+    """All cells of `table` with their runs below `folder`.
+
+    Args:
+        table: The table.
+        seeds: Number of runs of each row and column.
+        folder: Folder of the runs.
+        overrides: Settings of all runs, which take precedence over all others.
+        epochs, max_minutes: Length of the runs instead of the table's.
+        chosen: Settings by row and column, which take precedence over the table's.
+        first_seed: Seed of the first run; the others follow.
 
     Raises:
         InputError: Settings that do not exist or are not possible.
@@ -163,17 +207,18 @@ def cells(
     _checks.require(max_minutes is None or max_minutes > 0, "--max-minutes", "a positive number", max_minutes)
     for override in overrides:
         name = override.partition("=")[0]
-        _checks.require(name not in ("method", "prior", "seed", "run_dir"), "override", "a setting that the table does not make itself", override)
+        _checks.require(name not in _MADE, "override", "a setting that the table does not make itself", override)
     limit = max_minutes or (table.max_minutes if epochs is None else None)
     made = []
     for row, column in ((row, column) for row in table.rows for column in table.columns):
         settings = [] if table.epochs is None or limit is not None else [f"epochs={table.epochs}"]
         settings += [*table.common, *table.rows[row].overrides, *table.columns[column].overrides]
+        settings += [] if chosen is None else chosen.get((row, column), ())
         settings += [] if epochs is None else [f"epochs={epochs}"]
         settings += [] if limit is None else [f"max_minutes={limit * (table.columns[column].minutes or 1.0)}"]
         stated = _last_of_each([*settings, *overrides])
         config = compose(_last_of_each([*_QUIET, *stated]))
-        made += [_cell(row, column, seed, config, stated, folder) for seed in range(seeds)]
+        made += [_cell(row, column, seed, config, stated, folder) for seed in range(first_seed, first_seed + seeds)]
     return made
 
 

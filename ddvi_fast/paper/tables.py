@@ -83,7 +83,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = [
         f"# {record['title']}",
         "",
-        "Test set, nats per example; mean and 95% interval by Student's t over " + (f"{seeds} seeds." if seeds > 1 else "one seed: no interval."),
+        f"{record.get('split', 'Test set')}, nats per example; mean and 95% interval by Student's t over "
+        + (f"{seeds} seeds." if seeds > 1 else "one seed: no interval."),
         *_explanations(record),
         f"`{record['command']}`, commit {(record.get('commit') or 'unknown')[:10]}, torch {record['versions']['torch']}.",
         "",
