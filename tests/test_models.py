@@ -59,3 +59,15 @@ def test_fantasies_take_no_gradient_and_the_dtype_asked_for():
     model = make_model().double().requires_grad_(True)
     z, x = model.simulate(3, Draws(0), like=torch.zeros(1, 3, dtype=torch.float64))[:2]
     assert not x.requires_grad and z.dtype == x.dtype == torch.float64
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("prior", ["gaussian", "pinwheel", "square"])
+def test_fantasies_know_the_noise_of_their_latents(prior, joint):
+    model, draws = LatentVariableModel(priors.make(prior), MLP(2, [8], 6), likelihoods.make("bernoulli")), Draws(9, 100)
+    made = model.simulate(30, draws, joint=joint)
+    torch.testing.assert_close(model.prior.push(made.noise, None if joint else made.labels), made.z, rtol=0, atol=1e-6)
+    assert made.noise.shape[1] == (model.prior.joint_noise_dim if joint else model.prior.noise_dim)
+    assert made.labels is None if prior == "gaussian" else torch.equal(made.labels, model.prior.sample_labels(30, draws))
+    sets = model.simulate(30, draws, num_sets=2, joint=joint)
+    assert sets.noise is None and sets.labels is None

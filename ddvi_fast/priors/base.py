@@ -255,6 +255,7 @@ class Prior(nn.Module):
             InputError: If the prior has no nodes of its own and more than two coordinates of noise.
         """
         self.require_noise()
+        _checks.require(self.noise_dim <= 2, "prior", "at most 2 coordinates of noise, for integration nodes", str(self.noise_dim))
         grid, log_weights = normal_grid(self.noise_dim, resolution, reach=15)
         if self.num_classes is None:
             return self.push(grid).detach(), log_weights
