@@ -39,8 +39,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def all_records(folder: Path = RESULTS) -> dict[Path, dict[str, Any]]:
-    """All records of a folder by path: those of the benchmarks and studies, and the tables of `ddvi-fast reproduce`."""
-    return {path: read(path) for path in sorted([*folder.glob("*.json"), *folder.glob("*/table.json")])}
+    """All records of a folder by path: those of the benchmarks and studies, and the tables and choices of `ddvi-fast reproduce`."""
+    return {path: read(path) for path in sorted([*folder.glob("*.json"), *folder.glob("*/table.json"), *folder.glob("*/choices.json")])}
 
 
 def markdown_of(record: dict[str, Any]) -> str:

@@ -102,7 +102,14 @@ class _Record:
         }
         dataset = next((trial.cells[0].config.dataset.name for trial in trials if trial.cells), table.dataset)
         about = {name: value for name, value in environment().items() if name != "command"}
-        self.head = {"table": table.name, "title": grid.title(table, dataset), "command": command, **about, **self.conditions}
+        self.head = {
+            "kind": choices.__name__,
+            "table": table.name,
+            "title": grid.title(table, dataset),
+            "command": command,
+            **about,
+            **self.conditions,
+        }
         earlier = choices.read(output, table)
         same = earlier is not None and all(earlier[name] == value for name, value in self.conditions.items())
         self.earlier: dict[str, Any] = earlier if earlier is not None and same else {"rows": {}, "columns": {}, "tried": {}, "chosen": {}}

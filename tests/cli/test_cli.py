@@ -55,6 +55,8 @@ def tiny_mnist(tmp_path):
         (["train", "--dryrun"], ["--dry-run", "--dryrun"]),
         (["reproduce", "mnits"], ["did you mean mnist", "mnits"]),
         (["reproduce", "mnist", "--sedes", "3"], ["did you mean --seeds", "--sedes"]),
+        (["reproduce", "mnist", "--chose"], ["did you mean --choose", "--chose"]),
+        (["train", "dataset.validation=1", "run_dir=run"], ["dataset.validation", "below 1"]),
         (["data", "imprt", "file"], ["did you mean import", "imprt"]),
         (["data", "import", "file", "--outt", "store"], ["did you mean --out", "--outt"]),
         (["bench", "quik"], ["did you mean quick", "quik"]),
@@ -247,3 +249,10 @@ def test_the_command_line_alone_prints_to_standard_output():
         if "cli" not in path.relative_to(package).parts:
             calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"]
             assert all("file" in {keyword.arg for keyword in call.keywords} for call in calls), path
+
+
+@pytest.mark.parametrize(("fraction", "judged"), [(0, "test set"), (0.2, "validation examples")])
+def test_the_metrics_of_a_run_say_what_they_were_measured_on(shell, tmp_path, fraction, judged):
+    small = ["dataset.encoder.hidden=[8]", "dataset.decoder.hidden=[8]", "evaluation.prior_samples=100", "prior.resolution=10"]
+    printed = shell("train", *SMALL, *small, "method=vae", f"dataset.validation={fraction}", f"run_dir={tmp_path / 'run'}")
+    assert f"{judged}, nats per example" in printed

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from bench import records
 from ddvi_fast import data
 from ddvi_fast.config.compose import from_dict
 from ddvi_fast.paper import choices, choose, reproduce
@@ -76,6 +77,7 @@ def test_every_row_tries_every_choice_and_the_table_uses_the_best(calls, tmp_pat
     assert "objective" in record["tried"]["aae"]["pinwheel"]["iwae"]["not_possible"]
     text = (output / "choices.md").read_text()
     assert re.search(r"\| pinwheel \| Gaussian \| ELBO \| -[\d.]+ \| \*\*-[\d.]+\*\* \| -[\d.]+ \| not possible \| 3 \|", text) and text in printed
+    assert text == records.markdown_of(record), "the committed file can be made anew"
     assert "- Gaussian, pinwheel, chain: method.chain.num_steps: expected" in text and str(tmp_path) not in text
 
     calls.trained.clear()
