@@ -69,7 +69,7 @@ class Training(Step):
         draws, shape, sleep = Draws(SEED), (self.rows, self.sizes.latent), Draws(SEED).importance(0)
         start = rng.normal(draws, (1, *shape), rng.START, device=self.device)[0]
         t = uniform_timesteps(draws, self.rows, self.sizes.num_steps, self.device)
-        z, x = objective.model.simulate(self.rows, sleep, self.x)
+        z, x = objective.model.simulate(self.rows, sleep, self.x)[:2]
         noise = rng.normal(sleep, shape, rng.NOISE, device=self.device)
         return {"wake": (self.x, start, t), "sleep": (z, x, uniform_timesteps(sleep, self.rows, self.sizes.num_steps, self.device), noise)}
 
