@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks
 
-PARAMETRISATIONS = ("eps", "x0", "v", "mean")
+PARAMETRISATIONS = ("eps", "x0", "v", "mean", "increment")
 
 
 def _cached(table: Callable) -> Callable:
@@ -100,13 +100,16 @@ class NoiseSchedule:
         """Weights of the mean `m_t = A_t y_t + B_t o` of a step of the chain, where `o` is the network's output.
 
         Args:
-            parametrisation: What the network predicts: ``eps``, ``x0``, ``v`` or ``mean``.
+            parametrisation: What the network predicts: ``eps``, ``x0``, ``v``, ``mean``, or ``increment``, what the mean has beyond
+                `sqrt(alpha_t) y_t` (docs/method.md, section 7).
             eta: 1 for ancestral sampling, 0 for the deterministic chain (default 1).
 
         Returns:
             `A` and `B`, both float64 [T].
         """
         _checks.choice(parametrisation, PARAMETRISATIONS, "parametrisation")
+        if parametrisation == "increment":
+            return self.alphas.sqrt(), torch.ones_like(self.betas)
         signal, noise = self.alpha_bars.sqrt(), self.noise_variances.sqrt()
         previous_signal = _before(self.alpha_bars, 1.0).sqrt()
         remaining = _before(self.noise_variances, 0.0) - eta**2 * self.posterior_variances
@@ -128,7 +131,8 @@ class NoiseSchedule:
         """The chain's table [T, 5] with columns `A`, `B`, `s`, `sqrt(alpha)`, `beta` (docs/method.md, section 1).
 
         Args:
-            parametrisation: What the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean`` (default ``eps``).
+            parametrisation: What the denoiser predicts: ``eps``, ``x0``, ``v``, ``mean`` or ``increment`` (default ``eps``). The steps of
+                ``increment`` have the variances `beta_t`, those of a stationary process, in place of `eta` and `final_variance`.
             eta: Number in [0, 1]: 1 for ancestral sampling, 0 for the deterministic chain, which has no density (default 1).
             final_variance: Variance `s_1^2` of the last step, which `eta` alone would make 0 (default None: the posterior variance of step 2).
             dtype: Element type of the table (default float32); it is computed in float64.
@@ -141,6 +145,9 @@ class NoiseSchedule:
         """
         _checks.require(0.0 <= eta <= 1.0, "eta", "a number in [0, 1]", eta)
         weight_state, weight_output = self.prediction_weights(parametrisation, eta)
+        if parametrisation == "increment":
+            _checks.require(eta == 1 and final_variance is None, "eta, final_variance", "1 and None with increment", (eta, final_variance))
+            return torch.stack((weight_state, weight_output, self.betas.sqrt(), self.alphas.sqrt(), self.betas), dim=1).to(dtype)
         variances = eta**2 * self.posterior_variances
         if eta > 0:
             _checks.require(final_variance is None or final_variance > 0, "final_variance", "a positive number", final_variance)
@@ -178,6 +185,8 @@ class NoiseSchedule:
         if parametrisation == "v":
             return -deviation, signal
         weight_x0, weight_state = self.posterior_mean_weights()
+        if parametrisation == "increment":
+            weight_state = weight_state - self.alphas.sqrt()
         return weight_x0 + weight_state * signal, weight_state * deviation
 
     @_cached

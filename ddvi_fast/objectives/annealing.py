@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.objectives.base import Progress
+from ddvi_fast.posteriors import Posterior
+from ddvi_fast.posteriors.base import PosteriorSample
 from ddvi_fast.priors import Prior
 
 KINDS = ("constant", "linear", "cyclic", "reverse_warmup")
@@ -174,8 +176,16 @@ class PriorGuide:
         (score,) = torch.autograd.grad(log_prob.sum(), leaf, retain_graph=True)
         return log_prob + zero_with_gradient(z, score, limit)
 
+    def log_prior_ratio(
+        self, posterior: Posterior, prior: Prior, sample: PosteriorSample, progress: Progress, labels: Tensor | None = None
+    ) -> Tensor:
+        """Return `log_prior_ratio` [...] of posterior samples in nats; outside the prior's coordinates the prior is blurred."""
+        if posterior.pushes or sample.log_ratio is None:
+            return posterior.log_prior_ratio(prior, sample)
+        return self.log_prob(prior, sample.z, progress, labels) + sample.log_ratio
 
-def zero_with_gradient(z: Tensor, gradient: Tensor, max_norm: float) -> Tensor:
+
+def zero_with_gradient(z: Tensor, gradient: Tensor, max_norm: float = math.inf) -> Tensor:
     """Return zeros [...] whose gradient with respect to `z` [..., D] is `gradient` [..., D], each row clipped to the norm `max_norm`."""
     if not math.isinf(max_norm):
         gradient = gradient * (max_norm / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)

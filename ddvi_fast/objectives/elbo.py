@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,14 @@ from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide, zero_with_gra
 from ddvi_fast.objectives.base import Objective, Progress, Terms
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.base import PosteriorSample
+from ddvi_fast.posteriors.class_conditional import ClassConditional
 from ddvi_fast.rng import Draws
 
 
 class ELBO(Objective):
-    """Minus the evidence lower bound: `-E_q[ log p(x|z) ] - w_kl E_q[ log p(z) + log_ratio ]` (docs/method.md, section 3, without the sleep term).
+    """Minus the evidence lower bound: `-E_q[ log p(x|z) ] - w_kl E_q[ log_prior_ratio ]` (docs/method.md, sections 3 and 7, without the sleep term).
 
-    Terms: `reconstruction` = -log p(x|z) and `kl` = -(log p(z) + log_ratio), nats per example.
+    Terms: `reconstruction` = -log p(x|z) and `kl` = -log_prior_ratio, nats per example.
 
     Args:
         model: The latent-variable model.
@@ -46,40 +47,49 @@ class ELBO(Objective):
         guide: PriorGuide = PriorGuide(), reweighted: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        posterior.require_density()
-        model.prior.require_density()
+        posterior.require_density(model.prior)
         _checks.require(num_samples > 1 or not reweighted, "num_samples", "at least 2 with reweighted=True", num_samples)
         self.model, self.posterior, self.kl, self.num_samples, self.guide = model, posterior, kl, num_samples, guide
         self.reweighted = reweighted
 
-    def draw(self, x: Tensor, draws: Draws) -> PosteriorSample:
-        """Draw the posterior samples of the bound, [K, N, D]."""
-        return self.posterior.sample(x, self.num_samples, draws)
-
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
-        z, log_ratio = self.draw(x, draws)
+        return self.wake_terms(x, self.posterior.encode(x, draws), progress, draws)
+
+    def wake_terms(self, x: Tensor, encoded: Any, progress: Progress, draws: Draws) -> Terms:
+        """Compute the terms of a batch whose `encoded` is the output of `posterior.encode(x, draws)`."""
         kl = self.kl.at(progress)
-        if torch.is_grad_enabled() and (self.reweighted or self.guide.joint):
-            log_likelihood, log_prior = self._with_separate_gradients(x, z, log_ratio.detach(), kl, progress)
+        if isinstance(self.posterior, ClassConditional):
+            sample, log_class = self.posterior.sample_with_class(encoded, self.num_samples, draws)
         else:
-            log_likelihood, log_prior = self.model.log_likelihood(x, z).mean(0), self.guide.log_prob(self.model.prior, z, progress)
-        return Terms({"reconstruction": -log_likelihood, "kl": -(log_prior + log_ratio).mean(0)}, {"reconstruction": 1.0, "kl": kl})
+            sample, log_class = self.draw(x, encoded, draws), None
+        log_prior_ratio = self.guide.log_prior_ratio(self.posterior, self.model.prior, sample, progress)
+        reweighted = self.reweighted and torch.is_grad_enabled()
+        log_likelihood = self._reweighted(x, sample.z, kl * log_prior_ratio.detach()) if reweighted else self.model.log_likelihood(x, sample.z)
+        reconstruction = -log_likelihood.mean(0)
+        if log_class is not None and self.num_samples > 1:
+            reconstruction = reconstruction - zero_with_score(log_class, (log_likelihood + kl * log_prior_ratio).detach())
+        return Terms({"reconstruction": reconstruction, "kl": -log_prior_ratio.mean(0)}, {"reconstruction": 1.0, "kl": kl})
 
-    wake_terms = terms  # the bound on data is the wake part of `WakeSleep`
+    def draw(self, x: Tensor, encoded: Any, draws: Draws) -> PosteriorSample:
+        """Draw the posterior samples of the bound, [K, N, D]."""
+        return self.posterior.sample_encoded(encoded, self.num_samples, draws)
 
-    def _with_separate_gradients(self, x: Tensor, z: Tensor, log_ratio: Tensor, kl: float | Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Mean of log p(x|z) over samples `z` [K, N, D], [N], and log p(z) [K, N], with separate gradients for the decoder and for the samples."""
+    def _reweighted(self, x: Tensor, z: Tensor, log_prior_ratio: Tensor) -> Tensor:
+        """log p(x | z) [K, N] of samples `z` [K, N, D], whose mean's gradient for the decoder weights the samples by their importance."""
         leaf = z.detach().requires_grad_()
         log_likelihood = self.model.log_likelihood(x, leaf)
-        if self.guide.joint:
-            log_prior, limit = self.guide.blurred(self.model.prior, progress).log_prob(leaf), self.guide.limit_at(progress)
-            followed = log_likelihood + kl * log_prior
-        else:
-            log_prior, limit = self.guide.log_prob(self.model.prior, z, progress), math.inf
-            followed = log_likelihood
-        (gradient,) = torch.autograd.grad(followed.sum(), leaf, retain_graph=True)
-        value, shares = log_likelihood.detach(), 1 / len(z)
-        if self.reweighted:
-            shares = torch.softmax(value + kl * (log_prior.detach() + log_ratio), 0)
-        # Both summands after the mean are zero: the first has the decoder's gradient, the second that of the samples.
-        return value.mean(0) + (shares * (log_likelihood - value)).sum(0) + zero_with_gradient(z, gradient, limit).mean(0), log_prior
+        (gradient,) = torch.autograd.grad(log_likelihood.sum(), leaf, retain_graph=True)
+        value = log_likelihood.detach()
+        shares = len(z) * torch.softmax(value + log_prior_ratio, 0)
+        # Both summands after the value are zero: the first has the decoder's gradient, the second that of the samples.
+        return value + shares * (log_likelihood - value) + zero_with_gradient(z, gradient)
+
+
+def zero_with_score(log_class: Tensor, log_weights: Tensor) -> Tensor:
+    """Return zeros [N] with the score-function gradient of the mean of `log_weights` [K, N] for the drawn classes, whose log-probabilities
+    are `log_class` [K, N]. The baseline of a sample is the mean of the others, so that the gradient is unbiased (Kool et al. 2019).
+    """
+    count = len(log_weights)
+    baseline = (log_weights.sum(0) - log_weights) / (count - 1)
+    score = ((log_weights - baseline) * log_class).mean(0)
+    return score - score.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +13,15 @@ from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.objectives.base import Objective, Progress, Terms
 from ddvi_fast.posteriors import Posterior
+from ddvi_fast.posteriors.base import PosteriorSample
+from ddvi_fast.posteriors.class_conditional import ClassConditional
 from ddvi_fast.rng import Draws
 
-LogWeights = Callable[[Tensor, Tensor], Tensor]  # (z, log_ratio) -> log w
+LogWeights = Callable[[PosteriorSample], Tensor]
 
 
 class IWAE(Objective):
-    """Minus the importance-weighted bound: `-log mean_k w_k`, `log w = log p(x|z) + w_kl (log p(z) + log_ratio)` (Burda et al. 2016).
+    """Minus the importance-weighted bound: `-log mean_k w_k`, `log w = log p(x|z) + w_kl log_prior_ratio` (Burda et al. 2016).
 
     Term: `bound`, minus the bound, nats per example.
 
@@ -47,31 +50,35 @@ class IWAE(Objective):
         kl: KLSchedule = KLSchedule(), guide: PriorGuide = PriorGuide(),
     ) -> None:  # fmt: skip
         super().__init__()
-        posterior.require_density()
-        model.prior.require_density()
+        posterior.require_density(model.prior)
         _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
         _checks.require(not guide.joint, "guide.joint", "false for an importance-weighted bound", guide.joint)
+        discrete = doubly_reparametrised and isinstance(posterior, ClassConditional)
+        _checks.require(not discrete, "doubly_reparametrised", "False for a posterior that draws a class, which has no path gradient", True)
         self.model, self.posterior, self.kl, self.guide = model, posterior, kl, guide
         self.num_samples, self.doubly_reparametrised = num_samples, doubly_reparametrised
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        return self.wake_terms(x, self.posterior.encode(x, draws), progress, draws)
+
+    def wake_terms(self, x: Tensor, encoded: Any, progress: Progress, draws: Draws) -> Terms:
+        """Compute the terms of a batch whose `encoded` is the output of `posterior.encode(x, draws)`."""
         kl = self.kl.at(progress)
 
-        def log_weights(z: Tensor, log_ratio: Tensor) -> Tensor:
-            return self.model.log_likelihood(x, z) + kl * (self.guide.log_prob(self.model.prior, z, progress) + log_ratio)
+        def log_weights(sample: PosteriorSample) -> Tensor:
+            log_prior_ratio = self.guide.log_prior_ratio(self.posterior, self.model.prior, sample, progress)
+            return self.model.log_likelihood(x, sample.z) + kl * log_prior_ratio
 
-        bound = self._doubly_reparametrised(x, log_weights, kl, draws) if self.doubly_reparametrised else self._plain(x, log_weights, draws)
+        if self.doubly_reparametrised:
+            bound = self._doubly_reparametrised(x, encoded, log_weights, kl, draws)
+        else:
+            bound = ops.log_mean_exp(log_weights(self.posterior.sample_encoded(encoded, self.num_samples, draws)), 0)
         return Terms({"bound": -bound}, {"bound": 1.0})
 
-    wake_terms = terms  # the bound on data is the wake part of `WakeSleep`
-
-    def _plain(self, x: Tensor, log_weights: LogWeights, draws: Draws) -> Tensor:
-        return ops.log_mean_exp(log_weights(*self.posterior.sample(x, self.num_samples, draws)), 0)
-
-    def _doubly_reparametrised(self, x: Tensor, log_weights: LogWeights, kl: float | Tensor, draws: Draws) -> Tensor:
-        path = self.posterior.latent_path(self.posterior.encode(x, draws), self.num_samples, draws)
+    def _doubly_reparametrised(self, x: Tensor, encoded: Any, log_weights: LogWeights, kl: float | Tensor, draws: Draws) -> Tensor:
+        path = self.posterior.unwhitened_path(encoded, self.num_samples, draws)
         scaled, set_scale = _scale_gradient(path)
-        weights = log_weights(scaled[-1], self.posterior.frozen_log_ratio(x, scaled, draws))
+        weights = log_weights(self.posterior.push(scaled[-1], self.posterior.frozen_log_ratio(x, scaled, draws)))
         normalised = torch.softmax(weights.detach(), 0)
         # The score of q enters log w through kl * log_ratio only, so the second reparametrization applies to that share.
         set_scale(1 - kl + kl * normalised)

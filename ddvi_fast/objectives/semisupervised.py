@@ -15,7 +15,8 @@ from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.objectives.base import Objective, Progress, Terms
 from ddvi_fast.objectives.wake_sleep import Sleep, chain_loss, uniform_timesteps
-from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, class_major, rows_per_class
+from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.posteriors.class_conditional import ClassConditional, class_major, rows_per_class
 from ddvi_fast.rng import Draws
 
 
@@ -155,15 +156,12 @@ class SemiSupervised(Objective):
         guide: PriorGuide = PriorGuide(), weights: ClassWeights = ClassWeights(), sleep: Sleep | None = None, num_samples: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        posterior.require_density()
-        model.prior.require_density()
-        _checks.require(not guide.joint, "guide.joint", "false with classes", guide.joint)
+        posterior.require_density(model.prior)
         if sleep is not None:
             family = posterior.family
-            _checks.require(isinstance(family, ClassDiffusion), "sleep", "None without a diffusion posterior", type(family).__name__)
+            _checks.require(isinstance(family, Diffusion), "sleep", "None without a diffusion posterior", type(family).__name__)
             _checks.require(not sleep.alternating, "sleep.alternating", "false with classes", True)
-            for name, only in (("mixed", 0), ("data", 0), ("decoder", 0), ("timesteps", 1)):
-                _checks.require(getattr(sleep, name) == only, f"sleep.{name}", f"{only} with classes", getattr(sleep, name))
+            _checks.require(sleep.timesteps == 1, "sleep.timesteps", "1 with classes", sleep.timesteps)
         self.model, self.posterior, self.labelled, self.kl, self.guide = model, posterior, labelled, kl, guide
         self.weights, self.sleep, self.num_samples = weights, sleep, num_samples
 
@@ -190,13 +188,11 @@ class SemiSupervised(Objective):
         """Compute the terms [N] of unlabelled data `x` [N, ...], summed over classes under q(c | x)."""
         noisy = self.posterior.log_class_probs(x, draws)
         log_probs = noisy.mT if self.labelled is None else self.weights.follow(noisy.mT, progress)  # [C, N]
-        z, log_ratio = self.posterior.sample_classes(x, self.num_samples, draws)
-        labels = torch.arange(len(z), device=z.device).view(-1, 1, 1)
-        log_prior = self.guide.log_prob(self.model.prior, z, progress, labels)
+        z, _, log_prior_ratio = self.posterior.sample_classes(x, self.num_samples, draws)
         probs = log_probs.exp()
         return {
             "reconstruction": -(probs * self.model.log_likelihood(x, z).mean(1)).sum(0),
-            "kl": -(probs * (log_prior + log_ratio).mean(1)).sum(0),
+            "kl": -(probs * log_prior_ratio.mean(1)).sum(0),
             "class_kl": (probs * log_probs).sum(0) + math.log(len(z)),
             **balance_term(probs, self.weights),
             **consistency_term(self.posterior, x, noisy, self.weights),
@@ -212,23 +208,22 @@ class SemiSupervised(Objective):
             draws: Position of the first row in the random stream.
             per_class: Rows of each class if the rows are class-major (int), or None.
         """
-        z, log_ratio = self.posterior.sample_of_class(x, labels.unsqueeze(0), draws, per_class)
-        log_prior = self.guide.log_prob(self.model.prior, z, progress, labels)
+        z, _, log_prior_ratio = self.posterior.sample_of_class(x, labels.unsqueeze(0), draws, per_class)
         log_probs = self.posterior.log_class_probs(x, draws)
         return {
             "labelled_reconstruction": -self.model.log_likelihood(x, z)[0],
-            "labelled_kl": -(log_prior + log_ratio)[0],
+            "labelled_kl": -log_prior_ratio[0],
             "cross_entropy": cross_entropy(log_probs, labels),
         }
 
     @torch.no_grad()
     def _fantasies(self, like: Tensor, draws: Draws, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents [C M, D], data [C M, ...] and classes [C M] of about `rows` fantasies, class-major."""
+        """Latents in the posterior's coordinates [C M, U], data [C M, ...] and classes [C M] of about `rows` fantasies, class-major."""
         classes = self.posterior.num_classes
         labels = class_major(classes, rows_per_class(rows, classes), like.device)
-        z = self.model.prior.sample(len(labels), draws, labels, dtype=like.dtype, device=like.device)
-        x = self.model.likelihood.sample(self.model.decoder(z), draws)
-        return z, x.view(len(x), *like.shape[1:]), labels
+        made = self.model.prior.draw(len(labels), draws, labels, dtype=like.dtype, device=like.device)
+        x = self.model.likelihood.sample(self.model.decoder(made.z), draws)
+        return made.noise if self.posterior.pushes else made.z, x.view(len(x), *like.shape[1:]), labels
 
     def sleep_terms(self, like: Tensor, draws: Draws, rows: int | None = None) -> dict[str, Tensor]:
         """Compute the sleep terms of every class's posterior on fantasies of that class, in one grouped call of the denoisers.
@@ -239,14 +234,15 @@ class SemiSupervised(Objective):
             rows: Number of fantasies, rounded to equally many of each class (int). Default: N.
         """
         family = self.posterior.family
-        z, x, labels = self._fantasies(like, draws, len(like) if rows is None else rows)
+        u, x, labels = self._fantasies(like, draws, len(like) if rows is None else rows)
         with fixed_statistics(self.posterior):
             encoded = self.posterior.encode_of_class(x, labels, draws)
             log_probs = self.posterior.log_class_probs(x, draws)
-        t = uniform_timesteps(draws, len(z), family.schedule.num_steps, z.device)
+        v = family.whitened(encoded, u).detach()
+        t = uniform_timesteps(draws, len(v), family.schedule.num_steps, v.device)
         return {
-            "sleep": chain_loss(family, encoded.context, z, t, draws, self.sleep.loss),
-            "sleep_top": -family.top_log_prob(encoded.mean, encoded.log_var, z, draws),
+            "sleep": chain_loss(family, encoded.context, v, t, draws, self.sleep.loss),
+            "sleep_top": -family.start_log_prob(encoded, u, draws),
             "sleep_class": cross_entropy(log_probs, labels),
         }
 
@@ -297,7 +293,6 @@ def class_log_joint_bound(
         InputError: If the posterior has no density.
     """
     posterior.require_density()
-    z, log_ratio = posterior.sample_classes(x, num_samples, draws)
-    labels = torch.arange(len(z), device=z.device).view(-1, 1, 1)
-    weights = model.log_likelihood(x, z) + model.prior.log_prob(z, labels) + log_ratio - math.log(len(z))
+    z, _, log_prior_ratio = posterior.sample_classes(x, num_samples, draws)
+    weights = model.log_likelihood(x, z) + log_prior_ratio - math.log(len(z))
     return ops.log_mean_exp(weights, 1)

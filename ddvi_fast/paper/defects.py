@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,8 +33,8 @@ class DefectiveELBO(ELBO):
         _checks.require(diffusion or not standard_normal_top, "standard_normal_top", "a Diffusion posterior", type(self.posterior).__name__)
         self.log_var_twice, self.standard_normal_top = log_var_twice, standard_normal_top
 
-    def draw(self, x: Tensor, draws: Draws) -> PosteriorSample:
-        sample = super().draw(x, draws)
+    def draw(self, x: Tensor, encoded: Any, draws: Draws) -> PosteriorSample:
+        sample = super().draw(x, encoded, draws)
         mean, log_var = first_gaussian(self.posterior, x, draws)
         log_ratio = sample.log_ratio
         if self.log_var_twice:

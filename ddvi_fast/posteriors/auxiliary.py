@@ -32,9 +32,14 @@ class AuxiliaryPosterior(Posterior):
     def forward(self, x: Tensor, path: Tensor, draws: Draws | None = None, with_reverse: bool = True) -> Tensor:
         """Compute the log-ratio [K, N] as in `Posterior`, or `-log q(u, z | x)` unless `with_reverse`."""
         encoded = self.encode(x, draws)
-        return self.log_ratio(encoded, path) if with_reverse else -self.path_log_prob(encoded, path)
+        return self.log_ratio_of_unwhitened(encoded, path, self.log_ratio if with_reverse else self._without_reverse)
+
+    def _without_reverse(self, encoded: Any, path: Tensor) -> Tensor:
+        return -self.path_log_prob(encoded, path)
 
     def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
         """Compute the log-ratio as in `Posterior`; the parameters of the auxiliary model are not held constant."""
         density = torch.func.functional_call(self, frozen_parameters(self), (x, path, draws), {"with_reverse": False})
-        return density + self.reverse_log_prob(self.encode(x, draws), path)
+        encoded = self.encode(x, draws)
+        own = torch.cat((path[:-1], self.whitened(encoded, path[-1]).unsqueeze(0))) if self.whitens else path
+        return density + self.reverse_log_prob(encoded, own)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ddvi_fast import ops
 from ddvi_fast.denoisers import ResidualMLP, StepView
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start
+from ddvi_fast.posteriors.base import Encoded, Posterior, draw_start
 from ddvi_fast.rng import Draws
 
 
@@ -26,15 +26,15 @@ class ChainPosterior(Posterior):
         """Return the network of the chain."""
         return self.denoiser
 
-    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
+    def draw(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Draw samples as in `Posterior`; the chain accumulates the log-ratio of the path."""
-        start = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
+        start = draw_start(*self.start(encoded), num_samples, draws)
         chain = self._run(encoded, start, draws, return_trajectory=False)
-        return self._with_start(chain.z, chain.path, start, encoded)
+        return chain.z, self._with_start(chain.path, start, encoded)
 
     def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
         """Draw the trajectory [T + 1, K, N, D], the start first."""
-        start = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
+        start = draw_start(*self.start(encoded), num_samples, draws)
         return self._run(encoded, start, draws, return_trajectory=True).trajectory
 
     def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
@@ -44,12 +44,12 @@ class ChainPosterior(Posterior):
     def _path_log_ratio(self, encoded: Encoded, path: Tensor, table: Tensor) -> Tensor:
         """The log-ratio [K, N] of trajectories [T + 1, K, N, D] under a table of coefficients [T, 5]."""
         along = ops.trajectory_log_ratio(path, encoded.context, self.active_denoiser(), table)
-        return along - ops.gaussian_log_prob(path[0], encoded.mean, encoded.log_var)
+        return along - ops.gaussian_log_prob(path[0], *self.start(encoded))
 
     def _run(self, encoded: Encoded, start: Tensor, draws: Draws, return_trajectory: bool) -> ops.ChainSample:
         options = {"draws": draws if self.has_density else None, "return_trajectory": return_trajectory}
         return ops.sample_chain(start, encoded.context, self.active_denoiser(), self.coefficients(), **options)
 
-    def _with_start(self, z: Tensor, path: Tensor | None, start: Tensor, encoded: Encoded) -> PosteriorSample:
-        """Samples `z` with the log-ratio of the chain, `path`, plus that of the start."""
-        return PosteriorSample(z, None if path is None else path - ops.gaussian_log_prob(start, encoded.mean, encoded.log_var))
+    def _with_start(self, path: Tensor | None, start: Tensor, encoded: Encoded) -> Tensor | None:
+        """The log-ratio of the chain, `path`, plus that of the start."""
+        return None if path is None else path - ops.gaussian_log_prob(start, *self.start(encoded))

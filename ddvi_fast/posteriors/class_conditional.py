@@ -5,8 +5,9 @@ Any family can be `q(z | x, c)`: its encoders return one row for each class and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,8 @@ from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.networks import ACTIVATIONS, MLP, linear
 from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_sample_arguments, draw_start
 from ddvi_fast.posteriors.diffusion import Diffusion
-from ddvi_fast.posteriors.gaussian import Gaussian
 from ddvi_fast.priors import Prior
-from ddvi_fast.priors.partitions import log_class_posterior, require_partitions
+from ddvi_fast.priors.partitions import require_partitions
 from ddvi_fast.rng import Draws
 
 
@@ -98,17 +98,17 @@ class ClassDiffusion(Diffusion):
         """Return the denoisers at the active steps, as a network of class-major rows."""
         return FlatGroups(super().active_denoiser())
 
-    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
-        """Draw samples `z` [K, C, N, D] of every class and their log-ratios [K, C, N] in one grouped call."""
-        y_T = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
+    def draw(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """Draw samples [K, C, N, D] of every class and their log-ratios [K, C, N] in one grouped call."""
+        y_T = draw_start(*self.start(encoded), num_samples, draws)
         context = encoded.context
         if context is not None and context.dim() == 3:
             context = context.unsqueeze(1)
         chain = self._grouped_chain(y_T.transpose(0, 1), context, draws=draws if self.has_density else None)
         path = None if chain.path is None else chain.path.transpose(0, 1)
-        return self._with_start(chain.z.transpose(0, 1), path, y_T, encoded)
+        return chain.z.transpose(0, 1), self._with_start(path, y_T, encoded)
 
-    def sample_of_class(self, encoded: Encoded, labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
+    def draw_of_class(self, encoded: Encoded, labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Draw one sample per row and importance sample, of the class in `labels`.
 
         The rows of each class are padded to the length of the longest class for one grouped call.
@@ -120,9 +120,9 @@ class ClassDiffusion(Diffusion):
             rows_per_class: Number of rows of each class if `labels` are class-major (int), which avoids reading them; otherwise None.
 
         Returns:
-            Samples `z` [K, N, D] and their log-ratios [K, N] or None.
+            Samples [K, N, D] and their log-ratios [K, N] or None.
         """
-        y_T = draw_start(encoded.mean, encoded.log_var, 1, draws)[0]
+        y_T = draw_start(*self.start(encoded), 1, draws)[0]
         groups = ClassGroups(labels, self.denoiser.groups, rows_per_class)
         context = None if encoded.context is None else groups.group(encoded.context.expand(*labels.shape, -1))
         noise = None
@@ -131,7 +131,7 @@ class ClassDiffusion(Diffusion):
             noise = groups.group(rng.normal(draws, tuple(y_T.shape), rng.CHAIN, planes=steps, device=y_T.device, dtype=y_T.dtype))
         chain = self._grouped_chain(groups.group(y_T), context, noise=noise)
         path = None if chain.path is None else groups.ungroup(chain.path.unsqueeze(-1)).squeeze(-1)
-        return self._with_start(groups.ungroup(chain.z), path, y_T, encoded)
+        return groups.ungroup(chain.z), self._with_start(path, y_T, encoded)
 
     def regression(self, context: Tensor | None, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
         """Compute the regression loss as in `Diffusion` for class-major rows; the noise of a row does not depend on its class."""
@@ -190,52 +190,33 @@ class ClassGroups:
         return grouped.flatten(0, 1).index_select(0, self.index).unflatten(0, self.shape)
 
 
-class OneHotStyle(Gaussian):
-    """Diagonal Gaussian `q(z | x, c)` followed by the one-hot code of the class: the posterior of M2 (Kingma et al. 2014).
+class ClassEncoded(NamedTuple):
+    """Output of the encoders of a `ClassConditional`: log q(c | x) [N, C], and the parts [C, N, W] of the family's encoders."""
 
-    The latents are those of `priors.OneHotGaussian`.
-
-    Args:
-        encoder: Network called as `encoder(x, draws)` that returns [C, N, 2 D], such as a `ClassMLP`.
-        style_dim: Number of latent dimensions without the code, D (int).
-        num_classes: Number of classes, C (int).
-    """
-
-    def __init__(self, encoder: nn.Module, style_dim: int, num_classes: int) -> None:
-        super().__init__(encoder, style_dim)
-        self.num_classes = num_classes
-
-    def sample_encoded(self, encoded: tuple[Tensor, Tensor], num_samples: int, draws: Draws) -> PosteriorSample:
-        labels = torch.arange(self.num_classes, device=encoded[0].device).unsqueeze(1)
-        return self._with_code(super().sample_encoded(encoded, num_samples, draws), labels)
-
-    def sample_of_class(self, encoded: tuple[Tensor, Tensor], labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
-        """Draw one sample per row and importance sample, of the class in `labels` [K, N]; parts of `encoded` are [K, N, D]."""
-        z, log_ratio = super().sample_encoded(encoded, 1, draws)
-        return self._with_code(PosteriorSample(z[0], log_ratio[0]), labels)
-
-    def _with_code(self, sample: PosteriorSample, labels: Tensor) -> PosteriorSample:
-        code = torch.nn.functional.one_hot(labels, self.num_classes).to(sample.z)
-        return PosteriorSample(torch.cat((sample.z, code.expand(*sample.z.shape[:-1], -1)), -1), sample.log_ratio)
+    log_probs: Tensor
+    family: Any
 
 
 class ClassConditional(Posterior):
-    """Posterior `q(z, c | x) = q(c | x) q(z | x, c)` for a prior with C equally likely classes.
+    """Posterior `q(z, c | x) = q(c | x) q(z | x, c)` for a prior with C equally likely classes (docs/method.md, sections 4 and 7).
 
-    As a posterior of `z` it draws the class first. With the prior's own `p(c | z)`, the weight of a sample is
-    `w = p(x, z) p(c | z) / (q(c | x) q(z | x, c))`, so that the mean of `log w` is a bound on log p(x):
-    `log p(x | z) + log p(z | c) + log p(c) - log q(c | x) - log q(z | x, c)`.
+    As a posterior of `z` it draws the class first, and a row then goes through the family of its drawn class only. The class is a part of
+    the weight: `log w = log p(x | z) + log p(z | c) + log p(c) - log q(c | x) - log q(z | x, c)`, with `p(u)` in place of `p(z | c)` in the
+    prior's coordinates, whose mean is a bound on log p(x).
 
     Args:
         classifier: Network called as `classifier(x, draws)`, from x [N, ...] to logits of q(c | x) [N, C].
-        family: `q(z | x, c)`: a `ClassDiffusion` or `OneHotStyle`, or a `Gaussian`, flow or `Adversarial` whose encoders return [C, N, W].
+        family: `q(z | x, c)` in any coordinates, whose encoders return [C, N, W], such as `PerClass`. The chain of a `Diffusion` is shared by
+            the classes, which differ by their frame and context; a `ClassDiffusion` has a chain for each class.
         prior: Prior of the latents.
+        trunk: Network called as `trunk(x, draws)`, whose output the classifier and the family take in place of x. Default: None.
 
     Raises:
-        InputError: If the prior has no classes, or if `family` is a `Diffusion` without groups.
+        InputError: If the prior has no classes, or if the family has the coordinates of another prior.
 
     Example:
         >>> from ddvi_fast import networks, priors
+        >>> from ddvi_fast.posteriors import Gaussian
         >>> family = Gaussian(PerClass(networks.MLP(5, [8], 10 * 4), 10), latent_dim=2)
         >>> posterior = ClassConditional(networks.MLP(5, [8], 10), family, priors.make("pinwheel"))
         >>> posterior.sample(torch.zeros(3, 5), num_samples=7).z.shape
@@ -244,22 +225,34 @@ class ClassConditional(Posterior):
         torch.Size([10, 7, 3, 2])
     """
 
-    def __init__(self, classifier: nn.Module, family: Posterior, prior: Prior) -> None:
+    def __init__(self, classifier: nn.Module, family: Posterior, prior: Prior, trunk: nn.Module | None = None) -> None:
         super().__init__()
         self.num_classes = require_partitions(prior)
-        plain = isinstance(family, Diffusion) and not isinstance(family, ClassDiffusion)
-        _checks.require(not plain, "family", "a ClassDiffusion, whose chains are grouped", type(family).__name__)
-        self.classifier, self.family, self.prior, self.latent_dim = classifier, family, prior, prior.dim
+        _checks.require(not family.pushes or family.prior is prior, "prior", "that of the family's coordinates", prior)
+        self.trunk, self.classifier, self.family, self.prior, self.latent_dim = trunk, classifier, family, prior, prior.dim
+        self.coordinates, self.pushes, self.recordable = family.coordinates, family.pushes, family.recordable
         self.why_no_density = family.why_no_density
 
     @property
     def has_density(self) -> bool:
         return self.family.has_density
 
+    def features(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """Return what the classifier and the family take in place of data `x` [N, ...]."""
+        return x if self.trunk is None else self.trunk(x, draws if self.training else None)
+
+    def encode(self, x: Tensor, draws: Draws | None = None) -> ClassEncoded:
+        """Return log q(c | x) [N, C] and the output of the family's encoders for every class."""
+        features = self.features(x, draws)
+        return ClassEncoded(self._log_class_probs(features, draws), self.family.encode(features, draws))
+
     def log_class_probs(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """Compute log q(c | x) [N, C] of data `x` [N, ...]; `draws` are used for dropout in training mode."""
+        return self._log_class_probs(self.features(x, draws), draws)
+
+    def _log_class_probs(self, features: Tensor, draws: Draws | None) -> Tensor:
         draws = draws.lane("classifier") if self.training and draws is not None else None
-        return torch.log_softmax(self.classifier(x, draws), -1)
+        return torch.log_softmax(self.classifier(features, draws), -1)
 
     def sample_classes(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
         """Draw samples of `q(z | x, c)` for every class.
@@ -270,15 +263,17 @@ class ClassConditional(Posterior):
             draws: Position of the first row in the random stream. Default: `Draws(0)`.
 
         Returns:
-            Samples `z` [C, K, N, D] and their log-ratios given the class [C, K, N] in nats, or None.
+            Samples `z` [C, K, N, D] and their ratios given the class [C, K, N] in nats, or None; `log_prior_ratio` has no class terms.
         """
         draws = check_sample_arguments(x, num_samples, draws)
-        z, log_ratio = self.family.sample_encoded(self.family.encode(x, draws), num_samples, draws)
-        return PosteriorSample(z.transpose(0, 1), None if log_ratio is None else log_ratio.transpose(0, 1))
+        encoded = self.family.encode(self.features(x, draws), draws)
+        labels = torch.arange(self.num_classes, device=x.device).unsqueeze(1)
+        sample = self._given_class(encoded, *self.family.draw(encoded, num_samples, draws), labels)
+        return PosteriorSample(*(None if part is None else part.transpose(0, 1) for part in sample))
 
     def encode_of_class(self, x: Tensor, labels: Tensor, draws: Draws | None = None) -> Any:
-        """Return the encoders' output, parts [.., N, W], for each row of `x` [N, ...] and its class, `labels` [.., N]."""
-        return _of_class(self.family.encode(x, draws), labels)
+        """Return the output of the family's encoders, parts [.., N, W], for each row of `x` [N, ...] and its class, `labels` [.., N]."""
+        return of_class(self.family.encode(self.features(x, draws), draws), labels)
 
     def sample_of_class(self, x: Tensor, labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
         """Draw one sample of `q(z | x, c)` for each class of `labels`.
@@ -290,27 +285,45 @@ class ClassConditional(Posterior):
             rows_per_class: Number of rows of each class if `labels` are class-major (int), otherwise None.
 
         Returns:
-            Samples `z` [K, N, D] and their log-ratios given the class [K, N] in nats, or None.
+            Samples `z` [K, N, D] and their ratios given the class [K, N] in nats, or None; `log_prior_ratio` has no class terms.
         """
-        chosen = self.encode_of_class(x, labels, draws)
-        if hasattr(self.family, "sample_of_class"):
-            return self.family.sample_of_class(chosen, labels, draws, rows_per_class)
-        z, log_ratio = self.family.sample_encoded(chosen, 1, draws)
-        return PosteriorSample(z[0], None if log_ratio is None else log_ratio[0])
+        return self._of_class(self.encode_of_class(x, labels, draws), labels, draws, rows_per_class)
 
-    def sample(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
-        """Draw samples as in `Posterior`, the class first.
+    def sample_encoded(self, encoded: ClassEncoded, num_samples: int, draws: Draws, labels: Tensor | None = None) -> PosteriorSample:
+        """Draw samples as in `Posterior`, the class first unless `labels` [K, N] are given.
 
-        The draw of the class has no gradient; for training use `sample_classes` and sum over the classes.
+        The draw of the class has no gradient: a path gradient does not train q(c | x).
         """
-        draws = check_sample_arguments(x, num_samples, draws)
-        log_probs = self.log_class_probs(x, draws)
-        labels = draw_classes(log_probs, num_samples, draws)
-        z, log_ratio = self.sample_of_class(x, labels, draws)
-        if log_ratio is None:
-            return PosteriorSample(z, None)
-        log_class = log_probs.expand(num_samples, -1, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        return PosteriorSample(z, log_ratio + log_class_posterior(self.prior, z, labels) - log_class)
+        return self.sample_with_class(encoded, num_samples, draws, labels)[0]
+
+    def sample_with_class(
+        self, encoded: ClassEncoded, num_samples: int, draws: Draws, labels: Tensor | None = None
+    ) -> tuple[PosteriorSample, Tensor]:
+        """Draw samples as `sample_encoded` does, and return log q(c | x) [K, N] of their classes too.
+
+        Gradients reach q(c | x) only through the second result; the same term in `log_prior_ratio` is a constant.
+        """
+        labels = draw_classes(encoded.log_probs, num_samples, draws) if labels is None else labels
+        sample = self._of_class(of_class(encoded.family, labels), labels, draws)
+        log_class = encoded.log_probs.expand(len(labels), -1, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        if sample.log_prior_ratio is None:
+            return sample, log_class
+        log_prior_ratio = sample.log_prior_ratio - math.log(self.num_classes) - log_class.detach()
+        return PosteriorSample(sample.z, None, log_prior_ratio), log_class
+
+    def _of_class(self, chosen: Any, labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
+        """One sample of the family for each class of `labels` [K, N], given the parts [K, N, W] of these classes."""
+        if isinstance(self.family, ClassDiffusion):
+            return self._given_class(chosen, *self.family.draw_of_class(chosen, labels, draws, rows_per_class), labels)
+        y, log_ratio = self.family.draw(chosen, 1, draws)
+        return self._given_class(chosen, y[0], None if log_ratio is None else log_ratio[0], labels)
+
+    def _given_class(self, encoded: Any, y: Tensor, log_ratio: Tensor | None, labels: Tensor) -> PosteriorSample:
+        """Samples of the family in its own coordinates as latents, with the ratio to the prior given the class."""
+        sample = self.family.place(encoded, y, log_ratio, labels)
+        if log_ratio is None or self.pushes:
+            return sample
+        return sample._replace(log_prior_ratio=self.prior.log_prob(sample.z, labels) + sample.log_ratio)
 
 
 def draw_classes(log_probs: Tensor, num_samples: int, draws: Draws) -> Tensor:
@@ -329,7 +342,7 @@ def rows_per_class(rows: int, num_classes: int) -> int:
     return max(1, rows // num_classes)
 
 
-def _of_class(encoded: Any, labels: Tensor) -> Any:
+def of_class(encoded: Any, labels: Tensor) -> Any:
     """Select the classes `labels` [.., N] from the parts [C, N, W] of `encoded`; parts that classes share, [N, W] or None, are unchanged."""
     rows = torch.arange(labels.shape[-1], device=labels.device)
     parts = [part[labels, rows] if part is not None and part.dim() == 3 else part for part in encoded]

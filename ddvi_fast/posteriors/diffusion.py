@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, ops
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.networks import take_rows
-from ddvi_fast.posteriors.base import Encoded, split_mean_log_var
+from ddvi_fast.posteriors.base import Encoded, encode_with_context, split_mean_log_var
 from ddvi_fast.posteriors.chain import ChainPosterior
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import LearnedSchedule, NoiseSchedule
 
@@ -17,18 +18,25 @@ from ddvi_fast.schedules import LearnedSchedule, NoiseSchedule
 class Diffusion(ChainPosterior):
     """Diffusion posterior: `q(y_T | x) = N(mean(x), diag exp(log_var(x)))`, then T denoising steps `q(y_{t-1} | y_t, x)` down to `z = y_0`.
 
-    See docs/method.md, section 1, for the chain and section 2 for its log-ratio, which is exact for the joint density of the path.
+    See docs/method.md, section 1, for the chain and section 2 for its log-ratio, which is exact for the joint density of the path. In the
+    encoder's frame (section 7) the chain starts from N(0, I) and reverses a stationary process; with the denoiser's output at zero the
+    posterior is the Gaussian of the encoder.
 
     Args:
-        encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean, then log-variance of `y_T`.
+        encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean, then log-variance of `y_T`, or of the encoder's
+            frame.
         denoiser: Network of the chain; its `num_steps` is T.
         schedule: Noising process `r` with T steps. With `learn_schedule` it is the initial value.
-        context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C]; None (default) for a denoiser without a context.
-        parametrisation: Quantity that the denoiser predicts: ``eps``, ``x0``, ``v`` (default) or ``mean``.
+        context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C]; None (default) for a denoiser without a context, or
+            if the encoder's output ends with the context, [N, 2 D + C].
+        parametrisation: Quantity that the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean``. Default: ``v``, and ``increment`` in the
+            encoder's frame, which has no other.
         eta: Scale of the step noise: 1 (default) for ancestral sampling, 0 for a deterministic chain, which has no density.
         final_variance: Initial variance of the last step, `s_1^2` (float). Default: the schedule's posterior variance of step 2.
-        learn_schedule: Train the betas through the bound (bool, default False).
+        learn_schedule: Train the betas through the bound (bool). Default: only in the encoder's frame.
         learn_variances: Train a factor `exp(delta_t)` of each step variance (bool, default True; False if `eta` is 0).
+        coordinates: Coordinates of the chain, see `Posterior` (default ``latent``).
+        prior: Prior of the latents, for the prior's coordinates.
 
     Raises:
         InputError: If the parts do not fit together, or if `eta` is 0 and the schedule or variances are learned.
@@ -50,13 +58,17 @@ class Diffusion(ChainPosterior):
 
     def __init__(
         self, encoder: nn.Module, denoiser: ResidualMLP, schedule: NoiseSchedule, *, context_encoder: nn.Module | None = None,
-        parametrisation: str = "v", eta: float = 1.0, final_variance: float | None = None,
-        learn_schedule: bool = False, learn_variances: bool = True,
+        parametrisation: str | None = None, eta: float = 1.0, final_variance: float | None = None,
+        learn_schedule: bool | None = None, learn_variances: bool = True, coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(coordinates, prior)
+        parametrisation = parametrisation or ("increment" if self.whitens else "v")
+        learn_schedule = self.whitens if learn_schedule is None else learn_schedule
+        expected = f"{'increment' if self.whitens else 'eps, x0, v or mean'} with coordinates={coordinates}"
+        _checks.require((parametrisation == "increment") == self.whitens, "parametrisation", expected, parametrisation)
         _checks.require(schedule.num_steps == denoiser.num_steps, "schedule", f"{denoiser.num_steps} steps, as the denoiser has", schedule.num_steps)
-        same = (context_encoder is None) == (denoiser.context_dim == 0)
-        _checks.require(same, "context_encoder", "one exactly when the denoiser has a context", context_encoder)
+        fits = context_encoder is None or denoiser.context_dim > 0
+        _checks.require(fits, "context_encoder", "None, for a denoiser without a context", context_encoder)
         learned, hint = learn_variances or learn_schedule, "pass learn_variances=False"
         _checks.require(eta > 0 or not learned, "eta", "above 0 to learn variances or a schedule", eta, hint)
         schedule.coefficients(parametrisation, eta, final_variance)
@@ -123,7 +135,7 @@ class Diffusion(ChainPosterior):
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
         """Return mean and log-variance [N, D] of `y_T`, and the context [N, C] or None."""
-        return Encoded(*self.encode_top(x, draws), self.encode_context(x, draws))
+        return encode_with_context(self, x, draws) if self.denoiser.context_dim else Encoded(*self.encode_top(x, draws), None)
 
     def encode_top(self, x: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, D] of `y_T` for data `x` [N, ...]."""
@@ -201,6 +213,12 @@ class Diffusion(ChainPosterior):
         weight_z, weight_y = (column[t].to(y).unsqueeze(1) for column in self.schedule.detach().posterior_mean_weights())
         weight_state, weight_output = take_rows(coefficients[:, :2], t).split(1, dim=1)
         return weight_state * y + weight_output * self.active_denoiser()(y, context, t), weight_z * z + weight_y * y
+
+    def start_log_prob(self, encoded: Encoded, u: Tensor, draws: Draws) -> Tensor:
+        """Compute the log-density [N] in nats of the encoder's Gaussian: at `u` [N, D] in its frame, otherwise at `y_T` noised from `u`."""
+        if self.whitens:
+            return ops.gaussian_log_prob(u, encoded.mean, encoded.log_var)
+        return self.top_log_prob(encoded.mean, encoded.log_var, u, draws)
 
     def top_log_prob(self, mean: Tensor, log_var: Tensor, z: Tensor, draws: Draws) -> Tensor:
         """Compute `log N(y_T; mean, diag exp(log_var))` [N] in nats at states `y_T` of the noising process from latents `z` [N, D]."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, draw_start, encode_with_context
+from ddvi_fast.posteriors.base import Encoded, Posterior, draw_start, encode_with_context
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
 
@@ -20,13 +21,20 @@ class Flow(Posterior):
         latent_dim: Number of latent dimensions, D (int).
         steps: Modules with `forward(z, context) -> (y, log |det dy/dz|)` and `inverse(y, context) -> (z, log |det dy/dz|)`, for z and y of
             shape [.., N, D] and log-determinants [.., N].
+        coordinates: Coordinates of the flow, see `Posterior` (default ``latent``).
+        prior: Prior of the latents, for the prior's coordinates.
 
     Raises:
         InputError: If there are no steps.
     """
 
-    def __init__(self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, steps: list[nn.Module]) -> None:
-        super().__init__()
+    tractable = True
+
+    def __init__(
+        self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, steps: list[nn.Module],
+        coordinates: str = "latent", prior: Prior | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(coordinates, prior)
         _checks.require(len(steps) >= 1, "num_steps", "at least 1", len(steps))
         self.encoder, self.context_encoder, self.latent_dim = encoder, context_encoder, latent_dim
         self.steps = nn.ModuleList(steps)
@@ -35,18 +43,18 @@ class Flow(Posterior):
         """Return mean and log-variance [N, D] of the Gaussian, and the context [N, C]."""
         return encode_with_context(self, x, draws)
 
-    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
+    def draw(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor]:
         """Draw samples as in `Posterior`, without inverting the flow."""
-        start = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
+        start = draw_start(*self.start(encoded), num_samples, draws)
         z, log_det = transform(self.steps, start, encoded.context)
-        return PosteriorSample(z, log_det - ops.gaussian_log_prob(start, encoded.mean, encoded.log_var))
+        return z, log_det - ops.gaussian_log_prob(start, *self.start(encoded))
 
     def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
-        return transform(self.steps, draw_start(encoded.mean, encoded.log_var, num_samples, draws), encoded.context)[0].unsqueeze(0)
+        return transform(self.steps, draw_start(*self.start(encoded), num_samples, draws), encoded.context)[0].unsqueeze(0)
 
     def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
         start, log_det = inverse_transform(self.steps, path[-1], encoded.context)
-        return log_det - ops.gaussian_log_prob(start, encoded.mean, encoded.log_var)
+        return log_det - ops.gaussian_log_prob(start, *self.start(encoded))
 
 
 def transform(steps: nn.ModuleList, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

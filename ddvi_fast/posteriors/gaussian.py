@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from ddvi_fast import ops
 from ddvi_fast.posteriors.base import Posterior, draw_start, split_mean_log_var
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
+
+
+class GaussianParameters(NamedTuple):
+    """Mean and log-variance [N, D] of a diagonal Gaussian."""
+
+    mean: Tensor
+    log_var: Tensor
 
 
 class Gaussian(Posterior):
@@ -14,7 +24,9 @@ class Gaussian(Posterior):
 
     Args:
         encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean, then log-variance.
-        latent_dim: Number of latent dimensions, D (int).
+        latent_dim: Number of coordinates, D (int).
+        coordinates: Coordinates of the Gaussian, see `Posterior` (default ``latent``). The encoder's frame gives the same posterior.
+        prior: Prior of the latents, for the prior's coordinates.
 
     Example:
         >>> import torch
@@ -25,16 +37,18 @@ class Gaussian(Posterior):
         (torch.Size([7, 3, 2]), torch.Size([7, 3]))
     """
 
-    def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
-        super().__init__()
+    tractable = True
+
+    def __init__(self, encoder: nn.Module, latent_dim: int, coordinates: str = "latent", prior: Prior | None = None) -> None:
+        super().__init__(coordinates, prior)
         self.encoder, self.latent_dim = encoder, latent_dim
 
-    def encode(self, x: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, draws: Draws | None = None) -> GaussianParameters:
         """Return mean and log-variance [N, D]."""
-        return split_mean_log_var(self.encoder(x, draws if self.training else None))
+        return GaussianParameters(*split_mean_log_var(self.encoder(x, draws if self.training else None)))
 
-    def latent_path(self, encoded: tuple[Tensor, Tensor], num_samples: int, draws: Draws) -> Tensor:
-        return draw_start(*encoded, num_samples, draws).unsqueeze(0)
+    def latent_path(self, encoded: GaussianParameters, num_samples: int, draws: Draws) -> Tensor:
+        return draw_start(*self.start(encoded), num_samples, draws).unsqueeze(0)
 
-    def log_ratio(self, encoded: tuple[Tensor, Tensor], path: Tensor) -> Tensor:
-        return -ops.gaussian_log_prob(path[-1], *encoded)
+    def log_ratio(self, encoded: GaussianParameters, path: Tensor) -> Tensor:
+        return -ops.gaussian_log_prob(path[-1], *self.start(encoded))

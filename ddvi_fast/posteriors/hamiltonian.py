@@ -11,7 +11,8 @@ from ddvi_fast import _backend, _checks, ops, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.posteriors.auxiliary import AuxiliaryPosterior
-from ddvi_fast.posteriors.base import PosteriorSample, draw_start, encode_with_context, split_mean_log_var, with_context
+from ddvi_fast.posteriors.base import draw_start, encode_with_context, split_mean_log_var, standard_log_prob, with_context
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
 
@@ -46,6 +47,8 @@ class Hamiltonian(AuxiliaryPosterior):
         blur: Standard deviation of the prior's blur in the force, in units of z (float, default 0.1).
         max_force: Bound of the norm of the force, in nats per unit of z (float, default 50).
         draws: Position of the initial weights in the random stream (default `Draws(0)`).
+        coordinates: Coordinates of the family, see `Posterior` (default ``latent``).
+        prior: Prior of the latents, for the prior's coordinates.
 
     Raises:
         InputError: If the prior has no density, or if an argument is out of range.
@@ -61,14 +64,15 @@ class Hamiltonian(AuxiliaryPosterior):
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module, model: LatentVariableModel, latent_dim: int, context_dim: int = 10,
         num_steps: int = 2, num_leapfrog: int = 2, hidden_dim: int = 64, step_size: float = 0.1, blur: float = 0.1,
-        max_force: float = 50.0, draws: Draws = Draws(0),
+        max_force: float = 50.0, draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(coordinates, prior)
         for name, value in (("num_steps", num_steps), ("num_leapfrog", num_leapfrog)):
             _checks.require(value >= 1, name, "at least 1", value)
         for name, value in (("step_size", step_size), ("max_force", max_force)):
             _checks.require(value > 0, name, "a positive number", value)
-        model.prior.require_density()
+        if not self.pushes:
+            model.prior.require_density()
         self.encoder, self.context_encoder, self.model, self.latent_dim = encoder, context_encoder, model, latent_dim
         self.num_leapfrog, self.blur, self.max_force = num_leapfrog, blur, max_force
         self.log_step_sizes = nn.Parameter(torch.full((num_steps, latent_dim), step_size).log())
@@ -82,9 +86,9 @@ class Hamiltonian(AuxiliaryPosterior):
         """Return mean, log-variance and context, and the data, on which the force depends."""
         return EncodedData(*encode_with_context(self, x, draws), x)
 
-    def sample_encoded(self, encoded: EncodedData, num_samples: int, draws: Draws) -> PosteriorSample:
+    def draw(self, encoded: EncodedData, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor]:
         """Draw samples as in `Posterior`, without reversing the leapfrog steps."""
-        return PosteriorSample(*self._move(encoded, num_samples, draws)[1:])
+        return self._move(encoded, num_samples, draws)[1:]
 
     def latent_path(self, encoded: EncodedData, num_samples: int, draws: Draws) -> Tensor:
         """Draw the momenta after each step, then `z`, [S + 1, K, N, D]: a volume-preserving bijection of the latent variables."""
@@ -95,7 +99,7 @@ class Hamiltonian(AuxiliaryPosterior):
         for step in reversed(range(len(self.momentum))):
             z, turned = self._leapfrog(encoded, step, z, -path[step])
             total = total + self._log_prob(self.momentum[step], encoded, z, -turned)
-        return total + ops.gaussian_log_prob(z, encoded.mean, encoded.log_var)
+        return total + ops.gaussian_log_prob(z, *self.start(encoded))
 
     def reverse_log_prob(self, encoded: EncodedData, path: Tensor) -> Tensor:
         z, total = path[-1], torch.zeros_like(path[-1][..., 0])
@@ -107,8 +111,8 @@ class Hamiltonian(AuxiliaryPosterior):
 
     def _move(self, encoded: EncodedData, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """The path [S + 1, K, N, D], its end `z` [K, N, D], and its log-ratio [K, N]."""
-        z = draw_start(encoded.mean, encoded.log_var, num_samples, draws)
-        total, path = -ops.gaussian_log_prob(z, encoded.mean, encoded.log_var), []
+        z = draw_start(*self.start(encoded), num_samples, draws)
+        total, path = -ops.gaussian_log_prob(z, *self.start(encoded)), []
         for step, net in enumerate(self.momentum):
             mean, log_var = split_mean_log_var(net(with_context(z, encoded.context)))
             noise = rng.normal(draws, tuple(z.shape), rng.CHAIN + step, device=z.device, dtype=z.dtype)
@@ -125,19 +129,19 @@ class Hamiltonian(AuxiliaryPosterior):
     def _leapfrog(self, encoded: EncodedData, step: int, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Position and momentum [K, N, D] after `num_leapfrog` leapfrog steps. With the momentum negated it is its own inverse."""
         size = self.log_step_sizes[step].exp()
-        v = v + 0.5 * size * self.force(encoded.x, z)
+        v = v + 0.5 * size * self.force(encoded, z)
         for move in range(self.num_leapfrog):
             z = z + size * v
             last = move == self.num_leapfrog - 1
-            v = v + (0.5 if last else 1.0) * size * self.force(encoded.x, z)
+            v = v + (0.5 if last else 1.0) * size * self.force(encoded, z)
         return z, v
 
-    def force(self, x: Tensor, z: Tensor) -> Tensor:
-        """Compute the force: the gradient of `log p(x, z)` with bounded norm, differentiable if gradients are enabled.
+    def force(self, encoded: EncodedData, z: Tensor) -> Tensor:
+        """Compute the force: the gradient of the log joint density with bounded norm, differentiable if gradients are enabled.
 
         Args:
-            x: Data [N, ...].
-            z: Positions [K, N, D].
+            encoded: Output of `encode`.
+            z: Positions [K, N, D] in the posterior's own coordinates.
 
         Returns:
             Forces [K, N, D] in nats per unit of z.
@@ -146,9 +150,15 @@ class Hamiltonian(AuxiliaryPosterior):
         # Fused backends have first derivatives only, and this gradient must be differentiated again.
         with torch.enable_grad(), _backend.use_backend("reference"):
             point = z if z.requires_grad and differentiable else z.detach().requires_grad_()
-            log_joint = self.model.log_likelihood(x, point) + self.model.prior.blurred(self.blur).log_prob(point)
+            log_joint = self._log_joint(encoded, self.unwhitened(encoded, point))
             (force,) = torch.autograd.grad(log_joint.sum(), point, create_graph=differentiable)
         return force / torch.sqrt(1 + force.square().sum(-1, keepdim=True) / self.max_force**2)
+
+    def _log_joint(self, encoded: EncodedData, u: Tensor) -> Tensor:
+        """The log joint density [K, N] at `u`, noise in the prior's coordinates and latents, under the blurred prior, otherwise."""
+        if self.pushes:
+            return self.model.log_likelihood(encoded.x, self.prior.push(u)) + standard_log_prob(u)
+        return self.model.log_likelihood(encoded.x, u) + self.model.prior.blurred(self.blur).log_prob(u)
 
 
 def _remove_model_from_state(posterior: Hamiltonian, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, ops, rng
 from ddvi_fast.networks import MLP
 from ddvi_fast.posteriors.auxiliary import AuxiliaryPosterior
-from ddvi_fast.posteriors.base import Encoded, PosteriorSample, encode_with_context, split_mean_log_var, with_context
+from ddvi_fast.posteriors.base import Encoded, encode_with_context, split_mean_log_var, with_context
 from ddvi_fast.posteriors.flows import inverse_transform, transform
 from ddvi_fast.posteriors.iaf import autoregressive_steps
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
 
@@ -54,6 +55,8 @@ class HierarchicalIAF(AuxiliaryPosterior):
         hidden_dim: Width of all hidden layers (int, default 64).
         draws: Position of the initial weights in the random stream (default `Draws(0)`).
         open_gates: Start near the Gaussian (bool, default True), as in `IAF`.
+        coordinates: Coordinates of the family, see `Posterior` (default ``latent``).
+        prior: Prior of the latents, for the prior's coordinates.
 
     Raises:
         InputError: If `num_levels` is below 2 or `num_steps` below 1.
@@ -69,8 +72,9 @@ class HierarchicalIAF(AuxiliaryPosterior):
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module, latent_dim: int, context_dim: int = 10, num_levels: int = 2, num_steps: int = 2,
         hidden_dim: int = 64, draws: Draws = Draws(0), open_gates: bool = True,
+        coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(coordinates, prior)
         _checks.require(num_levels >= 2, "num_levels", "at least 2 (with 1 it is IAF)", num_levels)
         _checks.require(num_steps >= 1, "num_steps", "at least 1", num_steps)
         self.encoder, self.context_encoder, self.latent_dim = encoder, context_encoder, latent_dim
@@ -87,10 +91,10 @@ class HierarchicalIAF(AuxiliaryPosterior):
         """Return mean and log-variance [N, D] of the Gaussian of `z`, and the context [N, C]."""
         return encode_with_context(self, x, draws)
 
-    def sample_encoded(self, encoded: Encoded, num_samples: int, draws: Draws) -> PosteriorSample:
+    def draw(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor]:
         """Draw samples as in `Posterior`, without inverting the flows."""
         path, log_q = self._descend(encoded, num_samples, draws)
-        return PosteriorSample(path[-1], self.reverse_log_prob(encoded, path) - log_q)
+        return path[-1], self.reverse_log_prob(encoded, path) - log_q
 
     def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
         """Draw all levels [L, K, N, D], `z` last."""
@@ -129,7 +133,7 @@ class HierarchicalIAF(AuxiliaryPosterior):
         return torch.stack(parts).sum(0)
 
     def _base(self, encoded: Encoded, number: int, condition: Tensor) -> tuple[Tensor, Tensor]:
-        top = torch.cat((encoded.mean, encoded.log_var), -1) if number == len(self.levels) - 1 else None
+        top = torch.cat(self.start(encoded), -1) if number == len(self.levels) - 1 else None
         return self.levels[number].base(condition, top)
 
     @staticmethod

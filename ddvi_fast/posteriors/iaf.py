@@ -10,6 +10,7 @@ from torch.nn.functional import linear, logsigmoid
 
 from ddvi_fast.networks import linear as make_linear
 from ddvi_fast.posteriors.flows import Flow
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
 _OPEN = 2.0  # added to the biases of the gates, so that a step starts near the identity (Kingma et al. 2016)
@@ -80,6 +81,8 @@ class IAF(Flow):
         num_steps: Number of autoregressive steps (int, default 4).
         draws: Position of the initial weights in the random stream (default `Draws(0)`).
         open_gates: Start near the Gaussian (bool, default True). The released code starts with half-open gates.
+        coordinates: Coordinates of the family, see `Posterior` (default ``latent``).
+        prior: Prior of the latents, for the prior's coordinates.
 
     Raises:
         InputError: If `num_steps` is below 1.
@@ -93,9 +96,10 @@ class IAF(Flow):
 
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 4,
-        draws: Draws = Draws(0), open_gates: bool = True,
+        draws: Draws = Draws(0), open_gates: bool = True, coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(encoder, context_encoder, latent_dim, autoregressive_steps(latent_dim, context_dim, num_steps, draws, open_gates=open_gates))
+        steps = autoregressive_steps(latent_dim, context_dim, num_steps, draws, open_gates=open_gates)
+        super().__init__(encoder, context_encoder, latent_dim, steps, coordinates, prior)
 
 
 def autoregressive_steps(

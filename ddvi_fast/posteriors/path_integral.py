@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.posteriors.base import Encoded, frozen_parameters
+from ddvi_fast.posteriors.base import Encoded, frozen_parameters, split_mean_log_var
 from ddvi_fast.posteriors.chain import ChainPosterior
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
 
@@ -23,12 +25,16 @@ class PathIntegral(ChainPosterior):
     `coefficients`. The first step starts at the origin, so its control depends on `x` only; it is the output of `encoder`.
 
     Args:
-        encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, D]: mean of the first step.
+        encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, D]: mean of the first step. In the encoder's frame it returns
+            [N, 2 D], mean and log-variance of the frame, and the first step has mean 0.
         denoiser: Control of the later steps, in units of each step's noise. It must have a context.
         context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C].
-        first_scale: Standard deviation of the first step's noise (float, default 0.3).
+        first_scale: Standard deviation of the first step's noise (float, default 0.3). In the encoder's frame all scales are multiplied by one
+            number so that the uncontrolled motion ends in N(0, I).
         last_scale: Standard deviation of the last step's noise (float, default 0.03); the steps between are geometric.
         learn_scales: Train the standard deviations (bool, default True).
+        coordinates: Coordinates of the family, see `Posterior` (default ``latent``).
+        prior: Prior of the latents, for the prior's coordinates.
 
     Raises:
         InputError: If a scale is not positive, or if the denoiser has no context.
@@ -44,12 +50,15 @@ class PathIntegral(ChainPosterior):
     def __init__(
         self, encoder: nn.Module, denoiser: ResidualMLP, context_encoder: nn.Module, *,
         first_scale: float = 0.3, last_scale: float = 0.03, learn_scales: bool = True,
+        coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(coordinates, prior)
         _checks.require(first_scale > 0 and last_scale > 0, "first_scale, last_scale", "positive numbers", (first_scale, last_scale))
         _checks.require(denoiser.context_dim > 0, "denoiser", "one with a context", denoiser)
         self.encoder, self.context_encoder, self.denoiser, self.latent_dim = encoder, context_encoder, denoiser, denoiser.latent_dim
         scales = torch.linspace(math.log(first_scale), math.log(last_scale), denoiser.num_steps + 1)
+        if self.whitens:
+            scales = scales - 0.5 * torch.logsumexp(2 * scales, 0)
         self.log_scales = nn.Parameter(scales, requires_grad=learn_scales)
 
     def coefficients(self) -> Tensor:
@@ -70,14 +79,21 @@ class PathIntegral(ChainPosterior):
         draws = draws if self.training else None
         context = self.context_encoder(x, None if draws is None else draws.lane("context"))
         mean = self.encoder(x, draws)
+        if self.whitens:
+            return Encoded(*split_mean_log_var(mean), context)
         _checks.require(mean.shape[-1] == self.latent_dim, "encoder", f"an output [N, {self.latent_dim}]", mean)
         return Encoded(mean, (2 * self.log_scales[0]).to(mean).expand_as(mean), context)
+
+    def start(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        mean, log_var = super().start(encoded)
+        return mean, (2 * self.log_scales[0]).to(mean).expand_as(mean) if self.whitens else log_var
 
     def forward(self, x: Tensor, path: Tensor, draws: Draws | None = None, uncontrolled: Tensor | None = None) -> Tensor:
         """Compute the log-ratio as in `Posterior`; `uncontrolled` [T, 2] replaces the last two columns of the table."""
         table = self.coefficients()
         table = table if uncontrolled is None else torch.cat((table[:, :3], uncontrolled), 1)
-        return self._path_log_ratio(self.encode(x, draws), path, table)
+        encoded = self.encode(x, draws)
+        return self.log_ratio_of_unwhitened(encoded, path, partial(self._path_log_ratio, table=table))
 
     def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
         """Compute the log-ratio as in `Posterior`; the uncontrolled motion, which belongs to the target, is not held constant."""

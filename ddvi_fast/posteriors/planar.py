@@ -8,6 +8,7 @@ from torch.nn.functional import softplus
 
 from ddvi_fast.networks import linear
 from ddvi_fast.posteriors.flows import Flow
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
 _BISECTIONS = 40
@@ -79,6 +80,8 @@ class Planar(Flow):
         context_dim: Size of the context, C (int, default 10).
         num_steps: Number of planar steps (int, default 8).
         draws: Position of the initial weights in the random stream (default `Draws(0)`).
+        coordinates: Coordinates of the family, see `Posterior` (default ``latent``).
+        prior: Prior of the latents, for the prior's coordinates.
 
     Raises:
         InputError: If `num_steps` is below 1.
@@ -92,7 +95,7 @@ class Planar(Flow):
 
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 8,
-        draws: Draws = Draws(0),
+        draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
         steps = [PlanarStep(latent_dim, context_dim, draws.importance(step)) for step in range(num_steps)]
-        super().__init__(encoder, context_encoder, latent_dim, steps)
+        super().__init__(encoder, context_encoder, latent_dim, steps, coordinates, prior)

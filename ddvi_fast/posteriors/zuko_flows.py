@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from ddvi_fast import _checks
 from ddvi_fast.networks import uniform_
 from ddvi_fast.posteriors.flows import Flow
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
 _LAST_GAIN = 0.1  # factor on the initial weights of the last layers, so that the flow starts near the identity
@@ -29,6 +30,8 @@ class RealNVP(Flow):
         num_steps: Number of coupling steps (int, default 4). Every dimension changes in every second one.
         hidden_dim: Width of the two hidden layers of each step (int, default 64).
         draws: Position of the initial weights in the random stream (default `Draws(0)`).
+        coordinates: Coordinates of the family, see `Posterior` (default ``latent``).
+        prior: Prior of the latents, for the prior's coordinates.
 
     Raises:
         InputError: If zuko is not installed, or if `num_steps` is below 1.
@@ -44,9 +47,10 @@ class RealNVP(Flow):
 
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 4,
-        hidden_dim: int = 64, draws: Draws = Draws(0),
+        hidden_dim: int = 64, draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(encoder, context_encoder, latent_dim, _zuko_steps("RealNVP", latent_dim, context_dim, draws, num_steps, hidden_dim))
+        steps = _zuko_steps("RealNVP", latent_dim, context_dim, draws, num_steps, hidden_dim)
+        super().__init__(encoder, context_encoder, latent_dim, steps, coordinates, prior)
 
 
 class Spline(Flow):
@@ -64,6 +68,8 @@ class Spline(Flow):
         hidden_dim: Width of the two hidden layers of each step (int, default 64).
         num_bins: Number of pieces of each spline (int, default 8).
         draws: Position of the initial weights in the random stream (default `Draws(0)`).
+        coordinates: Coordinates of the family, see `Posterior` (default ``latent``).
+        prior: Prior of the latents, for the prior's coordinates.
 
     Raises:
         InputError: If zuko is not installed, or if `num_steps` is below 1.
@@ -77,10 +83,10 @@ class Spline(Flow):
 
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 2,
-        hidden_dim: int = 64, num_bins: int = 8, draws: Draws = Draws(0),
+        hidden_dim: int = 64, num_bins: int = 8, draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
         steps = _zuko_steps("NSF", latent_dim, context_dim, draws, num_steps, hidden_dim, bins=num_bins)
-        super().__init__(encoder, context_encoder, latent_dim, steps)
+        super().__init__(encoder, context_encoder, latent_dim, steps, coordinates, prior)
 
 
 class ZukoStep(nn.Module):

@@ -198,6 +198,15 @@ class Prior(nn.Module):
     def require_density(self) -> None:
         """Raise `InputError` if the prior has no density."""
 
+    @property
+    def has_density(self) -> bool:
+        """Whether the prior has a density, so that `log_prob` exists."""
+        try:
+            self.require_density()
+        except _checks.InputError:
+            return False
+        return True
+
     def log_prob_kde(
         self, z: Tensor, num_points: int = KDE_POINTS, bandwidths: Sequence[float] = KDE_BANDWIDTHS, clamp: float | None = KDE_CLAMP, seed: int = 0
     ) -> Tensor:

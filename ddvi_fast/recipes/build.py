@@ -10,6 +10,7 @@ from typing import Protocol
 from ddvi_fast import _checks
 from ddvi_fast.data import Dataset
 from ddvi_fast.recipes.builder import IMPLICIT, Builder
+from ddvi_fast.recipes.class_posterior import has_discrete_class, shared_trunk
 from ddvi_fast.recipes.classes import build_with_classes
 from ddvi_fast.recipes.families import FAMILIES
 from ddvi_fast.recipes.options import MethodOptions, Options
@@ -93,7 +94,7 @@ def build_default(builder: Builder) -> Experiment:
     if builder.options.method.task != "unsupervised":
         return build_with_classes(builder)
     model = builder.model()
-    posterior = builder.posterior(model)
+    posterior = shared_trunk(builder, model.prior) if has_discrete_class(builder, model.prior) else builder.posterior(model)
     return Experiment(model, posterior, [builder.train_phase(builder.objective(model, posterior), posterior)])
 
 

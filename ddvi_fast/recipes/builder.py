@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +20,20 @@ from ddvi_fast.objectives import ELBO, IWAE, WAE, Adversarial, Objective, Progre
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.posteriors.base import COORDINATES
+from ddvi_fast.posteriors.class_conditional import ClassConditional
 from ddvi_fast.priors import Prior
-from ddvi_fast.recipes.families import family_of, with_capability
+from ddvi_fast.recipes.families import Family, family_of
 from ddvi_fast.recipes.options import ChainOptions, NetworkOptions, Options
 from ddvi_fast.recipes.phases import Optimisation, Phase
 from ddvi_fast.rng import Draws
 
 IMPLICIT = ("adversarial", "wae")  # objectives without a bound
 # Lanes of the run's seed from which its networks draw their initial weights.
-WEIGHTS = ("decoder", "encoder", "context", "denoiser", "warmup_denoiser", "classifier", "centres", "discriminator")
+WEIGHTS = ("decoder", "encoder", "context", "denoiser", "warmup_denoiser", "classifier", "centres", "discriminator", "trunk")
 _INITIAL_LOG_VARIANCE = -2.0  # of q(y_T | x), where its means start with the prior's spread
 _EXAMPLES = 2048  # examples whose means are matched with the prior
+_TARGETS = 4096  # prior samples with which they are matched
 
 # Further classes of the bound by name; `ddvi_fast.paper` registers "defective", the released code's.
 BOUNDS: dict[str, type[ELBO]] = {"default": ELBO}
@@ -51,7 +56,8 @@ class Builder:
 
     def __init__(self, options: Options, dataset: Dataset) -> None:
         self.options, self.dataset = options, dataset
-        self.latent_dim = options.latent_dim
+        self.latent_dim = options.latent_dim  # of the family under construction: in the prior's coordinates, those of its noise
+        self.place: dict[str, Any] = {}  # arguments of the family under construction: its coordinates and the prior they need
         self.starts_at_prior = options.recipe.match_prior
 
     # Lengths and learning rates
@@ -107,6 +113,17 @@ class Builder:
             made = SigmoidVariances(made, self.latent_dim)
         return self.dataset.wrap_encoder(made)
 
+    def encoder_trunk(self) -> nn.Module:
+        """A network from examples of the data set to the last hidden layer of an encoder, before its activation."""
+        network = self.options.dataset.encoder
+        *hidden, width = network.hidden
+        made = _network(replace(network, hidden=hidden), self.dataset.num_dimensions, width, network.dropout, self.weights("trunk"))
+        return self.dataset.wrap_encoder(made)
+
+    def head(self, outputs: int, place: str) -> nn.Module:
+        """A linear layer from the last hidden layer of an encoder to `outputs` values."""
+        return MLP(self.options.dataset.encoder.hidden[-1], [], outputs, draws=self.weights(place))
+
     def decoder(self, inputs: int) -> nn.Module:
         """A network from `inputs` latents to the data's dimensions."""
         network = self.options.dataset.decoder
@@ -138,14 +155,37 @@ class Builder:
 
     def posterior(self, model: LatentVariableModel) -> Posterior:
         """The posterior of the options, its means matched with the prior where the recipe says so."""
-        name, recipe = self.options.method.posterior, self.options.recipe
-        family = family_of(name)
-        fits = family.shares_context or not recipe.shared_context
-        _checks.require(fits, "recipe.shared_context", f"false, for a posterior other than {', '.join(with_capability('shares_context'))}", name)
-        posterior = family.build(self, self.encoder, partial(self.encoder, place="context"), model)
-        if recipe.match_prior:
-            self.match_prior(posterior.encoder, model.prior)
+        builder = self.placed(model.prior)
+        posterior = builder.family.build(builder, builder.encoder, partial(builder.encoder, place="context"), model)
+        if self.options.recipe.match_prior:
+            means = posterior.encoder(self.first_examples())
+            builder.match_prior(posterior.encoder.output_layer, slice(None), means, targets(posterior, model.prior))
         return posterior
+
+    def placed(self, prior: Prior, discrete_class: bool = False) -> Builder:
+        """This builder for a family in the coordinates of the options; with `discrete_class` the class is not part of the prior's noise."""
+        coordinates = _checks.choice(self.options.method.coordinates, COORDINATES, "method.coordinates")
+        pushes = "prior" in coordinates
+        made = copy.copy(self)
+        if pushes:
+            made.latent_dim = prior.noise_dim if discrete_class else prior.joint_noise_dim
+        made.place = {"coordinates": coordinates, "prior": prior if pushes else None}
+        return made
+
+    @property
+    def family(self) -> Family:
+        """The posterior family of the options."""
+        return family_of(self.options.method.posterior)
+
+    @property
+    def whitens(self) -> bool:
+        """Whether the family under construction is in the encoder's frame."""
+        return "encoder" in self.place["coordinates"]
+
+    @property
+    def shares_context(self) -> bool:
+        """Whether the encoder of the family under construction computes its context."""
+        return self.options.recipe.shared_context and self.family.shares_context
 
     def schedule(self, chain: ChainOptions) -> schedules.NoiseSchedule:
         """The noise schedule of a chain; with the defect `unscaled_noise`, the released code's for any T."""
@@ -154,13 +194,25 @@ class Builder:
         return schedules.make(chain.schedule, chain.num_steps, **chain.schedule_options)
 
     @torch.no_grad()
-    def match_prior(self, encoder: nn.Module, prior: Prior) -> None:
-        """Scale and shift the encoder's means so that over the data they have the prior's mean and standard deviation.
+    def match_prior(self, layer: nn.Linear, rows: slice, outputs: Tensor, target: Tensor) -> None:
+        """Rescale rows of an encoder's last layer in place so that its means get the mean and spread of prior samples; variances start small.
 
         Means that start at one point are far from most of a narrow prior, and the KL term then pulls all of them together.
+
+        Args:
+            layer: Last layer of the encoder.
+            rows: Rows of the layer that belong to the family: means, then log-variances if it has them, then others.
+            outputs: Outputs of these rows on the first examples, [N, W].
+            target: Prior samples in the coordinates of the means, [M, D].
         """
-        means = encoder(self.first_examples())[:, : prior.dim]
-        match_spread(encoder.output_layer.weight, encoder.output_layer.bias, means, prior.sample(4096, draws=Draws(0)))
+        weight, bias, dim = layer.weight[rows], layer.bias[rows], target.shape[1]
+        means = outputs[:, :dim]
+        factor = target.std(0) / means.std(0)
+        weight[:dim] *= factor.unsqueeze(1)
+        bias[:dim] = (bias[:dim] - means.mean(0)) * factor + target.mean(0)
+        if self.whitens or not self.family.location_only:
+            weight[dim : 2 * dim] *= 0.1
+            bias[dim : 2 * dim] = _INITIAL_LOG_VARIANCE
 
     def first_examples(self) -> Tensor:
         """The first training examples, on the CPU, where networks are built."""
@@ -183,13 +235,20 @@ class Builder:
         """The objective of the options."""
         method, recipe = self.options.method, self.options.recipe
         if method.objective == "iwae":
-            return IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, self.kl(), self.guide())
+            wake = IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, self.kl(), self.guide())
+            return self._with_classes(wake)
         _checks.require(not method.doubly_reparametrised, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
         if method.objective in IMPLICIT:
             _checks.require(not recipe.joint_score, "recipe.joint_score", "false for an objective without a bound", method.objective)
             return self._implicit(model, posterior)
         wake = self._elbo(model, posterior)
-        return wake if method.objective == "elbo" else WakeSleep(wake, replace(method.sleep))
+        return self._with_classes(wake) if method.objective == "elbo" else WakeSleep(wake, replace(method.sleep))
+
+    def _with_classes(self, wake: ELBO | IWAE) -> Objective:
+        """A bound; where the posterior draws a class, with the terms that train q(c | x) and the decoder at latents of data."""
+        if not isinstance(wake.posterior, ClassConditional):
+            return wake
+        return WakeSleep(wake, replace(self.options.method.sleep, weight=0.0, top_weight=0.0))
 
     def weight(self) -> dict[str, float]:
         """The weight of an implicit objective as an argument; the objective's own default if the options have none."""
@@ -223,19 +282,7 @@ def _network(network: NetworkOptions, inputs: int, outputs: int, rate: float, dr
     return ConvEncoder(outputs, network.hidden, activation=network.activation, dropout=rate, draws=draws)
 
 
-def match_spread(weight: Tensor, bias: Tensor, means: Tensor, target: Tensor) -> None:
-    """Rescale a last layer in place so that its first D outputs get the mean and standard deviation of `target`; log-variances start small.
-
-    Args:
-        weight: Weights of the layer, [D, H] or [2 D, H].
-        bias: Biases of the layer, [D] or [2 D].
-        means: Its first D outputs on the data, [N, D].
-        target: Samples of the prior, [M, D].
-    """
-    latent_dim = means.shape[1]
-    factor = target.std(0) / means.std(0)
-    weight[:latent_dim] *= factor.unsqueeze(1)
-    bias[:latent_dim] = (bias[:latent_dim] - means.mean(0)) * factor + target.mean(0)
-    if len(weight) == 2 * latent_dim:
-        weight[latent_dim:] *= 0.1
-        bias[latent_dim:] = _INITIAL_LOG_VARIANCE
+def targets(posterior: Posterior, prior: Prior, labels: Tensor | None = None) -> Tensor:
+    """Prior samples, of the classes `labels` if given, in the coordinates of the encoder's Gaussian [M, D]."""
+    sample = prior.draw(_TARGETS, Draws(0), labels, joint=posterior.pushes and posterior.latent_dim != prior.noise_dim)
+    return sample.noise if posterior.pushes else sample.z

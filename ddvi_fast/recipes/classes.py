@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-
-import torch
 
 from ddvi_fast import _checks
 from ddvi_fast.data.labels import select_labels
@@ -15,14 +12,13 @@ from ddvi_fast.objectives import Objective
 from ddvi_fast.objectives.adversarial_classes import AdversarialSemiSupervised
 from ddvi_fast.objectives.clustering import Clustering
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
-from ddvi_fast.posteriors import Posterior
-from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassMLP, OneHotStyle, PerClass
+from ddvi_fast.posteriors import Gaussian, Posterior
+from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassMLP
 from ddvi_fast.priors import Centres, OneHotGaussian, Prior
 from ddvi_fast.priors.partitions import require_partitions
-from ddvi_fast.recipes.builder import Builder, augmentation, match_spread
-from ddvi_fast.recipes.families import family_of, make_diffusion, with_capability
+from ddvi_fast.recipes.builder import Builder, augmentation
+from ddvi_fast.recipes.class_posterior import with_classifier
 from ddvi_fast.recipes.phases import Experiment
-from ddvi_fast.rng import Draws
 
 _LATENT_BALANCE = 20.0
 
@@ -41,7 +37,7 @@ def _semi_supervised(builder: Builder) -> Experiment:
     classes = require_partitions(prior)
     _checks.require(classes == dataset.num_classes, "prior.options.num_classes", f"{dataset.num_classes}, as {dataset.name} has", classes)
     model = builder.model(prior)
-    posterior = _class_posterior(builder, prior)
+    posterior = with_classifier(builder, prior, _classifier(builder, prior))
     return _experiment(builder, model, posterior, _over_classes(builder, model, posterior, _labelled(builder)))
 
 
@@ -58,7 +54,7 @@ def _m2(builder: Builder) -> Experiment:
         dataset.num_dimensions, network.hidden, 2 * builder.latent_dim, dataset.num_classes,
         activation=network.activation, draws=builder.weights("encoder"),
     )  # fmt: skip
-    posterior = ClassConditional(_classifier(builder, prior), OneHotStyle(encoder, builder.latent_dim, dataset.num_classes), prior)
+    posterior = ClassConditional(_classifier(builder, prior), Gaussian(encoder, builder.latent_dim, "prior", prior), prior)
     return _experiment(builder, model, posterior, _over_classes(builder, model, posterior, _labelled(builder)))
 
 
@@ -67,7 +63,7 @@ def _clustering(builder: Builder) -> Experiment:
     prior = Centres(builder.prior(), options.num_clusters, options.base_scale, draws=builder.weights("centres"))
     model = builder.model(prior)
     if options.latent:
-        posterior = _class_posterior(builder, prior)
+        posterior = with_classifier(builder, prior, _classifier(builder, prior))
         inner = _over_classes(builder, model, posterior, None)
     else:
         posterior = builder.posterior(model)
@@ -81,33 +77,6 @@ def _experiment(builder: Builder, model: LatentVariableModel, posterior: Posteri
     family = posterior.family if isinstance(posterior, ClassConditional) else posterior
     factors = {"prior.raw": builder.options.method.clustering.centre_lr}
     return Experiment(model, posterior, [builder.train_phase(objective, family, factors)])
-
-
-def _class_posterior(builder: Builder, prior: Prior) -> ClassConditional:
-    """q(c | x) and a posterior for each class, whose means start in the region of the class."""
-    family = _family(builder, prior)
-    if builder.options.recipe.match_prior:
-        _match_classes(builder, family.encoder, prior)
-    return ClassConditional(_classifier(builder, prior), family, prior)
-
-
-def _family(builder: Builder, prior: Prior) -> Posterior:
-    """q(z | x, c): the family of the options, with one head of its encoders per class; chains share one context."""
-    name, classes = builder.options.method.posterior, prior.num_classes
-    family = family_of(name)
-    _checks.require(family.per_class, "method.posterior", f"one of {', '.join(with_capability('per_class'))}", name)
-
-    def heads(outputs: int, place: str) -> PerClass:
-        return PerClass(builder.encoder(classes * outputs, place), classes)
-
-    if name == "diffusion":
-        chain = builder.options.method.chain
-        encoder = heads(2 * prior.dim, "encoder")
-        context = builder.encoder(chain.context_dim, "context") if chain.context_dim else None
-        return make_diffusion(builder, encoder, context, chain, classes, kind=ClassDiffusion)
-    options = builder.options
-    separate = Builder(replace(options, recipe=replace(options.recipe, shared_context=False)), builder.dataset)
-    return family.build(separate, partial(heads, place="encoder"), partial(heads, place="context"), None)
 
 
 def _over_classes(builder: Builder, model: LatentVariableModel, posterior: ClassConditional, labelled: LabelledExamples | None) -> Objective:
@@ -138,14 +107,3 @@ def _labelled(builder: Builder) -> LabelledExamples:
 def _classifier(builder: Builder, prior: Prior) -> NoisyInput:
     semi = builder.options.method.semi
     return NoisyInput(builder.encoder(prior.num_classes, "classifier", semi.dropout), semi.noise, semi.input_dropout)
-
-
-@torch.no_grad()
-def _match_classes(builder: Builder, encoder: PerClass, prior: Prior) -> None:
-    """Scale and shift each class's means so that over the data they have its partition's mean and standard deviation."""
-    means = encoder(builder.first_examples())[..., : prior.dim]
-    weight = encoder.output_layer.weight.unflatten(0, (prior.num_classes, -1))
-    bias = encoder.output_layer.bias.unflatten(0, (prior.num_classes, -1))
-    for label in range(prior.num_classes):
-        target = prior.sample(4096, Draws(0), torch.full((4096,), label))
-        match_spread(weight[label], bias[label], means[label], target)

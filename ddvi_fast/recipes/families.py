@@ -29,12 +29,14 @@ class Family:
         settings: Names of the settings that only some families have, and that this one has; a name stands for all settings below it.
         per_class: Whether its encoders may have one head per class (semi-supervised and latent-cluster methods).
         shares_context: Whether its encoder may compute the context too (`recipe.shared_context`).
+        location_only: Whether its encoder returns no variances outside the encoder's frame.
     """
 
     build: Callable[[Builder, MakeNetwork, MakeNetwork, LatentVariableModel | None], Posterior]
     settings: tuple[str, ...] = ()
     per_class: bool = False
     shares_context: bool = False
+    location_only: bool = False
 
 
 def make_diffusion(builder: Builder, encoder: nn.Module, context: nn.Module | None, chain: ChainOptions, groups: int | None = None, **more: Any):
@@ -54,16 +56,20 @@ def make_diffusion(builder: Builder, encoder: nn.Module, context: nn.Module | No
         final_variance=chain.final_variance,
         learn_schedule=chain.learn_schedule,
         learn_variances=chain.learn_variances,
+        **builder.place,
     )
 
 
 def _diffusion(builder: Builder, encoder: MakeNetwork, context: MakeNetwork, model: LatentVariableModel | None) -> Posterior:
     chain = builder.options.method.chain
-    return make_diffusion(builder, encoder(2 * builder.latent_dim), context(chain.context_dim) if chain.context_dim else None, chain)
+    top, size = 2 * builder.latent_dim, chain.context_dim
+    if builder.shares_context:
+        return make_diffusion(builder, encoder(top + size), None, chain)
+    return make_diffusion(builder, encoder(top), context(size) if size else None, chain)
 
 
 def _gaussian(builder: Builder, encoder: MakeNetwork, context: MakeNetwork, model: LatentVariableModel | None) -> Posterior:
-    return Gaussian(encoder(2 * builder.latent_dim), builder.latent_dim)
+    return Gaussian(encoder(2 * builder.latent_dim), builder.latent_dim, **builder.place)
 
 
 def _flow(kind: type[Posterior], **arguments: str) -> Callable[..., Posterior]:
@@ -78,16 +84,17 @@ def _flow(kind: type[Posterior], **arguments: str) -> Callable[..., Posterior]:
             options["open_gates"] = builder.starts_at_prior
         if kind is Hamiltonian:
             options["model"] = model
-        shared = builder.options.recipe.shared_context
-        networks = (encoder(top + flow.context_dim), None) if shared else (encoder(top), context(flow.context_dim))
-        return kind(*networks, latent_dim=builder.latent_dim, context_dim=flow.context_dim, draws=builder.weights("denoiser"), **options)
+        networks = (encoder(top + flow.context_dim), None) if builder.shares_context else (encoder(top), context(flow.context_dim))
+        options |= {"draws": builder.weights("denoiser"), **builder.place}
+        return kind(*networks, latent_dim=builder.latent_dim, context_dim=flow.context_dim, **options)
 
     return build
 
 
 def _adversarial(builder: Builder, encoder: MakeNetwork, context: MakeNetwork, model: LatentVariableModel | None) -> Posterior:
     size, width = builder.latent_dim, builder.options.method.flow.context_dim
-    return Adversarial(encoder(size + width), size, width, noise_dim=size, draws=builder.weights("denoiser"))
+    top = size * (2 if builder.whitens else 1)
+    return Adversarial(encoder(top + width), size, width, noise_dim=size, draws=builder.weights("denoiser"), **builder.place)
 
 
 def _path_integral(builder: Builder, encoder: MakeNetwork, context: MakeNetwork, model: LatentVariableModel | None) -> Posterior:
@@ -95,7 +102,8 @@ def _path_integral(builder: Builder, encoder: MakeNetwork, context: MakeNetwork,
     control = ResidualMLP(
         size, chain.context_dim, chain.num_steps, chain.hidden_dim, zero_output=builder.starts_at_prior, draws=builder.weights("denoiser")
     )
-    return PathIntegral(encoder(size), control, context(chain.context_dim), learn_scales=chain.learn_variances)
+    top = size * (2 if builder.whitens else 1)
+    return PathIntegral(encoder(top), control, context(chain.context_dim), learn_scales=chain.learn_variances, **builder.place)
 
 
 _CONTROL = tuple(f"method.chain.{name}" for name in ("num_steps", "hidden_dim", "context_dim", "learn_variances"))
@@ -105,15 +113,19 @@ _SHARED = (*_FLOW, "recipe.shared_context")
 # The names of `method.posterior`.
 FAMILIES = {
     "gaussian": Family(_gaussian, per_class=True),
-    "diffusion": Family(_diffusion, ("method.chain", "recipe.denoiser_lr", "recipe.schedule_lr"), per_class=True),
+    "diffusion": Family(
+        _diffusion, ("method.chain", "recipe.denoiser_lr", "recipe.schedule_lr", "recipe.shared_context"), per_class=True, shares_context=True
+    ),
     "iaf": Family(_flow(IAF), _SHARED, per_class=True, shares_context=True),
     "planar": Family(_flow(Planar), _SHARED, per_class=True, shares_context=True),
     "realnvp": Family(_flow(RealNVP), _SHARED, per_class=True, shares_context=True),
     "spline": Family(_flow(Spline), _SHARED, per_class=True, shares_context=True),
-    "hierarchical_iaf": Family(_flow(HierarchicalIAF, num_levels="num_levels"), (*_FLOW, "method.flow.num_levels")),
-    "hamiltonian": Family(_flow(Hamiltonian, num_leapfrog="num_leapfrog"), (*_FLOW, "method.flow.num_leapfrog")),
-    "path_integral": Family(_path_integral, _CONTROL),
-    "adversarial": Family(_adversarial, _FLOW[:1], per_class=True),
+    "hierarchical_iaf": Family(
+        _flow(HierarchicalIAF, num_levels="num_levels"), (*_SHARED, "method.flow.num_levels"), per_class=True, shares_context=True
+    ),
+    "hamiltonian": Family(_flow(Hamiltonian, num_leapfrog="num_leapfrog"), (*_SHARED, "method.flow.num_leapfrog"), shares_context=True),
+    "path_integral": Family(_path_integral, _CONTROL, per_class=True, location_only=True),
+    "adversarial": Family(_adversarial, _FLOW[:1], per_class=True, location_only=True),
 }
 
 

@@ -65,12 +65,12 @@ class ChainOptions:
     num_steps: int = 10  # T
     hidden_dim: int = 128  # width of the denoiser
     context_dim: int = 32  # width of the context vector c(x)
-    parametrisation: str = "v"  # prediction of the denoiser: "eps", "x0", "v" or "mean"
+    parametrisation: str | None = None  # prediction of the denoiser: "eps", "x0", "v" or "mean"; "v" if null, and none of them in the encoder's frame
     schedule: str = "geometric"
     schedule_options: dict[str, Any] = field(default_factory=dict)  # arguments of the schedule
     eta: float = 1.0  # 1 for ancestral sampling, 0 for a deterministic chain
     final_variance: float | None = None  # s_1^2; the posterior variance of step 2 if null
-    learn_schedule: bool = False  # train the betas
+    learn_schedule: bool | None = None  # train the betas; if null, only in the encoder's frame
     learn_variances: bool = True  # train a factor of each step variance
     first_num_steps: int | None = None  # number of steps at the start of training, doubled until T; null for T
 
@@ -128,6 +128,8 @@ class MethodOptions:
 
     name: str = "ddvi"
     posterior: str = "diffusion"  # a name of `ddvi_fast.recipes.families.FAMILIES`
+    coordinates: str = "prior+encoder"  # coordinates of the posterior: "latent", "prior", "encoder" or "prior+encoder"
+    discrete_class: bool = True  # in the prior's coordinates: the class of a prior with classes has a q(c | x), else a noise coordinate carries it
     objective: str = "ddvi"  # "elbo", "iwae", "ddvi", "adversarial" or "wae"
     num_samples: int = 1  # importance samples per row
     reweighted: bool | None = None  # elbo, ddvi: train the decoder on importance-weighted samples; if null, with a chain of several samples
@@ -183,7 +185,7 @@ class RecipeOptions:
     restart_fraction: float = 0.3  # fraction of the epochs after which it is chosen
     defects: DefectOptions = field(default_factory=DefectOptions)
     context_dropout: float | None = None  # dropout rate of the context networks; the encoder's if null
-    shared_context: bool = False  # compute a flow's context by its encoder instead of a network of its own
+    shared_context: bool = True  # compute the context by the encoder instead of a network of its own, where the family can
     sigmoid_variances: bool = False  # keep the encoder's variances below 1
     prior_weight: float = 1.0  # released, without a chain: weight of -log p(z) within the KL term
     sleep_updates: int = 3  # released ddvi: sleep updates after each batch

@@ -18,6 +18,7 @@ TASKS = {
     "clustering with latent clusters": _CLASSIFIER,
 }
 OBJECTIVES = {"ddvi": ("method.sleep",)}
+_DISCRETE = ("method.sleep.data", "method.sleep.classes", "method.sleep.decoder", "method.sleep.candidates")
 METHODS = {"tsne": ("method.map.perplexity",), "umap": ("method.map.n_neighbors", "method.map.min_dist")}
 
 
@@ -35,6 +36,8 @@ def settings_of(options: Options) -> set[str]:
     names = {*FAMILIES[method.posterior].settings, *OBJECTIVES.get(method.objective, ()), *TASKS.get(method.task, ())}
     if latent:
         names |= set(_CLASSIFIER)
+    if method.discrete_class and "prior" in method.coordinates and method.task in ("unsupervised", "clustering"):
+        names |= set(_DISCRETE)
     if method.task in ("semi", "m2") or latent:
         names.discard("recipe.shared_context")  # a flow over classes has one head per class instead
     return RECIPES[options.recipe.name].settings(options, names)
@@ -93,6 +96,7 @@ def _registries() -> dict[str, tuple[str, ...]]:
         **{f"method.posterior={name}": family.settings for name, family in FAMILIES.items()},
         **{f"method.objective={name}": settings for name, settings in OBJECTIVES.items()},
         **{f"method.task={name}": settings for name, settings in TASKS.items()},
+        "method.discrete_class=true": _DISCRETE,
         **{f"method={name}": settings for name, settings in METHODS.items()},
         **{f"recipe={name}": recipe.conditional for name, recipe in RECIPES.items()},
     }

@@ -1,0 +1,80 @@
+"""Assembly of posteriors over latent and class, q(z, c | x) = q(c | x) q(z | x, c)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks
+from ddvi_fast.dense import ACTIVATIONS
+from ddvi_fast.posteriors import Posterior
+from ddvi_fast.posteriors.class_conditional import ClassConditional, PerClass
+from ddvi_fast.priors import Prior
+from ddvi_fast.recipes.builder import Builder, targets
+from ddvi_fast.recipes.families import with_capability
+from ddvi_fast.rng import Draws
+
+
+class Trunk(nn.Module):
+    """Encoder whose last layer is hidden: the features [N, H] from which the heads of a `ClassConditional` compute their outputs.
+
+    Args:
+        network: Network called as `network(x, draws)`, from x [N, ...] to [N, H].
+        activation: Name of the activation that is applied to its output.
+    """
+
+    def __init__(self, network: nn.Module, activation: str) -> None:
+        super().__init__()
+        self.network, self.activation = network, activation
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return ACTIVATIONS[self.activation](self.network(x, draws))
+
+
+def has_discrete_class(builder: Builder, prior: Prior) -> bool:
+    """Whether the posterior of the options draws the prior's class and has a family for each."""
+    method = builder.options.method
+    return method.discrete_class and "prior" in method.coordinates and prior.num_classes is not None and builder.family.per_class
+
+
+def shared_trunk(builder: Builder, prior: Prior) -> ClassConditional:
+    """A posterior whose q(c | x) and families are linear heads of one encoder."""
+    trunk = Trunk(builder.encoder_trunk(), builder.options.dataset.encoder.activation)
+    classifier = builder.head(prior.num_classes, "classifier")
+    family = _family(builder.placed(prior, discrete_class=True), prior, builder.head)
+    if builder.options.recipe.match_prior:
+        _match_classes(builder, family, prior, trunk)
+    return ClassConditional(classifier, family, prior, trunk)
+
+
+def with_classifier(builder: Builder, prior: Prior, classifier: nn.Module) -> ClassConditional:
+    """A posterior with a network `classifier` of its own for q(c | x), and one with heads for each class for the families."""
+    name = builder.options.method.posterior
+    _checks.require(builder.family.per_class, "method.posterior", f"one of {', '.join(with_capability('per_class'))}", name)
+    family = _family(builder.placed(prior, discrete_class=True), prior, builder.encoder)
+    if builder.options.recipe.match_prior:
+        _match_classes(builder, family, prior, None)
+    return ClassConditional(classifier, family, prior)
+
+
+def _family(builder: Builder, prior: Prior, make) -> Posterior:
+    """q(z | x, c): the family of the options with one output of its encoders for each class."""
+    classes = prior.num_classes
+
+    def heads(outputs: int, place: str) -> PerClass:
+        return PerClass(make(classes * outputs, place), classes)
+
+    return builder.family.build(builder, partial(heads, place="encoder"), partial(heads, place="context"), None)
+
+
+@torch.no_grad()
+def _match_classes(builder: Builder, family: Posterior, prior: Prior, trunk: nn.Module | None) -> None:
+    """Scale and shift each class's means so that over the data they have its partition's mean and standard deviation."""
+    x = builder.first_examples()
+    outputs, layer = family.encoder(x if trunk is None else trunk(x)), family.encoder.output_layer
+    width, placed = outputs.shape[-1], builder.placed(prior, discrete_class=True)
+    for label in range(prior.num_classes):
+        target = targets(family, prior, torch.full((4096,), label))
+        placed.match_prior(layer, slice(label * width, (label + 1) * width), outputs[label], target)
