@@ -45,12 +45,11 @@ STREAMS = {
     "INITIAL": Stream(8 << 16, 1 << 15, "initial weights of parameter i"),
     "CLASSES": Stream((8 << 16) + (1 << 15), 1, "classes drawn from q(c | x)"),
     "PCA_START": Stream((8 << 16) + (1 << 15), 1, "start of the subspace iteration of a PCA"),
-    "RESTART": Stream(9 << 16, 1, "seeds of further starts of a run"),
     "UPSTREAM": Stream(0xFFFF << 16, 1, "upstream gradients of tests"),
 }
 (
     CHAIN, START, TIME, NOISE, PRIOR, OBSERVATION, ORDER, AUGMENT, LABELLED, DROPOUT, INPUT_DROPOUT, INPUT_NOISE, INITIAL, CLASSES, PCA_START,
-    RESTART, UPSTREAM,
+    UPSTREAM,
 ) = (stream.first for stream in STREAMS.values())  # fmt: skip
 
 # Distance in draws between two importance samples (or groups) of a row; it does not depend on their number.

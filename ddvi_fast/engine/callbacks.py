@@ -84,12 +84,8 @@ class WeightEMA:
     def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
         _checks.require(0 < decay < 1, "average_decay", "a number in (0, 1), or null", decay)
         self._weights = {name: value for name, value in weights.items() if value.is_floating_point()}
-        self.restart()
-        self._weight = 1 - decay
-
-    def restart(self) -> None:
-        """Set the average to the current weights."""
         self.tensors = {name: value.detach().clone() for name, value in self._weights.items()}
+        self._weight = 1 - decay
 
     @torch.no_grad()
     def update(self) -> None:
@@ -156,13 +152,6 @@ class CheckpointCallback(Callback):
         self._meter.load_state(parts["log"])
         self._best, self._meter.last_bound, self.about = found.state["best"], found.state["bound"], found.state["about"]
         return Start(found.state["step"], parts["adam"])
-
-    def begin_at(self, start: Start) -> None:
-        """Begin after `start.step` with the current weights, and save a checkpoint of that step."""
-        if self._average is not None:
-            self._average.restart()
-        if self._manager is not None:
-            self._save(start.step, start.adam)
 
     def after_step(self, step: int, engine: Engine) -> None:
         """Update the average, save a checkpoint where one is due, and stop if a signal came.

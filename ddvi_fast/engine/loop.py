@@ -66,7 +66,6 @@ def train(
     augment: Callable[[Tensor, Draws], Tensor] | None = None,
     *,
     start: Start | None = None,
-    until: int | None = None,
 ) -> None:
     """Train phase after phase on the dataset's training split.
 
@@ -79,7 +78,6 @@ def train(
         callbacks: Callbacks, in the order in which they are called.
         augment: Function `augment(x, draws)` of the training rows of a batch, or None.
         start: State to resume from, or None.
-        until: Step after which training ends (int), which may lie within a phase, or None.
 
     Raises:
         NonFinite: A loss or gradient is not finite; the error holds the `StepInfo` of the step as its `info`, where it is known.
@@ -96,8 +94,6 @@ def train(
             for info, epoch, last in _steps(phase, number, first, max(0, done - first), engine, dataset, batch_size, seed):
                 terms = _run(engine, info, dataset, rows, Draws(seed, info.step * batch_size + rows.start), augment)
                 _call(callbacks, info.step + 1, phase, epoch, terms, engine, last)
-                if info.step + 1 == until:
-                    return
             set_trainable(phase.frozen, True)
         phase.objective.eval()
         first = following

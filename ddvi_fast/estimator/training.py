@@ -81,7 +81,6 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
         },
     )
     check_settings(stated, config)
-    _checks.require(config.recipe.restarts == 1, "settings", "recipe.restarts=1", f"recipe.restarts={config.recipe.restarts}")
     config.recipe.batch_size = min(config.recipe.batch_size, dataset.size())  # all rows of a small matrix are one batch
     return config
 

@@ -36,7 +36,7 @@ class Recipe:
         build: Function that builds the experiment.
         settings: Function of the options and of the settings that a run has by its method; it returns those that it has with this recipe.
         conditional: Names of the settings that only runs of this recipe have.
-        staged: Whether training is in stages, so that restarts are not possible.
+        staged: Whether training is in stages, such as those of `diff_vae`.
         module: Module that registered the recipe.
     """
 
@@ -83,7 +83,6 @@ def build(options: Options, dataset: Dataset) -> Experiment:
     if recipe is None:
         _checks.choice(options.recipe.name, RECIPES, "recipe.name")
     _check_method(options.method)
-    _check_restarts(options, recipe)
     staged = options.method.name != "diff_vae" or recipe.staged
     _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", options.recipe.name)
     return recipe.build(Builder(options, dataset)).to(dataset.device)
@@ -99,18 +98,6 @@ def build_default(builder: Builder) -> Experiment:
 
 
 register("default", Recipe(build_default))
-
-
-def _check_restarts(options: Options, recipe: Recipe) -> None:
-    """Refuse restarts where training has stages, or where restarts would not have the same labels."""
-    restarts, fraction = options.recipe.restarts, options.recipe.restart_fraction
-    _checks.require(restarts >= 1, "recipe.restarts", "at least 1", restarts)
-    _checks.require(0 < fraction <= 1, "recipe.restart_fraction", "a number in (0, 1]", fraction)
-    for fits, expected in (
-        (not recipe.staged, f"1 with recipe={options.recipe.name}, which trains in stages"),
-        (options.method.task not in ("semi", "m2"), "1 for methods with labels, which the seed chooses"),
-    ):
-        _checks.require(fits or restarts == 1, "recipe.restarts", expected, restarts)
 
 
 def _check_method(method: MethodOptions) -> None:

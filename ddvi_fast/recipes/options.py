@@ -181,8 +181,6 @@ class RecipeOptions:
     prior_max_score_fraction: float = 1.0  # fraction of the epochs in which that limit holds
     joint_score: bool = False  # elbo, ddvi: the limit holds for the sum with the gradient of log p(x | z), which then cannot dominate it
     match_prior: bool = True  # initialize the encoder's means with the prior's centre and spread
-    restarts: int = 1  # random restarts, of which the one with the best bound on the training data is continued; one process
-    restart_fraction: float = 0.3  # fraction of the epochs after which it is chosen
     defects: DefectOptions = field(default_factory=DefectOptions)
     context_dropout: float | None = None  # dropout rate of the context networks; the encoder's if null
     shared_context: bool = True  # compute the context by the encoder instead of a network of its own, where the family can

@@ -18,7 +18,6 @@ from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.recipes.settings import shown
 from ddvi_fast.rng import Draws
-from ddvi_fast.training import restarts
 from ddvi_fast.training.engines import make_engines
 from ddvi_fast.training.run import load_dataset, run_dir
 from ddvi_fast.training.time_budget import seconds_a_step
@@ -52,7 +51,7 @@ def dry_run(config: Config) -> dict[str, Any]:
         "parameters": counts,
         "bytes": held,
         "phases": [{"name": name, "steps": steps[name], "seconds_a_step": seconds[name]} for name in steps],
-        "seconds": restarts.lengths(config.recipe) * sum(steps[name] * seconds[name] for name in steps),
+        "seconds": sum(steps[name] * seconds[name] for name in steps),
     }
 
 

@@ -29,8 +29,7 @@ from ddvi_fast.engine.watchdog import Watchdog
 from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.rng import Draws
-from ddvi_fast.training import restarts
-from ddvi_fast.training.engines import engine_line, engine_name, make_engines
+from ddvi_fast.training.engines import engine_line, make_engines
 
 EPOCHS = ("epochs", "prior_epochs", "warmup_epochs")  # lengths of a recipe
 
@@ -59,9 +58,6 @@ def processes(config: Config) -> Iterator[None]:
     """Context in which the processes of a run are joined and supervised."""
     if distributed.launched():
         _checks.require(config.max_minutes is None, "max_minutes", "null in several processes, whose clocks differ", config.max_minutes)
-        _checks.require(config.recipe.restarts == 1, "recipe.restarts", "1 in several processes", config.recipe.restarts)
-    one_owner = config.recipe.restarts == 1 or engine_name(config) != "deepspeed"
-    _checks.require(one_owner, "recipe.restarts", "1 with engine=deepspeed, which takes a model for good", config.recipe.restarts)
     distributed.start(config.device, config.timeout)
     try:
         with Watchdog(config.timeout):
@@ -133,12 +129,8 @@ class Session:
             earlier = Clocks(**checkpoints.about) if start else earlier
             with self._log(start.step if start else None) if first else nullcontext() as meter.log:
                 try:
-                    make = make_engines(config)
-                    if start is None and config.recipe.restarts > 1:
-                        start = restarts.choose(config, self.experiment, self.dataset, make, stop, meter.log, _tell)
-                        checkpoints.begin_at(start)
                     train(
-                        self.experiment.phases, self.dataset, config.recipe.batch_size, config.seed, make, (meter, checkpoints),
+                        self.experiment.phases, self.dataset, config.recipe.batch_size, config.seed, make_engines(config), (meter, checkpoints),
                         augmentation(config), start=start,
                     )  # fmt: skip
                 except NonFinite as error:

@@ -15,7 +15,6 @@ from ddvi_fast.engine.loop import Callback, train
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.recipes.phases import Phase
-from ddvi_fast.training import restarts
 from ddvi_fast.training.engines import MakeEngine
 
 _STEPS, _UNCOUNTED = 20, 4  # the first steps warm caches
@@ -33,7 +32,7 @@ def within_minutes(config: Config, dataset: Dataset, make_engine: MakeEngine) ->
     batches = num_batches(dataset.size(), config.recipe.batch_size)
     phases = build(config, dataset).phases
     seconds = sum(phase.num_steps(batches) * seconds_a_step(phase, config, dataset, make_engine) for phase in phases)
-    share = 60 * config.max_minutes / (seconds * restarts.lengths(config.recipe))
+    share = 60 * config.max_minutes / seconds
     return config if share >= 1 else _shortened(config, share)
 
 

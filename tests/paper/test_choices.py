@@ -21,7 +21,7 @@ ROWS = {
     "vae": Entry("Gaussian", ("method=vae",)),
     "aae": Entry("adversarial", ("method=aae",)),
     "ddvi": Entry("diffusion", ("method=ddvi",)),
-    "bad": Entry("impossible", ("method=vae", "recipe.restarts=0")),
+    "bad": Entry("impossible", ("method=vae", "method.weight=1")),
 }
 COLUMNS = {"pinwheel": Entry("pinwheel", ("prior=pinwheel",)), "square": Entry("square", ("prior=square",))}
 # The second is the better one for any method that learns; only a Gaussian posterior has the third; no method has the fourth.

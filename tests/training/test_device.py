@@ -37,7 +37,6 @@ RUNS = {
     "m2": ["method=m2"],
     "clusters": ["method=ddvi_clustering", "prior=less_noisy_square"],
     "latent clusters": ["method=vae_clustering", "method.clustering.latent=true"],
-    "several starts": ["method=vae", "recipe.restarts=2", "recipe.restart_fraction=0.5"],
     "parts of a batch": ["method=vae", "engine=parallel", "accumulation=2", "optimiser=torch"],
     "map": ["method=pca"],
     **{method: [f"method={method}"] for method in ("aae", "wae", "pis", "h_iaf", "hamiltonian", "spline", "realnvp", "planar")},
