@@ -12,6 +12,7 @@ from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
+from ddvi_fast.objectives.pairs import PairFit, Sleep, with_pairs
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import Draws
 
@@ -72,6 +73,7 @@ class Adversarial(DiscriminatorObjective):
         posterior: Any posterior family; its density is not used.
         discriminator: Network from z [N, D] to a logit [N, 1], called as `discriminator(z, draws)`, such as `make_discriminator(D)`.
         weight: Weight of the generator's loss relative to the reconstruction (float, default 10).
+        sleep: Settings of the terms that fit the class of a `ClassConditional` and the decoder to pairs, or None (default).
 
     Raises:
         InputError: If `weight` is not positive.
@@ -84,12 +86,16 @@ class Adversarial(DiscriminatorObjective):
         torch.Size([])
     """
 
-    def __init__(self, model: LatentVariableModel, posterior: Posterior, discriminator: nn.Module, weight: float = 10.0) -> None:
+    def __init__(
+        self, model: LatentVariableModel, posterior: Posterior, discriminator: nn.Module, weight: float = 10.0, sleep: Sleep | None = None
+    ) -> None:
         super().__init__(model, posterior, discriminator, weight)
+        self.pair_fit = None if sleep is None else PairFit(model, posterior, sleep)
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
-        z = self.posterior.sample(x, 1, draws).z[0]
-        yield Update("wake", lambda: self.wake_terms(x, z, draws))
+        encoded = self.posterior.encode(x, draws)
+        z = self.posterior.sample_encoded(encoded, 1, draws).z[0]
+        yield Update("wake", lambda: with_pairs(self.wake_terms(x, z, draws), self.pair_fit, x, encoded, draws))
         yield Update("discriminator", lambda: self.discriminator_terms(z.detach(), draws))
 
     def wake_terms(self, x: Tensor, z: Tensor, draws: Draws) -> Terms:

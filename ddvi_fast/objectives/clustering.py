@@ -72,6 +72,8 @@ class Clustering(Objective):
         return Terms({**terms.values, **values}, {**terms.weights, **weights})
 
     def _balance_term(self, x: Tensor, progress: Progress, draws: Draws) -> Tensor:
+        if isinstance(self.posterior, ClassConditional):
+            return divergence_from_uniform(distributed.batch_mean(self.posterior.log_class_probs(x, draws).exp().mean(0)))
         # The same draws as those of the bound, so the samples are equal.
         z = self.posterior.sample(x, 1, draws).z[0]
         shares = self.guide.blurred(self.prior, progress).responsibilities(z).mean(0)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, distributed, ops, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
-from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.objectives.base import Objective, Progress, Terms
-from ddvi_fast.objectives.wake_sleep import Sleep, chain_loss, uniform_timesteps
-from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.objectives.elbo import ELBO
+from ddvi_fast.objectives.wake_sleep import WakeSleep
 from ddvi_fast.posteriors.class_conditional import ClassConditional, class_major, rows_per_class
 from ddvi_fast.rng import Draws
 
@@ -78,7 +77,6 @@ class ClassWeights:
     Args:
         cross_entropy: Weight of `-log q(c | x)` on labelled examples (float, default 10).
         labelled: Weight of the bound on labelled examples (float, default 1).
-        fantasies: Weight of `-log q(c | x)` on fantasies, whose class is known (float, default 0).
         unlabelled: Fraction of the unlabelled bound's gradient that q(c | x) takes, reached linearly over the first half of the phase (float
             in [0, 1], default 0.1). Before the decoders of the classes differ, the likelihood of many pixels is confident and
             uninformative about the class.
@@ -95,14 +93,13 @@ class ClassWeights:
 
     cross_entropy: float = 10.0
     labelled: float = 1.0
-    fantasies: float = 0.0
     unlabelled: float = 0.1
     consistency: float = 10.0
     balance: float = 0.0
     batch_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("cross_entropy", "labelled", "fantasies", "unlabelled", "consistency", "balance"):
+        for name in ("cross_entropy", "labelled", "unlabelled", "consistency", "balance"):
             _checks.require(getattr(self, name) >= 0, f"semi.{name}", "a number of at least 0", getattr(self, name))
         _checks.require(self.unlabelled <= 1, "semi.unlabelled", "a fraction of at most 1", self.unlabelled)
         _checks.require(self.batch_fraction > 0, "semi.batch_fraction", "a positive number", self.batch_fraction)
@@ -126,85 +123,71 @@ def _ramp(progress: Progress) -> float:
 
 
 class SemiSupervised(Objective):
-    """Minus the bound of `q(z, c | x) = q(c | x) q(z | x, c)`, plus cross-entropy, plus the sleep term of each class.
+    """Minus the bound of `q(z, c | x) = q(c | x) q(z | x, c)`, plus cross-entropy (docs/method.md, section 4).
 
-    Without a label, `log p(x) >= sum_c q(c|x) E_q(z|x,c)[ log p(x|z) + log p(z|c) + log_ratio_c + log p(c) - log q(c|x) ]`; with
-    label c, `log p(x, c) >= E_q(z|x,c)[ log p(x|z) + log p(z|c) + log_ratio_c ] + log p(c)`. The chains of all classes are one grouped
-    call. Without labelled examples this is a mixture with a latent cluster.
+    Without a label the bound is `E[ log p(x|z) + log_prior_ratio ] <= log p(x)`, where a row draws its classes; q(c | x) takes the
+    score-function gradient of `ELBO`. With label c it is `E_q(z|x,c)[ log p(x|z) + log_prior_ratio ] + log p(c) <= log p(x, c)`. Without
+    labelled examples this is a mixture with a latent cluster.
 
-    Terms, nats per example: `reconstruction`, `kl` (latents), `class_kl` (to uniform classes) and `consistency` of unlabelled data,
-    `balance` of a batch (a scalar, if it has a weight); `labelled_reconstruction`, `labelled_kl`, `cross_entropy` of labelled data; `sleep`,
-    `sleep_top`, `sleep_class` of fantasies.
+    Terms, nats per example: those of `inner` and `consistency` of unlabelled data, `balance` of a batch (a scalar, if it has a weight);
+    `labelled_reconstruction`, `labelled_kl`, `cross_entropy` of labelled data.
 
     Args:
-        model: The latent-variable model. Its prior is partitioned into classes.
-        posterior: Posterior over latent and class, with a density.
+        inner: The bound on unlabelled data with the terms that fit the posterior to pairs. Its posterior is a `ClassConditional` whose bound
+            has at least 2 samples.
         labelled: The labelled examples, or None (default) for a latent cluster.
-        kl: Schedule of the weight of both KL terms of latents. That of classes has weight 1.
-        guide: Smoothing of the prior while training. Its `joint` must be False.
         weights: Weights of the terms that concern classes. Default: `ClassWeights()`.
-        sleep: Settings of the sleep term for a diffusion posterior, or None (default). Each batch has about as many fantasies as rows,
-            equally many of each class.
-        num_samples: Posterior samples per row and class, averaged (int, default 1).
 
     Raises:
-        InputError: If the posterior or the prior has no density, or if the sleep settings do not exist with classes.
+        InputError: If the posterior has no classes, or if the bound has one sample.
     """
 
-    def __init__(
-        self, model: LatentVariableModel, posterior: ClassConditional, labelled: LabelledExamples | None = None, kl: KLSchedule = KLSchedule(),
-        guide: PriorGuide = PriorGuide(), weights: ClassWeights = ClassWeights(), sleep: Sleep | None = None, num_samples: int = 1,
-    ) -> None:  # fmt: skip
+    def __init__(self, inner: WakeSleep, labelled: LabelledExamples | None = None, weights: ClassWeights = ClassWeights()) -> None:
         super().__init__()
-        posterior.require_density(model.prior)
-        if sleep is not None:
-            family = posterior.family
-            _checks.require(isinstance(family, Diffusion), "sleep", "None without a diffusion posterior", type(family).__name__)
-            _checks.require(not sleep.alternating, "sleep.alternating", "false with classes", True)
-            _checks.require(sleep.timesteps == 1, "sleep.timesteps", "1 with classes", sleep.timesteps)
-        self.model, self.posterior, self.labelled, self.kl, self.guide = model, posterior, labelled, kl, guide
-        self.weights, self.sleep, self.num_samples = weights, sleep, num_samples
+        posterior, wake = inner.posterior, inner.wake
+        _checks.require(isinstance(posterior, ClassConditional), "posterior", "a ClassConditional", type(posterior).__name__)
+        _checks.require(isinstance(wake, ELBO) and wake.num_samples > 1, "inner", "an ELBO of at least 2 samples", wake.num_samples)
+        self.inner, self.labelled, self.weights = inner, labelled, weights
+
+    @property
+    def model(self) -> LatentVariableModel:
+        """The latent-variable model."""
+        return self.inner.wake.model
+
+    @property
+    def posterior(self) -> ClassConditional:
+        """The posterior over latent and class."""
+        return self.inner.posterior
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         """Compute all terms of a batch `x` [N, ...] of unlabelled data."""
-        values = self.unlabelled_terms(x, progress, draws)
-        kl, share = self.kl.at(progress), self.weights.labelled
-        weights = {"reconstruction": 1.0, "kl": kl, "class_kl": 1.0, "balance": self.weights.balance}
-        weights["consistency"] = progress.varying(self.weights.agreement)
-        # Every process uses all labelled examples and fantasies of the batch: they are few, and classes need equally many.
+        unlabelled = self.unlabelled_terms(x, progress, draws)
+        weights = {**unlabelled.weights, "balance": self.weights.balance, "consistency": progress.varying(self.weights.agreement)}
+        if self.labelled is None:
+            return Terms(unlabelled.values, weights)
+        # Every process uses all labelled examples of the batch: they are few, and classes need equally many.
         rows, first = distributed.whole_batch(len(x), draws)
-        if self.labelled is not None:
-            per_class = rows_per_class(round(rows * self.weights.batch_fraction), self.posterior.num_classes)
-            # The unlabelled rows use the importance-sample indices below, one per class and sample.
-            own = first.importance(self.posterior.num_classes * self.num_samples)
-            values |= self.labelled_terms(*self.labelled.draw(per_class, own), progress, own, per_class)
-            weights |= {"labelled_reconstruction": share, "labelled_kl": share * kl, "cross_entropy": self.weights.cross_entropy}
-        if self.sleep is not None and (self.sleep.active or self.weights.fantasies > 0):
-            values |= self.sleep_terms(x, first, rows)
-            weights |= {"sleep": self.sleep.weight, "sleep_top": self.sleep.top_weight, "sleep_class": self.weights.fantasies}
-        return Terms(values, weights)
+        per_class = rows_per_class(round(rows * self.weights.batch_fraction), self.posterior.num_classes)
+        own = first.lane("labelled")
+        values = self.labelled_terms(*self.labelled.draw(per_class, own), own, per_class)
+        share = self.weights.labelled
+        weights |= {"labelled_reconstruction": share, "labelled_kl": share * weights["kl"], "cross_entropy": self.weights.cross_entropy}
+        return Terms({**unlabelled.values, **values}, weights)
 
-    def unlabelled_terms(self, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
-        """Compute the terms [N] of unlabelled data `x` [N, ...], summed over classes under q(c | x)."""
-        noisy = self.posterior.log_class_probs(x, draws)
-        log_probs = noisy.mT if self.labelled is None else self.weights.follow(noisy.mT, progress)  # [C, N]
-        z, _, log_prior_ratio = self.posterior.sample_classes(x, self.num_samples, draws)
-        probs = log_probs.exp()
-        return {
-            "reconstruction": -(probs * self.model.log_likelihood(x, z).mean(1)).sum(0),
-            "kl": -(probs * log_prior_ratio.mean(1)).sum(0),
-            "class_kl": (probs * log_probs).sum(0) + math.log(len(z)),
-            **balance_term(probs, self.weights),
-            **consistency_term(self.posterior, x, noisy, self.weights),
-        }
+    def unlabelled_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
+        """Compute the terms [N] of unlabelled data `x` [N, ...]; q(c | x) takes a fraction of the gradient of its bound."""
+        encoded = self.posterior.encode(x, draws)
+        followed = encoded.log_probs if self.labelled is None else self.weights.follow(encoded.log_probs, progress)
+        terms = self.inner.wake_terms(x, encoded._replace(log_probs=followed), progress, draws)
+        values = balance_term(followed.exp().mT, self.weights) | consistency_term(self.posterior, x, encoded.log_probs, self.weights)
+        return Terms({**terms.values, **values}, terms.weights)
 
-    def labelled_terms(self, x: Tensor, labels: Tensor, progress: Progress, draws: Draws, per_class: int | None = None) -> dict[str, Tensor]:
+    def labelled_terms(self, x: Tensor, labels: Tensor, draws: Draws, per_class: int | None = None) -> dict[str, Tensor]:
         """Compute the terms [L] of labelled data.
 
         Args:
             x: Data [L, ...].
             labels: Their classes, int64 [L].
-            progress: Position within the training phase.
             draws: Position of the first row in the random stream.
             per_class: Rows of each class if the rows are class-major (int), or None.
         """
@@ -214,36 +197,6 @@ class SemiSupervised(Objective):
             "labelled_reconstruction": -self.model.log_likelihood(x, z)[0],
             "labelled_kl": -log_prior_ratio[0],
             "cross_entropy": cross_entropy(log_probs, labels),
-        }
-
-    @torch.no_grad()
-    def _fantasies(self, like: Tensor, draws: Draws, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents in the posterior's coordinates [C M, U], data [C M, ...] and classes [C M] of about `rows` fantasies, class-major."""
-        classes = self.posterior.num_classes
-        labels = class_major(classes, rows_per_class(rows, classes), like.device)
-        made = self.model.prior.draw(len(labels), draws, labels, dtype=like.dtype, device=like.device)
-        x = self.model.likelihood.sample(self.model.decoder(made.z), draws)
-        return made.noise if self.posterior.pushes else made.z, x.view(len(x), *like.shape[1:]), labels
-
-    def sleep_terms(self, like: Tensor, draws: Draws, rows: int | None = None) -> dict[str, Tensor]:
-        """Compute the sleep terms of every class's posterior on fantasies of that class, in one grouped call of the denoisers.
-
-        Args:
-            like: Data [N, ...], whose shape, dtype and device the fantasies get.
-            draws: Position of the batch's first row in the random stream.
-            rows: Number of fantasies, rounded to equally many of each class (int). Default: N.
-        """
-        family = self.posterior.family
-        u, x, labels = self._fantasies(like, draws, len(like) if rows is None else rows)
-        with fixed_statistics(self.posterior):
-            encoded = self.posterior.encode_of_class(x, labels, draws)
-            log_probs = self.posterior.log_class_probs(x, draws)
-        v = family.whitened(encoded, u).detach()
-        t = uniform_timesteps(draws, len(v), family.schedule.num_steps, v.device)
-        return {
-            "sleep": chain_loss(family, encoded.context, v, t, draws, self.sleep.loss),
-            "sleep_top": -family.start_log_prob(encoded, u, draws),
-            "sleep_class": cross_entropy(log_probs, labels),
         }
 
 

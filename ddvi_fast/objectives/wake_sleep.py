@@ -3,101 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
-from ddvi_fast import _checks, distributed, ops, rng
-from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.iwae import IWAE
-from ddvi_fast.posteriors import Diffusion, Posterior
-from ddvi_fast.posteriors.class_conditional import ClassConditional, of_class
-from ddvi_fast.precision import without_autocast
+from ddvi_fast.objectives.pairs import PairFit, Sleep, with_pairs
+from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import Draws
-
-
-@dataclass(frozen=True)
-class Sleep:
-    """Settings of the terms that fit the posterior, and the decoder, to pairs of latents and data (docs/method.md, sections 3 and 7).
-
-    The ELBO (reverse KL) is mode-seeking and can miss modes; these terms are mass-covering. A pair is a fantasy, `z ~ p(z)`, `x ~ p(x | z)`,
-    or a row of data with a prior sample drawn in proportion to its likelihood, as in the wake phase of the posterior in reweighted wake-sleep
-    (Bornschein and Bengio 2015). The latter is for few latents, where prior samples hit the posterior.
-
-    Args:
-        weight: Weight of the chain's loss, or of `-log q(z | x)` for a family with a tractable density (float, default 0.25).
-        top_weight: Weight of `-log q(y_T | x)`, in the encoder's frame of that of the frame's Gaussian (float, default 0.25).
-        loss: Loss of the chain (default ``kl``). ``kl``: the KL divergence from the noising process in nats, which also trains learned
-            variances. ``squared``, ``absolute`` or ``huber``: error of the network's prediction.
-        alternating: Take separate sleep updates of the posterior after each wake update, instead of one joint update (bool, default False).
-        num_updates: Sleep updates per batch (int, default 1). More than 1 needs `alternating`.
-        batch_factor: Fantasies per row of the batch (int, default 1). More than 1 needs fantasies.
-        timesteps: Timesteps at which the chain's loss is evaluated for each pair (int, default 1); the cost is small beside that of the
-            encoders.
-        data: Take pairs of data instead of fantasies (bool, default False).
-        decoder: Weight of `-log p(x | z)` at the pairs of data (float, default 0), the only sleep term that trains the decoder. It needs
-            `data` and a joint update.
-        classes: Weight of the cross-entropy of q(c | x) on the classes of the pairs, for a `ClassConditional` (float, default 1).
-        candidates: Prior samples per row of the batch among which latents of data are drawn; the whole batch shares them (int, default 4).
-
-    Raises:
-        InputError: If a value is out of range, or if two values do not fit together.
-
-    Example:
-        >>> Sleep(weight=0.5).active
-        True
-    """
-
-    weight: float = 0.25
-    top_weight: float = 0.25
-    loss: str = "kl"
-    alternating: bool = False
-    num_updates: int = 1
-    batch_factor: int = 1
-    timesteps: int = 1
-    data: bool = False
-    decoder: float = 0.0
-    classes: float = 1.0
-    candidates: int = 4
-
-    def __post_init__(self) -> None:
-        _checks.choice(self.loss, (*ops.LOSSES, "kl"), "sleep.loss")
-        for name in ("weight", "top_weight", "decoder", "classes"):
-            _checks.require(getattr(self, name) >= 0, f"sleep.{name}", "a number of at least 0", getattr(self, name))
-        for name in ("num_updates", "batch_factor", "timesteps", "candidates"):
-            _checks.require(getattr(self, name) >= 1, f"sleep.{name}", "at least 1", getattr(self, name))
-        joint_data = self.data and not self.alternating
-        _checks.require(self.decoder == 0 or joint_data, "sleep.decoder", "0 unless sleep.data is true and sleep.alternating false", self.decoder)
-        _checks.require(self.alternating or self.num_updates == 1, "sleep.num_updates", "1 unless sleep.alternating is true", self.num_updates)
-        _checks.require(not self.data or self.batch_factor == 1, "sleep.batch_factor", "1 with sleep.data", self.batch_factor)
-
-    @property
-    def active(self) -> bool:
-        """Whether any sleep term has a weight."""
-        return self.weight > 0 or self.top_weight > 0 or self.decoder > 0 or self.classes > 0
-
-
-class Pairs(NamedTuple):
-    """Latents and data to which the posterior is fitted.
-
-    Attributes:
-        z: Latents [N, D].
-        x: Data [N, P].
-        u: The latents in the coordinates that the posterior has outside the encoder's frame [N, U].
-        labels: Classes, int64 [N], or None.
-        class_probs: Probabilities of the classes [N, C], or None.
-    """
-
-    z: Tensor
-    x: Tensor
-    u: Tensor
-    labels: Tensor | None
-    class_probs: Tensor | None
 
 
 class WakeSleep(Objective):
@@ -132,21 +47,12 @@ class WakeSleep(Objective):
     def __init__(self, wake: ELBO | IWAE, sleep: Sleep = Sleep()) -> None:
         super().__init__()
         self.wake, self.sleep = wake, sleep
-        self.by_class = isinstance(wake.posterior, ClassConditional)
-        family = self.family
-        fits = isinstance(family, Diffusion) or family.tractable
-        _checks.require(fits or sleep.weight == 0, "sleep.weight", "0 for a posterior without a tractable density", type(family).__name__)
-        _checks.require(isinstance(family, Diffusion) or sleep.top_weight == 0, "sleep.top_weight", "0 without a chain", type(family).__name__)
+        self.pair_fit = PairFit(wake.model, wake.posterior, sleep)
 
     @property
     def posterior(self) -> Posterior:
         """The posterior, which the bound and the sleep term share."""
         return self.wake.posterior
-
-    @property
-    def family(self) -> Posterior:
-        """The family that is fitted: the posterior, or that of its classes."""
-        return self.posterior.family if self.by_class else self.posterior
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         groups = super().parameter_groups()
@@ -159,94 +65,16 @@ class WakeSleep(Objective):
             yield from self.wake.updates(x, progress, draws)
             return
         if not self.sleep.alternating:
-            yield Update("wake", lambda: self._joint_terms(x, progress, draws))
+            yield Update("wake", lambda: self.wake_terms(x, self.posterior.encode(x, draws), progress, draws))
             return
         yield Update("wake", lambda: self.wake.terms(x, progress, draws))
         for update in range(self.sleep.num_updates):
             # Every second importance-sample index: the noise of y_T takes the one between.
-            yield Update("sleep", lambda update=update: self.sleep_terms(x, draws.importance(2 * update)))
+            yield Update("sleep", lambda update=update: self.pair_fit.terms(x, draws.importance(2 * update)))
 
-    def _joint_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
-        encoded = self.posterior.encode(x, draws)
-        wake = self.wake.wake_terms(x, encoded, progress, draws)
-        sleep = self.sleep_terms(x, draws, encoded)
-        return Terms({**wake.values, **sleep.values}, {**wake.weights, **sleep.weights})
-
-    def sleep_terms(self, like: Tensor, draws: Draws, encoded: Any = None) -> Terms:
-        """Compute the sleep terms of a batch.
-
-        Args:
-            like: The batch of data [N, ...].
-            draws: Position of the batch's first row in the random stream.
-            encoded: Output of `posterior.encode(like, draws)`, if it exists (default None).
-        """
-        # Row i of the run has the fantasies from i * batch_factor on, so that no two batches share any.
-        draws = draws.spread(self.sleep.batch_factor)
-        if self.sleep.data:
-            pairs = self._pairs_of_data(like.flatten(1), draws)
-            return self._fit(pairs, self.posterior.encode(like, draws) if encoded is None else encoded, draws)
-        pairs = self._fantasies(like, draws)
-        with fixed_statistics(self.posterior):  # statistics of batch normalization come from data only
-            return self._fit(pairs, self.posterior.encode(pairs.x.view(len(pairs.x), *like.shape[1:]), draws), draws)
-
-    def _fit(self, pairs: Pairs, encoded: Any, draws: Draws) -> Terms:
-        """The losses on `pairs`, whose data have the encoders' output `encoded`."""
-        sleep, family, values, weights = self.sleep, self.family, {}, {}
-        if self.by_class:
-            values["sleep_class"], weights["sleep_class"] = -(pairs.class_probs * encoded.log_probs).sum(1), sleep.classes
-            encoded = of_class(encoded.family, pairs.labels)
-        if sleep.weight > 0:
-            values["sleep"], weights["sleep"] = self._family_loss(family, encoded, pairs.u, draws), sleep.weight
-        if sleep.top_weight > 0:
-            values["sleep_top"], weights["sleep_top"] = -family.start_log_prob(encoded, pairs.u, draws), sleep.top_weight
-        if sleep.decoder > 0:
-            values["sleep_decoder"], weights["sleep_decoder"] = -self.wake.model.log_likelihood(pairs.x, pairs.z), sleep.decoder
-        return Terms(values, weights)
-
-    def _family_loss(self, family: Posterior, encoded: Any, u: Tensor, draws: Draws) -> Tensor:
-        if not isinstance(family, Diffusion):
-            return -family.log_density(encoded, u)
-        v = family.whitened(encoded, u).detach()
-        count = self.sleep.timesteps
-        v, draws = v.repeat_interleave(count, 0), draws.spread(count)
-        t = uniform_timesteps(draws, len(v), family.schedule.num_steps, v.device)
-        context = None if encoded.context is None else encoded.context.repeat_interleave(count, 0)
-        return chain_loss(family, context, v, t, draws, self.sleep.loss).view(-1, count).mean(1)
-
-    def _fantasies(self, like: Tensor, draws: Draws) -> Pairs:
-        """`batch_factor` fantasies per row of `like`."""
-        made = self.wake.model.simulate(len(like) * self.sleep.batch_factor, draws, like, joint=self.posterior.pushes and not self.by_class)
-        probs = one_hot(made.labels, self.posterior.num_classes).to(made.z) if self.by_class else None
-        return Pairs(made.z, made.x, made.noise if self.posterior.pushes else made.z, made.labels, probs)
-
-    @torch.no_grad()
-    def _pairs_of_data(self, data: Tensor, draws: Draws) -> Pairs:
-        """Each row of `data` [N, P] with latents of its posterior, by importance resampling of prior samples that the whole batch shares."""
-        model, pushes = self.wake.model, self.posterior.pushes
-        rows, first = distributed.whole_batch(len(data), draws)
-        first = first.spread(self.sleep.candidates).lane("candidates")
-        options = {"joint": pushes and not self.by_class, "dtype": data.dtype, "device": data.device}
-        candidates = model.prior.draw(rows * self.sleep.candidates, first, **options)
-        with without_autocast(data.device):  # in bf16, sums over pixels would be wrong by nats
-            log_weights = model.likelihood.pairwise(model.decoder(candidates.z), data)  # [M, N]
-        shares = torch.softmax(log_weights.mT, 1)
-        level = rng.uniform(draws.lane("levels"), (len(shares), 1), rng.TIME, device=data.device)
-        total = shares.cumsum(1)
-        chosen = torch.searchsorted(total, level * total[:, -1:]).squeeze(1)
-        z, u = candidates.z[chosen], (candidates.noise if pushes else candidates.z)[chosen]
-        if not self.by_class:
-            return Pairs(z, data, u, None, None)
-        return Pairs(z, data, u, candidates.labels[chosen], shares @ one_hot(candidates.labels, self.posterior.num_classes).to(shares))
-
-
-def chain_loss(posterior: Diffusion, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws, loss: str) -> Tensor:
-    """Compute the loss `Sleep.loss` [N] of the chain on latents `z` [N, D] at 0-based timesteps `t` [N]."""
-    return posterior.step_divergence(context, z, t, draws) if loss == "kl" else posterior.denoising_loss(context, z, t, draws, loss)
-
-
-def uniform_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:
-    """Draw uniform 0-based timesteps, int64 [rows]; row `i` depends on draw `first_index + i` only."""
-    return (rng.uniform(draws, (rows, 1), rng.TIME, device=device).squeeze(1) * num_steps).long().clamp(max=num_steps - 1)
+    def wake_terms(self, x: Tensor, encoded: Any, progress: Progress, draws: Draws) -> Terms:
+        """Compute the terms of a joint update, for a batch whose `encoded` is the output of `posterior.encode(x, draws)`."""
+        return with_pairs(self.wake.wake_terms(x, encoded, progress, draws), self.pair_fit, x, encoded, draws)
 
 
 DDVI = WakeSleep  # the name in the paper, kept as an alias
