@@ -17,7 +17,7 @@ from ddvi_fast.models import Fantasies, LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
-from ddvi_fast.objectives.wake_sleep import uniform_timesteps
+from ddvi_fast.objectives.pairs import uniform_timesteps
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.priors import Prior
 from ddvi_fast.released_scale import first_gaussian, log_var_excess, mean_matching, pixel_mean
@@ -151,7 +151,7 @@ class ReleasedELBO(Objective):
         yield Update("wake", lambda: self._terms(x, progress, draws))
 
     def _terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
-        z, log_ratio = self.posterior.sample(x, self.num_samples, draws)
+        z, log_ratio, _ = self.posterior.sample(x, self.num_samples, draws)
         if self.log_var_twice:
             log_ratio = log_ratio + log_var_excess(first_gaussian(self.posterior, x, draws)[1])
         values = {

@@ -10,7 +10,7 @@ from typing import Protocol
 from ddvi_fast import _checks
 from ddvi_fast.data import Dataset
 from ddvi_fast.recipes.builder import IMPLICIT, Builder
-from ddvi_fast.recipes.class_posterior import has_discrete_class, shared_trunk
+from ddvi_fast.recipes.class_posterior import posterior_of
 from ddvi_fast.recipes.classes import build_with_classes
 from ddvi_fast.recipes.families import FAMILIES
 from ddvi_fast.recipes.options import MethodOptions, Options
@@ -93,7 +93,7 @@ def build_default(builder: Builder) -> Experiment:
     if builder.options.method.task != "unsupervised":
         return build_with_classes(builder)
     model = builder.model()
-    posterior = shared_trunk(builder, model.prior) if has_discrete_class(builder, model.prior) else builder.posterior(model)
+    posterior = posterior_of(builder, model)
     return Experiment(model, posterior, [builder.train_phase(builder.objective(model, posterior), posterior)])
 
 
@@ -113,6 +113,6 @@ def _check_method(method: MethodOptions) -> None:
         (implicit or method.weight is None, "method.weight", "null unless method.objective is adversarial or wae", method.weight),
         (method.objective in ("elbo", "ddvi") or method.beta == 1, "method.beta", "1 unless method.objective is elbo or ddvi", method.beta),
         (bounded or not method.reweighted, "method.reweighted", "null unless method.objective is elbo or ddvi, without classes", True),
-        (not implicit or method.num_samples == 1, "method.num_samples", f"1 with method.objective={method.objective}", method.num_samples),
+        (not implicit or method.num_samples in (None, 1), "method.num_samples", f"1 with method.objective={method.objective}", method.num_samples),
     ):
         _checks.require(fits, argument, expected, got)

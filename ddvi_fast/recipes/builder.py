@@ -19,6 +19,7 @@ from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder, Sigmo
 from ddvi_fast.objectives import ELBO, IWAE, WAE, Adversarial, Objective, Progress, WakeSleep
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
+from ddvi_fast.objectives.pairs import Sleep
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.posteriors.base import COORDINATES
 from ddvi_fast.posteriors.class_conditional import ClassConditional
@@ -164,13 +165,29 @@ class Builder:
 
     def placed(self, prior: Prior, discrete_class: bool = False) -> Builder:
         """This builder for a family in the coordinates of the options; with `discrete_class` the class is not part of the prior's noise."""
-        coordinates = _checks.choice(self.options.method.coordinates, COORDINATES, "method.coordinates")
+        coordinates = self.coordinates
         pushes = "prior" in coordinates
         made = copy.copy(self)
         if pushes:
             made.latent_dim = prior.noise_dim if discrete_class else prior.joint_noise_dim
         made.place = {"coordinates": coordinates, "prior": prior if pushes else None}
         return made
+
+    @property
+    def released(self) -> bool:
+        """Whether the recipe is the released code's."""
+        return self.options.recipe.name == "released"
+
+    @property
+    def coordinates(self) -> str:
+        """Coordinates of the posterior."""
+        stated = self.options.method.coordinates
+        return ("latent" if self.released else "prior+encoder") if stated is None else _checks.choice(stated, COORDINATES, "method.coordinates")
+
+    def num_samples(self, posterior: Posterior) -> int:
+        """Posterior samples per row."""
+        stated = self.options.method.num_samples
+        return (2 if isinstance(posterior, ClassConditional) else 1) if stated is None else stated
 
     @property
     def family(self) -> Family:
@@ -185,7 +202,8 @@ class Builder:
     @property
     def shares_context(self) -> bool:
         """Whether the encoder of the family under construction computes its context."""
-        return self.options.recipe.shared_context and self.family.shares_context
+        stated = self.options.recipe.shared_context
+        return (not self.released if stated is None else stated) and self.family.shares_context
 
     def schedule(self, chain: ChainOptions) -> schedules.NoiseSchedule:
         """The noise schedule of a chain; with the defect `unscaled_noise`, the released code's for any T."""
@@ -233,31 +251,35 @@ class Builder:
 
     def objective(self, model: LatentVariableModel, posterior: Posterior) -> Objective:
         """The objective of the options."""
-        method, recipe = self.options.method, self.options.recipe
-        if method.objective == "iwae":
-            wake = IWAE(model, posterior, method.num_samples, method.doubly_reparametrised, self.kl(), self.guide())
-            return self._with_classes(wake)
-        _checks.require(not method.doubly_reparametrised, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
+        method = self.options.method
+        fits = method.objective == "iwae" or not method.doubly_reparametrised
+        _checks.require(fits, "method.doubly_reparametrised", "false unless method.objective is iwae", True)
         if method.objective in IMPLICIT:
-            _checks.require(not recipe.joint_score, "recipe.joint_score", "false for an objective without a bound", method.objective)
             return self._implicit(model, posterior)
-        wake = self._elbo(model, posterior)
-        return self._with_classes(wake) if method.objective == "elbo" else WakeSleep(wake, replace(method.sleep))
+        wake = self._iwae(model, posterior) if method.objective == "iwae" else self._elbo(model, posterior)
+        sleep = self.sleep(posterior)
+        return wake if sleep is None else WakeSleep(wake, sleep)
 
-    def _with_classes(self, wake: ELBO | IWAE) -> Objective:
-        """A bound; where the posterior draws a class, with the terms that train q(c | x) and the decoder at latents of data."""
-        if not isinstance(wake.posterior, ClassConditional):
-            return wake
-        return WakeSleep(wake, replace(self.options.method.sleep, weight=0.0, top_weight=0.0))
+    def sleep(self, posterior: Posterior) -> Sleep | None:
+        """Settings of the terms on pairs: all of them for the objective ddvi, otherwise those of a drawn class and of the decoder."""
+        method = self.options.method
+        if method.objective == "ddvi":
+            return replace(method.sleep)
+        return replace(method.sleep, weight=0.0, top_weight=0.0, alternating=False) if isinstance(posterior, ClassConditional) else None
 
     def weight(self) -> dict[str, float]:
         """The weight of an implicit objective as an argument; the objective's own default if the options have none."""
         return {} if self.options.method.weight is None else {"weight": self.options.method.weight}
 
     def _implicit(self, model: LatentVariableModel, posterior: Posterior) -> Objective:
+        sleep = self.sleep(posterior)
         if self.options.method.objective == "wae":
-            return WAE(model, posterior, **self.weight())
-        return Adversarial(model, posterior, self.discriminator(model.prior.dim), **self.weight())
+            return WAE(model, posterior, **self.weight(), sleep=sleep)
+        return Adversarial(model, posterior, self.discriminator(model.prior.dim), **self.weight(), sleep=sleep)
+
+    def _iwae(self, model: LatentVariableModel, posterior: Posterior) -> IWAE:
+        method = self.options.method
+        return IWAE(model, posterior, self.num_samples(posterior), method.doubly_reparametrised, self.kl(), self.guide())
 
     def _elbo(self, model: LatentVariableModel, posterior: Posterior) -> ELBO:
         method, defects = self.options.method, self.options.recipe.defects
@@ -266,9 +288,9 @@ class Builder:
         _checks.require(known, "recipe.defects", "those registered by `import ddvi_fast.paper`", ", ".join(wrong))
         reweighted = method.reweighted
         if reweighted is None:
-            reweighted = method.num_samples > 1 and isinstance(posterior, Diffusion)
+            reweighted = False
         kind = BOUNDS["defective" if wrong else "default"]
-        return kind(model, posterior, self.kl(), method.num_samples, self.guide(), reweighted, **wrong)
+        return kind(model, posterior, self.kl(), self.num_samples(posterior), self.guide(), reweighted, **wrong)
 
 
 def _network(network: NetworkOptions, inputs: int, outputs: int, rate: float, draws: Draws, decodes: bool = False) -> Network:

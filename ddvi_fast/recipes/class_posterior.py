@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks
 from ddvi_fast.dense import ACTIVATIONS
+from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional, PerClass
 from ddvi_fast.priors import Prior
 from ddvi_fast.recipes.builder import Builder, targets
-from ddvi_fast.recipes.families import with_capability
+from ddvi_fast.recipes.families import MakeNetwork, with_capability
 from ddvi_fast.rng import Draws
 
 
@@ -36,7 +37,12 @@ class Trunk(nn.Module):
 def has_discrete_class(builder: Builder, prior: Prior) -> bool:
     """Whether the posterior of the options draws the prior's class and has a family for each."""
     method = builder.options.method
-    return method.discrete_class and "prior" in method.coordinates and prior.num_classes is not None and builder.family.per_class
+    return method.discrete_class and "prior" in builder.coordinates and prior.num_classes is not None and builder.family.per_class
+
+
+def posterior_of(builder: Builder, model: LatentVariableModel) -> Posterior:
+    """The posterior of the options: with a drawn class where the prior has one, otherwise a single family."""
+    return shared_trunk(builder, model.prior) if has_discrete_class(builder, model.prior) else builder.posterior(model)
 
 
 def shared_trunk(builder: Builder, prior: Prior) -> ClassConditional:
@@ -59,7 +65,7 @@ def with_classifier(builder: Builder, prior: Prior, classifier: nn.Module) -> Cl
     return ClassConditional(classifier, family, prior)
 
 
-def _family(builder: Builder, prior: Prior, make) -> Posterior:
+def _family(builder: Builder, prior: Prior, make: MakeNetwork) -> Posterior:
     """q(z | x, c): the family of the options with one output of its encoders for each class."""
     classes = prior.num_classes
 

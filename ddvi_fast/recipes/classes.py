@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ddvi_fast import _checks
 from ddvi_fast.data.labels import select_labels
 from ddvi_fast.models import LatentVariableModel
@@ -17,7 +15,7 @@ from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassMLP
 from ddvi_fast.priors import Centres, OneHotGaussian, Prior
 from ddvi_fast.priors.partitions import require_partitions
 from ddvi_fast.recipes.builder import Builder, augmentation
-from ddvi_fast.recipes.class_posterior import with_classifier
+from ddvi_fast.recipes.class_posterior import posterior_of, with_classifier
 from ddvi_fast.recipes.phases import Experiment
 
 _LATENT_BALANCE = 20.0
@@ -66,7 +64,7 @@ def _clustering(builder: Builder) -> Experiment:
         posterior = with_classifier(builder, prior, _classifier(builder, prior))
         inner = _over_classes(builder, model, posterior, None)
     else:
-        posterior = builder.posterior(model)
+        posterior = posterior_of(builder, model)
         inner = builder.objective(model, posterior)
     balance = 0.0 if options.latent else options.balance or 0.0  # a latent cluster is balanced by its own q(c | x)
     clustering = Clustering(inner, prior, options.eta, options.spread_weight, balance, posterior, builder.guide())
@@ -86,15 +84,14 @@ def _over_classes(builder: Builder, model: LatentVariableModel, posterior: Class
     if method.objective == "adversarial":
         discriminator = builder.discriminator(model.prior.dim + model.prior.num_classes)
         return AdversarialSemiSupervised(model, posterior, discriminator, labelled, weights, **builder.weight())
-    sleep = replace(method.sleep) if method.objective == "ddvi" else None
-    return SemiSupervised(model, posterior, labelled, builder.kl(), builder.guide(), weights, sleep, method.num_samples)
+    return SemiSupervised(builder.objective(model, posterior), labelled, weights)
 
 
 def _class_weights(builder: Builder, labelled: bool) -> ClassWeights:
     semi, balance = builder.options.method.semi, builder.options.method.clustering.balance
     if not labelled:
         return ClassWeights(consistency=0.0, balance=_LATENT_BALANCE if balance is None else balance)
-    return ClassWeights(semi.cross_entropy, semi.labelled, semi.fantasies, semi.unlabelled, semi.consistency, batch_fraction=semi.batch_fraction)
+    return ClassWeights(semi.cross_entropy, semi.labelled, semi.unlabelled, semi.consistency, batch_fraction=semi.batch_fraction)
 
 
 def _labelled(builder: Builder) -> LabelledExamples:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddvi_fast.objectives.annealing import KLSchedule
-from ddvi_fast.objectives.wake_sleep import Sleep
+from ddvi_fast.objectives.pairs import Sleep
 
 
 @dataclass
@@ -91,7 +91,6 @@ class SemiOptions:
 
     cross_entropy: float = 10.0  # weight of -log q(c | x) on labelled examples
     labelled: float = 1.0  # weight of the bound of labelled examples
-    fantasies: float = 0.0  # weight of -log q(c | x) on model samples, whose class is known too
     unlabelled: float = 0.1  # share of the unlabelled bound's gradient that reaches q(c | x) in the second half of the epochs
     consistency: float = 10.0  # weight, by then, of the cross-entropy between q(c | x) with input noise and its own argmax without
     batch_fraction: float = 0.5  # labelled examples for each row of the batch
@@ -128,10 +127,10 @@ class MethodOptions:
 
     name: str = "ddvi"
     posterior: str = "diffusion"  # a name of `ddvi_fast.recipes.families.FAMILIES`
-    coordinates: str = "prior+encoder"  # coordinates of the posterior: "latent", "prior", "encoder" or "prior+encoder"
+    coordinates: str | None = None  # "latent", "prior", "encoder" or "prior+encoder"; if null the last, and the first with the released recipe
     discrete_class: bool = True  # in the prior's coordinates: the class of a prior with classes has a q(c | x), else a noise coordinate carries it
     objective: str = "ddvi"  # "elbo", "iwae", "ddvi", "adversarial" or "wae"
-    num_samples: int = 1  # importance samples per row
+    num_samples: int | None = None  # samples per row; if null 2 where the class is drawn (its score-function gradient needs two), else 1
     reweighted: bool | None = None  # elbo, ddvi: train the decoder on importance-weighted samples; if null, with a chain of several samples
     doubly_reparametrised: bool = False  # iwae: the doubly reparametrized gradient of Tucker et al. (2019)
     beta: float = 1.0  # elbo, ddvi: factor on the KL weight
@@ -173,7 +172,7 @@ class RecipeOptions:
     average_decay: float | None = None  # decay of a moving average of the weights that replaces them at the end; null for none
     denoiser_lr: float = 1.0  # factor on the learning rate of the denoiser
     schedule_lr: float = 10.0  # factor on the learning rate of learned schedules and variances
-    kl: KLSchedule = field(default_factory=KLSchedule)
+    kl: KLSchedule = field(default_factory=lambda: KLSchedule("constant"))
     prior_blur: float = 0.3  # width by which the prior is blurred at first
     prior_blur_fraction: float = 0.6  # fraction of the epochs by which the blur is gone
     prior_blur_power: float = 1.0  # with more than 1 the blur narrows slowly at first
@@ -183,7 +182,7 @@ class RecipeOptions:
     match_prior: bool = True  # initialize the encoder's means with the prior's centre and spread
     defects: DefectOptions = field(default_factory=DefectOptions)
     context_dropout: float | None = None  # dropout rate of the context networks; the encoder's if null
-    shared_context: bool = True  # compute the context by the encoder instead of a network of its own, where the family can
+    shared_context: bool | None = None  # compute the context by the encoder, where the family can; if null true, and false with the released recipe
     sigmoid_variances: bool = False  # keep the encoder's variances below 1
     prior_weight: float = 1.0  # released, without a chain: weight of -log p(z) within the KL term
     sleep_updates: int = 3  # released ddvi: sleep updates after each batch

@@ -36,7 +36,7 @@ def settings_of(options: Options) -> set[str]:
     names = {*FAMILIES[method.posterior].settings, *OBJECTIVES.get(method.objective, ()), *TASKS.get(method.task, ())}
     if latent:
         names |= set(_CLASSIFIER)
-    if method.discrete_class and "prior" in method.coordinates and method.task in ("unsupervised", "clustering"):
+    if method.discrete_class and "prior" in (method.coordinates or "prior") and method.task in ("unsupervised", "clustering"):
         names |= set(_DISCRETE)
     if method.task in ("semi", "m2") or latent:
         names.discard("recipe.shared_context")  # a flow over classes has one head per class instead
