@@ -62,7 +62,7 @@ class PriorOptions:
 class ChainOptions:
     """Options of a diffusion posterior; the path integral sampler has a part of them."""
 
-    num_steps: int = 10  # T
+    num_steps: int = 5  # T
     hidden_dim: int = 128  # width of the denoiser
     context_dim: int = 32  # width of the context vector c(x)
     parametrisation: str | None = None  # prediction of the denoiser: "eps", "x0", "v" or "mean"; "v" if null, and none of them in the encoder's frame
@@ -165,7 +165,7 @@ class RecipeOptions:
     name: str = "default"  # a name of `ddvi_fast.recipes.RECIPES`
     epochs: int = 400
     batch_size: int = 128
-    lr: float = 1e-3  # peak learning rate of Adam
+    lr: float = 3e-3  # peak learning rate of Adam
     lr_schedule: str = "cosine"  # "cosine", "constant" or "step"
     warmup_fraction: float = 0.0  # fraction of the epochs in which the rate rises
     max_norm: float | None = 50.0  # largest norm of the gradient; null for no clipping
@@ -173,7 +173,7 @@ class RecipeOptions:
     denoiser_lr: float = 1.0  # factor on the learning rate of the denoiser
     schedule_lr: float = 10.0  # factor on the learning rate of learned schedules and variances
     kl: KLSchedule = field(default_factory=lambda: KLSchedule("constant"))
-    prior_blur: float = 0.3  # width by which the prior is blurred at first
+    prior_blur: float = 0.0  # width by which the prior is blurred at first
     prior_blur_fraction: float = 0.6  # fraction of the epochs by which the blur is gone
     prior_blur_power: float = 1.0  # with more than 1 the blur narrows slowly at first
     prior_max_score: float | None = 200.0  # limit of each sample's gradient of log p(z); null for none
