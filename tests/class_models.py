@@ -77,12 +77,13 @@ def exact_posterior() -> ClassConditional:
 
 
 def family(name: str, seed: int = 20, num_steps: int = 5, shared_context: bool = True, learn_variances: bool = False, **options):
-    """A small q(z | x, c): ``gaussian``, ``iaf`` or ``diffusion``."""
+    """A small q(z | x, c): ``gaussian``, ``iaf`` or ``diffusion``, with `options` of the family."""
     encoder = PerClass(MLP(DATA_DIM, [], CLASSES * 2 * LATENT_DIM, draws=Draws(seed)), CLASSES)
     if name == "gaussian":
-        return Gaussian(encoder, LATENT_DIM)
+        return Gaussian(encoder, LATENT_DIM, **options)
     if name == "iaf":
-        return IAF(encoder, PerClass(MLP(DATA_DIM, [], CLASSES * 4, draws=Draws(seed + 1)), CLASSES), LATENT_DIM, 4, draws=Draws(seed + 2))
+        contexts = PerClass(MLP(DATA_DIM, [], CLASSES * 4, draws=Draws(seed + 1)), CLASSES)
+        return IAF(encoder, contexts, LATENT_DIM, 4, draws=Draws(seed + 2), **options)
     contexts = MLP(DATA_DIM, [], 2, draws=Draws(seed + 1))
     if not shared_context:
         contexts = PerClass(MLP(DATA_DIM, [], 2 * CLASSES, draws=Draws(seed + 1)), CLASSES)

@@ -9,6 +9,7 @@ from ddvi_fast.testing import assert_close
 
 NAMES = ("constant", "linear", "quadratic", "sigmoid", "cosine")
 EPS32 = 2.0**-24
+ETAS = {"increment": (1.0,)}  # it has no other
 
 
 @pytest.fixture(params=[(name, kind) for name in NAMES for kind in ("vp", "ve")], ids="-".join)
@@ -68,6 +69,7 @@ def test_all_parametrisations_give_the_same_mean(schedule, eta):
     assert_close(mean("x0", x0), expected, rtol=1e-9, atol=1e-9)
     assert_close(mean("v", signal * eps - noise * x0), expected, rtol=1e-9, atol=1e-9)
     assert_close(mean("mean", expected), expected, rtol=0)
+    assert_close(mean("increment", expected - schedule.alphas.sqrt().unsqueeze(1) * y), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_true_prediction_gives_the_posterior_mean(schedule):
@@ -128,6 +130,32 @@ def test_table_columns(schedule):
     assert schedule.coefficients().dtype == torch.float32
     assert_close(schedule.coefficients()[0, 2], schedule.posterior_variances[1].sqrt().float(), rtol=1e-6)
     assert (schedule.coefficients(eta=0.0)[:, 2] == 0).all()
+
+
+def test_increments_by_hand():
+    """Two steps with betas 0.36 and 0.75: the signal is 0.8, then 0.8 * 0.5 = 0.4, and the noise variance 0.36, then 0.84."""
+    schedule = schedules.NoiseSchedule(torch.tensor([0.36, 0.75], dtype=torch.float64))
+    found = schedule.coefficients("increment", dtype=torch.float64)
+    by_hand = torch.tensor([[0.8, 1.0, 0.6, 0.8, 0.36], [0.5, 1.0, 0.75**0.5, 0.5, 0.75]], dtype=torch.float64)
+    assert_close(found, by_hand, rtol=1e-12)
+    # The target is mu~ - A y, with mu~_1 = x0 and mu~_2 = (0.8 * 0.75 x0 + 0.5 * 0.36 y_2) / 0.84.
+    x0, eps = torch.tensor([[[1.5], [-0.7]], [[0.3], [2.0]]], dtype=torch.float64)
+    first = 1.5 - 0.8 * (0.8 * 1.5 + 0.6 * 0.3)
+    y = 0.4 * -0.7 + 0.84**0.5 * 2.0
+    second = (0.6 * -0.7 + 0.18 * y) / 0.84 - 0.5 * y
+    target = schedule.target("increment", x0, eps, torch.tensor([0, 1]))
+    assert_close(target, torch.tensor([[first], [second]], dtype=torch.float64), rtol=1e-12)
+
+
+def test_zero_increments_reverse_a_stationary_process():
+    """Noising a standard normal keeps it one, and the step back with mean sqrt(alpha) y and variance beta is Bayes' rule."""
+    schedule = schedules.make("cosine", 7)
+    weight_state, _, deviation, scale, beta = schedule.coefficients("increment", dtype=torch.float64).unbind(1)
+    before, after = rng.normal(Draws(1), (7, 2), 0, dtype=torch.float64).unbind(1)
+    normal = torch.distributions.Normal
+    standard = normal(torch.zeros(7, dtype=torch.float64), 1.0)
+    noised = standard.log_prob(before) + normal(scale * before, beta.sqrt()).log_prob(after)
+    assert_close(standard.log_prob(after) + normal(weight_state * after, deviation).log_prob(before), noised, rtol=1e-9)
 
 
 @pytest.mark.parametrize("parametrisation", schedules.PARAMETRISATIONS)
@@ -208,7 +236,7 @@ def test_learned_schedule_has_finite_gradients(kind, parametrisation):
     initial = schedules.make("linear", 6, kind=kind)
     learned = schedules.LearnedSchedule(initial)
     assert_close(learned().betas, initial.betas, rtol=1e-5)
-    for eta in (0.0, 0.5, 1.0):
+    for eta in ETAS.get(parametrisation, (0.0, 0.5, 1.0)):
         table = learned().coefficients(parametrisation, eta)
         learned.raw.grad = None
         (table * rng.normal(Draws(1), tuple(table.shape), 0)).sum().backward()
@@ -218,7 +246,8 @@ def test_learned_schedule_has_finite_gradients(kind, parametrisation):
 @pytest.mark.parametrize("parametrisation", schedules.PARAMETRISATIONS)
 def test_learned_schedule_gradient_is_right(parametrisation):
     raw = torch.tensor([-4.0, -3.0, -2.0, -3.5], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda r: schedules.NoiseSchedule(r.sigmoid()).coefficients(parametrisation, 0.7, dtype=torch.float64), raw)
+    eta = ETAS.get(parametrisation, (0.7,))[0]
+    assert torch.autograd.gradcheck(lambda r: schedules.NoiseSchedule(r.sigmoid()).coefficients(parametrisation, eta, dtype=torch.float64), raw)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +264,8 @@ def test_learned_schedule_gradient_is_right(parametrisation):
         (lambda: schedules.make("linear", 10).coefficients(eta=-0.1), "eta: expected a number in"),
         (lambda: schedules.make("linear", 10).coefficients(eta=0.0, final_variance=0.1), "final_variance: expected None"),
         (lambda: schedules.make("linear", 10).coefficients(final_variance=0.0), "final_variance: expected a positive"),
+        (lambda: schedules.make("linear", 10).coefficients("increment", 0.5), "eta, final_variance: expected 1 and None with increment"),
+        (lambda: schedules.make("linear", 10).coefficients("increment", final_variance=0.1), "eta, final_variance: expected 1 and None"),
     ],
 )
 def test_bad_input(call, message, one_line):

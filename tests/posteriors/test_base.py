@@ -47,7 +47,8 @@ def test_importance_samples_stand_at_their_place(make_posterior):
 @FAMILIES
 def test_log_ratio_of_the_path_is_the_samplers(make_posterior):
     posterior, x, draws = make_posterior().double(), observations(6).double(), Draws(3)
-    z, log_ratio = posterior.sample(x, 4, draws)
+    z, log_ratio, log_prior_ratio = posterior.sample(x, 4, draws)
+    assert log_prior_ratio is None  # the posterior is in latent coordinates
     path = posterior.latent_path(posterior.encode(x), 4, draws)
     assert torch.equal(path[-1], z)
     torch.testing.assert_close(posterior(x, path), log_ratio)
@@ -80,5 +81,5 @@ def test_refuses_bad_requests(make_posterior):
 
 @FAMILIES
 def test_empty_batch(make_posterior):
-    z, log_ratio = make_posterior().sample(torch.zeros(0, 3), 4)
+    z, log_ratio, _ = make_posterior().sample(torch.zeros(0, 3), 4)
     assert z.shape == (4, 0, 2) and log_ratio.shape == (4, 0)

@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Normal
 
 from ddvi_fast import InputError, metrics, ops, priors, rng
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.evidence import log_evidence_quadrature
 from ddvi_fast.networks import MLP
-from ddvi_fast.posteriors import Adversarial, Diffusion, Gaussian
+from ddvi_fast.posteriors import Adversarial, Gaussian
 from ddvi_fast.posteriors.base import draw_start
-from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassGroups, ClassMLP, OneHotStyle, PerClass, draw_classes
+from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassGroups, ClassMLP, PerClass, draw_classes
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import make
 from tests.class_models import CLASSES, DATA_DIM, LATENT_DIM, exact_posterior, family, log_joint, make_model, observations, posterior
@@ -86,9 +87,10 @@ def test_with_the_exact_posterior_every_weight_is_the_evidence():
     evidence = torch.logsumexp(log_joint(x), 0)
     weights = exact.log_weights(model, x, 6, Draws(1)).double()
     torch.testing.assert_close(weights, evidence.expand(6, -1), rtol=0, atol=2e-4)
-    z, log_ratio = exact.sample_classes(x, 2, Draws(2))
+    z, log_ratio, log_prior_ratio = exact.sample_classes(x, 2, Draws(2))
     labels = torch.arange(CLASSES).view(-1, 1, 1)
-    each = model.log_likelihood(x, z) + model.prior.log_prob(z, labels) + log_ratio - math.log(CLASSES)
+    torch.testing.assert_close(log_prior_ratio, model.prior.log_prob(z, labels) + log_ratio)
+    each = model.log_likelihood(x, z) + log_prior_ratio - math.log(CLASSES)
     torch.testing.assert_close(each.double(), log_joint(x).unsqueeze(1).expand_as(each), rtol=0, atol=2e-4)
 
 
@@ -163,15 +165,23 @@ def test_an_encoder_of_data_and_class_is_the_plain_network_on_both():
 
 def test_style_latents_carry_the_class_they_were_encoded_for():
     prior = priors.OneHotGaussian(style_dim=2, num_classes=3)
-    whole = ClassConditional(MLP(4, [], 3), OneHotStyle(ClassMLP(4, [6], 4, 3), 2, 3), prior)
+    styles = Gaussian(ClassMLP(4, [6], 4, 3), 2, coordinates="prior", prior=prior)
+    whole = ClassConditional(MLP(4, [], 3, draws=Draws(3)), styles, prior)
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     each = whole.sample_classes(x, 2, Draws(0))
     assert each.z.shape == (3, 2, 5, 5) and (each.z[..., 2:].argmax(-1) == torch.arange(3).view(3, 1, 1)).all()
     labels = torch.tensor([[0, 2, 1, 1, 0]])
     mine = whole.sample_of_class(x, labels, Draws(0))
     assert torch.equal(mine.z[0, :, 2:].argmax(-1), labels[0])
-    sample = whole.sample(x, 3, Draws(1))
-    assert bool(torch.isfinite(sample.log_ratio).all())
+    encoded, (sample, log_class) = whole.encode(x), whole.sample_with_class(whole.encode(x), 3, Draws(1))
+    style, drawn, rows = sample.z[..., :2], sample.z[..., 2:].argmax(-1), torch.arange(5)
+    torch.testing.assert_close(log_class, encoded.log_probs[rows, drawn])
+    mean, log_var = (part[drawn, rows] for part in encoded.family)
+    expected = Normal(0.0, 1.0).log_prob(style).sum(-1) - Normal(mean, (0.5 * log_var).exp()).log_prob(style).sum(-1) - math.log(3) - log_class
+    torch.testing.assert_close(sample.log_prior_ratio, expected)
+    # The prior has the density of the style times the probability of the class.
+    same = whole.sample(x, 3, Draws(1))
+    torch.testing.assert_close(same.log_ratio, expected - Normal(0.0, 1.0).log_prob(style).sum(-1) + math.log(3))
 
 
 @pytest.mark.parametrize(
@@ -180,8 +190,8 @@ def test_style_latents_carry_the_class_they_were_encoded_for():
         (lambda: ClassConditional(MLP(3, [], 3), family("gaussian"), priors.make("gaussian")), "with classes, got a Gaussian prior"),
         (lambda: ClassDiffusion(MLP(3, [], 4), ResidualMLP(2, 0, 5), make("cosine", 5)), r"a group for each class \(groups=C\)"),
         (
-            lambda: ClassConditional(MLP(3, [], 3), Diffusion(MLP(3, [], 4), ResidualMLP(2, 0, 5), make("cosine", 5)), make_model().prior),
-            "a ClassDiffusion, whose chains are grouped",
+            lambda: ClassConditional(MLP(3, [], 3), family("gaussian", coordinates="prior", prior=make_model().prior), make_model().prior),
+            "prior: expected that of the family's coordinates",
         ),
         (lambda: ClassMLP(4, [], 2, 3), "hidden: expected at least one layer"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from ddvi_fast import metrics, ops, rng
+from ddvi_fast import metrics, ops, priors, rng
 from ddvi_fast._checks import InputError
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.engine import Engine
@@ -124,7 +124,7 @@ def test_fewer_steps_still_give_a_density(number):
 
 def test_a_deterministic_chain_samples_without_a_density():
     posterior, x = diffusion_posterior(eta=0.0), observations(3)
-    z, log_ratio = posterior.sample(x, 2)
+    z, log_ratio, _ = posterior.sample(x, 2)
     assert z.shape == (2, 3, 2) and log_ratio is None
     path = torch.zeros(7, 1, 3, 2)
     for bound in (lambda: posterior.log_weights(make_model(), x), lambda: ELBO(make_model(), posterior), lambda: posterior(x, path)):
@@ -150,7 +150,12 @@ def test_denoising_loss_and_top_density_by_hand():
     ("argument", "options"),
     [
         ("schedule", {"schedule": make("cosine", 7)}),
-        ("context_encoder", {"context_encoder": None}),
+        ("context_encoder", {"denoiser": ResidualMLP(2, 0, 6, 16)}),
+        ("parametrisation", {"parametrisation": "increment"}),
+        ("parametrisation", {"parametrisation": "v", "coordinates": "encoder"}),
+        ("coordinates", {"coordinates": "prio"}),
+        ("prior", {"coordinates": "prior"}),
+        ("prior", {"prior": priors.make("gaussian")}),
         ("eta", {"eta": 0.0, "learn_variances": True}),
         ("eta", {"eta": 0.0, "learn_schedule": True}),
         ("eta", {"eta": 1.5}),
@@ -159,9 +164,25 @@ def test_denoising_loss_and_top_density_by_hand():
     ],
 )
 def test_refuses_parts_that_do_not_fit(argument, options):
-    parts = {"schedule": make("cosine", 6), "context_encoder": MLP(3, [], 2)} | options
+    parts = {"denoiser": ResidualMLP(2, 2, 6, 16), "schedule": make("cosine", 6), "context_encoder": MLP(3, [], 2)} | options
     with pytest.raises(InputError, match=rf"^{argument}: expected[^\n]*$"):
-        Diffusion(encoder=MLP(3, [], 4), denoiser=ResidualMLP(2, 2, 6, 16), **parts)
+        Diffusion(encoder=MLP(3, [], 4), **parts)
+
+
+def test_a_context_behind_the_encoders_output_is_that_of_a_network_of_its_own():
+    encoder, x = MLP(3, [], 6, draws=Draws(1)), observations(5)
+    first, last = MLP(3, [], 4), MLP(3, [], 2)
+    with torch.no_grad():
+        for part, rows in ((first, slice(0, 4)), (last, slice(4, 6))):
+            part.layers[0].weight.copy_(encoder.layers[0].weight[rows])
+            part.layers[0].bias.copy_(encoder.layers[0].bias[rows])
+    parts = {"denoiser": ResidualMLP(2, 2, 6, 16, draws=Draws(2)), "schedule": make("cosine", 6)}
+    shared, apart = Diffusion(encoder, **parts), Diffusion(first, context_encoder=last, **parts)
+    for found, expected in zip(shared.sample(x, 3, Draws(4))[:2], apart.sample(x, 3, Draws(4))[:2], strict=True):
+        torch.testing.assert_close(found, expected)
+    short = Diffusion(first, **parts)  # its encoder has no outputs left for the context
+    with pytest.raises(InputError, match=r"^context: expected[^\n]*$"):
+        short.sample(x)
 
 
 @pytest.mark.parametrize("number", [1, 7])

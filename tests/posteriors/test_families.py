@@ -76,7 +76,7 @@ def quadrature(model: LatentVariableModel, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("samples", "rows"), [(1, 1), (1, 5), (4, 1), (3, 5)])
 def test_shapes(make, latent_dim, samples, rows):
     posterior = make(model_of_size(latent_dim))
-    z, log_ratio = posterior.sample(torch.linspace(-1, 1, rows * DATA_DIM).view(rows, DATA_DIM), samples, Draws(2))
+    z, log_ratio, _ = posterior.sample(torch.linspace(-1, 1, rows * DATA_DIM).view(rows, DATA_DIM), samples, Draws(2))
     assert z.shape == (samples, rows, latent_dim) and bool(z.isfinite().all())
     assert (log_ratio is not None) == posterior.has_density
     assert log_ratio is None or (log_ratio.shape == (samples, rows) and bool(log_ratio.isfinite().all()))

@@ -10,7 +10,7 @@ from tests.linear_gaussian import gaussian_posterior, observations
 
 def test_density_is_the_normal_of_the_encoders_output():
     posterior, x = gaussian_posterior(), observations(5)
-    z, log_ratio = posterior.sample(x, 3)
+    z, log_ratio, _ = posterior.sample(x, 3)
     mean, log_var = posterior.encoder(x).chunk(2, -1)
     expected = -torch.distributions.Normal(mean, (0.5 * log_var).exp()).log_prob(z).sum(-1)
     torch.testing.assert_close(log_ratio, expected)

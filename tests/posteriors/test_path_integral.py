@@ -48,7 +48,7 @@ def test_the_weight_is_the_ratio_of_the_path_measures():
 def test_without_control_it_is_a_brownian_motion_whose_weight_is_its_density():
     control = ResidualMLP(2, 4, STEPS, 16, zero_output=True)
     posterior = PathIntegral(MLP(3, [], 2, zero_output=True), control, MLP(3, [], 4), first_scale=0.6, last_scale=0.2).double()
-    z, log_ratio = posterior.sample(observations(1).double(), 20000, Draws(1))
+    z, log_ratio, _ = posterior.sample(observations(1).double(), 20000, Draws(1))
     variance = posterior.log_scales.exp().square().sum()
     torch.testing.assert_close(-log_ratio, Normal(0.0, variance.sqrt()).log_prob(z).sum(-1), rtol=1e-5, atol=1e-5)
     error = 4 * variance * (2 / 40000) ** 0.5
