@@ -33,6 +33,7 @@ IMPLICIT = ("adversarial", "wae")  # objectives without a bound
 # Lanes of the run's seed from which its networks draw their initial weights.
 WEIGHTS = ("decoder", "encoder", "context", "denoiser", "warmup_denoiser", "classifier", "centres", "discriminator", "trunk")
 _INITIAL_LOG_VARIANCE = -2.0  # of q(y_T | x), where its means start with the prior's spread
+_STATIONARY_BETA = 0.3  # initial beta of the chain in the encoder's frame
 _EXAMPLES = 2048  # examples whose means are matched with the prior
 _TARGETS = 4096  # prior samples with which they are matched
 
@@ -197,7 +198,7 @@ class Builder:
     @property
     def whitens(self) -> bool:
         """Whether the family under construction is in the encoder's frame."""
-        return "encoder" in self.place["coordinates"]
+        return "encoder" in self.place.get("coordinates", "")
 
     @property
     def shares_context(self) -> bool:
@@ -209,6 +210,9 @@ class Builder:
         """The noise schedule of a chain; with the defect `unscaled_noise`, the released code's for any T."""
         if self.options.recipe.defects.unscaled_noise:
             return schedules.make("linear", chain.num_steps)
+        if chain.schedule is None:
+            name, options = ("constant", {"beta": _STATIONARY_BETA}) if self.whitens else ("geometric", {})
+            return schedules.make(name, chain.num_steps, **{**options, **chain.schedule_options})
         return schedules.make(chain.schedule, chain.num_steps, **chain.schedule_options)
 
     @torch.no_grad()

@@ -66,7 +66,7 @@ class ChainOptions:
     hidden_dim: int = 128  # width of the denoiser
     context_dim: int = 32  # width of the context vector c(x)
     parametrisation: str | None = None  # prediction of the denoiser: "eps", "x0", "v" or "mean"; "v" if null, and none of them in the encoder's frame
-    schedule: str = "geometric"
+    schedule: str | None = None  # noise schedule; "geometric" if null, and in the encoder's frame "constant" with beta 0.3
     schedule_options: dict[str, Any] = field(default_factory=dict)  # arguments of the schedule
     eta: float = 1.0  # 1 for ancestral sampling, 0 for a deterministic chain
     final_variance: float | None = None  # s_1^2; the posterior variance of step 2 if null
@@ -170,8 +170,8 @@ class RecipeOptions:
     warmup_fraction: float = 0.0  # fraction of the epochs in which the rate rises
     max_norm: float | None = 50.0  # largest norm of the gradient; null for no clipping
     average_decay: float | None = None  # decay of a moving average of the weights that replaces them at the end; null for none
-    denoiser_lr: float = 1.0  # factor on the learning rate of the denoiser
-    schedule_lr: float = 10.0  # factor on the learning rate of learned schedules and variances
+    denoiser_lr: float = 0.3  # factor on the learning rate of the denoiser
+    schedule_lr: float = 1.0  # factor on the learning rate of learned schedules and variances
     kl: KLSchedule = field(default_factory=lambda: KLSchedule("constant"))
     prior_blur: float = 0.0  # width by which the prior is blurred at first
     prior_blur_fraction: float = 0.6  # fraction of the epochs by which the blur is gone
