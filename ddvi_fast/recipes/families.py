@@ -106,7 +106,7 @@ def _path_integral(builder: Builder, encoder: MakeNetwork, context: MakeNetwork,
     return PathIntegral(encoder(top), control, context(chain.context_dim), learn_scales=chain.learn_variances, **builder.place)
 
 
-_CONTROL = tuple(f"method.chain.{name}" for name in ("num_steps", "hidden_dim", "context_dim", "learn_variances"))
+_CONTROL = (*(f"method.chain.{name}" for name in ("num_steps", "hidden_dim", "context_dim", "learn_variances")), "recipe.denoiser_lr")
 _FLOW = ("method.flow.context_dim", "method.flow.num_steps")
 _SHARED = (*_FLOW, "recipe.shared_context")
 
