@@ -93,19 +93,13 @@ class PriorGuide:
     """Smoothing of the prior and clipping of its score while training. Evaluation always uses the prior itself.
 
     Off the support of a narrow prior the gradient of the KL term explodes. The prior is therefore smoothed by Gaussian noise whose width
-    falls to zero during the phase, and each sample's score `d log p(z) / dz` is clipped. A clipped score is not the gradient of the bound:
-    it can leave some samples off the support, so the limit can be lifted late in the phase.
+    falls to zero during the phase, and each sample's score `d log p(z) / dz` is clipped.
 
     Args:
         blur: Initial standard deviation of the noise, in units of z (float, default 0.3; 0 for none). It falls to a hundredth in 40 steps,
             then to 0.
         fraction: Fraction of the epochs after which the prior is not blurred any more (float, default 0.6).
         max_score: Limit of the norm of each sample's score, in nats per unit of z (float, default 200), or None for no limit.
-        max_score_fraction: Fraction of the epochs during which the limit holds (float, default 1: always).
-        power: Exponent of the decay of the blur (float, default 1). Above 1 the blur narrows slowly at first, so that latents can still
-            change places.
-        joint: Limit the sum of the score and `d log p(x|z) / dz` instead of the score alone (bool, default False; `ELBO` only). The data
-            can then not outvote a clipped prior.
 
     Raises:
         InputError: If a value is out of range.
@@ -118,38 +112,20 @@ class PriorGuide:
     blur: float = 0.3
     fraction: float = 0.6
     max_score: float | None = 200.0
-    max_score_fraction: float = 1.0
-    power: float = 1.0
-    joint: bool = False
 
     def __post_init__(self) -> None:
-        _checks.require(self.power > 0, "prior_blur_power", "a positive number", self.power)
         _checks.require(self.blur >= 0, "prior_blur", "a width of at least 0", self.blur)
         _checks.require(0 < self.fraction <= 1, "prior_blur_fraction", "a number in (0, 1]", self.fraction)
         _checks.require(self.max_score is None or self.max_score > 0, "prior_max_score", "None or a positive number", self.max_score)
-        _checks.require(self.max_score is not None or not self.joint, "prior_max_score", "a number, to limit it jointly", self.max_score)
-        _checks.require(0 <= self.max_score_fraction <= 1, "prior_max_score_fraction", "a number in [0, 1]", self.max_score_fraction)
 
     def width(self, fraction: float) -> float:
         """Return the standard deviation of the blur at `fraction` of the phase."""
         if self.blur == 0 or fraction >= self.fraction:
             return 0.0
-        return self.blur * 0.01 ** ((math.floor(_BLUR_STAIRS * fraction / self.fraction) / _BLUR_STAIRS) ** self.power)
+        return self.blur * 0.01 ** (math.floor(_BLUR_STAIRS * fraction / self.fraction) / _BLUR_STAIRS)
 
     def _width_at(self, progress: Progress) -> float:
         return self.width(progress.fraction)
-
-    def limit(self, fraction: float) -> float:
-        """Return the limit of a score's norm at `fraction` of the phase, infinity for no limit."""
-        lifted = self.max_score_fraction < 1 and fraction >= self.max_score_fraction
-        return math.inf if self.max_score is None or lifted else self.max_score
-
-    def _limit_at(self, progress: Progress) -> float:
-        return self.limit(progress.fraction)
-
-    def limit_at(self, progress: Progress) -> float:
-        """Return the limit of a score's norm at `progress`, infinity for no limit."""
-        return progress.fixed(self._limit_at)
 
     def blurred(self, prior: Prior, progress: Progress) -> Prior:
         """Return the prior with the blur of `progress`."""
@@ -165,16 +141,15 @@ class PriorGuide:
             labels: Classes [...] to evaluate `log p(z | labels)`, or None for `log p(z)`.
 
         Returns:
-            Log-densities [...] in nats. Their gradient with respect to each row of `z` has a norm of at most `limit_at(progress)`.
+            Log-densities [...] in nats. Their gradient with respect to each row of `z` has a norm of at most `max_score`.
         """
         prior = self.blurred(prior, progress)
-        limit = self.limit_at(progress)
-        if math.isinf(limit) or not torch.is_grad_enabled():
+        if self.max_score is None or not torch.is_grad_enabled():
             return prior.log_prob(z, labels)
         leaf = z.detach().requires_grad_()
         log_prob = prior.log_prob(leaf, labels)
         (score,) = torch.autograd.grad(log_prob.sum(), leaf, retain_graph=True)
-        return log_prob + zero_with_gradient(z, score, limit)
+        return log_prob + zero_with_gradient(z, score, self.max_score)
 
     def log_prior_ratio(
         self, posterior: Posterior, prior: Prior, sample: PosteriorSample, progress: Progress, labels: Tensor | None = None

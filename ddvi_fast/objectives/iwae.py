@@ -32,7 +32,7 @@ class IWAE(Objective):
         doubly_reparametrised: Use the gradient of Tucker et al. (2019) for the posterior, whose signal-to-noise ratio does not fall as K
             grows (bool, default False). It scales each sample's path gradient by its normalized weight once more and has no score term.
         kl: Schedule of the KL weight. Default: a linear ramp to 1 over the first 40% of the epochs.
-        guide: Smoothing of the prior while training. Default: `PriorGuide()`. Its `joint` must be False.
+        guide: Smoothing of the prior while training. Default: `PriorGuide()`.
 
     Raises:
         InputError: If the posterior or the prior has no density, or if an argument is out of range.
@@ -52,7 +52,6 @@ class IWAE(Objective):
         super().__init__()
         posterior.require_density(model.prior)
         _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
-        _checks.require(not guide.joint, "guide.joint", "false for an importance-weighted bound", guide.joint)
         discrete = doubly_reparametrised and isinstance(posterior, ClassConditional)
         _checks.require(not discrete, "doubly_reparametrised", "False for a posterior that draws a class, which has no path gradient", True)
         self.model, self.posterior, self.kl, self.guide = model, posterior, kl, guide

@@ -54,7 +54,6 @@ def build_released(builder: Builder) -> Experiment:
     objective, with the reconstruction averaged over pixels, as in the released code.
     """
     options = builder.options
-    _checks.require(not options.recipe.joint_score, "recipe.joint_score", "false with recipe=released", True)
     if has_stages(options):
         return _chain_stages(builder)
     if has_released_density(options):

@@ -250,8 +250,7 @@ class Builder:
     def guide(self) -> PriorGuide:
         """The annealing of the prior in training."""
         recipe = self.options.recipe
-        limit = (recipe.prior_max_score, recipe.prior_max_score_fraction)
-        return PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, *limit, power=recipe.prior_blur_power, joint=recipe.joint_score)
+        return PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score)
 
     def objective(self, model: LatentVariableModel, posterior: Posterior) -> Objective:
         """The objective of the options."""

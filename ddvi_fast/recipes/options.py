@@ -175,10 +175,7 @@ class RecipeOptions:
     kl: KLSchedule = field(default_factory=lambda: KLSchedule("constant"))
     prior_blur: float = 0.0  # width by which the prior is blurred at first
     prior_blur_fraction: float = 0.6  # fraction of the epochs by which the blur is gone
-    prior_blur_power: float = 1.0  # with more than 1 the blur narrows slowly at first
     prior_max_score: float | None = 200.0  # limit of each sample's gradient of log p(z); null for none
-    prior_max_score_fraction: float = 1.0  # fraction of the epochs in which that limit holds
-    joint_score: bool = False  # elbo, ddvi: the limit holds for the sum with the gradient of log p(x | z), which then cannot dominate it
     match_prior: bool = True  # initialize the encoder's means with the prior's centre and spread
     defects: DefectOptions = field(default_factory=DefectOptions)
     context_dropout: float | None = None  # dropout rate of the context networks; the encoder's if null

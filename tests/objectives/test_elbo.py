@@ -8,7 +8,7 @@ from torch.distributions import Normal
 
 from ddvi_fast import priors
 from ddvi_fast._checks import InputError
-from ddvi_fast.objectives import ELBO, IWAE, Progress, Terms
+from ddvi_fast.objectives import ELBO, Progress, Terms
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import BIAS, EXACT_PRIOR, SCALE, WEIGHT, diffusion_posterior, gaussian_posterior, make_model, observations
@@ -18,7 +18,8 @@ START, END = Progress(0, 10), Progress(9, 10)
 
 def test_terms_by_hand():
     posterior, x, draws = gaussian_posterior(), observations(5), Draws(2, 9)
-    terms = ELBO(make_model(), posterior, KLSchedule("constant", 0.7), num_samples=3, guide=EXACT_PRIOR).wake_terms(x, START, draws)
+    objective = ELBO(make_model(), posterior, KLSchedule("constant", 0.7), num_samples=3, guide=EXACT_PRIOR)
+    terms = objective.wake_terms(x, posterior.encode(x, draws), START, draws)
     z = posterior.sample(x, 3, draws).z
     mean, log_var = posterior.encoder(x).chunk(2, -1)
     reconstruction = -Normal(z @ torch.tensor(WEIGHT).mT + torch.tensor(BIAS), SCALE).log_prob(x).sum(-1).mean(0)
@@ -34,7 +35,7 @@ def test_terms_by_hand():
 def test_value_and_gradient_are_those_of_the_mean_log_weight(make_posterior):
     model, posterior, x, draws = make_model().requires_grad_(True), make_posterior(), observations(6), Draws(1)
     parameters = [*model.decoder.parameters(), *posterior.parameters()]
-    loss = ELBO(model, posterior, KLSchedule("constant"), num_samples=4, guide=EXACT_PRIOR).wake_terms(x, START, draws).total()
+    loss = ELBO(model, posterior, KLSchedule("constant"), num_samples=4, guide=EXACT_PRIOR).terms(x, START, draws).total()
     expected = -posterior.log_weights(model, x, 4, draws).mean()
     torch.testing.assert_close(loss, expected)
     for found, wanted in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True):
@@ -45,18 +46,18 @@ def test_value_and_gradient_are_those_of_the_mean_log_weight(make_posterior):
 def test_reweighted_the_decoder_follows_the_importance_weighted_bound_and_the_posterior_the_elbo(make_posterior):
     model, posterior, x, draws = make_model().requires_grad_(True), make_posterior(), observations(6), Draws(1)
     decoder, encoder = list(model.decoder.parameters()), list(posterior.parameters())
-    terms = ELBO(model, posterior, KLSchedule("constant", 0.7), 4, EXACT_PRIOR, reweighted=True).wake_terms(x, START, draws)
-    plain = ELBO(model, posterior, KLSchedule("constant", 0.7), 4, EXACT_PRIOR).wake_terms(x, START, draws)
+    terms = ELBO(model, posterior, KLSchedule("constant", 0.7), 4, EXACT_PRIOR, reweighted=True).terms(x, START, draws)
+    plain = ELBO(model, posterior, KLSchedule("constant", 0.7), 4, EXACT_PRIOR).terms(x, START, draws)
     for name, value in plain.values.items():
         torch.testing.assert_close(terms.values[name], value)
     found = torch.autograd.grad(terms.total(), decoder + encoder)
-    z, log_ratio = posterior.sample(x, 4, draws)
+    z, log_ratio, _ = posterior.sample(x, 4, draws)
     z, rest = z.detach(), 0.7 * (model.prior.log_prob(z) + log_ratio).detach()
     importance_weighted = -(torch.logsumexp(model.log_likelihood(x, z) + rest, 0)).mean()
     expected = (*torch.autograd.grad(importance_weighted, decoder), *torch.autograd.grad(plain.total(), encoder))
     for got, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(found[0], torch.autograd.grad(ELBO(model, posterior, num_samples=4).wake_terms(x, END, draws).total(), decoder[0])[0])
+    assert not torch.allclose(found[0], torch.autograd.grad(ELBO(model, posterior, num_samples=4).terms(x, END, draws).total(), decoder[0])[0])
 
 
 def test_one_sample_cannot_be_reweighted():
@@ -66,7 +67,7 @@ def test_one_sample_cannot_be_reweighted():
 
 def test_kl_weight_follows_progress():
     objective = ELBO(make_model(), gaussian_posterior(), KLSchedule("linear", 2.0, fraction=0.5))
-    weights = [objective.wake_terms(observations(2), Progress(epoch, 10), Draws(0)).weights["kl"] for epoch in (0, 2.5, 5, 9)]
+    weights = [objective.terms(observations(2), Progress(epoch, 10), Draws(0)).weights["kl"] for epoch in (0, 2.5, 5, 9)]
     assert weights == [0.0, 1.0, 2.0, 2.0]
 
 
@@ -79,18 +80,18 @@ def test_kl_weight_of_whole_epochs_is_the_released_one(golden):
 def test_blur_enters_the_prior_of_training_alone():
     posterior, x = gaussian_posterior(), observations(4)
     objective = ELBO(make_model(), posterior, KLSchedule("constant"), guide=PriorGuide(blur=0.75, fraction=0.5))
-    z, log_ratio = posterior.sample(x, 1, Draws(0))
+    z, log_ratio, _ = posterior.sample(x, 1, Draws(0))
     expected = -(Normal(0.0, 1.25).log_prob(z).sum(-1) + log_ratio)[0]  # sqrt(1 + 0.75^2)
-    torch.testing.assert_close(objective.wake_terms(x, START, Draws(0)).values["kl"], expected)
+    torch.testing.assert_close(objective.terms(x, START, Draws(0)).values["kl"], expected)
     plain = -(Normal(0.0, 1.0).log_prob(z).sum(-1) + log_ratio)[0]
-    torch.testing.assert_close(objective.wake_terms(x, Progress(5, 10), Draws(0)).values["kl"], plain)
+    torch.testing.assert_close(objective.terms(x, Progress(5, 10), Draws(0)).values["kl"], plain)
 
 
 def test_one_update_of_the_wake_group():
     objective, x = ELBO(make_model(), gaussian_posterior()), observations(3)
     (update,) = objective.updates(x, START, Draws(0))
     assert update.group == "wake"
-    torch.testing.assert_close(update.terms().total(), objective.wake_terms(x, START, Draws(0)).total(), rtol=0, atol=0)
+    torch.testing.assert_close(update.terms().total(), objective.terms(x, START, Draws(0)).total(), rtol=0, atol=0)
     # The model is frozen, so only the posterior is trained.
     assert {id(p) for p in objective.parameter_groups()["wake"]} == {id(p) for p in objective.posterior.parameters()}
 
@@ -116,31 +117,6 @@ def test_the_priors_score_is_limited_but_its_value_is_not():
     torch.testing.assert_close(limited / limited.norm(dim=-1, keepdim=True), free / free.norm(dim=-1, keepdim=True))
 
 
-def test_the_sum_of_the_priors_score_and_the_datas_is_limited_jointly():
-    model, posterior, x = make_model().requires_grad_(True), gaussian_posterior(), observations(5)
-    kl, sample = KLSchedule("constant", 0.7), posterior.sample(x, 3, Draws(2))
-    z = sample.z.detach().requires_grad_()
-    found = {}
-    for limit in (0.01, 1e6):
-        objective = ELBO(model, posterior, kl, 3, PriorGuide(max_score=limit, joint=True))
-        objective.draw = lambda x, draws: sample._replace(z=z, log_ratio=sample.log_ratio.detach())
-        terms = objective.wake_terms(x, END, Draws(2))
-        found[limit] = torch.autograd.grad(terms.total(), [z, *model.decoder.parameters()], retain_graph=True)
-    plain = -(model.log_likelihood(x, z) + 0.7 * (model.prior.log_prob(z) + sample.log_ratio.detach())).mean()
-    torch.testing.assert_close(terms.total(), plain)
-    exact = torch.autograd.grad(plain, [z, *model.decoder.parameters()])
-    torch.testing.assert_close(found[1e6], exact)
-    torch.testing.assert_close(found[0.01][1:], exact[1:])  # the decoder's gradient is not limited
-    torch.testing.assert_close(found[0.01][0], exact[0] / exact[0].norm(dim=-1, keepdim=True) * 0.01 / 15)
-
-
-def test_no_joint_limit_without_a_limit_or_for_an_importance_weighted_bound():
-    with pytest.raises(InputError, match=r"^prior_max_score: expected a number, to limit it jointly, got None$"):
-        PriorGuide(max_score=None, joint=True)
-    with pytest.raises(InputError, match=r"^guide.joint: expected false"):
-        IWAE(make_model(), gaussian_posterior(), guide=PriorGuide(max_score=1.0, joint=True))
-
-
 def test_a_score_within_the_limit_is_untouched_and_learned_priors_keep_their_gradient():
     prior, z = priors.make("mixture", learnable=True), torch.tensor([[0.5, 0.4]]).requires_grad_()
     for parameter in (z, prior.means):
@@ -148,23 +124,7 @@ def test_a_score_within_the_limit_is_untouched_and_learned_priors_keep_their_gra
         torch.testing.assert_close(limited, torch.autograd.grad(prior.log_prob(z).sum(), parameter)[0])
 
 
-def test_the_blur_narrows_to_a_hundredth_and_with_a_power_slowly_at_first():
-    plain, slow = PriorGuide(blur=0.5, fraction=0.8), PriorGuide(blur=0.5, fraction=0.8, power=2.0)
-    assert plain.width(0.0) == slow.width(0.0) == 0.5 and plain.width(0.8) == slow.width(0.8) == 0.0
-    assert plain.width(0.4) == pytest.approx(0.05) and slow.width(0.4) == pytest.approx(0.5 * 0.01**0.25)
-    assert slow.width(0.799) == pytest.approx(0.5 * 0.01 ** (39 / 40) ** 2)
-    with pytest.raises(InputError, match="prior_blur_power"):
-        PriorGuide(power=0)
-
-
-def test_the_limit_of_the_score_is_lifted_at_its_share_of_the_phase():
-    prior, guide = priors.make("pinwheel"), PriorGuide(max_score=3.0, max_score_fraction=0.6)
-    z = torch.tensor([[2.0, 0.4], [1.0, 1.0]]).requires_grad_()
-    (free,) = torch.autograd.grad(prior.log_prob(z).sum(), z)
-    (before,) = torch.autograd.grad(guide.log_prob(prior, z, Progress(5, 10)).sum(), z)
-    (after,) = torch.autograd.grad(guide.log_prob(prior, z, Progress(6, 10)).sum(), z)
-    torch.testing.assert_close(before.norm(dim=-1), torch.full((2,), 3.0))
-    torch.testing.assert_close(after, free)
-    assert PriorGuide(max_score=3.0).limit(1.0) == 3.0
-    with pytest.raises(InputError, match=r"prior_max_score_fraction: expected a number in \[0, 1\]"):
-        PriorGuide(max_score_fraction=1.5)
+def test_the_blur_narrows_to_a_hundredth():
+    guide = PriorGuide(blur=0.5, fraction=0.8)
+    assert guide.width(0.0) == 0.5 and guide.width(0.8) == 0.0
+    assert guide.width(0.4) == pytest.approx(0.05) and guide.width(0.799) == pytest.approx(0.5 * 0.01 ** (39 / 40))

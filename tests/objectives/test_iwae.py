@@ -36,7 +36,7 @@ def objective(posterior: Posterior, k: int, doubly: bool = False, kl: float = 1.
 
 
 def bound(iwae: IWAE, x: Tensor, draws: Draws) -> Tensor:
-    return iwae.wake_terms(x, Progress(0, 1), draws).values["bound"]
+    return iwae.terms(x, Progress(0, 1), draws).values["bound"]
 
 
 def gradient(loss: Tensor, parameters) -> Tensor:
