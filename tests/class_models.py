@@ -16,8 +16,9 @@ from ddvi_fast import likelihoods, priors
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
-from ddvi_fast.posteriors import IAF, Gaussian
+from ddvi_fast.posteriors import IAF, Diffusion, Gaussian, Posterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, PerClass
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import make
 
@@ -101,3 +102,25 @@ def posterior(name: str, seed: int = 20, **options) -> ClassConditional:
     """A small posterior over latent and class, untrained."""
     classifier = MLP(DATA_DIM, [], CLASSES, draws=Draws(seed + 5))
     return ClassConditional(classifier, family(name, seed, **options), make_model().prior)
+
+
+def placed(name: str, coordinates: str, prior: Prior, seed: int = 20) -> ClassConditional:
+    """A small posterior over latent and class of three-dimensional data: ``gaussian``, ``iaf`` or ``diffusion`` in any coordinates.
+
+    The classes share the flow or the chain, and have heads of their own in the encoders.
+    """
+    dim = prior.noise_dim if "prior" in coordinates else prior.dim
+    place = {"coordinates": coordinates, "prior": prior if "prior" in coordinates else None}
+
+    def heads(outputs: int, number: int) -> PerClass:
+        return PerClass(MLP(DATA_DIM, [], prior.num_classes * outputs, draws=Draws(seed + number)), prior.num_classes)
+
+    family: Posterior
+    if name == "gaussian":
+        family = Gaussian(heads(2 * dim, 0), dim, **place)
+    elif name == "iaf":
+        family = IAF(heads(2 * dim, 0), heads(4, 1), dim, 4, draws=Draws(seed + 2), **place)
+    else:
+        chain = ResidualMLP(dim, 2, 5, 16, draws=Draws(seed + 2))
+        family = Diffusion(heads(2 * dim, 0), chain, make("geometric", 5), context_encoder=heads(2, 1), **place)
+    return ClassConditional(MLP(DATA_DIM, [], prior.num_classes, draws=Draws(seed + 5)), family, prior)
