@@ -139,11 +139,9 @@ def _call(callbacks: Sequence[Callback], step: int, phase: Phase, epoch: float, 
 
 
 def _prepare_epoch(phase: Phase, engine: Engine, epoch: int) -> None:
-    """Freeze modules, and call the phase's own function, before an epoch."""
+    """Freeze modules before an epoch, or make them trainable."""
     set_trainable(phase.frozen, epoch >= phase.frozen_epochs)
-    if phase.before_epoch is not None:
-        phase.before_epoch(Progress(epoch, phase.epochs))
-    if phase.before_epoch is not None or phase.frozen:
+    if phase.frozen:
         engine.refresh()
 
 

@@ -94,7 +94,7 @@ def build_default(builder: Builder) -> Experiment:
         return build_with_classes(builder)
     model = builder.model()
     posterior = posterior_of(builder, model)
-    return Experiment(model, posterior, [builder.train_phase(builder.objective(model, posterior), posterior)])
+    return Experiment(model, posterior, [builder.train_phase(builder.objective(model, posterior))])
 
 
 register("default", Recipe(build_default))

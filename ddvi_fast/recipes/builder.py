@@ -16,11 +16,11 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.data.augment import flip
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder, SigmoidVariances
-from ddvi_fast.objectives import ELBO, IWAE, WAE, Adversarial, Objective, Progress, WakeSleep
+from ddvi_fast.objectives import ELBO, IWAE, WAE, Adversarial, Objective, WakeSleep
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.objectives.pairs import Sleep
-from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.base import COORDINATES
 from ddvi_fast.posteriors.class_conditional import ClassConditional
 from ddvi_fast.priors import Prior
@@ -77,26 +77,12 @@ class Builder:
         factors = {"learned_schedule": recipe.schedule_lr, "log_variance_factors": recipe.schedule_lr, ".denoiser.": recipe.denoiser_lr}
         return Optimisation(recipe.lr, recipe.lr_schedule, recipe.warmup_fraction, recipe.max_norm, factors)
 
-    def train_phase(self, objective: Objective, posterior: Posterior, factors: dict[str, float] | None = None) -> Phase:
+    def train_phase(self, objective: Objective, factors: dict[str, float] | None = None) -> Phase:
         """The one phase of a recipe without stages."""
         optimisation = self.optimisation()
         if factors:
             optimisation = replace(optimisation, factors={**optimisation.factors, **factors})
-        return Phase("train", objective, self.epochs(), optimisation, before_epoch=self._step_annealing(posterior))
-
-    def _step_annealing(self, posterior: Posterior):
-        """Function that runs the chain with few steps at first, and with twice as many in each later part of the first half of the phase."""
-        chain = self.options.method.chain
-        if not isinstance(posterior, Diffusion) or chain.first_num_steps is None:
-            return None
-        _checks.require(2 <= chain.first_num_steps <= chain.num_steps, "first_num_steps", f"from 2 to {chain.num_steps}", chain.first_num_steps)
-        doublings = math.ceil(math.log2(chain.num_steps / chain.first_num_steps))
-
-        def before_epoch(progress: Progress) -> None:
-            doubled = math.floor(2 * progress.fraction * (doublings + 1)) if progress.fraction < 0.5 else doublings
-            posterior.use_steps(min(chain.num_steps, chain.first_num_steps << min(doubled, doublings)))
-
-        return before_epoch
+        return Phase("train", objective, self.epochs(), optimisation)
 
     # Networks
 

@@ -72,9 +72,8 @@ def _clustering(builder: Builder) -> Experiment:
 
 
 def _experiment(builder: Builder, model: LatentVariableModel, posterior: Posterior, objective: Objective) -> Experiment:
-    family = posterior.family if isinstance(posterior, ClassConditional) else posterior
     factors = {"prior.raw": builder.options.method.clustering.centre_lr}
-    return Experiment(model, posterior, [builder.train_phase(objective, family, factors)])
+    return Experiment(model, posterior, [builder.train_phase(objective, factors)])
 
 
 def _over_classes(builder: Builder, model: LatentVariableModel, posterior: ClassConditional, labelled: LabelledExamples | None) -> Objective:

@@ -72,7 +72,6 @@ class ChainOptions:
     final_variance: float | None = None  # s_1^2; the posterior variance of step 2 if null
     learn_schedule: bool | None = None  # train the betas; if null, only in the encoder's frame
     learn_variances: bool = True  # train a factor of each step variance
-    first_num_steps: int | None = None  # number of steps at the start of training, doubled until T; null for T
 
 
 @dataclass

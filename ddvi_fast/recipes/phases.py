@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.objectives import Objective, Progress
+from ddvi_fast.objectives import Objective
 from ddvi_fast.posteriors import Posterior
 
 LR_SCHEDULES = ("constant", "cosine", "step")
@@ -73,7 +73,6 @@ class Phase:
         steps_per_epoch: Batches in an epoch; None for one pass over the data.
         frozen: Modules that are not trained in the first `frozen_epochs` epochs.
         frozen_epochs: Number of epochs in which `frozen` is not trained.
-        before_epoch: Function of the progress, called before each epoch; it changes what is annealed by epochs.
     """
 
     name: str
@@ -83,7 +82,6 @@ class Phase:
     steps_per_epoch: int | None = None
     frozen: Sequence[nn.Module] = ()
     frozen_epochs: int = 0
-    before_epoch: Callable[[Progress], None] | None = None
 
     def num_steps(self, batches: int) -> int:
         """Number of batches in the phase, where one pass over the data has `batches`."""

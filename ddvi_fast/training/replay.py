@@ -49,9 +49,6 @@ def replay(path: str | Path, dataset: Dataset) -> Replayed:
     experiment = build(config, dataset)
     objective = experiment.phases[kept.state["phase"]].objective.to(dataset.device).train()
     checkpoint.load_tensors(kept.weights, tensors_of({"objective": objective}))
-    phase = experiment.phases[kept.state["phase"]]
-    if phase.before_epoch is not None:
-        phase.before_epoch(type(kept.progress)(int(kept.progress.epoch), kept.progress.epochs))
     x, products = kept.batch.to(dataset.device), products_in(config.precision, dataset.device)
     means: list[dict[str, float]] = []
     updates = objective.updates(x, kept.progress, Draws(config.seed, kept.state["first_index"]))

@@ -1,10 +1,10 @@
-"""Tests of the assembly of experiments: parts, annealing, refused options."""
+"""Tests of the assembly of experiments: parts, initial weights, refused options."""
 
 import pytest
 import torch
 
 from ddvi_fast.config.names import choices
-from ddvi_fast.objectives import DDVI, ELBO, IWAE, Progress
+from ddvi_fast.objectives import DDVI, ELBO, IWAE
 from ddvi_fast.rng import Draws
 
 
@@ -49,18 +49,6 @@ def test_a_kernel_width_makes_the_models_prior_that_much_wider(built, prior):
     assert all(wide.log_prob(there).mean() > other.log_prob(there).mean() for other in (narrower, wider))
 
 
-def test_annealing_doubles_the_steps_until_all_are_used(built):
-    experiment = built("method.chain.num_steps=20", "method.chain.first_num_steps=3")
-    numbers = []
-    for epoch in range(100):
-        experiment.phases[0].before_epoch(Progress(epoch, 100))
-        numbers.append(experiment.posterior.schedule.num_steps)
-    assert numbers[0] == 3 and sorted(set(numbers)) == [3, 6, 12, 20] and numbers == sorted(numbers) and numbers[50] == 20
-    experiment.posterior.use_steps(5)
-    sample = experiment.posterior.sample(torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(0)), 2)
-    assert sample.z.shape == (2, 4, 2) and bool(torch.isfinite(sample.log_ratio).all())
-
-
 def test_a_coarser_schedule_has_the_noise_of_the_whole_one_where_it_stops(built):
     experiment = built("method.chain.num_steps=12")
     whole = experiment.posterior.schedule.noise_variances
@@ -82,7 +70,6 @@ def test_networks_of_one_run_start_apart_and_follow_the_seed(built):
         (["latent_dim=3"], "latent_dim"),
         (["method.sleep.num_updates=2"], "num_updates"),
         (["method=diff_vae"], "recipe"),
-        (["method.chain.first_num_steps=1"], "first_num_steps"),
         (["recipe.lr=-1"], "lr"),
         (["method.reweighted=true"], "num_samples"),
         (["method=iwae", "method.reweighted=true"], "reweighted"),

@@ -27,7 +27,6 @@ SMALL = [
 STAGES = ["recipe=released", "recipe.prior_epochs=1", "recipe.prior_steps=2", "recipe.warmup_epochs=1"]
 RUNS = {
     "every part of a run": ["method=ddvi", "evaluation.evidence_blur=0.03", "recipe.average_decay=0.9", "checkpoint_steps=1"],
-    "steps that double": ["method=ddvi", "method.chain.first_num_steps=5"],
     "square": ["method=vae", "prior=less_noisy_square", "prior.kernel_width=0.03"],
     "swiss roll, importance weighted": ["method=iwae", "prior=swiss_roll_noisy"],
     "released stages": ["method=ddvi", *STAGES],
