@@ -50,7 +50,7 @@ def test_a_kernel_width_makes_the_models_prior_that_much_wider(built, prior):
 
 
 def test_a_coarser_schedule_has_the_noise_of_the_whole_one_where_it_stops(built):
-    experiment = built("method.chain.num_steps=12")
+    experiment = built("method.coordinates=latent", "method.chain.num_steps=12")
     whole = experiment.posterior.schedule.noise_variances
     experiment.posterior.use_steps(4)
     torch.testing.assert_close(experiment.posterior.schedule.noise_variances, whole[[2, 5, 8, 11]])
@@ -71,7 +71,7 @@ def test_networks_of_one_run_start_apart_and_follow_the_seed(built):
         (["method.sleep.num_updates=2"], "num_updates"),
         (["method=diff_vae"], "recipe"),
         (["recipe.lr=-1"], "lr"),
-        (["method.reweighted=true"], "num_samples"),
+        (["method.reweighted=true", "method.num_samples=1"], "num_samples"),
         (["method=iwae", "method.reweighted=true"], "reweighted"),
         (["dataset.encoder.activation=gelu"], "activation"),
         (["method=vae", "method.objective=ddvi"], "method.objective: expected elbo, iwae, adversarial or wae, for a posterior other than diffusion"),
@@ -82,7 +82,10 @@ def test_networks_of_one_run_start_apart_and_follow_the_seed(built):
         (["method=vae", "method.weight=3"], r"^method\.weight: expected null unless"),
         (["method=wae", "method.num_samples=3"], r"^method\.num_samples: expected 1"),
         (["method=vae", "method.posterior=plannar"], r"^method\.posterior: expected one of.*did you mean planar"),
-        (["method=hamiltonian", "prior=swiss_roll_noisy", "prior.options.noise=0"], r"^prior: expected a density.*swiss_roll_noisy"),
+        (
+            ["method=hamiltonian", "prior=swiss_roll_noisy", "prior.options.noise=0", "method.coordinates=latent"],
+            r"^prior: expected a density.*swiss_roll_noisy",
+        ),
         (["prior.kernel_width=-0.1"], r"^prior\.kernel_width: expected a width of at least 0, got -0\.1"),
         (["method=m2", "prior.kernel_width=0.03"], "^prior: expected gaussian without a kernel_width"),
         (["method=ddvi_semi", "prior=gaussian"], "^prior: expected one with classes, got a Gaussian prior.*pinwheel"),
