@@ -1,4 +1,4 @@
-"""The command `ddvi-fast demo`: a Gaussian and a diffusion posterior, trained alike on digits and compared with the exact evidence."""
+"""The command `ddvi-fast demo`: two posteriors, trained alike on digits and compared with the exact evidence."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from ddvi_fast.config.schema import Config
     from ddvi_fast.training.run import Result
 
-METHODS = {"Gaussian posterior": "vae", "diffusion posterior": "ddvi"}
+EPOCHS = 150
+# A Gaussian over the latents, as in a variational autoencoder, and a diffusion in the coordinates of prior and encoder.
+METHODS = {"Gaussian, latent": ("vae", "latent"), "diffusion, prior+encoder": ("ddvi", "prior+encoder")}
+_OWN = ("method", "method.coordinates", "run_dir")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run `ddvi-fast demo`: train both posteriors, print one table and the paths of the pictures."""
-    parser = Parser(prog="ddvi-fast demo", description="Train a Gaussian and a diffusion posterior on digits and compare them, in a few minutes.")
+    parser = Parser(prog="ddvi-fast demo", description="Train two posteriors on digits and compare them, in a few minutes.")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings of both runs, such as seed=1")
     settings = parser.parse_args(list(arguments)).settings
     names.check_overrides(settings)
     for setting in settings:
-        _checks.require(setting.partition("=")[0] not in ("method", "run_dir"), "demo", "settings other than method and run_dir", setting)
+        _checks.require(setting.partition("=")[0] not in _OWN, "demo", f"settings other than {', '.join(_OWN)}", setting)
     register()
     demo(settings)
 
@@ -37,7 +40,10 @@ def demo(settings: Sequence[str]) -> None:
     from ddvi_fast.training.jobs import in_processes
 
     folder = _vacant(Path("runs"), "demo")
-    configs = [compose([*settings, f"method={method}", f"run_dir={folder / method}"]) for method in METHODS.values()]
+    configs = [
+        compose([f"epochs={EPOCHS}", *settings, f"method={method}", f"method.coordinates={coordinates}", f"run_dir={folder / method}"])
+        for method, coordinates in METHODS.values()
+    ]
     print(f"training {' and '.join(METHODS)} on {configs[0].dataset.name}, {configs[0].prior.name} prior, into {folder}", flush=True)
     results: dict[int, Result] = dict(in_processes(_train, configs))
     ordered = [results[number] for number in range(len(configs))]

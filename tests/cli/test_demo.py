@@ -14,7 +14,7 @@ def test_demo_prints_one_table_and_leaves_an_earlier_one_alone(shell, tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     out = shell("demo", *SMALL)
-    assert "Gaussian posterior" in out and "diffusion posterior" in out
+    assert "Gaussian, latent" in out and "diffusion, prior+encoder" in out
     assert all(COLUMNS[name].heading in out for name in ("evidence", "elbo", "iwae", "gap", "knn_accuracy", "latent_nll", "seconds"))
     assert not any((tmp_path / "runs" / "demo").iterdir())
     pictures = [Path(line.removeprefix("figure: ")) for line in out.splitlines() if line.startswith("figure: ")]
