@@ -83,7 +83,6 @@ LANES = {
     "bound": _sample(1 << 12, (), "evidence bound beside the fit to simulations"),
     "candidates": _sample(1 << 17, (), "prior samples among which a datum finds its latent"),
     "levels": _sample((1 << 17) + 1, (), "the choice among these samples"),
-    "proposals": _sample((1 << 17) + 3, (), "samples of the encoder's Gaussian among which a datum finds its latent too"),
     "labelled": _sample((1 << 17) + 2, (), "labelled examples of a batch, and the noise of their samples"),
     "looked_at": Lane(1 << 50, (), "simulations that standardize data, apart from those of training"),
     "calibration": Lane(1 << 51, (), "simulations for calibration, apart from those of training"),

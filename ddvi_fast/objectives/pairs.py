@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +14,7 @@ from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Terms
 from ddvi_fast.posteriors import Diffusion, Posterior
-from ddvi_fast.posteriors.base import standard_log_prob
-from ddvi_fast.posteriors.class_conditional import ClassConditional, draw_classes, of_class
+from ddvi_fast.posteriors.class_conditional import ClassConditional, of_class
 from ddvi_fast.precision import without_autocast
 from ddvi_fast.rng import Draws
 
@@ -44,8 +42,7 @@ class Sleep:
         data: Take pairs of data instead of fantasies (bool). Default: for a posterior of at most 3 coordinates with a joint update.
         decoder: Weight of `-log p(x | z)` at the pairs of data (float, default 1), the only one of these terms that trains the decoder.
         classes: Weight of the cross-entropy of q(c | x) on the classes of the pairs, for a `ClassConditional` (float, default 1).
-        candidates: Prior samples per row of the batch among which latents of data are drawn; the whole batch shares them (int, default 2).
-        proposals: Samples of the encoder's Gaussian per row among which they are drawn too, in its frame (int, default 2).
+        candidates: Prior samples per row of the batch among which latents of data are drawn; the whole batch shares them (int, default 4).
 
     Raises:
         InputError: If a value is out of range, or if two values do not fit together.
@@ -65,8 +62,7 @@ class Sleep:
     data: bool | None = None
     decoder: float = 1.0
     classes: float = 1.0
-    candidates: int = 2
-    proposals: int = 2
+    candidates: int = 4
 
     def __post_init__(self) -> None:
         _checks.choice(self.loss, (*ops.LOSSES, "kl"), "sleep.loss")
@@ -74,7 +70,6 @@ class Sleep:
             _checks.require(getattr(self, name) >= 0, f"sleep.{name}", "a number of at least 0", getattr(self, name))
         for name in ("num_updates", "batch_factor", "timesteps", "candidates"):
             _checks.require(getattr(self, name) >= 1, f"sleep.{name}", "at least 1", getattr(self, name))
-        _checks.require(self.proposals >= 0, "sleep.proposals", "at least 0", self.proposals)
         _checks.require(not (self.data and self.alternating), "sleep.data", "false with sleep.alternating", True)
         _checks.require(self.alternating or self.num_updates == 1, "sleep.num_updates", "1 unless sleep.alternating is true", self.num_updates)
         _checks.require(not self.data or self.batch_factor == 1, "sleep.batch_factor", "1 with sleep.data", self.batch_factor)
@@ -103,14 +98,6 @@ class Pairs(NamedTuple):
     class_probs: Tensor | None
 
 
-class Proposals(NamedTuple):
-    """Latents `z` [.., D] among which those of a datum are drawn, `u` [.., U] as in `Pairs`, and classes [..] or None."""
-
-    z: Tensor
-    u: Tensor
-    labels: Tensor | None
-
-
 class PairFit:
     """Terms that fit a posterior, and the decoder of its model, to pairs.
 
@@ -129,9 +116,6 @@ class PairFit:
         self.family = posterior.family if self.by_class else posterior
         few = self.family.latent_dim <= _FEW and not sleep.alternating
         self.from_data = few if sleep.data is None else sleep.data
-        known = posterior.pushes or (not self.by_class and model.prior.has_density)
-        self.proposes = self.family.whitens and sleep.proposals > 0 and known
-        self._log_classes = math.log(posterior.num_classes) if self.by_class else 0.0
         chain, name = isinstance(self.family, Diffusion), type(self.family).__name__
         _checks.require(chain or self.family.tractable or sleep.weight == 0, "sleep.weight", "0 for a posterior without a tractable density", name)
         _checks.require(chain or sleep.top_weight == 0, "sleep.top_weight", "0 without a chain", name)
@@ -147,8 +131,8 @@ class PairFit:
         # Row i of the run has the fantasies from i * batch_factor on, so that no two batches share any.
         draws = draws.spread(self.sleep.batch_factor)
         if self.from_data:
-            encoded = self.posterior.encode(like, draws) if encoded is None else encoded
-            return self._fit(self._pairs_of_data(like.flatten(1), encoded, draws), encoded, draws)
+            pairs = self._pairs_of_data(like.flatten(1), draws)
+            return self._fit(pairs, self.posterior.encode(like, draws) if encoded is None else encoded, draws)
         pairs = self._fantasies(like, draws)
         with fixed_statistics(self.posterior):  # statistics of batch normalization come from data only
             return self._fit(pairs, self.posterior.encode(pairs.x.view(len(pairs.x), *like.shape[1:]), draws), draws)
@@ -185,70 +169,23 @@ class PairFit:
         return Pairs(made.z, made.x, made.noise if self.posterior.pushes else made.z, made.labels, probs)
 
     @torch.no_grad()
-    def _pairs_of_data(self, data: Tensor, encoded: Any, draws: Draws) -> Pairs:
-        """Each row of `data` [N, P] with latents of its posterior, by importance resampling among proposals."""
-        shared = self._shared_proposals(data, draws)
+    def _pairs_of_data(self, data: Tensor, draws: Draws) -> Pairs:
+        """Each row of `data` [N, P] with latents of its posterior, by importance resampling of prior samples that the whole batch shares."""
+        model, pushes = self.model, self.posterior.pushes
+        rows, first = distributed.whole_batch(len(data), draws)
+        first = first.spread(self.sleep.candidates).lane("candidates")
+        options = {"joint": pushes and not self.by_class, "dtype": data.dtype, "device": data.device}
+        candidates = model.prior.draw(rows * self.sleep.candidates, first, **options)
         with without_autocast(data.device):  # in bf16, sums over pixels would be wrong by nats
-            log_weights = self.model.likelihood.pairwise(self.model.decoder(shared.z), data).mT  # [N, M]
-        proposals = shared
-        if self.proposes:
-            own, log_likelihood = self._own_proposals(data, encoded, draws)
-            log_weights = torch.cat((log_weights, log_likelihood.mT), 1) + self._balance(shared, own, encoded)
-            proposals = Proposals(*(None if part is None else torch.cat((part, more.flatten(0, 1))) for part, more in zip(shared, own, strict=True)))
-        shares = torch.softmax(log_weights, 1)  # [N, M + J]
+            log_weights = model.likelihood.pairwise(model.decoder(candidates.z), data)  # [M, N]
+        shares = torch.softmax(log_weights.mT, 1)
         level = rng.uniform(draws.lane("levels"), (len(shares), 1), rng.TIME, device=data.device)
         total = shares.cumsum(1)
         chosen = torch.searchsorted(total, level * total[:, -1:]).squeeze(1)
-        rows, place = torch.arange(len(data), device=data.device), len(shared.z)
-        # Sample j of row n among the own ones stands at M + j N + n.
-        chosen = torch.where(chosen < place, chosen, place + (chosen - place) * len(data) + rows)
-        z, u = proposals.z[chosen], proposals.u[chosen]
+        z, u = candidates.z[chosen], (candidates.noise if pushes else candidates.z)[chosen]
         if not self.by_class:
             return Pairs(z, data, u, None, None)
-        probs = shares[:, :place] @ one_hot(shared.labels, self.posterior.num_classes).to(shares)
-        if self.proposes:
-            probs = probs + (shares[:, place:, None] * one_hot(own.labels.mT, self.posterior.num_classes)).sum(1)
-        return Pairs(z, data, u, proposals.labels[chosen], probs)
-
-    def _shared_proposals(self, data: Tensor, draws: Draws) -> Proposals:
-        """Prior samples that the whole batch shares, [M, ...]."""
-        rows, first = distributed.whole_batch(len(data), draws)
-        first = first.spread(self.sleep.candidates).lane("candidates")
-        options = {"joint": self.posterior.pushes and not self.by_class, "dtype": data.dtype, "device": data.device}
-        made = self.model.prior.draw(rows * self.sleep.candidates, first, **options)
-        return Proposals(made.z, made.noise if self.posterior.pushes else made.z, made.labels if self.by_class else None)
-
-    def _own_proposals(self, data: Tensor, encoded: Any, draws: Draws) -> tuple[Proposals, Tensor]:
-        """Samples of the encoder's Gaussian for each row, [J, N, ...], and their log-likelihoods [J, N]."""
-        draws, labels = draws.lane("proposals"), None
-        if self.by_class:
-            labels = draw_classes(encoded.log_probs, self.sleep.proposals, draws)
-            encoded = of_class(encoded.family, labels)
-        shape = (self.sleep.proposals, *encoded.mean.shape[-2:])
-        noise = rng.normal(draws, shape, rng.START, device=data.device, dtype=data.dtype)
-        u = self.family.unwhitened(encoded, noise)
-        z = self.posterior.prior.push(u, labels) if self.posterior.pushes else u
-        return Proposals(z, u, labels), self.model.log_likelihood(data, z)
-
-    def _balance(self, shared: Proposals, own: Proposals, encoded: Any) -> Tensor:
-        """`log p(u, c) - log(M p(u, c) + J r(u, c | x))` [N, M + J] of all proposals, the balance heuristic of both kinds (Veach and Guibas 1995)."""
-        log_r = torch.cat((self._log_encoder(shared, encoded, own=False), self._log_encoder(own, encoded, own=True)), 0).mT
-        log_p = torch.cat((self._log_prior(shared).unsqueeze(0).expand(len(log_r), -1), self._log_prior(own).mT), 1)
-        return log_p - torch.logaddexp(math.log(len(shared.z)) + log_p, math.log(self.sleep.proposals) + log_r)
-
-    def _log_encoder(self, proposals: Proposals, encoded: Any, own: bool) -> Tensor:
-        """log r(u, c | x) [M, N] under the encoder's Gaussian and q(c | x), of shared [M, U] or own [M, N, U] proposals."""
-        u, labels = (proposals.u, proposals.labels) if own else (proposals.u.unsqueeze(1), proposals.labels)
-        if not self.by_class:
-            return ops.gaussian_log_prob(u.expand(-1, len(encoded.mean), -1), encoded.mean, encoded.log_var)
-        labels = labels if own else labels.unsqueeze(1).expand(-1, len(encoded.log_probs))
-        chosen = of_class(encoded.family, labels)
-        log_class = encoded.log_probs.expand(len(labels), -1, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        return log_class + ops.gaussian_log_prob(u.expand_as(chosen.mean), chosen.mean, chosen.log_var)
-
-    def _log_prior(self, proposals: Proposals) -> Tensor:
-        """log p(u, c) [..] of proposals, up to the constant log p(c)."""
-        return standard_log_prob(proposals.u) - self._log_classes if self.posterior.pushes else self.model.prior.log_prob(proposals.z)
+        return Pairs(z, data, u, candidates.labels[chosen], shares @ one_hot(candidates.labels, self.posterior.num_classes).to(shares))
 
 
 def chain_loss(posterior: Diffusion, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws, loss: str) -> Tensor:

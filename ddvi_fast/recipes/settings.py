@@ -18,7 +18,7 @@ TASKS = {
     "clustering with latent clusters": _CLASSIFIER,
 }
 OBJECTIVES = {"ddvi": ("method.sleep",)}
-_DISCRETE = ("method.sleep.data", "method.sleep.classes", "method.sleep.decoder", "method.sleep.candidates", "method.sleep.proposals")
+_DISCRETE = ("method.sleep.data", "method.sleep.classes", "method.sleep.decoder", "method.sleep.candidates")
 METHODS = {"tsne": ("method.map.perplexity",), "umap": ("method.map.n_neighbors", "method.map.min_dist")}
 
 
