@@ -121,6 +121,7 @@ def _quick() -> Iterator[Case]:
     yield from _both("quick", "noise", N=8192, D=2)
     yield from _both("quick", "chain", N=128, T=40, D=2, C=2, H=128, kind="ancestral")
     yield _case("quick", "chain", True, None, N=64, T=20, D=2, C=2, H=128, G=3)
+    yield _case("quick", "chain", True, None, N=128, T=20, D=2, C=2, H=128, G=3, indexed=True)
     yield _case("quick", "sleep", True, None, N=128, T=40, D=2)
     for kind, width in (("bernoulli", 784), ("gaussian", 784), ("binomial", 784), ("gaussian_kl", 2), ("log_mean_exp", 50)):
         yield _case("quick", "elbo", True, None, kind=kind, N=128, P=width)
@@ -157,6 +158,7 @@ def _device() -> Iterator[Case]:
     yield _case("device", "noise", False, None, N=1 << 24, D=2)
     yield from _both("device", "chain", **{**large, "N": 128})
     yield _case("device", "chain", True, None, N=1024, T=100, D=2, C=2, H=128, G=10)
+    yield _case("device", "chain", True, None, N=10_240, T=100, D=2, C=2, H=128, G=10, indexed=True)
     yield _case("device", "sleep", True, None, N=65_536, T=40, D=2)
     yield from _both("device", "mmd", N=10_000, M=10_000, P=784)
     yield _case("device", "chain", False, None, **{**large, "D": 16})

@@ -82,21 +82,36 @@ class _WithDenoiser(Operation):
 
 
 class Chain(_WithDenoiser):
-    """All T steps from y_T [N, D], or [G, N, D] for class chains: ancestral with the path log-ratio, or deterministic."""
+    """All T steps from y_T [N, D], or [G, N, D] for class chains: ancestral with the path log-ratio, or deterministic.
+
+    `indexed` chains take y_T [N, D] and the class of each row.
+    """
 
     tracked = ("y_T", "context")
 
     def __init__(
-        self, device: torch.device, backward: bool, N: int, T: int, D: int, C: int = 2, H: int = 128, G: int | None = None, kind: str = "ancestral"
+        self,
+        device: torch.device,
+        backward: bool,
+        N: int,
+        T: int,
+        D: int,
+        C: int = 2,
+        H: int = 128,
+        G: int | None = None,
+        kind: str = "ancestral",
+        indexed: bool = False,
     ) -> None:
         super().__init__(device, backward, N)
         self._denoiser(D, C, H, T, G)
-        lead = () if G is None else (G,)
+        lead = () if G is None or indexed else (G,)
         self.stochastic = kind == "ancestral"
         self.table = schedules.make("linear", T).coefficients("eps", eta=float(self.stochastic)).to(device)
         self.inputs = {"y_T": normals(0, *lead, N, D, device=device), "context": normals(1, *lead, N, C, device=device)}
-        self.row_axis = {"y_T": -2, "context": -2, "z": -2, "path": -1}
-        rows, passes = N * (G or 1), 3 if backward else 1
+        if indexed:
+            self.inputs["groups"] = torch.arange(N, device=device) * 7 % G
+        self.row_axis = {"y_T": -2, "context": -2, "groups": -1, "z": -2, "path": -1}
+        rows, passes = N if indexed else N * (G or 1), 3 if backward else 1
         states = rows * FLOAT * (2 * D + C + self.stochastic)
         self.work = Work(flops=passes * rows * T * network_flops(D, C, H), bytes=(2 if backward else 1) * (states + self._weight_bytes()))
 
@@ -112,6 +127,8 @@ class Chain(_WithDenoiser):
 
         def outputs(inputs, noise):
             start = (inputs["y_T"], inputs["context"], self.table, noise)
+            if "groups" in inputs:
+                return self._named(*eager.sample_indexed_chains(self.baselines, *start[:2], inputs["groups"], self.table, noise, step))
             if self.denoiser.groups is not None:
                 return self._named(*eager.sample_class_chains(self.baselines, *start, step))
             return self._named(*eager.sample_chain(self.baselines[0], *start, self.stochastic, step)[:2])
@@ -119,7 +136,8 @@ class Chain(_WithDenoiser):
         return outputs
 
     def ours(self, inputs, draws, module):
-        return self._named(*ops.sample_chain(*inputs.values(), module, self.table, draws=draws if self.stochastic else None)[:2])
+        given = {"draws": draws if self.stochastic else None, "groups": inputs.get("groups")}
+        return self._named(*ops.sample_chain(inputs["y_T"], inputs["context"], module, self.table, **given)[:2])
 
 
 class Sleep(_WithDenoiser, _Noised):

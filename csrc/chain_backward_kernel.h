@@ -64,33 +64,33 @@ DDVI_INLINE void step_backward(const ChainArguments& c, const Tile& tile, int64_
 
 template <class P>
 void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& tile, const PartialLayout& layout, float* partial) {
-  const int64_t row = tile.group * c.rows + tile.row, all_rows = c.groups * c.rows, width = c.latent;
+  const int64_t width = c.latent, plane = c.rows * width;
   const int64_t floats = activation_floats<P>(net.inputs, net.hidden) + P::panel_floats(net.hidden) + backward_floats<P>(net.hidden) + ascent_floats(c) + 256;
   Carver carver{ddvi::scratch(ddvi::kTileSlot, (size_t)floats)};
   const Activations<P> a = carve_activations<P>(carver, net.inputs, net.hidden, net.residual, true);
   const BackwardScratch<P> scratch = carve_backward<P>(carver, net.hidden);
   const Ascent s = carve_ascent(carver, c);
-  const TileDraws draws(c.draws, row);
+  const TileDraws draws(c.draws, tile);
   NetworkGradient sums{partial + layout.hidden, partial + layout.first_turned, partial + layout.last, partial + layout.last_bias};
   NetworkGradient* gradient = c.d_hidden ? &sums : nullptr;
 
   // `output` is a buffer for an upstream gradient before a step needs it.
   auto add_upstream = [&](const float* rows) {
-    gather(rows + row * width, tile.samples, width, s.output);
+    gather(rows, tile, width, s.output);
     for (int64_t i = 0; i < width * kTile; ++i) s.carried[i] += s.output[i];
   };
   for (int64_t i = 0; i < width * kTile; ++i) s.carried[i] = 0.0f;
   for (int64_t i = 0; i < c.context_width * kTile; ++i) s.d_context[i] = 0.0f;
   if (c.z_upstream) add_upstream(c.z_upstream);
-  for (int64_t i = 0; i < kTile; ++i) s.path_upstream[i] = c.path_upstream && i < tile.samples ? c.path_upstream[row + i] : 0.0f;
-  if (c.context_width) gather(c.context + row * c.context_width, tile.samples, c.context_width, a.input + width * kTile);
-  gather(c.trajectory + (c.steps * all_rows + row) * width, tile.samples, width, a.input);
+  for (int64_t i = 0; i < kTile; ++i) s.path_upstream[i] = c.path_upstream && i < tile.samples ? c.path_upstream[tile.row(i)] : 0.0f;
+  if (c.context_width) gather(c.context, tile, c.context_width, a.input + width * kTile);
+  gather(c.trajectory + c.steps * plane, tile, width, a.input);
 
   for (int64_t step = 0; step < c.steps; ++step) {
     const int64_t entry = c.steps - step;  // index of the state after this step
-    if (c.trajectory_upstream) add_upstream(c.trajectory_upstream + entry * all_rows * width);
+    if (c.trajectory_upstream) add_upstream(c.trajectory_upstream + entry * plane);
     std::memcpy(s.following, a.input, (size_t)(width * kTile) * sizeof(float));
-    gather(c.trajectory + ((entry - 1) * all_rows + row) * width, tile.samples, width, a.input);
+    gather(c.trajectory + (entry - 1) * plane, tile, width, a.input);
     if (c.noise_source != kNoNoise) step_noise(c, tile, draws, step, s.noise);
     network_hidden(net, StepBias{c.time_table + (tile.group * c.steps + step) * 4 * net.hidden, net.hidden}, a, tile.columns);
     if (c.d_coefficients)
@@ -98,7 +98,7 @@ void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& t
         for (size_t i = 0; i < sizeof(v) / sizeof(v[0]); ++i) store(s.output + (d + i) * kTile + column, v[i]);
       });
     step_backward(c, tile, step, a.input, s, c.d_coefficients ? partial + layout.columns + 5 * step : nullptr);
-    if (c.d_noise) scatter(s.noise, tile.samples, width, c.d_noise + (step * all_rows + row) * width);
+    if (c.d_noise) scatter(s.noise, tile, width, c.d_noise + step * plane);
     float* table = partial + layout.table + step * 4 * net.hidden;
     auto add_to_table = [&](int64_t layer, const auto& panel) {
       if (!gradient) return;
@@ -121,8 +121,8 @@ void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& t
     });
   }
   if (c.trajectory_upstream) add_upstream(c.trajectory_upstream);
-  if (c.d_start) scatter(s.carried, tile.samples, width, c.d_start + row * width);
-  if (c.d_context) scatter(s.d_context, tile.samples, c.context_width, c.d_context + row * c.context_width);
+  if (c.d_start) scatter(s.carried, tile, width, c.d_start);
+  if (c.d_context) scatter(s.d_context, tile, c.context_width, c.d_context);
 }
 
 template <class P>

@@ -10,16 +10,15 @@
 
 template <class P>
 void forward_tile(const ChainArguments& c, const Network<P>& net, const Tile& tile) {
-  const int64_t row = tile.group * c.rows + tile.row, all_rows = c.groups * c.rows;
   const int64_t padded = (c.latent + 3) / 4 * 4;
   Carver carver{ddvi::scratch(ddvi::kTileSlot, (size_t)(activation_floats<P>(net.inputs, net.hidden) + (padded + 1) * kTile))};
   Activations<P> a = carve_activations<P>(carver, net.inputs, net.hidden, net.residual, false);
   float* noise = carver.take(padded * kTile);
   float* path = carver.take(kTile);  // twice the path log-ratio, without its constant
-  const TileDraws draws(c.draws, row);
-  gather(c.start + row * c.latent, tile.samples, c.latent, a.input);
-  if (c.context_width) gather(c.context + row * c.context_width, tile.samples, c.context_width, a.input + c.latent * kTile);
-  if (c.trajectory) scatter(a.input, tile.samples, c.latent, c.trajectory + row * c.latent);
+  const TileDraws draws(c.draws, tile);
+  gather(c.start, tile, c.latent, a.input);
+  if (c.context_width) gather(c.context, tile, c.context_width, a.input + c.latent * kTile);
+  if (c.trajectory) scatter(a.input, tile, c.latent, c.trajectory);
   for (int64_t i = 0; i < kTile; ++i) path[i] = 0.0f;
   double constant = 0.0;
 
@@ -46,21 +45,17 @@ void forward_tile(const ChainArguments& c, const Network<P>& net, const Tile& ti
         store(state, following);
       }
     });
-    if (c.trajectory) scatter(a.input, tile.samples, c.latent, c.trajectory + ((c.steps - step) * all_rows + row) * c.latent);
+    if (c.trajectory) scatter(a.input, tile, c.latent, c.trajectory + (c.steps - step) * c.rows * c.latent);
   }
-  scatter(a.input, tile.samples, c.latent, c.z + row * c.latent);
+  scatter(a.input, tile, c.latent, c.z);
   if (c.path)
-    for (int64_t i = 0; i < tile.samples; ++i) c.path[row + i] = (float)(0.5 * (path[i] + constant));
+    for (int64_t i = 0; i < tile.samples; ++i) c.path[tile.row(i)] = (float)(0.5 * (path[i] + constant));
 }
 
 template <class P>
 void forward_as(const ChainArguments& c) {
-  const Split split = Split::by_threads(c.groups, c.rows, c.threads);
   const float* packed = pack_weights<P>(c, false);
-  ddvi::parallel_for(c.threads, c.groups * split.tiles, [&](int64_t item) {
-    const int64_t group = item / split.tiles;
-    forward_tile(c, group_network<P>(c, group, packed), split.tile(group, item % split.tiles, c.rows));
-  });
+  for_each_tile(c, [&](const Tile& tile) { forward_tile(c, group_network<P>(c, tile.group, packed), tile); });
 }
 
 inline void chain_forward(const ChainArguments& c) {

@@ -80,7 +80,7 @@ void forward(const DenseArguments& d) {
       float* turned = part + kChunk * kTile;
       const Operand weight = Layout::weight_rows(d.weight, d.inputs, first, count, turned + kChunk * kTile);
       for (int64_t p = 0; p < run.panels(); ++p) {
-        const TileDraws draws(d.draws, run.start(p));
+        const TileDraws draws(d.draws, Tile{0, run.start(p), run.count(p), kTile, nullptr});
         gemm<typename Layout::Op, kTallRows, kTallVectors>(weight.data, weight.row_stride, weight.column_stride, panels + p * panel_floats, kTile, count,
                                                            weight.depth, run.count(p), Activate{d, d.rate > 0 ? &draws : nullptr, first, part});
         write_rows(part, turned, run.count(p), d.outputs, first, count, d.out + run.start(p) * d.outputs);

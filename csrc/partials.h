@@ -59,16 +59,22 @@ void reduce_partials(const Arguments& c, const PartialLayout& layout, const floa
 // weights (absent ones are skipped) and of the table `d_columns` (T, 5).
 template <class Arguments, class Backward>
 void sum_over_tiles(const Arguments& c, float* d_columns, const Backward& backward) {
-  const Split split = Split::by_shape(c.rows);
-  const int64_t chunks = std::max<int64_t>(1, std::min(split.tiles, 16 / c.groups));
+  int64_t most_tiles = 1;
+  for (int64_t group = 0; group < c.groups; ++group) {
+    const Segment part = segment(c, group);
+    most_tiles = std::max(most_tiles, tile_count(part, tile_size_by_shape(part.rows())));
+  }
+  const int64_t chunks = std::max<int64_t>(1, std::min(most_tiles, 16 / c.groups));
   const PartialLayout layout(c);
   float* partials = ddvi::scratch(ddvi::kPartialSlot, (size_t)(c.groups * chunks * layout.size));
   ddvi::parallel_for(c.threads, c.groups * chunks, [&](int64_t item) {
     const int64_t group = item / chunks, chunk = item % chunks;
     float* partial = partials + item * layout.size;
     std::memset(partial, 0, (size_t)layout.size * sizeof(float));
-    for (int64_t index = split.tiles * chunk / chunks; index < split.tiles * (chunk + 1) / chunks; ++index)
-      backward(split.tile(group, index, c.rows), layout, partial);
+    const Segment part = segment(c, group);
+    const int64_t size = tile_size_by_shape(part.rows()), tiles = tile_count(part, size);
+    for (int64_t index = tiles * chunk / chunks; index < tiles * (chunk + 1) / chunks; ++index)
+      backward(make_tile(c, group, index, size), layout, partial);
   });
   reduce_partials(c, layout, partials, chunks, d_columns);
 }

@@ -12,7 +12,7 @@
 
 // The position of the first row whose step is not in [0, T), or -1.
 static int64_t misplaced(const SleepArguments& s) {
-  for (int64_t row = 0; row < s.groups * s.rows; ++row)
+  for (int64_t row = 0; row < s.rows; ++row)
     if ((uint64_t)s.t[row] >= (uint64_t)s.steps) return row;
   return -1;
 }

@@ -54,20 +54,20 @@ DDVI_INLINE vf slope(int64_t loss, vf e) {
 // Fills all inputs of the network; padding columns are at step 0 and contain only noise.
 template <class P>
 void noise_tile(const SleepArguments& c, const Tile& tile, const Activations<P>& a, Regression& s) {
-  const int64_t row = tile.group * c.rows + tile.row, width = c.latent, table_row = 4 * c.hidden_width;
+  const int64_t width = c.latent, table_row = 4 * c.hidden_width;
   for (int64_t i = 0; i < kTile; ++i) {
-    s.step[i] = i < tile.samples ? c.t[row + i] : 0;
+    s.step[i] = i < tile.samples ? c.t[tile.row(i)] : 0;
     for (int64_t k = 0; k < 5; ++k) s.columns[k * kTile + i] = c.table[5 * s.step[i] + k];
   }
-  gather(c.x0 + row * width, tile.samples, width, s.clean);
-  if (c.noise) gather(c.noise + row * width, tile.samples, width, s.noise);
-  else TileDraws(c.draws, row).normals(c.draws.seed, kSleepNoise, width, tile.columns, s.noise);
+  gather(c.x0, tile, width, s.clean);
+  if (c.noise) gather(c.noise, tile, width, s.noise);
+  else TileDraws(c.draws, tile).normals(c.draws.seed, kSleepNoise, width, tile.columns, s.noise);
   for (int64_t d = 0; d < width; ++d)
     for (int64_t column = 0; column < tile.columns; column += kLanes) {
       const int64_t place = d * kTile + column;
       store(a.input + place, load(s.columns + column) * load(s.clean + place) + load(s.columns + kTile + column) * load(s.noise + place));
     }
-  if (c.context_width) gather(c.context + row * c.context_width, tile.samples, c.context_width, a.input + width * kTile);
+  if (c.context_width) gather(c.context, tile, c.context_width, a.input + width * kTile);
   const float* rows = c.time_table + tile.group * c.steps * table_row;
   auto row_of = [&](int64_t i) DDVI_INLINE_CLOSURE { return rows + s.step[i] * table_row; };
   transpose_rows(row_of, (tile.samples + 15) / 16 * 16, table_row, s.bias, kTile);
@@ -97,15 +97,14 @@ void sleep_forward_tile(const SleepArguments& c, const Network<P>& net, const Ti
   errors(c, net, tile, a, s, [&](int64_t, int64_t column, vf error) DDVI_INLINE_CLOSURE {
     store(s.sums + column, load(s.sums + column) + penalty(c.loss, error));
   });
-  float* value = c.value + tile.group * c.rows + tile.row;
-  for (int64_t i = 0; i < tile.samples; ++i) value[i] = s.columns[4 * kTile + i] * s.sums[i];
+  for (int64_t i = 0; i < tile.samples; ++i) c.value[tile.row(i)] = s.columns[4 * kTile + i] * s.sums[i];
 }
 
 // Backward through the loss: from the errors to the gradient of the output, and the terms of the table's gradient from target and weight.
 DDVI_INLINE void loss_backward(const SleepArguments& c, const Tile& tile, const Regression& s) {
-  const float* upstream = c.upstream + tile.group * c.rows + tile.row;
+  gather(c.upstream, tile, 1, s.sums);
   for (int64_t column = 0; column < tile.columns; column += kLanes) {
-    const vf above = load_some(upstream + column, tile.samples - column), scale = above * load(s.columns + 4 * kTile + column);
+    const vf above = load(s.sums + column), scale = above * load(s.columns + 4 * kTile + column);
     vf weighted_clean = {}, weighted_noise = {}, total = {};
     for (int64_t d = 0; d < c.latent; ++d) {
       const int64_t place = d * kTile + column;
@@ -152,7 +151,7 @@ inline const float* unpacked(const BFloat16::Panel& panel, int64_t hidden, int64
 
 template <class P>
 void sleep_backward_tile(const SleepArguments& c, const Network<P>& net, const Tile& tile, const PartialLayout& layout, float* partial) {
-  const int64_t row = tile.group * c.rows + tile.row, hidden = net.hidden, samples = tile.samples;
+  const int64_t hidden = net.hidden, samples = tile.samples;
   const int64_t floats = activation_floats<P>(net.inputs, hidden) + P::panel_floats(hidden) + backward_floats<P>(hidden) + regression_floats(c) +
                          2 * hidden * kTile + 256;
   Carver carver{ddvi::scratch(ddvi::kTileSlot, (size_t)floats)};
@@ -179,21 +178,17 @@ void sleep_backward_tile(const SleepArguments& c, const Network<P>& net, const T
     for (size_t i = 0; i < sizeof(v) / sizeof(v[0]); ++i) store(s.d_input + (d + i) * kTile + column, v[i]);
   });
   noising_backward(c, tile, s);
-  if (c.d_x0) scatter(s.clean, samples, c.latent, c.d_x0 + row * c.latent);
-  if (c.d_noise) scatter(s.noise, samples, c.latent, c.d_noise + row * c.latent);
-  if (c.d_context) scatter(s.d_input + c.latent * kTile, samples, c.context_width, c.d_context + row * c.context_width);
+  if (c.d_x0) scatter(s.clean, tile, c.latent, c.d_x0);
+  if (c.d_noise) scatter(s.noise, tile, c.latent, c.d_noise);
+  if (c.d_context) scatter(s.d_input + c.latent * kTile, tile, c.context_width, c.d_context);
   for (int64_t i = 0; i < samples; ++i)
     for (int64_t k = 0; k < 5; ++k) partial[layout.columns + 5 * s.step[i] + k] += s.sums[k * kTile + i];
 }
 
 template <class P>
 void sleep_forward_as(const SleepArguments& c) {
-  const Split split = Split::by_threads(c.groups, c.rows, c.threads);
   const float* packed = pack_weights<P>(c, false);
-  ddvi::parallel_for(c.threads, c.groups * split.tiles, [&](int64_t item) {
-    const int64_t group = item / split.tiles;
-    sleep_forward_tile(c, group_network<P>(c, group, packed), split.tile(group, item % split.tiles, c.rows));
-  });
+  for_each_tile(c, [&](const Tile& tile) { sleep_forward_tile(c, group_network<P>(c, tile.group, packed), tile); });
 }
 
 template <class P>

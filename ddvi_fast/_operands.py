@@ -1,6 +1,7 @@
 """Operands of the operations around the denoiser as named tuples, in the order of the operators' schemas.
 
-Shapes: R rows of D latent dimensions, C context columns, hidden width H, T steps; `..` is empty or one group axis G.
+Shapes: R rows of D latent dimensions, C context columns, hidden width H, T steps; `..` is empty or one group axis G. With an index that
+gives each row its group, weights have the group axis and rows have none.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class ChainOperands(NamedTuple):
     time_table: Tensor  # [.., T, 4, H]
     coefficients: Tensor  # [T, 5]
     noise: Tensor | None  # [T, .., R, D]
+    order: Tensor | None  # int64 [R]: the rows sorted by group, where they have an index
+    starts: Tensor | None  # int64 [G + 1]: where each group starts in `order`
     state: Tensor | None  # int64 [2] on the device: seed and first draw index
     offset: int  # added to the first draw index
     rows_per_sample: int
@@ -91,6 +94,8 @@ class SleepOperands(NamedTuple):
     time_table: Tensor  # [.., T, 4, H]
     table: Tensor  # [T, 5]: signal, deviation, c0, c1, weight
     noise: Tensor | None  # [.., R, D]
+    order: Tensor | None  # as in `ChainOperands`
+    starts: Tensor | None
     state: Tensor | None  # int64 [2] on the device: seed and first draw index
     offset: int  # added to the first draw index
     rows_per_sample: int

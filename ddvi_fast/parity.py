@@ -36,6 +36,9 @@ CHAIN_SHAPES = (
     (64, 100, 3, 0, 64, None),
 )
 SMALL_CHAIN_SHAPES = ((0, 2, 2, 2, 64, None), (1, 2, 1, 0, 64, None), (3, 3, 2, 2, 64, None), (5, 2, 5, 7, 64, 2), (19, 2, 3, 2, 128, None))
+# The same for rows with an index of their groups: N counts the rows of all groups, of which the second has none.
+INDEXED_SHAPES = ((0, 2, 2, 2, 64, 3), (1, 3, 1, 0, 64, 10), (65, 2, 16, 7, 128, 3), (257, 5, 2, 2, 64, 10), (1000, 2, 3, 64, 256, 4))
+SMALL_INDEXED_SHAPES = ((0, 2, 2, 2, 64, 3), (3, 2, 5, 0, 64, 4), (70, 2, 2, 7, 64, 3))
 NOISE_SHAPES = ((0, 2), (1, 1), (2, 65, 3), (257, 16), (1000, 33), (63, 64))
 ELBO_SHAPES = ((0, 3), (1, 1), (3, 7, 17), (65, 784), (1000, 2))
 KDE_SHAPES = ((0, 3, 2), (1, 1, 1), (2, 63, 3), (65, 64, 5), (5, 1100, 2), (3, 513, 64), (257, 1000, 16), (64, 65, 33))
@@ -178,6 +181,19 @@ def timesteps(shape: tuple[int, ...], num_steps: int) -> Tensor:
     return rng.formula("words", Draws(8), (*shape, 1), 0)[0, ..., 0] % num_steps
 
 
+def row_groups(shape: tuple[int, ...], num_groups: int) -> Tensor:
+    """Random groups of rows, int64 of a shape; the second of three or more groups is empty."""
+    groups = rng.formula("words", Draws(6), (*shape, 1), 0)[0, ..., 0] % num_groups
+    return torch.where(groups == 1, 0, groups) if num_groups > 2 else groups
+
+
+def free_table(steps: int) -> Tensor:
+    """A table of the chain [steps, 5] whose columns do not depend on each other: no schedule gives it (docs/method.md, section 7)."""
+    weight_state, weight_output, deviation, scale, beta = normals(4, 5, steps)
+    columns = (0.9 + 0.05 * weight_state, 0.3 + 0.1 * weight_output, 0.5 * (0.3 * deviation).exp(), 0.9 + 0.05 * scale, 0.5 * (0.3 * beta).exp())
+    return torch.stack(columns, dim=1)
+
+
 def plain_case(operation: str, name: str, function: Callable[..., Tensor], constants: tuple[str, ...] = (), **inputs: Tensor) -> Case:
     """Case of a function with one result."""
     return Case(operation, name, lambda: (inputs, lambda **given: {"value": function(**given)}), constants)
@@ -215,48 +231,62 @@ class _With:
         return ChainWeights(given["first"], given["hidden"], given["last"], given["last_bias"], table)
 
 
-def _network(shape: tuple, residual: bool | None, samples: tuple[int, ...]) -> tuple[ResidualMLP, dict[str, Tensor], tuple[int, ...]]:
+def _network(shape: tuple, residual: bool | None, samples: tuple[int, ...], indexed: bool) -> tuple[ResidualMLP, dict[str, Tensor], tuple[int, ...]]:
     """A denoiser, its parameters and a context by name, and the shape of the rows."""
     rows, steps, latent, context_width, hidden, groups = shape
     denoiser = denoisers.ResidualMLP(latent, context_width, steps, hidden, groups=groups, residual=residual, draws=Draws(7))
     inputs = {name: parameter.detach() for name, parameter in denoiser.named_parameters()}
-    lead = (*samples, rows) if groups is None else (groups, *samples, rows)
+    lead = (*samples, rows) if groups is None or indexed else (groups, *samples, rows)
     if context_width:
         inputs["context"] = normals(2, *lead, context_width)
     return denoiser, inputs, lead
 
 
-def chain_case(shape: tuple, source: str, residual: bool | None = None, samples: tuple[int, ...] = ()) -> Case:
-    """Chain of a shape (N, T, D, C, H, G) for some leading axes of samples, with noise that is ``given`` or ``drawn``, or ``deterministic``."""
+def chain_case(shape: tuple, source: str, residual: bool | None = None, samples: tuple[int, ...] = (), indexed: bool = False) -> Case:
+    """Chain of a shape (N, T, D, C, H, G) for some leading axes of samples, with noise that is ``given`` or ``drawn``, or ``deterministic``.
+
+    With an index of groups the axis G of the rows is absent, and the table of a stochastic chain is free.
+    """
     steps, latent = shape[1:3]
 
     def make():
-        denoiser, inputs, lead = _network(shape, residual, samples)
+        denoiser, inputs, lead = _network(shape, residual, samples, indexed)
         inputs["y_T"] = normals(1, *lead, latent)
         inputs["coefficients"] = schedules.make("cosine", steps).coefficients("v", eta=0.0 if source == "deterministic" else 1.0)
+        if indexed and source != "deterministic":
+            inputs["coefficients"] = free_table(steps)
         if source == "given":
             inputs["noise"] = normals(3, steps, *lead, latent)
 
         def call(y_T, coefficients, context=None, noise=None, precision=None, **parameters):
             draws = Draws((1 << 63) + 5, 77) if source == "drawn" else None
             network, options = _With(denoiser, parameters), {"draws": draws, "noise": noise, "precision": precision}
+            options["groups"] = row_groups(lead, shape[-1]).to(y_T.device) if indexed else None
             sample = ops.sample_chain(y_T, context, network, coefficients, return_trajectory=source != "drawn", **options)
             return {name: value for name, value in sample._asdict().items() if value is not None}
 
         return inputs, call
 
-    return Case("chain", f"{shape} {source}", make, floor=5e-6 * max(1.0, steps / 20))  # differences grow along the steps
+    return Case("chain", f"{shape} {source}{' indexed' * indexed}", make, floor=5e-6 * max(1.0, steps / 20))  # differences grow along the steps
 
 
-def sleep_case(shape: tuple, source: str, loss: str, parametrisation: str, residual: bool | None = None, samples: tuple[int, ...] = ()) -> Case:
+def sleep_case(
+    shape: tuple,
+    source: str,
+    loss: str,
+    parametrisation: str,
+    residual: bool | None = None,
+    samples: tuple[int, ...] = (),
+    indexed: bool = False,
+) -> Case:
     """Regression of a shape (N, T, D, C, H, G) for some leading axes of samples, with noise that is ``given`` or ``drawn``.
 
-    Its table is that of a parametrisation, or of normals for ``random``.
+    Its table is that of a parametrisation, or of normals for ``random``. With an index of groups the axis G of the rows is absent.
     """
     steps, latent = shape[1:3]
 
     def make():
-        denoiser, inputs, lead = _network(shape, residual, samples)
+        denoiser, inputs, lead = _network(shape, residual, samples, indexed)
         inputs["x0"] = normals(1, *lead, latent)
         inputs["table"] = normals(4, steps, 5) if parametrisation == "random" else _regression_table(steps, parametrisation, latent)
         if source == "given":
@@ -265,11 +295,12 @@ def sleep_case(shape: tuple, source: str, loss: str, parametrisation: str, resid
         def call(x0, table, context=None, noise=None, precision=None, **parameters):
             t, draws = timesteps(lead, steps).to(x0.device), Draws((1 << 63) + 11, 12) if source == "drawn" else None
             options = {"loss": loss, "draws": draws, "noise": noise, "precision": precision}
+            options["groups"] = row_groups(lead, shape[-1]).to(x0.device) if indexed else None
             return {"value": ops.regression(x0, t, context, _With(denoiser, parameters), table, **options)}
 
         return inputs, call
 
-    return Case("sleep", f"{shape} {source} {loss} {parametrisation}", make, floor=1e-5)
+    return Case("sleep", f"{shape} {source} {loss} {parametrisation}{' indexed' * indexed}", make, floor=1e-5)
 
 
 def _regression_table(steps: int, parametrisation: str, latent: int) -> Tensor:
@@ -314,14 +345,23 @@ def _noise_cases(small: bool) -> Iterator[Case]:
 
 
 def _chain_cases(small: bool) -> Iterator[Case]:
-    shapes = SMALL_CHAIN_SHAPES if small else CHAIN_SHAPES
-    return (chain_case(shape, source) for shape in shapes for source in ("given", "drawn", "deterministic"))
+    for indexed, shapes in _denoiser_shapes(small):
+        for shape in shapes:
+            for source in ("given", "drawn", "deterministic"):
+                yield chain_case(shape, source, indexed=indexed)
+
+
+def _denoiser_shapes(small: bool) -> Iterator[tuple[bool, tuple]]:
+    """Shapes of chains and regressions, and whether the rows have an index of their groups."""
+    yield False, SMALL_CHAIN_SHAPES if small else CHAIN_SHAPES
+    yield True, SMALL_INDEXED_SHAPES if small else INDEXED_SHAPES
 
 
 def _sleep_cases(small: bool) -> Iterator[Case]:
-    for number, shape in enumerate(SMALL_CHAIN_SHAPES if small else CHAIN_SHAPES):
-        for source in ("given", "drawn"):
-            yield sleep_case(shape, source, ops.LOSSES[number % 3], schedules.PARAMETRISATIONS[number % 4])
+    for indexed, shapes in _denoiser_shapes(small):
+        for number, shape in enumerate(shapes):
+            for source in ("given", "drawn"):
+                yield sleep_case(shape, source, ops.LOSSES[number % 3], schedules.PARAMETRISATIONS[number % 4], indexed=indexed)
 
 
 def _elbo_cases(small: bool) -> Iterator[Case]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddvi_fast._operands import ChainOperands
 from ddvi_fast.kernels.chain_backward import backward
 from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes, forward_options, unusable_denoiser, variants
-from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded
+from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded, tile_rows
 from ddvi_fast.kernels.network import bias_relu, hidden_product, load_matrix, narrow, run_forward, widen
 from ddvi_fast.kernels.rng import draw_index, step_noise
 
@@ -32,30 +32,32 @@ def _network_on_chip(
     return narrow(x4, last, 1, H, D, D_PAD, H)
 
 
-@triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "zero"])
+@triton.jit(do_not_specialize=["offset", "groups", "rows", "rows_per_sample", "steps", "zero"])
 def chain_fwd_kernel(
     y_T,  # [G, R, D]
     context,  # [G, R, C] or None
     first, hidden, last, last_bias, time_table,  # [G, H, D + C], [G, 3, H, H], [G, D, H], [G, D], [G, T, 4, H]
     coefficients,  # [T, 5]
     noise,  # [T, G, R, D] or None
+    order, starts,  # [R] and [G + 1], or None; with an index the arrays of rows have no axis G
     state,  # [2] or None
     z,  # [G, R, D]
     path,  # [G, R] or None
     trajectory,  # [T + 1, G, R, D] or None
     scratch,  # [G, tiles, 2, BN, H] or None
-    offset, rows, rows_per_sample, steps, zero,
+    offset, groups, rows, rows_per_sample, steps, zero,
     D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BN: tl.constexpr,
     BH: tl.constexpr, BK: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """Run all steps of BN rows of a network. Without `scratch` the hidden matrices are loaded once and stay on chip.
+    """Run all steps of at most BN rows of a network. Without `scratch` the hidden matrices are loaded once and stay on chip.
 
     `zero` is 0; it keeps the loads of the small layers inside the loop, because moved out of it they would fill the registers.
     """
-    group, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
-    local = tile * BN + tl.arange(0, BN)
-    present = local < rows
-    row = group * rows + local
+    lane, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    group, _, _, present, row = tile_rows(order, starts, lane, groups, rows, 0, rows, tile, BN)
+    if starts is not None:
+        if tl.max(present.to(tl.int32), axis=0) == 0:
+            return
     columns = tl.arange(0, D_PAD)
     inside = present[:, None] & (columns < D)[None, :]
     place = row[:, None] * D + columns[None, :]
@@ -80,7 +82,7 @@ def chain_fwd_kernel(
     if scratch is None:
         w0, w1, w2 = load_matrix(hidden, H), load_matrix(hidden + H * H, H), load_matrix(hidden + 2 * H * H, H)
     else:
-        mine = scratch + (group * tl.num_programs(0) + tile) * 2 * BN * H
+        mine = scratch + (lane * tl.num_programs(0) + tile) * 2 * BN * H
     for i in range(steps):
         step = steps - 1 - i
         k = coefficients + 5 * step
@@ -124,21 +126,22 @@ def forward(operands: ChainOperands, keep_trajectory: bool) -> tuple[Tensor, Ten
         `z` [.., R, D]; the path log-ratio [.., R] in nats, None for a deterministic chain; and, where it is kept, the trajectory
         [T + 1, .., R, D], start first.
     """
-    y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, _, offset, rows_per_sample, residual, precision = operands
-    sizes, state = Sizes.of(y_T, context, first, coefficients), operands.drawn_from
-    z = y_T.new_empty(y_T.shape)
-    path = None if noise is None and state is None else y_T.new_empty(y_T.shape[:-1])
-    trajectory = y_T.new_empty((sizes.steps + 1, *y_T.shape)) if keep_trajectory else None
+    y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, order, starts, _, offset, each, residual, precision = operands
+    sizes, state = Sizes.of(y_T, context, first, coefficients, starts), operands.drawn_from
+    z = sizes.empty(y_T, *y_T.shape)
+    path = None if noise is None and state is None else sizes.empty(y_T, *y_T.shape[:-1])
+    trajectory = sizes.empty(y_T, sizes.steps + 1, *y_T.shape) if keep_trajectory else None
     if z.numel() == 0:
         return z, path, trajectory
     options = forward_options(architecture(y_T.device), sizes.hidden, sizes.latent, precision)
-    grid = (triton.cdiv(sizes.rows, options["BN"]), sizes.groups)
+    grid = (sizes.tiles(sizes.rows, options["BN"]), sizes.lanes)
     keep = options.pop("KEEP")
     hidden = hidden.to(PRODUCTS[precision][0])
-    scratch = None if keep else hidden.new_empty((sizes.groups, grid[0], 2, options["BN"], sizes.hidden))
+    scratch = None if keep else hidden.new_empty((sizes.lanes, grid[0], 2, options["BN"], sizes.hidden))
     launch(
-        chain_fwd_kernel, grid, y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, state, z, path, trajectory, scratch,
-        offset, sizes.rows, max(1, rows_per_sample), sizes.steps, 0, **sizes.constexprs(residual, precision, dots=not keep), **options,
+        chain_fwd_kernel, grid,
+        y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, order, starts, state, z, path, trajectory, scratch,
+        offset, sizes.groups, sizes.rows, max(1, each), sizes.steps, 0, **sizes.constexprs(residual, precision, dots=not keep), **options,
     )  # fmt: skip
     return z, path, trajectory
 
@@ -147,5 +150,5 @@ def compilations() -> Iterator[Compilation]:
     """Representative variants for ahead-of-time compilation: drawn noise, with a trajectory."""
     for name, sizes, precision in variants():
         *tensors, state = sizes.meta_tensors()
-        operands = ChainOperands(*tensors, None, state, 0, sizes.rows, True, precision)
+        operands = ChainOperands(*tensors, None, *sizes.meta_index(), state, 0, sizes.rows, True, precision)
         yield from recorded(name, forward, operands, True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from ddvi_fast.kernels.common import unusable
@@ -65,7 +66,7 @@ def one_step_options(arch: int, precision: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of one call: G networks (1 without a group axis), R rows each, D, C, H and T."""
+    """Sizes of one call: G networks (1 without a group axis), R rows of each, or of all if they have an index, D, C, H and T."""
 
     groups: int
     rows: int
@@ -73,12 +74,26 @@ class Sizes:
     context: int
     hidden: int
     steps: int
+    indexed: bool = False
 
     @classmethod
-    def of(cls, latents: Tensor, context: Tensor | None, first: Tensor, table: Tensor) -> Sizes:
+    def of(cls, latents: Tensor, context: Tensor | None, first: Tensor, table: Tensor, starts: Tensor | None) -> Sizes:
         groups = first.shape[0] if first.dim() == 3 else 1
         width = 0 if context is None else context.shape[-1]
-        return cls(groups, latents.shape[-2], latents.shape[-1], width, first.shape[-2], table.shape[0])
+        return cls(groups, latents.shape[-2], latents.shape[-1], width, first.shape[-2], table.shape[0], starts is not None)
+
+    @property
+    def lanes(self) -> int:
+        """Length of the axis of the data that counts groups: 1 for rows with an index, which have none."""
+        return 1 if self.indexed else self.groups
+
+    def tiles(self, rows: int, size: int) -> int:
+        """Most tiles of `size` that `rows` rows of a lane fill, where no tile has rows of two groups."""
+        return min(rows, (rows + self.groups * (size - 1)) // size) if self.indexed else triton.cdiv(rows, size)
+
+    def empty(self, like: Tensor, *shape: int) -> Tensor:
+        """Memory for results of rows: NaN for rows with an index, because a row whose group does not exist is never computed."""
+        return like.new_full(shape, float("nan")) if self.indexed else like.new_empty(shape)
 
     def constexprs(self, residual: bool, precision: str, dots: bool) -> dict[str, Any]:
         return {
@@ -89,14 +104,23 @@ class Sizes:
     def meta_tensors(self) -> tuple[Tensor, ...]:
         """Latents, context, the five weights, a table and a state of these sizes, without memory: operands for `common.recorded`."""
         r, d, c, h, t = self.rows, self.latent, self.context, self.hidden, self.steps
-        shapes = ((r, d), (r, c), (h, d + c), (3, h, h), (d, h), (d,), (t, 4, h), (t, 5))
+        g = (self.groups,) if self.indexed else ()
+        shapes = ((r, d), (r, c), (*g, h, d + c), (*g, 3, h, h), (*g, d, h), (*g, d), (*g, t, 4, h), (t, 5))
         return *(torch.empty(shape, device="meta") for shape in shapes), torch.empty(2, dtype=torch.int64, device="meta")
+
+    def meta_index(self) -> tuple[Tensor | None, Tensor | None]:
+        """The operands `order` and `starts` of these sizes, without memory; None without an index."""
+        if not self.indexed:
+            return None, None
+        return torch.empty(self.rows, dtype=torch.int64, device="meta"), torch.empty(self.groups + 1, dtype=torch.int64, device="meta")
 
 
 def variants() -> Iterator[tuple[str, Sizes, str]]:
     """Name, sizes and precision of the representative variants that are compiled ahead of time."""
     for precision, hidden, latent in itertools.product(("float32", "bf16"), HIDDEN, (2, 16)):
         yield f"D={latent} H={hidden} {precision}", Sizes(1, 128, latent, 2, hidden, 40), precision
+    for precision, hidden, latent in itertools.product(("float32", "bf16"), (128, 256), (2, 16)):
+        yield f"D={latent} H={hidden} {precision} indexed", Sizes(10, 128, latent, 2, hidden, 40, True), precision
 
 
 def unusable_denoiser(kernel: Any, what: str, precision: str, **tensors: Tensor | None) -> str | None:

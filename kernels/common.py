@@ -163,3 +163,52 @@ def tile_place(first, start, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexp
     row = tl.arange(0, ROWS)
     column = start + tl.arange(0, WIDTH)
     return row[:, None] * width + column[None, :], (first + row < rows)[:, None] & (column < width)[None, :]
+
+
+@triton.jit
+def group_part(starts, group, begin, count):
+    """First place of a group's rows, and their number, among the `count` rows from `begin` on of those sorted by group."""
+    low = tl.maximum(tl.load(starts + group), begin)
+    high = tl.minimum(tl.load(starts + group + 1), begin + count)
+    return low - begin, tl.maximum(high - low, 0)
+
+
+@triton.jit
+def tile_total(starts, groups, begin, count, BN: tl.constexpr):
+    """Number of tiles of at most BN rows of one group each; in order, they are those of `indexed_tile`."""
+    total = tl.cast(0, tl.int64)
+    for group in range(groups):
+        total += tl.cdiv(group_part(starts, group, begin, count)[1], BN)
+    return total
+
+
+@triton.jit
+def indexed_tile(starts, groups, begin, count, tile, BN: tl.constexpr):
+    """Group of the `tile`-th tile, the place of its first row, and the number of its rows: 0 beyond the last tile."""
+    found, first, rows, before = tl.cast(0, tl.int64), tl.cast(0, tl.int64), tl.cast(0, tl.int64), tl.cast(0, tl.int64)
+    for group in range(groups):
+        start, number = group_part(starts, group, begin, count)
+        skipped = (tile - before) * BN
+        here = (skipped >= 0) & (skipped < number)
+        found = tl.where(here, group, found)
+        first = tl.where(here, start + skipped, first)
+        rows = tl.where(here, tl.minimum(number - skipped, BN), rows)
+        before += tl.cdiv(number, BN)
+    return found, first, rows
+
+
+@triton.jit
+def tile_rows(order, starts, lane, groups, rows, begin, count, tile, BN: tl.constexpr):
+    """Rows of a tile of BN among the `count` rows from `begin` on, of the group `lane` of `rows` rows or, with an index, of all groups.
+
+    Returns:
+        The tile's group, the place of its first row after `begin`, the places [BN] of all, which of them are present, and their rows.
+    """
+    across = tl.arange(0, BN)
+    if starts is None:
+        within = tile * BN + across
+        return lane, tile * BN, within, within < count, lane * rows + begin + within
+    else:
+        group, first, here = indexed_tile(starts, groups, begin, count, tile, BN)
+        present = across < here
+        return group, first, first + across, present, tl.load(order + begin + first + across, present, 0)

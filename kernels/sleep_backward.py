@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ddvi_fast._operands import Differentiable, SleepOperands
 from ddvi_fast.kernels.chain_options import PRODUCTS, SCRATCH_BYTES, Sizes, one_step_options, variants
-from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded, splits_of
+from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded, splits_of, tile_rows
 from ddvi_fast.kernels.network import hidden_product, run_backward, run_forward
 from ddvi_fast.kernels.sleep_common import constexprs, context_tile, noised, penalty, slope
-from ddvi_fast.kernels.weight_gradient import WeightGradient
+from ddvi_fast.kernels.weight_gradient import WeightGradient, group_entries
 
 
-@triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "steps", "row_begin", "rows_here"])
+@triton.jit(do_not_specialize=["offset", "groups", "rows", "rows_per_sample", "steps", "row_begin", "rows_here"])
 def sleep_bwd_kernel(
     x0,  # [G, R, D]
     t,  # [G, R]
@@ -30,6 +30,7 @@ def sleep_bwd_kernel(
     first, hidden, last, last_bias, time_table,  # [G, H, D + C], [G, 3, H, H], [G, D, H], [G, D], [G, T, 4, H]
     table,  # [T, 5]
     noise,  # [G, R, D] or None
+    order, starts,  # [R] and [G + 1], or None; with an index the arrays of rows and entries have no axis G
     state,  # [2] or None
     upstream,  # [G, R]
     d_x0,  # [G, R, D] or None
@@ -39,7 +40,7 @@ def sleep_bwd_kernel(
     wide,  # [G, 2, E, H]
     outputs,  # [G, E, D]
     d_rows,  # [G, E, 5] or None
-    offset, rows, rows_per_sample, steps, row_begin, rows_here,
+    offset, groups, rows, rows_per_sample, steps, row_begin, rows_here,
     D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr, LOSS: tl.constexpr,
 ):  # fmt: skip
@@ -49,16 +50,17 @@ def sleep_bwd_kernel(
     fourth activation and the gradient before the first ReLU; `states` gets the noised latents, `outputs` the gradient of the network's
     output, and `d_rows` what each row adds to the gradient of its row of the table.
     """
-    group = tl.program_id(1).to(tl.int64)
-    within = tl.program_id(0) * BN + tl.arange(0, BN)
-    alive = within < rows_here
-    row = group * rows + row_begin + within
+    lane, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    group, start, within, alive, row = tile_rows(order, starts, lane, groups, rows, row_begin, rows_here, tile, BN)
+    if starts is not None:
+        if tl.max(alive.to(tl.int32), axis=0) == 0:
+            return
     first += group * H * (D + C)
     hidden += group * 3 * H * H
     last += group * D * H
     last_bias += group * D
-    begin, plane = tl.program_id(0).to(tl.int64) * BN * H, tl.cast(rows_here, tl.int64) * H
-    x1, x4 = low + (group * 7 * plane + begin), wide + (group * 2 * plane + begin)
+    begin, plane = tl.cast(start, tl.int64) * H, tl.cast(rows_here, tl.int64) * H
+    x1, x4 = low + (lane * 7 * plane + begin), wide + (lane * 2 * plane + begin)
     x2, summed, d2, d3, d4, x3, d1 = x1 + plane, x1 + 2 * plane, x1 + 3 * plane, x1 + 4 * plane, x1 + 5 * plane, x1 + 6 * plane, x4 + plane
     clean, eps, step, signal, deviation, c0, c1, weight, place, inside = noised(
         x0, t, table, noise, state, row, alive, offset, rows_per_sample, steps, D, D_PAD
@@ -75,10 +77,10 @@ def sleep_bwd_kernel(
     error = tl.where(inside, output - target, 0.0)
     above = tl.load(upstream + row, alive, 0.0)
     d_output = tl.where(inside, (above * weight)[:, None] * slope(error, LOSS), 0.0)
-    to_outputs = outputs + (group * rows_here + within)[:, None] * D + tl.arange(0, D_PAD)[None, :]
+    to_outputs = outputs + (lane * rows_here + within)[:, None] * D + tl.arange(0, D_PAD)[None, :]
     tl.store(to_outputs, d_output, inside)
     if d_rows is not None:
-        to_rows = d_rows + (group * rows_here + within) * 5
+        to_rows = d_rows + (lane * rows_here + within) * 5
         tl.store(to_rows + 4, above * tl.sum(penalty(error, LOSS), axis=1), alive)
     d_y, d_c = run_backward(
         d_output, first, hidden, last, x1, x2, x3, x4, d1, d2, d3, d4, None, alive,
@@ -108,6 +110,7 @@ def sleep_bwd_kernel(
 def sleep_bwd_kernel_step_sums(
     values,  # [G, P, E, WIDTH]
     t,  # [G, R]
+    order, starts,  # [R] and [G + 1], or None; with an index `values` and `t` have no axis G
     partial,  # [slices, G, T, layers, WIDTH]
     rows, row_begin, entries, slice_size, steps, group_stride, layers,
     WIDTH: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, PRODUCT: tl.constexpr,
@@ -122,14 +125,18 @@ def sleep_bwd_kernel_step_sums(
     plane = which // COLUMN_BLOCKS // step_blocks
     at = which // COLUMN_BLOCKS % step_blocks * BT + tl.arange(0, BT)
     across = which % COLUMN_BLOCKS * BM + tl.arange(0, BM)
-    values += group * group_stride + tl.cast(plane, tl.int64) * entries * WIDTH
-    begin = tl.cast(part, tl.int64) * slice_size
-    end = tl.minimum(begin + slice_size, entries)
+    lane = group if starts is None else 0
+    values += lane * group_stride + tl.cast(plane, tl.int64) * entries * WIDTH
+    begin, end, offset, _ = group_entries(starts, group, row_begin, entries, entries, slice_size, part, tl.num_programs(1))
     total = tl.zeros((BT, BM), tl.float32)
     for start in range(begin, end, BK):
-        entry = start + tl.arange(0, BK)
-        step = tl.load(t + group * rows + row_begin + entry, entry < end, -1)
-        x = tl.load(values + entry[:, None] * WIDTH + across[None, :], (entry < end)[:, None] & (across < WIDTH)[None, :], 0.0)
+        there = start + tl.arange(0, BK) < end
+        entry = offset + start + tl.arange(0, BK)
+        row = lane * rows + row_begin + entry
+        if starts is not None:
+            row = tl.load(order + row, there, 0)
+        step = tl.load(t + row, there, -1)
+        x = tl.load(values + entry[:, None] * WIDTH + across[None, :], there[:, None] & (across < WIDTH)[None, :], 0.0)
         total = hidden_product(tl.where(at[:, None] == step[None, :], 1.0, 0.0).to(x.dtype), x, total, PRODUCT)
     out = partial + (((part * tl.num_programs(2) + group) * steps + at[:, None]) * layers + plane) * WIDTH + across[None, :]
     mask = (at < steps)[:, None] & (across < WIDTH)[None, :]
@@ -142,18 +149,19 @@ BY_STEP = {"BT": 64, "BK": 32, "num_warps": 4, "num_stages": 2}
 class RowSums:
     """Sums of one backward pass over all rows (gradients of the weights) and over the rows of each step (gradient of the time table)."""
 
-    def __init__(self, sizes: Sizes, precision: str, t: Tensor, like: Tensor) -> None:
-        self.products = WeightGradient(replace(sizes, steps=1), precision, like)  # to these products it is a chain of one step
-        self.sizes, self.t = sizes, t
-        self.states = like.new_empty((sizes.groups, sizes.rows, sizes.latent))
+    def __init__(self, sizes: Sizes, precision: str, t: Tensor, like: Tensor, order: Tensor | None, starts: Tensor | None) -> None:
+        # To these products it is a chain of one step, without sums of tiles.
+        self.products = WeightGradient(replace(sizes, steps=1), precision, like, order, starts, 0)
+        self.sizes, self.by_step = sizes, (t, order, starts)
+        self.states = like.new_empty((sizes.lanes, sizes.rows, sizes.latent))
         self.table = like.new_zeros((self.products.slices, sizes.groups, sizes.steps, 4, sizes.hidden))
 
     def add(self, context: Tensor | None, row_begin: int, rows: int, low: Tensor, wide: Tensor, outputs: Tensor) -> None:
         """Add what the kernel wrote for some rows."""
         self.products.add(self.states, context, row_begin, rows, 0, 1, (low, wide, outputs, None))
         width = self.sizes.hidden
-        sum_by_step(low[:, 3:6], self.t, self.table[..., 1:, :], self.sizes, row_begin, rows, width, self.products.product)
-        sum_by_step(wide[:, 1:], self.t, self.table, self.sizes, row_begin, rows, width, "tf32x3")
+        sum_by_step(low[:, 3:6], *self.by_step, self.table[..., 1:, :], self.sizes, row_begin, rows, width, self.products.product)
+        sum_by_step(wide[:, 1:], *self.by_step, self.table, self.sizes, row_begin, rows, width, "tf32x3")
 
     def result(self, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Gradients of first, hidden, last, last_bias and time_table, in the shapes of these five, `like`."""
@@ -161,18 +169,29 @@ class RowSums:
         return self.products.result(like)
 
 
-def sum_by_step(values: Tensor, t: Tensor, partial: Tensor, sizes: Sizes, row_begin: int, rows: int, width: int, product: str) -> None:
-    """Add planes `values` [G, P, E, W] to the first P layers of `partial` [slices, G, T, layers, W]; both may be parts of wider tensors."""
+def sum_by_step(
+    values: Tensor,
+    t: Tensor,
+    order: Tensor | None,
+    starts: Tensor | None,
+    partial: Tensor,
+    sizes: Sizes,
+    row_begin: int,
+    rows: int,
+    width: int,
+    product: str,
+) -> None:
+    """Add planes `values` [G, P, E, W] (with an index [1, P, E, W]) to the first P layers of `partial` [slices, G, T, layers, W]; both may be parts of wider tensors."""
     slices, steps = partial.shape[0], sizes.steps
     columns = min(64, max(16, triton.next_power_of_2(width)))
     grid = (triton.cdiv(width, columns) * triton.cdiv(steps, BY_STEP["BT"]) * values.shape[1], slices, sizes.groups)
     places = (sizes.rows, row_begin, rows, triton.cdiv(rows, slices), steps, values.stride(0), partial.stride(2) // width)
-    launch(sleep_bwd_kernel_step_sums, grid, values, t, partial, *places, WIDTH=width, BM=columns, PRODUCT=product, **BY_STEP)
+    launch(sleep_bwd_kernel_step_sums, grid, values, t, order, starts, partial, *places, WIDTH=width, BM=columns, PRODUCT=product, **BY_STEP)
 
 
 def piece_rows(sizes: Sizes, low_type: torch.dtype, tile: int) -> int:
     """Number of rows of each group, a multiple of the tile, whose planes fit into `SCRATCH_BYTES`."""
-    row = sizes.groups * sizes.hidden * (7 * low_type.itemsize + 8)
+    row = sizes.lanes * sizes.hidden * (7 * low_type.itemsize + 8)
     return max(tile, SCRATCH_BYTES // row // tile * tile)
 
 
@@ -181,35 +200,35 @@ def backward(operands: SleepOperands, upstream: Tensor, needed: Differentiable) 
 
     Memory beyond the results is `chain_options.SCRATCH_BYTES`, R (D + 5) floats, and partial sums.
     """
-    x0, t, context, first, hidden, last, last_bias, time_table, table, noise, _, offset, rows_per_sample, loss, residual, precision = operands
+    x0, t, context, first, hidden, last, last_bias, time_table, table, noise, order, starts, _, offset, each, loss, residual, precision = operands
     sources = operands.differentiable
     needed = Differentiable(*(need and source is not None for need, source in zip(needed, sources, strict=True)))
     if t.numel() == 0:
         return Differentiable(*(torch.zeros_like(source) if need else None for need, source in zip(needed, sources, strict=True)))
-    sizes = Sizes.of(x0, context, first, table)
-    d_x0 = torch.empty_like(x0) if needed.latents else None
-    d_context = torch.empty_like(context) if needed.context else None
-    d_noise = torch.empty_like(noise) if needed.noise else None
-    sums = RowSums(sizes, precision, t, x0) if any(needed.weights) else None
+    sizes = Sizes.of(x0, context, first, table, starts)
+    d_x0 = sizes.empty(x0, *x0.shape) if needed.latents else None
+    d_context = sizes.empty(context, *context.shape) if needed.context else None
+    d_noise = sizes.empty(noise, *noise.shape) if needed.noise else None
+    sums = RowSums(sizes, precision, t, x0, order, starts) if any(needed.weights) else None
     table_sums = x0.new_zeros((1, sizes.groups, sizes.steps, 1, 5)) if needed.table else None
     options = one_step_options(architecture(x0.device), precision)
     hidden = hidden.to(PRODUCTS[precision][0])
     for row_begin, rows_here in splits_of(sizes.rows, piece_rows(sizes, hidden.dtype, options["BN"])):
-        low = hidden.new_empty((sizes.groups, 7, rows_here, sizes.hidden))
-        wide = x0.new_empty((sizes.groups, 2, rows_here, sizes.hidden))
-        outputs = x0.new_empty((sizes.groups, rows_here, sizes.latent))
-        d_rows = x0.new_empty((sizes.groups, 1, rows_here, 5)) if needed.table else None
+        low = hidden.new_empty((sizes.lanes, 7, rows_here, sizes.hidden))
+        wide = x0.new_empty((sizes.lanes, 2, rows_here, sizes.hidden))
+        outputs = x0.new_empty((sizes.lanes, rows_here, sizes.latent))
+        d_rows = x0.new_empty((sizes.lanes, 1, rows_here, 5)) if needed.table else None
         launch(
-            sleep_bwd_kernel, (triton.cdiv(rows_here, options["BN"]), sizes.groups),
-            x0, t, context, first, hidden, last, last_bias, time_table, table, noise, operands.drawn_from, upstream,
+            sleep_bwd_kernel, (sizes.tiles(rows_here, options["BN"]), sizes.lanes),
+            x0, t, context, first, hidden, last, last_bias, time_table, table, noise, order, starts, operands.drawn_from, upstream,
             d_x0, d_context, d_noise, None if sums is None else sums.states, low, wide, outputs, d_rows,
-            offset, sizes.rows, max(1, rows_per_sample), sizes.steps, row_begin, rows_here,
+            offset, sizes.groups, sizes.rows, max(1, each), sizes.steps, row_begin, rows_here,
             **constexprs(sizes, residual, precision, loss), **options,
         )  # fmt: skip
         if sums is not None:
             sums.add(context, row_begin, rows_here, low, wide, outputs)
         if d_rows is not None:
-            sum_by_step(d_rows, t, table_sums, sizes, row_begin, rows_here, 5, "tf32x3")
+            sum_by_step(d_rows, t, order, starts, table_sums, sizes, row_begin, rows_here, 5, "tf32x3")
     weights = (None,) * 5 if sums is None else sums.result(sources.weights)
     d_table = None if table_sums is None else table_sums.sum((0, 1)).view(table.shape)
     return Differentiable(d_x0, d_context, *weights, d_table, d_noise).only(needed)
@@ -221,5 +240,5 @@ def compilations() -> Iterator[Compilation]:
     for name, sizes, precision in variants():
         x0, *tensors, state = sizes.meta_tensors()
         t, upstream = state.new_empty(sizes.rows), x0.new_empty(sizes.rows)
-        operands = SleepOperands(x0, t, *tensors, None, state, 0, sizes.rows, "huber", True, precision)
+        operands = SleepOperands(x0, t, *tensors, None, *sizes.meta_index(), state, 0, sizes.rows, "huber", True, precision)
         yield from recorded(name, backward, operands, upstream, needed)

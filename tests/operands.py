@@ -55,7 +55,7 @@ def chain_operands(shape, residual=None, precision="float32", device="cpu", **ch
     y_T, context, weights, residual = _common(shape, residual)
     table = schedules.make("cosine", shape[1]).coefficients("v")
     noise = None if "state" in changes else normals(3, shape[1], *y_T.shape)
-    options = {"state": None, "offset": 0, "rows_per_sample": max(1, shape[0])} | changes
+    options = {"order": None, "starts": None, "state": None, "offset": 0, "rows_per_sample": max(1, shape[0])} | changes
     operands = ChainOperands(y_T, context, **weights, coefficients=table, noise=noise, residual=residual, precision=precision, **options)
     return _moved(operands, device)
 
@@ -67,7 +67,7 @@ def sleep_operands(shape, loss="squared", residual=None, precision="float32", de
     t[..., -1:] = shape[1] - 1
     noise, options = (
         None if "state" in changes else normals(3, *x0.shape),
-        {"state": None, "offset": 0, "rows_per_sample": max(1, shape[0])} | changes,
+        {"order": None, "starts": None, "state": None, "offset": 0, "rows_per_sample": max(1, shape[0])} | changes,
     )
     table = normals(4, shape[1], 5)
     operands = SleepOperands(x0, t, context, **weights, table=table, noise=noise, loss=loss, residual=residual, precision=precision, **options)

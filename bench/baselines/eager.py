@@ -81,6 +81,20 @@ def sample_class_chains(
     return torch.stack([z for z, _, _ in results]), torch.stack([path for _, path, _ in results])
 
 
+def sample_indexed_chains(
+    denoisers: Sequence[Denoiser], y: Tensor, context: Tensor, groups: Tensor, table: Tensor, noise: Tensor | None = None, step=chain_step
+) -> tuple[Tensor, Tensor]:
+    """One chain a class over the rows of that class, `groups` [N]: y [N, D], context [N, C] -> z [N, D], path [N]."""
+    order = torch.argsort(groups, stable=True)
+    rows = order.split(torch.bincount(groups, minlength=len(denoisers)).tolist())
+    parts = [
+        sample_chain(denoiser, y[own], context[own], table, None if noise is None else noise[:, own], step=step)
+        for denoiser, own in zip(denoisers, rows, strict=True)
+    ]
+    back = torch.argsort(order)
+    return torch.cat([z for z, _, _ in parts])[back], torch.cat([path for _, path, _ in parts])[back]
+
+
 def add_noise(x0: Tensor, t: Tensor, signal: Tensor, deviation: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`signal_t x0 + deviation_t noise` for x0 [N, D], t [N] and tables [T]; returns it and the noise."""
     noise = torch.randn_like(x0) if noise is None else noise

@@ -13,10 +13,11 @@ from torch import Tensor
 from ddvi_fast._operands import ChainOperands, Differentiable
 from ddvi_fast.native import denoiser, loader
 
-_INPUTS = ("start", "context", *denoiser.WEIGHTS, "coefficients", "noise")
+_SOURCES = ("start", "context", *denoiser.WEIGHTS, "coefficients", "noise")
+_INPUTS = (*_SOURCES, *denoiser.INDEX)
 _RESULTS = ("z", "path", "trajectory")
 _UPSTREAM = ("z_upstream", "path_upstream", "trajectory_upstream")
-_GRADIENTS = tuple(f"d_{name}" for name in _INPUTS)
+_GRADIENTS = tuple(f"d_{name}" for name in _SOURCES)
 _NO_NOISE, _GIVEN_NOISE, _DRAWN_NOISE = range(3)
 
 

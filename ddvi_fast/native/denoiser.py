@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ddvi_fast import _checks
 from ddvi_fast._operands import ChainOperands, Differentiable, SleepOperands
 from ddvi_fast.native import loader
 
 WEIGHTS = ("first", "hidden", "last", "last_bias", "time_table")
+INDEX = ("order", "starts")
 DRAW_FIELDS = (("seed", ctypes.c_uint64), ("first_index", ctypes.c_int64), ("rows_per_sample", ctypes.c_int64))
 _SIZES = ("groups", "rows", "latent", "context_width", "hidden_width", "steps", "residual", "bf16", "threads")
 
@@ -25,9 +27,11 @@ def fields(mode: str, inputs: Sequence[str], results: Sequence[str], gradients: 
 def arguments(structure: type[ctypes.Structure], inputs: Sequence[str], operands: ChainOperands | SleepOperands, mode: int) -> ctypes.Structure:
     """The structure of a call, with sizes, draw and pointers to `inputs` filled in."""
     latents, context, first, hidden, *_, table, _ = operands.differentiable
-    groups = latents.shape[0] if first.dim() == 3 else 1
+    groups, rows, starts = first.shape[0] if first.dim() == 3 else 1, latents.shape[:-1].numel(), operands.starts
+    if starts is not None and (int(starts[0]), int(starts[-1])) != (0, rows):
+        _checks.fail("groups", f"groups in [0, {groups})", "others")
     width = 0 if context is None else context.shape[-1]
-    sizes = (groups, *latents.shape[-2:], width, hidden.shape[-1], table.shape[0], operands.residual, operands.precision == "bf16")
+    sizes = (groups, rows, latents.shape[-1], width, hidden.shape[-1], table.shape[0], operands.residual, operands.precision == "bf16")
     draw = (*loader.position(operands.state, operands.offset), max(1, operands.rows_per_sample))
     made = structure(*sizes, torch.get_num_threads(), mode, *draw)
     loader.fill(made, inputs, operands[: len(inputs)])

@@ -15,8 +15,9 @@ from ddvi_fast.native import denoiser, loader
 
 LOSSES = ("squared", "absolute", "huber")
 
-_INPUTS = ("x0", "t", "context", *denoiser.WEIGHTS, "table", "noise")
-_GRADIENTS = tuple(f"d_{name}" for name in _INPUTS if name != "t")
+_SOURCES = ("x0", "t", "context", *denoiser.WEIGHTS, "table", "noise")
+_INPUTS = (*_SOURCES, *denoiser.INDEX)
+_GRADIENTS = tuple(f"d_{name}" for name in _SOURCES if name != "t")
 
 
 class SleepArguments(ctypes.Structure):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ def sample_chain(
     *,
     draws: Draws | DeviceDraws | None = None,
     noise: Tensor | None = None,
+    groups: Tensor | None = None,
     return_trajectory: bool = False,
     precision: str | None = None,
 ) -> ChainSample:
@@ -42,12 +44,14 @@ def sample_chain(
     Without `draws` and `noise` the chain is deterministic; then its table must have `eta = 0`.
 
     Args:
-        y_T: Start of the chain, [.., N, D]; [G, .., N, D] for a grouped denoiser.
+        y_T: Start of the chain, [.., N, D]; [G, .., N, D] for a grouped denoiser without `groups`.
         context: Context of each row, [.., N, C], broadcast against the rows of `y_T`; None for a denoiser without context.
         denoiser: The network of the chain.
         coefficients: Table [T, 5] of `NoiseSchedule.coefficients`.
         draws: Position of the rows in the run's random numbers (default None); step `i` draws from stream `CHAIN + i`.
         noise: Standard normals [T, .., N, D] instead of `draws` (default None); entry `i` belongs to 0-based step `i`.
+        groups: The group of each row, in [0, G), for a grouped denoiser, int64 [N] or [.., N] (default None: the leading axis of `y_T`). Each
+            row goes through the network of its group only; its noise and its place in the results do not depend on the group.
         return_trajectory: Whether to return every state (default False).
         precision: Precision of the hidden layers' products, ``float32``, ``tf32``, ``bf16`` or ``fp16``; sums and all other layers are
             float32. By default it is that of autocast, or without autocast float32, or tf32 where torch allows it for its own products.
@@ -58,7 +62,8 @@ def sample_chain(
         the states [T + 1, .., N, D], start first (None unless asked for).
 
     Raises:
-        InputError: The shapes do not fit, `draws` or `noise` come with a deterministic table, or neither with a stochastic one.
+        InputError: The shapes do not fit, a group does not exist, `draws` or `noise` come with a deterministic table, or neither with a
+            stochastic one. On CUDA, rows of a group that does not exist are NaN: a check would stall the device.
 
     Example:
         >>> from ddvi_fast import denoisers, rng, schedules
@@ -68,14 +73,16 @@ def sample_chain(
         >>> sample.z.shape, sample.path.shape
         (torch.Size([5, 2]), torch.Size([5]))
     """
-    check_chain(y_T, context, denoiser, coefficients)
+    check_chain(y_T, context, denoiser, coefficients, groups=groups)
     stochastic = draws is not None or noise is not None
     _check_source(coefficients, stochastic)
     if stochastic:
         check_noise(noise, draws, (coefficients.shape[0], *y_T.shape))
     y_T, context, noise = full_precision(y_T, context, noise)
     shape, weights = y_T.shape, denoiser.chain_weights()
-    start, spread = flat(y_T, weights), None if context is None else flat(spread_context(context, shape[:-1]), weights)
+    index = row_index(groups, shape[:-1], denoiser.groups)
+    grouped = weights.grouped and index.order is None
+    start, spread = flat(y_T, grouped), None if context is None else flat(spread_context(context, shape[:-1]), grouped)
     given = None if noise is None else noise.reshape(len(noise), *start.shape)
     precision, table = hidden_precision(precision, y_T.device), coefficients.to(y_T)
     tensors = {"y_T": start, "context": spread, **weights._asdict(), "coefficients": table, "noise": given}
@@ -84,11 +91,16 @@ def sample_chain(
         check_reference_precision(precision, y_T.device)
         if draws is not None:
             given = reference.chain_noise(draws, len(table), tuple(shape[:-1]), shape[-1], y_T).reshape(len(table), *start.shape)
+
+        def run(weights: ChainWeights, start: Tensor, context: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+            return reference.sample_chain(start, context, weights, table, noise, denoiser.residual, precision)
+
         with without_autocast(y_T.device):
-            z, path, trajectory = reference.sample_chain(start, spread, weights, table, given, denoiser.residual, precision)
+            z, path, trajectory = index.through(run, weights, ((start, 0), (spread, 0), (given, 1)), (0, 0, 1))
     else:
         state, offset = (None, 0) if draws is None else (draws.state(y_T.device), draws.offset)
-        operands = ChainOperands(**tensors, state=state, offset=offset, rows_per_sample=shape[-2], residual=denoiser.residual, precision=precision)
+        options = {"rows_per_sample": shape[-2], "residual": denoiser.residual, "precision": precision}
+        operands = ChainOperands(**tensors, **index._asdict(), state=state, offset=offset, **options)
         recomputes = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in operands.differentiable)
         z, path, trajectory = _chain(*operands, return_trajectory or recomputes, backend)
     states = trajectory.reshape(len(table) + 1, *shape) if return_trajectory else None
@@ -148,7 +160,7 @@ def _compute_backward(*inputs):
 
 _chain = Operator(
     "chain(Tensor y_T, Tensor? context, Tensor first, Tensor hidden, Tensor last, Tensor last_bias, Tensor time_table, Tensor coefficients, "
-    "Tensor? noise, Tensor? state, SymInt offset, SymInt rows_per_sample, bool residual, str precision, bool keep_trajectory, str backend) "
+    "Tensor? noise, Tensor? order, Tensor? starts, Tensor? state, SymInt offset, SymInt rows_per_sample, bool residual, str precision, bool keep_trajectory, str backend) "
     "-> (Tensor, Tensor, Tensor)",
     _compute,
     _fake,
@@ -158,14 +170,58 @@ _chain = Operator(
 )
 
 
-def check_chain(y: Tensor, context: Tensor | None, denoiser: ResidualMLP, table: Tensor, states: str = "y_T", name: str = "coefficients") -> None:
-    """Check that states, context and table fit the denoiser; `states` and `name` are the caller's names of states and table."""
+class RowIndex(NamedTuple):
+    """Rows sorted by their group; None where rows have no index."""
+
+    order: Tensor | None  # int64 [R]: the rows of group 0, then those of group 1, and so on
+    starts: Tensor | None  # int64 [G + 1]: where each group starts in `order`
+
+    def through(
+        self, run: Callable, weights: ChainWeights, operands: Sequence[tuple[Tensor | None, int]], axes: Sequence[int]
+    ) -> Sequence[Tensor | None]:
+        """Results of the reference `run(weights, *operands)`, or those of `reference.each_through_its_group`."""
+        if self.order is None or self.starts is None:
+            return run(weights, *(value for value, _ in operands))
+        return reference.each_through_its_group(run, weights, self.order, self.starts, operands, axes)
+
+
+def row_index(groups: Tensor | None, rows: torch.Size, count: int | None) -> RowIndex:
+    """The index of rows of shape `rows`, from the group of each; there are `count` groups."""
+    if groups is None or count is None:
+        return RowIndex(None, None)
+    ordered, order = torch.sort(groups.expand(rows).flatten(), stable=True)
+    return RowIndex(order, torch.searchsorted(ordered, torch.arange(count + 1, device=groups.device)))
+
+
+def check_chain(
+    y: Tensor,
+    context: Tensor | None,
+    denoiser: ResidualMLP,
+    table: Tensor,
+    states: str = "y_T",
+    name: str = "coefficients",
+    groups: Tensor | None = None,
+) -> None:
+    """Check that states, context, table and groups fit the denoiser; `states` and `name` are the caller's names of states and table."""
     check_latents(y, states)
     _checks.require(y.shape[-1] == denoiser.latent_dim, states, f"{denoiser.latent_dim} latent dimensions", y)
     _checks.tensor(table, name, (denoiser.num_steps, 5))
-    if denoiser.groups is not None:
+    if groups is not None:
+        _check_groups(groups, y.shape[:-1], denoiser.groups)
+    elif denoiser.groups is not None:
         _checks.require(y.dim() >= 3 and y.shape[0] == denoiser.groups, states, f"shape [{denoiser.groups}, .., N, D]", y)
     denoiser.check_context(context)
+
+
+def _check_groups(groups: Tensor, rows: torch.Size, count: int | None) -> None:
+    """Check that `groups` are int64, broadcast to `rows` and exist."""
+    _checks.require(count is not None, "groups", "None, for a denoiser without groups", groups)
+    _checks.tensor(groups, "groups", floating=False)
+    fits = groups.dtype == torch.int64 and groups.shape in (rows, rows[-1:])
+    _checks.require(fits, "groups", f"an int64 tensor of shape {list(rows)} or {list(rows[-1:])}", groups)
+    if _checks.readable(groups) and groups.numel():
+        low, high = (int(end) for end in torch.aminmax(groups))
+        _checks.require(low >= 0 and high < count, "groups", f"groups in [0, {count})", f"{low} to {high}")
 
 
 def spread_context(context: Tensor, rows: torch.Size) -> Tensor:
@@ -176,9 +232,9 @@ def spread_context(context: Tensor, rows: torch.Size) -> Tensor:
     return context.expand(*rows, context.shape[-1])
 
 
-def flat(value: Tensor, weights: reference.ChainWeights) -> Tensor:
-    """Flatten the rows: [.., N, W] to [R, W], or [G, .., N, W] to [G, R, W] for grouped weights."""
-    return value.flatten(1, -2) if weights.grouped else value.flatten(0, -2)
+def flat(value: Tensor, grouped: bool) -> Tensor:
+    """Flatten the rows: [.., N, W] to [R, W], or [G, .., N, W] to [G, R, W] where they are `grouped`."""
+    return value.flatten(1, -2) if grouped else value.flatten(0, -2)
 
 
 def _check_source(coefficients: Tensor, stochastic: bool) -> None:

@@ -8,7 +8,7 @@ from ddvi_fast import _backend, _checks, rng
 from ddvi_fast._operands import Differentiable, SleepOperands
 from ddvi_fast._operator import Operator
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.ops.chain import check_chain, flat, spread_context
+from ddvi_fast.ops.chain import check_chain, flat, row_index, spread_context
 from ddvi_fast.ops.noise import check_noise, check_timesteps
 from ddvi_fast.precision import check_reference_precision, full_precision, hidden_precision, without_autocast
 from ddvi_fast.reference import sleep as reference
@@ -30,12 +30,13 @@ def denoising_loss(
     loss: str = "huber",
     noise: Tensor | None = None,
     draws: Draws | DeviceDraws | None = None,
+    groups: Tensor | None = None,
     precision: str | None = None,
 ) -> Tensor:
     """The sleep term's regression: noise `x0` to step `t`, predict, compare (docs/method.md, section 3).
 
     Args:
-        x0: Latents [.., N, D]; [G, .., N, D] for a grouped denoiser.
+        x0: Latents [.., N, D]; [G, .., N, D] for a grouped denoiser without `groups`.
         t: 0-based timestep of each row, int64 [.., N].
         context: Context of each row, [.., N, C], broadcast against the rows of `x0`; None for a denoiser without context.
         denoiser: The network of the chain.
@@ -44,13 +45,14 @@ def denoising_loss(
         loss: Error of the prediction: ``squared``, ``absolute`` or ``huber`` (default ``huber``).
         noise: Standard normals of the shape of `x0` (default None: drawn from `draws`, stream `NOISE`).
         draws: Position of the rows in the run's random numbers (default None). Exactly one of `noise` and `draws` is needed.
+        groups: The group of each row, int64 [N] or [.., N] (default None), as in `sample_chain`.
         precision: Precision of the hidden layers' products, as in `sample_chain`.
 
     Returns:
         The loss of each row, [.., N], as the mean over latent dimensions.
 
     Raises:
-        InputError: The shapes do not fit, a timestep is outside [0, T), a name is unknown, or there is no single source of noise.
+        InputError: The shapes do not fit, a timestep or a group does not exist, a name is unknown, or there is no single source of noise.
 
     Example:
         >>> import torch
@@ -61,7 +63,7 @@ def denoising_loss(
         torch.Size([3])
     """
     table = schedule.regression_table(parametrisation, 1 / denoiser.latent_dim, dtype=_checks.tensor(x0, "x0").dtype)
-    return regression(x0, t, context, denoiser, table, loss=loss, noise=noise, draws=draws, precision=precision)
+    return regression(x0, t, context, denoiser, table, loss=loss, noise=noise, draws=draws, groups=groups, precision=precision)
 
 
 def regression(
@@ -74,12 +76,13 @@ def regression(
     loss: str = "squared",
     noise: Tensor | None = None,
     draws: Draws | DeviceDraws | None = None,
+    groups: Tensor | None = None,
     precision: str | None = None,
 ) -> Tensor:
     """Regression with any table: `weight_t sum_d rho(o_d - c0_t x0_d - c1_t eps_d)`, `o` the denoiser at `y_t = signal_t x0 + deviation_t eps`.
 
     Args:
-        x0: Latents [.., N, D]; [G, .., N, D] for a grouped denoiser.
+        x0: Latents [.., N, D]; [G, .., N, D] for a grouped denoiser without `groups`.
         t: 0-based timestep of each row, int64 [.., N].
         context: Context of each row, [.., N, C], broadcast against the rows of `x0`; None for a denoiser without context.
         denoiser: The network of the chain.
@@ -87,6 +90,7 @@ def regression(
         loss: Error `rho`: ``squared``, ``absolute`` or ``huber`` (default ``squared``).
         noise: Standard normals of the shape of `x0` (default None: drawn from `draws`, stream `NOISE`).
         draws: Position of the rows in the run's random numbers (default None). Exactly one of `noise` and `draws` is needed.
+        groups: The group of each row, int64 [N] or [.., N] (default None), as in `sample_chain`.
         precision: Precision of the hidden layers' products, as in `sample_chain`.
 
     Returns:
@@ -96,25 +100,33 @@ def regression(
         InputError: As in `denoising_loss`.
     """
     _checks.choice(loss, LOSSES, "loss")
-    check_chain(x0, context, denoiser, table, "x0", "table")
+    check_chain(x0, context, denoiser, table, "x0", "table", groups)
     check_timesteps(t, x0.shape[:-1], denoiser.num_steps)
     check_noise(noise, draws, x0.shape)
     x0, context, noise = full_precision(x0, context, noise)
     shape, weights = x0.shape, denoiser.chain_weights()
-    start, given = flat(x0, weights), None if noise is None else flat(noise, weights)
-    spread = None if context is None else flat(spread_context(context, shape[:-1]), weights)
+    index = row_index(groups, shape[:-1], denoiser.groups)
+    grouped = weights.grouped and index.order is None
+    start, given = flat(x0, grouped), None if noise is None else flat(noise, grouped)
+    spread = None if context is None else flat(spread_context(context, shape[:-1]), grouped)
     steps, table, precision = t.reshape(start.shape[:-1]), table.to(x0), hidden_precision(precision, x0.device)
     tensors = {"x0": start, "context": spread, **weights._asdict(), "table": table, "noise": given}
     backend = _backend.choose("sleep", x0.device, precision=precision, **tensors)
     if backend == "reference":
         check_reference_precision(precision, x0.device)
         if draws is not None:
-            given = flat(rng.normal(draws, tuple(shape), rng.NOISE, device=x0.device, dtype=x0.dtype), weights)
+            given = flat(rng.normal(draws, tuple(shape), rng.NOISE, device=x0.device, dtype=x0.dtype), grouped)
+
+        def run(weights: ChainWeights, x0: Tensor, t: Tensor, context: Tensor | None, noise: Tensor) -> tuple[Tensor]:
+            return (reference.denoising_loss(x0, t, context, weights, table, noise, loss, denoiser.residual, precision),)
+
         with without_autocast(x0.device):
-            return reference.denoising_loss(start, steps, spread, weights, table, given, loss, denoiser.residual, precision).reshape(shape[:-1])
+            (value,) = index.through(run, weights, ((start, 0), (steps, 0), (spread, 0), (given, 0)), (0,))
+            return value.reshape(shape[:-1])
     state, offset = (None, 0) if draws is None else (draws.state(x0.device), draws.offset)
     options = {"rows_per_sample": shape[-2], "loss": loss, "residual": denoiser.residual, "precision": precision}
-    return _sleep(*SleepOperands(t=steps, **tensors, state=state, offset=offset, **options), backend).reshape(shape[:-1])
+    operands = SleepOperands(t=steps, **tensors, **index._asdict(), state=state, offset=offset, **options)
+    return _sleep(*operands, backend).reshape(shape[:-1])
 
 
 def _compute(*inputs):
@@ -133,7 +145,7 @@ def _compute_backward(*inputs):
 
 _sleep = Operator(
     "sleep(Tensor x0, Tensor t, Tensor? context, Tensor first, Tensor hidden, Tensor last, Tensor last_bias, Tensor time_table, Tensor table, "
-    "Tensor? noise, Tensor? state, SymInt offset, SymInt rows_per_sample, str loss, bool residual, str precision, str backend) -> Tensor",
+    "Tensor? noise, Tensor? order, Tensor? starts, Tensor? state, SymInt offset, SymInt rows_per_sample, str loss, bool residual, str precision, str backend) -> Tensor",
     _compute,
     _fake,
     _compute_backward,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -90,6 +91,34 @@ def sample_chain(
             path = path + step_log_ratio(states[-1], following, noise[step], deviation, scale, beta)
         states.append(following)
     return states[-1], path, torch.stack(states)
+
+
+def each_through_its_group(
+    run: Callable, weights: ChainWeights, order: Tensor, starts: Tensor, operands: Sequence[tuple[Tensor | None, int]], axes: Sequence[int]
+) -> list[Tensor | None]:
+    """Results of an operation on rows that each go through the network of their own group.
+
+    Args:
+        run: The operation: a function of the weights of one network, or of several on a leading axis, and of operands, that returns a tuple.
+        weights: Weights of the G networks.
+        order: The rows sorted by group, int64 [R].
+        starts: Where each group starts in `order`, int64 [G + 1].
+        operands: Each operand (or None) with the number of its axis of R rows.
+        axes: The number of the axis of rows of each result.
+    """
+    if torch.compiler.is_compiling():  # The sizes of groups are not known: each row is a group of one with weights of its own.
+        sorted_groups = torch.searchsorted(starts, torch.arange(len(order), device=order.device), right=True) - 1
+        groups = torch.empty_like(order).scatter(0, order, sorted_groups)
+        own = ChainWeights(*(weight.index_select(0, groups) for weight in weights))
+        results = run(own, *(None if value is None else value.unsqueeze(axis + 1) for value, axis in operands))
+        return [None if value is None else value.squeeze(axis + 1) for value, axis in zip(results, axes, strict=True)]
+    parts = []
+    for group, rows in enumerate(order.split(starts.diff().tolist())):
+        own = ChainWeights(*(weight[group] for weight in weights))
+        parts.append(run(own, *(None if value is None else value.index_select(axis, rows) for value, axis in operands)))
+    back = torch.argsort(order)
+    whole = zip(zip(*parts, strict=True), axes, strict=True)
+    return [None if values[0] is None else torch.cat(values, axis).index_select(axis, back) for values, axis in whole]
 
 
 def step_log_ratio(y: Tensor, following: Tensor, noise: Tensor, deviation: Tensor, scale: Tensor, beta: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def test_golden_trajectory(golden, isa):
     start, context = torch.tensor(golden["cond/x_T"]), torch.tensor(golden["cond/context"])
     weights = [value.detach().contiguous() for value in denoiser.chain_weights()]
     expected, table = torch.tensor(golden["cond/trajectory"]), schedules.make("linear", 40).coefficients("eps", eta=0.0)
-    operands = ChainOperands(start, context, *weights, table, None, None, 0, len(start), denoiser.residual, "float32")
+    operands = ChainOperands(start, context, *weights, table, None, None, None, None, 0, len(start), denoiser.residual, "float32")
     _, path, trajectory = chain.forward(operands, True)
     assert path is None
     testing.assert_close(trajectory, expected, rtol=0, atol=1e-5 * float(expected.abs().max()), name="trajectory")

@@ -7,12 +7,13 @@ from functools import partial
 import pytest
 import torch
 
-from ddvi_fast import InputError, ops, rng, schedules
+import ddvi_fast
+from ddvi_fast import InputError, _backend, ops, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.reference import chain as reference
 from ddvi_fast.rng import Draws
 from ddvi_fast.testing import assert_close, strided
-from tests.operands import draw_normals
+from tests.operands import BACKENDS, device_of, draw_normals
 
 normals = partial(draw_normals, dtype=torch.float64)
 
@@ -170,3 +171,122 @@ def test_sources_of_noise():
 def test_bad_shapes(y, context, message):
     with pytest.raises(InputError, match=message):
         ops.sample_chain(y, context, small(dtype=torch.float32), table(), draws=Draws(0))
+
+
+INDEX = torch.tensor([[3, 0, 3, 1, 0], [0, 3, 3, 3, 1]])  # the third of four groups has no rows
+
+
+def alone(grouped, group):
+    """One network of a grouped denoiser."""
+    single = ResidualMLP(DIM, grouped.context_dim, STEPS, grouped.hidden_dim).to(grouped.first.dtype)
+    single.load_state_dict({name: value[group] for name, value in grouped.state_dict().items()})
+    return single
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("context_dim", [0, CONTEXT])
+def test_rows_with_an_index_equal_chains_of_their_own_network(backend, context_dim):
+    """Bit for bit in C++, where a row does not depend on the rows beside it. The noise is that of the row's place."""
+    if backend == "cpp" and (reason := _backend.unavailable("cpp")):
+        pytest.skip(reason)
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    grouped, y, draws = small(4, context_dim, dtype, hidden_dim=64), normals(2, 5, DIM).to(dtype), Draws(3, 40)
+    context = normals(5, context_dim, seed=1).to(dtype) if context_dim else None
+    with ddvi_fast.use_backend(backend):
+        together = ops.sample_chain(y, context, grouped, table(), draws=draws, groups=INDEX, return_trajectory=True)
+        for sample, row in [(sample, row) for sample in range(2) for row in range(5)]:
+            own = draws.importance(sample).advance(row)
+            place = (y[sample, row].unsqueeze(0), None if context is None else context[row].unsqueeze(0))
+            single = ops.sample_chain(*place, alone(grouped, INDEX[sample, row]), table(), draws=own, return_trajectory=True)
+            tolerance = {"rtol": 1e-12, "atol": 1e-12} if backend == "reference" else {"rtol": 0, "atol": 0}
+            assert_close(together.z[sample, row], single.z[0], **tolerance)
+            assert_close(together.path[sample, row], single.path[0], **tolerance)
+            assert_close(together.trajectory[:, sample, row], single.trajectory[:, 0], **tolerance)
+
+
+def test_an_index_of_one_axis_is_that_of_every_sample():
+    grouped, y, context = small(4), normals(2, 5, DIM), normals(5, CONTEXT, seed=1)
+    one, whole = (ops.sample_chain(y, context, grouped, table(), draws=Draws(3), groups=index) for index in (INDEX[0], INDEX[:1].expand(2, -1)))
+    assert torch.equal(one.z, whole.z) and torch.equal(one.path, whole.path)
+
+
+def test_the_denoiser_computes_each_row_with_an_index_once(monkeypatch):
+    rows, denoise = [], reference.denoise
+    monkeypatch.setattr(reference, "denoise", lambda y, *others: rows.append(y[..., 0].numel()) or denoise(y, *others))
+    ops.sample_chain(normals(2, 5, DIM), normals(5, CONTEXT), small(4), table(), draws=Draws(3), groups=INDEX)
+    assert sum(rows) == STEPS * INDEX.numel()
+
+
+@pytest.mark.parametrize("loss", ops.LOSSES)
+def test_regression_of_rows_with_an_index(loss):
+    grouped, x0, context, t = small(4), normals(2, 5, DIM), normals(5, CONTEXT, seed=1), torch.arange(10).view(2, 5) % STEPS
+    schedule, noise = schedules.make("cosine", STEPS), normals(2, 5, DIM, seed=2)
+    together = ops.denoising_loss(x0, t, context, grouped, schedule, loss=loss, noise=noise, groups=INDEX)
+    for place in [(sample, row) for sample in range(2) for row in range(5)]:
+        given = (x0[place].unsqueeze(0), t[place].unsqueeze(0), context[place[1]].unsqueeze(0))
+        single = ops.denoising_loss(*given, alone(grouped, INDEX[place]), schedule, loss=loss, noise=noise[place].unsqueeze(0))
+        assert_close(together[place], single[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_no_rows_with_an_index(backend):
+    if backend == "cpp" and (reason := _backend.unavailable("cpp")):
+        pytest.skip(reason)
+    grouped = small(4, dtype=torch.float32, hidden_dim=64)
+    with ddvi_fast.use_backend(backend):
+        sample = ops.sample_chain(torch.zeros(2, 0, DIM), torch.zeros(0, CONTEXT), grouped, table(), draws=Draws(3), groups=INDEX[:, :0])
+    assert sample.z.shape == (2, 0, DIM) and sample.path.shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "groups, message",
+    [
+        (INDEX + 1, r"groups: expected groups in \[0, 4\), got 1 to 4"),
+        (INDEX - 1, r"groups: expected groups in \[0, 4\), got -1 to 2"),
+        (INDEX.int(), r"groups: expected an int64 tensor of shape \[2, 5\] or \[5\]"),
+        (INDEX[:, :4], r"groups: expected an int64 tensor of shape \[2, 5\] or \[5\]"),
+        (INDEX.tolist(), "groups: expected a tensor"),
+    ],
+)
+def test_bad_groups(groups, message):
+    with pytest.raises(InputError, match=message):
+        ops.sample_chain(normals(2, 5, DIM), normals(5, CONTEXT), small(4), table(), draws=Draws(3), groups=groups)
+    with pytest.raises(InputError, match="groups: expected None, for a denoiser without groups"):
+        ops.sample_chain(normals(2, 5, DIM), normals(5, CONTEXT), small(), table(), draws=Draws(3), groups=INDEX)
+
+
+@pytest.mark.usefixtures("validation")
+def test_a_group_that_does_not_exist_is_noticed_by_compiled_code():
+    if reason := _backend.unavailable("cpp"):
+        pytest.skip(reason)
+    grouped, coefficients = small(4, dtype=torch.float32, hidden_dim=64), table()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def chain(groups):
+        return ops.sample_chain(torch.zeros(2, 5, DIM), torch.zeros(5, CONTEXT), grouped, coefficients, draws=Draws(3), groups=groups).z
+
+    assert chain(INDEX).isfinite().all()
+    for wrong in (INDEX + 1, INDEX - 1):
+        with pytest.raises(InputError, match=r"groups: expected groups in \[0, 4\)"):
+            chain(wrong)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_learned_tables_have_gradients(backend):
+    """A, B and s of docs/method.md, section 7, the last step included: gradients reach learned variances through every backend."""
+    y, context = normals(4, DIM), normals(4, CONTEXT, seed=1)
+    noise, given = normals(STEPS, 4, DIM, seed=2), normals(2, STEPS, seed=3)
+
+    def gradients(backend, dtype, device="cpu"):
+        log_odds, log_spread = leaves = [value.to(device, dtype).requires_grad_() for value in given]
+        beta = torch.sigmoid(log_odds)
+        scale = (1 - beta).sqrt()
+        coefficients = torch.stack((scale, torch.ones_like(beta), beta.sqrt() * log_spread.exp(), scale, beta), dim=1)
+        tensors = [value.to(device, dtype) for value in (y, context, noise)]
+        with ddvi_fast.use_backend(backend):
+            sample = ops.sample_chain(*tensors[:2], small(dtype=dtype, hidden_dim=64).to(device), coefficients, noise=tensors[2])
+        return [value.cpu() for value in torch.autograd.grad((sample.path + sample.z.square().sum(-1)).sum(), leaves)]
+
+    for got, expected in zip(gradients(backend, torch.float32, device_of(backend)), gradients("reference", torch.float64), strict=True):
+        assert expected.abs().min() > 1e-3  # every step matters
+        assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)

@@ -17,6 +17,7 @@ STEPS = 2  # the reference unrolls them
 SCHEDULE = schedules.make("cosine", STEPS)
 TABLE = SCHEDULE.coefficients("v")
 DENOISER = denoisers.ResidualMLP(2, 3, STEPS, hidden_dim=64, draws=Draws(1))
+GROUPED = denoisers.ResidualMLP(2, 3, STEPS, hidden_dim=64, groups=4, draws=Draws(1))
 
 pytestmark = pytest.mark.usefixtures("validation")
 
@@ -34,10 +35,10 @@ class Recorder(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def recorded(operation: str, backend: str) -> dict:
-    """Calls that a small case of an operation makes, forward and backward."""
+def recorded(operation: str, backend: str, indexed: bool) -> dict:
+    """Calls that a small case of an operation makes, forward and backward; `indexed` ones have an index of the rows' groups."""
     with Recorder() as recorder:
-        for case in parity.cases(operation, small=True)[-7:]:
+        for case in [case for case in parity.cases(operation, small=True) if ("indexed" in case.name) == indexed][-7:]:
             parity.run(case, backend)
     return recorder.calls
 
@@ -48,13 +49,23 @@ def fresh(value, requires_grad):
     return value.detach().clone().requires_grad_(requires_grad and value.is_floating_point())
 
 
-@pytest.mark.parametrize(("backend", "operation"), OPERATIONS)
-def test_opcheck(backend, operation):
-    calls = recorded(operation, backend)
+INDEXED = [(backend, operation, True) for backend, operation in OPERATIONS if operation in ("chain", "sleep")]
+
+
+@pytest.mark.parametrize(("backend", "operation", "indexed"), [*((*each, False) for each in OPERATIONS), *INDEXED])
+def test_opcheck(backend, operation, indexed):
+    calls = recorded(operation, backend, indexed)
     assert len([name for name in calls if "fill" not in name]) == (4 if operation == "elbo" else 2)
     for name, (operator, arguments) in calls.items():
         # Backward operators have no second derivative, which opcheck would test.
         torch.library.opcheck(operator, tuple(fresh(value, "backward" not in name) for value in arguments))
+
+
+
+
+def mixed(y):
+    """Groups of the rows, of which one is empty."""
+    return torch.arange(len(y)) * 2 % 5 % 3
 
 
 FUNCTIONS = {
@@ -62,6 +73,10 @@ FUNCTIONS = {
     "trajectory": lambda y, c, draws: ops.sample_chain(y, c, DENOISER, TABLE, draws=draws, return_trajectory=True).trajectory,
     "deterministic": lambda y, c, draws: ops.sample_chain(y, c, DENOISER, SCHEDULE.coefficients("v", eta=0.0)).z,
     "sleep": lambda y, c, draws: ops.denoising_loss(y, torch.arange(len(y)) % STEPS, c, DENOISER, SCHEDULE, draws=draws.importance(1)),
+    "chain of groups": lambda y, c, draws: ops.sample_chain(y, c, GROUPED, TABLE, draws=draws, groups=mixed(y)).path,
+    "sleep of groups": lambda y, c, draws: ops.denoising_loss(
+        y, torch.arange(len(y)) % STEPS, c, GROUPED, SCHEDULE, draws=draws, groups=mixed(y).flip(0)
+    ),
     "noise": lambda y, c, draws: ops.add_noise(y, torch.arange(len(y)) % STEPS, SCHEDULE, draws=draws.advance(3).spread(2))[0],
     "kde": lambda y, c, draws: ops.kde_log_density(y, c[:, :2], (0.3, 1.0)),
     "mmd": lambda y, c, draws: ops.mmd(y, c[:, :2], [1.0, 5.0]),
@@ -99,7 +114,7 @@ def test_compiles_without_a_break(name, backend):
 @pytest.mark.parametrize("make", [Draws, lambda seed, first: DeviceDraws(Draws(seed, first).state())], ids=["host", "device"])
 def test_compiled_functions_follow_rows_draws_and_backend(make):
     def step(y, c, draws):
-        return FUNCTIONS["chain"](y, c, draws) + FUNCTIONS["sleep"](y, c, draws)
+        return sum(FUNCTIONS[name](y, c, draws) for name in ("chain", "sleep", "chain of groups", "sleep of groups"))
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for rows, first in ((7, 0), (9, 7), (12, 1 << 41)):
