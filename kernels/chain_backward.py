@@ -42,7 +42,7 @@ def chain_bwd_kernel_recompute(
     """
     tile, i, lane = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     group, start, within, present, row = tile_rows(order, starts, lane, groups, rows, row_begin, rows_here, tile, BN)
-    if starts is not None:
+    if starts is not None:  # noqa: SIM102 - decided at compile time, unlike the next
         if tl.max(present.to(tl.int32), axis=0) == 0:
             return
     columns = tl.arange(0, D_PAD)
@@ -100,7 +100,7 @@ def chain_bwd_kernel(
     """
     lane, lanes, tile = tl.program_id(1).to(tl.int64), tl.num_programs(1), tl.program_id(0)
     group, start, within, present, row = tile_rows(order, starts, lane, groups, rows, row_begin, rows_here, tile, BN)
-    if starts is not None:
+    if starts is not None:  # noqa: SIM102 - decided at compile time, unlike the next
         if tl.max(present.to(tl.int32), axis=0) == 0:
             return
     columns = tl.arange(0, D_PAD)

@@ -52,7 +52,7 @@ def sleep_bwd_kernel(
     """
     lane, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
     group, start, within, alive, row = tile_rows(order, starts, lane, groups, rows, row_begin, rows_here, tile, BN)
-    if starts is not None:
+    if starts is not None:  # noqa: SIM102 - decided at compile time, unlike the next
         if tl.max(alive.to(tl.int32), axis=0) == 0:
             return
     first += group * H * (D + C)
@@ -181,7 +181,10 @@ def sum_by_step(
     width: int,
     product: str,
 ) -> None:
-    """Add planes `values` [G, P, E, W] (with an index [1, P, E, W]) to the first P layers of `partial` [slices, G, T, layers, W]; both may be parts of wider tensors."""
+    """Add planes `values` [G, P, E, W], or with an index [1, P, E, W], to the first P layers of `partial` [slices, G, T, layers, W].
+
+    Both may be parts of wider tensors.
+    """
     slices, steps = partial.shape[0], sizes.steps
     columns = min(64, max(16, triton.next_power_of_2(width)))
     grid = (triton.cdiv(width, columns) * triton.cdiv(steps, BY_STEP["BT"]) * values.shape[1], slices, sizes.groups)

@@ -191,7 +191,8 @@ class WeightGradient:
         slice_size = triton.cdiv(entries, self.slices)
         options = hidden_options(s.hidden, self.low_type)
         grid = (3 * (s.hidden // options["BM"]) ** 2, self.slices, s.groups)
-        launch(denoiser_bwd_kernel_hidden, grid, low, self.starts, self.hidden, entries, slice_size, row_begin, rows, H=s.hidden, PRODUCT=self.product, **options)
+        places = (entries, slice_size, row_begin, rows)
+        launch(denoiser_bwd_kernel_hidden, grid, low, self.starts, self.hidden, *places, H=s.hidden, PRODUCT=self.product, **options)
         launch(
             denoiser_bwd_kernel_ends, (s.hidden // 64, self.slices, s.groups),
             wide, outputs, trajectory, context, self.order, self.starts, self.first, self.last, self.last_bias,

@@ -35,8 +35,8 @@ def sample_chain(
     *,
     draws: Draws | DeviceDraws | None = None,
     noise: Tensor | None = None,
-    groups: Tensor | None = None,
     return_trajectory: bool = False,
+    groups: Tensor | None = None,
     precision: str | None = None,
 ) -> ChainSample:
     """Run all `T` denoising steps from `y_T` to `z` and sum the path log-ratio (docs/method.md, sections 1 and 2).
@@ -50,9 +50,9 @@ def sample_chain(
         coefficients: Table [T, 5] of `NoiseSchedule.coefficients`.
         draws: Position of the rows in the run's random numbers (default None); step `i` draws from stream `CHAIN + i`.
         noise: Standard normals [T, .., N, D] instead of `draws` (default None); entry `i` belongs to 0-based step `i`.
+        return_trajectory: Whether to return every state (default False).
         groups: The group of each row, in [0, G), for a grouped denoiser, int64 [N] or [.., N] (default None: the leading axis of `y_T`). Each
             row goes through the network of its group only; its noise and its place in the results do not depend on the group.
-        return_trajectory: Whether to return every state (default False).
         precision: Precision of the hidden layers' products, ``float32``, ``tf32``, ``bf16`` or ``fp16``; sums and all other layers are
             float32. By default it is that of autocast, or without autocast float32, or tf32 where torch allows it for its own products.
             A processor without bf16 products rounds operands to bf16 and multiplies them in float32.
@@ -160,8 +160,8 @@ def _compute_backward(*inputs):
 
 _chain = Operator(
     "chain(Tensor y_T, Tensor? context, Tensor first, Tensor hidden, Tensor last, Tensor last_bias, Tensor time_table, Tensor coefficients, "
-    "Tensor? noise, Tensor? order, Tensor? starts, Tensor? state, SymInt offset, SymInt rows_per_sample, bool residual, str precision, bool keep_trajectory, str backend) "
-    "-> (Tensor, Tensor, Tensor)",
+    "Tensor? noise, Tensor? order, Tensor? starts, Tensor? state, SymInt offset, SymInt rows_per_sample, bool residual, str precision, "
+    "bool keep_trajectory, str backend) -> (Tensor, Tensor, Tensor)",
     _compute,
     _fake,
     _compute_backward,

@@ -145,7 +145,8 @@ def _compute_backward(*inputs):
 
 _sleep = Operator(
     "sleep(Tensor x0, Tensor t, Tensor? context, Tensor first, Tensor hidden, Tensor last, Tensor last_bias, Tensor time_table, Tensor table, "
-    "Tensor? noise, Tensor? order, Tensor? starts, Tensor? state, SymInt offset, SymInt rows_per_sample, str loss, bool residual, str precision, str backend) -> Tensor",
+    "Tensor? noise, Tensor? order, Tensor? starts, Tensor? state, SymInt offset, SymInt rows_per_sample, str loss, bool residual, "
+    "str precision, str backend) -> Tensor",
     _compute,
     _fake,
     _compute_backward,

@@ -61,8 +61,6 @@ def test_opcheck(backend, operation, indexed):
         torch.library.opcheck(operator, tuple(fresh(value, "backward" not in name) for value in arguments))
 
 
-
-
 def mixed(y):
     """Groups of the rows, of which one is empty."""
     return torch.arange(len(y)) * 2 % 5 % 3
