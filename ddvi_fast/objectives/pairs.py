@@ -14,7 +14,7 @@ from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Terms
 from ddvi_fast.posteriors import Diffusion, Posterior
-from ddvi_fast.posteriors.class_conditional import ClassConditional, of_class
+from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, of_class
 from ddvi_fast.precision import without_autocast
 from ddvi_fast.rng import Draws
 
@@ -39,7 +39,8 @@ class Sleep:
         batch_factor: Fantasies per row of the batch (int, default 1). More than 1 needs fantasies.
         timesteps: Timesteps at which the chain's loss is evaluated for each pair (int, default 1); the cost is small beside that of the
             encoders.
-        data: Take pairs of data instead of fantasies (bool). Default: for a posterior of at most 3 coordinates with a joint update.
+        data: Take pairs of data instead of fantasies (bool). Default: for a posterior of at most 3 coordinates with a joint update and a
+            `batch_factor` of 1.
         decoder: Weight of `-log p(x | z)` at the pairs of data (float, default 1), the only one of these terms that trains the decoder.
         classes: Weight of the cross-entropy of q(c | x) on the classes of the pairs, for a `ClassConditional` (float, default 1).
         candidates: Prior samples per row of the batch among which latents of data are drawn; the whole batch shares them (int, default 4).
@@ -114,11 +115,13 @@ class PairFit:
         self.model, self.posterior, self.sleep = model, posterior, sleep
         self.by_class = isinstance(posterior, ClassConditional)
         self.family = posterior.family if self.by_class else posterior
-        few = self.family.latent_dim <= _FEW and not sleep.alternating
+        few = self.family.latent_dim <= _FEW and not sleep.alternating and sleep.batch_factor == 1
         self.from_data = few if sleep.data is None else sleep.data
         chain, name = isinstance(self.family, Diffusion), type(self.family).__name__
         _checks.require(chain or self.family.tractable or sleep.weight == 0, "sleep.weight", "0 for a posterior without a tractable density", name)
         _checks.require(chain or sleep.top_weight == 0, "sleep.top_weight", "0 without a chain", name)
+        separate = isinstance(self.family, ClassDiffusion) and sleep.weight > 0
+        _checks.require(not separate, "sleep.weight", "0 for a ClassDiffusion, whose pairs would need equally many rows of each class", name)
 
     def terms(self, like: Tensor, draws: Draws, encoded: Any = None) -> Terms:
         """Compute the terms of a batch.

@@ -1,4 +1,4 @@
-"""Semi-supervised objectives: exact values where the posterior is exact, sums over classes by hand, grouped sleep against a loop."""
+"""Semi-supervised objectives: exact values where the posterior is exact, expectations by sums over classes, terms by hand."""
 
 from __future__ import annotations
 
@@ -6,27 +6,36 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import softplus
 
-from ddvi_fast import InputError, likelihoods, ops, priors, rng
+from ddvi_fast import InputError, likelihoods, priors, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP, NoisyInput
-from ddvi_fast.objectives import Progress
+from ddvi_fast.objectives import ELBO, IWAE, Progress, WakeSleep
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.adversarial_classes import AdversarialSemiSupervised
 from ddvi_fast.objectives.annealing import KLSchedule
+from ddvi_fast.objectives.pairs import PairFit, Sleep
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised, class_log_joint_bound
-from ddvi_fast.objectives.wake_sleep import Sleep, uniform_timesteps
-from ddvi_fast.posteriors import Adversarial, Diffusion
-from ddvi_fast.posteriors.base import Encoded
-from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassMLP, OneHotStyle, PerClass, class_major
+from ddvi_fast.posteriors import Adversarial, Gaussian
+from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassMLP, PerClass, class_major
 from ddvi_fast.rng import Draws
-from tests.class_models import CLASSES, DATA_DIM, LATENT_DIM, exact_posterior, log_joint, make_model, observations, posterior
+from tests.class_models import CLASSES, DATA_DIM, LATENT_DIM, exact_posterior, log_joint, make_model, observations, placed
 from tests.linear_gaussian import EXACT_PRIOR
-from tests.posteriors.test_class_conditional import chain_of
+from tests.objectives.test_drawn_class import exact_bound
 
 HALFWAY = Progress(5, 10)
 FULL = KLSchedule("constant")
+NO_PAIRS = Sleep(0.0, 0.0, decoder=0.0, classes=0.0)
+
+
+def semi(
+    whole: ClassConditional, examples: LabelledExamples | None = None, weights: ClassWeights = ClassWeights(), *, model=None, sleep=NO_PAIRS,
+    num_samples: int = 2, kl: KLSchedule = FULL,
+) -> SemiSupervised:  # fmt: skip
+    """The objective with the exact prior while training."""
+    model = make_model() if model is None else model
+    return SemiSupervised(WakeSleep(ELBO(model, whole, kl, num_samples, EXACT_PRIOR), sleep), examples, weights)
 
 
 def labelled(n: int = 12) -> LabelledExamples:
@@ -34,12 +43,13 @@ def labelled(n: int = 12) -> LabelledExamples:
 
 
 def test_with_the_exact_posterior_the_terms_are_the_evidence():
-    objective, x = SemiSupervised(make_model(), exact_posterior(), kl=FULL, guide=EXACT_PRIOR), observations(15)
-    values = objective.unlabelled_terms(x, HALFWAY, Draws(1))
-    bound = -(values["reconstruction"] + values["kl"] + values["class_kl"])
+    objective, x = semi(exact_posterior()), observations(15)
+    values = objective.unlabelled_terms(x, HALFWAY, Draws(1)).values
+    # Whatever class is drawn, the weight of the sample is the evidence.
+    bound = -(values["reconstruction"] + values["kl"])
     torch.testing.assert_close(bound.double(), torch.logsumexp(log_joint(x), 0), rtol=0, atol=2e-4)
     labels = torch.arange(15) % CLASSES
-    values = objective.labelled_terms(x, labels, HALFWAY, Draws(1))
+    values = objective.labelled_terms(x, labels, Draws(1))
     joint = -(values["labelled_reconstruction"] + values["labelled_kl"]) - math.log(CLASSES)
     torch.testing.assert_close(joint.double(), log_joint(x).gather(0, labels.unsqueeze(0))[0], rtol=0, atol=2e-4)
     posterior_of_class = torch.log_softmax(log_joint(x), 0).gather(0, labels.unsqueeze(0))[0]
@@ -47,54 +57,69 @@ def test_with_the_exact_posterior_the_terms_are_the_evidence():
     torch.testing.assert_close(class_log_joint_bound(make_model(), objective.posterior, x, 3).double(), log_joint(x), rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "iaf", "diffusion"])
-def test_the_bound_summed_over_classes_stays_below_the_evidence(name):
-    objective, x = SemiSupervised(make_model(), posterior(name), kl=FULL, guide=EXACT_PRIOR, num_samples=300), observations(40)
+@pytest.mark.parametrize("coordinates", ["latent", "prior+encoder"])
+def test_the_expected_bound_is_the_one_summed_over_classes(coordinates):
+    model, x = make_model().double(), observations(4).double()
+    whole = placed("gaussian", coordinates, model.prior).double()
     with torch.no_grad():
-        values = objective.unlabelled_terms(x, HALFWAY, Draws(1))
-        bound = -(values["reconstruction"] + values["kl"] + values["class_kl"]).double()
-        # The same bound by classes drawn instead of summed: another estimator of the same number.
-        drawn = objective.posterior.log_weights(make_model(), x, 3000, Draws(2)).double()
-    assert bool((bound < torch.logsumexp(log_joint(x), 0) + 0.1).all())
-    error = drawn.std(0) / math.sqrt(3000)
-    summed_error = 3 * error  # 300 samples of each class instead
-    assert bool(((drawn.mean(0) - bound).abs() < 4 * (error + summed_error)).all())
+        values = semi(whole, model=model, num_samples=4000).unlabelled_terms(x, HALFWAY, Draws(1)).values
+        drawn = whole.log_weights(model, x, 4000, Draws(1))
+        exact = exact_bound(whole, x, 1.0)
+    bound = -(values["reconstruction"] + values["kl"])
+    assert bool(((bound - exact).abs() < 4 * drawn.std(0) / math.sqrt(4000)).all())
 
 
-def test_terms_by_hand_with_a_loop_over_classes():
-    model, whole, x, draws = make_model(), posterior("gaussian"), observations(6), Draws(2, 30)
-    found = SemiSupervised(model, whole, kl=FULL, guide=EXACT_PRIOR, num_samples=2).unlabelled_terms(x, HALFWAY, draws)
-    z, log_ratio = whole.sample_classes(x, 2, draws)
-    probs = torch.softmax(whole.classifier(x), 1)
-    reconstruction, kl, class_kl = torch.zeros(6), torch.zeros(6), torch.zeros(6)
-    for label in range(CLASSES):
-        classes = torch.full((2, 6), label)
-        reconstruction -= probs[:, label] * model.log_likelihood(x, z[label]).mean(0)
-        kl -= probs[:, label] * (model.prior.log_prob(z[label], classes) + log_ratio[label]).mean(0)
-        class_kl += probs[:, label] * torch.log(probs[:, label] * CLASSES)
-    for name, expected in {"reconstruction": reconstruction, "kl": kl, "class_kl": class_kl}.items():
-        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("name", ["gaussian", "iaf", "diffusion"])
+@pytest.mark.parametrize("coordinates", ["latent", "prior+encoder"])
+def test_the_bound_stays_below_the_evidence(name, coordinates):
+    objective, x = semi(placed(name, coordinates, make_model().prior), num_samples=2000), observations(30)
+    with torch.no_grad():
+        values = objective.unlabelled_terms(x, HALFWAY, Draws(1)).values
+        drawn = objective.posterior.log_weights(make_model(), x, 2000, Draws(1))
+    error = drawn.double().std(0) / math.sqrt(2000)
+    bound = -(values["reconstruction"] + values["kl"]).double()
+    assert bool((bound < torch.logsumexp(log_joint(x), 0) + 4 * error).all())
+    torch.testing.assert_close(bound, drawn.double().mean(0), rtol=1e-4, atol=1e-4)
 
 
-def test_the_sleep_term_is_a_loop_over_classes():
-    model, whole, x, draws = make_model(), posterior("diffusion", learn_variances=True), observations(12), Draws(3, 60)
-    sleep = Sleep(0.5, 0.25, "kl")
-    values = SemiSupervised(model, whole, kl=FULL, guide=EXACT_PRIOR, sleep=sleep).sleep_terms(x, draws)
-    labels = class_major(CLASSES, 4)
-    z = model.prior.sample(12, draws, labels)
-    fantasies = model.likelihood.sample(model.decoder(z), draws)
-    t = uniform_timesteps(draws, 12, whole.family.schedule.num_steps, z.device)
-    family, encoded = whole.family, whole.family.encode(fantasies)
-    for row, label in enumerate(labels.tolist()):
-        alone = Diffusion(MLP(DATA_DIM, [], 4), chain_of(family, label), family.schedule, context_encoder=MLP(DATA_DIM, [], 2), learn_variances=True)
-        mine = Encoded(encoded.mean[label, row : row + 1], encoded.log_var[label, row : row + 1], encoded.context[row : row + 1])
-        expected = alone.step_divergence(mine.context, z[row : row + 1], t[row : row + 1], draws.advance(row))
-        torch.testing.assert_close(values["sleep"][row], expected[0], rtol=1e-3, atol=1e-3)
-    y_T, _ = ops.add_noise(z, torch.full((12,), 4), family.schedule, draws=draws.importance(1))
-    rows = torch.arange(12)
-    top = ops.gaussian_log_prob(y_T, encoded.mean[labels, rows], encoded.log_var[labels, rows])
-    torch.testing.assert_close(values["sleep_top"], -top, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(values["sleep_class"], cross_entropy(whole.classifier(fantasies), labels, reduction="none"))
+@pytest.mark.parametrize("coordinates", ["latent", "prior+encoder"])
+def test_labelled_terms_by_hand(coordinates):
+    model, x, draws = make_model(), observations(6), Draws(2, 30)
+    whole, labels = placed("gaussian", coordinates, model.prior), torch.tensor([0, 2, 1, 1, 0, 2])
+    values = semi(whole).labelled_terms(x, labels, draws)
+    mean, log_var = (part[labels, torch.arange(6)] for part in whole.family.encoder(x).chunk(2, -1))
+    q = torch.distributions.Normal(mean, torch.exp(0.5 * log_var))
+    u = q.mean + q.stddev * rng.normal(draws, (1, 1, 6, LATENT_DIM), rng.START)[0, 0]
+    z = model.prior.means[labels] + model.prior.scale * u if whole.pushes else u
+    if whole.pushes:
+        log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(u).sum(1)
+    else:
+        log_prior = torch.distributions.Normal(model.prior.means[labels], model.prior.scale).log_prob(u).sum(1)
+    torch.testing.assert_close(values["labelled_kl"], q.log_prob(u).sum(1) - log_prior, rtol=1e-4, atol=1e-4)
+    likelihood = torch.distributions.Normal(model.decoder(z), 0.7).log_prob(x).sum(1)
+    torch.testing.assert_close(values["labelled_reconstruction"], -likelihood, rtol=1e-4, atol=1e-4)
+    cross_entropy = torch.nn.functional.cross_entropy(whole.classifier(x), labels, reduction="none")
+    torch.testing.assert_close(values["cross_entropy"], cross_entropy)
+
+
+def test_all_terms_and_weights_of_a_batch():
+    weights = ClassWeights(cross_entropy=3.0, labelled=0.5, consistency=4.0, batch_fraction=0.5)
+    sleep = Sleep(0.3, 0.4, decoder=0.6, classes=0.7)
+    whole, x, draws = placed("diffusion", "prior+encoder", make_model().prior), observations(12), Draws(1)
+    objective = semi(whole, labelled(), weights, sleep=sleep, kl=KLSchedule("constant", 0.8))
+    terms = objective.terms(x, Progress(2.5, 10), draws)
+    assert terms.weights == {
+        "reconstruction": 1.0, "kl": 0.8, "sleep_class": 0.7, "sleep": 0.3, "sleep_top": 0.4, "sleep_decoder": 0.6, "balance": 0.0,
+        "consistency": 2.0, "labelled_reconstruction": 0.5, "labelled_kl": 0.4, "cross_entropy": 3.0,
+    }  # fmt: skip
+    pairs = PairFit(objective.model, objective.posterior, sleep).terms(x, draws)
+    for name, value in pairs.values.items():
+        torch.testing.assert_close(terms.values[name], value)
+    own = draws.lane("labelled")
+    expected = objective.labelled_terms(*objective.labelled.draw(2, own), own)
+    for name, value in expected.items():
+        torch.testing.assert_close(terms.values[name], value)
+        assert value.shape == (6,)
 
 
 def test_labelled_examples_are_drawn_evenly_and_by_their_place_in_the_run():
@@ -114,11 +139,12 @@ def test_labelled_examples_are_drawn_evenly_and_by_their_place_in_the_run():
 
 
 @pytest.mark.parametrize("name", ["gaussian", "iaf", "diffusion"])
-def test_one_update_trains_everything(name):
-    sleep = Sleep(0.25, 0.25, "kl") if name == "diffusion" else None
+@pytest.mark.parametrize("coordinates", ["latent", "prior+encoder"])
+def test_one_update_trains_everything(name, coordinates):
     model = make_model()
     model.decoder.requires_grad_(True)
-    objective = SemiSupervised(model, posterior(name), labelled(), FULL, weights=ClassWeights(fantasies=0.1, batch_fraction=0.5), sleep=sleep)
+    sleep = Sleep(0.25, 0.25 if name == "diffusion" else 0.0)
+    objective = semi(placed(name, coordinates, model.prior), labelled(), ClassWeights(batch_fraction=0.5), model=model, sleep=sleep)
     (update,) = objective.train().updates(observations(12), HALFWAY, Draws(0))
     terms = update.terms()
     terms.total().backward()
@@ -129,22 +155,28 @@ def test_one_update_trains_everything(name):
 
 
 def test_the_classifier_follows_the_unlabelled_bound_by_its_share():
-    model, whole, x = make_model(), posterior("gaussian"), observations(8)
+    whole, x = placed("gaussian", "prior", make_model().prior), observations(8)
     gradients = {}
     for share, epoch in ((1.0, 5), (0.25, 5), (1.0, 1.25), (0.0, 5)):
-        objective = SemiSupervised(model, whole, labelled(), FULL, EXACT_PRIOR, ClassWeights(unlabelled=share))
-        values = objective.unlabelled_terms(x, Progress(epoch, 10), Draws(0))
-        loss = sum(values[name].mean() for name in ("reconstruction", "kl", "class_kl"))
-        gradients[share, epoch] = torch.autograd.grad(loss, whole.classifier.layers[0].weight, retain_graph=True)[0]
+        objective = semi(whole, labelled(), ClassWeights(unlabelled=share))
+        values = objective.unlabelled_terms(x, Progress(epoch, 10), Draws(0)).values
+        loss = values["reconstruction"].mean() + values["kl"].mean()
+        gradients[share, epoch] = torch.autograd.grad(loss, whole.classifier.layers[0].weight)[0]
+    plain = ELBO(make_model(), whole, FULL, 2, EXACT_PRIOR).terms(x, HALFWAY, Draws(0)).total()
+    torch.testing.assert_close(gradients[1.0, 5], torch.autograd.grad(plain, whole.classifier.layers[0].weight)[0])
     torch.testing.assert_close(gradients[0.25, 5], 0.25 * gradients[1.0, 5])
     torch.testing.assert_close(gradients[1.0, 1.25], 0.25 * gradients[1.0, 5])
-    assert not gradients[0.0, 5].any()
+    assert not gradients[0.0, 5].any() and gradients[1.0, 5].any()
+    # Without labelled examples q(c | x) takes all of it from the start.
+    values = semi(whole, None, ClassWeights(unlabelled=0.25)).unlabelled_terms(x, Progress(0, 10), Draws(0)).values
+    whole_share = torch.autograd.grad(values["reconstruction"].mean() + values["kl"].mean(), whole.classifier.layers[0].weight)[0]
+    torch.testing.assert_close(whole_share, gradients[1.0, 5])
 
 
 def test_noisy_predictions_agree_with_the_quiet_choice():
-    whole, x, draws = posterior("gaussian"), observations(30), Draws(7)
+    whole, x, draws = placed("gaussian", "prior", make_model().prior), observations(30), Draws(7)
     whole.classifier = NoisyInput(whole.classifier, noise=1.0)
-    objective = SemiSupervised(make_model(), whole, kl=FULL, guide=EXACT_PRIOR, weights=ClassWeights(consistency=4.0)).train()
+    objective = semi(whole, weights=ClassWeights(consistency=4.0)).train()
     terms = objective.terms(x, Progress(2.5, 10), draws)
     noisy = torch.log_softmax(whole.classifier(x, draws.importance(2)), 1)
     choice = whole.classifier(x).argmax(1)
@@ -153,9 +185,9 @@ def test_noisy_predictions_agree_with_the_quiet_choice():
 
 
 def test_balance_is_the_divergence_of_the_mean_from_uniform():
-    objective = SemiSupervised(make_model(), posterior("gaussian"), kl=FULL, guide=EXACT_PRIOR, weights=ClassWeights(balance=1.0))
-    values = objective.unlabelled_terms(x := observations(9), HALFWAY, Draws(0))
-    mean = torch.softmax(posterior("gaussian").classifier(x), 1).mean(0)
+    whole, x = placed("gaussian", "prior", make_model().prior), observations(9)
+    values = semi(whole, weights=ClassWeights(balance=1.0)).unlabelled_terms(x, HALFWAY, Draws(0)).values
+    mean = torch.softmax(whole.classifier(x), 1).mean(0)
     torch.testing.assert_close(values["balance"], (mean * torch.log(mean * CLASSES)).sum())
 
 
@@ -163,22 +195,21 @@ def test_m2_by_hand():
     prior = priors.OneHotGaussian(style_dim=2, num_classes=3)
     model = LatentVariableModel(prior, MLP(5, [6], 4, draws=Draws(1)), likelihoods.make("bernoulli"))
     encoder = ClassMLP(4, [6], 4, 3, draws=Draws(2))
-    whole = ClassConditional(MLP(4, [], 3, draws=Draws(3)), OneHotStyle(encoder, 2, 3), prior)
+    whole = ClassConditional(MLP(4, [], 3, draws=Draws(3)), Gaussian(encoder, 2, "prior", prior), prior)
     x, draws = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)).round(), Draws(4)
-    values = SemiSupervised(model, whole, kl=FULL, guide=EXACT_PRIOR).unlabelled_terms(x, HALFWAY, draws)
-    noise = rng.normal(draws, (1, 3, 5, 2), rng.START)[0]
-    bound = torch.zeros(5)
-    log_q = torch.log_softmax(whole.classifier(x), 1)
-    normal = torch.distributions.Normal
-    for label in range(3):
-        mean, log_var = encoder(x)[label].chunk(2, 1)
-        z = mean + torch.exp(0.5 * log_var) * noise[label]
-        code = torch.zeros(5, 3).index_fill(1, torch.tensor([label]), 1.0)
-        likelihood = torch.distributions.Bernoulli(logits=model.decoder(torch.cat((z, code), 1))).log_prob(x).sum(1)
-        each = likelihood + normal(0.0, 1.0).log_prob(z).sum(1) - normal(mean, torch.exp(0.5 * log_var)).log_prob(z).sum(1)
-        bound += log_q[:, label].exp() * (each - math.log(3) - log_q[:, label])
-    found = -(values["reconstruction"] + values["kl"] + values["class_kl"])
-    torch.testing.assert_close(found, bound, rtol=1e-4, atol=1e-4)
+    values = semi(whole, model=model).unlabelled_terms(x, HALFWAY, draws).values
+    log_q, bound, normal = torch.log_softmax(whole.classifier(x), 1), torch.zeros(5), torch.distributions.Normal
+    labels = torch.searchsorted(log_q.exp().cumsum(1).contiguous(), rng.uniform(draws, (2, 5, 1), rng.CLASSES)[..., 0].mT.contiguous()).mT
+    noise = rng.normal(draws, (1, 2, 5, 2), rng.START)[0]
+    for sample in range(2):
+        own = labels[sample]
+        mean, log_var = encoder(x)[own, torch.arange(5)].chunk(2, 1)
+        style = mean + torch.exp(0.5 * log_var) * noise[sample]
+        z = torch.cat((style, torch.eye(3)[own]), 1)
+        likelihood = torch.distributions.Bernoulli(logits=model.decoder(z)).log_prob(x).sum(1)
+        ratio = normal(0.0, 1.0).log_prob(style).sum(1) - normal(mean, torch.exp(0.5 * log_var)).log_prob(style).sum(1)
+        bound += (likelihood + ratio - math.log(3) - log_q[torch.arange(5), own]) / 2
+    torch.testing.assert_close(-(values["reconstruction"] + values["kl"]), bound, rtol=1e-4, atol=1e-4)
 
 
 def adversarial_objective(examples: LabelledExamples | None) -> AdversarialSemiSupervised:
@@ -233,9 +264,11 @@ def test_noise_on_inputs_is_there_in_training_alone():
 @pytest.mark.parametrize(
     ("make_it", "words"),
     [
-        (lambda: SemiSupervised(make_model(), posterior("gaussian"), sleep=Sleep()), "sleep: expected None without a diffusion posterior"),
-        (lambda: SemiSupervised(make_model(), posterior("diffusion", eta=0.0)), "posterior: expected one with a density"),
-        (lambda: SemiSupervised(make_model(), adversarial_objective(None).posterior), "posterior: expected one with a density"),
+        (lambda: semi(placed("gaussian", "prior", make_model().prior), sleep=Sleep()), r"^sleep\.top_weight: expected 0 without a chain"),
+        (lambda: semi(placed("gaussian", "prior", make_model().prior), num_samples=1), "^inner: expected an ELBO of at least 2 samples, got 1"),
+        (lambda: SemiSupervised(WakeSleep(IWAE(make_model(), exact_posterior()), NO_PAIRS)), "^inner: expected an ELBO of at least 2 samples"),
+        (lambda: semi(Gaussian(MLP(3, [], 4), 2)), "^posterior: expected a ClassConditional, got 'Gaussian'"),
+        (lambda: semi(adversarial_objective(None).posterior), "posterior: expected one with a density"),
         (lambda: LabelledExamples(torch.zeros(3, 2), torch.tensor([0, 1, 1]), 3), r"labels: expected each of 3 classes, got \[1, 2, 0\]"),
         (lambda: LabelledExamples(torch.zeros(3, 2), torch.tensor([0, 1]), 2), "labels: expected 3 labels"),
         (lambda: ClassWeights(cross_entropy=-1), "semi.cross_entropy"),
