@@ -42,7 +42,7 @@ class Sleep:
         data: Take pairs of data instead of fantasies (bool). Default: for a posterior of at most 3 coordinates with a joint update and a
             `batch_factor` of 1.
         decoder: Weight of `-log p(x | z)` at the pairs of data (float, default 1), the only one of these terms that trains the decoder.
-        classes: Weight of the cross-entropy of q(c | x) on the classes of the pairs, for a `ClassConditional` (float, default 1).
+        classes: Weight of the cross-entropy of q(c | x) on the classes of the pairs, for a `ClassConditional` (float, default 3).
         candidates: Prior samples per row of the batch among which latents of data are drawn; the whole batch shares them (int, default 4).
 
     Raises:
@@ -62,7 +62,7 @@ class Sleep:
     timesteps: int = 1
     data: bool | None = None
     decoder: float = 1.0
-    classes: float = 1.0
+    classes: float = 3.0
     candidates: int = 4
 
     def __post_init__(self) -> None:
