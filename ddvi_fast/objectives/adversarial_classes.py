@@ -82,7 +82,7 @@ class AdversarialSemiSupervised(DiscriminatorObjective):
         per_class = rows_per_class(round(rows * self.weights.batch_fraction), self.posterior.num_classes)
         own = first.lane("real").importance(self.posterior.num_classes)
         x, labels = self.labelled.draw(per_class, own)
-        z = self.posterior.sample_of_class(x, labels.unsqueeze(0), own, per_class).z
+        z = self.posterior.sample_of_class(x, labels.unsqueeze(0), own).z
         log_probs = self.posterior.log_class_probs(x, own)
         return {"labelled_reconstruction": -self.model.log_likelihood(x, z)[0], "cross_entropy": cross_entropy(log_probs, labels)}
 

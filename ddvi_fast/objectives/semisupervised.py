@@ -169,7 +169,7 @@ class SemiSupervised(Objective):
         rows, first = distributed.whole_batch(len(x), draws)
         per_class = rows_per_class(round(rows * self.weights.batch_fraction), self.posterior.num_classes)
         own = first.lane("labelled")
-        values = self.labelled_terms(*self.labelled.draw(per_class, own), own, per_class)
+        values = self.labelled_terms(*self.labelled.draw(per_class, own), own)
         share = self.weights.labelled
         weights |= {"labelled_reconstruction": share, "labelled_kl": share * weights["kl"], "cross_entropy": self.weights.cross_entropy}
         return Terms({**unlabelled.values, **values}, weights)
@@ -182,16 +182,15 @@ class SemiSupervised(Objective):
         values = balance_term(followed.exp().mT, self.weights) | consistency_term(self.posterior, x, encoded.log_probs, self.weights)
         return Terms({**terms.values, **values}, terms.weights)
 
-    def labelled_terms(self, x: Tensor, labels: Tensor, draws: Draws, per_class: int | None = None) -> dict[str, Tensor]:
+    def labelled_terms(self, x: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Compute the terms [L] of labelled data.
 
         Args:
             x: Data [L, ...].
             labels: Their classes, int64 [L].
             draws: Position of the first row in the random stream.
-            per_class: Rows of each class if the rows are class-major (int), or None.
         """
-        z, _, log_prior_ratio = self.posterior.sample_of_class(x, labels.unsqueeze(0), draws, per_class)
+        z, _, log_prior_ratio = self.posterior.sample_of_class(x, labels.unsqueeze(0), draws)
         log_probs = self.posterior.log_class_probs(x, draws)
         return {
             "labelled_reconstruction": -self.model.log_likelihood(x, z)[0],

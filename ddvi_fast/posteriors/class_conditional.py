@@ -108,38 +108,26 @@ class ClassDiffusion(Diffusion):
         path = None if chain.path is None else chain.path.transpose(0, 1)
         return chain.z.transpose(0, 1), self._with_start(path, y_T, encoded)
 
-    def draw_of_class(self, encoded: Encoded, labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Draw one sample per row and importance sample, of the class in `labels`.
-
-        The rows of each class are padded to the length of the longest class for one grouped call.
+    def draw_of_class(self, encoded: Encoded, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """Draw one sample per row and importance sample, of the class in `labels`: each row goes through the network of its class only.
 
         Args:
             encoded: Output of the encoders for these classes, parts [K, N, ..] (the context [N, W] or [K, N, W]).
             labels: Classes, int64 [K, N].
             draws: Position of the first row in the random stream.
-            rows_per_class: Number of rows of each class if `labels` are class-major (int), which avoids reading them; otherwise None.
 
         Returns:
             Samples [K, N, D] and their log-ratios [K, N] or None.
         """
         y_T = draw_start(*self.start(encoded), 1, draws)[0]
-        groups = ClassGroups(labels, self.denoiser.groups, rows_per_class)
-        context = None if encoded.context is None else groups.group(encoded.context.expand(*labels.shape, -1))
-        noise = None
-        if self.has_density:
-            steps = len(self.coefficients())
-            noise = groups.group(rng.normal(draws, tuple(y_T.shape), rng.CHAIN, planes=steps, device=y_T.device, dtype=y_T.dtype))
-        chain = self._grouped_chain(groups.group(y_T), context, noise=noise)
-        path = None if chain.path is None else groups.ungroup(chain.path.unsqueeze(-1)).squeeze(-1)
-        return groups.ungroup(chain.z), self._with_start(path, y_T, encoded)
+        chain = self._grouped_chain(y_T, encoded.context, draws=draws if self.has_density else None, groups=labels)
+        return chain.z, self._with_start(chain.path, y_T, encoded)
 
     def regression(self, context: Tensor | None, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
         """Compute the regression loss as in `Diffusion` for class-major rows; the noise of a row does not depend on its class."""
-        split = (self.denoiser.groups, -1)
-        noise = rng.normal(draws, tuple(z.shape), rng.NOISE, device=z.device, dtype=z.dtype)
-        given = None if context is None else context.unflatten(0, split)
-        rows = (z.unflatten(0, split), t.unflatten(0, split), given, super().active_denoiser(), table)
-        return ops.regression(*rows, loss=loss, noise=noise.unflatten(0, split)).flatten()
+        classes = self.denoiser.groups
+        labels = class_major(classes, len(z) // classes, z.device)
+        return ops.regression(z, t, context, super().active_denoiser(), table, loss=loss, draws=draws, groups=labels)
 
     def _grouped_chain(self, y_T: Tensor, context: Tensor | None, **source: Any) -> ops.ChainSample:
         return ops.sample_chain(y_T, context, super().active_denoiser(), self.coefficients(), **source)
@@ -158,36 +146,6 @@ class FlatGroups:
         split = (self._denoiser.groups, -1)
         grouped = None if context is None else context.unflatten(0, split)
         return self._denoiser(y.unflatten(0, split), grouped, t.unflatten(0, split)).flatten(0, 1)
-
-
-class ClassGroups:
-    """Grouping of rows by class, each group padded to the longest, and the inverse.
-
-    Args:
-        labels: Classes of the rows, int64 [K, N].
-        num_classes: Number of classes, C (int).
-        rows_per_class: Number of rows of each class if it is the same for all (int), which avoids reading `labels`; otherwise None.
-    """
-
-    def __init__(self, labels: Tensor, num_classes: int, rows_per_class: int | None = None) -> None:
-        self.shape, flat = labels.shape, labels.reshape(-1)
-        counts = torch.nn.functional.one_hot(flat, num_classes).sum(0)
-        self.num_classes = num_classes
-        self.longest = int(counts.max()) if rows_per_class is None else rows_per_class
-        order = torch.argsort(flat, stable=True)
-        starts = torch.cumsum(counts, 0) - counts
-        within = torch.arange(len(flat), device=flat.device) - starts[flat[order]]
-        self.index = torch.empty_like(flat).scatter(0, order, flat[order] * self.longest + within)
-
-    def group(self, rows: Tensor) -> Tensor:
-        """Group rows [.., K, N, W] by class, [.., C, M, W]; the padding is zero."""
-        flat = rows.flatten(-3, -2)
-        grouped = flat.new_zeros(*flat.shape[:-2], self.num_classes * self.longest, flat.shape[-1])
-        return grouped.index_copy(-2, self.index, flat).unflatten(-2, (self.num_classes, self.longest))
-
-    def ungroup(self, grouped: Tensor) -> Tensor:
-        """Undo `group`: from [C, M, W] to [K, N, W]."""
-        return grouped.flatten(0, 1).index_select(0, self.index).unflatten(0, self.shape)
 
 
 class ClassEncoded(NamedTuple):
@@ -275,19 +233,18 @@ class ClassConditional(Posterior):
         """Return the output of the family's encoders, parts [.., N, W], for each row of `x` [N, ...] and its class, `labels` [.., N]."""
         return of_class(self.family.encode(self.features(x, draws), draws), labels)
 
-    def sample_of_class(self, x: Tensor, labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
+    def sample_of_class(self, x: Tensor, labels: Tensor, draws: Draws) -> PosteriorSample:
         """Draw one sample of `q(z | x, c)` for each class of `labels`.
 
         Args:
             x: Data [N, ...].
             labels: Classes, int64 [K, N].
             draws: Position of the first row in the random stream.
-            rows_per_class: Number of rows of each class if `labels` are class-major (int), otherwise None.
 
         Returns:
             Samples `z` [K, N, D] and their ratios given the class [K, N] in nats, or None; `log_prior_ratio` has no class terms.
         """
-        return self._of_class(self.encode_of_class(x, labels, draws), labels, draws, rows_per_class)
+        return self._of_class(self.encode_of_class(x, labels, draws), labels, draws)
 
     def sample_encoded(self, encoded: ClassEncoded, num_samples: int, draws: Draws, labels: Tensor | None = None) -> PosteriorSample:
         """Draw samples as in `Posterior`, the class first unless `labels` [K, N] are given.
@@ -311,10 +268,10 @@ class ClassConditional(Posterior):
         log_prior_ratio = sample.log_prior_ratio - math.log(self.num_classes) - log_class.detach()
         return PosteriorSample(sample.z, None, log_prior_ratio), log_class
 
-    def _of_class(self, chosen: Any, labels: Tensor, draws: Draws, rows_per_class: int | None = None) -> PosteriorSample:
+    def _of_class(self, chosen: Any, labels: Tensor, draws: Draws) -> PosteriorSample:
         """One sample of the family for each class of `labels` [K, N], given the parts [K, N, W] of these classes."""
         if isinstance(self.family, ClassDiffusion):
-            return self._given_class(chosen, *self.family.draw_of_class(chosen, labels, draws, rows_per_class), labels)
+            return self._given_class(chosen, *self.family.draw_of_class(chosen, labels, draws), labels)
         y, log_ratio = self.family.draw(chosen, 1, draws)
         return self._given_class(chosen, y[0], None if log_ratio is None else log_ratio[0], labels)
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+import ddvi_fast
 from ddvi_fast import InputError, metrics, ops, priors, rng
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.evidence import log_evidence_quadrature
 from ddvi_fast.networks import MLP
 from ddvi_fast.posteriors import Adversarial, Gaussian
 from ddvi_fast.posteriors.base import draw_start
-from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassGroups, ClassMLP, PerClass, draw_classes
+from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassMLP, PerClass, draw_classes
+from ddvi_fast.reference import chain as reference
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import make
 from tests.class_models import CLASSES, DATA_DIM, LATENT_DIM, exact_posterior, family, log_joint, make_model, observations, posterior
@@ -67,19 +69,18 @@ def test_rows_of_mixed_classes_are_each_their_classs_chain(shared_context):
         torch.testing.assert_close(found.log_ratio[k, n], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_class_major_rows_need_no_look_at_their_labels(name):
-    whole, x, labels = posterior(name), observations(12), torch.arange(CLASSES).repeat_interleave(4).unsqueeze(0)
-    hinted, plain = (whole.sample_of_class(x, labels, Draws(6), rows) for rows in (4, None))
-    assert torch.equal(hinted.z, plain.z) and torch.equal(hinted.log_ratio, plain.log_ratio)
-
-
-def test_grouping_and_ungrouping_is_the_identity():
-    labels = torch.tensor([[2, 0, 2], [2, 1, 2]])
-    groups, rows = ClassGroups(labels, 4), torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
-    grouped = groups.group(rows)
-    assert grouped.shape == (4, 4, 5) and torch.equal(groups.ungroup(grouped), rows)
-    assert torch.equal(grouped[0, 0], rows[0, 1]) and torch.equal(grouped[2], rows[labels == 2]) and grouped[3].abs().sum() == 0
+def test_a_row_goes_through_the_network_of_its_drawn_class_only(monkeypatch):
+    """The denoiser computes K N rows a step for K N drawn rows: there are no padding rows, and no rows of other classes."""
+    rows, denoise, samples = [], reference.denoise, 3
+    whole, x = posterior("diffusion"), observations(9)
+    steps = len(whole.family.coefficients())
+    monkeypatch.setattr(reference, "denoise", lambda y, *others: rows.append(y[..., 0].numel()) or denoise(y, *others))
+    with ddvi_fast.use_backend("reference"):
+        whole.sample(x, samples, Draws(5))
+        assert sum(rows) == steps * samples * len(x)
+        rows.clear()
+        whole.sample_of_class(x, torch.ones(1, 9, dtype=torch.int64), Draws(5))
+        assert sum(rows) == steps * len(x)
 
 
 def test_with_the_exact_posterior_every_weight_is_the_evidence():
