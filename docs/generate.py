@@ -230,9 +230,9 @@ def goals(name: str = "device-nvidia-h200.md") -> str:
     return "\n".join(line for line in (RESULTS / name).read_text(encoding="utf-8").splitlines() if line.startswith("- "))
 
 
-_MNIST = ("method", "evidence", "ELBO", "gap", "IWAE", "latent NLL", "latent NLL, paper", "MMD", "KNN accuracy", "seconds")
-_CIFAR = ("method", "evidence", "ELBO", "gap", "latent NLL", "latent NLL, paper", "MMD", "KNN accuracy", "seconds")
-_SEMI = ("method", "accuracy", "accuracy, paper", "evidence", "ELBO", "gap", "latent NLL", "KNN accuracy", "seconds")
+_MNIST = ("prior", "method", "evidence", "ELBO", "gap", "IWAE", "latent NLL", "latent NLL, paper", "MMD", "KNN accuracy", "seconds")
+_CIFAR = ("prior", "method", "evidence", "ELBO", "gap", "latent NLL", "latent NLL, paper", "MMD", "KNN accuracy", "seconds")
+_SEMI = ("prior", "method", "accuracy", "accuracy, paper", "evidence", "ELBO", "gap", "latent NLL", "KNN accuracy", "seconds")
 _RELEASED = tuple(
     f"{metric}{suffix}"
     for metric in ("evidence, prior blurred", "released ELBO", "KNN accuracy", "latent NLL", "MMD")

@@ -59,16 +59,17 @@ def comparison(
     panels: Sequence[tuple[str, Tensor, Tensor | None]],
     title: str = "",
     *,
+    prior_samples: Tensor | None = None,
     class_names: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Draw panels of (title, latents [N, 2], labels [N] or None) side by side on the same axes.
+    """Draw panels of (title, latents [N, 2], labels [N] or None) side by side on the same axes, over samples of the prior [M, 2] in gray if given.
 
     Raises:
         InputError: As for `latents`, or there is no panel.
     """
     _checks.require(len(panels) > 0, "panels", "at least one", 0)
-    return _scatter_panels(path, panels, title, class_names, overwrite)
+    return _scatter_panels(path, panels, title, class_names, overwrite, backdrop=prior_samples)
 
 
 def trajectory(

@@ -32,7 +32,7 @@ def test_the_estimator_maps_digits_to_two_latents() -> None:
 def test_the_model_gets_gradients_and_importance_weights() -> None:
     names = run(BLOCKS[2])
     assert all(parameter.grad is not None for parameter in names["objective"].parameters())
-    assert names["z"].shape == (5, 256, 2) and names["log_ratio"].shape == (5, 256)
+    assert names["z"].shape == (5, 256, 2) and names["log_prior_ratio"].shape == (5, 256)
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))

@@ -89,6 +89,14 @@ def test_comparison_has_a_panel_for_each(tmp_path, one_line):
     one_line(lambda: plots.comparison(tmp_path / "0.png", []), "panels: expected at least one")
 
 
+def test_comparison_is_drawn_over_the_prior(tmp_path):
+    z, labels = _wheel()
+    panels = [("a", z[:0], labels[:0]), ("b", z, labels)]
+    inner = [_half(_pixels(plots.comparison(tmp_path / f"{given}.png", panels, prior_samples=z if given else None)), 0)[60:] for given in (0, 1)]
+    gray = [int((np.ptp(image, axis=-1) < 0.1)[image.mean(-1) < 0.93].sum()) for image in inner]
+    assert gray[1] > gray[0] + 500
+
+
 def test_trajectory_starts_at_the_start(tmp_path, one_line):
     z, labels = _wheel()
     path = torch.stack([z * 0, z, z, z, z])
