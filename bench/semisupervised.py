@@ -51,7 +51,7 @@ def build_objective(sizes: Sizes, rows: int, device: torch.device) -> SemiSuperv
     labels = torch.arange(sizes.classes).repeat_interleave(per_class(rows, sizes))
     known = LabelledExamples(images(len(labels), sizes.pixels, torch.device("cpu")), labels, sizes.classes)
     weights = ClassWeights(CROSS_ENTROPY, fantasies=SLEEP_CLASS, unlabelled=1.0, consistency=0.0, batch_fraction=SHARE)
-    guide = PriorGuide(blur=0.0, max_score=None)
+    guide = PriorGuide(blur=0.0)
     return SemiSupervised(model, posterior, known, guide=guide, weights=weights, sleep=Sleep(SLEEP, SLEEP_TOP, "huber")).to(device)
 
 

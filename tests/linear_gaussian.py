@@ -25,7 +25,7 @@ UNCORRELATED = ((1.0, 0.6), (0.5, -1.2), (0.7, 0.0))  # orthogonal columns: the 
 BIAS = (0.3, -0.2, 0.5)
 SCALE = 0.8
 DATA_DIM, LATENT_DIM = 3, 2
-EXACT_PRIOR = PriorGuide(blur=0.0, max_score=None)  # neither blur nor clipping while training
+EXACT_PRIOR = PriorGuide(blur=0.0)  # no blur while training
 
 
 def make_model(dtype: torch.dtype = torch.float32, weight: tuple[tuple[float, ...], ...] = WEIGHT) -> LatentVariableModel:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
@@ -90,16 +89,15 @@ class KLSchedule:
 
 @dataclass(frozen=True)
 class PriorGuide:
-    """Smoothing of the prior and clipping of its score while training. Evaluation always uses the prior itself.
+    """Smoothing of the prior while training. Evaluation always uses the prior itself.
 
     Off the support of a narrow prior the gradient of the KL term explodes. The prior is therefore smoothed by Gaussian noise whose width
-    falls to zero during the phase, and each sample's score `d log p(z) / dz` is clipped.
+    falls to zero during the phase.
 
     Args:
         blur: Initial standard deviation of the noise, in units of z (float, default 0.3; 0 for none). It falls to a hundredth in 40 steps,
             then to 0.
         fraction: Fraction of the epochs after which the prior is not blurred any more (float, default 0.6).
-        max_score: Limit of the norm of each sample's score, in nats per unit of z (float, default 200), or None for no limit.
 
     Raises:
         InputError: If a value is out of range.
@@ -111,12 +109,10 @@ class PriorGuide:
 
     blur: float = 0.3
     fraction: float = 0.6
-    max_score: float | None = 200.0
 
     def __post_init__(self) -> None:
         _checks.require(self.blur >= 0, "prior_blur", "a width of at least 0", self.blur)
         _checks.require(0 < self.fraction <= 1, "prior_blur_fraction", "a number in (0, 1]", self.fraction)
-        _checks.require(self.max_score is None or self.max_score > 0, "prior_max_score", "None or a positive number", self.max_score)
 
     def width(self, fraction: float) -> float:
         """Return the standard deviation of the blur at `fraction` of the phase."""
@@ -132,7 +128,7 @@ class PriorGuide:
         return prior.blurred(progress.fixed(self._width_at))
 
     def log_prob(self, prior: Prior, z: Tensor, progress: Progress, labels: Tensor | None = None) -> Tensor:
-        """Return the blurred prior's log-density with clipped gradient.
+        """Return the blurred prior's log-density.
 
         Args:
             prior: The prior.
@@ -141,15 +137,9 @@ class PriorGuide:
             labels: Classes [...] to evaluate `log p(z | labels)`, or None for `log p(z)`.
 
         Returns:
-            Log-densities [...] in nats. Their gradient with respect to each row of `z` has a norm of at most `max_score`.
+            Log-densities [...] in nats.
         """
-        prior = self.blurred(prior, progress)
-        if self.max_score is None or not torch.is_grad_enabled():
-            return prior.log_prob(z, labels)
-        leaf = z.detach().requires_grad_()
-        log_prob = prior.log_prob(leaf, labels)
-        (score,) = torch.autograd.grad(log_prob.sum(), leaf, retain_graph=True)
-        return log_prob + zero_with_gradient(z, score, self.max_score)
+        return self.blurred(prior, progress).log_prob(z, labels)
 
     def log_prior_ratio(
         self, posterior: Posterior, prior: Prior, sample: PosteriorSample, progress: Progress, labels: Tensor | None = None
@@ -158,10 +148,3 @@ class PriorGuide:
         if posterior.pushes or sample.log_ratio is None:
             return posterior.log_prior_ratio(prior, sample)
         return self.log_prob(prior, sample.z, progress, labels) + sample.log_ratio
-
-
-def zero_with_gradient(z: Tensor, gradient: Tensor, max_norm: float = math.inf) -> Tensor:
-    """Return zeros [...] whose gradient with respect to `z` [..., D] is `gradient` [..., D], each row clipped to the norm `max_norm`."""
-    if not math.isinf(max_norm):
-        gradient = gradient * (max_norm / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
-    return ((z - z.detach()) * gradient).sum(-1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide, zero_with_gradient
+from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.objectives.base import Objective, Progress, Terms
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.base import PosteriorSample
@@ -82,7 +82,7 @@ class ELBO(Objective):
         value = log_likelihood.detach()
         shares = len(z) * torch.softmax(value + log_prior_ratio, 0)
         # Both summands after the value are zero: the first has the decoder's gradient, the second that of the samples.
-        return value + shares * (log_likelihood - value) + zero_with_gradient(z, gradient)
+        return value + shares * (log_likelihood - value) + ((z - z.detach()) * gradient).sum(-1)
 
 
 def zero_with_score(log_class: Tensor, log_weights: Tensor) -> Tensor:

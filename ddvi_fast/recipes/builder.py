@@ -236,7 +236,7 @@ class Builder:
     def guide(self) -> PriorGuide:
         """The annealing of the prior in training."""
         recipe = self.options.recipe
-        return PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction, recipe.prior_max_score)
+        return PriorGuide(recipe.prior_blur, recipe.prior_blur_fraction)
 
     def objective(self, model: LatentVariableModel, posterior: Posterior) -> Objective:
         """The objective of the options."""

@@ -174,7 +174,6 @@ class RecipeOptions:
     kl: KLSchedule = field(default_factory=lambda: KLSchedule("constant"))
     prior_blur: float = 0.0  # width by which the prior is blurred at first
     prior_blur_fraction: float = 0.6  # fraction of the epochs by which the blur is gone
-    prior_max_score: float | None = 200.0  # limit of each sample's gradient of log p(z); null for none
     match_prior: bool = True  # initialize the encoder's means with the prior's centre and spread
     defects: DefectOptions = field(default_factory=DefectOptions)
     context_dropout: float | None = None  # dropout rate of the context networks; the encoder's if null

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("plain_layers")
 PIXELS, ROWS = 6, 8
 
 
-def make_objective(prior="pinwheel", sleep=None, guide=PriorGuide(0.3, 0.5, 200.0), iwae=False):
+def make_objective(prior="pinwheel", sleep=None, guide=PriorGuide(0.3, 0.5), iwae=False):
     decoder = networks.MLP(2, [8], PIXELS, draws=Draws(1))
     model = models.LatentVariableModel(priors.make(prior), decoder, likelihoods.make("bernoulli"))
     posterior = posteriors.Diffusion(
@@ -96,11 +96,11 @@ def test_what_changes_between_epochs_is_recorded_anew(dataset):
     """The decoder is frozen in the first half of the epochs: a stale recording would leave it frozen."""
     objective = make_objective(sleep=Sleep())
     replayed = copy.deepcopy(objective)
-    before = parameters_to_vector(objective.model.decoder.parameters())
-    expected = run(objective, dataset, frozen=[objective.model.decoder])
-    found = run(replayed, dataset, frozen=[replayed.model.decoder], capture=True, make_recording=OperationRecording)
+    before = parameters_to_vector(objective.wake.model.decoder.parameters())
+    expected = run(objective, dataset, frozen=[objective.wake.model.decoder])
+    found = run(replayed, dataset, frozen=[replayed.wake.model.decoder], capture=True, make_recording=OperationRecording)
     assert [losses["reconstruction"] for losses in found] == pytest.approx([losses["reconstruction"] for losses in expected], rel=2e-4)
-    weights = [parameters_to_vector(trained.model.decoder.parameters()) for trained in (objective, replayed)]
+    weights = [parameters_to_vector(trained.wake.model.decoder.parameters()) for trained in (objective, replayed)]
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(weights[0], before, rtol=1e-2)
 
@@ -112,7 +112,7 @@ def test_recordings_are_few(dataset):
         made.append(OperationRecording())
         return made[-1]
 
-    run(make_objective(guide=PriorGuide(blur=0.0, max_score=None)), dataset, capture=True, make_recording=counting)
+    run(make_objective(guide=PriorGuide(blur=0.0)), dataset, capture=True, make_recording=counting)
     assert len(made) == WARM_UP_STEPS + 1
 
 

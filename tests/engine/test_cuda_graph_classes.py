@@ -55,7 +55,7 @@ def semi(prior):
         context_encoder=networks.MLP(PIXELS, [8], 3, draws=Draws(4)),
         learn_variances=True,
     )
-    guide, sleep = PriorGuide(0.05, 0.5, 200.0), Sleep(0.3, 0.2, "kl")
+    guide, sleep = PriorGuide(0.05, 0.5), Sleep(0.3, 0.2, "kl")
     return SemiSupervised(model_of(prior), ClassConditional(classifier(), family, prior), labelled(), guide=guide, weights=WEIGHTS, sleep=sleep)
 
 
@@ -74,7 +74,7 @@ def adversarial():
 def clustering():
     prior = priors.Centres(num_centres=5)
     posterior = posteriors.Gaussian(networks.MLP(PIXELS, [8], 4, draws=Draws(2)), 2)
-    return Clustering(ELBO(model_of(prior), posterior, guide=PriorGuide(0.3, 0.5, 200.0)), prior)
+    return Clustering(ELBO(model_of(prior), posterior, guide=PriorGuide(0.3, 0.5)), prior)
 
 
 OBJECTIVES = {

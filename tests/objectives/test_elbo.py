@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from ddvi_fast import priors
 from ddvi_fast._checks import InputError
 from ddvi_fast.objectives import ELBO, Progress, Terms
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
@@ -105,23 +104,6 @@ def test_a_term_of_weight_zero_cannot_spoil_the_total():
 def test_refuses_a_posterior_without_density():
     with pytest.raises(InputError, match=r"^posterior: expected one with a density[^\n]*eta = 0[^\n]*$"):
         ELBO(make_model(), diffusion_posterior(eta=0.0))
-
-
-def test_the_priors_score_is_limited_but_its_value_is_not():
-    prior, guide = priors.make("pinwheel"), PriorGuide(max_score=3.0)
-    z = torch.tensor([[2.0, 0.4], [1.0, 1.0]]).requires_grad_()
-    value = guide.log_prob(prior, z, Progress(1, 1))
-    torch.testing.assert_close(value, prior.log_prob(z))
-    (limited,), (free,) = torch.autograd.grad(value.sum(), z), torch.autograd.grad(prior.log_prob(z).sum(), z)
-    torch.testing.assert_close(limited.norm(dim=-1), torch.full((2,), 3.0))
-    torch.testing.assert_close(limited / limited.norm(dim=-1, keepdim=True), free / free.norm(dim=-1, keepdim=True))
-
-
-def test_a_score_within_the_limit_is_untouched_and_learned_priors_keep_their_gradient():
-    prior, z = priors.make("mixture", learnable=True), torch.tensor([[0.5, 0.4]]).requires_grad_()
-    for parameter in (z, prior.means):
-        limited = torch.autograd.grad(PriorGuide(max_score=1e6).log_prob(prior, z, Progress(1, 1)).sum(), parameter)[0]
-        torch.testing.assert_close(limited, torch.autograd.grad(prior.log_prob(z).sum(), parameter)[0])
 
 
 def test_the_blur_narrows_to_a_hundredth():
