@@ -8,7 +8,7 @@ import torch
 from ddvi_fast import InputError, likelihoods, metrics, priors, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
-from ddvi_fast.objectives import ELBO, Progress, clustering
+from ddvi_fast.objectives import ELBO, Progress, Sleep, WakeSleep, clustering
 from ddvi_fast.objectives.adversarial import Adversarial as AdversarialObjective
 from ddvi_fast.objectives.adversarial import make_discriminator
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
@@ -49,9 +49,10 @@ def spread_out(posterior: Gaussian, x: torch.Tensor) -> Gaussian:
     return posterior
 
 
-def latent_cluster(prior: priors.Centres) -> ClassConditional:
+def latent_cluster(prior: priors.Centres, coordinates: str = "latent") -> ClassConditional:
     encoder = PerClass(MLP(COLUMNS, [32], 4 * prior.num_classes, draws=Draws(4)), prior.num_classes)
-    return ClassConditional(MLP(COLUMNS, [32], prior.num_classes, draws=Draws(5)), Gaussian(encoder, 2), prior)
+    family = Gaussian(encoder, 2, coordinates, prior if "prior" in coordinates else None)
+    return ClassConditional(MLP(COLUMNS, [32], prior.num_classes, draws=Draws(5)), family, prior)
 
 
 def fit(objective: Clustering, x: torch.Tensor, steps: int = 400) -> None:
@@ -63,19 +64,23 @@ def fit(objective: Clustering, x: torch.Tensor, steps: int = 400) -> None:
             optimiser.step()
 
 
-@pytest.mark.parametrize("latent", [False, True])
-def test_groups_of_a_matrix_are_found_again(latent):
+@pytest.mark.parametrize("kind", ["nearest", "latent", "drawn"])
+def test_groups_of_a_matrix_are_found_again(kind):
     x, labels = blobs()
     # Unused centres stay empty. With three centres for three groups, some initial values merge two groups.
-    model, prior = model_and_prior(BLOBS if latent else 9)
-    kl = KLSchedule("constant")
-    posterior = latent_cluster(prior) if latent else spread_out(gaussian(), x)
-    guide = PriorGuide(0.5, 0.6)
-    if latent:
-        inner = SemiSupervised(model, posterior, kl=kl, guide=guide, weights=ClassWeights(balance=20.0))
+    model, prior = model_and_prior(9 if kind == "nearest" else BLOBS)
+    kl, guide = KLSchedule("constant"), PriorGuide(0.5, 0.6)
+    if kind == "nearest":
+        posterior = spread_out(gaussian(), x)
+        objective = Clustering(ELBO(model, posterior, kl, guide=guide), prior)
     else:
-        inner = ELBO(model, posterior, kl, guide=guide)
-    fit(Clustering(inner, prior), x)
+        posterior = latent_cluster(prior, "prior")
+        inner = WakeSleep(ELBO(model, posterior, kl, 2, guide), Sleep(0.0, 0.0))
+        if kind == "latent":
+            objective = Clustering(SemiSupervised(inner, None, ClassWeights(consistency=0.0, balance=20.0)), prior)
+        else:
+            objective = Clustering(inner, prior, balance=20.0, posterior=posterior)
+    fit(objective, x)
     clusters = assign(posterior, prior, x)
     scores = metrics.cluster_scores(labels, clusters)
     assert scores["nmi"] > 0.9 and scores["purity"] > 0.9
@@ -116,6 +121,21 @@ def test_balance_is_the_divergence_of_the_mean_responsibilities_from_equal_ones(
     for parameter in (prior.raw, posterior.encoder.output_layer.weight):
         assert torch.autograd.grad(terms.values["balance"], parameter, retain_graph=True)[0].abs().max() > 1e-4
     assert "balance" not in next(iter(Clustering(ELBO(model, posterior), prior).updates(x, progress, draws))).terms().values
+
+
+@pytest.mark.parametrize("coordinates", ["latent", "prior+encoder"])
+def test_drawn_clusters_are_balanced_by_their_probabilities(coordinates):
+    model, prior = model_and_prior(4)
+    posterior, (x, _), draws = latent_cluster(prior, coordinates), blobs(20), Draws(3)
+    objective = Clustering(ELBO(model, posterior, num_samples=2), prior, balance=0.3, posterior=posterior)
+    (update,) = objective.updates(x, Progress(1, 10), draws)
+    terms, share = update.terms(), torch.softmax(posterior.classifier(x), 1).mean(0)
+    torch.testing.assert_close(terms.values["balance"], (share * (4 * share).log()).sum())
+    assert terms.weights["balance"] == 0.3
+    terms.total().backward()
+    # The centres learn from the bound in these coordinates too: the latents are pushed through them.
+    assert all(part.grad.abs().max() > 0 for part in (prior.raw, *posterior.classifier.parameters(), *posterior.family.encoder.parameters()))
+    assert torch.equal(assign(posterior, prior, x), posterior.classifier(x).argmax(1))
 
 
 def test_balance_keeps_clusters_of_like_size():

@@ -10,10 +10,12 @@ from ddvi_fast import InputError, likelihoods, ops, priors
 from ddvi_fast.engine.engine import Engine
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
-from ddvi_fast.objectives import WAE, Adversarial, Progress
+from ddvi_fast.objectives import WAE, Adversarial, Progress, Sleep
 from ddvi_fast.objectives.adversarial import make_discriminator
+from ddvi_fast.objectives.pairs import PairFit
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
+from tests import class_models
 from tests.linear_gaussian import gaussian_posterior, make_model, observations
 from tests.posteriors.families import adversarial as implicit
 
@@ -110,3 +112,29 @@ def test_the_weight_is_positive(make):
     for weight in (0, -1):
         with pytest.raises(InputError, match=rf"^weight: expected a positive number, got {weight}"):
             make(weight=weight)
+
+
+@BOTH
+@pytest.mark.parametrize("coordinates", ["latent", "prior+encoder"])
+def test_a_drawn_class_learns_from_pairs(make, coordinates):
+    model, x, draws = class_models.make_model(), class_models.observations(8), Draws(2, 16)
+    model.decoder.requires_grad_(True)
+    posterior, sleep = class_models.placed("gaussian", coordinates, model.prior), Sleep(0.0, 0.0, decoder=0.7, classes=0.6)
+    subject = make(model, posterior, sleep=sleep).eval()
+    wake, *others = list(subject.updates(x, START, draws))
+    terms, z = wake.terms(), posterior.sample(x, 1, draws).z[0]
+    torch.testing.assert_close(terms.values["reconstruction"], -model.log_likelihood(x, z))
+    pairs = PairFit(model, posterior, sleep).terms(x, draws)
+    assert pairs.weights == {"sleep_class": 0.6, "sleep_decoder": 0.7}
+    for name, value in pairs.values.items():
+        torch.testing.assert_close(terms.values[name], value)
+        assert terms.weights[name] == pairs.weights[name]
+    # q(c | x) has no other gradient, and the families none from the pairs.
+    classifier, family = list(posterior.classifier.parameters()), list(posterior.family.encoder.parameters())
+    found = torch.autograd.grad(terms.total(), classifier, retain_graph=True)
+    for gradient, expected in zip(found, torch.autograd.grad(pairs.total(), classifier, retain_graph=True), strict=True):
+        torch.testing.assert_close(gradient, expected)
+        assert gradient.any()
+    assert all(part is None for part in torch.autograd.grad(pairs.total(), family, allow_unused=True))
+    assert all(part.any() for part in torch.autograd.grad(terms.total(), [*family, *model.decoder.parameters()], retain_graph=True))
+    assert all(update.terms().total().isfinite() for update in others)
