@@ -112,6 +112,11 @@ class CapturedStep:
         self._recording: Recording | None = None
         self._result: dict[str, Tensor] = {}
 
+    def begin_anew(self) -> None:
+        """Drop the recording and warm up again, because the step trains other parameters, whose optimizer state must exist before a recording."""
+        self._warmed = 0
+        self.forget()
+
     def __call__(self, x: Tensor, progress: Progress, draws: Draws) -> dict[str, Tensor]:
         """One step; the tensors returned are overwritten by the next."""
         self._move_to(x, progress, draws)

@@ -133,9 +133,9 @@ class Engine(AdamState):
             raise NonFinite("loss", [name for name, lost in self._lost.items() if lost and name != _THE_SUM])
 
     def refresh(self) -> None:
-        """Follow a change of the objective between steps, such as which modules are frozen: a recorded step is dropped."""
+        """Follow a change of the objective between steps, such as which modules are frozen: a recorded step is dropped and warmed up again."""
         if self._captured is not None:
-            self._captured.forget()
+            self._captured.begin_anew()
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimizers by parameter group."""

@@ -141,7 +141,7 @@ def _call(callbacks: Sequence[Callback], step: int, phase: Phase, epoch: float, 
 def _prepare_epoch(phase: Phase, engine: Engine, epoch: int) -> None:
     """Freeze modules before an epoch, or make them trainable."""
     set_trainable(phase.frozen, epoch >= phase.frozen_epochs)
-    if phase.frozen:
+    if phase.frozen and epoch == phase.frozen_epochs:
         engine.refresh()
 
 

@@ -93,7 +93,7 @@ def test_importance_weighted_bound_replays(dataset):
 
 
 def test_what_changes_between_epochs_is_recorded_anew(dataset):
-    """The decoder is frozen in the first half of the epochs: a stale recording would leave it frozen."""
+    """The decoder is frozen in the first half of the epochs: a stale recording would leave it so, or reset its optimizer state in each step."""
     objective = make_objective(sleep=Sleep())
     replayed = copy.deepcopy(objective)
     before = parameters_to_vector(objective.wake.model.decoder.parameters())
