@@ -41,6 +41,19 @@ class ChainPosterior(Posterior):
         self.require_density()
         return self._path_log_ratio(encoded, path, self.coefficients())
 
+    def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
+        """Compute the log-ratio as in `Posterior`; the noising from the encoder's frame, which belongs to the target, is not held constant."""
+        return self._with_noising_gradient(super().frozen_log_ratio(x, path, draws), x, path, draws)
+
+    def _with_noising_gradient(self, log_ratio: Tensor, x: Tensor, path: Tensor, draws: Draws | None) -> Tensor:
+        """Add to a frozen log-ratio [K, N] the encoder's gradient of log r(v_1 | v_0): the last variable of `path` has its `v_0` in the frame."""
+        if not self.whitens:
+            return log_ratio
+        v = self.whitened(self.encode(x, draws), path[-1].detach())
+        scale, variance = self.coefficients()[0, 3:].detach().to(v)
+        noising = -0.5 * (path[-2].detach() - scale * v).square().sum(-1) / variance
+        return log_ratio + noising - noising.detach()
+
     def _path_log_ratio(self, encoded: Encoded, path: Tensor, table: Tensor) -> Tensor:
         """The log-ratio [K, N] of trajectories [T + 1, K, N, D] under a table of coefficients [T, 5]."""
         along = ops.trajectory_log_ratio(path, encoded.context, self.active_denoiser(), table)

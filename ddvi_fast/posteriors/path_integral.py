@@ -97,4 +97,5 @@ class PathIntegral(ChainPosterior):
 
     def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
         """Compute the log-ratio as in `Posterior`; the uncontrolled motion, which belongs to the target, is not held constant."""
-        return torch.func.functional_call(self, frozen_parameters(self), (x, path, draws, self.coefficients()[:, 3:]))
+        frozen = torch.func.functional_call(self, frozen_parameters(self), (x, path, draws, self.coefficients()[:, 3:]))
+        return self._with_noising_gradient(frozen, x, path, draws)

@@ -15,7 +15,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from ddvi_fast import metrics, ops, rng
 from ddvi_fast.evidence import log_evidence_quadrature
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.objectives import ELBO, Progress
+from ddvi_fast.objectives import ELBO, IWAE, Progress
 from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.posteriors import Gaussian, Posterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional, class_major, of_class
@@ -249,11 +249,12 @@ def test_the_log_ratio_of_a_drawn_path_is_that_of_the_sample(case):
         torch.testing.assert_close(-posterior.log_density(encoded, path[-1][0]), posterior(x, path)[0])
 
 
-# Parts of the target, whose gradient is kept: an auxiliary model and its context, or the uncontrolled motion.
+# Parts of the target, whose gradient is kept: an auxiliary model and its context, the uncontrolled motion, and the frame where these start.
 TARGET = {
     "hierarchical_iaf": ("reverse.", "context_encoder.", "encoder."),
     "hamiltonian": ("reverse.", "context_encoder.", "log_step_sizes", "encoder."),
-    "path_integral": ("log_scales",),
+    "path_integral": ("log_scales", "encoder."),
+    "diffusion": ("encoder.",),
 }
 
 
@@ -278,6 +279,24 @@ def bound(case: Case, model: LatentVariableModel, posterior: Posterior, x: Tenso
     """Minus the ELBO of two samples, whose gradient reaches q(c | x) too."""
     objective = ELBO(model, posterior, KLSchedule("constant"), num_samples=2)
     return objective.terms(x, Progress(0, 1), Draws(3)).total()
+
+
+@pytest.mark.parametrize("family", ["hierarchical_iaf", "hamiltonian", "path_integral", "diffusion"])
+def test_a_doubly_reparametrised_gradient_in_the_frame_keeps_what_belongs_to_the_target(family):
+    model, x, _ = setting("gaussian")
+    options = {"learn_schedule": False} if family == "diffusion" else {}
+    posterior, same = small.make(family, model, "prior+encoder", **options), x[:1].expand(400, -1)
+    parts = dict(posterior.encoder.named_parameters())
+    differences = []
+    for batch in range(20):
+        gradients = []
+        for doubly in (False, True):
+            (update,) = IWAE(model, posterior, 3, doubly, KLSchedule("constant")).updates(same, Progress(0, 1), Draws(2, 400 * batch))
+            gradients.append(torch.cat([one.flatten() for one in torch.autograd.grad(update.terms().total(), list(parts.values()))]))
+        differences.append(gradients[1] - gradients[0])
+    # Both are unbiased for one gradient, entry by entry.
+    found = torch.stack(differences).double()
+    assert (found.mean(0).abs() < 4.5 * found.std(0) / 20**0.5 + 1e-6).all()
 
 
 # The class that a coordinate of the noise carries would make the bound discontinuous; the swiss roll is smooth.
