@@ -141,7 +141,8 @@ def encode(posterior: Posterior, x: Tensor, draws: Draws | None = None) -> Tenso
     draws = Draws(0) if draws is None else draws
     parts, start = [], 0
     for part in x.split(_ROWS):
-        parts.append(posterior.sample(part, 1, draws.advance(start)).z[0])
+        place = draws.advance(start)
+        parts.append(posterior.sample_encoded(posterior.encode(part, place), 1, place).z[0])
         start += len(part)
     return torch.cat(parts)
 

@@ -82,7 +82,7 @@ class _Evaluation:
             result |= {f"{name}_blurred": value for name, value in self._evidence_and_bound(blurred, x).items()}
         if posterior.has_density:
             result["iwae"] = self._mean(lambda x, draws: metrics.iwae_bound(model, posterior, x, options.iwae_samples, draws), x)
-        if posterior.has_density or isinstance(posterior, Diffusion):
+        if (posterior.has_density and model.prior.has_density) or isinstance(posterior, Diffusion):
             twice = self.config.recipe.defects.log_var_twice
             result["elbo_released"] = self._mean(lambda x, draws: metrics.elbo_released(model, posterior, x, draws, twice), x)
         return result
