@@ -24,7 +24,7 @@ from ddvi_fast.estimator.features import Features, Store
 from ddvi_fast.estimator.inference import Drawn, draw, rows_at_a_time
 from ddvi_fast.estimator.training import configure, fit_model
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.posteriors import Posterior
 from ddvi_fast.recipes.build import build
 from ddvi_fast.rng import Draws
 
@@ -51,7 +51,9 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             ``"none"``.
         n_principal: Number of principal components that represent the genotypes of a packed store, unless `likelihood` is binomial
             (int, default 20).
-        num_steps: Number of steps T of the chain; None (default) for 10, or 5 with `n_clusters`.
+        coordinates: Coordinates of the posterior, see `posteriors.Posterior`: ``"latent"``, ``"prior"``, ``"encoder"`` or ``"prior+encoder"``;
+            None (default) for ``"prior+encoder"``, or ``"latent"`` with `n_clusters`.
+        num_steps: Number of steps T of the chain; None (default) for 5.
         hidden: Widths of the hidden layers of encoders and decoder (tuple of int, default (256, 256)).
         epochs: Number of epochs; None (default) for the recipe's.
         batch_size: Rows of a batch; None (default) for the recipe's.
@@ -86,6 +88,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         likelihood: str = "gaussian",
         standardise: str = "columns",
         n_principal: int = 20,
+        coordinates: str | None = None,
         num_steps: int | None = None,
         hidden: tuple[int, ...] = (256, 256),
         epochs: int | None = None,
@@ -99,7 +102,8 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         verbose: bool = False,
     ) -> None:
         self.n_components, self.prior, self.n_clusters, self.likelihood = n_components, prior, n_clusters, likelihood
-        self.standardise, self.n_principal, self.num_steps, self.hidden = standardise, n_principal, num_steps, hidden
+        self.standardise, self.n_principal = standardise, n_principal
+        self.coordinates, self.num_steps, self.hidden = coordinates, num_steps, hidden
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
         self.n_samples, self.output, self.settings = n_samples, output, settings
         self.device, self.random_state, self.verbose = device, random_state, verbose
@@ -133,13 +137,13 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Latents of each row, [N, D]: the posterior mean, or one posterior sample (see `output`)."""
         check_is_fitted(self)
         if self.output == "sample":
-            return self._kind(X, torch.cat([drawn.z[0] for drawn in self._drawn(X, 1)]))
-        return self._kind(X, torch.cat([drawn.z.mean(0) for drawn in self._drawn(X)]))
+            return self._kind(X, torch.cat([drawn.sample.z[0] for drawn in self._drawn(X, 1)]))
+        return self._kind(X, torch.cat([drawn.sample.z.mean(0) for drawn in self._drawn(X)]))
 
     def posterior_samples(self, X: Any, n_samples: int | None = None) -> np.ndarray:
         """Posterior samples of each row, float32 [K, N, D]; K is `n_samples`."""
         check_is_fitted(self)
-        return torch.cat([drawn.z for drawn in self._drawn(X, n_samples)], 1).cpu().numpy()
+        return torch.cat([drawn.sample.z for drawn in self._drawn(X, n_samples)], 1).cpu().numpy()
 
     def predict(self, X: Any) -> np.ndarray:
         """Most probable cluster of each row, int64 [N]; raises InputError for a prior without classes."""
@@ -151,7 +155,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         count = self.model_.prior.num_classes
         _checks.require(bool(count), "prior", "one with classes, or n_clusters", f"a {type(self.model_.prior).__name__} prior")
-        return torch.cat([self._responsibilities(drawn.z).mean(0) for drawn in self._drawn(X)]).double().cpu().numpy()
+        return torch.cat([self._responsibilities(drawn.sample.z).mean(0) for drawn in self._drawn(X)]).double().cpu().numpy()
 
     @torch.no_grad()
     def score_samples(self, X: Any) -> np.ndarray:
@@ -160,7 +164,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         For a packed store, it is the bound of its principal components, or with the binomial likelihood that of the called genotypes.
         """
         check_is_fitted(self)
-        bounds = [(self.model_.log_joint(drawn.x, drawn.z) + drawn.log_ratio).mean(0) for drawn in self._drawn(X)]
+        bounds = [self._log_weights(drawn).mean(0) for drawn in self._drawn(X)]
         return torch.cat(bounds).double().cpu().numpy() - self.features_.log_volume
 
     def score(self, X: Any, y: None = None) -> float:
@@ -262,6 +266,11 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         rows = rows_at_a_time(num_samples)
         yield from draw(self.posterior_, self._blocks(X, rows), num_samples, self.seed_, rows)
 
+    def _log_weights(self, drawn: Drawn) -> Tensor:
+        """Log importance weights [K, N] of the samples of a block, in nats."""
+        log_prior_ratio = self.posterior_.log_prior_ratio(self.model_.prior, drawn.sample)
+        return self.model_.log_likelihood(drawn.x, drawn.sample.z) + log_prior_ratio
+
     def _responsibilities(self, z: Tensor) -> Tensor:
         """``p(c | z)`` [..., C] under equally likely classes."""
         prior = self.model_.prior
@@ -275,6 +284,6 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return latents.cpu().numpy().astype(np.float32 if single else np.float64)
 
 
-def _built(config: Config, dataset: Dataset) -> tuple[LatentVariableModel, Diffusion]:
+def _built(config: Config, dataset: Dataset) -> tuple[LatentVariableModel, Posterior]:
     experiment = build(config, dataset).to(config.device).eval()
     return experiment.model, experiment.posterior

@@ -19,7 +19,7 @@ from ddvi_fast.engine.engine import Engine
 from ddvi_fast.engine.loop import Callback, train
 from ddvi_fast.engine.progress import Display, display
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.posteriors import Posterior
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.mapping import updated
 from ddvi_fast.recipes.settings import check_settings
@@ -28,16 +28,19 @@ from ddvi_fast.recipes.settings import check_settings
 CLUSTERING = {
     "method.name": "ddvi_clustering",
     "method.task": "clustering",
+    "method.coordinates": "latent",
     "method.num_samples": 4,
-    "method.chain.num_steps": 5,
+    "method.reweighted": True,
+    "method.sleep.data": False,
     "method.clustering.base_scale": 0.06,
     "method.clustering.eta": 0.75,
     "recipe.epochs": 300,
     "recipe.batch_size": 256,
     "recipe.lr": 2e-3,
-    "recipe.kl.kind": "constant",
     "recipe.prior_blur": 2.0,
     "recipe.prior_blur_fraction": 0.8,
+    "recipe.denoiser_lr": 1.0,
+    "recipe.schedule_lr": 10.0,
 }
 _PRIOR_NAMES = {"square": "less_noisy_square"}  # where the setting `prior` and the name of the prior differ
 _LIKELIHOOD_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -62,7 +65,13 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
     prior = check_choice("prior", parameters["prior"], ("auto",))
     if prior == "auto":
         prior = "pinwheel" if clusters is None and size == 2 else "gaussian"
-    chosen = {"epochs": "recipe.epochs", "batch_size": "recipe.batch_size", "learning_rate": "recipe.lr", "num_steps": "method.chain.num_steps"}
+    chosen = {
+        "epochs": "recipe.epochs",
+        "batch_size": "recipe.batch_size",
+        "learning_rate": "recipe.lr",
+        "coordinates": "method.coordinates",
+        "num_steps": "method.chain.num_steps",
+    }
     stated = as_settings(parameters["settings"])
     config = updated(
         Config(),
@@ -115,7 +124,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def fit_model(config: Config, dataset: Dataset, verbose: bool) -> tuple[LatentVariableModel, Diffusion, list[float]]:
+def fit_model(config: Config, dataset: Dataset, verbose: bool) -> tuple[LatentVariableModel, Posterior, list[float]]:
     """Train; returns model, posterior, and minus the bound averaged over each epoch."""
     dataset = dataset.to(config.device)
     experiment = build(config, dataset)

@@ -226,7 +226,7 @@ class ClassConditional(Posterior):
         draws = check_sample_arguments(x, num_samples, draws)
         encoded = self.family.encode(self.features(x, draws), draws)
         labels = torch.arange(self.num_classes, device=x.device).unsqueeze(1)
-        sample = self._given_class(encoded, *self.family.draw(encoded, num_samples, draws), labels)
+        sample = self.place(encoded, *self.family.draw(encoded, num_samples, draws), labels)
         return PosteriorSample(*(None if part is None else part.transpose(0, 1) for part in sample))
 
     def encode_of_class(self, x: Tensor, labels: Tensor, draws: Draws | None = None) -> Any:
@@ -261,7 +261,10 @@ class ClassConditional(Posterior):
         Gradients reach q(c | x) only through the second result; the same term in `log_prior_ratio` is a constant.
         """
         labels = draw_classes(encoded.log_probs, num_samples, draws) if labels is None else labels
-        sample = self._of_class(of_class(encoded.family, labels), labels, draws)
+        return self.with_class(encoded, self._of_class(of_class(encoded.family, labels), labels, draws), labels)
+
+    def with_class(self, encoded: ClassEncoded, sample: PosteriorSample, labels: Tensor) -> tuple[PosteriorSample, Tensor]:
+        """Add the terms of the class to samples given their classes `labels` [K, N]; returns them as `sample_with_class` does."""
         log_class = encoded.log_probs.expand(len(labels), -1, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         if sample.log_prior_ratio is None:
             return sample, log_class
@@ -271,12 +274,12 @@ class ClassConditional(Posterior):
     def _of_class(self, chosen: Any, labels: Tensor, draws: Draws) -> PosteriorSample:
         """One sample of the family for each class of `labels` [K, N], given the parts [K, N, W] of these classes."""
         if isinstance(self.family, ClassDiffusion):
-            return self._given_class(chosen, *self.family.draw_of_class(chosen, labels, draws), labels)
+            return self.place(chosen, *self.family.draw_of_class(chosen, labels, draws), labels)
         y, log_ratio = self.family.draw(chosen, 1, draws)
-        return self._given_class(chosen, y[0], None if log_ratio is None else log_ratio[0], labels)
+        return self.place(chosen, y[0], None if log_ratio is None else log_ratio[0], labels)
 
-    def _given_class(self, encoded: Any, y: Tensor, log_ratio: Tensor | None, labels: Tensor) -> PosteriorSample:
-        """Samples of the family in its own coordinates as latents, with the ratio to the prior given the class."""
+    def place(self, encoded: Any, y: Tensor, log_ratio: Tensor | None, labels: Tensor | None = None) -> PosteriorSample:
+        """Map samples of the family as in `Posterior`, given its parts of their classes `labels`; `log_prior_ratio` is given the class."""
         sample = self.family.place(encoded, y, log_ratio, labels)
         if log_ratio is None or self.pushes:
             return sample
@@ -286,7 +289,12 @@ class ClassConditional(Posterior):
 def draw_classes(log_probs: Tensor, num_samples: int, draws: Draws) -> Tensor:
     """Draw classes [K, N] from log-probabilities [N, C], by inversion of the distribution function."""
     uniform = rng.uniform(draws, (num_samples, len(log_probs), 1), rng.CLASSES, device=log_probs.device, dtype=log_probs.dtype)
-    return (uniform > log_probs.exp().cumsum(-1)).sum(-1).clamp(max=log_probs.shape[-1] - 1)
+    return classes_at(uniform, log_probs)
+
+
+def classes_at(level: Tensor, log_probs: Tensor) -> Tensor:
+    """Return the classes [K, N] at the levels [K, N, 1] of the distribution functions with log-probabilities [N, C]."""
+    return (level > log_probs.exp().cumsum(-1)).sum(-1).clamp(max=log_probs.shape[-1] - 1)
 
 
 def class_major(num_classes: int, rows_per_class: int, device: torch.device | str = "cpu") -> Tensor:

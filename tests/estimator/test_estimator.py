@@ -22,7 +22,10 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.estimator import features
 from ddvi_fast.estimator.training import CLUSTERING, configure
 from ddvi_fast.genomes.convert import store_from_codes
+from ddvi_fast.posteriors.base import COORDINATES
+from ddvi_fast.posteriors.class_conditional import ClassConditional
 from ddvi_fast.recipes.mapping import updated
+from ddvi_fast.rng import Draws
 
 SMALL = {"epochs": 2, "hidden": (8,), "num_steps": 2, "n_samples": 2}
 
@@ -88,6 +91,32 @@ def test_latents_are_means_of_draws_or_one_of_them(fitted):
     np.testing.assert_allclose(one.transform(x), fitted.posterior_samples(x, 1)[0], rtol=1e-5, atol=1e-6)
     own = fitted.posterior_.sample(fitted.features_.of(x), 400).z.mean(0).detach().numpy()  # by draws of their own for each row
     assert np.abs(fitted.posterior_samples(x, 400).mean(0) - own).max() < 0.1
+
+
+@pytest.mark.parametrize("prior", ["pinwheel", "gaussian"])
+@pytest.mark.parametrize("coordinates", COORDINATES)
+def test_every_coordinate_system_has_the_samples_and_weights_of_its_posterior(coordinates, prior, tmp_path):
+    x, _ = blobs(20)
+    model = DDVI(**{**SMALL, "n_samples": 40}, coordinates=coordinates, prior=prior, random_state=3).fit(x)
+    posterior, first = model.posterior_, model.features_.of(x)[:1]
+    assert posterior.coordinates == coordinates
+    assert isinstance(posterior, ClassConditional) == (prior == "pinwheel" and posterior.pushes)
+    # The noise that all rows share is that of the first row of a run.
+    own = posterior.sample(first, 40, Draws(3)).z[:, 0].detach().numpy()
+    np.testing.assert_allclose(model.posterior_samples(x)[:, 0], own, rtol=1e-4, atol=1e-4)
+    weights = posterior.log_weights(model.model_, first, 40, Draws(3)).detach().numpy() - model.features_.log_volume
+    np.testing.assert_allclose(model.score_samples(x)[0], weights.mean(), rtol=1e-4, atol=1e-3)
+    decoded = model.inverse_transform(model.transform(x))
+    assert decoded.shape == (20, 5) and model.sample(3).shape == (3, 5) and np.isfinite(decoded).all()
+    loaded = DDVI.load(model.save(tmp_path / "model"))
+    assert loaded.coordinates == coordinates
+    assert np.array_equal(loaded.score_samples(x), model.score_samples(x)) and np.array_equal(loaded.transform(x), model.transform(x))
+
+
+def test_a_row_keeps_its_samples_and_classes_in_any_company():
+    x, _ = blobs(40)
+    model = DDVI(**SMALL, prior="pinwheel", coordinates="prior+encoder").fit(x)
+    np.testing.assert_allclose(model.posterior_samples(x[7:9]), model.posterior_samples(x)[:, 7:9], rtol=1e-5, atol=1e-5)
 
 
 def test_columns_that_do_not_vary_say_nothing():
@@ -188,6 +217,7 @@ def test_genotypes_of_a_matrix_and_of_a_store_are_one(tmp_path, one_line):
         ({"standardise": "rows"}, "standardise"),
         ({"output": "median"}, "output"),
         ({"n_samples": 0}, "n_samples"),
+        ({"coordinates": "priors"}, "coordinates: expected one of"),
         ({"settings": ("recipe.epoch=1",)}, "recipe.epochs"),
         ({"likelihood": "binomial"}, "values from 0 to 2"),
     ],
