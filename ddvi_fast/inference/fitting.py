@@ -15,19 +15,20 @@ from torch.distributions.constraints import Constraint
 from ddvi_fast import _checks
 from ddvi_fast.engine.engine import Engine
 from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulator, offers, simulate
-from ddvi_fast.inference.networks import Architecture, Observation, build, whitening_reader
-from ddvi_fast.inference.objective import COVERING, EvidenceBound, GaussianFit, Simulated
+from ddvi_fast.inference.networks import Architecture, Observation, build
+from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Simulated
 from ddvi_fast.inference.posterior import FittedPosterior, observed_rows
 from ddvi_fast.inference.start import gaussian_start
 from ddvi_fast.inference.support import Support
-from ddvi_fast.inference.whitening import ConditionalWhitening, Whitening
+from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.objectives import Objective, Progress
+from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
 OBJECTIVES = ("auto", "bound", "simulations", "both")
 _STANDARDIZING = 4096  # simulations from which parameters and data are standardized
-_GAUSSIAN_STEPS = 0.25  # steps of the preceding Gaussian approximation, as a fraction of the training steps
+_FRAME_STEPS = 0.25  # steps of the preceding fit of the encoder's frame, as a fraction of the training steps
 _WARMUP = 0.05  # fraction of the steps with a rising rate; without it wide networks can collapse to outputs that ignore the data
 _HISTORY = 20  # length of the history of losses
 
@@ -72,9 +73,9 @@ def fit_posterior(
 ) -> FittedPosterior:
     """Train a diffusion posterior of a user-defined model.
 
-    For a model with `simulate` the posterior accepts any data of the simulations' shape. It is trained on simulations: first a Gaussian
-    approximation for a quarter of the steps, then the chain in its coordinates. If the model also has `log_joint`, the evidence bound at `x`
-    (at simulated data if `x` is None) is trained at the same time.
+    For a model with `simulate` the posterior accepts any data of the simulations' shape. It is trained on simulations: first the Gaussian of
+    the encoder for a quarter of the steps, then the chain in its frame (docs/method.md, section 7). If the model also has `log_joint`, the
+    evidence bound at `x` (at simulated data if `x` is None) is trained at the same time.
 
     For a model with `log_joint` only the posterior is that of the single data set `x`. It is trained by the evidence bound, and from half of
     the steps on also by its own importance-weighted samples, which widen it where the bound (reverse KL) leaves it too narrow. Modes without
@@ -167,9 +168,9 @@ class _Request:
     def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> tuple[FittedPosterior, Objective]:
         support, first = simulator.support, simulator.take(_STANDARDIZING, Draws(self.seed).lane("looked_at"))
         observation = Observation.of(first.x, None if embedding is None else embedding.to(self.device))
-        reader = whitening_reader(self.architecture, support.dim, observation, self.seed)
-        whitening = self._whitened(ConditionalWhitening(Whitening.of(first.u), reader.to(self.device)), simulator)
+        whitening = Whitening.of(first.u)
         posterior = build(self.architecture, support.dim, observation, self.seed).to(self.device)
+        self._fit_frame(posterior, whitening, simulator)
         shape = tuple(first.x.shape[1:])
         observed = None if self.x is None else observed_rows(self.x, shape)[0].to(self.device)
         options = {"conditional": True, "model": self.model, "x": self.x, "data_shape": shape}
@@ -177,11 +178,12 @@ class _Request:
         model = FlatModel(self.model, support, whitening) if with_bound else None
         return fitted, Simulated(posterior, whitening, simulator, self.training.batch_size, model, observed)
 
-    def _whitened(self, whitening: ConditionalWhitening, simulator: Simulator) -> ConditionalWhitening:
-        """Fit the whitening for a fraction of the steps, then freeze it."""
-        training = dataclasses.replace(self.training, steps=max(1, int(_GAUSSIAN_STEPS * self.training.steps)))
-        _train(GaussianFit(whitening, simulator, training.batch_size), training, self.seed, self.device)
-        return whitening.requires_grad_(False)
+    def _fit_frame(self, posterior: Posterior, whitening: Whitening, simulator: Simulator) -> None:
+        """Fit the encoder's frame for a fraction of the steps; a chain is then trained in the frozen frame."""
+        training = dataclasses.replace(self.training, steps=max(1, int(_FRAME_STEPS * self.training.steps)))
+        _train(FrameFit(posterior, whitening, simulator, training.batch_size), training, self.seed, self.device)
+        if isinstance(posterior, Diffusion):
+            posterior.encoder.requires_grad_(False)
 
 
 def _train(objective: Objective, training: Training, seed: int, device: torch.device) -> list[float]:

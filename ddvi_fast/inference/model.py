@@ -113,7 +113,7 @@ class Simulator:
 
 
 class FlatModel:
-    """Density of a model in the coordinates `y` of a chain, `z = constrain(whitening(y))`.
+    """Density of a model in the coordinates `y` of a posterior, `z = constrain(whitening(y))`.
 
     Args:
         model: Model with `log_joint`.
@@ -134,10 +134,10 @@ class FlatModel:
         Raises:
             InputError: If the model returns another shape than [...].
         """
-        z, log_det = self.support.constrain(self.whitening(y, x))
+        z, log_det = self.support.constrain(self.whitening(y))
         log_joint = self.model.log_joint(x, z)
         _checks.require(log_joint.shape == y.shape[:-1], "log_joint", f"values of shape {list(y.shape[:-1])}", log_joint)
-        return log_joint + log_det + self.whitening.log_det(x)
+        return log_joint + log_det + self.whitening.log_det()
 
 
 def offers(model: Any, name: str) -> bool:

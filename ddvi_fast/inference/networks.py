@@ -25,7 +25,7 @@ class Architecture:
         family: ``diffusion`` (default), ``flow`` (autoregressive splines, which need zuko) or ``gaussian`` (mean field).
         num_steps: Number of steps of the chain, T (int, default 20).
         width: Width of the hidden layers of the denoiser, or of a flow's steps (int, default 64).
-        hidden: Widths of the hidden layers of the encoders (default (64, 64)).
+        hidden: Widths of the hidden layers of the encoders: of the frame, and of the context (default (64, 64)).
         context_dim: Size of the context vector of the chain or flow (int, default 16).
         activation: Activation of the encoders (default ``silu``).
         time_features: Number of the denoiser's time features, see `denoisers.ResidualMLP` (int, default 16).
@@ -101,7 +101,7 @@ class Reader(nn.Module):
     """Encoder of standardized data: a multilayer perceptron plus a linear map, since informative data determine parameters almost linearly.
 
     Args:
-        observation: Standardization of the data, shared by the encoders of a posterior.
+        observation: Standardization of the data.
         outputs: Number of outputs (int).
         architecture: Sizes of the perceptron.
         draws: Position of the initial weights in the random stream.
@@ -121,6 +121,8 @@ class Reader(nn.Module):
 def build(architecture: Architecture, dim: int, observation: Observation | None, seed: int) -> Posterior:
     """Build a posterior.
 
+    The posterior is in the encoder's frame, and an untrained chain is the frame's Gaussian (docs/method.md, section 7).
+
     Args:
         architecture: Posterior family and sizes.
         dim: Number of latent dimensions, D (int).
@@ -130,30 +132,28 @@ def build(architecture: Architecture, dim: int, observation: Observation | None,
     make = _constant_encoders if observation is None else _readers
     encoder, context = make(architecture, dim, observation, seed)
     if architecture.family == "gaussian":
-        return Gaussian(encoder, dim)
+        return Gaussian(encoder, dim, coordinates="encoder")
     if architecture.family == "flow":
         wide = architecture.context_dim if observation is not None else 1
         context = context or Constant(1)
-        return Spline(encoder, context, dim, context_dim=wide, num_steps=3, hidden_dim=architecture.width, draws=Draws(seed).importance(3))
+        options = {"context_dim": wide, "num_steps": 3, "hidden_dim": architecture.width, "draws": Draws(seed).importance(3)}
+        return Spline(encoder, context, dim, **options, coordinates="encoder")
     denoiser = ResidualMLP(
         dim, 0 if context is None else architecture.context_dim, architecture.num_steps, architecture.width,
         zero_output=True, time_features=architecture.time_features, draws=Draws(seed).importance(3),
     )  # fmt: skip
     schedule = schedules.make("geometric", architecture.num_steps, start=architecture.start, end=architecture.end)
-    posterior = Diffusion(encoder, denoiser, schedule, context_encoder=context, parametrisation="v", learn_variances=True)
-    _start_as_standard_normal(posterior)
+    posterior = Diffusion(
+        encoder, denoiser, schedule, context_encoder=context, parametrisation="v", learn_schedule=False, coordinates="encoder"
+    )  # fmt: skip
+    _start_as_stationary(posterior)
     return posterior
 
 
 @torch.no_grad()
-def _start_as_standard_normal(posterior: Diffusion) -> None:
-    """Set the step variances so that the untrained chain samples N(0, I) exactly: with zero velocity, each step removes noise of variance beta."""
+def _start_as_stationary(posterior: Diffusion) -> None:
+    """Set the step variances to the betas: with zero velocity the chain then reverses a stationary process, and samples N(0, I) exactly."""
     posterior.log_variance_factors.copy_(torch.log(posterior.betas / posterior.coefficients()[:, 2].double().square()))
-
-
-def whitening_reader(architecture: Architecture, dim: int, observation: Observation, seed: int) -> Reader:
-    """Build the encoder of mean and log-scale of `dim` coordinates, with a copy of the standardization, since the posterior's is trained further."""
-    return Reader(copy.deepcopy(observation), 2 * dim, architecture, Draws(seed).importance(8))
 
 
 def _constant_encoders(architecture: Architecture, dim: int, observation: None, seed: int) -> tuple[nn.Module, None]:
@@ -162,4 +162,6 @@ def _constant_encoders(architecture: Architecture, dim: int, observation: None, 
 
 def _readers(architecture: Architecture, dim: int, observation: Observation, seed: int) -> tuple[nn.Module, nn.Module]:
     start, context = (Draws(seed).importance(place) for place in (4, 6))
-    return Reader(observation, 2 * dim, architecture, start), Reader(observation, architecture.context_dim, architecture, context)
+    # The frame of a chain is frozen while the chain is trained, and an embedding with it.
+    own = copy.deepcopy(observation) if architecture.family == "diffusion" else observation
+    return Reader(own, 2 * dim, architecture, start), Reader(observation, architecture.context_dim, architecture, context)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddvi_fast import rng
+from ddvi_fast import ops, rng
 from ddvi_fast.inference.model import FlatModel, Simulator
-from ddvi_fast.inference.whitening import ConditionalWhitening, Whitening
+from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.objectives import Objective, Progress, Terms
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
@@ -39,8 +39,8 @@ class EvidenceBound(Objective):
         self.posterior, self.model, self.data, self.num_samples = posterior, model, data, num_samples
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
-        y, log_ratio = self.posterior.sample(x, self.num_samples, draws)
-        log_weights = self.model.log_joint(self.data, y[:, 0]) + log_ratio[:, 0]
+        sample = self.posterior.sample(x, self.num_samples, draws)
+        log_weights = self.model.log_joint(self.data, sample.z[:, 0]) + sample.log_ratio[:, 0]
         if not progress.fixed(_covers):
             return Terms({"bound": -log_weights}, {"bound": 1.0})
         shares = torch.softmax(log_weights.detach(), 0)
@@ -51,7 +51,7 @@ class EvidenceBound(Objective):
     def _log_ratio_of_samples(self, x: Tensor, draws: Draws) -> Tensor:
         """Log-ratios [K] of the samples of `draws`, with the samples as constants."""
         with torch.no_grad():
-            path = self.posterior.latent_path(self.posterior.encode(x, draws), self.num_samples, draws)
+            path = self.posterior.unwhitened_path(self.posterior.encode(x, draws), self.num_samples, draws)
         return self.posterior(x, path, draws)[:, 0]
 
 
@@ -59,35 +59,37 @@ def _covers(progress: Progress) -> bool:
     return progress.fraction >= _COVERS_FROM
 
 
-class GaussianFit(Objective):
-    """Minus `log N(u; mean(x), scale(x))` over simulations, which fits the Gaussian of a conditional whitening.
+class FrameFit(Objective):
+    """Minus `log N(u; mean(x), scale(x))` over simulations, which fits the encoder's frame of a posterior (docs/method.md, section 7).
 
-    Term: `gaussian`, nats up to a constant.
+    Term: `frame`, nats.
 
     Args:
-        whitening: Whitening whose encoder is trained.
+        posterior: Posterior whose encoder is trained.
+        whitening: Map from the posterior's coordinates to unconstrained parameters.
         simulator: Source of the simulations.
         num_rows: Simulations per step (int).
     """
 
-    def __init__(self, whitening: ConditionalWhitening, simulator: Simulator, num_rows: int) -> None:
+    def __init__(self, posterior: Posterior, whitening: Whitening, simulator: Simulator, num_rows: int) -> None:
         super().__init__()
-        self.whitening, self.simulator, self.num_rows = whitening, simulator, num_rows
+        self.posterior, self.whitening, self.simulator, self.num_rows = posterior, whitening, simulator, num_rows
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         u, x = self.simulator.take(self.num_rows, draws)
-        y = self.whitening.inverse(u, x)
-        return Terms({"gaussian": 0.5 * y.square().sum(-1) + self.whitening.log_det(x)}, {"gaussian": 1.0})
+        encoded = self.posterior.encode(x, draws)
+        return Terms({"frame": -frame_log_prob(encoded, self.whitening.inverse(u))}, {"frame": 1.0})
 
 
 class Simulated(Objective):
     """Minus a bound on `log q(z | x)` over simulations, plus minus the evidence bound of observed data if the model has a density.
 
-    For a diffusion posterior the two are the sleep term with exact weights and the wake term of docs/method.md, section 3. Terms, nats:
-    `chain` (the steps of the chain) and `start` (`y_T`), or `density` for a family with a tractable density; and `bound`.
+    For a diffusion posterior the two are the sleep term with exact weights and the wake term of docs/method.md, section 3, in the encoder's
+    frame (section 7), which the first does not train. Terms, nats: `chain` (the steps of the chain) and `start` (`y_T`, and the scale of the
+    frame), up to the entropy of the noising process, or `density` for a family with a tractable density; and `bound`.
 
     Args:
-        posterior: Posterior with data as input.
+        posterior: Posterior with data as input, in the encoder's frame.
         whitening: Map from the posterior's coordinates to unconstrained parameters.
         simulator: Source of the simulations.
         num_rows: Simulations per step (int).
@@ -105,24 +107,28 @@ class Simulated(Objective):
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         u, x = self.simulator.take(self.num_rows, draws)
-        values = self._fit(self.whitening.inverse(u, x), x, draws)
+        values = self._fit(self.whitening.inverse(u), x, draws)
         if self.model is not None:
             values["bound"] = self._bound(x if self.observed is None else self.observed, draws.lane("bound"))
         return Terms(values, dict.fromkeys(values, 1.0))
 
-    def _fit(self, y: Tensor, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def _fit(self, u: Tensor, x: Tensor, draws: Draws) -> dict[str, Tensor]:
         encoded = self.posterior.encode(x, draws)
         if not isinstance(self.posterior, Diffusion):
-            return {"density": self.posterior.log_ratio(encoded, y[None, None]).squeeze(0)}
-        t = even_timesteps(draws, len(y), self.posterior.schedule.num_steps, y.device)
-        return {
-            "chain": self.posterior.step_divergence(encoded.context, y, t, draws),
-            "start": -self.posterior.top_log_prob(encoded.mean, encoded.log_var, y, draws),
-        }
+            return {"density": -self.posterior.log_density(encoded, u)}
+        t = even_timesteps(draws, len(u), self.posterior.schedule.num_steps, u.device)
+        v = self.posterior.whitened(encoded, u).detach()
+        start = self.posterior.log_scale(encoded).detach() - self.posterior.top_log_prob(*self.posterior.start(encoded), v, draws)
+        return {"chain": self.posterior.step_divergence(encoded.context, v, t, draws), "start": start}
 
     def _bound(self, x: Tensor, draws: Draws) -> Tensor:
-        y, log_ratio = self.posterior.sample(x, max(1, self.num_rows // len(x)), draws)
-        return -(self.model.log_joint(x, y) + log_ratio).mean(0)
+        sample = self.posterior.sample(x, max(1, self.num_rows // len(x)), draws)
+        return -(self.model.log_joint(x, sample.z) + sample.log_ratio).mean(0)
+
+
+def frame_log_prob(encoded: Any, u: Tensor) -> Tensor:
+    """Compute `log N(u; mean(x), diag exp(log_var(x)))` [N] in nats at `u` [N, D], given the output of the encoders."""
+    return ops.gaussian_log_prob(u, encoded.mean, encoded.log_var)
 
 
 def even_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:

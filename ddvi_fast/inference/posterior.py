@@ -17,14 +17,14 @@ from ddvi_fast.engine import checkpoint
 from ddvi_fast.inference.diagnostics import Diagnostics
 from ddvi_fast.inference.importance import ImportanceSample
 from ddvi_fast.inference.model import FlatModel, Simulator, offers
-from ddvi_fast.inference.networks import Architecture, Observation, build, whitening_reader
+from ddvi_fast.inference.networks import Architecture, Observation, build
 from ddvi_fast.inference.support import Latents, Support
-from ddvi_fast.inference.whitening import ConditionalWhitening, Whitening
+from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
 
 BOUNDS = ("iwae", "elbo")
-_FORMAT = "ddvi_fast posterior"
+_FORMAT, _EARLIER = "ddvi_fast posterior 2", "ddvi_fast posterior"
 _ROWS = 1 << 14  # posterior samples (rows of data times K) at a time
 
 
@@ -34,7 +34,7 @@ class FittedPosterior:
     All random numbers are functions of `seed`. Densities are those of the constrained parameters, in nats.
 
     Attributes:
-        posterior: Posterior over the coordinates of `whitening`.
+        posterior: Posterior over the coordinates of `whitening`, in the encoder's frame (docs/method.md, section 7).
         support: Constraints of the parameters.
         whitening: Map from the posterior's coordinates to unconstrained parameters.
         architecture: Posterior family and sizes of the networks.
@@ -69,7 +69,7 @@ class FittedPosterior:
         """
         rows, many = self._rows(x)
         y = torch.cat([y for y, _ in self._drawn(rows, num_samples, seed)])
-        u = self.whitening(y, rows)
+        u = self.whitening(y)
         z, _ = self.support.constrain(u if many else u[:, 0])
         return z
 
@@ -100,14 +100,14 @@ class FittedPosterior:
         rows, many = self._rows(x)
         _checks.require(not many, "x", "one data set", rows)
         _, log_det = self.support.constrain(u)
-        y = self.whitening.inverse(u.to(self.whitening.shift), rows)
+        y = self.whitening.inverse(u.to(self.whitening.shift))
         encoded = self.posterior.encode(rows.expand(len(y), *rows.shape[1:]))
         if isinstance(self.posterior, Diffusion):
-            log_q = torch.stack([-self.posterior.log_ratio(encoded, path) for path in self._noised(y, num_samples, seed)])[:, 0]
+            log_q = torch.stack([self._path_log_density(encoded, path) for path in self._noised(encoded, y, num_samples, seed)])
             log_q = log_q.mean(0) if bound == "elbo" else ops.log_mean_exp(log_q, 0)
         else:
-            log_q = -self.posterior.log_ratio(encoded, y[None, None])[0]
-        return log_q - self.whitening.log_det(rows) - log_det
+            log_q = self.posterior.log_density(encoded, y)
+        return log_q - self.whitening.log_det() - log_det
 
     @torch.no_grad()
     def importance_sample(self, num_samples: int = 10_000, x: Any = None, seed: int = 0) -> ImportanceSample:
@@ -131,7 +131,7 @@ class FittedPosterior:
         kept, weights = [], []
         for y, log_ratio in self._drawn(rows, num_samples, seed):
             joint = flat.log_joint(rows, y)[:, 0] if self.conditional else flat.log_joint(self.x, y[:, 0])
-            kept.append(self.whitening(y, rows)[:, 0])
+            kept.append(self.whitening(y)[:, 0])
             weights.append(joint + log_ratio[:, 0])
         z, _ = self.support.constrain(torch.cat(kept))
         return ImportanceSample.of(z, torch.cat(weights))
@@ -214,9 +214,11 @@ class FittedPosterior:
             The posterior, in evaluation mode.
 
         Raises:
-            InputError: If the folder does not exist or is corrupt, or if `embedding` does not fit.
+            InputError: If the folder does not exist, is corrupt or was written by an earlier version, or if `embedding` does not fit.
         """
         tensors, state = checkpoint.load(path, device)
+        earlier, hint = state.get("kind") == _EARLIER, "fit the model again"
+        _checks.require(not earlier, "path", "a posterior written by this version", f"{path} of an earlier version", hint)
         _checks.require(state.get("kind") == _FORMAT, "path", "a posterior written by FittedPosterior.save", str(path))
         has = embedding is not None
         _checks.require(has == state["embedded"], "embedding", "the network that was trained with it" if state["embedded"] else "None", embedding)
@@ -225,8 +227,6 @@ class FittedPosterior:
         architecture, features, dim = Architecture(**sizes), state["features"], support.dim
         observation = Observation(torch.zeros(features), torch.ones(features), embedding) if state["conditional"] else None
         posterior, whitening = build(architecture, dim, observation, 0), Whitening(torch.zeros(dim), torch.eye(dim))
-        if observation is not None:
-            whitening = ConditionalWhitening(whitening, whitening_reader(architecture, dim, observation, 0))
         posterior.to(device), whitening.to(device)
         checkpoint.load_modules(tensors, {"posterior": posterior, "whitening": whitening})
         posterior.eval()
@@ -258,17 +258,22 @@ class FittedPosterior:
         _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
         encoded, chunk = self.posterior.encode(rows), max(1, _ROWS // len(rows))
         for first in range(0, num_samples, chunk):
-            yield self.posterior.sample_encoded(encoded, min(chunk, num_samples - first), Draws(seed).importance(first))
+            sample = self.posterior.sample_encoded(encoded, min(chunk, num_samples - first), Draws(seed).importance(first))
+            yield sample.z, sample.log_ratio
 
-    def _noised(self, y: Tensor, num_samples: int, seed: int) -> Iterator[Tensor]:
-        """Draw paths [T + 1, 1, N, D] of the noising process from `y` [N, D], the noisiest state first."""
-        schedule = self.posterior.schedule
+    def _noised(self, encoded: Any, y: Tensor, num_samples: int, seed: int) -> Iterator[Tensor]:
+        """Draw paths [T + 1, 1, N, D] of the noising process in the encoder's frame from `y` [N, D], the noisiest state first."""
+        schedule, first = self.posterior.schedule, self.posterior.whitened(encoded, y)
         for sample in range(num_samples):
-            draws, states = Draws(seed).importance(sample), [y]
+            draws, states = Draws(seed).importance(sample), [first]
             for step, (alpha, beta) in enumerate(zip(schedule.alphas.tolist(), schedule.betas.tolist(), strict=True)):
                 noise = rng.normal(draws, tuple(y.shape), rng.NOISE + step, device=y.device)
                 states.append(math.sqrt(alpha) * states[-1] + math.sqrt(beta) * noise)
             yield torch.stack(states[::-1]).unsqueeze(1)
+
+    def _path_log_density(self, encoded: Any, path: Tensor) -> Tensor:
+        """Log-density [N] of paths of `_noised`, minus that of their noising."""
+        return -self.posterior.log_ratio(encoded, path)[0] - self.posterior.log_scale(encoded)
 
     def _coordinates(self) -> list[str]:
         """Names of the unconstrained coordinates: those of the parameters if there are equally many."""

@@ -30,7 +30,8 @@ class Diffusion(ChainPosterior):
         context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C]; None (default) for a denoiser without a context, or
             if the encoder's output ends with the context, [N, 2 D + C].
         parametrisation: Quantity that the denoiser predicts: ``eps``, ``x0``, ``v`` or ``mean``. Default: ``v``, and ``increment`` in the
-            encoder's frame, which has no other.
+            encoder's frame. There ``v`` is the other choice, for long chains with little noise at first: with ``v`` at zero the means are
+            those of a stationary process too.
         eta: Scale of the step noise: 1 (default) for ancestral sampling, 0 for a deterministic chain, which has no density.
         final_variance: Initial variance of the last step, `s_1^2` (float). Default: the schedule's posterior variance of step 2.
         learn_schedule: Train the betas through the bound (bool). Default: only in the encoder's frame.
@@ -64,8 +65,8 @@ class Diffusion(ChainPosterior):
         super().__init__(coordinates, prior)
         parametrisation = parametrisation or ("increment" if self.whitens else "v")
         learn_schedule = self.whitens if learn_schedule is None else learn_schedule
-        expected = f"{'increment' if self.whitens else 'eps, x0, v or mean'} with coordinates={coordinates}"
-        _checks.require((parametrisation == "increment") == self.whitens, "parametrisation", expected, parametrisation)
+        possible = ("increment", "v") if self.whitens else ("eps", "x0", "v", "mean")
+        _checks.require(parametrisation in possible, "parametrisation", f"{' or '.join(possible)} with coordinates={coordinates}", parametrisation)
         _checks.require(schedule.num_steps == denoiser.num_steps, "schedule", f"{denoiser.num_steps} steps, as the denoiser has", schedule.num_steps)
         fits = context_encoder is None or denoiser.context_dim > 0
         _checks.require(fits, "context_encoder", "None, for a denoiser without a context", context_encoder)

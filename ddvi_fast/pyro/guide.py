@@ -45,9 +45,9 @@ def guide_class() -> type:
             shape, like = self._extended_shape(torch.Size(sample_shape)), self.ellipsoid.shift
             # Pyro seeds torch's generator, from which each call draws its own seed.
             draws = Draws(int(torch.randint(1 << 62, ())))
-            y, log_ratio = self.posterior.sample(like.new_zeros(1, 1), math.prod(shape[:-1]), draws)
-            value = (self.ellipsoid.shift + y[:, 0] @ self.ellipsoid.factor().T).reshape(shape)
-            self.last = value, (-log_ratio[:, 0] - self.ellipsoid.log_scale.sum()).reshape(shape[:-1])
+            sample = self.posterior.sample(like.new_zeros(1, 1), math.prod(shape[:-1]), draws)
+            value = (self.ellipsoid.shift + sample.z[:, 0] @ self.ellipsoid.factor().T).reshape(shape)
+            self.last = value, (-sample.log_ratio[:, 0] - self.ellipsoid.log_scale.sum()).reshape(shape[:-1])
             return value
 
         def log_prob(self, value: Tensor) -> Tensor:

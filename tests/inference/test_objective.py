@@ -6,11 +6,14 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Normal, constraints
 
 from ddvi_fast import fit_posterior, rng
-from ddvi_fast.inference import Architecture, Model, Training
-from ddvi_fast.inference.objective import COVERING, EvidenceBound, even_timesteps
+from ddvi_fast.inference import Architecture, Model, Support, Training
+from ddvi_fast.inference.model import Simulator
+from ddvi_fast.inference.networks import Observation, build
+from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Simulated, even_timesteps
+from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.objectives import Progress
 from ddvi_fast.posteriors import Gaussian
 from ddvi_fast.rng import Draws
@@ -69,6 +72,66 @@ def test_the_covering_term_widens_the_posterior():
     model = Model(log_joint=lambda x, z: target.log_prob(z))
     fitted = fit_posterior(model, dim=2, architecture=Architecture(family="gaussian"), training=Training(steps=600, batch_size=256, lr=0.02))
     assert 0.68 < float(fitted.sample(5000).var(0).mean()) < 1.0
+
+
+def simulate(n: int) -> tuple[Tensor, Tensor]:
+    z = torch.randn(n, 2)
+    return z, z + 0.5 * torch.randn(n, 2)
+
+
+def simulated(objective: type, family: str = "diffusion", seed: int = 5, bent: bool = True) -> tuple:
+    """A posterior, the terms of an objective on simulations, and their standardized parameters and data. `bent`: with random weights."""
+    simulator, draws = Simulator(Model(simulate=simulate), Support(constraints.real, 2)), Draws(seed)
+    u, x = simulator.take(40, draws)
+    posterior = build(Architecture(family=family, num_steps=4), 2, Observation.of(x, None), 0)
+    if family == "diffusion" and bent:
+        with torch.no_grad():
+            posterior.denoiser.last.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    whitening = Whitening.of(u)
+    made = objective(posterior, whitening, simulator, 40)
+    (update,) = made.updates(torch.zeros(1, 1), Progress(0, 1), draws)
+    return posterior, update.terms(), whitening.inverse(u), x
+
+
+def test_the_frame_is_the_gaussian_of_the_encoder() -> None:
+    posterior, found, u, x = simulated(FrameFit)
+    mean, log_var = posterior.encoder(x).chunk(2, -1)
+    torch.testing.assert_close(found.values["frame"], -Normal(mean, torch.exp(log_var / 2)).log_prob(u).sum(-1))
+
+
+def test_the_chain_is_fitted_in_the_frame_and_does_not_move_it() -> None:
+    posterior, found, u, x = simulated(Simulated)
+    assert list(found.values) == ["chain", "start"]
+    encoded = posterior.encode(x)
+    scale = torch.exp(encoded.log_var / 2)
+    v, t = (u - encoded.mean) / scale, even_timesteps(Draws(5), 40, 4, u.device)
+    torch.testing.assert_close(found.values["chain"], posterior.step_divergence(encoded.context, v, t, Draws(5)))
+    found.total().backward()
+    assert all(parameter.grad is None for parameter in posterior.encoder.parameters())
+    assert all(parameter.grad is not None for parameter in posterior.context_encoder.parameters())
+
+
+def test_the_loss_of_an_untrained_chain_is_that_of_the_frame() -> None:
+    """With zero output the chain reverses a stationary process, and the terms are minus the log-density of the frame plus the noising's entropy."""
+    losses = []
+    for seed in range(60):
+        posterior, found, u, x = simulated(Simulated, seed=seed, bent=False)
+        mean, log_var = posterior.encoder(x).chunk(2, -1)
+        schedule = posterior.schedule
+        variances = torch.cat((schedule.posterior_variances[1:], schedule.noise_variances[-1:]))
+        # Of r(y_T | y_0), and of r(y_{t-1} | y_t, y_0) for t >= 2, in 2 dimensions.
+        entropy = float(torch.log(2 * math.pi * math.e * variances).sum())
+        exact = entropy - Normal(mean, torch.exp(log_var / 2)).log_prob(u).sum(-1)
+        losses.append(float((found.total() - exact.mean()).detach()))
+    losses = torch.tensor(losses)
+    assert abs(float(losses.mean())) < 4 * float(losses.std()) / math.sqrt(60)
+
+
+def test_the_other_families_are_fitted_by_their_density() -> None:
+    posterior, found, u, x = simulated(Simulated, "gaussian")
+    mean, log_var = posterior.encoder(x).chunk(2, -1)
+    assert list(found.values) == ["density"]
+    torch.testing.assert_close(found.values["density"], -Normal(mean, torch.exp(log_var / 2)).log_prob(u).sum(-1))
 
 
 def test_timesteps_are_even_over_the_chain_and_uniform():

@@ -14,16 +14,20 @@ from torch.distributions import LogNormal, Normal, constraints
 from ddvi_fast import InputError
 from ddvi_fast.inference import Architecture, FittedPosterior, Model, Support, Training, fit_posterior, load
 from ddvi_fast.inference.model import Whitening
-from ddvi_fast.inference.networks import build
+from ddvi_fast.inference.networks import _start_as_stationary, build
 
 FAMILIES = [pytest.param("flow", marks=pytest.mark.skipif(find_spec("zuko") is None, reason="zuko is not installed")), "gaussian"]
 SMALL = Architecture(num_steps=6, width=64, hidden=(16,), context_dim=4)
 
 
 def untrained(support: Support, shift: float = 0.4, scale: float = 0.7) -> FittedPosterior:
-    """An untrained chain, which samples N(0, I), in shifted and scaled coordinates."""
-    whitening = Whitening(torch.full((support.dim,), shift), scale * torch.eye(support.dim))
-    return FittedPosterior(build(SMALL, support.dim, None, 0), support, whitening, SMALL, conditional=False)
+    """An untrained chain, which samples N(0, I) in the encoder's frame, in shifted and scaled coordinates. Half of either is the frame's."""
+    whitening = Whitening(torch.full((support.dim,), shift / 2), 2 * scale * torch.eye(support.dim))
+    posterior = build(SMALL, support.dim, None, 0)
+    with torch.no_grad():
+        frame = shift / 2 / (2 * scale), -2 * math.log(2)  # mean and log-variance
+        posterior.encoder.output.copy_(torch.tensor(frame).repeat_interleave(support.dim))
+    return FittedPosterior(posterior, support, whitening, SMALL, conditional=False)
 
 
 def bent(posterior: FittedPosterior) -> FittedPosterior:
@@ -144,6 +148,43 @@ def test_a_folder_that_was_altered_is_refused(tmp_path) -> None:
     state["state"]["conditional"] = True
     (tmp_path / "kept/state.json").write_text(json.dumps(state))
     with pytest.raises(InputError, match="altered"):
+        load(tmp_path / "kept")
+
+
+def test_the_steps_are_those_of_a_stationary_process_plus_a_scaled_velocity() -> None:
+    posterior = build(SMALL, 2, None, 0)
+    betas = posterior.betas.double()
+    signal = torch.cumprod(1 - betas, 0)
+    before = torch.cat((torch.ones(1).double(), signal[:-1]))
+    state, output, deviation, _, _ = posterior.coefficients().double().unbind(1)
+    torch.testing.assert_close(state, (1 - betas).sqrt(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(output, -before.sqrt() * betas / (1 - signal).sqrt(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(deviation, betas.sqrt(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_chain_learns_in_the_frame_of_each_data_set() -> None:
+    posterior = conditional()
+    assert posterior.posterior.coordinates == "encoder"
+    rows = torch.randn(4, 1, 3, generator=torch.Generator().manual_seed(3))
+    encoded = posterior.posterior.encode(rows)
+    # With the chain's output at zero and the step variances of the noising process the posterior is the Gaussian of the frame.
+    with torch.no_grad():
+        posterior.posterior.denoiser.last.zero_()
+        posterior.posterior.denoiser.last_bias.zero_()
+        posterior.posterior.log_variance_factors.zero_()
+    _start_as_stationary(posterior.posterior)
+    z = torch.tensor([[0.3], [-1.2]])
+    for row in range(4):
+        mean = posterior.whitening.shift + posterior.whitening.factor[0] * encoded.mean[row]
+        exact = Normal(mean, posterior.whitening.factor[0] * torch.exp(encoded.log_var[row] / 2)).log_prob(z)[:, 0]
+        torch.testing.assert_close(posterior.log_prob(z, rows[row], bound="elbo", num_samples=1), exact, rtol=0, atol=2e-4)
+
+
+def test_a_folder_of_an_earlier_version_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddvi_fast.inference.posterior._FORMAT", "ddvi_fast posterior")
+    untrained(Support(constraints.real, 1)).save(tmp_path / "kept")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"path: expected a posterior written by this version, got .* \(fit the model again\)"):
         load(tmp_path / "kept")
 
 

@@ -1,11 +1,10 @@
-"""Whitening maps: inverses, and log-determinants against Jacobians."""
+"""The whitening map: its inverse, and its log-determinant against the Jacobian."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from ddvi_fast.inference.whitening import ConditionalWhitening, Whitening
+from ddvi_fast.inference.whitening import Whitening
 
 
 def generator() -> torch.Generator:
@@ -17,29 +16,11 @@ def plain() -> Whitening:
     return Whitening(torch.tensor([1.0, -2.0, 0.5]).double(), factor)
 
 
-class Row(nn.Module):
-    """Encoder whose mean and log-scale are the data."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-
 def test_a_map_goes_there_and_back_with_the_volume_of_its_jacobian() -> None:
     y = torch.randn(4, 5, 3, dtype=torch.float64, generator=generator())
     torch.testing.assert_close(plain().inverse(plain()(y)), y)
     jacobian = torch.autograd.functional.jacobian(plain(), y[0, 0])
     torch.testing.assert_close(plain().log_det(), torch.linalg.slogdet(jacobian)[1])
-
-
-def test_a_conditional_map_differs_for_every_row_of_data() -> None:
-    x = torch.randn(5, 6, dtype=torch.float64, generator=generator())
-    y = torch.randn(4, 5, 3, dtype=torch.float64, generator=generator())
-    whitening = ConditionalWhitening(plain(), Row())
-    torch.testing.assert_close(whitening.inverse(whitening(y, x), x), y)
-    for row in range(5):
-        jacobian = torch.autograd.functional.jacobian(lambda y, row=row: whitening(y, x[row : row + 1])[0], y[0, row])
-        torch.testing.assert_close(whitening.log_det(x)[row], torch.linalg.slogdet(jacobian)[1])
-        torch.testing.assert_close(whitening(y, x)[:, row], whitening(y[:, row : row + 1], x[row : row + 1])[:, 0])
 
 
 def test_standardised_rows_have_mean_zero_and_variance_one() -> None:

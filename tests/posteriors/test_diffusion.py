@@ -152,7 +152,7 @@ def test_denoising_loss_and_top_density_by_hand():
         ("schedule", {"schedule": make("cosine", 7)}),
         ("context_encoder", {"denoiser": ResidualMLP(2, 0, 6, 16)}),
         ("parametrisation", {"parametrisation": "increment"}),
-        ("parametrisation", {"parametrisation": "v", "coordinates": "encoder"}),
+        ("parametrisation", {"parametrisation": "eps", "coordinates": "encoder"}),
         ("coordinates", {"coordinates": "prio"}),
         ("prior", {"coordinates": "prior"}),
         ("prior", {"prior": priors.make("gaussian")}),
