@@ -49,8 +49,8 @@ class Sleep:
         InputError: If a value is out of range, or if two values do not fit together.
 
     Example:
-        >>> Sleep(weight=0.5).active
-        True
+        >>> Sleep(weight=0.5).timesteps
+        1
     """
 
     weight: float = 0.25
@@ -74,11 +74,6 @@ class Sleep:
         _checks.require(not (self.data and self.alternating), "sleep.data", "false with sleep.alternating", True)
         _checks.require(self.alternating or self.num_updates == 1, "sleep.num_updates", "1 unless sleep.alternating is true", self.num_updates)
         _checks.require(not self.data or self.batch_factor == 1, "sleep.batch_factor", "1 with sleep.data", self.batch_factor)
-
-    @property
-    def active(self) -> bool:
-        """Whether any sleep term has a weight."""
-        return self.weight > 0 or self.top_weight > 0 or self.decoder > 0 or self.classes > 0
 
 
 class Pairs(NamedTuple):
@@ -122,6 +117,12 @@ class PairFit:
         _checks.require(chain or sleep.top_weight == 0, "sleep.top_weight", "0 without a chain", name)
         separate = isinstance(self.family, ClassDiffusion) and sleep.weight > 0
         _checks.require(not separate, "sleep.weight", "0 for a ClassDiffusion, whose pairs would need equally many rows of each class", name)
+
+    @property
+    def active(self) -> bool:
+        """Whether any term has a weight."""
+        sleep = self.sleep
+        return sleep.weight > 0 or sleep.top_weight > 0 or (sleep.decoder > 0 and self.from_data) or (sleep.classes > 0 and self.by_class)
 
     def terms(self, like: Tensor, draws: Draws, encoded: Any = None) -> Terms:
         """Compute the terms of a batch.
@@ -202,8 +203,8 @@ def uniform_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.dev
 
 
 def with_pairs(terms: Terms, pair_fit: PairFit | None, x: Tensor, encoded: Any, draws: Draws) -> Terms:
-    """Return `terms` and those of `pair_fit`, if there is one; the other arguments are those of `PairFit.terms`."""
-    if pair_fit is None:
+    """Return `terms` and those of `pair_fit`, if there is one with a weight; the other arguments are those of `PairFit.terms`."""
+    if pair_fit is None or not pair_fit.active:
         return terms
     more = pair_fit.terms(x, draws, encoded)
     return Terms({**terms.values, **more.values}, {**terms.weights, **more.weights})

@@ -56,12 +56,12 @@ class WakeSleep(Objective):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         groups = super().parameter_groups()
-        if self.sleep.alternating and self.sleep.active:
+        if self.sleep.alternating and self.pair_fit.active:
             groups["sleep"] = [parameter for parameter in self.posterior.parameters() if parameter.requires_grad]
         return groups
 
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
-        if not self.sleep.active:
+        if not self.pair_fit.active:
             yield from self.wake.updates(x, progress, draws)
             return
         if not self.sleep.alternating:

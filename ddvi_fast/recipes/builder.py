@@ -246,22 +246,21 @@ class Builder:
         if method.objective in IMPLICIT:
             return self._implicit(model, posterior)
         wake = self._iwae(model, posterior) if method.objective == "iwae" else self._elbo(model, posterior)
-        sleep = self.sleep(posterior)
+        sleep = self.sleep()
         return wake if sleep is None else WakeSleep(wake, sleep)
 
-    def sleep(self, posterior: Posterior) -> Sleep | None:
-        """Settings of the terms on pairs: all of them for the objective ddvi, otherwise those of a drawn class and of the decoder."""
-        method = self.options.method
-        if method.objective == "ddvi":
-            return replace(method.sleep)
-        return replace(method.sleep, weight=0.0, top_weight=0.0, alternating=False) if isinstance(posterior, ClassConditional) else None
+    def sleep(self) -> Sleep | None:
+        """Settings of the terms on pairs: all of them for the objective ddvi, otherwise those of the class and of the decoder, for every family."""
+        if self.options.method.objective == "ddvi":
+            return replace(self.options.method.sleep)
+        return None if self.released else replace(self.options.method.sleep, weight=0.0, top_weight=0.0, alternating=False)
 
     def weight(self) -> dict[str, float]:
         """The weight of an implicit objective as an argument; the objective's own default if the options have none."""
         return {} if self.options.method.weight is None else {"weight": self.options.method.weight}
 
     def _implicit(self, model: LatentVariableModel, posterior: Posterior) -> Objective:
-        sleep = self.sleep(posterior)
+        sleep = self.sleep()
         if self.options.method.objective == "wae":
             return WAE(model, posterior, **self.weight(), sleep=sleep)
         return Adversarial(model, posterior, self.discriminator(model.prior.dim), **self.weight(), sleep=sleep)

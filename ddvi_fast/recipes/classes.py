@@ -6,9 +6,10 @@ from ddvi_fast import _checks
 from ddvi_fast.data.labels import select_labels
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import NoisyInput
-from ddvi_fast.objectives import Objective
+from ddvi_fast.objectives import ELBO, Objective, WakeSleep
 from ddvi_fast.objectives.adversarial_classes import AdversarialSemiSupervised
 from ddvi_fast.objectives.clustering import Clustering
+from ddvi_fast.objectives.pairs import Sleep
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
 from ddvi_fast.posteriors import Gaussian, Posterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassMLP
@@ -83,7 +84,10 @@ def _over_classes(builder: Builder, model: LatentVariableModel, posterior: Class
     if method.objective == "adversarial":
         discriminator = builder.discriminator(model.prior.dim + model.prior.num_classes)
         return AdversarialSemiSupervised(model, posterior, discriminator, labelled, weights, **builder.weight())
-    return SemiSupervised(builder.objective(model, posterior), labelled, weights)
+    inner = builder.objective(model, posterior)
+    if isinstance(inner, ELBO):
+        inner = WakeSleep(inner, Sleep(weight=0.0, top_weight=0.0, classes=0.0, decoder=0.0))
+    return SemiSupervised(inner, labelled, weights)
 
 
 def _class_weights(builder: Builder, labelled: bool) -> ClassWeights:

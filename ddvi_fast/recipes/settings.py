@@ -18,7 +18,7 @@ TASKS = {
     "clustering with latent clusters": _CLASSIFIER,
 }
 OBJECTIVES = {"ddvi": ("method.sleep",)}
-_DISCRETE = ("method.sleep.data", "method.sleep.classes", "method.sleep.decoder", "method.sleep.candidates")
+_PAIRS = ("method.sleep.data", "method.sleep.classes", "method.sleep.decoder", "method.sleep.candidates")
 METHODS = {"tsne": ("method.map.perplexity",), "umap": ("method.map.n_neighbors", "method.map.min_dist")}
 
 
@@ -36,8 +36,8 @@ def settings_of(options: Options) -> set[str]:
     names = {*FAMILIES[method.posterior].settings, *OBJECTIVES.get(method.objective, ()), *TASKS.get(method.task, ())}
     if latent:
         names |= set(_CLASSIFIER)
-    if method.discrete_class and "prior" in (method.coordinates or "prior") and method.task in ("unsupervised", "clustering"):
-        names |= set(_DISCRETE)
+    if options.recipe.name != "released":
+        names |= set(_PAIRS)
     if method.task in ("semi", "m2") or latent:
         names.discard("recipe.shared_context")  # a flow over classes has one head per class instead
     return RECIPES[options.recipe.name].settings(options, names)
@@ -96,7 +96,7 @@ def _registries() -> dict[str, tuple[str, ...]]:
         **{f"method.posterior={name}": family.settings for name, family in FAMILIES.items()},
         **{f"method.objective={name}": settings for name, settings in OBJECTIVES.items()},
         **{f"method.task={name}": settings for name, settings in TASKS.items()},
-        "method.discrete_class=true": _DISCRETE,
+        "recipe=default": _PAIRS,
         **{f"method={name}": settings for name, settings in METHODS.items()},
         **{f"recipe={name}": recipe.conditional for name, recipe in RECIPES.items()},
     }
