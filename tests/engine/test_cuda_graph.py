@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("plain_layers")
 PIXELS, ROWS = 6, 8
 
 
-def make_objective(prior="pinwheel", sleep=None, guide=PriorGuide(0.3, 0.5), iwae=False):
+def make_objective(prior="mixture", sleep=None, guide=PriorGuide(0.3, 0.5), iwae=False):
     decoder = networks.MLP(2, [8], PIXELS, draws=Draws(1))
     model = models.LatentVariableModel(priors.make(prior), decoder, likelihoods.make("bernoulli"))
     posterior = posteriors.Diffusion(
@@ -64,10 +64,11 @@ def run(objective, dataset, epochs=4, frozen=(), **options):
     return losses.values
 
 
+# Not the pinwheel: its score magnifies rounding errors once it is not smoothed any more.
 CASES = {
     "wake": ("less_noisy_square", None),
     "joint": ("swiss_roll_noisy", Sleep(0.3, 0.2, "kl")),
-    "alternating": ("pinwheel", Sleep(alternating=True, num_updates=3)),
+    "alternating": ("mixture", Sleep(alternating=True, num_updates=3)),
 }
 
 
