@@ -15,7 +15,7 @@ from ddvi_fast import export
 from ddvi_fast.posteriors import Posterior, PosteriorSample
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import make_model, observations
-from tests.posteriors import families
+from tests.posteriors import coordinates, families
 
 SAMPLES, SEED, FIRST = 3, 5, 1 << 33
 EXPORTED = [family for family in families.ALL if family is not families.hamiltonian]  # which follows the gradient of its model
@@ -43,6 +43,23 @@ def test_a_program_gives_what_the_posterior_gives_at_any_batch_size(family) -> N
         made = run(observations(rows), torch.tensor([SEED, FIRST]))
         expected = [part for part in posterior.sample(observations(rows), SAMPLES, Draws(SEED, FIRST)) if part is not None]
         assert len(made) == len(expected) and all(close(*pair) for pair in zip(made, expected, strict=True)), rows
+
+
+@pytest.mark.parametrize(
+    ("prior", "family", "by_class"),
+    [("pinwheel", "diffusion", False), ("pinwheel", "diffusion", True), ("swiss_roll", "gaussian", True)],
+)
+@torch.no_grad()
+def test_a_program_in_the_priors_coordinates_draws_the_class_and_pushes_the_noise(prior, family, by_class) -> None:
+    model = coordinates.make_model(prior)
+    posterior = coordinates.make(family, model, "prior+encoder", by_class).eval()
+    program = export.sampler(posterior, observations(4), num_samples=SAMPLES)
+    assert "ddvi_fast" not in program.graph_module.code
+    made = program.module()(observations(7), torch.tensor([SEED, FIRST]))
+    sample = posterior.sample(observations(7), SAMPLES, Draws(SEED, FIRST))
+    assert (sample.log_ratio is None) == (prior == "swiss_roll") and sample.log_prior_ratio is not None
+    expected = [part for part in sample if part is not None]
+    assert len(made) == len(expected) and all(close(*pair) for pair in zip(made, expected, strict=True))
 
 
 @torch.no_grad()

@@ -288,7 +288,7 @@ class ClassConditional(Posterior):
 
 def draw_classes(log_probs: Tensor, num_samples: int, draws: Draws) -> Tensor:
     """Draw classes [K, N] from log-probabilities [N, C], by inversion of the distribution function."""
-    uniform = rng.uniform(draws, (num_samples, len(log_probs), 1), rng.CLASSES, device=log_probs.device, dtype=log_probs.dtype)
+    uniform = rng.uniform(draws, (num_samples, log_probs.shape[0], 1), rng.CLASSES, device=log_probs.device, dtype=log_probs.dtype)
     return classes_at(uniform, log_probs)
 
 
