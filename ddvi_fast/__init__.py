@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "data", "denoisers", "evidence", "export", "genomes", "inference", "interop", "likelihoods", "metrics", "models", "networks", "objectives",
+    "data", "denoisers", "evidence", "export", "gap", "genomes", "inference", "interop", "likelihoods", "metrics", "models", "networks", "objectives",
     "ops", "posteriors", "priors", "rng", "schedules",
 )  # fmt: skip
 

@@ -29,7 +29,7 @@ RINGS = {
         ("likelihoods", "parity", "priors", "models"),
         ("posteriors",),
         ("data", "evidence", "export", "objectives", "released_scale"),
-        ("metrics", "recipes"),
+        ("gap", "metrics", "recipes"),
     ),
     "trainer": (("engine",), ("config", "inference"), ("estimator", "pyro", "training")),
     "leaves": (("figures", "plots"), ("genomes", "interop"), ("paper",), ("doctor", "report")),

@@ -16,6 +16,7 @@ class EvaluationOptions:
 
     evidence: bool = True  # compute the evidence by quadrature, for up to two latents
     evidence_blur: float | None = None  # width of a Gaussian kernel on the prior, for a second evidence and ELBO; null for none
+    gap: bool = False  # split the gap of the first 100 test examples: amortisation, family, steps of a chain
     elbo_samples: int = 100  # posterior samples per row for the ELBO
     iwae_samples: int = 1000  # K of the IWAE bound
     limit: int | None = 2000  # number of test examples for evidence and bounds; null for all

@@ -48,14 +48,32 @@ def bar_chart(series: Sequence[Sequence[float]], across: str, colours: Sequence[
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _canvas(across)
-    width = 0.8 / max(1, len(series))
-    for number, (values, colour) in enumerate(zip(series, colours, strict=True)):
-        steps = [len(values) - place - (number - (len(series) - 1) / 2) * width for place in range(len(values))]
-        axes.bar(steps, values, width, color=_stand_in(colour))
+    for (values, offset), colour in zip(_side_by_side(series), colours, strict=True):
+        axes.bar([len(values) - place - offset for place in range(len(values))], values, _width(series), color=_stand_in(colour))
     axes.axhline(0, color=_INK, linewidth=0.8)
     axes.invert_xaxis()
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return _svg(figure)
+
+
+def group_chart(series: Sequence[Sequence[float]], groups: Sequence[str], across: str, colours: Sequence[int]) -> str:
+    """Draw one group of bars for each name in `groups`, series side by side, as an SVG element."""
+    figure, axes = _canvas(across)
+    for (values, offset), colour in zip(_side_by_side(series), colours, strict=True):
+        axes.bar([place + offset for place in range(len(values))], values, _width(series), color=_stand_in(colour))
+    axes.axhline(0, color=_INK, linewidth=0.8)
+    axes.set_xticks(range(len(groups)), groups)
+    return _svg(figure)
+
+
+def _width(series: Sequence[Sequence[float]]) -> float:
+    """Width of a bar."""
+    return 0.8 / max(1, len(series))
+
+
+def _side_by_side(series: Sequence[Sequence[float]]) -> list[tuple[Sequence[float], float]]:
+    """Each series with the distance of its bars from the middle of their group."""
+    return [(values, (number - (len(series) - 1) / 2) * _width(series)) for number, values in enumerate(series)]
 
 
 def _canvas(across: str) -> tuple[Figure, Axes]:

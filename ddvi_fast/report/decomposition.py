@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddvi_fast import ops
 from ddvi_fast.objectives import Progress
-from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.posteriors import Posterior
+from ddvi_fast.posteriors.base import standard_log_prob
+from ddvi_fast.posteriors.chain import ChainPosterior
+from ddvi_fast.posteriors.class_conditional import ClassConditional, draw_classes, of_class
+from ddvi_fast.priors import Prior
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.reference.chain import step_log_ratio
 from ddvi_fast.rng import Draws
@@ -25,8 +31,8 @@ class Decomposition:
 
     Args:
         terms: Terms by name, whose sum is the bound.
-        steps: Log-ratios `log r(y_t | y_{t-1}) - log q(y_{t-1} | y_t, x)` of a diffusion posterior for t = T, ..., 1, whose sum is the
-            term ``path``; empty for other posteriors.
+        steps: Log-ratios `log r(y_t | y_{t-1}) - log q(y_{t-1} | y_t, x)` of a chain for t = T, ..., 1, whose sum is the term ``path``; empty
+            for other posteriors.
         error: Standard error of the bound over examples.
     """
 
@@ -41,24 +47,54 @@ def decompose(experiment: Experiment, x: Tensor, draws: Draws) -> Decomposition 
     model, posterior = experiment.model, experiment.posterior
     if not posterior.has_density:
         return None
-    encoded = posterior.encode(x, draws)
-    path = posterior.latent_path(encoded, 1, draws)
-    z = path[-1, 0]
-    if isinstance(posterior, Diffusion):
-        steps = step_ratios(posterior, encoded.context, path[:, 0])
-        ratios = {"path": steps.sum(0), "−log q(y_T | x)": -ops.gaussian_log_prob(path[0, 0], encoded.mean, encoded.log_var)}
-    else:
-        steps = x.new_zeros((0, len(x)))
-        ratios = {"−log q(z | x)": posterior.log_ratio(encoded, path)[0]}
-    terms = {"log p(x | z)": model.log_likelihood(x, z), "log p(z)": model.prior.log_prob(z), **ratios}
+    family, encoded, labels, of_classes = of_drawn_classes(posterior, posterior.encode(x, draws), draws)
+    path = family.latent_path(encoded, 1, draws)
+    u = family.unwhitened(encoded, path[-1, 0])
+    z = model.prior.push(u, labels) if family.pushes else u
+    ratios, steps = ratio_terms(family, encoded, path)
+    terms = {"log p(x | z)": model.log_likelihood(x, z), **prior_term(model.prior, family, u, labels), **of_classes, **ratios}
     bound = torch.stack(list(terms.values())).sum(0)
     error = float(bound.std() / max(1, len(bound)) ** 0.5)
     return Decomposition({name: float(value.mean()) for name, value in terms.items()}, steps.mean(1).tolist(), error)
 
 
-def step_ratios(posterior: Diffusion, context: Tensor | None, path: Tensor) -> Tensor:
+def of_drawn_classes(posterior: Posterior, encoded: Any, draws: Draws) -> tuple[Posterior, Any, Tensor | None, dict[str, Tensor]]:
+    """Draw the class of each row, if the posterior has classes.
+
+    Returns:
+        The family, the output of its encoders for these classes, the classes [N], and their terms [N] of the bound by name; without classes
+        the posterior itself, `encoded`, None and no terms.
+    """
+    if not isinstance(posterior, ClassConditional):
+        return posterior, encoded, None, {}
+    labels = draw_classes(encoded.log_probs, 1, draws)[0]
+    log_q = encoded.log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    log_p = torch.full_like(log_q, -math.log(posterior.num_classes))
+    return posterior.family, of_class(encoded.family, labels), labels, {"log p(c)": log_p, "−log q(c | x)": -log_q}
+
+
+def prior_term(prior: Prior, family: Posterior, u: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    """Log-density [N] of the prior by name: of its noise `u` [N, D] in its coordinates, otherwise of latents, given the class if there is one."""
+    if family.pushes:
+        return {"log p(u)": standard_log_prob(u)}
+    return {"log p(z)" if labels is None else "log p(z | c)": prior.log_prob(u, labels)}
+
+
+def ratio_terms(family: Posterior, encoded: Any, path: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Terms [N] of the family's log-ratio by name, and the log-ratios [T, N] of the steps of a chain, for a path [S, 1, N, D]."""
+    name = "u" if family.pushes else "z"
+    log_scale = family.log_scale(encoded) if family.whitens else path.new_zeros(path.shape[2])
+    if isinstance(family, ChainPosterior):
+        steps, start = step_ratios(family, encoded.context, path[:, 0]), "v_T" if family.whitens else "y_T"
+        scale = {f"log |d{name} / dv|": log_scale} if family.whitens else {}
+        return {**scale, "path": steps.sum(0), f"−log q({start} | x)": -ops.gaussian_log_prob(path[0, 0], *family.start(encoded))}, steps
+    ratio = family.log_ratio(encoded, path)[0] + log_scale
+    return {f"−log q({name} | x)" if family.tractable else "log-ratio": ratio}, ratio.new_zeros((0, len(ratio)))
+
+
+def step_ratios(family: ChainPosterior, context: Tensor | None, path: Tensor) -> Tensor:
     """Log-ratio of each step of a path [T + 1, N, D], start first: nats [T, N], step T first (docs/method.md, section 2)."""
-    table, network = posterior.coefficients().to(path), posterior.active_denoiser()
+    table, network = family.coefficients().to(path), family.active_denoiser()
     ratios = []
     for place, step in enumerate(reversed(range(len(table)))):
         weight_state, weight_output, deviation, scale, beta = table[step].unbind()
@@ -78,8 +114,9 @@ def timings(experiment: Experiment, x: Tensor, draws: Draws) -> dict[str, float]
             "encode": lambda: posterior.encode(x, draws),
             "encode and sample": lambda: posterior.sample(x, 1, draws),
             "decoder and likelihood": lambda: model.log_likelihood(x, z),
-            "prior density": lambda: model.prior.log_prob(z),
         }
+        if model.prior.has_density:
+            parts["prior density"] = lambda: model.prior.log_prob(z)
         measured = {name: _median_seconds(part) for name, part in parts.items()}
     objective = experiment.phases[-1].objective
     objective.train()

@@ -7,17 +7,19 @@ import json
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.config.compose import from_dict
+from ddvi_fast.gap import Gap
 from ddvi_fast.paper.tables import COLUMNS, Summary, summarise
 from ddvi_fast.report import page
-from ddvi_fast.report.charts import COLOURS, bar_chart, line_chart
+from ddvi_fast.report.charts import COLOURS, bar_chart, group_chart, line_chart
 from ddvi_fast.report.decomposition import Decomposition, decompose, timings
 from ddvi_fast.report.runs import SEED, Run, curves, differences, groups
 from ddvi_fast.rng import Draws
 from ddvi_fast.training.estimate import memory, parameters
-from ddvi_fast.training.evaluate import EVALUATION_SEED_OFFSET
+from ddvi_fast.training.evaluate import EVALUATION_SEED_OFFSET, GAP_ROWS, split_of_gap
 from ddvi_fast.training.run import Run as TrainedRun
 
 _ROWS = 256  # test examples of the decomposition
@@ -32,6 +34,7 @@ class Measured:
         run: The run.
         colour: Number of its color in the charts.
         decomposition: Terms of the bound; None for a posterior without a density, and where weights or data are missing.
+        gap: Gap and its parts; None as for `decomposition`.
         seconds, parameters, bytes: Time, parameters and memory by part; empty where weights or data are missing.
         missing: Reason why they are missing.
     """
@@ -39,6 +42,7 @@ class Measured:
     run: Run
     colour: int
     decomposition: Decomposition | None = None
+    gap: Gap | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -46,7 +50,7 @@ class Measured:
 
 
 def measure(run: Run, number: int) -> Measured:
-    """Load the final weights of a run, decompose its bound and measure the cost of a batch."""
+    """Load the final weights of a run, decompose its bound, split its gap and measure the cost of a batch."""
     colour = number % COLOURS
     try:
         config = from_dict(run.folder.config)
@@ -58,8 +62,9 @@ def measure(run: Run, number: int) -> Measured:
         return Measured(run, colour, missing=" ".join(str(error).split()))
     draws, rows = Draws(config.seed + EVALUATION_SEED_OFFSET), config.recipe.batch_size
     decomposition = decompose(experiment, dataset.inputs(slice(0, _ROWS), "test"), draws)
+    gap = split_of_gap(config, experiment, dataset.inputs(slice(0, GAP_ROWS), "test")) if experiment.posterior.has_density else None
     seconds = timings(experiment, dataset.inputs(slice(0, rows)), draws)
-    return Measured(run, colour, decomposition, seconds, parameters(experiment), memory(experiment, dataset, rows))
+    return Measured(run, colour, decomposition, gap, seconds, parameters(experiment), memory(experiment, dataset, rows))
 
 
 def overview(parts: Sequence[Measured]) -> str:
@@ -130,6 +135,46 @@ def bound(parts: Sequence[Measured]) -> str:
         pieces += [_legend(chains), page.cards([("nats of each step", chart)]), page.paragraph(note)]
     without = [f"{part.run.name}: {part.missing or 'its posterior has no density'}" for part in parts if part.decomposition is None]
     return page.section("bound", "Decomposition of the bound", *pieces, *(page.paragraph(line) for line in without))
+
+
+def gap(parts: Sequence[Measured]) -> str:
+    """The parts of the gap between evidence and bound, as a table and a chart."""
+    found, gaps = [part for part in parts if part.gap is not None], [part.gap for part in parts if part.gap is not None]
+    if not found:
+        return ""
+    names = list(dict.fromkeys(name for gap in gaps for name in gap.parts()))
+    rows = [[part.run.name, *_of_gap(gap, names)] for part, gap in zip(found, gaps, strict=True)]
+    values = [[float(gap.parts()[name].mean()) if name in gap.parts() else 0.0 for name in names] for gap in gaps]
+    chart = page.cards([("nats of each part", group_chart(values, names, "part of the gap", [part.colour for part in found]))])
+    notes = (
+        f"Nats, means over the first {GAP_ROWS} test examples with their standard errors. Amortisation is what the bound gains if the output of the "
+        "encoders is optimized for each example; steps is what a chain loses by its path, between two estimates; family is what remains.",
+        "≥: no quadrature exists or it is turned off, and an importance-weighted bound stands for the evidence. "
+        "A posterior with other auxiliary variables has their loss in its family.",
+    )
+    table = page.table(["run", "evidence", "gap", *names], rows)
+    return page.section("gap", "Parts of the gap", table, _legend(found), chart, *map(page.paragraph, notes))
+
+
+def _of_gap(gap: Gap, names: Sequence[str]) -> list[str]:
+    """Cells of a gap in the table: evidence, gap, and its parts by name."""
+    at_least = "" if gap.exact else "≥ "
+    cells = {"evidence": at_least + _with_error(gap.evidence), "total": at_least + _with_error(gap.total)}
+    cells |= {name: _with_error(value) for name, value in gap.parts().items()}
+    cells["family"] = at_least + cells["family"]
+    if gap.steps is not None and gap.steps_at_most is not None and bool((gap.steps_at_most > gap.steps).any()):
+        cells["steps"] += f", at most {float(gap.steps_at_most.mean()):.2f}"
+    return [cells.get(name, "-") for name in ("evidence", "total", *names)]
+
+
+def _with_error(values: Tensor) -> str:
+    """Mean of values [N] and its standard error.
+
+    Example:
+        >>> _with_error(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        '2.50 ± 0.65'
+    """
+    return f"{float(values.mean()):.2f} ± {float(values.std()) / max(1, len(values)) ** 0.5:.2f}"
 
 
 def pictures(parts: Sequence[Measured]) -> str:

@@ -18,15 +18,16 @@ _SECTIONS = {
     "metrics": sections.metrics,
     "learning": sections.learning,
     "bound": sections.bound,
+    "gap": sections.gap,
     "maps": sections.pictures,
     "cost": sections.cost,
 }
 
 
 def write_report(folders: Sequence[str | Path], output: str | Path = DEFAULT, *, overwrite: bool = False) -> Path:
-    """Write one HTML file that compares runs: settings, metrics, learning curves, bound, maps, cost.
+    """Write one HTML file that compares runs: settings, metrics, learning curves, bound, gap, maps, cost.
 
-    Bound and cost are computed from the data and weights of the runs; where these are missing the report says so.
+    Bound, gap and cost are computed from the data and weights of the runs; where these are missing the report says so.
 
     Args:
         folders: Folders of 1 to 20 runs.

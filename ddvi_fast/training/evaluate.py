@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ddvi_fast import distributed, evidence, metrics
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
+from ddvi_fast.gap import Gap, split_gap
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.clustering import assign
@@ -22,6 +23,7 @@ from ddvi_fast.rng import Draws
 
 # Evaluation has a seed of its own, so that the length of training does not change its draws.
 EVALUATION_SEED_OFFSET = 1 << 32
+GAP_ROWS = 100  # test examples, the first ones, whose gap is split
 _TRAIN, _TEST, _BOUND, _PRIOR = (index << 32 for index in range(4))
 _ROWS = 1 << 13  # examples classified at a time
 _VOTES = 25  # posterior samples that vote for the cluster of an example
@@ -46,6 +48,15 @@ def evaluated(config: Config, experiment: Experiment) -> Iterator[None]:
             yield
     finally:
         modules.eval()
+
+
+def split_of_gap(config: Config, experiment: Experiment, x: Tensor) -> Gap:
+    """The gap of data `x` [N, ...] and its parts, with the settings and draws of an evaluation; every process has all rows."""
+    options, mine = config.evaluation, distributed.share(len(x))
+    draws = Draws(config.seed + EVALUATION_SEED_OFFSET, _BOUND).advance(mine.start)
+    sizes = {"resolution": config.prior.resolution if options.evidence else None, "num_samples": options.elbo_samples}
+    found = split_gap(experiment.model, experiment.posterior, x[mine], draws=draws, **sizes)
+    return Gap(*(distributed.collect(value, len(x)) if isinstance(value, Tensor) else value for value in found))
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,9 @@ class _Evaluation:
         if options.evidence_blur is not None:
             blurred = LatentVariableModel(model.prior.blurred(options.evidence_blur), model.decoder, model.likelihood)
             result |= {f"{name}_blurred": value for name, value in self._evidence_and_bound(blurred, x).items()}
+        if options.gap and posterior.has_density:
+            found = split_of_gap(self.config, self.experiment, x[:GAP_ROWS])
+            result |= {f"gap_{name}": float(value.mean()) for name, value in found.parts().items()}
         if posterior.has_density:
             result["iwae"] = self._mean(lambda x, draws: metrics.iwae_bound(model, posterior, x, options.iwae_samples, draws), x)
         if (posterior.has_density and model.prior.has_density) or isinstance(posterior, Diffusion):

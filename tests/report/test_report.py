@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 
 from ddvi_fast import cli
 from ddvi_fast.report import read_run, write_report
-from ddvi_fast.report.charts import bar_chart, line_chart
+from ddvi_fast.report.charts import bar_chart, group_chart, line_chart
 from ddvi_fast.report.runs import differences, groups
 
 SMALL = [
@@ -88,7 +88,10 @@ def test_the_page_is_whole_and_needs_nothing_else(reader: _Reader, written: Path
 def test_it_holds_what_the_runs_hold(reader: _Reader, runs: list[Path]) -> None:
     text, gaussian = " ".join(reader.text), json.loads((runs[0] / "evaluation.json").read_text())
     assert f"{gaussian['elbo']:.2f}" in text and "2 seeds: first" in text and "±" in text and "latents, second" not in text
-    for words in ("method.posterior", "Learning curves", "reconstruction", "nats of each step", "latents, first", "activations", "encode and sample"):
+    for words in (
+        "method.posterior", "Learning curves", "reconstruction", "nats of each step", "latents, first", "activations", "encode and sample",
+        "Parts of the gap", "amortisation",
+    ):  # fmt: skip
         assert words in text
 
 
@@ -124,6 +127,8 @@ def test_charts_draw_every_curve_in_its_colour_and_are_built_alike() -> None:
     chart, again = (line_chart([([1, 2, 3], [1.0, 4.0, 2.0]), ([1, 2, 3], [2.0, 2.0, 2.0])], "step", [3, 5]) for _ in range(2))
     assert "var(--c3)" in chart and "var(--c5)" in chart and "var(--c0)" not in chart and "currentColor" in chart and chart == again
     assert bar_chart([[1.0, -2.0]], "step t", [1]).count("var(--c1)") == 2
+    grouped = group_chart([[1.0, -2.0, 3.0], [0.0, 1.0, 1.0]], ["first", "second", "third"], "part", [4, 6])
+    assert grouped.count("var(--c4)") == grouped.count("var(--c6)") == 3 and all(f"<!-- {name} -->" in grouped for name in ("first", "third"))
 
 
 def test_a_curves_first_drop_does_not_set_the_frame() -> None:

@@ -5,7 +5,7 @@ import math
 import torch
 
 from ddvi_fast.rng import Draws
-from ddvi_fast.training.evaluate import evaluate
+from ddvi_fast.training.evaluate import evaluate, split_of_gap
 
 QUICK = ("evaluation.elbo_samples=2", "evaluation.iwae_samples=2", "evaluation.limit=30", "evaluation.prior_samples=200")
 
@@ -33,3 +33,15 @@ def test_the_second_evidence_is_that_under_prior_samples_with_noise(assembled):
     bound = experiment.model.log_likelihood(x, sample.z) + log_prior + sample.log_ratio
     assert abs(figures["elbo_blurred"] - bound.mean()) < 4 * bound.std() / 60**0.5
     assert figures["gap_blurred"] == figures["evidence_blurred"] - figures["elbo_blurred"] != figures["gap"]
+
+
+def test_the_parts_of_the_gap_add_up_to_that_of_the_first_rows(assembled):
+    settings = ("method=ddvi", "prior=gaussian", "prior.resolution=60", "limit=256", "evaluation.gap=true", *QUICK)
+    config, dataset, experiment = assembled(*settings)
+    figures = evaluate(config, experiment, dataset)
+    parts = {name: value for name, value in figures.items() if name.startswith("gap_")}
+    assert set(parts) == {"gap_amortisation", "gap_family", "gap_steps"}
+    whole = split_of_gap(config, experiment, dataset.inputs(slice(0, 30), "test"))
+    assert abs(sum(parts.values()) - float(whole.total.mean())) < 1e-3
+    assert abs(float(whole.total.mean()) - figures["gap"]) < 4 * figures["elbo_error"] + 0.5  # other samples of the same rows
+    assert parts["gap_amortisation"] > 0
