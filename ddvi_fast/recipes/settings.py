@@ -38,8 +38,6 @@ def settings_of(options: Options) -> set[str]:
         names |= set(_CLASSIFIER)
     if options.recipe.name != "released":
         names |= set(_PAIRS)
-    if method.task in ("semi", "m2") or latent:
-        names.discard("recipe.shared_context")  # a flow over classes has one head per class instead
     return RECIPES[options.recipe.name].settings(options, names)
 
 
@@ -96,9 +94,9 @@ def _registries() -> dict[str, tuple[str, ...]]:
         **{f"method.posterior={name}": family.settings for name, family in FAMILIES.items()},
         **{f"method.objective={name}": settings for name, settings in OBJECTIVES.items()},
         **{f"method.task={name}": settings for name, settings in TASKS.items()},
-        "recipe=default": _PAIRS,
         **{f"method={name}": settings for name, settings in METHODS.items()},
         **{f"recipe={name}": recipe.conditional for name, recipe in RECIPES.items()},
+        "recipe=default": _PAIRS,
     }
 
 
