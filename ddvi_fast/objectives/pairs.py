@@ -185,7 +185,7 @@ class PairFit:
         shares = torch.softmax(log_weights.mT, 1)
         level = rng.uniform(draws.lane("levels"), (len(shares), 1), rng.TIME, device=data.device)
         total = shares.cumsum(1)
-        chosen = torch.searchsorted(total, level * total[:, -1:]).squeeze(1)
+        chosen = torch.searchsorted(total, level * total[:, -1:]).squeeze(1).clamp(max=len(candidates.z) - 1)  # NaN is beyond the end
         z, u = candidates.z[chosen], (candidates.noise if pushes else candidates.z)[chosen]
         if not self.by_class:
             return Pairs(z, data, u, None, None)
