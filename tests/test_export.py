@@ -47,8 +47,10 @@ def test_a_program_gives_what_the_posterior_gives_at_any_batch_size(family) -> N
 
 @pytest.mark.parametrize(
     ("prior", "family", "by_class"),
-    [("pinwheel", "diffusion", False), ("pinwheel", "diffusion", True), ("swiss_roll", "gaussian", True)],
-)
+    [
+        ("pinwheel", "diffusion", False), ("pinwheel", "diffusion", True), ("swiss_roll", "gaussian", True), ("mixture", "class_diffusion", True),
+    ],
+)  # fmt: skip
 @torch.no_grad()
 def test_a_program_in_the_priors_coordinates_draws_the_class_and_pushes_the_noise(prior, family, by_class) -> None:
     model = coordinates.make_model(prior)

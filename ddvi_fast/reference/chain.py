@@ -107,7 +107,7 @@ def each_through_its_group(
         axes: The number of the axis of rows of each result.
     """
     if torch.compiler.is_compiling():  # The sizes of groups are not known: each row is a group of one with weights of its own.
-        sorted_groups = torch.searchsorted(starts, torch.arange(len(order), device=order.device), right=True) - 1
+        sorted_groups = torch.searchsorted(starts, torch.arange(order.shape[0], device=order.device), right=True) - 1
         groups = torch.empty_like(order).scatter(0, order, sorted_groups)
         own = ChainWeights(*(weight.index_select(0, groups) for weight in weights))
         results = run(own, *(None if value is None else value.unsqueeze(axis + 1) for value, axis in operands))
