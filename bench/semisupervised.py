@@ -10,6 +10,7 @@ from torch import Tensor
 from bench.baselines.semisupervised import (
     CROSS_ENTROPY,
     RADIUS,
+    SAMPLES,
     SCALE,
     SLEEP,
     SLEEP_CLASS,
@@ -23,10 +24,11 @@ from bench.steps import GRADIENT_FLOOR, SEED, Step, images, perceptron
 from bench.weights import network_flops
 from ddvi_fast import likelihoods, models, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.objectives import PriorGuide, Progress
+from ddvi_fast.objectives import ELBO, Progress, Sleep, WakeSleep
+from ddvi_fast.objectives.pairs import uniform_timesteps
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
-from ddvi_fast.objectives.wake_sleep import Sleep, uniform_timesteps
-from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, PerClass
+from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.posteriors.class_conditional import ClassConditional, PerClass, draw_classes
 from ddvi_fast.rng import Draws
 
 PROGRESS = Progress(0.9, 1, 1000)  # late enough that the classifier follows the whole bound
@@ -39,9 +41,9 @@ def build_objective(sizes: Sizes, rows: int, device: torch.device) -> SemiSuperv
     """The bound and its sleep term at these sizes."""
     prior = priors.make("mixture", num_classes=sizes.classes, radius=RADIUS, scale=SCALE)
     model = models.LatentVariableModel(prior, perceptron(0, sizes.latent, sizes.hidden, sizes.pixels), likelihoods.make("bernoulli"))
-    family = ClassDiffusion(
+    family = Diffusion(
         PerClass(perceptron(1, sizes.pixels, sizes.hidden, sizes.classes * 2 * sizes.latent), sizes.classes),
-        ResidualMLP(sizes.latent, sizes.context, sizes.num_steps, sizes.chain_hidden, groups=sizes.classes, draws=Draws(SEED).importance(3)),
+        ResidualMLP(sizes.latent, sizes.context, sizes.num_steps, sizes.chain_hidden, draws=Draws(SEED).importance(3)),
         schedules.make("linear", sizes.num_steps),
         context_encoder=perceptron(2, sizes.pixels, sizes.hidden, sizes.context),
         parametrisation="eps",
@@ -50,9 +52,9 @@ def build_objective(sizes: Sizes, rows: int, device: torch.device) -> SemiSuperv
     posterior = ClassConditional(perceptron(4, sizes.pixels, sizes.hidden, sizes.classes), family, prior)
     labels = torch.arange(sizes.classes).repeat_interleave(per_class(rows, sizes))
     known = LabelledExamples(images(len(labels), sizes.pixels, torch.device("cpu")), labels, sizes.classes)
-    weights = ClassWeights(CROSS_ENTROPY, fantasies=SLEEP_CLASS, unlabelled=1.0, consistency=0.0, batch_fraction=SHARE)
-    guide = PriorGuide(blur=0.0)
-    return SemiSupervised(model, posterior, known, guide=guide, weights=weights, sleep=Sleep(SLEEP, SLEEP_TOP, "huber")).to(device)
+    weights = ClassWeights(CROSS_ENTROPY, unlabelled=1.0, consistency=0.0, batch_fraction=SHARE)
+    sleep = Sleep(SLEEP, SLEEP_TOP, "huber", data=False, classes=SLEEP_CLASS)
+    return SemiSupervised(WakeSleep(ELBO(model, posterior, num_samples=SAMPLES), sleep), known, weights).to(device)
 
 
 def per_class(rows: int, sizes: Sizes) -> int:
@@ -89,28 +91,29 @@ class SemiSupervisedTraining(Step):
         return SemiSupervisedStep(Networks(self.sizes).to(self.device), self.sizes, known, many)
 
     def _draws_of_labelled(self) -> Draws:
-        return Draws(SEED).importance(self.sizes.classes)
+        return Draws(SEED).lane("labelled")
 
     def given(self, objective):
         sizes, draws, own = self.sizes, Draws(SEED), self._draws_of_labelled()
-        shape, many = (sizes.classes, self.rows, sizes.latent), per_class(self.rows, sizes)
-        z, imagined, _ = objective._fantasies(self.x, draws, self.rows)
+        many = per_class(self.rows, sizes) * sizes.classes
+        z, imagined, _, kinds = objective.model.simulate(self.rows, draws, self.x)
 
-        def labelled(stream: int, planes: int) -> Tensor:
-            made = rng.normal(own, (1, sizes.classes * many, sizes.latent), stream, planes=planes, device=self.device)
-            return made[:, 0].unflatten(1, (sizes.classes, many)).transpose(0, 1)
+        def normals(at: Draws, samples: int, rows: int, stream: int, planes: int | None = None) -> Tensor:
+            made = rng.normal(at, (samples, rows, sizes.latent), stream, planes=planes, device=self.device)
+            return made.flatten(-3, -2)
 
-        chain = rng.normal(draws, shape, rng.CHAIN, planes=sizes.num_steps, device=self.device)
         noise = {
-            "start": rng.normal(draws, shape, rng.START, device=self.device),
-            "chain": chain.transpose(0, 1),
-            "labelled_start": labelled(rng.START, 1)[:, 0],
-            "labelled_chain": labelled(rng.CHAIN, sizes.num_steps),
-            "sleep": rng.normal(draws, tuple(z.shape), rng.NOISE, device=self.device),
-            "top": rng.normal(draws.importance(1), tuple(z.shape), rng.NOISE, device=self.device),
+            "start": normals(draws, SAMPLES, self.rows, rng.START),
+            "chain": normals(draws, SAMPLES, self.rows, rng.CHAIN, sizes.num_steps),
+            "labelled_start": normals(own, 1, many, rng.START),
+            "labelled_chain": normals(own, 1, many, rng.CHAIN, sizes.num_steps),
+            "sleep": normals(draws, 1, self.rows, rng.NOISE),
+            "top": normals(draws.lane("top"), 1, self.rows, rng.NOISE),
         }
-        t = uniform_timesteps(draws, len(z), sizes.num_steps, self.device)
-        return {"x": self.x, "z": z, "imagined": imagined, "noise": noise, "t": t}
+        with torch.no_grad():
+            drawn = draw_classes(objective.posterior.log_class_probs(self.x), SAMPLES, draws)
+        t = uniform_timesteps(draws, self.rows, sizes.num_steps, self.device)
+        return {"x": self.x, "z": z, "imagined": imagined, "kinds": kinds, "drawn": drawn, "noise": noise, "t": t}
 
     def plain_losses(self, step, given):
         return [("step", lambda: sum(step.losses(**given).values()))]
@@ -131,7 +134,7 @@ def step_flops(sizes: Sizes, rows: int) -> float:
 
     decoder = 2.0 * sizes.hidden * (sizes.latent + sizes.hidden + sizes.pixels)
     chain = network_flops(sizes.latent, sizes.context, sizes.chain_hidden)
-    labelled, imagined = per_class(rows, sizes) * sizes.classes, rows // sizes.classes * sizes.classes
+    labelled = per_class(rows, sizes) * sizes.classes
     encoders = encoder(sizes.classes) + encoder(2 * sizes.classes * sizes.latent) + encoder(sizes.context)
-    samples = rows * sizes.classes + labelled
-    return (rows + labelled + imagined) * encoders + 3 * samples * (decoder + sizes.num_steps * chain) + imagined * (decoder + 3 * chain)
+    samples = SAMPLES * rows + labelled
+    return (2 * rows + labelled) * encoders + 3 * samples * (decoder + sizes.num_steps * chain) + rows * (decoder + 3 * chain)

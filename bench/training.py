@@ -16,7 +16,7 @@ from ddvi_fast import likelihoods, models, posteriors, priors, rng, schedules
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.objectives import Progress
 from ddvi_fast.objectives.annealing import KLSchedule
-from ddvi_fast.objectives.wake_sleep import uniform_timesteps
+from ddvi_fast.objectives.pairs import uniform_timesteps
 from ddvi_fast.paper.objectives import ReleasedDDVI
 from ddvi_fast.rng import Draws
 

@@ -1,7 +1,7 @@
 """A semi-supervised DDVI step at MNIST shape in plain PyTorch, without any code of ddvi_fast.
 
-One update of all networks: on a bound that sums over classes for data without labels, on the bound of the class and a cross-entropy for data with
-labels, and on fantasies of every class. Each class has its own chain, and the chains run one after another.
+One update of all networks: on a bound whose samples draw their classes for data without labels, with the score-function gradient of the classifier,
+on the bound of the class and a cross-entropy for data with labels, and on fantasies. The classes share the chain.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bench.baselines.training import LEARNING_RATE, PlainStep, perceptron
 
 CROSS_ENTROPY, SLEEP, SLEEP_TOP, SLEEP_CLASS = 10.0, 0.2, 0.2, 0.1  # weights
 RADIUS, SCALE = 2.0, 0.3  # of the prior, Gaussians on a circle
+SAMPLES = 2  # of each example without a label
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,14 @@ class Sizes:
 
 
 class Networks(nn.Module):
-    """Classifier, encoder of the chains' starts, context network, one denoiser for each class, decoder."""
+    """Classifier, encoder of the chains' starts, context network, denoiser, decoder."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.classifier = perceptron(sizes.pixels, sizes.hidden, sizes.classes, dropout=0.0)
         self.encoder = perceptron(sizes.pixels, sizes.hidden, sizes.classes * 2 * sizes.latent, dropout=0.0)
         self.context_encoder = perceptron(sizes.pixels, sizes.hidden, sizes.context, dropout=0.0)
-        chains = (eager.Denoiser(sizes.latent, sizes.context, sizes.num_steps, sizes.chain_hidden) for _ in range(sizes.classes))
-        self.denoisers = nn.ModuleList(chains)
+        self.denoiser = eager.Denoiser(sizes.latent, sizes.context, sizes.num_steps, sizes.chain_hidden)
         self.decoder = perceptron(sizes.latent, sizes.hidden, sizes.pixels, dropout=0.0)
 
 
@@ -73,72 +73,70 @@ class SemiSupervisedStep(PlainStep):
         self.optimizer = torch.optim.Adam(networks.parameters(), lr=LEARNING_RATE)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.update(self.optimizer, sum(self.losses(x, *self.fantasies(len(x) // self.sizes.classes)).values()))
+        return self.update(self.optimizer, sum(self.losses(x, *self.fantasies(len(x))).values()))
 
-    def losses(self, x: Tensor, z: Tensor, imagined: Tensor, noise: Noise | None = None, t: Tensor | None = None) -> dict[str, Tensor]:
-        """Weighted losses of x [N, pixels] and of fantasies z [C M, D] with their data, class after class; noise is drawn if not given.
+    def losses(
+        self, x: Tensor, z: Tensor, imagined: Tensor, kinds: Tensor, drawn: Tensor | None = None, noise: Noise | None = None, t: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted losses of x [N, pixels] and of fantasies z [N, D] with their data and classes; what is not given is drawn.
 
-        `noise` holds `start` [C, N, D], `chain` [C, T, N, D] and the same of labelled examples, `labelled_start` [C, L / C, D] and
-        `labelled_chain`, and of fantasies `sleep` and `top` [C M, D].
+        `drawn` are the classes [SAMPLES, N] of x. `noise` holds `start` [SAMPLES N, D], `chain` [T, SAMPLES N, D] and the same of labelled examples,
+        `labelled_start` [L, D] and `labelled_chain`, and of fantasies `sleep` and `top` [N, D].
         """
         return {
-            "unlabelled": self.unlabelled(x, noise),
+            "unlabelled": self.unlabelled(x, drawn, noise),
             "labelled": self.with_labels(noise),
-            "sleep": self.sleep(z, imagined, noise, t),
+            "sleep": self.sleep(z, imagined, kinds, noise, t),
         }
 
-    def unlabelled(self, x: Tensor, noise: Noise | None) -> Tensor:
-        """Minus the bound that sums over classes."""
-        log_probs = torch.log_softmax(self.networks.classifier(x), 1)
-        heads = self.networks.encoder(x).unflatten(1, (self.sizes.classes, -1))
-        context, total = self.networks.context_encoder(x), x.new_zeros(len(x))
-        for label in range(self.sizes.classes):
-            given = None if noise is None else (noise["start"][label], noise["chain"][label])
-            bound = self.class_bound(label, x, heads[:, label], context, given)
-            total = total + log_probs[:, label].exp() * (log_probs[:, label] - bound)
-        return (total + math.log(self.sizes.classes)).mean()
+    def unlabelled(self, x: Tensor, drawn: Tensor | None, noise: Noise | None) -> Tensor:
+        """Minus the bound of drawn classes."""
+        log_probs, context = torch.log_softmax(self.networks.classifier(x), 1), self.networks.context_encoder(x)
+        labels = torch.multinomial(log_probs.detach().exp(), SAMPLES, replacement=True).mT if drawn is None else drawn
+        rows, given = torch.arange(len(x), device=x.device), None if noise is None else (noise["start"], noise["chain"])
+        heads = self.networks.encoder(x).unflatten(1, (self.sizes.classes, -1))[rows, labels]
+        repeated = (x.repeat(SAMPLES, 1), heads.flatten(0, 1), context.repeat(SAMPLES, 1))
+        log_class = log_probs[rows, labels]
+        bound = self.class_bound(labels.flatten(), *repeated, given).view(labels.shape) - math.log(self.sizes.classes) - log_class.detach()
+        known = bound.detach()
+        others = (known.sum(0) - known) / (SAMPLES - 1)
+        score = (known - others) * log_class
+        return -(bound + score - score.detach()).mean()
 
     def with_labels(self, noise: Noise | None) -> Tensor:
         """Minus the labelled examples' bound, and cross-entropy."""
         x, labels = self.labelled, torch.arange(self.sizes.classes, device=self.labelled.device).repeat_interleave(self.per_class)
-        heads = self.networks.encoder(x).unflatten(1, (self.sizes.classes, -1))
-        context, bounds = self.networks.context_encoder(x), []
-        for label in range(self.sizes.classes):
-            rows = slice(label * self.per_class, (label + 1) * self.per_class)
-            given = None if noise is None else (noise["labelled_start"][label], noise["labelled_chain"][label])
-            bounds.append(self.class_bound(label, x[rows], heads[rows, label], context[rows], given))
-        return CROSS_ENTROPY * functional.cross_entropy(self.networks.classifier(x), labels) - torch.cat(bounds).mean()
+        rows, given = torch.arange(len(x), device=x.device), None if noise is None else (noise["labelled_start"], noise["labelled_chain"])
+        heads = self.networks.encoder(x).unflatten(1, (self.sizes.classes, -1))[rows, labels]
+        bound = self.class_bound(labels, x, heads, self.networks.context_encoder(x), given)
+        return CROSS_ENTROPY * functional.cross_entropy(self.networks.classifier(x), labels) - bound.mean()
 
-    def class_bound(self, label: int, x: Tensor, head: Tensor, context: Tensor, given: tuple[Tensor, Tensor] | None) -> Tensor:
-        """log p(x | z) + log p(z | c) + the log-ratio of the chain of class `label`, [N]."""
+    def class_bound(self, labels: Tensor, x: Tensor, head: Tensor, context: Tensor, given: tuple[Tensor, Tensor] | None) -> Tensor:
+        """log p(x | z) + log p(z | c) + the log-ratio of the chain, of rows with the classes `labels` [N]."""
         mean, log_var = head.chunk(2, dim=-1)
         start, chain = (torch.randn_like(mean), None) if given is None else given
         y_T = mean + torch.exp(0.5 * log_var) * start
-        z, path, _ = eager.sample_chain(self.networks.denoisers[label], y_T, context, self.tables.table, chain)
-        log_prior = eager.gaussian_log_density(z, centres(self.sizes.classes, z)[label], torch.full_like(z, SCALE**2))
+        z, path, _ = eager.sample_chain(self.networks.denoiser, y_T, context, self.tables.table, chain)
+        log_prior = eager.gaussian_log_density(z, centres(self.sizes.classes, z)[labels], torch.full_like(z, SCALE**2))
         log_ratio = path - eager.gaussian_log_density(y_T, mean, log_var.exp())
         return eager.bernoulli_log_likelihood(self.networks.decoder(z), x) + log_prior + log_ratio
 
     @torch.no_grad()
-    def fantasies(self, per_class: int) -> tuple[Tensor, Tensor]:
-        """Latents [C M, D] of every class's prior and images drawn from them."""
-        means = centres(self.sizes.classes, self.labelled).repeat_interleave(per_class, 0)
+    def fantasies(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [N, D] of the prior, images drawn from them, and their classes."""
+        kinds = torch.randint(self.sizes.classes, (rows,), device=self.labelled.device)
+        means = centres(self.sizes.classes, self.labelled)[kinds]
         z = means + SCALE * torch.randn_like(means)
-        return z, torch.bernoulli(torch.sigmoid(self.networks.decoder(z)))
+        return z, torch.bernoulli(torch.sigmoid(self.networks.decoder(z))), kinds
 
-    def sleep(self, z: Tensor, x: Tensor, noise: Noise | None, t: Tensor | None) -> Tensor:
-        """Errors of the chains' predictions on fantasies, of their starts, and of the classifier."""
-        classes, last = self.sizes.classes, torch.full((len(z),), self.sizes.num_steps - 1, device=z.device)
-        labels = torch.arange(classes, device=z.device).repeat_interleave(len(z) // classes)
+    def sleep(self, z: Tensor, x: Tensor, kinds: Tensor, noise: Noise | None, t: Tensor | None) -> Tensor:
+        """Errors of the chain's predictions on fantasies, of its starts, and of the classifier."""
+        rows, last = torch.arange(len(z), device=z.device), torch.full((len(z),), self.sizes.num_steps - 1, device=z.device)
         t = torch.randint(self.sizes.num_steps, (len(z),), device=z.device) if t is None else t
-        context, heads = self.networks.context_encoder(x), self.networks.encoder(x).unflatten(1, (classes, -1))
-        errors = []
-        for label, rows in enumerate(torch.arange(len(z), device=z.device).chunk(classes)):
-            given = None if noise is None else noise["sleep"][rows]
-            tables = (self.tables.signal, self.tables.deviation)
-            errors.append(eager.denoising_loss(self.networks.denoisers[label], z[rows], t[rows], context[rows], *tables, given))
-        mean, log_var = heads[torch.arange(len(z), device=z.device), labels].chunk(2, dim=-1)
-        y_T, _ = eager.add_noise(z, last, self.tables.signal, self.tables.deviation, None if noise is None else noise["top"])
+        context, heads = self.networks.context_encoder(x), self.networks.encoder(x).unflatten(1, (self.sizes.classes, -1))
+        tables = (self.tables.signal, self.tables.deviation)
+        errors = eager.denoising_loss(self.networks.denoiser, z, t, context, *tables, None if noise is None else noise["sleep"])
+        mean, log_var = heads[rows, kinds].chunk(2, dim=-1)
+        y_T, _ = eager.add_noise(z, last, *tables, None if noise is None else noise["top"])
         top = eager.gaussian_log_density(y_T, mean, log_var.exp()).mean()
-        labelling = functional.cross_entropy(self.networks.classifier(x), labels)
-        return SLEEP * torch.cat(errors).mean() - SLEEP_TOP * top + SLEEP_CLASS * labelling
+        return SLEEP * errors.mean() - SLEEP_TOP * top + SLEEP_CLASS * functional.cross_entropy(self.networks.classifier(x), kinds)
