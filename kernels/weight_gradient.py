@@ -23,13 +23,14 @@ _MIN_SLICE, _MAX_SLICES = 512, 32
 def group_entries(starts, group, row_begin, rows_here, entries, slice_size, part, slices):
     """The slice `part` of a group's entries: its first and last place among them, their first row in a step, and their rows in each step.
 
-    Without an index all entries of a lane are those of its group.
+    Without an index all entries of a lane are those of its group. Places are 32-bit numbers with an index, to save registers.
     """
     if starts is None:
         begin = tl.cast(part, tl.int64) * slice_size
         return begin, tl.minimum(begin + slice_size, entries), 0, rows_here
     else:
         first, width = group_part(starts, group, row_begin, rows_here)
+        first, width = first.to(tl.int32), width.to(tl.int32)
         count = entries // rows_here * width
         size = tl.cdiv(count, slices)
         return part * size, tl.minimum(part * size + size, count), first, width
