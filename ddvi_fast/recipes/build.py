@@ -106,13 +106,13 @@ def _check_method(method: MethodOptions) -> None:
     _checks.choice(method.posterior, FAMILIES, "method.posterior")
     _checks.choice(method.objective, OBJECTIVES, "method.objective")
     implicit = method.objective in IMPLICIT
-    bounded = method.objective in ("elbo", "ddvi") and method.task in ("unsupervised", "clustering") and not method.clustering.latent
+    bounded = method.objective in ("elbo", "ddvi")
     for fits, argument, expected, got in (
         (implicit or method.posterior != "adversarial", "method.objective", _FOR_ADVERSARIAL, method.objective),
         (method.objective != "ddvi" or method.posterior == "diffusion", "method.objective", _FOR_OTHERS, f"ddvi for {method.posterior}"),
         (implicit or method.weight is None, "method.weight", "null unless method.objective is adversarial or wae", method.weight),
-        (method.objective in ("elbo", "ddvi") or method.beta == 1, "method.beta", "1 unless method.objective is elbo or ddvi", method.beta),
-        (bounded or not method.reweighted, "method.reweighted", "null unless method.objective is elbo or ddvi, without classes", True),
+        (bounded or method.beta == 1, "method.beta", "1 unless method.objective is elbo or ddvi", method.beta),
+        (bounded or not method.reweighted, "method.reweighted", "false unless method.objective is elbo or ddvi", True),
         (not implicit or method.num_samples in (None, 1), "method.num_samples", f"1 with method.objective={method.objective}", method.num_samples),
     ):
         _checks.require(fits, argument, expected, got)

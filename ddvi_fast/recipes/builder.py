@@ -274,11 +274,8 @@ class Builder:
         wrong = {name: True for name in ("log_var_twice", "standard_normal_top") if getattr(defects, name)}
         known = not wrong or "defective" in BOUNDS
         _checks.require(known, "recipe.defects", "those registered by `import ddvi_fast.paper`", ", ".join(wrong))
-        reweighted = method.reweighted
-        if reweighted is None:
-            reweighted = False
         kind = BOUNDS["defective" if wrong else "default"]
-        return kind(model, posterior, self.kl(), self.num_samples(posterior), self.guide(), reweighted, **wrong)
+        return kind(model, posterior, self.kl(), self.num_samples(posterior), self.guide(), method.reweighted, **wrong)
 
 
 def _network(network: NetworkOptions, inputs: int, outputs: int, rate: float, draws: Draws, decodes: bool = False) -> Network:

@@ -17,8 +17,8 @@ from ddvi_fast.objectives.annealing import PriorGuide
 from ddvi_fast.objectives.clustering import Clustering
 from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.semisupervised import ClassWeights, LabelledExamples, SemiSupervised
-from ddvi_fast.objectives.wake_sleep import Sleep
-from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassMLP, OneHotStyle, PerClass
+from ddvi_fast.objectives.wake_sleep import Sleep, WakeSleep
+from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassMLP, PerClass
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import DeviceDraws, Draws
 from tests.engine import pretend
@@ -28,7 +28,7 @@ from tests.engine.test_cuda_graph import run
 pytestmark = pytest.mark.usefixtures("plain_layers")
 
 PIXELS, ROWS, CLASSES = 6, 8, 2
-WEIGHTS = ClassWeights(fantasies=0.1, consistency=1.0, balance=0.5, batch_fraction=0.5)
+WEIGHTS = ClassWeights(consistency=1.0, balance=0.5, batch_fraction=0.5)
 
 
 def model_of(prior):
@@ -48,21 +48,23 @@ def classifier():
 
 
 def semi(prior):
-    family = ClassDiffusion(
-        heads(4, 2),
-        denoisers.ResidualMLP(2, 3, 4, 64, CLASSES, draws=Draws(3)),
+    family = posteriors.Diffusion(
+        heads(2 * prior.noise_dim, 2),
+        denoisers.ResidualMLP(prior.noise_dim, 3, 4, 64, draws=Draws(3)),
         schedules.make("geometric", 4),
         context_encoder=networks.MLP(PIXELS, [8], 3, draws=Draws(4)),
-        learn_variances=True,
+        coordinates="prior+encoder",
+        prior=prior,
     )
-    guide, sleep = PriorGuide(0.05, 0.5), Sleep(0.3, 0.2, "kl")
-    return SemiSupervised(model_of(prior), ClassConditional(classifier(), family, prior), labelled(), guide=guide, weights=WEIGHTS, sleep=sleep)
+    bound = ELBO(model_of(prior), ClassConditional(classifier(), family, prior), num_samples=2)
+    return SemiSupervised(WakeSleep(bound, Sleep(0.3, 0.2)), labelled(), WEIGHTS)
 
 
 def m2():
     prior = priors.OneHotGaussian(3, CLASSES)
-    style = OneHotStyle(ClassMLP(PIXELS, [8], 6, CLASSES, draws=Draws(6)), 3, CLASSES)
-    return SemiSupervised(model_of(prior), ClassConditional(classifier(), style, prior), labelled(), weights=WEIGHTS)
+    style = posteriors.Gaussian(ClassMLP(PIXELS, [8], 6, CLASSES, draws=Draws(6)), 3, "prior", prior)
+    bound = ELBO(model_of(prior), ClassConditional(classifier(), style, prior), num_samples=2)
+    return SemiSupervised(WakeSleep(bound, Sleep(0.0, 0.0)), labelled(), WEIGHTS)
 
 
 def adversarial():

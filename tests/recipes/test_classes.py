@@ -10,7 +10,8 @@ from ddvi_fast.data.dataset import from_arrays
 from ddvi_fast.objectives import Progress
 from ddvi_fast.objectives.clustering import Clustering
 from ddvi_fast.objectives.semisupervised import SemiSupervised
-from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion
+from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.posteriors.class_conditional import ClassConditional
 from ddvi_fast.priors import Centres, OneHotGaussian
 from ddvi_fast.recipes.build import build
 from ddvi_fast.rng import Draws
@@ -74,10 +75,11 @@ def test_clusters_are_balanced_where_that_has_a_weight(built, finite_updates, me
 
 def test_what_a_configuration_stands_for(built):
     experiment = built("method=ddvi_semi")
-    assert isinstance(experiment.posterior, ClassConditional) and isinstance(experiment.posterior.family, ClassDiffusion)
-    assert experiment.posterior.family.denoiser.groups == 10
+    assert isinstance(experiment.posterior, ClassConditional) and isinstance(experiment.posterior.family, Diffusion)
+    assert experiment.posterior.family.denoiser.groups is None and experiment.posterior.coordinates == "prior+encoder"
     objective = experiment.phases[0].objective
-    assert isinstance(objective, SemiSupervised) and objective.sleep.active and objective.labelled.counts.tolist() == [10] * 10
+    assert isinstance(objective, SemiSupervised) and objective.labelled.counts.tolist() == [10] * 10
+    assert objective.inner.pair_fit.active and objective.inner.wake.num_samples == 2
     assert experiment.posterior.prior is experiment.model.prior
     experiment = built("method=vae_clustering", "prior=pinwheel", "method.clustering.num_clusters=7")
     assert isinstance(experiment.model.prior, Centres) and experiment.model.prior.num_classes == 7
@@ -87,12 +89,22 @@ def test_what_a_configuration_stands_for(built):
 
 
 def test_class_means_start_in_their_partition(assembled):
-    _, dataset, experiment = assembled("method=vae_semi")
-    means = experiment.posterior.family.encode(dataset.inputs())[0]
+    _, dataset, experiment = assembled("method=vae_semi", "method.coordinates=latent")
+    means = experiment.posterior.family.encode(dataset.inputs()).mean
     for label in range(10):
         target = experiment.model.prior.sample(4096, labels=torch.full((4096,), label))
         torch.testing.assert_close(means[label].mean(0), target.mean(0), atol=0.02, rtol=0)
         torch.testing.assert_close(means[label].std(0), target.std(0), atol=0.02, rtol=0.2)
+
+
+@pytest.mark.parametrize("method", ["vae_semi", "vae"])
+def test_class_means_start_with_the_spread_of_the_priors_noise(assembled, method):
+    _, dataset, experiment = assembled(f"method={method}")
+    posterior = experiment.posterior
+    means = posterior.family.encode(posterior.features(dataset.inputs())).mean
+    assert means.shape[0] == 10
+    torch.testing.assert_close(means.mean(1), torch.zeros(10, 2), atol=0.1, rtol=0)
+    torch.testing.assert_close(means.std(1), torch.ones(10, 2), atol=0.1, rtol=0)
 
 
 def test_the_seed_chooses_the_labels(built):
