@@ -38,7 +38,7 @@ def test_equals_plain_adam(max_norm):
     for number in range(5):
         fraction, draws = number / 5, Draws(0, number * 16)
         loss = step(engine, fraction, x, draws)
-        z, log_ratio = plain.posterior.sample(x, 1, draws)
+        z, log_ratio, _ = plain.posterior.sample(x, 1, draws)
         expected = -(plain.model.log_joint(x, z) + log_ratio).mean()
         adam.param_groups[0]["lr"] = 1e-2 * 0.5 * (1 + math.cos(math.pi * fraction))
         adam.zero_grad()
