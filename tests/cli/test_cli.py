@@ -44,8 +44,11 @@ def tiny_mnist(tmp_path):
         (["train", "method.chain.schedule=cosin"], ["schedule", "cosine", "cosin"]),
         (["train", "method.chain.parametrisation=epsilon"], ["parametrisation", "eps", "epsilon"]),
         (["train", "method.chain.eta=0"], ["eta", "above 0"]),
-        (["train", "method.chain.eta=0", "method.chain.learn_schedule=false", "method.chain.learn_variances=false"], ["eta = 0", "log_ratio"]),
-        (["train", "prior=swiss_roll_noisy", "prior.name=swiss_roll"], ["density", "noise"]),
+        (
+            ["train", "method.coordinates=latent", "method.chain.eta=0", "method.chain.learn_schedule=false", "method.chain.learn_variances=false"],
+            ["eta = 0", "log_ratio"],
+        ),
+        (["train", "prior=swiss_roll_noisy", "prior.name=swiss_roll", "method.coordinates=latent"], ["density", "noise"]),
         (["train", "prior=swiss_roll"], ["prior=swiss_roll is now prior=swiss_roll_noisy", "noise 0.1"]),
         (["train", "prior=gaussian", "latent_dim=3", "prior.options.dims=3"], ["dim", "dims"]),
         (["train", "recipe.batch_size=0"], ["batch_size", "0"]),
@@ -154,7 +157,7 @@ def test_the_released_recipe_runs_its_three_stages(shell, tmp_path):
 def test_figures_and_event_files_are_written(shell, tmp_path):
     folder = tmp_path / "run"
     wanted = [setting for setting in SMALL if not setting.startswith(("figures", "tensorboard"))]
-    out = shell("train", f"run_dir={folder}", *wanted)
+    out = shell("train", f"run_dir={folder}", "method.coordinates=latent", *wanted)
     names = {path.name for path in (folder / "figures").iterdir()}
     assert names == {"latents.png", "decoded.png", "loss_terms.png", "trajectory.png"}
     assert all(f"figure: {folder / 'figures' / name}" in out for name in names)
@@ -170,7 +173,7 @@ def test_a_reader_that_closes_the_pipe_early_gets_no_error_message():
 
 def test_settings_are_listed_with_their_values(shell):
     head, _, listing = shell("train", "--settings", "prior=square", "epochs=7").partition("{")
-    assert "# prior: gaussian, less_noisy_square, mixture, pinwheel, square, swiss_roll_noisy" in head.splitlines()
+    assert "# prior: gaussian, less_noisy_square, mixture, noiseless_swiss_roll, pinwheel, square, swiss_roll_noisy" in head.splitlines()
     settings, without_chain = (json.loads("{" + text) for text in (listing, shell("train", "--settings", "method=vae").partition("{")[2]))
     assert settings["epochs"] == 7 and "chain" in settings["method"] and "chain" not in without_chain["method"]
 
