@@ -69,7 +69,7 @@ def tiny_mnist(tmp_path):
         (["--completion", "tcsh"], ["bash, zsh, fish"]),
         (["--completion"], ["the name of one shell"]),
         (["--vresion"], ["did you mean --version"]),
-        (["demo", "method=vae"], ["settings other than method and run_dir"]),
+        (["demo", "method=vae"], ["settings other than method, ", "run_dir"]),
         (["train", "--paper", "mnist", "vae"], ["DATASET METHOD PRIOR"]),
         (["train", "--replay", "nowhere", "epochs=1"], ["--replay", "epochs=1"]),
         (["settings", "prior=square"], ["`ddvi-fast settings` is now `ddvi-fast train --settings prior=square`"]),
