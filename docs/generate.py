@@ -91,7 +91,9 @@ def number(cell: str) -> float:
 
 
 def ratios(values: Sequence[float]) -> str:
-    """A range of ratios, such as "6 to 7"."""
+    """A range of ratios, such as "6 to 7"; "-" without any."""
+    if not values:
+        return "-"
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low} to {high}"
 
@@ -120,11 +122,11 @@ def digits_summary() -> str:
 
 
 def digits_cost() -> str:
-    """CPU seconds of the diffusion relative to the Gaussian."""
+    """CPU seconds of the diffusion relative to the Gaussian, under the priors for which both are finished."""
     table = digits()
     priors = dict.fromkeys(row[0] for row in table.rows)
-    seconds = {method: [number(table.cell("CPU seconds", prior=prior, method=method)) for prior in priors] for method in ("diffusion", "Gaussian")}
-    return ratios([ours / gaussian for ours, gaussian in zip(seconds["diffusion"], seconds["Gaussian"], strict=True)])
+    cells = [[table.cell("CPU seconds", prior=prior, method=method) for method in ("diffusion", "Gaussian")] for prior in priors]
+    return ratios([number(ours) / number(gaussian) for ours, gaussian in cells if "-" not in (ours, gaussian)])
 
 
 def study(name: str, *headings: str, number: int = 0) -> Callable[[], str]:
