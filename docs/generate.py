@@ -129,6 +129,12 @@ def digits_cost() -> str:
     return ratios([number(ours) / number(gaussian) for ours, gaussian in cells if "-" not in (ours, gaussian)])
 
 
+def digits_coordinates() -> str:
+    """Validation bound of every method in every coordinate system, the best one bold."""
+    (table,) = tables("digits/choices.md")
+    return _markdown.table(table.headings[1:-1], [(_SHORT.get(row[1], row[1]), *row[2:-1]) for row in table.rows], "llr")
+
+
 def study(name: str, *headings: str, number: int = 0) -> Callable[[], str]:
     """A region: columns of a table of the results."""
 
@@ -246,9 +252,11 @@ REGIONS: dict[str, Callable[[], str]] = {
     "digits-summary": digits_summary,
     "digits-cost": digits_cost,
     "digits": lambda: digits().markdown(),
+    "digits-coordinates": digits_coordinates,
     "digits-two": study("digits_posteriors.md"),
     "mnist-kde": study("mnist-kde-10epochs/table.md", *_MNIST),
-    "mnist": study("mnist-10epochs/table.md", *_MNIST),
+    "mnist": study("mnist/table.md", *_MNIST),
+    "mnist-latent": study("mnist-10epochs/table.md", *_MNIST),
     "cifar10": study("cifar10-60epochs/table.md", *_CIFAR),
     "cifar10-semi": study("cifar10-semi-12epochs/table.md", *_SEMI),
     "mnist-semi": study("mnist-semi-5epochs/table.md", *_SEMI),
