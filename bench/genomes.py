@@ -149,7 +149,7 @@ def _means(model: DDVI, rows: Tensor) -> Tensor:
     x = torch.from_numpy((rows.double().cpu().numpy() - model.features_.centre) / model.features_.scale).to(rows.device)
     with use_backend("reference"):
         (drawn,) = draw(copy.deepcopy(model.posterior_).double(), iter([x]), model.n_samples, model.seed_, len(x))
-    return drawn.z.mean(0)
+    return drawn.sample.z.mean(0)
 
 
 def simulated_store(path: Path, samples: int, variants: int) -> GenotypeStore:
