@@ -133,8 +133,8 @@ def test_the_command_exports_a_run(tmp_path: Path, shell) -> None:
     shell("train", f"run_dir={run}", *settings)
     path = Path(shell("export", f"run_dir={run}", "num_samples=2").strip())
     assert path == run / "posterior.pt2"
-    z, log_ratio = torch.export.load(path).module()(torch.zeros(5, 8, 8), torch.tensor([0, 0]))
-    assert z.shape == (2, 5, 2) and log_ratio.shape == (2, 5)
+    z, log_ratio, log_prior_ratio = torch.export.load(path).module()(torch.zeros(5, 8, 8), torch.tensor([0, 0]))
+    assert z.shape == (2, 5, 2) and log_ratio.shape == log_prior_ratio.shape == (2, 5)
     assert "--overwrite" in shell("export", run, code=2)
     assert "num-samples" in shell("export", f"run_dir={run}", "num_samples=two", "overwrite=true", code=2)
     assert "did you mean run_dir" in shell("export", "rundir=x", code=2)

@@ -32,6 +32,7 @@ class WakeSleep(Objective):
         InputError: If a term has a weight that the posterior does not have.
 
     Example:
+        >>> import torch
         >>> from ddvi_fast import denoisers, likelihoods, models, networks, posteriors, priors, schedules
         >>> model = models.LatentVariableModel(priors.make("pinwheel"), networks.MLP(2, [8], 5), likelihoods.make("bernoulli"))
         >>> posterior = posteriors.Diffusion(

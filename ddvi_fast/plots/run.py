@@ -15,7 +15,9 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.plots.registry import further_pictures
 from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.posteriors.class_conditional import ClassConditional, draw_classes, of_class
 from ddvi_fast.recipes.phases import Experiment
+from ddvi_fast.rng import Draws
 from ddvi_fast.training.evaluate import draws_of_test_set, sample_prior
 
 _GRID = 20  # decoded images along each latent axis
@@ -52,10 +54,21 @@ def draw_run(config: Config, experiment: Experiment, dataset: Dataset, folder: P
     if len(dataset.input_shape) > 1:
         paths.append(_decoded(model, dataset, prior_samples, folder, title))
     paths += further_pictures(config.dataset.name)(config, experiment, dataset, folder, title)
-    if isinstance(posterior, Diffusion):
-        path = posterior.latent_path(posterior.encode(x), 1, draws)[:, 0]
-        paths.append(plots.trajectory(folder / "trajectory.png", path, labels, prior_samples, title, class_names=names, overwrite=True))
+    if isinstance(posterior.family if isinstance(posterior, ClassConditional) else posterior, Diffusion):
+        states = _states(posterior, x, draws)
+        paths.append(plots.trajectory(folder / "trajectory.png", states, labels, prior_samples, title, class_names=names, overwrite=True))
     return paths
+
+
+def _states(posterior: Diffusion | ClassConditional, x: Tensor, draws: Draws) -> Tensor:
+    """States of the chain [T + 1, N, 2], start first, mapped to latents as its last state is."""
+    family, encoded, labels = posterior, posterior.encode(x), None
+    if isinstance(posterior, ClassConditional):
+        labels = draw_classes(encoded.log_probs, 1, draws)
+        family, encoded = posterior.family, of_class(encoded.family, labels)
+    u = family.unwhitened(encoded, family.latent_path(encoded, 1, draws))
+    z = family.prior.push(u, labels) if family.pushes else u
+    return z.reshape(len(z), -1, z.shape[-1])
 
 
 def _decoded(model: LatentVariableModel, dataset: Dataset, prior_samples: Tensor, folder: Path, title: str) -> Path:

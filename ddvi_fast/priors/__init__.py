@@ -26,6 +26,7 @@ _PRIORS = {
     "mixture": Mixture,
     "pinwheel": Pinwheel,
     "swiss_roll": SwissRoll,
+    "noiseless_swiss_roll": SwissRoll,
     "swiss_roll_noisy": partial(SwissRoll, noise=0.1),
     "less_noisy_swiss_roll": partial(SwissRoll, noise=0.1),
     "square": Square,
@@ -37,8 +38,8 @@ def make(name: str, **options: Any) -> Prior:
     """Make a prior by name.
 
     Args:
-        name: ``gaussian``, ``mixture``, ``pinwheel``, ``swiss_roll`` (without noise and density), ``swiss_roll_noisy`` (noise 0.1, also called
-            ``less_noisy_swiss_roll``), ``square``, or ``less_noisy_square`` (noise level 3).
+        name: ``gaussian``, ``mixture``, ``pinwheel``, ``swiss_roll`` (without noise and density, also called ``noiseless_swiss_roll``),
+            ``swiss_roll_noisy`` (noise 0.1, also called ``less_noisy_swiss_roll``), ``square``, or ``less_noisy_square`` (noise level 3).
         options: Arguments of the prior's class.
 
     Returns:

@@ -77,12 +77,13 @@ def build(options: Options, dataset: Dataset) -> Experiment:
         >>> from ddvi_fast import data
         >>> experiment = build(Options(), data.load("digits"))
         >>> type(experiment.posterior).__name__, [phase.name for phase in experiment.phases]
-        ('Diffusion', ['train'])
+        ('ClassConditional', ['train'])
     """
     recipe = RECIPES.get(options.recipe.name)
     if recipe is None:
         _checks.choice(options.recipe.name, RECIPES, "recipe.name")
     _check_method(options.method)
+    _checks.require(options.recipe.batch_size >= 1, "recipe.batch_size", "at least 1", options.recipe.batch_size)
     staged = options.method.name != "diff_vae" or recipe.staged
     _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", options.recipe.name)
     return recipe.build(Builder(options, dataset)).to(dataset.device)

@@ -142,7 +142,7 @@ def with_capability(capability: str) -> list[str]:
     """Names of the families that have a capability (a boolean field of `Family`).
 
     Example:
-        >>> with_capability("shares_context")
-        ['iaf', 'planar', 'realnvp', 'spline']
+        >>> with_capability("location_only")
+        ['path_integral', 'adversarial']
     """
     return [name for name, family in FAMILIES.items() if getattr(family, capability)]

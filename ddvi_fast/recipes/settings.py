@@ -26,8 +26,8 @@ def settings_of(options: Options) -> set[str]:
     """Names of the conditional settings that a run has.
 
     Example:
-        >>> sorted(settings_of(Options()))
-        ['method.chain', 'method.sleep', 'recipe.denoiser_lr', 'recipe.schedule_lr']
+        >>> sorted(name for name in settings_of(Options()) if name.startswith("recipe."))
+        ['recipe.denoiser_lr', 'recipe.schedule_lr', 'recipe.shared_context']
     """
     method = options.method
     if method.task == "map":

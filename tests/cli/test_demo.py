@@ -23,5 +23,5 @@ def test_demo_prints_one_table_and_leaves_an_earlier_one_alone(shell, tmp_path, 
 
 def test_demo_refuses_settings_that_it_makes_itself(tmp_path, monkeypatch, shell):
     monkeypatch.chdir(tmp_path)
-    for setting in ("method=vae", "run_dir=x"):
-        assert "settings other than method and run_dir" in shell("demo", setting, code=2)
+    for setting in ("method=vae", "method.coordinates=latent", "run_dir=x"):
+        assert "settings other than method, method.coordinates, run_dir" in shell("demo", setting, code=2)

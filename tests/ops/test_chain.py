@@ -32,7 +32,8 @@ def table(parametrisation="v", eta=0.8, kind="vp"):
 @pytest.mark.parametrize("kind", ["vp", "ve"])
 def test_path_against_distributions(parametrisation, kind):
     """Every density of the path written out from the trajectory, with means from the module called on its own."""
-    denoiser, coefficients, y, context = small(), table(parametrisation, kind=kind), normals(5, DIM), normals(5, CONTEXT, seed=1)
+    eta = 1.0 if parametrisation == "increment" else 0.8  # its steps have the variances of the noising process
+    denoiser, coefficients, y, context = small(), table(parametrisation, eta, kind), normals(5, DIM), normals(5, CONTEXT, seed=1)
     sample = ops.sample_chain(y, context, denoiser, coefficients, draws=Draws(2), return_trajectory=True)
     schedule = schedules.make("linear", STEPS, kind=kind, start=0.05, end=0.4)
     scale = (1 - schedule.betas).sqrt() if kind == "vp" else torch.ones(STEPS, dtype=torch.float64)
@@ -61,7 +62,7 @@ def test_tables_of_all_parametrisations_give_the_same_chain():
     y_start, eps, noise = normals(4, DIM), normals(STEPS, 4, DIM, seed=1), normals(STEPS, 4, DIM, seed=2)
     signal, deviation = schedule.alpha_bars.sqrt(), schedule.noise_variances.sqrt()
     ends = {}
-    for parametrisation in schedules.PARAMETRISATIONS:
+    for parametrisation in ("eps", "x0", "v", "mean"):  # the variances of increments are others
         coefficients, y = schedule.coefficients(parametrisation, eta, dtype=torch.float64), y_start
         as_mean = schedule.coefficients("eps", eta, dtype=torch.float64)
         for step in reversed(range(STEPS)):
@@ -135,7 +136,9 @@ def test_denoising_loss(loss, parametrisation):
     signal, deviation = schedule.alpha_bars.sqrt().unsqueeze(1), schedule.noise_variances.sqrt().unsqueeze(1)
     x_t = signal * x0 + deviation * noise
     weight_x0, weight_state = (weight.unsqueeze(1) for weight in schedule.posterior_mean_weights())
-    target = {"eps": noise, "x0": x0, "v": signal * noise - deviation * x0, "mean": weight_x0 * x0 + weight_state * x_t}[parametrisation]
+    mean = weight_x0 * x0 + weight_state * x_t
+    increment = mean - schedule.alphas.sqrt().unsqueeze(1) * x_t
+    target = {"eps": noise, "x0": x0, "v": signal * noise - deviation * x0, "mean": mean, "increment": increment}[parametrisation]
     error = (denoiser(x_t, None, t) - target).abs()
     each = {"squared": error**2, "absolute": error, "huber": torch.where(error < 1, error**2 / 2, error - 0.5)}[loss]
     assert_close(got, each.mean(-1), rtol=1e-9)

@@ -1,5 +1,6 @@
 """Tests of the cells of a table: settings, folders, identity."""
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def test_settings_win_in_order(square_alone):
 
 def test_epochs_of_a_column_stand_before_those_of_the_table_and_behind_those_asked_for():
     table = grid.part(grid.load("digits"), rows=["vae"])
+    longer = dataclasses.replace(table.columns["swiss_roll"], overrides=(*table.columns["swiss_roll"].overrides, "epochs=400"))
+    table = dataclasses.replace(table, columns={**table.columns, "swiss_roll": longer})
     stated = {cell.column: cell.config.epochs for cell in grid.cells(table, 1, Path("runs"))}
     assert (stated["square"], stated["swiss_roll"]) == (table.epochs, 400)
     assert {cell.config.epochs for cell in grid.cells(table, 1, Path("runs"), epochs=2)} == {2}

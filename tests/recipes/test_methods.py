@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddvi_fast import objectives, ops, posteriors
+from ddvi_fast._checks import InputError
 from ddvi_fast.cli.tables import print_result
 from ddvi_fast.config.names import choices
 from ddvi_fast.posteriors.base import COORDINATES
@@ -37,7 +38,12 @@ SMALL = ["dataset.encoder.hidden=[16]", "dataset.decoder.hidden=[16]", "limit=64
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_its_posterior_and_objective(built, finite_updates, method, coordinates, prior):
-    experiment = built(f"method={method}", f"prior={prior}", f"method.coordinates={coordinates}", *SMALL)
+    settings = (f"method={method}", f"prior={prior}", f"method.coordinates={coordinates}", *SMALL)
+    if prior == "noiseless_swiss_roll" and "prior" not in coordinates and method not in ("aae", "wae"):
+        with pytest.raises(InputError, match="density"):
+            built(*settings)
+        return
+    experiment = built(*settings)
     (phase,) = experiment.phases
     family, objective = METHODS[method]
     draws = "prior" in coordinates and prior != "gaussian" and method != "hamiltonian"

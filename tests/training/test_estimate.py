@@ -41,7 +41,7 @@ def test_a_dry_run_tells_and_writes_nothing(shell, tmp_path, monkeypatch) -> Non
     monkeypatch.chdir(tmp_path)
     told = shell("train", "--dry-run", "method=ddvi", *SMALL)
     assert not list(tmp_path.iterdir())
-    for word in ("posterior.denoiser", "activations", "train: 6 steps", "about", "runs/digits-ddvi-pinwheel-seed0"):
+    for word in ("posterior.family", "activations", "train: 6 steps", "about", "runs/digits-ddvi-pinwheel-seed0"):
         assert word in told
     assert json.loads(told[: told.index("\nrun folder")])["epochs"] == 3
 
