@@ -63,6 +63,9 @@ class DeepSpeedEngine(Engine):
         self._engine, *_ = self._deepspeed.initialize(model=whole, optimizer=self._adam, config=self._config(), dist_init_required=False)
         # Without ZeRO it would exchange zeros for all parameters that an update does not train.
         self._engine.enable_backward_allreduce = self.zero_stage > 0
+        if self.zero_stage == 3:
+            # They partition the weights of a module after its call, also weights that a fused operation reads next.
+            self._engine.optimizer.parameter_offload._remove_module_hooks()
         self._lay_out()
 
     def _config(self) -> dict[str, Any]:
