@@ -103,19 +103,22 @@ def _compared(wanted: int, run: int, failed: list[str], worst: float) -> Result:
 
 # precision -> precision of plain PyTorch that sets the tolerance (tf32 has as many bits as fp16), and its floor relative to the norm
 _TOLERANCES = {"bf16": ("bf16", 2.0**-8), "fp16": ("fp16", 2.0**-11), "tf32": ("fp16", 2.0**-11)}
+_GRADIENTS = 16  # times the floor, for gradients: about the share of one row of 70 that rounding moves to the other side of a ReLU's kink
 
 
 def _check_rounded(case: Any, setting: Setting, precision: str) -> None:
     """Check that the error of values and gradients, in norm, is at most four times that of plain PyTorch with as many bits.
 
     Two correct results with independent roundings differ by as much as each differs from float64, and the parity cases have too few rows for
-    this to average out.
+    this to average out. Gradients jump where rounding moves a hidden unit of a row to the other side of a ReLU's kink, in one result or the
+    other, and have a higher floor.
     """
     plain_precision, floor = _TOLERANCES[precision]
     exact = known.run(case, "reference", setting.device, torch.float64)
     plain = known.run(case, "reference", setting.device, precision=plain_precision)
     for name, value in known.run(case, setting.backend, setting.device, precision=precision).items():
-        error, allowed = (value - exact[name]).norm(), 4 * (plain[name] - exact[name]).norm() + floor * exact[name].norm()
+        least = floor * (_GRADIENTS if name.startswith("d_") else 1)
+        error, allowed = (value - exact[name]).norm(), 4 * (plain[name] - exact[name]).norm() + least * exact[name].norm()
         assert error <= allowed, f"{name}: off by {float(error):.3g} in norm, allowed {float(allowed):.3g}"
 
 
