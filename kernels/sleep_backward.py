@@ -91,9 +91,14 @@ def sleep_bwd_kernel(
         tl.store(d_context + row[:, None] * C + across[None, :], d_c, alive[:, None] & (across < C)[None, :])
     # Computed again: kept all the way, latents and noise would take registers from the network.
     tl.debug_barrier()
+    if starts is not None:
+        _, _, within, alive, row = tile_rows(order, starts, lane, groups, rows, row_begin, rows_here, tile, BN)
     clean, eps, step, signal, deviation, c0, c1, weight, place, inside = noised(
         x0, t, table, noise, state, row, alive, offset, rows_per_sample, steps, D, D_PAD
     )
+    if starts is not None:
+        to_outputs = outputs + (lane * rows_here + within)[:, None] * D + tl.arange(0, D_PAD)[None, :]
+        to_rows = d_rows + (lane * rows_here + within) * 5 if d_rows is not None else None
     d_output = tl.load(to_outputs, inside, 0.0)
     if d_x0 is not None:
         tl.store(d_x0 + place, signal * d_y - c0 * d_output, inside)
