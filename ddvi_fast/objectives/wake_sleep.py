@@ -16,11 +16,11 @@ from ddvi_fast.rng import Draws
 
 
 class WakeSleep(Objective):
-    """The objective of denoising diffusion variational inference: the wake bound on data and the sleep term on fantasies (docs/method.md, section 3).
+    """Objective of denoising diffusion variational inference: a bound on data, and terms on pairs of latents and data (docs/method.md, section 3).
 
-    Terms: those of the bound; `sleep` (nats for the loss ``kl``, otherwise an error averaged over latent dimensions), `sleep_top`
-    (-log q(y_T | x), nats) and `sleep_decoder` (-log p(x | z) of data, nats). Fantasies are drawn without gradient, so the decoder learns
-    from them only through `sleep_decoder`.
+    Terms: those of the bound; `sleep` (nats for the loss ``kl`` and for tractable families, otherwise an error averaged over latent
+    dimensions), `sleep_top` (-log q(y_T | x), nats), `sleep_class` (cross-entropy of q(c | x), nats) and `sleep_decoder` (-log p(x | z) of
+    data, nats). Pairs are drawn without gradient, so the decoder learns from them only through `sleep_decoder`.
 
     With `Sleep(alternating=True)` wake and sleep updates share parameters: iterate over `updates` instead of calling the objective.
 
