@@ -8,6 +8,8 @@ COMMON = ["dataset.encoder.hidden=[24]", "dataset.decoder.hidden=[24]", "recipe.
 CHAIN = ["method.chain.num_steps=4", "method.chain.hidden_dim=64"]
 # Under the default prior, whose arms are 0.005 wide, rounding grows tenfold every seven steps; here it does not grow.
 SMOOTH = ["prior=gaussian"]
+# The table of a learned schedule is float32 in every dtype, and so is the gradient that passes through it.
+FIXED = ["method.chain.learn_schedule=false"]
 METHODS = {
     "ddvi": ["method=ddvi", *CHAIN, *SMOOTH],
     "vae": ["method=vae", *SMOOTH],
@@ -24,7 +26,9 @@ COUPLED = {
 
 def case(method: str, steps: int = 50, double: bool = False, **options: Any) -> dict[str, Any]:
     """Settings of `workers.follow`."""
-    return {"overrides": [*COMMON, *{**METHODS, **COUPLED}[method]], "steps": steps, "double": double, **options}
+    chosen = {**METHODS, **COUPLED}[method]
+    fixed = FIXED if double and CHAIN[0] in chosen else []
+    return {"overrides": [*COMMON, *chosen, *fixed], "steps": steps, "double": double, **options}
 
 
 def distance(one: dict[str, Any], other: dict[str, Any], step: int) -> float:
