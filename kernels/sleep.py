@@ -55,7 +55,7 @@ def sleep_fwd_kernel(
         )  # fmt: skip
         output += tl.load(last_bias + group * D + tl.arange(0, D_PAD), tl.arange(0, D_PAD) < D, 0.0)[None, :]
         error = tl.where(inside, output - (c0 * clean + c1 * eps), 0.0)
-        if starts is not None:  # found again: kept all the way, the rows would take registers from the network
+        if starts is not None and BN > 32:  # found again: kept all the way, many rows would take registers from the network
             tl.debug_barrier()
             _, _, _, alive, row = tile_rows(order, starts, lane, groups, rows, 0, rows, tile, BN)
         tl.store(loss + row, weight * tl.sum(penalty(error, LOSS), axis=1), alive)
