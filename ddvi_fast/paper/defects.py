@@ -28,11 +28,11 @@ class DefectiveELBO(ELBO):
 
     def __init__(self, *arguments, log_var_twice: bool = False, standard_normal_top: bool = False, **options) -> None:
         super().__init__(*arguments, **options)
-        latent = self.posterior.coordinates == "latent"
-        _checks.require(latent, "method.coordinates", "latent with a defect of the bound", self.posterior.coordinates)
         diffusion = isinstance(self.posterior, Diffusion)
         _checks.require(not (log_var_twice and diffusion), "log_var_twice", "a posterior without a chain", type(self.posterior).__name__)
         _checks.require(diffusion or not standard_normal_top, "standard_normal_top", "a Diffusion posterior", type(self.posterior).__name__)
+        latent = self.posterior.coordinates == "latent"
+        _checks.require(latent, "method.coordinates", "latent with a defect of the bound", self.posterior.coordinates)
         self.log_var_twice, self.standard_normal_top = log_var_twice, standard_normal_top
 
     def draw(self, x: Tensor, encoded: Any, draws: Draws) -> PosteriorSample:

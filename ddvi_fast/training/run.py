@@ -86,7 +86,7 @@ class Run(Session):
 
     def save(self, took: Clocks) -> None:
         """Save the final weights, and how long training took."""
-        state = {"seconds": round(took.seconds, 3), "cpu_seconds": round(took.cpu_seconds, 3), "seed": self.config.seed}
+        state = {"seconds": took.seconds, "cpu_seconds": took.cpu_seconds, "seed": self.config.seed}
         checkpoint.save(self.folder.checkpoints / FINAL, checkpoint.module_tensors(self.experiment.modules()), state)
 
     def evaluate(self, took: Clocks, draw: Draw | None = None) -> Result:
@@ -133,7 +133,7 @@ def train_run(config: Config, draw: Draw | None = None) -> Result:
         dataset = load_dataset(config)
         with prepared_folder(config, run_dir(config), lambda fresh: within_minutes(fresh, dataset, make_engines(fresh))) as (folder, config):
             run = Run(config, dataset, build(config, dataset), folder)
-            took = run.train()
+            took = Clocks(*(round(value, 3) for value in run.train()))  # as saved, so that a later evaluation has the same figures
             if distributed.is_first():
                 run.save(took)
             return run.evaluate(took, draw)
