@@ -14,7 +14,9 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, r
 
 STEPS = 5
 ALTERNATING = [*COMMON, "method=ddvi", *CHAIN, *SMOOTH, "method.sleep.alternating=true", "method.sleep.num_updates=2"]
-KINDS = {"wake": case("ddvi")["overrides"], "wake and sleep": ALTERNATING, "discriminator": case("aae")["overrides"]}
+FANTASIES = "method.sleep.data=false"  # rounding in float32 can draw another candidate for a row of data
+PAIRS = case("ddvi")["overrides"]
+KINDS = {"wake": [*PAIRS, FANTASIES], "wake and sleep": ALTERNATING, "discriminator": [*case("aae")["overrides"], FANTASIES]}
 STAGES = {f"zero {stage}": {"kind": "deepspeed", "zero_stage": stage} for stage in range(4)}
 
 
@@ -28,10 +30,11 @@ def cases() -> dict[str, dict]:
         found[f"accumulated, zero {stage}"] = {"overrides": KINDS["wake and sleep"], "steps": STEPS, **options}
     for stage in range(4):
         found[f"fp16, zero {stage}"] = {
-            "overrides": KINDS["wake"], "steps": 2 * STEPS, "kind": "deepspeed", "zero_stage": stage, "precision": "fp16", "first_scale": 2.0**16
+            "overrides": PAIRS, "steps": 2 * STEPS, "kind": "deepspeed", "zero_stage": stage, "precision": "fp16", "first_scale": 2.0**16
         }  # fmt: skip
         found[f"spoilt, zero {stage}"] = {"overrides": case("vae")["overrides"], "steps": 12, "spoil": 77, **STAGES[f"zero {stage}"]}
-    found["fp16, parallel"] = {"overrides": KINDS["wake"], "steps": 2 * STEPS, "precision": "fp16", "first_scale": 2.0**16}
+    found["pairs, parallel"] = {"overrides": PAIRS, "steps": STEPS, "kind": "parallel"}
+    found["fp16, parallel"] = {"overrides": PAIRS, "steps": 2 * STEPS, "precision": "fp16", "first_scale": 2.0**16}
     return found
 
 
@@ -92,8 +95,8 @@ def test_overflow_in_fp16_lowers_the_scale_and_training_goes_on(found, engine):
     result = found[f"fp16, {engine}"]
     assert 1.0 < result["scale"] < 2.0**16
     assert 0 < result["overflows"] < 2 * STEPS
-    plain = found["wake, parallel"]["losses"]
-    assert distance(result, found["wake, parallel"], 0) < 1e-2
+    plain = found["pairs, parallel"]["losses"]
+    assert distance(result, found["pairs, parallel"], 0) < 1e-2
     assert result["losses"][0] != result["losses"][-1] and plain[0] != plain[-1]
 
 
