@@ -209,11 +209,9 @@ def _mean_log_weight(model: LatentVariableModel, posterior: Posterior, x: Tensor
     """Mean log-weight [N] of samples given `encoded`, with gradients; over classes it is an expectation instead of a mean of samples."""
     if not isinstance(posterior, ClassConditional):
         return _log_weights(model, posterior, x, encoded, num_samples, draws).mean(0)
-    family, log_probs = posterior.family, encoded.log_probs.mT
-    labels = torch.arange(len(log_probs), device=x.device).unsqueeze(1)
-    sample = family.place(encoded.family, *family.draw(encoded.family, num_samples, draws), labels)
-    given_class = sample.log_prior_ratio if family.pushes else model.prior.log_prob(sample.z, labels) + sample.log_ratio
-    bounds = (model.log_likelihood(x, sample.z) + given_class).mean(0)
+    log_probs = encoded.log_probs.mT
+    sample = posterior.sample_classes_encoded(encoded.family, num_samples, draws)
+    bounds = (model.log_likelihood(x, sample.z) + sample.log_prior_ratio).mean(1)
     return (log_probs.exp() * (bounds - math.log(len(log_probs)) - log_probs)).sum(0)
 
 

@@ -141,10 +141,8 @@ class PriorGuide:
         """
         return self.blurred(prior, progress).log_prob(z, labels)
 
-    def log_prior_ratio(
-        self, posterior: Posterior, prior: Prior, sample: PosteriorSample, progress: Progress, labels: Tensor | None = None
-    ) -> Tensor:
+    def log_prior_ratio(self, posterior: Posterior, prior: Prior, sample: PosteriorSample, progress: Progress) -> Tensor:
         """Return `log_prior_ratio` [...] of posterior samples in nats; outside the prior's coordinates the prior is blurred."""
         if posterior.pushes or sample.log_ratio is None:
             return posterior.log_prior_ratio(prior, sample)
-        return self.log_prob(prior, sample.z, progress, labels) + sample.log_ratio
+        return self.log_prob(prior, sample.z, progress) + sample.log_ratio

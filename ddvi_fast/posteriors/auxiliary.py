@@ -41,5 +41,4 @@ class AuxiliaryPosterior(Posterior):
         """Compute the log-ratio as in `Posterior`; the parameters of the auxiliary model are not held constant."""
         density = torch.func.functional_call(self, frozen_parameters(self), (x, path, draws), {"with_reverse": False})
         encoded = self.encode(x, draws)
-        own = torch.cat((path[:-1], self.whitened(encoded, path[-1]).unsqueeze(0))) if self.whitens else path
-        return density + self.reverse_log_prob(encoded, own)
+        return density + self.reverse_log_prob(encoded, self.whitened_path(encoded, path))

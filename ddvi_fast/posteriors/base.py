@@ -188,10 +188,12 @@ class Posterior(nn.Module):
 
     def log_ratio_of_unwhitened(self, encoded: Any, path: Tensor, log_ratio: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """Compute `log_ratio(encoded, path)` [K, N] of paths of `unwhitened_path`, as that of the last variable outside the encoder's frame."""
-        if not self.whitens:
-            return log_ratio(encoded, path)
-        own = torch.cat((path[:-1], self.whitened(encoded, path[-1]).unsqueeze(0)))
-        return log_ratio(encoded, own) + self.log_scale(encoded)
+        ratio = log_ratio(encoded, self.whitened_path(encoded, path))
+        return ratio + self.log_scale(encoded) if self.whitens else ratio
+
+    def whitened_path(self, encoded: Any, path: Tensor) -> Tensor:
+        """Undo the map of the last variable of paths of `unwhitened_path`."""
+        return torch.cat((path[:-1], self.whitened(encoded, path[-1]).unsqueeze(0))) if self.whitens else path
 
     def log_density(self, encoded: Any, u: Tensor) -> Tensor:
         """Compute log q(u | x) [N] in nats at `u` [N, D] outside the encoder's frame, for a family with a tractable density."""

@@ -224,9 +224,12 @@ class ClassConditional(Posterior):
             Samples `z` [C, K, N, D] and their ratios given the class [C, K, N] in nats, or None; `log_prior_ratio` has no class terms.
         """
         draws = check_sample_arguments(x, num_samples, draws)
-        encoded = self.family.encode(self.features(x, draws), draws)
-        labels = torch.arange(self.num_classes, device=x.device).unsqueeze(1)
-        sample = self.place(encoded, *self.family.draw(encoded, num_samples, draws), labels)
+        return self.sample_classes_encoded(self.family.encode(self.features(x, draws), draws), num_samples, draws)
+
+    def sample_classes_encoded(self, encoded: Any, num_samples: int, draws: Draws) -> PosteriorSample:
+        """Draw samples as `sample_classes` does, given the output of the family's encoders."""
+        y, log_ratio = self.family.draw(encoded, num_samples, draws)
+        sample = self.place(encoded, y, log_ratio, torch.arange(self.num_classes, device=y.device).unsqueeze(1))
         return PosteriorSample(*(None if part is None else part.transpose(0, 1) for part in sample))
 
     def encode_of_class(self, x: Tensor, labels: Tensor, draws: Draws | None = None) -> Any:
