@@ -289,7 +289,8 @@ def _network(network: NetworkOptions, inputs: int, outputs: int, rate: float, dr
     return ConvEncoder(outputs, network.hidden, activation=network.activation, dropout=rate, draws=draws)
 
 
-def targets(posterior: Posterior, prior: Prior, labels: Tensor | None = None) -> Tensor:
-    """Prior samples, of the classes `labels` if given, in the coordinates of the encoder's Gaussian [M, D]."""
+def targets(posterior: Posterior, prior: Prior, label: int | None = None) -> Tensor:
+    """Prior samples, of the class `label` if given, in the coordinates of the encoder's Gaussian [M, D]."""
+    labels = None if label is None else torch.full((_TARGETS,), label)
     sample = prior.draw(_TARGETS, Draws(0), labels, joint=posterior.pushes and posterior.latent_dim != prior.noise_dim)
     return sample.noise if posterior.pushes else sample.z

@@ -46,33 +46,32 @@ def posterior_of(builder: Builder, model: LatentVariableModel) -> Posterior:
 
 
 def shared_trunk(builder: Builder, prior: Prior) -> ClassConditional:
-    """A posterior whose q(c | x) and families are linear heads of one encoder."""
-    trunk = Trunk(builder.encoder_trunk(), builder.options.dataset.encoder.activation)
-    classifier = builder.head(prior.num_classes, "classifier")
-    family = _family(builder.placed(prior, discrete_class=True), prior, builder.head)
-    if builder.options.recipe.match_prior:
-        _match_classes(builder, family, prior, trunk)
-    return ClassConditional(classifier, family, prior, trunk)
+    """A posterior whose q(c | x) and families are linear heads of one encoder; without hidden layers they are networks of their own."""
+    encoder, classes = builder.options.dataset.encoder, prior.num_classes
+    if not encoder.hidden:
+        return with_classifier(builder, prior, builder.encoder(classes, "classifier"))
+    trunk = Trunk(builder.encoder_trunk(), encoder.activation)
+    return _assembled(builder, prior, builder.head(classes, "classifier"), builder.head, trunk)
 
 
 def with_classifier(builder: Builder, prior: Prior, classifier: nn.Module) -> ClassConditional:
     """A posterior with a network `classifier` of its own for q(c | x), and one with heads for each class for the families."""
     name = builder.options.method.posterior
     _checks.require(builder.family.per_class, "method.posterior", f"one of {', '.join(with_capability('per_class'))}", name)
-    family = _family(builder.placed(prior, discrete_class=True), prior, builder.encoder)
-    if builder.options.recipe.match_prior:
-        _match_classes(builder, family, prior, None)
-    return ClassConditional(classifier, family, prior)
+    return _assembled(builder, prior, classifier, builder.encoder)
 
 
-def _family(builder: Builder, prior: Prior, make: MakeNetwork) -> Posterior:
-    """q(z | x, c): the family of the options with one output of its encoders for each class."""
-    classes = prior.num_classes
+def _assembled(builder: Builder, prior: Prior, classifier: nn.Module, make: MakeNetwork, trunk: nn.Module | None = None) -> ClassConditional:
+    """The posterior; encoders of the families are networks of `make` with one output for each class."""
+    classes, placed = prior.num_classes, builder.placed(prior, discrete_class=True)
 
     def heads(outputs: int, place: str) -> PerClass:
         return PerClass(make(classes * outputs, place), classes)
 
-    return builder.family.build(builder, partial(heads, place="encoder"), partial(heads, place="context"), None)
+    family = placed.family.build(placed, partial(heads, place="encoder"), partial(heads, place="context"), None)
+    if builder.options.recipe.match_prior:
+        _match_classes(placed, family, prior, trunk)
+    return ClassConditional(classifier, family, prior, trunk)
 
 
 @torch.no_grad()
@@ -80,7 +79,6 @@ def _match_classes(builder: Builder, family: Posterior, prior: Prior, trunk: nn.
     """Scale and shift each class's means so that over the data they have its partition's mean and standard deviation."""
     x = builder.first_examples()
     outputs, layer = family.encoder(x if trunk is None else trunk(x)), family.encoder.output_layer
-    width, placed = outputs.shape[-1], builder.placed(prior, discrete_class=True)
+    width = outputs.shape[-1]
     for label in range(prior.num_classes):
-        target = targets(family, prior, torch.full((4096,), label))
-        placed.match_prior(layer, slice(label * width, (label + 1) * width), outputs[label], target)
+        builder.match_prior(layer, slice(label * width, (label + 1) * width), outputs[label], targets(family, prior, label))

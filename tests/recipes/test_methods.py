@@ -65,6 +65,12 @@ def test_one_coordinate_can_carry_the_class(built, finite_updates, method):
     finite_updates(experiment.phases[0].objective)
 
 
+def test_encoders_without_hidden_layers_have_no_trunk(built, finite_updates):
+    experiment = built("dataset.encoder.hidden=[]")
+    assert isinstance(experiment.posterior, ClassConditional) and experiment.posterior.trunk is None
+    finite_updates(experiment.phases[0].objective)
+
+
 @pytest.mark.parametrize(("samples", "rows"), [(None, 2), ("1", 1), ("5", 5)])
 def test_a_row_goes_through_the_chain_of_its_drawn_class_only(built, monkeypatch, samples, rows):
     """A batch of N rows and K samples has K N rows in the denoiser at each step, not one for each of the ten classes."""
