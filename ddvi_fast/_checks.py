@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
+import numbers
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,7 +33,7 @@ def require(condition: bool, argument: str, expected: str, got: Any, hint: str =
 def choice(value: Any, valid: Iterable[str], argument: str) -> str:
     """Return `value` if it is one of `valid`; otherwise name the nearest valid names."""
     names = [str(name) for name in valid]
-    if value in names:
+    if isinstance(value, str) and value in names:
         return value
     fail(argument, f"one of {', '.join(names)}", value, nearest(value, names))
 
@@ -40,6 +42,59 @@ def nearest(value: Any, names: Iterable[str]) -> str:
     """A hint ``did you mean ...?`` for a misspelt name, or the empty string."""
     close = difflib.get_close_matches(str(value), list(names), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def integer(value: Any, argument: str, at_least: int | None = None, below: int | None = None) -> int:
+    """Check that `value` is an integer in the range and return it as Python's; NumPy's integers are integers, booleans are not."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or (at_least is not None and value < at_least) or (below is not None and value >= below):
+        fail(argument, _range("an integer", at_least, below), value)
+    return int(value)
+
+
+def number(
+    value: Any, argument: str, *, above: float | None = None, at_least: float | None = None, below: float | None = None, at_most: float | None = None
+) -> float:
+    """Check that `value` is a finite real number in the range and return it as Python's; NumPy's numbers are numbers, booleans are not."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    fits = real and math.isfinite(value) and (above is None or value > above) and (at_least is None or value >= at_least)
+    if not fits or (below is not None and value >= below) or (at_most is not None and value > at_most):
+        fail(argument, _interval(above, at_least, below, at_most), value)
+    return value if isinstance(value, (int, float)) and type(value) in (int, float) else float(value)
+
+
+def integers(value: Any, argument: str, at_least: int | None = None) -> tuple[int, ...]:
+    """Check that `value` is a sequence of integers of at least `at_least` and return them as a tuple of Python's."""
+    expected = _range("a sequence of integers", at_least, None)
+    return tuple(integer(each, f"{argument}[{i}]", at_least) for i, each in enumerate(_members(value, argument, expected)))
+
+
+def flag(value: Any, argument: str) -> bool:
+    """Check that `value` is True or False, of Python or NumPy, and return Python's."""
+    if not (isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")):
+        fail(argument, "True or False", value)
+    return bool(value)
+
+
+def instance(value: Any, kind: type | tuple[type, ...], argument: str, expected: str, hint: str = "") -> Any:
+    """Check that `value` is an instance of `kind` and return it."""
+    require(isinstance(value, kind), argument, expected, value, hint)
+    return value
+
+
+def device(value: Any, argument: str = "device") -> torch.device:
+    """Check that `value` names a device of this machine and return it."""
+    import torch
+
+    try:
+        found = torch.device(value)
+    except (RuntimeError, TypeError, ValueError):
+        fail(argument, "a device, as cpu, cuda or cuda:0", value)
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        require((found.index or 0) < count, argument, "a device of this machine", str(found), f"torch sees {count} CUDA devices")
+    require(found.type != "meta", argument, "a device with memory", str(found))
+    return found
 
 
 def tensor(value: Any, argument: str, shape: tuple[int | None, ...] | None = None, floating: bool = True) -> torch.Tensor:
@@ -91,8 +146,50 @@ def readable(value: torch.Tensor) -> bool:
     return value.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def _range(kind: str, at_least: int | None, below: int | None) -> str:
+    if at_least is None:
+        return kind if below is None else f"{kind} below {below}"
+    return f"{kind} of at least {at_least}" if below is None else f"{kind} in [{at_least}, {_power(below)})"
+
+
+def _power(value: int) -> str:
+    """A large power of 2 as one."""
+    return f"2^{value.bit_length() - 1}" if value >= 1 << 16 and value & (value - 1) == 0 else str(value)
+
+
+def _interval(above: float | None, at_least: float | None, below: float | None, at_most: float | None) -> str:
+    low, high = above if at_least is None else at_least, below if at_most is None else at_most
+    if low is not None and high is not None:
+        return f"a number in {'(' if at_least is None else '['}{low}, {high}{')' if at_most is None else ']'}"
+    if low is not None:
+        return f"a number above {low}" if at_least is None else f"a number of at least {low}"
+    if high is not None:
+        return f"a number below {high}" if at_most is None else f"a number of at most {high}"
+    return "a finite number"
+
+
+def _members(value: Any, argument: str, expected: str) -> Iterator[Any]:
+    """The members of a sequence; text, mappings, sets and what has no members are refused."""
+    require(not isinstance(value, (str, bytes, dict, set, frozenset)), argument, expected, value)
+    try:
+        return iter(value)
+    except TypeError:
+        fail(argument, expected, value)
+
+
 def _describe(value: Any) -> str:
-    if "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor):
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    if torch is not None and isinstance(value, torch.Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)} on {value.device}"
+    if torch is not None and isinstance(value, torch.nn.Module):
+        return f"a module of class {type(value).__name__}"
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        return f"a {value.dtype} array of shape {list(value.shape)}"
+    if numpy is not None and isinstance(value, numpy.generic):
+        value = value.item()
     # A sentence is printed as it is; a name is quoted, so that an empty one is visible.
-    return value if isinstance(value, str) and " " in value else " ".join(repr(value).split())
+    return value if isinstance(value, str) and " " in value else _shortened(" ".join(repr(value).split()))
+
+
+def _shortened(text: str, length: int = 200) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
