@@ -42,12 +42,21 @@ class Compilation:
         return ASTSource(self.kernel, self.signature, self.constexprs, aligned)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a variant: its grid, and the values of its numeric arguments."""
+
+    compilation: Compilation
+    grid: tuple[int, ...]
+    values: dict[str, int | float]
+
+
 @dataclass
 class _Recording:
     """Launches that are recorded instead of run, for one architecture."""
 
     architecture: int
-    launches: list[tuple[Any, tuple, dict[str, Any]]]
+    launches: list[tuple[Any, tuple[int, ...], tuple, dict[str, Any]]]
 
 
 _recording: _Recording | None = None
@@ -56,7 +65,7 @@ _recording: _Recording | None = None
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Launch a kernel on the device of its tensors: Triton itself launches on the current device, whatever the arguments are."""
     if _recording is not None:
-        _recording.launches.append((kernel, arguments, options))
+        _recording.launches.append((kernel, grid, arguments, options))
         return
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -71,36 +80,41 @@ def recorded(variant: str, call: Callable[..., object], *arguments: Any) -> Iter
         call: Function that launches the kernels.
         arguments: Its arguments, with tensors on the meta device, so that nothing is computed.
     """
-    global _recording
     for architecture in ARCHITECTURES:
-        _recording = _Recording(architecture, [])
-        try:
-            call(*arguments)
-            launches = _recording.launches
-        finally:
-            _recording = None
         found: dict[Any, list[Compilation]] = {}
-        for kernel, given, options in launches:
-            others = found.setdefault(kernel, [])
-            compilation = _compilation(kernel, variant, architecture, given, dict(options))
-            if all(compilation.constexprs != other.constexprs for other in others):
-                others.append(compilation)
+        for launched in launches(variant, architecture, call, *arguments):
+            others = found.setdefault(launched.compilation.kernel, [])
+            if all(launched.compilation.constexprs != other.constexprs for other in others):
+                others.append(launched.compilation)
         for variants in found.values():
             yield from _distinct(variants)
 
 
-def _compilation(kernel: Any, variant: str, architecture: int, arguments: tuple, options: dict[str, Any]) -> Compilation:
-    num_warps, num_stages = options.pop("num_warps", 4), options.pop("num_stages", 3)
-    signature, constexprs = {}, {}
+def launches(variant: str, architecture: int, call: Callable[..., object], *arguments: Any) -> list[Launch]:
+    """The launches of a call on one architecture, in order; arguments as in `recorded`."""
+    global _recording
+    _recording = _Recording(architecture, [])
+    try:
+        call(*arguments)
+        return [_launch(variant, architecture, *launched) for launched in _recording.launches]
+    finally:
+        _recording = None
+
+
+def _launch(variant: str, architecture: int, kernel: Any, grid: tuple[int, ...], arguments: tuple, options: dict[str, Any]) -> Launch:
+    compiled = {name: value for name, value in options.items() if name not in ("num_warps", "num_stages")}
+    signature, constexprs, values = {}, {}, {}
     parameters = inspect.signature(kernel.fn).parameters
-    for name, value in inspect.signature(kernel.fn).bind(*arguments, **options).arguments.items():
+    for name, value in inspect.signature(kernel.fn).bind(*arguments, **compiled).arguments.items():
         if value is None or "constexpr" in str(parameters[name].annotation):
             signature[name], constexprs[name] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[name] = f"*{_TYPES[value.dtype]}"
         else:
-            signature[name] = "fp32" if isinstance(value, float) else "i32"
-    return Compilation(f"{kernel.__name__} {variant}", kernel, signature, constexprs, num_warps, num_stages, architecture)
+            signature[name], values[name] = "fp32" if isinstance(value, float) else "i32", value
+    name = f"{kernel.__name__} {variant}"
+    num_warps, num_stages = options.get("num_warps", 4), options.get("num_stages", 3)
+    return Launch(Compilation(name, kernel, signature, constexprs, num_warps, num_stages, architecture), grid, values)
 
 
 def _distinct(variants: list[Compilation]) -> Iterator[Compilation]:
