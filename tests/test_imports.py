@@ -24,7 +24,7 @@ RINGS = {
         ("distributed", "kernels", "native", "reference", "testing"),
     ),
     "library": (
-        ("dense", "networks", "denoisers"),
+        ("dense", "networks", "denoisers", "standardization"),
         ("ops",),
         ("likelihoods", "parity", "priors", "models"),
         ("posteriors",),

@@ -15,7 +15,9 @@ from ddvi_fast import _checks
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.packed import PackedDataset, Scaling, code_counts
 from ddvi_fast.data.packing import pack, packed_width
+from ddvi_fast.standardization import Columns, listed, tell
 
+_ROUNDING = 1e-6  # relative difference from a constant column that rounding explains
 STANDARDISE = ("columns", "matrix", "none")
 # The class of features with a file of components; folders of earlier versions do not name it.
 _COMPONENTS = "ddvi_fast.genomes.features.ComponentFeatures"
@@ -36,16 +38,23 @@ class Store(Protocol):
 
 @dataclass
 class Features:
-    """``(x - centre) / scale`` of each column.
+    """``(x - centre) / scale`` of each column that is kept.
 
     Args:
-        centre, scale: Centre and scale of the columns, float64 [P] each.
+        centre, scale: Centre and scale of the columns, float64 [P] each; value of a constant column, and 1.
         counts: Mean and factor of each variant for genotype counts, [2, M]; None for any other matrix.
+        kept: Numbers of the columns that are features, int64; None for all of them.
     """
 
     centre: np.ndarray
     scale: np.ndarray
     counts: np.ndarray | None = None
+    kept: np.ndarray | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return len(self.centre if self.kept is None else self.kept)
 
     @property
     def log_volume(self) -> float:
@@ -53,8 +62,16 @@ class Features:
         return float(np.log(self.scale).sum())
 
     def of(self, x: np.ndarray) -> Tensor:
-        """Features of rows [N, P], float32 [N, P]."""
-        return torch.from_numpy(((np.asarray(x, np.float64) - self.centre) / self.scale).astype(np.float32))
+        """Features of rows [N, P], float32 [N, `width`]. A warning names the columns that did not vary among the fitted rows and differ here."""
+        scaled = (np.asarray(x, np.float64) - self.centre) / self.scale
+        if self.kept is not None:
+            # Rounding of a constant column is no difference.
+            differs = (np.abs(scaled) > _ROUNDING * np.maximum(np.abs(x), np.abs(self.centre))).any(0)
+            differs[self.kept] = False
+            if differs.any():
+                tell(f"X: {listed(torch.from_numpy(differs))} did not vary in the fit and differs from it here; left out of the features")
+            scaled = scaled[:, self.kept]
+        return torch.from_numpy(scaled.astype(np.float32))
 
     def of_rows(self, store: Store, rows: np.ndarray) -> Tensor:
         """Features of the samples `rows` of a store, float32 [R, P]; NaN where a call is missing."""
@@ -65,12 +82,16 @@ class Features:
 
     def back(self, x: Tensor) -> np.ndarray:
         """Rows whose features are `x`, float64 [N, P]."""
-        return x.double().cpu().numpy() * self.scale + self.centre
+        features = x.double().cpu().numpy()
+        if self.kept is not None:
+            features, kept = np.zeros((len(x), len(self.centre))), features
+            features[:, self.kept] = kept
+        return features * self.scale + self.centre
 
     def stand_in(self) -> Dataset:
         """A data set of the right shape, from which a model can be built before its weights are loaded."""
         if self.counts is None:
-            rows = torch.arange(8 * len(self.centre), dtype=torch.float32).view(8, -1).sin()
+            rows = torch.arange(8 * self.width, dtype=torch.float32).view(8, -1).sin()
             return Dataset("matrix", rows, None, rows, None)
         width = packed_width(self.counts.shape[1])
         rows = (torch.arange(8 * width) * 37 % 256).to(torch.uint8).view(8, width)
@@ -79,6 +100,7 @@ class Features:
     def save(self, folder: Path) -> dict[str, Tensor]:
         """Write whatever is no tensor into `folder`; returns the tensors."""
         found = {"features.centre": self.centre, "features.scale": self.scale, "features.counts": self.counts}
+        found["features.kept"] = self.kept
         return {name: torch.from_numpy(value) for name, value in found.items() if value is not None}
 
     @classmethod
@@ -88,7 +110,7 @@ class Features:
 
     @staticmethod
     def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        return {name: tensors[f"features.{name}"].numpy() for name in ("centre", "scale", "counts") if f"features.{name}" in tensors}
+        return {name: tensors[f"features.{name}"].numpy() for name in ("centre", "scale", "counts", "kept") if f"features.{name}" in tensors}
 
 
 def class_name(features: Features) -> str:
@@ -123,16 +145,27 @@ def load(folder: Path, tensors: dict[str, Tensor], name: str | None) -> Features
 def of_matrix(x: np.ndarray, standardise: str) -> tuple[Features, Dataset]:
     """Features of a matrix [N, P], and the data set of its rows."""
     _checks.choice(standardise, STANDARDISE, "standardise")
-    width = x.shape[1]
-    centre, scale = np.zeros(width), np.ones(width)
+    features = Features(np.zeros(x.shape[1]), np.ones(x.shape[1]))
     if standardise != "none":
-        centre = x.mean(0, dtype=np.float64)
-        spread = x.std(0, dtype=np.float64) if standardise == "columns" else np.full(width, np.sqrt(x.var(0, dtype=np.float64).max()))
-        # A column that does not vary has no unit of its own.
-        scale = np.where(spread > 1e-12 * np.maximum(1.0, np.abs(centre)), spread, 1.0)
-    features = Features(centre, scale)
+        columns = Columns.of(torch.from_numpy(x if x.flags.writeable else x.copy()), robust=False)
+        varies, scale = columns.varies.numpy(), columns.scale.numpy()
+        _checks.require(varies.any(), "X", "columns that vary", "constant columns only", 'standardise="none" takes them')
+        if standardise == "matrix":
+            features = Features(columns.center.numpy(), np.full(len(scale), scale[varies].max()))
+        else:
+            features = Features(columns.center.numpy(), scale, kept=None if varies.all() else varies.nonzero()[0])
+            _tell_of(columns)
     rows = features.of(x)
     return features, Dataset("matrix", rows, None, rows, None)
+
+
+def _tell_of(columns: Columns) -> None:
+    """Warn of columns that are left out, and of those whose standard deviation a few values rule."""
+    if not columns.varies.all():
+        tell(f"X: {listed(~columns.varies)} without spread, left out of the features")
+    if columns.heavy.any():
+        advice = "the others are nearly equal in the features; transform it first, for example by numpy.arcsinh or to ranks"
+        tell(f"X: a few values rule the standard deviation of {listed(columns.heavy)}; {advice}")
 
 
 def of_counts(x: np.ndarray) -> tuple[Features, Dataset]:

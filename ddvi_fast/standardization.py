@@ -1,0 +1,91 @@
+"""Standardization of columns: float64 moments, thresholds relative to the data, quantiles where tails are heavy."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FAR = 10.0  # standard deviations from the mean beyond which a value is far out
+_NARROW = 3.0  # ratio of the standard deviation to that of the quartiles from which far-out values rule it
+_QUARTILES = 1.3489795  # interquartile range of a standard normal variable
+_ROUNDINGS = 8.0  # units in the last place within which a column counts as constant
+_BLOCK = 1 << 24  # values at a time
+_LISTED = 8  # largest number of columns that a message lists
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Location and spread of the columns of data.
+
+    Attributes:
+        center: Mean, float64 [P]; the median of a column with heavy tails if `robust`, the value of a constant one.
+        scale: Standard deviation, float64 [P]; from the quartiles for a column with heavy tails if `robust`, 1 for a constant one.
+        varies: Whether a column varies by more than rounding, bool [P].
+        heavy: Whether a few values far out rule the standard deviation of a column, bool [P].
+
+    Example:
+        >>> found = Columns.of(torch.tensor([[1.0, 7.0], [3.0, 7.0]]))
+        >>> found.center.tolist(), found.scale.tolist(), found.varies.tolist()
+        ([2.0, 7.0], [1.0, 1.0], [True, False])
+    """
+
+    center: Tensor
+    scale: Tensor
+    varies: Tensor
+    heavy: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, robust: bool = True) -> Columns:
+        """Describe the columns of `x` [n, P], of any real dtype. All thresholds are relative: other units of a column change only its units.
+
+        A column is constant if its range is within rounding of its largest value. Its tails are heavy if the standard deviation is over three
+        times that of a normal variable with the same quartiles, because of values over 10 standard deviations from the mean (or 0.7 sqrt(n)).
+        """
+        blocks = x.split(max(1, _BLOCK // max(1, len(x))), 1)  # so that copies in float64 stay small
+        return cls(*map(torch.cat, zip(*(cls._of_block(block, robust) for block in blocks), strict=True)))
+
+    @staticmethod
+    def _of_block(x: Tensor, robust: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        precision = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+        x = x.double()
+        lowest, largest = x.amin(0), x.abs().amax(0)
+        # Squares of x itself may overflow.
+        unit = torch.where(largest > 0, largest, 1.0)
+        relative = x / unit
+        varies = relative.amax(0) - relative.amin(0) > _ROUNDINGS * precision
+        mean, deviation = relative.mean(0), relative.std(0, correction=0)
+        quarter, median, other = (_quantile(relative, level) for level in (0.25, 0.5, 0.75))
+        spread = (other - quarter) / _QUARTILES
+        far = (relative - mean).abs().amax(0) > min(FAR, 0.7 * math.sqrt(len(x))) * deviation
+        heavy = varies & far & (deviation > _NARROW * spread)
+        by_quartiles = heavy & (spread > 0) & robust  # more than half of the values of other heavy columns are equal
+        center = torch.where(by_quartiles, median, mean) * unit
+        scale = torch.where(by_quartiles, spread, deviation) * unit
+        return torch.where(varies, center, lowest), torch.where(varies, scale, 1.0), varies, heavy
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the standardized values of `x` [..., P], float64."""
+        return (x.double() - self.center) / self.scale
+
+
+def _quantile(x: Tensor, level: float) -> Tensor:
+    """Quantile of each column of `x` [n, P], one of its values; `torch.quantile` refuses large tensors."""
+    return x.kthvalue(max(1, math.ceil(level * len(x))), 0).values
+
+
+def listed(columns: Tensor, names: list[str] | None = None) -> str:
+    """Return the numbers, or names, of the columns that are True in `columns` [P], as words for a message."""
+    places = columns.nonzero().flatten().tolist()
+    words = [str(place) if names is None else names[place] for place in places]
+    rest = f" and {len(words) - _LISTED} others" if len(words) > _LISTED else ""
+    head = f"column{'s' if len(words) > 1 else ''} " if names is None else ""
+    return head + ", ".join(words[:_LISTED]) + rest
+
+
+def tell(message: str) -> None:
+    """Warn the user, with the place of the caller's caller."""
+    warnings.warn(message, UserWarning, stacklevel=3)
