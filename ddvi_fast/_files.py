@@ -16,8 +16,8 @@ CACHE_VARIABLE = "DDVI_FAST_CACHE"
 
 
 def partial(path: Path) -> Path:
-    """The hidden file beside `path` in which its contents are written; it keeps the suffix, which names the format for some writers."""
-    return path.with_name(f".{path.name}.partial{path.suffix}")
+    """The hidden file beside `path` in which this process writes its contents; it keeps the suffix, which names the format for some writers."""
+    return path.with_name(f".{path.name}.partial{os.getpid()}{path.suffix}")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ RINGS = {
         ("_checks", "_html", "_json", "_markdown"),
         ("_backend", "_files", "_operands", "_operator", "precision"),
         ("rng", "schedules"),
-        ("distributed", "kernels", "native", "reference", "testing"),
+        ("cuda", "distributed", "kernels", "native", "reference", "testing"),
     ),
     "library": (
         ("dense", "networks", "denoisers", "standardization"),
