@@ -6,7 +6,61 @@
 // DDVI_COEFFICIENT_GRADIENT (options.cuh).
 #include "options.cuh"
 
+#include "hidden.cuh"
 #include "instructions.cuh"
+#include "rng.cuh"
+#include "rows.cuh"
+#include "signs.cuh"
+#include "states.cuh"
+#include "steps.cuh"
+
+constexpr bool kOfPath = DDVI_PATH_GRADIENT, kOfTrajectory = DDVI_TRAJECTORY_GRADIENT, kToNoise = DDVI_NOISE_GRADIENT;
+constexpr bool kToCoefficients = DDVI_COEFFICIENT_GRADIENT, kToContext = kContext > 0;
+constexpr bool kNeedsNoise = kNoisy && (kToNoise || kToCoefficients);
+constexpr int kRowWords = 4 * kSignWords + 4;  // of signs, with a gap against bank conflicts
+
+struct Shared {
+  Activations<BackwardUnits> x[2];
+  WarpSums sums[2];
+  alignas(16) uint32 signs[2][kRows][kRowWords];  // of this step and of the next
+  Piece piece;
+  Rows rows;
+};
+
+// Powers of two that bring the largest state of each row to [1, 2) and back: gradients may be far from the range of fp16.
+DDVI_INLINE void row_scale(const float (&states)[kOwn], float &up, float &back) {
+  float largest = 0.0f;
+#pragma unroll
+  for (int own = 0; own < kOwn; ++own) largest = fmaxf(largest, fabsf(states[own]));
+#pragma unroll
+  for (int mask = 8; mask < 32 / kCopies; mask *= 2) largest = fmaxf(largest, exchange(largest, mask));
+  const int exponent = (float_bits(largest) >> 23) - 127, limited = exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
+  up = bits_float((127 - limited) << 23);
+  back = bits_float((127 + limited) << 23);
+}
+
+// Four gradients where a ReLU was active, else 0; `mask` has the bit of unit 0, that of unit 1 is the next.
+DDVI_INLINE void pass_active(float (&v)[4], const uint32 (&words)[2], uint32 mask) {
+#pragma unroll
+  for (int q = 0; q < 2; ++q) {
+    if (!(words[q] & mask)) v[q] = 0.0f;
+    if (!(words[q] & mask << 1)) v[2 + q] = 0.0f;
+  }
+}
+
+// This lane's part of the gradient of coefficient `index`, at its own states; away = (y - sqrt(alpha) y') / beta.
+struct StepGradient {
+  float upstream, y, following, output, xi, path, away;
+
+  DDVI_INLINE float of(int index, const Coefficients &k) const {
+    const float weighted = path * away;
+    if (index == 0) return upstream * y;
+    if (index == 1) return upstream * output;
+    if (index == 2) return upstream * xi + path * k.inverse_deviation;
+    if (index == 3) return weighted * following;
+    return 0.5f * (weighted * away - path * k.inverse_beta);
+  }
+};
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_backward(
     const float *first,         // [G, H, D + C]
@@ -28,4 +82,203 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_backward(
     float *d_noise,             // [T, G, R, D]; null unless DDVI_NOISE_GRADIENT
     float *d_output,            // [T, G, R, D], gradient of the network's outputs, steps in the order of the trajectory
     float *coefficient_sums,    // [T, tiles G, 5], first axis step; null unless DDVI_COEFFICIENT_GRADIENT
-    int64 offset, int64 groups, int64 rows, int64 rows_per_sample, int64 steps) {}
+    int64 offset, int64 groups, int64 rows, int64 rows_per_sample, int64 steps) {
+  DDVI_SHARED Shared shared;
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
+  const Tile tile = tile_of(order, starts, groups, rows, blockIdx.x, blockIdx.y);
+  const int64 tiles = (int64)gridDim.x * gridDim.y, own_tile = (int64)blockIdx.y * gridDim.x + blockIdx.x;
+  if (tile.present <= 0) {
+    if (kToCoefficients)
+      for (int64 at = thread; at < 5 * steps; at += kThreads) coefficient_sums[(at / 5 * tiles + own_tile) * 5 + at % 5] = 0.0f;
+    return;
+  }
+  const int64 all_rows = rows * gridDim.y, plane = all_rows * kLatent;
+  const Place place = {lane};
+  const bool present = tile.has(place.row());
+  const int64 row = tile.row(place.row()), own_state = row * kLatent + place.coordinate(0);
+
+  Draws draws = {};
+#if DDVI_NOISE == DDVI_DRAWN
+  draws = {(uint64)state[0], state[1] + offset, rows_per_sample};
+#endif
+  if (thread < kRows) {
+    shared.rows.row[thread] = row;
+    shared.rows.draw[thread] = DDVI_NOISE == DDVI_DRAWN ? draws.index(row) : 0;
+  }
+  // A thread copies 16 bytes of a row's signs.
+  constexpr int parts = kSignWords;
+  const int copied_row = thread / parts % kRows, copied_part = thread % parts;
+  const bool copies = thread < kRows * parts && tile.has(copied_row);
+  const int *next_signs = signs + ((steps - 1) * all_rows + tile.row(copied_row)) * (4 * kSignWords) + 4 * copied_part;
+  auto fetch_signs = [&](int buffer) {
+    if (copies) copy_later(shared.signs[buffer][copied_row] + 4 * copied_part, next_signs);
+    next_signs -= all_rows * (4 * kSignWords);
+  };
+  fetch_signs(0);
+
+  const int unit = BackwardUnits::unit(warp, g), sign = sign_place(unit);
+  const uint32 mask = 1u << sign % 32;
+  Matrix matrices[3];
+#pragma unroll
+  for (int layer = 0; layer < 3; ++layer)
+    load_matrix<BackwardUnits, true>(matrices[layer], hidden + tile.group * 3 * kHidden * kHidden, layer, dynamic_shared, warp, lane);
+  float weights_in[2][kLatent], weights_out[2][kLatent];
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+#pragma unroll
+    for (int d = 0; d < kLatent; ++d) {
+      weights_in[j][d] = first[(tile.group * kHidden + unit + j) * kInputs + d];
+      weights_out[j][d] = last[(tile.group * kLatent + d) * kHidden + unit + j];
+    }
+
+  bool inside[kOwn], stores[kOwn];
+  float u[kOwn], following[kOwn], coming[kOwn], coming_output[kOwn], coming_gradient[kOwn], path_gradient[kOwn];
+  // Where this lane reads the next state, output and gradient, and stores this step's gradients.
+  const float *next_state = trajectory + (steps - 1) * plane + own_state, *next_output = outputs + (steps - 1) * plane + own_state;
+  const float *next_gradient = d_trajectory + steps * plane + own_state;
+  float *to_output = d_output + (steps - 1) * plane + own_state, *to_noise = d_noise + own_state;
+#pragma unroll
+  for (int own = 0; own < kOwn; ++own) {
+    inside[own] = present && place.exists(own);
+    stores[own] = inside[own] && place.writes();
+    u[own] = inside[own] && d_z ? d_z[own_state + 4 * own] : 0.0f;
+    path_gradient[own] = inside[own] && kOfPath ? d_path[row] : 0.0f;
+    following[own] = inside[own] ? next_state[plane + 4 * own] : 0.0f;
+  }
+  auto load = [&](float(&to)[kOwn], const float *from) {
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) to[own] = inside[own] ? from[4 * own] : 0.0f;
+  };
+  auto load_next = [&] {
+    load(coming, next_state);
+    next_state -= plane;
+    if (kToCoefficients) load(coming_output, next_output), next_output -= plane;
+    if (kOfTrajectory) load(coming_gradient, next_gradient), next_gradient -= plane;
+  };
+  load_next();
+  const Addresses<BackwardUnits> even(shared.x[0], warp, lane), odd(shared.x[1], warp, lane);
+  float first_gradient[4] = {};  // before the first ReLU, summed over steps: that of the context is a product of it
+
+  for (int begin = 0; begin < (int)steps; begin += kPiece) {
+    const int end = begin + kPiece < (int)steps ? begin + kPiece : (int)steps;
+    if (begin == 0) barrier();  // the rows are written
+    fill_coefficients(shared.piece, coefficients, end - begin, begin, 1);
+    if (kNeedsNoise) fill_noise(shared.piece, shared.rows, noise, draws.seed, end - begin, begin, 1, plane);
+    wait_for_copies();
+    barrier();
+#pragma unroll 1
+    for (int step = begin; step < end; ++step) {
+      const int buffer = step & 1;
+      const Coefficients k = shared.piece.coefficients[step - begin];
+      uint32 words[4][2];
+#pragma unroll
+      for (int layer = 0; layer < 4; ++layer)
+#pragma unroll
+        for (int q = 0; q < 2; ++q) words[layer][q] = shared.signs[buffer][2 * t + q][layer * kSignWords + sign / 32];
+
+      // With e = y - a y', a step's log-ratio is (|xi|^2 + 2 D log s - |e|^2 / beta - D log beta) / 2.
+      float direct[kOwn], output_gradient[kOwn];
+      StepGradient gradients[kOwn];
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        const float y = coming[own], p = path_gradient[own], away = kOfPath ? (y - k.scale * following[own]) * k.inverse_beta : 0.0f;
+        if (kOfTrajectory) u[own] += coming_gradient[own];
+        if (kOfPath) u[own] += p * k.scale * away;
+        direct[own] = k.state * u[own] - (kOfPath ? p * away : 0.0f);
+        output_gradient[own] = k.output * u[own];
+        const float xi = kNeedsNoise ? shared.piece.noise[step - begin][place.state(own)] : 0.0f;
+        gradients[own] = {u[own], y, following[own], kToCoefficients ? coming_output[own] : 0.0f, inside[own] ? xi : 0.0f, p, away};
+        following[own] = y;
+        if (stores[own] && warp == 0) to_output[4 * own] = output_gradient[own];
+        if (kToNoise && stores[own] && warp == 1) to_noise[4 * own] = k.deviation * u[own] + p * xi;
+      }
+      to_output -= plane;
+      to_noise += plane;
+      if (step + 1 < (int)steps) {
+        fetch_signs(buffer ^ 1);
+        load_next();
+      }
+      float back = 1.0f;
+      if (kSplit) {
+        float up;
+        row_scale(output_gradient, up, back);
+#pragma unroll
+        for (int own = 0; own < kOwn; ++own) output_gradient[own] *= up;
+      }
+
+      float v[4] = {};
+      add_states(v, weights_out, output_gradient, lane);
+      pass_active(v, words[3], mask);
+      store(even, v);
+      barrier();
+      float residual[4] = {}, w[4];
+      add_product(residual, matrices[2], even);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) w[j] = residual[j];
+      pass_active(w, words[2], mask);
+      store(odd, w);
+      if (kToCoefficients) {  // a warp sums one coefficient's over the rows
+#pragma unroll
+        for (int index = 0; index < 5; index += kWarps) {
+          float sum = 0.0f;
+#pragma unroll
+          for (int own = 0; own < kOwn; ++own) sum += gradients[own].of(index + warp, k);
+          sum = sum_of_states(sum);
+          if (lane == 0 && index + warp < 5) coefficient_sums[(step * tiles + own_tile) * 5 + index + warp] = sum;
+        }
+      }
+      barrier();
+      float x[4] = {};
+      add_product(x, matrices[1], odd);
+      pass_active(x, words[1], mask);
+      store(even, x);
+      barrier();
+      float d[4] = {};
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (kResidual) d[j] = residual[j];
+      add_product(d, matrices[0], even);
+      pass_active(d, words[0], mask);
+      if (kToContext)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) first_gradient[j] += kSplit ? from_lane(back, 2 * t + j % 2) * d[j] : d[j];
+      sum_over_units(shared.sums[buffer], weights_in, d, warp, lane);
+      wait_for_copies();
+      barrier();
+      float sums[kOwn];
+      total(sums, shared.sums[buffer], place);
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        const float gradient = direct[own] + (kSplit ? back * sums[own] : sums[own]);
+        u[own] = place.exists(own) ? gradient : 0.0f;
+      }
+    }
+  }
+
+#pragma unroll
+  for (int own = 0; own < kOwn; ++own) {
+    if (kOfTrajectory && stores[own]) u[own] += d_trajectory[own_state + 4 * own];
+    if (stores[own] && warp == 0) d_y_T[own_state + 4 * own] = u[own];
+  }
+  // The context's gradient, D columns at a time.
+  if (kToContext && d_context)
+    for (int column = 0; column < kContext; column += kLatent) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int d = 0; d < kLatent; ++d) {
+          const int input = kLatent + column + d;
+          weights_in[j][d] = input < kInputs ? first[(tile.group * kHidden + unit + j) * kInputs + input] : 0.0f;
+        }
+      barrier();
+      sum_over_units(shared.sums[0], weights_in, first_gradient, warp, lane);
+      barrier();
+      float sums[kOwn];
+      total(sums, shared.sums[0], place);
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        const int c = column + place.coordinate(own);
+        if (stores[own] && warp == 0 && c < kContext) d_context[row * kContext + c] = sums[own];
+      }
+    }
+}
