@@ -20,6 +20,7 @@ from ddvi_fast import _checks
 NAMES = ("auto", "reference", "cpp", "triton")
 ENVIRONMENT_VARIABLE = "DDVI_FAST_BACKEND"
 OPERATIONS = ("noise", "chain", "sleep", "elbo", "kde", "mmd")
+SIGNED = ("cuda",)  # backends whose chain keeps the signs of its ReLUs for the backward pass
 
 _PACKAGES = {"cpp": "ddvi_fast.native", "triton": "ddvi_fast.kernels"}
 _chosen: str | None = None

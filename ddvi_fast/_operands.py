@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 
+# What the chain keeps for a backward pass: each value includes those before it.
+NOTHING, TRAJECTORY, SIGNS, OUTPUTS = range(4)
+
+
 class Differentiable(NamedTuple):
     """One value for each operand of the chain or of the regression that has a gradient: the operand, its gradient, or whether that is needed."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operands import ChainOperands, Differentiable
+from ddvi_fast._operands import NOTHING, OUTPUTS, SIGNS, TRAJECTORY, ChainOperands, Differentiable
 from ddvi_fast._operator import Operator
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.ops.noise import check_latents, check_noise
@@ -101,8 +101,7 @@ def sample_chain(
         state, offset = (None, 0) if draws is None else (draws.state(y_T.device), draws.offset)
         options = {"rows_per_sample": shape[-2], "residual": denoiser.residual, "precision": precision}
         operands = ChainOperands(**tensors, **index._asdict(), state=state, offset=offset, **options)
-        recomputes = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in operands.differentiable)
-        z, path, trajectory = _chain(*operands, return_trajectory or recomputes, backend)
+        z, path, trajectory, _, _ = _chain(*operands, _kept(operands.differentiable, return_trajectory), backend)
     states = trajectory.reshape(len(table) + 1, *shape) if return_trajectory else None
     return ChainSample(z.reshape(shape), path.reshape(shape[:-1]) if stochastic else None, states)
 
@@ -138,35 +137,54 @@ def trajectory_log_ratio(trajectory: Tensor, context: Tensor | None, denoiser: R
     return reference.trajectory_log_ratio(states, spread, weights, coefficients.to(trajectory), denoiser.residual).reshape(rows)
 
 
+def _kept(differentiable: Differentiable, return_trajectory: bool) -> int:
+    """What the forward pass keeps: the outputs of the network only for a gradient with respect to the table."""
+    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in differentiable):
+        return OUTPUTS if differentiable.table.requires_grad else SIGNS
+    return TRAJECTORY if return_trajectory else NOTHING
+
+
 def _compute(*inputs):
-    *operands, keep_trajectory, backend = inputs
-    return _backend.implementation(backend, "chain").forward(ChainOperands(*operands), keep_trajectory)
+    *operands, keep, backend = inputs
+    results = _backend.implementation(backend, "chain").forward(ChainOperands(*operands), keep)
+    return *results, *[None] * (len(_RESULTS) - len(results))
 
 
 def _fake(*inputs):
-    *values, keep_trajectory, _ = inputs
+    *values, keep, backend = inputs
     operands = ChainOperands(*values)
-    y_T, stochastic = operands.y_T, operands.noise is not None or operands.state is not None
-    trajectory = (operands.coefficients.shape[0] + 1, *y_T.shape) if keep_trajectory else 0
-    return y_T.new_empty(y_T.shape), y_T.new_empty(y_T.shape[:-1] if stochastic else 0), y_T.new_empty(trajectory)
+    y_T, stochastic, steps = operands.y_T, operands.noise is not None or operands.state is not None, operands.coefficients.shape[0]
+    trajectory = (steps + 1, *y_T.shape) if keep >= TRAJECTORY else 0
+    signs = (steps, *y_T.shape[:-1], 4, operands.hidden.shape[-1] // 32)
+    keeps_signs = keep >= SIGNS and backend in _backend.SIGNED
+    return (
+        y_T.new_empty(y_T.shape),
+        y_T.new_empty(y_T.shape[:-1] if stochastic else 0),
+        y_T.new_empty(trajectory),
+        y_T.new_empty(signs, dtype=torch.int32) if keeps_signs else y_T.new_empty(0),
+        y_T.new_empty((steps, *y_T.shape) if keeps_signs and keep >= OUTPUTS else 0),
+    )
 
 
 def _compute_backward(*inputs):
-    *operands, _, trajectory, d_z, d_path, d_trajectory, needed, backend = inputs
+    *operands, _, trajectory, signs, outputs, d_z, d_path, d_trajectory, needed, backend = inputs
     # An absent result is an empty tensor, of which compiled code may pass an empty gradient.
     upstream = (value if value is not None and value.numel() else None for value in (d_z, d_path, d_trajectory))
-    return _backend.implementation(backend, "chain").backward(ChainOperands(*operands), trajectory, *upstream, Differentiable(*needed))
+    kept = {"signs": signs, "outputs": outputs if outputs.numel() else None} if signs.numel() else {}
+    return _backend.implementation(backend, "chain").backward(ChainOperands(*operands), trajectory, *upstream, Differentiable(*needed), **kept)
 
 
+_RESULTS = ("z", "path", "trajectory", "signs", "outputs")  # the last two of backends whose backward pass reads them
 _chain = Operator(
     "chain(Tensor y_T, Tensor? context, Tensor first, Tensor hidden, Tensor last, Tensor last_bias, Tensor time_table, Tensor coefficients, "
     "Tensor? noise, Tensor? order, Tensor? starts, Tensor? state, SymInt offset, SymInt rows_per_sample, bool residual, str precision, "
-    "bool keep_trajectory, str backend) -> (Tensor, Tensor, Tensor)",
+    "int keep, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _compute,
     _fake,
     _compute_backward,
     gradients_of=("y_T", "context", *ChainWeights._fields, "coefficients", "noise"),
-    saved=(2,),
+    saved=(2, 3, 4),
+    constant=(3, 4),
 )
 
 
