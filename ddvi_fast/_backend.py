@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -113,10 +112,15 @@ def fused(device: torch.device) -> str:
     return "reference" if backend == "reference" or unavailable(backend) else backend
 
 
+_imported: dict[str, ModuleType] = {}
+
+
 def implementation(backend: str, operation: str) -> ModuleType:
     """The module of a fused backend that computes `operation`."""
     name = f"{_PACKAGES[backend]}.{operation}"
-    return sys.modules[name] if name in sys.modules else importlib.import_module(name)
+    if name not in _imported:  # a module that another thread is importing is in sys.modules before it is complete
+        _imported[name] = importlib.import_module(name)
+    return _imported[name]
 
 
 def unavailable(backend: str, operation: str | None = None) -> str:

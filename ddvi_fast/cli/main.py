@@ -36,7 +36,7 @@ _USAGE = """usage: ddvi-fast COMMAND [ARGUMENT ...]
   --version           Print the version
   --help              Print this help; ddvi-fast COMMAND --help describes one command
 
-Settings of a run are written name=value (Hydra overrides), options of a command --name VALUE. `ddvi-fast train --settings` lists the settings."""
+Settings of a run are written name=value, options of a command --name VALUE. `ddvi-fast train --settings` lists the settings."""
 # What the extra `train` installs: module -> name for people.
 _EXTRA = {"hydra": "Hydra", "omegaconf": "OmegaConf", "yaml": "PyYAML", "rich": "rich", "tensorboard": "TensorBoard", "matplotlib": "matplotlib"}
 

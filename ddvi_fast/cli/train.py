@@ -19,7 +19,7 @@ from ddvi_fast.config import names
 if TYPE_CHECKING:
     from ddvi_fast.config.schema import Config
 
-EPILOG = """Settings are Hydra overrides: dataset, prior, method and recipe choose a file each, --settings lists the run's remaining settings.
+EPILOG = """Settings are written name=value: dataset, prior, method and recipe choose a file each, --settings lists the run's remaining settings.
   ddvi-fast train dataset=mnist prior=pinwheel epochs=5
   ddvi-fast train --paper mnist diff_vae_warmup pinwheel epochs=1
   ddvi-fast train --replay RUN/failed-step"""

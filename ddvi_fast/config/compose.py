@@ -1,23 +1,27 @@
-"""Composition of a `Config` from `name=value` overrides and the files of `conf/`, by Hydra."""
+"""Composition of a `Config` from the files of `conf/`, by Hydra, and from `name=value` overrides."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddvi_fast import _checks
 from ddvi_fast._checks import InputError
-from ddvi_fast.config.names import CONF, GROUPS, check_overrides, choices
+from ddvi_fast.config.names import CONF, GROUPS, check_choice, choices, split, values_of
 from ddvi_fast.config.schema import Config
-from ddvi_fast.recipes.mapping import from_mapping
+from ddvi_fast.recipes.mapping import from_mapping, updated
+
+_HYDRA = threading.Lock()
 
 
 def compose(overrides: Sequence[str]) -> Config:
     """Compose a configuration from `conf/` and overrides.
 
     Args:
-        overrides: Settings as ``name=value``, in Hydra's syntax.
+        overrides: Settings as ``name=value``. The type of a setting decides how its value is read; strings are taken as they stand.
 
     Returns:
         The configuration, names and types checked.
@@ -27,33 +31,15 @@ def compose(overrides: Sequence[str]) -> Config:
             or Hydra is not installed.
 
     Example:
-        >>> compose(["prior=square", "recipe.epochs=3"]).recipe.epochs
-        3
+        >>> compose(["prior=square", "recipe.epochs=3", "run_dir=runs/a #1"]).run_dir
+        'runs/a #1'
     """
-    check_overrides(overrides)
-    try:
-        from hydra import compose as hydra_compose
-        from hydra import initialize_config_dir
-        from hydra.core.global_hydra import GlobalHydra
-        from hydra.errors import HydraException
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-    except ImportError:
-        raise InputError("this needs Hydra (pip install 'ddvi-fast[train]')") from None
-    previous = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            # "++" also adds settings that no file states; the schema says which exist.
-            composed = hydra_compose("config", [_marked(override) for override in _released_of_method(overrides)])
-        # Values may refer to settings that no file states.
-        complete = OmegaConf.merge(dataclasses.asdict(Config()), composed)
-        return from_mapping(Config, OmegaConf.to_container(complete, resolve=True))
-    except (HydraException, OmegaConfBaseException) as error:
-        _checks.fail("override", "a valid one", _first_line(error))
-    finally:
-        GlobalHydra.instance().clear()
-        GlobalHydra.instance().hydra = previous
+    stated = [split(override) for override in overrides]
+    chosen = _released_of_method({name: check_choice(name, text) for name, text in stated if name in GROUPS})
+    values: dict[str, Any] = {}
+    for name, text in stated:
+        values |= {} if name in GROUPS else values_of(name, text)
+    return updated(from_mapping(Config, _resolved(chosen, values)), values)
 
 
 def from_dict(config: Mapping[str, Any]) -> Config:
@@ -68,20 +54,43 @@ def from_dict(config: Mapping[str, Any]) -> Config:
         _checks.fail("config.json", "the configuration of a run of this version", str(error))
 
 
-def _released_of_method(overrides: Sequence[str]) -> list[str]:
+def _released_of_method(chosen: dict[str, str]) -> dict[str, str]:
     """Replace `recipe=released` by the released recipe of the requested method, where it has one of its own."""
-    method = dict(override.split("=", 1) for override in overrides).get("method", "ddvi")
-    own = f"released_{method}"
-    return [f"recipe={own}" if override == "recipe=released" and own in choices("recipe") else override for override in overrides]
+    own = f"released_{chosen.get('method', 'ddvi')}"
+    return {**chosen, "recipe": own} if chosen.get("recipe") == "released" and own in choices("recipe") else chosen
 
 
-def _marked(override: str) -> str:
-    """An override of a setting with the prefix ``++``, which overrides or adds it; a choice of a group as it is."""
-    return override if override.partition("=")[0] in GROUPS else f"++{override}"
+def _resolved(chosen: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The files of the chosen groups as one mapping, with the values to which they refer."""
+    try:
+        import hydra  # noqa: F401 - the files may have been composed before
+        from omegaconf import OmegaConf
+    except ImportError:
+        raise InputError("this needs Hydra (pip install 'ddvi-fast[train]')") from None
+    composed = _composed(tuple(sorted(chosen.items())))
+    if "${" not in str(composed):
+        return composed
+    complete = OmegaConf.merge(dataclasses.asdict(Config()), composed)
+    for name, value in values.items():
+        if isinstance(value, (int, float)):  # no file refers to anything else, and "${" in a string is no reference
+            OmegaConf.update(complete, name, value, force_add=True)
+    return OmegaConf.to_container(complete, resolve=True)
 
 
-def _first_line(error: Exception) -> str:
-    """The setting and the first line of a library's error message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    where = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key:")), "")
-    return f"{where}: {lines[0]}" if where else lines[0]
+@functools.cache
+def _composed(chosen: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """The files of groups, as Hydra composes them; references are unresolved."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    with _HYDRA:  # Hydra has one global state for all threads; that of the calling program is put back
+        previous = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+                return OmegaConf.to_container(hydra_compose("config", [f"{group}={choice}" for group, choice in chosen]), resolve=False)
+        finally:
+            GlobalHydra.instance().clear()
+            GlobalHydra.instance().hydra = previous

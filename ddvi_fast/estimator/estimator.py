@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.config.compose import from_dict
+from ddvi_fast.config.names import check_choice
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.engine import checkpoint
@@ -124,6 +125,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         _checks.choice(self.likelihood, LIKELIHOODS, "likelihood")
         _checks.choice(self.output, OUTPUTS, "output")
+        check_choice("prior", self.prior, ("auto",))
         _checks.require(isinstance(self.n_samples, int) and self.n_samples >= 1, "n_samples", "an integer of at least 1", self.n_samples)
         state = self.random_state
         self.seed_ = int(state) if isinstance(state, (int, np.integer)) else int(check_random_state(state).randint(1 << 31))

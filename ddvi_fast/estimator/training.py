@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddvi_fast import _checks
-from ddvi_fast.config.names import check_choice
+from ddvi_fast.config.names import check_choice, split, values_of
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
@@ -95,10 +93,10 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
 
 
 def as_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
-    """Further settings of the estimator by name: a mapping, or strings ``name=value`` with Python or YAML literals.
+    """Further settings of the estimator by name, from a mapping or from strings ``name=value`` as on the command line.
 
     Raises:
-        InputError: A string without ``=``.
+        InputError: A string without ``=``, an unknown setting, or a value of another type.
 
     Example:
         >>> as_settings(("recipe.lr=1e-3", "method.sleep.loss=huber", "recipe.match_prior=false"))
@@ -106,22 +104,10 @@ def as_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     """
     if isinstance(settings, Mapping):
         return dict(settings)
-    found = {}
+    found: dict[str, Any] = {}
     for setting in settings:
-        name, sign, value = setting.partition("=")
-        _checks.require(bool(sign) and bool(name), "settings", "name=value", setting)
-        found[name] = _literal(value)
+        found |= values_of(*split(setting, "settings"))
     return found
-
-
-def _literal(text: str) -> Any:
-    words = {"true": True, "false": False, "null": None}
-    if text in words:
-        return words[text]
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
 
 
 def fit_model(config: Config, dataset: Dataset, verbose: bool) -> tuple[LatentVariableModel, Posterior, list[float]]:

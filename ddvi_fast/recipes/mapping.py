@@ -51,6 +51,22 @@ def names(kind: type, prefix: str = "") -> Iterator[str]:
             yield from names(hint, f"{prefix}{key}.")
 
 
+def kinds(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names as `names` yields them, each with its type in a word; a question mark after it says that the field may be None.
+
+    Example:
+        >>> from ddvi_fast.recipes.options import EmbeddingOptions
+        >>> list(kinds(EmbeddingOptions))
+        [('perplexity', 'float'), ('n_neighbors', 'int'), ('min_dist', 'float')]
+    """
+    for key, hint in _hints(kind).items():
+        inner = _without_none(hint)
+        word = "group" if dataclasses.is_dataclass(inner) else "any" if inner is Any else (typing.get_origin(inner) or inner).__name__
+        yield f"{prefix}{key}", word if inner is hint else f"{word}?"
+        if dataclasses.is_dataclass(inner):
+            yield from kinds(inner, f"{prefix}{key}.")
+
+
 def updated(options: Kind, changes: Mapping[str, Any]) -> Kind:
     """A copy of a dataclass with some fields changed.
 
@@ -86,12 +102,18 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: found[field.name] for field in dataclasses.fields(kind) if field.init}
 
 
+def _without_none(hint: Any) -> Any:
+    """The type within ``type | None``; any other type as it is."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
+    return hint
+
+
 def _converted(hint: Any, value: Any, name: str) -> Any:
     """`value` as the type `hint`; numbers of another kind are converted where nothing is lost."""
     if hint is Any:
         return value
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        (inner,) = (option for option in typing.get_args(hint) if option is not type(None))
+    if (inner := _without_none(hint)) is not hint:
         return None if value is None else _converted(inner, value, name)
     if dataclasses.is_dataclass(hint):
         _checks.require(isinstance(value, Mapping), name, "a mapping", value)

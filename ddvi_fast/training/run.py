@@ -164,6 +164,7 @@ def load_dataset(config: Config) -> Dataset:
 def run_dir(config: Config) -> Path:
     """Folder of the run: the configuration's, or one below `runs/` named after data, method, prior and seed."""
     if config.run_dir is not None:
+        _checks.require(bool(config.run_dir), "run_dir", "the name of a folder", config.run_dir)
         return Path(config.run_dir)
     return Path("runs") / f"{config.dataset.name}-{config.method.name}-{config.prior.name}-seed{config.seed}"
 
