@@ -1,12 +1,13 @@
-"""Compilation of every Triton kernel for sm_80, sm_90 and sm_100 without a GPU, and a table of registers and shared memory.
+"""Compilation of every kernel for sm_80, sm_90 and sm_100 without a GPU: a table of what the machine code takes, and predicted times.
 
-    python -m bench.device.ahead_of_time            # writes bench/results/triton_ahead_of_time.json and .md
+    python -m bench.device.ahead_of_time            # writes bench/results/ahead_of_time.json and .md
     python -m bench.device.ahead_of_time --check    # compiles again and compares with the table
     python -m bench.device.ahead_of_time --check --first-variants    # only the first variant of each kernel
     python -m bench.device.ahead_of_time --module kde    # prints the rows of one module
 
 Every module in kernels/ lists the variants that it launches (`compilations()`). Spilled registers go to a thread's local memory: "no spills" means
-that a kernel has no local memory at all, as Triton's `cuobjdump` reads it from the machine code.
+that a kernel has no local memory at all, as `cuobjdump` reads it from the machine code. Barriers and global accesses are those of the largest loop,
+which is that over steps where a kernel has one. Times are those of `bench.device.predictions` at the sizes of the benchmark's device cases.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ import argparse
 import importlib
 import multiprocessing
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from typing import Any
 
-from bench import records
+from bench import cases, records
+from bench.device import predictions, sass
 from ddvi_fast import _markdown
 
-RESULTS = records.RESULTS / "triton_ahead_of_time.json"
+RESULTS = records.RESULTS / "ahead_of_time.json"
 KERNELS = records.RESULTS.parents[1] / "kernels"
 # Largest shared memory of a program in bytes (CUDA C++ Programming Guide, technical specifications per compute capability).
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
-Usage = dict[str, int]  # registers, local, shared
+# What is counted in the largest loop -> opcodes.
+COUNTED = {"barriers": ("BAR",), "loads": ("LDG", "LDGSTS"), "stores": ("STG", "RED", "ATOM", "ATOMG")}
+
+Usage = dict[str, int]  # registers, local, shared; in the largest loop: barriers, loads, stores
 Table = dict[str, dict[str, Usage]]  # by variant, then by architecture as in "sm_90"
 
 
@@ -50,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     import triton
 
     table = compile_all(options.processes, options.first_variants, options.module or "*")
-    record = {"kind": "bench.device.ahead_of_time", "triton": triton.__version__, "kernels": table}
+    record = {"kind": "bench.device.ahead_of_time", "triton": triton.__version__, "kernels": table, "predictions": []}
+    if not options.module and not options.first_variants:
+        record["predictions"] = predict_all(options.processes)
     if options.check:
         problems = check(records.read(RESULTS), triton.__version__, table, sorted({name for name, _ in listed()}))
     else:
@@ -96,26 +100,35 @@ def listed(module: str = "*") -> dict[tuple[str, int], Any]:
 
 
 def compile_one(job: tuple[str, int]) -> Usage:
-    """Registers a thread, bytes of local memory a thread, and bytes of shared memory a program."""
+    """Registers and bytes of local memory of a thread, bytes of shared memory of a program, and what stands in the largest loop."""
     import triton
     from triton.backends.compiler import GPUTarget
 
     wanted = listed()[job]
     options = {"num_warps": wanted.num_warps, "num_stages": wanted.num_stages}
     compiled = triton.compile(wanted.source(), target=GPUTarget("cuda", wanted.architecture, 32), options=options)
-    used = resources(compiled.asm["cubin"])
-    return {"registers": used["REG"], "local": used["STACK"] + used["LOCAL"], "shared": compiled.metadata.shared}
+    return usage(compiled.asm["cubin"], compiled.metadata.shared)
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """Resources of the one function in a binary according to `cuobjdump`: REG, STACK, SHARED, LOCAL and more."""
-    from triton import knobs
+def usage(cubin: bytes, shared: int) -> Usage:
+    """What a binary with one function takes; `shared` is its shared memory."""
+    used, program = sass.resources(cubin), sass.disassembled(cubin)
+    counts = {what: program.count(program.main_loop, *names) for what, names in COUNTED.items()}
+    return {"registers": used["REG"], "local": used["STACK"] + used["LOCAL"], "shared": shared, **counts}
 
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        said = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
-    return {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", said)}
+
+def predict_all(processes: int) -> list[dict[str, Any]]:
+    """Predicted times of the launches of every device case, one after another."""
+    jobs = [(case.name, precision) for case in cases.in_set("device") for precision in predictions.precisions(case)]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return [row for rows in pool.map(predict_one, jobs) for row in rows]
+
+
+def predict_one(job: tuple[str, str]) -> list[dict[str, Any]]:
+    """Predicted times of the launches of a case in a precision."""
+    name, precision = job
+    found = predictions.predicted(predictions.calls(cases.by_name(name), precision))
+    return [{"case": name, "precision": precision, **vars(each)} for each in found]
 
 
 def faults(table: Table) -> list[str]:
@@ -138,33 +151,65 @@ def check(committed: dict[str, Any], version: str, table: Table, names: list[str
     if committed["triton"] == version:
         for name in set(table) & set(committed["kernels"]):
             for architecture, used in table[name].items():
-                expected = committed["kernels"][name].get(architecture)
-                if used != expected:
+                expected = committed["kernels"][name].get(architecture, {})
+                if not expected or any(used[what] != number for what, number in expected.items()):
                     found.append(f"{name} on {architecture}: {used}, the table has {expected}")
     return found
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """Registers and shared memory of every variant."""
+    """What every variant takes, and the predicted times."""
     architectures = [f"sm_{capability}" for capability in SHARED_LIMIT]
-    headings = ["kernel", *(heading for architecture in architectures for heading in (f"{architecture} registers", "shared"))]
+    columns = ("shared", "barriers", "global")
+    headings = ["kernel", *(heading for architecture in architectures for heading in (f"{architecture} registers", *columns))]
     rows = [[name, *(cell for architecture in architectures for cell in _cells(used.get(architecture)))] for name, used in record["kernels"].items()]
     lines = [
-        "# Triton kernels compiled ahead of time",
+        "# Kernels compiled ahead of time",
         "",
-        f"Triton {record['triton']}, written by `python -m bench.device.ahead_of_time`. Registers a thread, shared memory a program in bytes.",
-        "Local memory, where spilled registers would go, is 0 bytes a thread unless the row says otherwise. A variant has no numbers where it is not",
-        "launched.",
+        f"Triton {record['triton']}, written by `python -m bench.device.ahead_of_time`. Registers a thread; shared memory a program in bytes;",
+        "barriers and global accesses (loads + stores) in the largest loop, which is that over steps where a kernel has one. Local memory, where",
+        "spilled registers would go, is 0 bytes a thread unless the row says otherwise. A variant has no numbers where it is not launched.",
         "",
         _markdown.table(headings, rows, align="lr"),
+        *(_times(record["predictions"]) if record["predictions"] else []),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _cells(used: Usage | None) -> tuple[str, str]:
+def _cells(used: Usage | None) -> tuple[str, ...]:
     if used is None:
-        return "", ""
-    return str(used["registers"]) + (f" (local {used['local']})" if used["local"] else ""), str(used["shared"])
+        return "", "", "", ""
+    local = f" (local {used['local']})" if used["local"] else ""
+    in_loop = (str(used["barriers"]), f"{used['loads']} + {used['stores']}") if "barriers" in used else ("", "")
+    return f"{used['registers']}{local}", str(used["shared"]), *in_loop
+
+
+def _times(rows: list[dict[str, Any]]) -> list[str]:
+    """Times of the launches of every case, and of the case."""
+    headings = ["case", "precision", "kernel", "programs", "launches", "turns", "predicted ms"]
+    cells = []
+    for case, precision in dict.fromkeys((row["case"], row["precision"]) for row in rows):
+        mine = [row for row in rows if (row["case"], row["precision"]) == (case, precision)]
+        times = [row["microseconds"] for row in mine]
+        cells += [
+            [case, precision, *(str(row[key]) for key in ("kernel", "grid", "launches", "turns")), _milliseconds(row["microseconds"])] for row in mine
+        ]
+        cells.append(
+            [case, precision, "all", "", str(sum(row["launches"] for row in mine)), "", _milliseconds(None if None in times else sum(times))]
+        )
+    return [
+        "",
+        "## Predicted times",
+        "",
+        "By the static model of an H200 from the machine code for sm_90 (`bench/results/static_model.md`), not measured. Times are of the kernels",
+        "alone, without the host and the small operations of PyTorch between them. There is no prediction where a loop stands in another.",
+        "",
+        _markdown.table(headings, cells, align="lllr"),
+    ]
+
+
+def _milliseconds(microseconds: float | None) -> str:
+    return "" if microseconds is None else f"{microseconds / 1000:.3g}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Timing of launch options on a GPU: candidates for one kernel at a time, each compared with the options in use.
+"""Launch options of kernels: candidates for one kernel at a time, each compared with the options in use.
 
-    python3 -m bench.device.tune                         # all sweeps
+    python3 -m bench.device.tune --predict               # ranks all candidates by the static model, without a GPU
+    python3 -m bench.device.tune --best 3                # times the three candidates of each sweep that the model ranks first
     python3 -m bench.device.tune --only "chain backward" --profile
 
 Candidates are compiled in parallel first, which takes most of the time. With --profile the time of each kernel of a case is printed.
@@ -10,17 +11,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench import cases
+from bench.device import predictions
 from bench.timing import time_together
 
 Options = dict[str, Any]
@@ -49,8 +53,12 @@ class Sweep:
     attribute: str
     candidates: tuple[Any, ...]
 
+    @property
+    def case(self) -> cases.Case:
+        return cases.Case(self.operation, tuple(self.shape.items()), self.backward, frozenset())
+
     def call(self, device: torch.device) -> Callable[[], object]:
-        return cases.Case(self.operation, tuple(self.shape.items()), self.backward, frozenset()).build(device).provider(self.provider)
+        return self.case.build(device).provider(self.provider)
 
 
 def _tiles(*columns: Sequence[Any]) -> tuple[Options, ...]:
@@ -110,6 +118,34 @@ def replaced(sweep: Sweep, candidate: Any) -> Iterator[None]:
         yield
     finally:
         setattr(module, sweep.attribute, before)
+
+
+def predict_one(job: tuple[Sweep, int | None]) -> float | str:
+    """Predicted milliseconds of a candidate, or of the options in use; or the reason why there are none."""
+    sweep, number = job
+    try:
+        with replaced(sweep, None if number is None else sweep.candidates[number]):
+            found = predictions.predicted(predictions.calls(sweep.case, predictions.PRECISIONS[sweep.provider]))
+    except Exception as error:  # a candidate may fail to compile in any way
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:120]
+    missing = [each.kernel for each in found if each.microseconds is None]
+    return f"no prediction of {missing[0]}" if missing else sum(each.microseconds or 0.0 for each in found) / 1000
+
+
+def ranked(sweep: Sweep, times: Sequence[float | str]) -> list[int]:
+    """Numbers of the candidates, those with the least predicted time first, those without a prediction last in their order."""
+    return sorted(range(len(sweep.candidates)), key=lambda number: time if isinstance(time := times[number], float) else math.inf)
+
+
+def show_predictions(sweep: Sweep, in_use: float | str, times: Sequence[float | str]) -> None:
+    """Print the predicted time of each candidate."""
+    print(f"\n{sweep.name} ({sweep.attribute}), predicted: {_milliseconds(in_use)} in use")
+    for number in ranked(sweep, times):
+        print(f"  {_milliseconds(times[number])}  {sweep.candidates[number]}")
+
+
+def _milliseconds(time: float | str) -> str:
+    return f"{time:8.3f} ms" if isinstance(time, float) else time
 
 
 def compile_one(job: tuple[Sweep, int, str]) -> str:
@@ -174,12 +210,20 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=14, help="processes that compile")
     parser.add_argument("--seconds", type=float, default=0.05, help="seconds of measurements for each candidate")
     parser.add_argument("--profile", action="store_true", help="print the time of each kernel")
+    parser.add_argument("--predict", action="store_true", help="rank the candidates by the static model and time nothing")
+    parser.add_argument("--best", type=int, metavar="N", help="time only the N candidates of each sweep that the static model ranks first")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("no CUDA device was found")
+    if not (options.predict or torch.cuda.is_available()):
+        parser.error("no CUDA device was found; --predict needs none")
+    # Before Triton is imported, here and in the processes that compile: the interpreter has nothing to compile.
+    os.environ.pop("TRITON_INTERPRET", None)
     chosen = [sweep for sweep in SWEEPS if options.only in sweep.name]
-    jobs = [(sweep, number, "cuda") for sweep in chosen for number in range(len(sweep.candidates))]
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        if options.predict or options.best is not None:
+            chosen = [_first(sweep, pool, options.best) for sweep in chosen]
+        if options.predict:
+            return
+        jobs = [(sweep, number, "cuda") for sweep in chosen for number in range(len(sweep.candidates))]
         reasons = iter(list(pool.map(compile_one, jobs)))
     device, profiled = torch.device("cuda"), set()
     for sweep in chosen:
@@ -188,6 +232,13 @@ def main() -> None:
             profiled.add(case)
             profile(sweep, device)
         run(sweep, [next(reasons) for _ in sweep.candidates], device, options.seconds)
+
+
+def _first(sweep: Sweep, pool: ProcessPoolExecutor, count: int | None) -> Sweep:
+    """Print the predictions; returns the sweep with the first `count` candidates, all for None."""
+    in_use, *times = pool.map(predict_one, [(sweep, number) for number in (None, *range(len(sweep.candidates)))])
+    show_predictions(sweep, in_use, times)
+    return replace(sweep, candidates=tuple(sweep.candidates[number] for number in ranked(sweep, times)[:count]))
 
 
 if __name__ == "__main__":

@@ -31,3 +31,15 @@ def test_what_the_check_finds():
     assert len(ahead_of_time.check(committed, "3.6.0", {"a": {"sm_80": {**good, "shared": 200 << 10}}}, names)) == 1
     assert ahead_of_time.check(committed, "3.6.0", {"a": {"sm_90": {**good, "shared": 200 << 10}}}, names) == []
     assert len(ahead_of_time.check(committed, "3.7.1", {}, ["a", "c"])) == 2  # b is gone, c is new
+
+
+def test_the_table_has_counts_and_times():
+    used = {"registers": 32, "local": 8, "shared": 1024, "barriers": 4, "loads": 3, "stores": 2}
+    times = {"case": "chain", "precision": "bf16", "grid": 4, "launches": 2, "turns": 40}
+    predictions = [{**times, "kernel": "one", "microseconds": 1500.0}, {**times, "kernel": "two", "microseconds": 500.0}]
+    text = ahead_of_time.markdown({"triton": "3.7.1", "kernels": {"a": {"sm_90": used}}, "predictions": predictions})
+    assert "| a |  |  |  |  | 32 (local 8) | 1024 | 4 | 3 + 2 |  |  |  |  |" in text
+    assert "| chain | bf16 | one | 4 | 2 | 40 | 1.5 |" in text and "| chain | bf16 | all |  | 4 |  | 2 |" in text
+    unknown = [*predictions, {**times, "kernel": "three", "microseconds": None}]
+    text = ahead_of_time.markdown({"triton": "3.7.1", "kernels": {}, "predictions": unknown})
+    assert "| chain | bf16 | all |  | 6 |  |  |" in text, "a sum without one of its terms is none"

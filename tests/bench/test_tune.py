@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +39,30 @@ def test_candidates_are_timed_and_the_wrong_and_the_failed_are_named(capsys):
     assert first.startswith("tiny (sum_options): ") and first.endswith(" ms in use")
     assert sorted(line.split("  ")[-1] for line in lines[:2]) == ["{'DEPTH': 32}", "{'TILE': 16}"]
     assert failed and "17" in lines[2] and failed in lines[2]
+
+
+def test_candidates_are_ranked_by_predicted_time(capsys):
+    """Those without a prediction come last, and the kernel of the options that are tried is the one that is predicted."""
+    sweep = replace(TINY, candidates=({"TILE": 16}, {"DEPTH": 32}, {"TILE": 32}))
+    times = [2.0, "no prediction", 1.0]
+    assert tune.ranked(sweep, times) == [2, 0, 1]
+    tune.show_predictions(sweep, 1.5, times)
+    first, *lines = capsys.readouterr().out.strip().splitlines()
+    assert first.endswith("1.500 ms in use") and [line.split("  ")[-1] for line in lines] == ["{'TILE': 32}", "{'TILE': 16}", "{'DEPTH': 32}"]
+
+
+@pytest.mark.slow
+def test_predictions_need_no_device():
+    """In a process without the interpreter; a candidate has a time of its own."""
+    script = (
+        "from bench.device import tune\n"
+        "sweep = tune.Sweep('tiny', 'mmd', {'N': 100, 'M': 90, 'P': 784}, False, 'ours', 'mmd', 'sum_options', ({'DEPTH': 32},))\n"
+        "print(tune.predict_one((sweep, None)), tune.predict_one((sweep, 0)))"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=Path(tune.__file__).parents[2])
+    in_use, deeper = map(float, ran.stdout.split())
+    assert 0.001 < deeper != in_use < 1
 
 
 def test_every_sweep_names_what_is_there():

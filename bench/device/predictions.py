@@ -1,0 +1,222 @@
+"""Kernels that the benchmark's cases launch, recorded without a GPU, and their times on an H200 by the static model.
+
+`ahead_of_time` writes the table, `tune` ranks launch options by it, and the device check compares it with measured times.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import cases
+from bench.device import sass
+from bench.device.static_model import Kernel, Prediction, predict
+
+ARCHITECTURE = 90
+PRECISIONS = {"ours": "float32", "ours_bf16": "bf16"}
+_BANDWIDTHS, _WIDTHS, _HIDDEN = 5, 6, 128  # of the benchmark's kernel densities, discrepancies and denoisers
+
+Call = tuple[Callable[..., object], tuple[Any, ...]]  # a function that launches kernels, and its arguments
+Values = Mapping[str, Any]  # numeric arguments and constants of a launch
+
+# Turns of the largest loop of a kernel, from the numbers that it is launched with. A kernel without a loop needs none.
+TURNS: dict[str, Callable[[Values], float]] = {
+    "chain_fwd_kernel": lambda v: v["steps"],
+    "chain_bwd_kernel": lambda v: v["steps_here"],
+    "mmd_fwd_kernel_norms": lambda v: math.ceil(v["width"] / v["BLOCK"]),
+    "mmd_fwd_kernel": lambda v: math.ceil(v["width"] / v["DEPTH"]),
+    "mmd_bwd_kernel_coefficients": lambda v: math.ceil(v["width"] / v["DEPTH"]),
+    "mmd_bwd_kernel": lambda v: math.ceil(v["columns"] / v["DEPTH"]),
+    "kde_fwd_kernel": lambda v: min(v["share"], v["tiles"]),
+    "kde_bwd_kernel": lambda v: min(v["share"], v["tiles"]),
+    "kde_bwd_kernel_gather": lambda v: v["WIDTH"],
+    "elbo_fwd_kernel": lambda v: math.ceil(v["width"] / v["WIDTH"]),
+    "elbo_fwd_kernel_log_mean_exp": lambda v: math.ceil(v["width"] / v["WIDTH"]),
+    "elbo_bwd_kernel_log_mean_exp": lambda v: math.ceil(v["width"] / v["WIDTH"]),
+}
+# Kernels whose operands come from memory, not from the L2 cache: one pass over much more than it holds.
+STREAMING = ("noise_", "elbo_")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """All launches of one variant in a call with the same grid.
+
+    Args:
+        kernel: Name of the variant.
+        grid: Programs of a launch.
+        launches: Number of launches.
+        turns: Turns of the largest loop, 0 without a loop.
+        microseconds: Time of all of them together; None if the kernel has inner loops, or a loop that is not in `TURNS`.
+    """
+
+    kernel: str
+    grid: int
+    launches: int
+    turns: int
+    microseconds: float | None
+
+
+def precisions(case: cases.Case) -> list[str]:
+    """Precisions in which a case is timed."""
+    return [precision for provider, precision in PRECISIONS.items() if provider in case.providers]
+
+
+def predicted(calls: Iterable[Call], variant: str = "") -> list[Predicted]:
+    """The launches of some calls on an H200, each with its time."""
+    common = _kernels("common")
+    found: dict[tuple[str, int, int], list[Any]] = {}
+    for call, arguments in calls:
+        for launched in common.launches(variant, ARCHITECTURE, call, *arguments):
+            values = {**launched.compilation.constexprs, **launched.values}
+            key = (str(vars(launched.compilation)), math.prod(launched.grid), _turns(launched.compilation.kernel.__name__, values))
+            found.setdefault(key, []).append(launched)
+    return [_predicted(launches, grid, turns) for (_, grid, turns), launches in found.items()]
+
+
+def _turns(name: str, values: Values) -> int:
+    return int(TURNS[name](values)) if name in TURNS else 0
+
+
+def _predicted(launches: list[Any], grid: int, turns: int) -> Predicted:
+    compilation = launches[0].compilation
+    found = prediction(compiled(compilation), compilation.kernel.__name__, grid, turns)
+    micro = None if found is None else round(1e6 * found.seconds * len(launches), 2)
+    return Predicted(compilation.name.strip(), grid, len(launches), turns, micro)
+
+
+def prediction(kernel: Kernel, name: str, grid: int, turns: int) -> Prediction | None:
+    """The model's prediction, or None if the turns of the kernel's loops are not known."""
+    program = kernel.program
+    big = program.main_loop
+    inner = [loop for loop in program.loops if big and loop != big and big.first <= loop.first and loop.last <= big.last]
+    if inner or (big and not turns):
+        return None
+    memory = "HBM" if name.startswith(STREAMING) else "L2"
+    return predict(kernel, grid, [turns if loop == big else 1 for loop in program.loops], memory)
+
+
+def compiled(compilation: Any) -> Kernel:
+    """Compile a variant and read its machine code."""
+    return _compiled(_Hashed(compilation))
+
+
+class _Hashed:
+    """A compilation that equals those with the same source and constants."""
+
+    def __init__(self, compilation: Any) -> None:
+        self.compilation, self.key = compilation, str(vars(compilation))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed) and self.key == other.key
+
+
+@cache
+def _compiled(wanted: _Hashed) -> Kernel:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    compilation = wanted.compilation
+    options = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages}
+    result = triton.compile(compilation.source(), target=GPUTarget("cuda", compilation.architecture, 32), options=options)
+    binary = result.asm["cubin"]
+    return Kernel(sass.disassembled(binary), compilation.num_warps, sass.resources(binary)["REG"], result.metadata.shared)
+
+
+def calls(case: cases.Case, precision: str = "float32") -> list[Call]:
+    """The kernels' entry points that a case calls, with arguments without memory; none for a case of several operations."""
+    makers = {"chain": _chain, "sleep": _sleep, "noise": _noise, "mmd": _mmd, "kde": _kde, "elbo": _elbo}
+    maker = makers.get(case.operation)
+    return list(maker(precision, case.backward, **dict(case.shape))) if maker else []
+
+
+def _kernels(module: str) -> Any:
+    """A module of kernels/, imported late: the package does not need Triton."""
+    return importlib.import_module(f"ddvi_fast.kernels.{module}")
+
+
+def _meta(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _needed(**names: bool) -> Any:
+    from ddvi_fast._operands import Differentiable
+
+    return Differentiable(**{name: names.get(name, True) for name in Differentiable._fields})
+
+
+def _chain(
+    precision: str, backward: bool, N: int, T: int, D: int, C: int = 2, H: int = 128, G: int = 1, kind: str = "", indexed: bool = False
+) -> Iterator[Call]:
+    from ddvi_fast._operands import ChainOperands
+
+    chain, sizes = _kernels("chain"), _kernels("chain_options").Sizes(G, N, D, C, H, T, indexed)
+    *tensors, state = sizes.meta_tensors()
+    operands = ChainOperands(*tensors, None, *sizes.meta_index(), state, 0, N, True, precision)
+    yield chain.forward, (operands, backward)
+    if backward:
+        trajectory = operands.y_T.new_empty((T + 1, *operands.y_T.shape))
+        yield (
+            chain.backward,
+            (operands, trajectory, operands.y_T, operands.y_T.new_empty(operands.y_T.shape[:-1]), None, _needed(table=False, noise=False)),
+        )
+
+
+def _sleep(precision: str, backward: bool, N: int, T: int, D: int, C: int = 2, H: int = _HIDDEN) -> Iterator[Call]:
+    from ddvi_fast._operands import SleepOperands
+
+    sleep, sizes = _kernels("sleep"), _kernels("chain_options").Sizes(1, N, D, C, H, T)
+    x0, *tensors, state = sizes.meta_tensors()
+    operands = SleepOperands(x0, state.new_empty(N), *tensors, None, None, None, state, 0, N, "huber", True, precision)
+    yield sleep.forward, (operands,)
+    if backward:
+        yield sleep.backward, (operands, x0.new_empty(N), _needed(latents=False, table=False, noise=False))
+
+
+def _noise(precision: str, backward: bool, N: int, D: int, T: int = 40) -> Iterator[Call]:
+    noise = _kernels("noise")
+    x0, t, table, state = _meta(N, D), _meta(N).long(), _meta(T), _meta(2).long()
+    yield noise.add_noise, (x0, t, table, table, None, state, 0, N)
+    if backward:
+        yield noise.add_noise_backward, (x0, x0, t, table, table, x0, [True, False, False, False])
+
+
+def _mmd(precision: str, backward: bool, N: int, M: int, P: int) -> Iterator[Call]:
+    mmd = _kernels("mmd")
+    x, y, sigmas, one = _meta(N, P), _meta(M, P), _meta(_WIDTHS), _meta()
+    yield mmd.forward, (x, y, sigmas)
+    if backward:
+        yield mmd.backward, (x, y, sigmas, one, one, [True, True])
+
+
+def _kde(precision: str, backward: bool, N: int, M: int, D: int) -> Iterator[Call]:
+    kde = _kernels("kde")
+    z, points, bandwidths = _meta(N, D), _meta(M, D), _meta(_BANDWIDTHS)
+    yield kde.forward, (z, points, bandwidths, 1000.0)
+    if backward:
+        yield kde.backward, (z, points, bandwidths, _meta(N, _BANDWIDTHS), _meta(N), 1000.0, [True, False])
+
+
+def _elbo(precision: str, backward: bool, kind: str, N: int, P: int) -> Iterator[Call]:
+    elbo = _kernels("elbo")
+    full, rows = _meta(N, P), _meta(N)
+    if kind == "log_mean_exp":
+        yield elbo.log_mean_exp, (full,)
+        if backward:
+            yield elbo.log_mean_exp_backward, (full, rows, rows)
+        return
+    operands = [full, full, *([_meta(1)] if kind == "gaussian" else [])]
+    call = (kind, operands, [N, P], 2.0)
+    yield elbo.forward, call
+    if backward:
+        yield elbo.backward, (*call, rows, [True, kind == "gaussian_kl", *([False] if kind == "gaussian" else [])])
