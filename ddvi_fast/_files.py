@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ddvi_fast import _checks
 
@@ -31,6 +32,9 @@ def replacing(path: str | Path, sync: bool = False) -> Iterator[Path]:
     Yields:
         The path to write to. It takes the place of `path` when the block succeeds, and is removed when it raises.
 
+    Raises:
+        OSError: The file cannot be written; its `filename` is `path`.
+
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.txt"
@@ -40,15 +44,28 @@ def replacing(path: str | Path, sync: bool = False) -> Iterator[Path]:
         ('whole', 1)
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = partial(path)
+    with naming(path, fresh):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield fresh
+            if sync:
+                sync_path(fresh)
+            fresh.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                fresh.unlink()
+            raise
+
+
+@contextmanager
+def naming(path: Path, fresh: Path | None = None) -> Iterator[None]:
+    """A context whose `OSError` names `path` where it names no file, as that of a full disk, or the file `fresh` that is written in its place."""
     try:
-        yield fresh
-        if sync:
-            sync_path(fresh)
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(fresh):
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -56,6 +73,38 @@ def write_text(path: str | Path, text: str, sync: bool = False) -> None:
     """Write a text file in UTF-8 as `replacing` does."""
     with replacing(path, sync) as fresh:
         fresh.write_bytes(text.encode())
+
+
+def write_json(path: str | Path, value: Any, sync: bool = False) -> None:
+    """Write a value as JSON in a text file as `replacing` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n", sync)
+
+
+def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:
+    """Read a file with a JSON object.
+
+    Args:
+        path: File to read.
+        hint: What to do where it cannot be used, for the message.
+
+    Raises:
+        InputError: The file is missing or cannot be read, or holds anything else.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.json"
+        >>> write_json(path, {"a": 1})
+        >>> read_json(path)
+        {'a': 1}
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        _checks.fail(str(path), "a readable file", error.strerror, hint)
+    except (ValueError, RecursionError) as error:  # bytes that are no text are a ValueError as well
+        _checks.fail(str(path), "JSON", str(error), hint)
+    _checks.require(isinstance(value, dict), str(path), "a JSON object", value, hint)
+    return value
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-
 # What the chain keeps for a backward pass: each value includes those before it.
 NOTHING, TRAJECTORY, SIGNS, OUTPUTS = range(4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -98,7 +99,9 @@ def save(program: torch.export.ExportedProgram, path: str | Path, *, overwrite: 
     path = Path(path)
     _checks.require(overwrite or not path.exists(), "output", "a new file", str(path), "overwrite=true replaces it")
     with _files.replacing(path) as fresh:
-        torch.export.save(program, fresh)
+        contents = io.BytesIO()  # torch's own writer of files does not say why it could not write one
+        torch.export.save(program, contents)
+        fresh.write_bytes(contents.getbuffer())
     return path
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 
 from ddvi_fast import InputError, __version__, _checks
 
@@ -27,6 +30,7 @@ COMMANDS = {
     "doctor": "Check the installation and suggest fixes: ddvi-fast doctor --quick",
     "bench": "Measure speed and memory against plain PyTorch: ddvi-fast bench quick --threads 2",
 }
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _RENAMED = {"settings": "train --settings", "paper": "train --paper", "replay": "train --replay", "completion": "--completion"}
 _USAGE = """usage: ddvi-fast COMMAND [ARGUMENT ...]
 
@@ -48,12 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command and its arguments (list of str, default `sys.argv[1:]`).
 
     Returns:
-        0; 2 for bad input (one line on standard error); 130 for Ctrl-C; 141 if the reader of the output closed it. Training also returns
-        65 (a loss is not finite), 74 (a disk cannot be written), 75 (stopped by a signal, can be resumed) and 76 (a process was lost).
+        0; 2 for bad input (one line on standard error); 74 for a file that cannot be read or written (a full disk); 130 for Ctrl-C; 141 if
+        the reader of the output closed it. Training also returns 65 (a loss is not finite), 75 (stopped by a signal, can be resumed) and
+        76 (a process was lost).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _call(arguments) or 0
+        with _one_line_warnings():
+            code = _call(arguments) or 0
         sys.stdout.flush()
         return code
     except InputError as error:
@@ -72,6 +78,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
         return EXIT_UNREAD
+    except OSError as error:
+        fault = "cannot be written: " if error.errno in _UNWRITABLE else ""
+        return _refuse(f"{error.filename or 'a file'}: {fault}{error.strerror or error}", EXIT_NOT_WRITTEN)
+
+
+@contextlib.contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """A context in which a warning is one line on standard error that begins as an error does."""
+    with warnings.catch_warnings():
+        warnings.formatwarning = lambda message, *_, **__: f"ddvi-fast: {' '.join(str(message).split())}\n"
+        try:
+            yield
+        finally:
+            warnings.formatwarning = _PLAIN
+
+
+_PLAIN = warnings.formatwarning
 
 
 def _refuse(message: str, code: int = EXIT_BAD_INPUT) -> int:

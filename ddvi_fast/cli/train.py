@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ddvi_fast import _checks
 from ddvi_fast.cli._registrations import register
 from ddvi_fast.cli.arguments import Parser
-from ddvi_fast.cli.main import EXIT_NOT_WRITTEN, EXIT_STOPPED
+from ddvi_fast.cli.main import EXIT_STOPPED
 from ddvi_fast.config import names
 
 if TYPE_CHECKING:
@@ -94,9 +94,6 @@ def _train(config: Config) -> int:
         if speaks():
             print(f"ddvi-fast: {stopped}", file=sys.stderr)
         return EXIT_STOPPED
-    except OSError as error:
-        print(f"ddvi-fast: {error.filename or 'a file of the run'} cannot be written: {error.strerror}", file=sys.stderr)
-        return EXIT_NOT_WRITTEN
     if speaks():
         print_result(result)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from ddvi_fast import _checks
 from ddvi_fast._checks import InputError
 from ddvi_fast.config.names import CONF, GROUPS, check_choice, choices, split, values_of
 from ddvi_fast.config.schema import Config
-from ddvi_fast.recipes.mapping import from_mapping, updated
+from ddvi_fast.recipes.mapping import from_mapping, left_out, updated
 
 _HYDRA = threading.Lock()
 
@@ -45,13 +46,23 @@ def compose(overrides: Sequence[str]) -> Config:
 def from_dict(config: Mapping[str, Any]) -> Config:
     """The configuration of a run from the contents of its `config.json`.
 
+    A warning names settings that the configuration does not have; they have this version's defaults.
+
     Raises:
-        InputError: Settings that this version does not have.
+        InputError: Settings that this version does not have, or a whole group of settings that is missing.
     """
+    expected = "the configuration of a run of this version"
     try:
-        return from_mapping(Config, config)
+        made = from_mapping(Config, _checks.instance(config, Mapping, "configuration", "a mapping"))
     except InputError as error:
-        _checks.fail("config.json", "the configuration of a run of this version", str(error))
+        _checks.fail("config.json", expected, str(error))
+    lacking = list(left_out(Config, config))
+    groups = [name for name, group in lacking if group]
+    _checks.require(not groups, "config.json", expected, f"one without {', '.join(groups)}")
+    if lacking:
+        names = ", ".join(name for name, _ in lacking)
+        warnings.warn(f"config.json does not state {names}: the defaults of this version are used", stacklevel=2)
+    return made
 
 
 def _released_of_method(chosen: dict[str, str]) -> dict[str, str]:

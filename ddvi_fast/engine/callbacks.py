@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ddvi_fast.engine.engine import Engine
 from ddvi_fast.engine.logs import RunLog
 from ddvi_fast.engine.loop import Callback, Start
 from ddvi_fast.engine.signals import Stopped, StopRequest
+from ddvi_fast.recipes.mapping import from_mapping
 from ddvi_fast.recipes.phases import Phase
 
 BOUND = ("reconstruction", "kl", "bound", "class_kl")  # terms whose plain sum is minus the bound
@@ -59,6 +61,8 @@ class TermMeter(Callback):
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue an epoch from what `state` returned."""
+        whole = _COUNT in tensors and all(value.numel() == 1 for value in tensors.values())
+        _checks.require(whole, "checkpoint, log", f"numbers, and their {_COUNT}", ", ".join(tensors) or "none")
         self._sums = {name: value.clone() for name, value in tensors.items() if name != _COUNT}
         self._count = int(tensors[_COUNT])
 
@@ -97,6 +101,16 @@ class WeightEMA:
         """Copy the average into the weights."""
         for name, value in self.tensors.items():
             self._weights[name].copy_(value)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Plain values of a checkpoint: steps that are done, best and last bound, and what else its run knows."""
+
+    step: int
+    bound: float | None
+    best: float | None
+    about: dict[str, Any]
 
 
 def weights_of(modules: Mapping[str, nn.Module], phases: Sequence[Phase]) -> dict[str, Tensor]:
@@ -149,9 +163,10 @@ class CheckpointCallback(Callback):
         checkpoint.load_tensors(parts["weights"], self._weights)
         if self._average is not None:
             checkpoint.load_tensors(parts["average"], self._average.tensors)
+        position = from_mapping(Position, found.state, f"checkpoint {found.name}")
         self._meter.load_state(parts["log"])
-        self._best, self._meter.last_bound, self.about = found.state["best"], found.state["bound"], found.state["about"]
-        return Start(found.state["step"], parts["adam"])
+        self._best, self._meter.last_bound, self.about = position.best, position.bound, position.about
+        return Start(position.step, parts["adam"])
 
     def after_step(self, step: int, engine: Engine) -> None:
         """Update the average, save a checkpoint where one is due, and stop if a signal came.
@@ -176,7 +191,7 @@ class CheckpointCallback(Callback):
         best = bound is not None and (self._best is None or bound < self._best)
         self._best = bound if best else self._best
         if distributed.is_first():
-            state = {"step": step, "bound": bound, "best": self._best, "about": dict(self._ask_about())}
+            state = asdict(Position(step, bound, self._best, dict(self._ask_about())))
             self._manager.save(step, {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()}, state, best)
 
     def finish_writing(self) -> None:

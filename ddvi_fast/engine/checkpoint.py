@@ -145,7 +145,7 @@ def load_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> N
 def _state_digest(state: Any) -> str:
     try:
         return hashlib.sha256(json.dumps(state, sort_keys=True, allow_nan=False).encode()).hexdigest()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         _checks.fail("state", "what JSON can hold", _one_line(error))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,26 @@ from ddvi_fast import _checks
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.non_finite import NonFinite
 from ddvi_fast.objectives import Progress
+from ddvi_fast.recipes.mapping import from_mapping
 
 KIND = "ddvi_fast failed step"
 _SHOWN = 8
+
+
+@dataclass(frozen=True)
+class State:
+    """Plain values of a failed step."""
+
+    kind: str
+    config: dict[str, Any]
+    step: int
+    phase: int
+    progress: list[Any]
+    first_index: int
+    what: Any
+    names: list[str]
+    rows: list[int]
+    examples: list[int]
 
 
 class FailedStep(NamedTuple):
@@ -66,6 +84,11 @@ def read(path: Path) -> FailedStep:
     """
     tensors, state = checkpoint.load(path)
     _checks.require(state.get("kind") == KIND, str(path), "the record of a failed step", "another checkpoint")
+    _checks.require({"batch", "indices"} <= tensors.keys(), str(path), "tensors batch and indices", ", ".join(tensors) or "none")
+    state = asdict(from_mapping(State, state, str(path)))
+    numbers = [part for part in state["progress"] if part is not None]
+    whole = len(state["progress"]) == 3 and len(numbers) >= 2 and all(type(part) in (int, float) for part in numbers)
+    _checks.require(whole, f"{path}, progress", "epoch, epochs and steps", state["progress"])
     weights = {name.removeprefix("weights/"): value for name, value in tensors.items() if name.startswith("weights/")}
     return FailedStep(weights, tensors["batch"], tensors["indices"], state)
 

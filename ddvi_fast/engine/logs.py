@@ -30,7 +30,8 @@ class RunLog:
         tracker: Experiment tracker that gets every record and is closed at the end, or None.
         progress: ``"on"`` draws a bar on `stream`, ``"off"`` prints nothing, ``"auto"`` draws the bar on a terminal and in a notebook, and
             otherwise writes one line every `interval` seconds, and one at the end.
-        resume_from: Step at which a run is resumed (int), or None for a new run. Records of later steps are dropped.
+        resume_from: Step at which a run is resumed (int), or None for a new run. Records of later steps are dropped, and damaged lines, of
+            which a line on standard error tells.
         interval: Seconds between two lines (float, default 10).
         stream: Stream of the bar or the lines (default standard error).
 
@@ -64,11 +65,11 @@ class RunLog:
         _checks.choice(progress, ("auto", "on", "off"), "progress")
         metrics = folder / "metrics.jsonl"
         fresh = resume_from is not None or not metrics.exists()
-        _checks.require(fresh, "run folder", f"a folder without {metrics.name}", str(folder), "resume_from continues it")
+        _checks.require(fresh, "run folder", f"a folder without {metrics.name}", str(folder))
         writer_class = _summary_writer() if tensorboard else None
         folder.mkdir(parents=True, exist_ok=True)
         done = _drop_after(metrics, resume_from) if resume_from is not None else []
-        before = done[-1]["seconds"] if done else 0.0  # the time of a resumed run continues
+        before = done[-1].get("seconds", 0.0) if done else 0.0  # the time of a resumed run continues
         self._started = time.monotonic() - before
         self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._writer = writer_class(str(folder / "tensorboard"), purge_step=resume_from) if writer_class else None
@@ -98,8 +99,9 @@ class RunLog:
         record |= {name: None if name in lost else value for name, value in values.items()}
         if lost:
             record["non_finite"] = lost
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        with _files.naming(Path(self._file.name)):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{name}/{phase}", value, step)
@@ -124,29 +126,51 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         InputError: The file is missing, or a line is not a record.
     """
-    path = Path(path)
+    return [_record(line, f"{path}, line {number}") for number, line in _lines(Path(path))]
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Numbers and contents of the complete lines."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         _checks.fail(str(path), "a readable file", error.strerror)
     *lines, _unfinished = text.split("\n")
-    return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    return list(enumerate(lines, 1))
 
 
 def _record(line: str, where: str) -> dict[str, Any]:
+    """A line as a record: a step, seconds and an epoch, a phase, and numbers or null by name."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         _checks.fail(where, "a JSON object", str(error))
     _checks.require(isinstance(record, dict) and "step" in record, where, "a record with a step", record)
+    _checks.integer(record["step"], f"{where}, step", at_least=0)
+    for name, value in record.items():
+        if name == "phase":
+            _checks.instance(value, str, f"{where}, phase", "a name")
+        elif name == "non_finite":
+            _checks.instance(value, list, f"{where}, {name}", "a list of names")
+        elif value is not None or name in RESERVED:
+            _checks.number(value, f"{where}, {name}")
     return record
 
 
 def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keep the records up to `step`, and return them."""
+    """Keep the records up to `step`, and return them; tell of the lines that are no records."""
     if not path.exists():
         return []
-    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    kept, damaged = [], []
+    for number, line in _lines(path):
+        try:
+            kept.append(_record(line, path.name))
+        except _checks.InputError:
+            damaged.append(number)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:8])) + (", ..." if len(damaged) > 8 else "")
+        print(f"ddvi-fast: {path}: {len(damaged)} damaged lines dropped ({shown})", file=sys.stderr, flush=True)
+    kept = [record for record in kept if record["step"] <= step]
     _files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
     return kept
 

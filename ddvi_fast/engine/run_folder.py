@@ -86,9 +86,9 @@ class RunFolder:
             _remove_owned(path)
         for name in _FOLDERS:
             (path / name).mkdir(parents=True, exist_ok=True)
-        _write_json(path / ENVIRONMENT, {"kind": KIND, **_environment_of(plain), "resumed": []})
+        _files.write_json(path / ENVIRONMENT, {"kind": KIND, **_environment_of(plain), "resumed": []}, sync=True)
         _files.write_text(path / CONFIG_YAML, _as_yaml(plain), sync=True)
-        _write_json(path / CONFIG, plain)  # written last: a folder with it is complete
+        _files.write_json(path / CONFIG, plain, sync=True)  # written last: a folder with it is complete
         return cls(path, plain)
 
     @classmethod
@@ -101,7 +101,7 @@ class RunFolder:
         path = Path(path)
         _checks.require(path.is_dir(), "run folder", "the folder of a run", f"{path}, which is {'a file' if path.exists() else 'missing'}")
         _require_run(path)
-        return cls(path, _read_json(path / CONFIG))
+        return cls(path, _files.read_json(path / CONFIG))
 
     @classmethod
     def _resume(cls, path: Path, config: dict[str, Any]) -> RunFolder:
@@ -109,14 +109,27 @@ class RunFolder:
         if different := _differences(present.config, config):
             shown = "; ".join(different[:4]) + (f"; and {len(different) - 4} more" if len(different) > 4 else "")
             _checks.fail(f"run folder {path}", "the configuration of the run to resume", shown)
-        record = _read_json(path / ENVIRONMENT)
-        _write_json(path / ENVIRONMENT, {**record, "resumed": [*record.get("resumed", []), _environment_of(config)]})
+        record = present.environment()
+        resumed = _checks.instance(record.get("resumed", []), list, f"{path / ENVIRONMENT}, resumed", "a list")
+        _files.write_json(path / ENVIRONMENT, {**record, "resumed": [*resumed, _environment_of(config)]}, sync=True)
         return present
 
     @property
     def finished(self) -> bool:
         """Whether the run has been trained and evaluated."""
-        return (self.path / EVALUATION).exists()
+        return evaluated(self.path)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine, time and command of the run; InputError if the file is damaged."""
+        path = self.path / ENVIRONMENT
+        found = _files.read_json(path)
+        for name in ("versions", "machine"):
+            _checks.instance(found.get(name, {}), dict, f"{path}, {name}", "a mapping")
+        return found
+
+    def evaluation(self) -> dict[str, float]:
+        """Metrics of the evaluated run by name; InputError if there are none, or the file is damaged."""
+        return read_evaluation(self.path)
 
     @property
     def failed_step(self) -> Path:
@@ -208,7 +221,29 @@ def _commit() -> str | None:
 def unfinished(path: str | Path) -> bool:
     """Whether `path` holds a run that was begun and not finished."""
     path = Path(path)
-    return (path / CONFIG).is_file() and (path / ENVIRONMENT).is_file() and not (path / EVALUATION).exists()
+    return (path / CONFIG).is_file() and (path / ENVIRONMENT).is_file() and not evaluated(path)
+
+
+def evaluated(path: str | Path) -> bool:
+    """Whether the folder `path` holds the metrics of a run; a file without them, which a full disk can leave, is none."""
+    try:
+        return bool(read_evaluation(Path(path)))
+    except _checks.InputError:
+        return False
+
+
+def read_evaluation(path: Path) -> dict[str, float]:
+    """Metrics by name of the run in the folder `path`.
+
+    Raises:
+        InputError: There are none, or the file is damaged.
+    """
+    hint = "ddvi-fast evaluate RUN --overwrite writes it anew"
+    found = _files.read_json(path / EVALUATION, hint)
+    for name, value in found.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _checks.require(number, f"{path / EVALUATION}, {name}", "a number", value, hint)
+    return found
 
 
 def _vacant(path: Path) -> bool:
@@ -222,7 +257,7 @@ def _leftover(entry: Path) -> bool:
 
 
 def _require_run(path: Path) -> None:
-    marked = (path / ENVIRONMENT).is_file() and _read_json(path / ENVIRONMENT).get("kind") == KIND
+    marked = (path / ENVIRONMENT).is_file() and _files.read_json(path / ENVIRONMENT).get("kind") == KIND
     _checks.require(marked, f"run folder {path}", f"a run's folder (one with our {ENVIRONMENT})", "a folder with other files", "it is left as it is")
 
 
@@ -260,18 +295,3 @@ def _as_yaml(config: dict[str, Any]) -> str:
     import yaml
 
     return yaml.safe_dump(config, sort_keys=False)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    _files.write_text(path, json.dumps(value, indent=2) + "\n", sync=True)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        _checks.fail(str(path), "a readable file", error.strerror)
-    except ValueError as error:
-        _checks.fail(str(path), "JSON", str(error))
-    _checks.require(isinstance(value, dict), str(path), "a JSON object", value)
-    return value

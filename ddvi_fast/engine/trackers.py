@@ -6,7 +6,6 @@ Each reads its server, account and project from its own environment variables (`
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -17,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, _files
 
 TRACKERS = ("wandb", "mlflow")
 FILE = "tracker.json"  # in the run's folder: which tracker, and the run's name there
@@ -112,15 +111,14 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 def _known(folder: Path, name: str) -> str | None:
     """The run's name at the tracker, or None."""
     try:
-        known = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = _files.read_json(folder / FILE).get(name)
+    except _checks.InputError:
         return None
-    return known.get(name)
+    return known if isinstance(known, str) else None
 
 
 def _remember(folder: Path, name: str, identity: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps({name: identity}) + "\n", encoding="utf-8")
+    _files.write_json(folder / FILE, {name: identity})
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -11,7 +11,6 @@ Two files with the same genotypes give stores that differ only in ``import.json`
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, _files
 from ddvi_fast.data.packed import code_counts
 from ddvi_fast.data.packing import PER_BYTE, packed_width, unpack
 from ddvi_fast.genomes.tables import SampleTable, VariantTable, read_lines
@@ -91,12 +90,19 @@ class GenotypeStore:
     @functools.cached_property
     def counts(self) -> np.ndarray:
         """Number of samples with code 0, 1, 2 and 3 at each variant, int32 [M, 4]."""
-        return np.load(self.path / COUNTS)
+        try:
+            found = np.load(self.path / COUNTS, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            _checks.fail(str(self.path / COUNTS), "the counts of a store", _checks.one_line(error), "the store is damaged")
+        _checks.require(
+            found.shape == (self.num_variants, 4), str(self.path / COUNTS), f"shape [{self.num_variants}, 4]", f"shape {list(found.shape)}"
+        )
+        return found
 
     @functools.cached_property
     def imported(self) -> dict[str, Any]:
         """Source file of the store, and numbers that the reader and the filters removed."""
-        return json.loads((self.path / IMPORT).read_text(encoding="utf-8"))
+        return _files.read_json(self.path / IMPORT, "the store is damaged")
 
     def tile(self, rows: np.ndarray | slice, first: int, count: int) -> Tensor:
         """Packed codes of some samples at `count` variants from `first` on (a multiple of 4), in memory: uint8 [R, ceil(count / 4)]."""
@@ -134,16 +140,16 @@ def write_tables(folder: Path, samples: SampleTable, variants: VariantTable, cou
     _write_columns(folder / SAMPLES, {"sample": samples.name, **samples.labels})
     _write_columns(folder / VARIANTS, {name: getattr(variants, name) for name in _VARIANT_COLUMNS})
     np.save(folder / COUNTS, counts)
-    (folder / IMPORT).write_text(json.dumps(imported, indent=1) + "\n", encoding="utf-8")
+    _files.write_json(folder / IMPORT, imported)
     header = {"kind": KIND, "version": VERSION, "num_samples": len(samples), "num_variants": len(variants)}
-    (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+    _files.write_json(folder / HEADER, header)
 
 
 def is_store(path: Path) -> bool:
     """Whether a folder is a store of any version."""
     try:
-        return json.loads((path / HEADER).read_text(encoding="utf-8")).get("kind") == KIND
-    except (OSError, ValueError, AttributeError):
+        return _files.read_json(path / HEADER).get("kind") == KIND
+    except _checks.InputError:
         return False
 
 
@@ -156,8 +162,11 @@ def count_codes(store: GenotypeStore, rows: np.ndarray, step: int = 4096) -> np.
 def _read_header(path: Path) -> dict[str, Any]:
     is_what = "none" if path.is_dir() else "a file" if path.is_file() else "missing"
     _checks.require(is_store(path), "store", "a folder made by `ddvi-fast data import`", f"{path}, which is {is_what}")
-    header = json.loads((path / HEADER).read_text(encoding="utf-8"))
-    _checks.require(header["version"] == VERSION, f"{path}", f"a store of version {VERSION}", header["version"], "import the genotypes again")
+    header = _files.read_json(path / HEADER)
+    version = header.get("version")
+    _checks.require(version == VERSION, f"{path}", f"a store of version {VERSION}", version, "import the genotypes again")
+    for name in ("num_samples", "num_variants"):
+        _checks.integer(header.get(name), f"{path / HEADER}, {name}", at_least=0)
     return header
 
 

@@ -6,14 +6,13 @@ part in the choice.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddvi_fast import _checks, _markdown
+from ddvi_fast import _checks, _files, _markdown
 from ddvi_fast._checks import InputError
 from ddvi_fast.paper import table_spec as grid
 from ddvi_fast.paper.table_spec import Cell, Table
@@ -99,9 +98,11 @@ def read(folder: Path, table: Table) -> dict[str, Any] | None:
     path = folder / FILE
     if not table.choices or not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
     hint = f"`ddvi-fast reproduce {table.name} --choose` chooses anew where this file is removed"
+    record = _files.read_json(path, hint)
     _checks.require(record.get("choices") == stated(table), str(path), f"the choices of this version of the table {table.name}", "others", hint)
+    whole = all(isinstance(record.get(name), dict) for name in ("rows", "columns", "tried", "chosen"))
+    _checks.require(whole, str(path), "rows, columns, tried and chosen settings", "something else", hint)
     return record
 
 

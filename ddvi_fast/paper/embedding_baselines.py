@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import time
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -44,14 +47,35 @@ def run_map(config: Config) -> Result:
     took = {"seconds": round(time.perf_counter() - started[0], 1), "cpu_seconds": round(time.process_time() - started[1], 1)}
     result = {**scores(config, places, dataset), **took}
     labels = {} if dataset.test_labels is None else {"labels": dataset.test_labels.cpu().numpy()}
-    np.savez_compressed(folder.path / LATENTS, latents=places.test.numpy(), class_names=np.array(dataset.class_names, dtype=str), **labels)
-    _files.write_text(folder.path / EVALUATION, json.dumps(result, indent=2) + "\n")
+    write_latents(folder.path, dataset.class_names, latents=places.test.numpy(), **labels)
+    _files.write_json(folder.path / EVALUATION, result)
     pictures = []
     if config.figures and config.latent_dim == 2:
         panel = (config.method.name, places.test, dataset.test_labels)
         names = dataset.class_names or None
         pictures.append(plots.comparison(folder.figures / "latents.png", [panel], dataset.name, class_names=names, overwrite=True))
     return Result(folder, result, pictures)
+
+
+def write_latents(folder: Path, class_names: Sequence[str], **arrays: np.ndarray) -> None:
+    """Write the latents of a run, with the names of its classes, into its folder."""
+    with _files.replacing(folder / LATENTS) as fresh:
+        np.savez_compressed(fresh, class_names=np.array(class_names, dtype=str), **arrays)
+
+
+def read_latents(folder: Path) -> dict[str, np.ndarray]:
+    """What `write_latents` wrote.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    try:
+        with np.load(folder / LATENTS, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        _checks.fail(str(folder / LATENTS), "the latents of a run", _checks.one_line(error), "remove the folder to have the run again")
+    _checks.require({"latents", "class_names"} <= found.keys(), str(folder / LATENTS), "the latents of a run", ", ".join(found))
+    return found
 
 
 def fit(config: Config, dataset: Dataset) -> Map:

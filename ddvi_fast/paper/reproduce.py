@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ddvi_fast import _files, _json, metrics, plots
@@ -19,7 +18,7 @@ from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.genomes import maps as genome_maps
 from ddvi_fast.paper import choices, tables
 from ddvi_fast.paper import table_spec as grid
-from ddvi_fast.paper.embedding_baselines import LATENTS
+from ddvi_fast.paper.embedding_baselines import LATENTS, read_latents, write_latents
 from ddvi_fast.paper.table_spec import FAILURE, Cell, Table
 from ddvi_fast.plots.run import draw_run
 from ddvi_fast.training.evaluate import evaluated, sample_prior
@@ -93,8 +92,7 @@ def run_cell(cell: Cell) -> None:
         if cell.seed == 0 and cell.config.latent_dim == 2 and cell.config.method.task != "map":
             _keep_latents(cell)
     except InputError as error:
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        (cell.folder / FAILURE).write_text(f"{error}\n", encoding="utf-8")
+        _files.write_text(cell.folder / FAILURE, f"{error}\n")
 
 
 def _clear(folder: Path) -> None:
@@ -113,7 +111,7 @@ def _keep_latents(cell: Cell) -> None:
     prior, prior_labels = sample_prior(cell.config, experiment.model)
     stored = {"latents": latents, "labels": dataset.test_labels, "prior": prior, "prior_labels": prior_labels}
     arrays = {name: value.cpu().numpy() for name, value in stored.items() if value is not None}
-    np.savez_compressed(cell.folder / LATENTS, class_names=np.array(dataset.class_names, dtype=str), **arrays)
+    write_latents(cell.folder, dataset.class_names, **arrays)
 
 
 def _outcome(cell: Cell, table: Table) -> str:
@@ -172,12 +170,11 @@ def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, out
     """Plot the latents of the test set by class: one row per column of the table (prior), methods side by side, the prior last."""
     panels, names = {}, ()
     for cell in cells:
-        path = cell.folder / LATENTS
-        if cell.seed == 0 and path.is_file():
+        if cell.seed == 0 and (cell.folder / LATENTS).is_file():
             column = grid.column_label(table, cell.column, max_minutes)
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: torch.from_numpy(stored[name]) for name in stored.files if name != "class_names"}
-                names = tuple(stored["class_names"])
+            stored = read_latents(cell.folder)
+            names = tuple(stored.pop("class_names"))
+            arrays = {name: torch.from_numpy(value) for name, value in stored.items()}
             panels[column, table.rows[cell.row].label] = (arrays["latents"], arrays.get("labels"))
             if "prior" in arrays:
                 panels[column, "prior"] = (arrays["prior"], arrays.get("prior_labels"))
@@ -194,8 +191,5 @@ def _people(table: Table, cells: Sequence[Cell], output: Path) -> list[Path]:
     first = [cell for cell in cells if cell.seed == 0 and cell.column == next(iter(table.columns)) and (cell.folder / LATENTS).is_file()]
     if not first or first[0].config.dataset.name not in genome_maps.DATASETS:
         return []
-    maps = {}
-    for cell in first:
-        with np.load(cell.folder / LATENTS, allow_pickle=False) as stored:
-            maps[table.rows[cell.row].label] = stored["latents"]
+    maps = {table.rows[cell.row].label: read_latents(cell.folder)["latents"] for cell in first}
     return genome_maps.compare(first[0].config, load_dataset(first[0].config), maps, output, table.title)

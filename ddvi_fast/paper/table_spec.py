@@ -17,6 +17,7 @@ from ddvi_fast import _checks
 from ddvi_fast.config.compose import compose
 from ddvi_fast.config.names import CONF, GROUPS
 from ddvi_fast.config.schema import Config
+from ddvi_fast.engine.run_folder import evaluated, read_evaluation
 from ddvi_fast.engine.run_settings import MACHINE, OUTPUT
 from ddvi_fast.paper.tables import COLUMNS
 
@@ -109,17 +110,17 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether the run has been trained and evaluated."""
-        return (self.folder / "evaluation.json").is_file()
+        return evaluated(self.folder)
 
     @property
     def failure(self) -> str | None:
         """The reason why the run is impossible, if it was tried in vain."""
         path = self.folder / FAILURE
-        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
 
     def figures(self) -> dict[str, float]:
         """Metrics of a finished run."""
-        return json.loads((self.folder / "evaluation.json").read_text(encoding="utf-8"))
+        return read_evaluation(self.folder)
 
 
 def names() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a s
 
 
 def from_mapping(kind: type[Kind], values: Mapping[str, Any], name: str = "") -> Kind:
-    """Make a dataclass from a mapping, nested ones too; fields that the mapping leaves out have their default.
+    """Make a dataclass from a mapping, nested ones too; fields that the mapping leaves out have their default, if they have one.
 
     Args:
         kind: The dataclass.
@@ -24,7 +25,8 @@ def from_mapping(kind: type[Kind], values: Mapping[str, Any], name: str = "") ->
         name: Dotted name of the mapping in messages.
 
     Raises:
-        InputError: A name that is no field (the message has the nearest ones), or a value of another type.
+        InputError: A name that is no field (the message has the nearest ones), a field without a default that is left out, or a value of
+            another type.
 
     Example:
         >>> from ddvi_fast.recipes.options import RecipeOptions
@@ -34,6 +36,8 @@ def from_mapping(kind: type[Kind], values: Mapping[str, Any], name: str = "") ->
     hints, prefix = _hints(kind), f"{name}." if name else ""
     for key in values:
         _checks.require(key in hints, "setting", "one that exists", f"{prefix}{key}", _checks.nearest(key, hints))
+    lacking = [field.name for field in dataclasses.fields(kind) if field.init and _required(field) and field.name not in values]
+    _checks.require(not lacking, name or "state", f"the entries {', '.join(hints)}", f"none for {', '.join(lacking)}")
     return kind(**{key: _converted(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
 
 
@@ -65,6 +69,41 @@ def kinds(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield f"{prefix}{key}", word if inner is hint else f"{word}?"
         if dataclasses.is_dataclass(inner):
             yield from kinds(inner, f"{prefix}{key}.")
+
+
+def left_out(kind: type, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Dotted names of the fields that a mapping leaves out, and whether they are whole dataclasses.
+
+    Example:
+        >>> from ddvi_fast.recipes.options import NetworkOptions
+        >>> list(left_out(NetworkOptions, {"kind": "mlp", "hidden": [8], "dropout": 0.0}))
+        [('activation', False)]
+    """
+    for key, hint in _hints(kind).items():
+        nested = dataclasses.is_dataclass(hint)
+        if key not in values:
+            yield f"{prefix}{key}", nested
+        elif nested and isinstance(values[key], Mapping):
+            yield from left_out(hint, values[key], f"{prefix}{key}.")
+
+
+def plain(value: Any) -> Any:
+    """`value` with numbers and arrays of other libraries as Python's numbers and lists, within lists and mappings too.
+
+    Example:
+        >>> import numpy as np
+        >>> plain({"hidden": np.array([8, 4]), "lr": np.float64(0.5), "name": "a"})
+        {'hidden': [8, 4], 'lr': 0.5, 'name': 'a'}
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else [plain(entry) for entry in value]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, (bool, int)) else value
 
 
 def updated(options: Kind, changes: Mapping[str, Any]) -> Kind:
@@ -111,6 +150,7 @@ def _without_none(hint: Any) -> Any:
 
 def _converted(hint: Any, value: Any, name: str) -> Any:
     """`value` as the type `hint`; numbers of another kind are converted where nothing is lost."""
+    value = plain(value)
     if hint is Any:
         return value
     if (inner := _without_none(hint)) is not hint:
@@ -125,7 +165,7 @@ def _converted(hint: Any, value: Any, name: str) -> Any:
         return dict(value)
     try:
         return _scalar(origin, value)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         _checks.fail(name, _WORDS[origin], value)
 
 
@@ -137,7 +177,12 @@ def _scalar(kind: type, value: Any) -> Any:
         return str(value).lower() if kind is str else _refuse(value)
     if not isinstance(value, (int, float, str)) or (kind is int and isinstance(value, float)):
         _refuse(value)
-    return kind(value)
+    converted = kind(value)
+    return converted if converted == converted else _refuse(value)  # not a number
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _refuse(value: Any) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Any
 from ddvi_fast import _checks
 from ddvi_fast.engine.callbacks import BOUND
 from ddvi_fast.engine.logs import read_metrics
-from ddvi_fast.engine.run_folder import ENVIRONMENT, EVALUATION, RunFolder
+from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
 from ddvi_fast.engine.run_settings import OUTPUT
 
 SEED = "seed"
@@ -43,10 +43,8 @@ def read_run(path: str | Path) -> Run:
     folder = RunFolder.open(path)
     records = read_metrics(folder.metrics) if folder.metrics.exists() else []
     _checks.require(bool(records), f"run folder {path}", "a run with at least one epoch", "one without")
-    evaluation = folder.path / EVALUATION
-    figures = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.exists() else {}
-    environment = json.loads((folder.path / ENVIRONMENT).read_text(encoding="utf-8"))
-    return Run(folder, folder.path.resolve().name, flat(folder.config), environment, records, figures)
+    figures = folder.evaluation() if (folder.path / EVALUATION).exists() else {}
+    return Run(folder, folder.path.resolve().name, flat(folder.config), folder.environment(), records, figures)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

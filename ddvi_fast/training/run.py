@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,17 +90,18 @@ class Run(Session):
 
     def evaluate(self, took: Clocks, draw: Draw | None = None) -> Result:
         """Evaluate on the test set or the validation examples, write `evaluation.json` and draw the plots."""
+        # A damaged file is told before the work is done.
+        records = read_metrics(self.folder.metrics) if distributed.is_first() and draw is not None and self.config.figures else []
         metrics = evaluate(self.config, self.experiment, self.dataset)
         metrics = {**metrics, "seconds": round(took.seconds, 1), "cpu_seconds": round(took.cpu_seconds, 1)}
         if not distributed.is_first():
             return Result(self.folder, metrics, [])
-        _files.write_text(self.folder.path / EVALUATION, json.dumps(metrics, indent=2) + "\n")
+        _files.write_json(self.folder.path / EVALUATION, metrics)
         if (tracker := open_tracker(self.config.tracker, self.folder.path, self.folder.config)) is not None:
             tracker.summarise(metrics)
             tracker.close()
         if draw is None or not self.config.figures:
             return Result(self.folder, metrics, [])
-        records = read_metrics(self.folder.metrics)
         return Result(self.folder, metrics, draw(self.config, self.experiment, self.dataset, self.folder.figures, records))
 
 
@@ -146,11 +146,11 @@ def evaluate_run(path: str | Path, overwrite: bool = False, draw: Draw | None = 
         InputError: The run is evaluated already, unless `overwrite`.
     """
     folder = RunFolder.open(path)
-    fresh = overwrite or not (folder.path / EVALUATION).exists()
+    fresh = overwrite or not folder.finished
     _checks.require(fresh, f"run folder {path}", "one not evaluated yet", "evaluation.json", "--overwrite replaces it")
     run = Run.untrained(folder)
     state = run.restore()
-    return run.evaluate(Clocks(state["seconds"], state["cpu_seconds"]), draw)
+    return run.evaluate(Clocks.of(state, str(folder.checkpoints / FINAL)), draw)
 
 
 def load_dataset(config: Config) -> Dataset:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ddvi_fast import _checks, distributed
 from ddvi_fast._files import locked
@@ -43,6 +43,11 @@ class Clocks(NamedTuple):
     @classmethod
     def now(cls) -> Clocks:
         return cls(time.perf_counter(), time.process_time())
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], where: str) -> Clocks:
+        """The clocks among the plain values that were saved in the checkpoint `where`."""
+        return cls(*(_checks.number(state.get(name), f"{where}, {name}", at_least=0) for name in cls._fields))
 
     def until_now(self) -> Clocks:
         """Time since this reading."""
@@ -126,7 +131,7 @@ class Session:
                 config.recipe.average_decay, about=lambda: started.until_now().plus(*earlier)._asdict(),
             )  # fmt: skip
             start = checkpoints.resume()
-            earlier = Clocks(**checkpoints.about) if start else earlier
+            earlier = Clocks.of(checkpoints.about, "checkpoint") if start else earlier
             with self._log(start.step if start else None) if first else nullcontext() as meter.log:
                 try:
                     train(
