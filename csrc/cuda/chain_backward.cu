@@ -83,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_backward(
     float *d_output,            // [T, G, R, D], gradient of the network's outputs, steps in the order of the trajectory
     float *coefficient_sums,    // [T, tiles G, 5], first axis step; null unless DDVI_COEFFICIENT_GRADIENT
     int64 offset, int64 groups, int64 rows, int64 rows_per_sample, int64 steps) {
-  DDVI_SHARED Shared shared;
+  DDVI_SHARED(Shared, shared);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
   const Tile tile = tile_of(order, starts, groups, rows, blockIdx.x, blockIdx.y);
   const int64 tiles = (int64)gridDim.x * gridDim.y, own_tile = (int64)blockIdx.y * gridDim.x + blockIdx.x;

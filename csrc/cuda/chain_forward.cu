@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_forward(
     int *signs,                 // [T, G, R, 4, H / 32], signs.cuh, steps in the order of the trajectory; null unless DDVI_KEEP
     float *outputs,             // [T, G, R, D], the network's outputs, in the order of the trajectory; may be null
     int64 offset, int64 groups, int64 rows, int64 rows_per_sample, int64 steps) {
-  DDVI_SHARED Shared shared;
+  DDVI_SHARED(Shared, shared);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4, last_step = (int)steps - 1;
   const Tile tile = tile_of(order, starts, groups, rows, blockIdx.x, blockIdx.y);
   if (tile.present <= 0) return;

@@ -97,9 +97,10 @@ DDVI_INLINE uint32 exchange(uint32 value, int mask) { return __shfl_xor_sync(~0u
 
 DDVI_INLINE void barrier() { __syncthreads(); }
 
-#define DDVI_SHARED __shared__
+// Shared memory of a program, in its function.
+#define DDVI_SHARED(type, name) __shared__ type name
 
 // The dynamic shared memory of a program.
-extern DDVI_SHARED uint4 dynamic_shared[];
+extern __shared__ uint4 dynamic_shared[];
 
 #endif
