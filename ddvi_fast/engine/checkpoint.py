@@ -1,5 +1,7 @@
 """Checkpoint format: a folder with weights.safetensors (all tensors) and state.json (all else). Nothing is ever unpickled.
 
+A checkpoint may have further files, which state.json lists with their checksums.
+
 A checkpoint is written into a hidden folder beside its path, synced to the disk, and then renamed; the previous one is renamed first and
 removed last. An intact checkpoint can be read at every moment: after a crash between the two renames `load` reads the previous one.
 """
@@ -10,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,30 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
-from ddvi_fast._files import sync_path, write_synced
+from ddvi_fast._files import naming, sync_path, write_synced
 from ddvi_fast.engine.tensor_file import write_tensors
 
 WEIGHTS, STATE = "weights.safetensors", "state.json"
 FORMAT = 1
 
 
-def save(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def save(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    further: Callable[[Path], Any] = lambda folder: None,
+    earlier: Sequence[str] = (),
+) -> None:
     """Write `tensors` (any device, any strides) and `state` (what JSON can hold, keys are strings) as the checkpoint `path`.
 
     A checkpoint at `path` is replaced, and remains intact until the new one is on the disk.
+
+    Args:
+        path: Folder of the checkpoint.
+        tensors: Tensors by name.
+        state: Plain values by name.
+        further: Function that writes further files into the folder that it is given.
+        earlier: Names of further files that checkpoints of earlier versions have without listing them.
 
     Raises:
         InputError: `state` holds values that JSON cannot (NaN and infinity included), or `path` is not a checkpoint.
@@ -47,11 +62,16 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, An
     on_host = {name: _on_host(name, value) for name, value in tensors.items()}
 
     def write(fresh: Path) -> None:
+        further(fresh)
+        files = {}
+        for file in sorted(fresh.iterdir()):
+            sync_path(file)
+            files[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
         weights = write_tensors(fresh / WEIGHTS, on_host)
-        envelope = {"format": FORMAT, "weights_sha256": weights, "state_sha256": digest, "state": dict(state)}
+        envelope = {"format": FORMAT, "weights_sha256": weights, "state_sha256": digest, "state": dict(state), **({"files": files} if files else {})}
         write_synced(fresh / STATE, (json.dumps(envelope, indent=1) + "\n").encode())
 
-    _put(path, write)
+    _put(path, write, earlier)
 
 
 def link(source: str | Path, path: str | Path) -> None:
@@ -59,15 +79,16 @@ def link(source: str | Path, path: str | Path) -> None:
     _put(Path(path), lambda fresh: shutil.copytree(source, fresh, copy_function=_link, dirs_exist_ok=True))
 
 
-def _put(path: Path, write: Callable[[Path], Any]) -> None:
+def _put(path: Path, write: Callable[[Path], Any], earlier: Sequence[str] = ()) -> None:
     """Call `write` with a new folder, and move that to `path`."""
-    _refuse_foreign(path)
+    _refuse_foreign(path, earlier)
     fresh, previous = partial(path), _beside(path, "previous")
     if previous.is_dir() and not path.exists():  # a crash between the two renames below
         previous.rename(path)
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    write(fresh)
+    with naming(path):
+        fresh.mkdir(parents=True)
+        write(fresh)
     sync_path(fresh)
     shutil.rmtree(previous, ignore_errors=True)
     if path.exists():
@@ -97,6 +118,9 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str
     wanted = envelope["weights_sha256"]
     if found != wanted:
         _bad(folder / WEIGHTS, f"contents with sha256 {str(wanted)[:12]}...", f"{found[:12]}... in {len(weights)} bytes", "truncated or altered")
+    for name, digest in envelope.get("files", {}).items():
+        if hashlib.sha256(_read(folder / name)).hexdigest() != digest:
+            _bad(folder / name, "contents that fit their sha256", "others", "truncated or altered")
     try:
         tensors = safetensors.load(weights)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -154,14 +178,19 @@ def _read_envelope(path: Path) -> dict[str, Any]:
         envelope = json.loads(_read(path))
     except (ValueError, RecursionError) as error:  # text that is no UTF-8 is a ValueError as well
         _bad(path, "JSON", _one_line(error), "truncated or altered")
-    known = isinstance(envelope, dict) and {"format", "weights_sha256", "state_sha256", "state"} == envelope.keys()
-    if not known or not isinstance(envelope["state"], dict):
+    known = isinstance(envelope, dict) and {"format", "weights_sha256", "state_sha256", "state"} == envelope.keys() - {"files"}
+    if not known or not isinstance(envelope["state"], dict) or not _plain_names(envelope.get("files", {})):
         _bad(path, "the state of a checkpoint", "something else", "truncated or altered")
     if envelope["format"] != FORMAT:
         _bad(path, f"format {FORMAT}", envelope["format"])
     if _state_digest(envelope["state"]) != envelope["state_sha256"]:
         _bad(path, "contents that fit their sha256", "others", "altered")
     return envelope
+
+
+def _plain_names(files: Any) -> bool:
+    """Whether `files` is a mapping by names of files without folders."""
+    return isinstance(files, dict) and all(Path(name).name == name for name in files)
 
 
 def _read(path: Path) -> bytes:
@@ -181,11 +210,19 @@ def _standing(path: Path) -> Path:
     _bad(path, f"a checkpoint folder with {WEIGHTS} and {STATE}", "a file" if path.exists() else "no such folder")
 
 
-def _refuse_foreign(path: Path) -> None:
+def _refuse_foreign(path: Path, earlier: Sequence[str]) -> None:
     if not path.exists():
         return
-    foreign = not path.is_dir() or any(entry.name not in (WEIGHTS, STATE) for entry in path.iterdir())
+    foreign = not path.is_dir() or any(entry.name not in (WEIGHTS, STATE, *earlier, *_files_of(path)) for entry in path.iterdir())
     _checks.require(not foreign, str(path), "a new folder or a checkpoint to replace", "a folder or file of another kind")
+
+
+def _files_of(path: Path) -> Sequence[str]:
+    """Names of the further files of a checkpoint."""
+    try:
+        return list(_read_envelope(path / STATE).get("files", {}))
+    except _checks.InputError:
+        return ()
 
 
 def partial(path: Path) -> Path:

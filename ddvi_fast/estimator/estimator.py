@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import numbers
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,34 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.config.compose import from_dict
-from ddvi_fast.config.names import check_choice
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.estimator import features as features_of
 from ddvi_fast.estimator.features import Features, Store
 from ddvi_fast.estimator.inference import Drawn, draw, rows_at_a_time
-from ddvi_fast.estimator.training import configure, fit_model
+from ddvi_fast.estimator.training import OUTPUTS, checked, configure, fit_model
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.recipes.build import build
+from ddvi_fast.recipes.mapping import from_mapping
 from ddvi_fast.rng import Draws
 
-LIKELIHOODS = ("gaussian", "bernoulli", "binomial")
-OUTPUTS = ("mean", "sample")
 _FORMAT = "ddvi_fast estimator"
+_LATER = ("n_samples", "output", "verbose")  # parameters that are read after the fit, and may be set then
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """Plain values of a saved model."""
+
+    kind: str
+    parameters: dict[str, Any]
+    n_features_in: int
+    loss_curve: list[float]
+    config: dict[str, Any]
+    features: str | None = None  # class of the features; folders of earlier versions do not name it
+    feature_names_in: list[str] | None = None
 
 
 class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -61,10 +73,13 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         learning_rate: Peak learning rate of Adam; None (default) for the recipe's.
         n_samples: Posterior samples per row for `transform`, `predict` and `score_samples` (int, default 16).
         output: Output of `transform`: the ``"mean"`` (default) of these samples, or the first ``"sample"``, which follows the prior's shape.
-        settings: Further settings of the experiment: strings ``"recipe.kl.weight=0.5"``, or a mapping ``{"recipe.kl.weight": 0.5}``.
+        settings: Further settings of the experiment (`dataset.encoder`, `dataset.decoder`, `dataset.likelihood_options`, `prior`, `method`,
+            `recipe`, `precision`): strings ``"recipe.kl.weight=0.5"``, or a mapping ``{"recipe.kl.weight": 0.5}``.
         device: Device of training and inference (default ``"cpu"``).
         random_state: Seed of weights, order and noise (int, default 0); None for one from NumPy's global generator, as in scikit-learn.
         verbose: Whether to show a progress bar (default False).
+
+    A fitted model stays what it is when parameters are set afterwards, but for `n_samples`, `output` and `verbose`, which later calls read.
 
     Attributes:
         model_: Fitted latent-variable model.
@@ -123,22 +138,29 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             InputError: Parameters that do not exist or are not possible, or values outside the support of the likelihood.
             ValueError: A matrix that is not finite, or has fewer than two rows.
         """
-        _checks.choice(self.likelihood, LIKELIHOODS, "likelihood")
-        _checks.choice(self.output, OUTPUTS, "output")
-        check_choice("prior", self.prior, ("auto",))
-        _checks.require(isinstance(self.n_samples, int) and self.n_samples >= 1, "n_samples", "an integer of at least 1", self.n_samples)
+        before = dict(self.__dict__)
+        try:
+            return self._fit(X)
+        except BaseException:  # the model of an earlier fit stays whole
+            self.__dict__ = before
+            raise
+
+    def _fit(self, X: Any) -> DDVI:
+        parameters = checked(self.get_params(deep=False))
         state = self.random_state
-        self.seed_ = int(state) if isinstance(state, (int, np.integer)) else int(check_random_state(state).randint(1 << 31))
-        self.features_, dataset = self._features(X)
-        self.config_ = configure(self.get_params(deep=False), self.seed_, dataset)
-        self.model_, self.posterior_, self.loss_curve_ = fit_model(self.config_, dataset, self.verbose)
-        self._n_features_out = self.n_components
+        whole = isinstance(state, numbers.Integral)
+        self.seed_ = _checks.integer(state, "random_state", 0) if whole else int(check_random_state(state).randint(1 << 31))
+        self.features_, dataset = self._features(X, parameters)
+        self.config_ = configure(parameters, self.seed_, dataset)
+        self.model_, self.posterior_, self.loss_curve_ = fit_model(self.config_, dataset, parameters["verbose"])
+        self._n_features_out = self.config_.latent_dim
+        self._fitted = {**parameters, "random_state": self.seed_}
         return self
 
     def transform(self, X: Any) -> np.ndarray:
         """Latents of each row, [N, D]: the posterior mean, or one posterior sample (see `output`)."""
         check_is_fitted(self)
-        if self.output == "sample":
+        if _checks.choice(self.output, OUTPUTS, "output") == "sample":
             return self._kind(X, torch.cat([drawn.sample.z[0] for drawn in self._drawn(X, 1)]))
         return self._kind(X, torch.cat([drawn.sample.z.mean(0) for drawn in self._drawn(X)]))
 
@@ -177,6 +199,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def sample(self, n_samples: int = 1, seed: int = 0) -> np.ndarray:
         """Samples of the model, float64 [n, P]: ``z ~ p(z)``, ``x ~ p(x | z)``."""
         check_is_fitted(self)
+        n_samples, seed = _checks.integer(n_samples, "n_samples", 0), _checks.integer(seed, "seed", 0)
         fantasies = self.model_.simulate(n_samples, Draws(self.seed_ + (seed << 32)))
         return self.features_.back(fantasies.x)
 
@@ -184,46 +207,47 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Mean of ``p(x | z)`` for latents [N, D], float64 [N, P]."""
         check_is_fitted(self)
-        latents = torch.as_tensor(np.asarray(X, np.float32))
-        _checks.require(latents.dim() == 2 and latents.shape[1] == self.n_components, "X", f"latents of shape [N, {self.n_components}]", latents)
+        latents, size = torch.as_tensor(np.asarray(X, np.float32)), self.config_.latent_dim
+        _checks.require(latents.dim() == 2 and latents.shape[1] == size, "X", f"latents of shape [N, {size}]", latents)
+        _checks.finite(latents, "X")
         output = self.model_.decoder(latents.to(self.config_.device))
         return self.features_.back(self.model_.likelihood.mean(output))
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Save the fitted model as a folder of safetensors and JSON; raises InputError if the folder exists, unless `overwrite`."""
         check_is_fitted(self)
-        path = Path(path)
-        _checks.require(overwrite or not path.exists(), "path", "a new folder", str(path), "overwrite=True replaces a model")
-        parameters = {**self.get_params(deep=False), "random_state": self.seed_}
-        state = {"kind": _FORMAT, "parameters": parameters, "n_features_in": self.n_features_in_, "loss_curve": self.loss_curve_}
-        state["features"] = features_of.class_name(self.features_)
-        partial = path.with_name(f".{path.name}.features")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            kept = self.features_.save(partial)
-            tensors = {**checkpoint.module_tensors({"model": self.model_, "posterior": self.posterior_}), **kept}
-            checkpoint.save(path, tensors, {**state, "config": dataclasses.asdict(self.config_)})
-            for file in partial.iterdir():
-                file.replace(path / file.name)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return path
+        _checks.require(overwrite or not Path(path).exists(), "path", "a new folder", str(path), "overwrite=True replaces a model")
+        names = getattr(self, "feature_names_in_", None)
+        now = {name: value for name, value in self.get_params(deep=False).items() if name in _LATER}
+        state = Saved(
+            _FORMAT, checked({**self._fitted, **now}), int(self.n_features_in_), self.loss_curve_,
+            dataclasses.asdict(self.config_), features_of.class_name(self.features_), None if names is None else list(names),
+        )  # fmt: skip
+        tensors = {**checkpoint.module_tensors({"model": self.model_, "posterior": self.posterior_}), **self.features_.tensors()}
+        checkpoint.save(Path(path).absolute(), tensors, dataclasses.asdict(state), self.features_.save, earlier=features_of.EARLIER)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> DDVI:
         """Load a model from the folder that `save` wrote; raises InputError for any other folder."""
+        device = str(_checks.device(device))
         tensors, state = checkpoint.load(path, device)
         _checks.require(state.get("kind") == _FORMAT, "path", "a model written by DDVI.save", str(path))
-        stated = state["parameters"]
-        lists = {name: tuple(stated[name]) for name in ("hidden", "settings") if not isinstance(stated[name], dict)}
-        made = cls(**{**state["parameters"], **lists, "device": device})
-        made.seed_, made.n_features_in_, made.loss_curve_ = state["parameters"]["random_state"], state["n_features_in"], state["loss_curve"]
-        made.features_ = features_of.load(Path(path), {name: value.cpu() for name, value in tensors.items()}, state.get("features"))
-        made.config_ = dataclasses.replace(from_dict(state["config"]), device=device)
+        saved = from_mapping(Saved, state, str(path))
+        for name in saved.parameters:
+            _checks.choice(name, cls._get_param_names(), f"{path}, parameters")
+        made = cls(**{**saved.parameters, "device": device})
+        made._fitted = checked(made.get_params(deep=False))
+        made.set_params(**made._fitted)
+        made.seed_ = _checks.integer(made.random_state, f"{path}, random_state", 0)
+        made.n_features_in_, made.loss_curve_ = saved.n_features_in, saved.loss_curve
+        if saved.feature_names_in is not None:
+            made.feature_names_in_ = np.array(saved.feature_names_in, dtype=object)
+        made.features_ = features_of.load(Path(path), {name: value.cpu() for name, value in tensors.items()}, saved.features)
+        made.config_ = dataclasses.replace(from_dict(saved.config), device=device)
         made.model_, made.posterior_ = _built(made.config_, made.features_.stand_in())
         checkpoint.load_modules(tensors, {"model": made.model_, "posterior": made.posterior_})
-        made._n_features_out = made.n_components
+        made._n_features_out = made.config_.latent_dim
         return made
 
     def __sklearn_tags__(self) -> Any:
@@ -232,25 +256,29 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def _features(self, X: Any) -> tuple[Features, Dataset]:
+    def _features(self, X: Any, parameters: Mapping[str, Any]) -> tuple[Features, Dataset]:
+        likelihood = parameters["likelihood"]
         if isinstance(X, Store):
-            _checks.require(self.likelihood != "bernoulli", "likelihood", "gaussian or binomial for genotypes", self.likelihood)
+            _checks.require(likelihood != "bernoulli", "likelihood", "gaussian or binomial for genotypes", likelihood)
             self.n_features_in_ = X.num_variants
-            return X.to_features(binomial=self.likelihood == "binomial", num_components=self.n_principal, seed=self.seed_)
-        rows = self._rows(X, reset=True)
-        if self.likelihood == "binomial":
+            self.__dict__.pop("feature_names_in_", None)  # of an earlier fit
+            return X.to_features(binomial=likelihood == "binomial", num_components=parameters["n_principal"], seed=self.seed_)
+        rows = self._rows(X, likelihood, reset=True)
+        if likelihood == "binomial":
             return features_of.of_counts(rows)
-        return features_of.of_matrix(rows, self.standardise if self.likelihood == "gaussian" else "none")
+        return features_of.of_matrix(rows, parameters["standardise"] if likelihood == "gaussian" else "none")
 
-    def _rows(self, X: Any, reset: bool = False) -> np.ndarray:
+    def _rows(self, X: Any, likelihood: str, reset: bool = False) -> np.ndarray:
         """A checked matrix with values in the support of the likelihood."""
-        finite = "allow-nan" if self.likelihood == "binomial" else True
+        finite = "allow-nan" if likelihood == "binomial" else True
         rows = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=2 if reset else 1, ensure_all_finite=finite)
-        if self.likelihood != "gaussian":
-            top = 1 if self.likelihood == "bernoulli" else 2
+        if likelihood != "gaussian":
+            top = 1 if likelihood == "bernoulli" else 2
             called = rows[~np.isnan(rows)]
             outside = (called < 0) | (called > top)
-            _checks.require(not outside.any(), "X", f"values from 0 to {top} for a {self.likelihood} likelihood", f"{int(outside.sum())} others")
+            _checks.require(not outside.any(), "X", f"values from 0 to {top} for a {likelihood} likelihood", f"{int(outside.sum())} others")
+            broken = likelihood == "binomial" and bool((called != np.round(called)).any())
+            _checks.require(not broken, "X", "whole numbers from 0 to 2 for a binomial likelihood", "others")
         return rows
 
     def _blocks(self, X: Any, rows: int) -> Iterator[Tensor]:
@@ -258,13 +286,14 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             for start in range(0, len(X), rows):
                 yield self.features_.of_rows(X, np.arange(start, min(start + rows, len(X))))
             return
-        matrix = self._rows(X)
+        _checks.require(self.features_.of_matrices, "X", "a store of genotypes, as was fitted", "a matrix")
+        matrix = self._rows(X, self.config_.dataset.likelihood)
         for start in range(0, len(matrix), rows):
             yield self.features_.of(matrix[start : start + rows])
 
     @torch.no_grad()
     def _drawn(self, X: Any, num_samples: int | None = None) -> Iterator[Drawn]:
-        num_samples = self.n_samples if num_samples is None else num_samples
+        num_samples = _checks.integer(self.n_samples if num_samples is None else num_samples, "n_samples", 1)
         rows = rows_at_a_time(num_samples)
         yield from draw(self.posterior_, self._blocks(X, rows), num_samples, self.seed_, rows)
 

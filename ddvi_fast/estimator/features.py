@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from ddvi_fast.standardization import Columns, listed, tell
 
 _ROUNDING = 1e-6  # relative difference from a constant column that rounding explains
 STANDARDISE = ("columns", "matrix", "none")
-# The class of features with a file of components; folders of earlier versions do not name it.
+# The class of features with a file of components; folders of earlier versions name neither.
 _COMPONENTS = "ddvi_fast.genomes.features.ComponentFeatures"
+EARLIER = ("components.npz",)
 
 
 @runtime_checkable
@@ -50,6 +51,7 @@ class Features:
     scale: np.ndarray
     counts: np.ndarray | None = None
     kept: np.ndarray | None = None
+    of_matrices: ClassVar[bool] = True  # whether rows of a matrix have these features
 
     @property
     def width(self) -> int:
@@ -75,6 +77,7 @@ class Features:
 
     def of_rows(self, store: Store, rows: np.ndarray) -> Tensor:
         """Features of the samples `rows` of a store, float32 [R, P]; NaN where a call is missing."""
+        _checks.require(self.counts is not None, "X", "a matrix, as was fitted", "a store")
         wanted = len(self.centre)
         _checks.require(store.num_variants == wanted, "store", f"the {wanted} variants that were fitted", f"{store.num_variants} variants")
         codes = store.genotypes(rows).astype(np.float32)
@@ -97,20 +100,30 @@ class Features:
         rows = (torch.arange(8 * width) * 37 % 256).to(torch.uint8).view(8, width)
         return PackedDataset("genomes", rows, None, rows, None, value_range=(0.0, 2.0), scaling=Scaling(*torch.from_numpy(self.counts)))
 
-    def save(self, folder: Path) -> dict[str, Tensor]:
-        """Write whatever is no tensor into `folder`; returns the tensors."""
+    def save(self, folder: Path) -> None:
+        """Write whatever is no tensor into `folder`."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors to save, by name."""
         found = {"features.centre": self.centre, "features.scale": self.scale, "features.counts": self.counts}
         found["features.kept"] = self.kept
         return {name: torch.from_numpy(value) for name, value in found.items() if value is not None}
 
     @classmethod
     def load(cls, folder: Path, tensors: dict[str, Tensor]) -> Features:
-        """The features that `save` wrote."""
+        """The features of these tensors, and of the files that `save` wrote."""
         return cls(**cls._arrays(tensors))
 
     @staticmethod
     def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        return {name: tensors[f"features.{name}"].numpy() for name in ("centre", "scale", "counts", "kept") if f"features.{name}" in tensors}
+        found = {name: tensors[f"features.{name}"].numpy() for name in ("centre", "scale", "counts", "kept") if f"features.{name}" in tensors}
+        width = len(found["centre"]) if "centre" in found and found["centre"].ndim == 1 else 0
+        wanted = {"centre": (width,), "scale": (width,), "counts": (2, width), "kept": found["kept"].shape[:1] if "kept" in found else ()}
+        fits = width > 0 and "scale" in found and all(value.shape == wanted[name] for name, value in found.items())
+        _checks.require(fits, "features", "centre and scale of each column", {name: list(value.shape) for name, value in found.items()})
+        inside = "kept" not in found or bool(((found["kept"] >= 0) & (found["kept"] < width)).all())
+        _checks.require(inside, "features, kept", f"numbers of columns below {width}", "others")
+        return found
 
 
 def class_name(features: Features) -> str:
@@ -130,7 +143,7 @@ def load(folder: Path, tensors: dict[str, Tensor], name: str | None) -> Features
         InputError: `name` is no class of features of this package.
     """
     if name is None:
-        name = _COMPONENTS if (folder / "components.npz").is_file() else f"{__name__}.Features"
+        name = _COMPONENTS if (folder / EARLIER[0]).is_file() else f"{__name__}.Features"
     module, _, attribute = name.rpartition(".")
     # The name comes from a file: nothing but this package is imported.
     _checks.require(module.startswith("ddvi_fast."), str(folder), "features of a class of ddvi_fast", name)

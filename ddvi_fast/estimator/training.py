@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from ddvi_fast.config.names import check_choice, split, values_of
+from ddvi_fast import _checks
+from ddvi_fast.config.names import GROUPS, check_choice, split, values_of
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
+from ddvi_fast.engine.callbacks import BOUND
 from ddvi_fast.engine.engine import Engine
 from ddvi_fast.engine.loop import Callback, train
 from ddvi_fast.engine.progress import Display, display
+from ddvi_fast.estimator.features import STANDARDISE
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.recipes.build import build
-from ddvi_fast.recipes.mapping import updated
+from ddvi_fast.recipes.mapping import plain, updated
 from ddvi_fast.recipes.settings import check_settings
 
 # The settings of method=ddvi_clustering; `config/conf/method/ddvi_clustering.yaml` has the same.
@@ -40,6 +43,15 @@ CLUSTERING = {
     "recipe.denoiser_lr": 1.0,
     "recipe.schedule_lr": 10.0,
 }
+LIKELIHOODS = ("gaussian", "bernoulli", "binomial")
+OUTPUTS = ("mean", "sample")
+# What `settings` may state, the settings that have a parameter of the estimator, and those of evaluations and checkpoints, which it does not have.
+_SETTINGS = ("dataset.encoder", "dataset.decoder", "dataset.likelihood_options", "prior", "method", "recipe", "precision")
+_PARAMETERS = {
+    "prior.name": "prior", "prior": "prior", "method": "n_clusters", "method.clustering.num_clusters": "n_clusters", "latent_dim": "n_components",
+    "seed": "random_state", "device": "device", "dataset.likelihood": "likelihood", "progress": "verbose", "epochs": "epochs",
+}  # fmt: skip
+_UNUSED = ("recipe", "prior.resolution", "recipe.average_decay", "recipe.defects.dropout_at_evaluation", "method.name")
 _PRIOR_NAMES = {"square": "less_noisy_square"}  # where the setting `prior` and the name of the prior differ
 _LIKELIHOOD_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "gaussian": lambda width: {"scale": 0.5, "learn_scale": True, "width": width},
@@ -71,6 +83,7 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
         "num_steps": "method.chain.num_steps",
     }
     stated = as_settings(parameters["settings"])
+    _check_stated(stated, {setting: parameter for parameter, setting in chosen.items() if parameters[parameter] is not None})
     config = updated(
         Config(),
         {
@@ -88,8 +101,42 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
         },
     )
     check_settings(stated, config)
+    method, task = config.method, "unsupervised" if clusters is None else "clustering"
+    _checks.require(method.posterior == "diffusion", "settings", "method.posterior=diffusion", method.posterior)
+    _checks.require(method.task == task, "settings", f"method.task={task}, by n_clusters", method.task)
+    _checks.require(not method.clustering.latent, "settings", "method.clustering.latent=false", "true")
     config.recipe.batch_size = min(config.recipe.batch_size, dataset.size())  # all rows of a small matrix are one batch
     return config
+
+
+def checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of an estimator as Python's own numbers, text and tuples, each checked by itself; `random_state` is left as it is.
+
+    Raises:
+        InputError: A parameter that is not possible.
+    """
+    given = {name: value if name in ("device", "random_state") else plain(value) for name, value in parameters.items()}
+    for name, valid in (("likelihood", LIKELIHOODS), ("output", OUTPUTS), ("standardise", STANDARDISE)):
+        _checks.choice(given[name], valid, name)
+    check_choice("prior", given["prior"], ("auto",))
+    for name in ("n_components", "n_principal", "n_samples", "n_clusters", "num_steps", "epochs", "batch_size"):
+        if given[name] is not None or name in ("n_components", "n_principal", "n_samples"):
+            given[name] = _checks.integer(given[name], name, at_least=1)
+    if given["learning_rate"] is not None:
+        given["learning_rate"] = _checks.number(given["learning_rate"], "learning_rate", above=0)
+    given["hidden"] = _checks.integers(given["hidden"], "hidden", at_least=1)
+    settings = given["settings"]
+    given["settings"] = settings if isinstance(settings, (str, Mapping)) or not isinstance(settings, Iterable) else tuple(settings)
+    return {**given, "device": str(_checks.device(given["device"])), "verbose": bool(given["verbose"])}
+
+
+def _check_stated(stated: Mapping[str, Any], chosen: Mapping[str, str]) -> None:
+    """Check that the estimator has the settings that were stated, and that no parameter says the same."""
+    for name in stated:
+        if (parameter := {**_PARAMETERS, **chosen}.get(name)) is not None:
+            _checks.fail("settings", f"{name} as the parameter {parameter}", "a setting")
+        known = name in _SETTINGS or name.startswith(tuple(f"{group}." for group in _SETTINGS))
+        _checks.require(known and name not in _UNUSED, "settings", f"settings of the estimator ({', '.join(_SETTINGS)})", name)
 
 
 def as_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
@@ -102,11 +149,17 @@ def as_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
         >>> as_settings(("recipe.lr=1e-3", "method.sleep.loss=huber", "recipe.match_prior=false"))
         {'recipe.lr': 0.001, 'method.sleep.loss': 'huber', 'recipe.match_prior': False}
     """
+    expected = "a mapping, or strings name=value"
     if isinstance(settings, Mapping):
+        for name in settings:
+            _checks.instance(name, str, "settings", "names of settings")
         return dict(settings)
+    _checks.require(isinstance(settings, Iterable) and not isinstance(settings, str), "settings", expected, settings)
     found: dict[str, Any] = {}
     for setting in settings:
-        found |= values_of(*split(setting, "settings"))
+        _checks.instance(setting, str, "settings", expected)
+        name, text = split(setting, "settings")
+        found |= {name: text} if name in GROUPS else values_of(name, text)
     return found
 
 
@@ -133,7 +186,7 @@ class _Watch(Callback):
         self._shown, self._sum, self._count = shown, 0.0, 0
 
     def step(self, step: int, phase: str, epoch: float, terms: Mapping[str, Tensor]) -> None:
-        self._sum = self._sum + terms["reconstruction"] + terms.get("kl", 0.0)
+        self._sum = self._sum + sum(terms[name] for name in BOUND if name in terms)
         self._count += 1
         self._shown.update(step, phase, {})
 

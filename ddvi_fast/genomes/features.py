@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -23,13 +23,13 @@ class ComponentFeatures(Features):
     """Principal components of genotypes, in units of the standard deviation of the first one."""
 
     pca: GenotypePCA | None = None
+    of_matrices: ClassVar[bool] = False
 
     def of_rows(self, store: Any, rows: np.ndarray) -> Tensor:
         return self.of(self.pca.transform(store, rows=rows))
 
-    def save(self, folder: Path) -> dict[str, Tensor]:
+    def save(self, folder: Path) -> None:
         self.pca.save(folder / _PCA, overwrite=True)
-        return super().save(folder)
 
     @classmethod
     def load(cls, folder: Path, tensors: dict[str, Tensor]) -> ComponentFeatures:
