@@ -1,7 +1,9 @@
 """Choice of the backend that runs an operation.
 
 A fused backend is a folder of six modules, `noise`, `chain`, `sleep`, `elbo`, `kde` and `mmd`. All have the same plain functions: a
-forward, a backward, and `unsupported(**operands) -> str | None`, which gives the reason in one line if it cannot run a call.
+forward, a backward, and `unsupported(**operands) -> str | None`, which gives the reason in one line if it cannot run a call. The folder
+of the backend ``cuda`` has the operations of `CUDA_OPERATIONS` alone, and Triton stands in for the others; `slower(**operands)` of these
+modules gives the reason why Triton would be faster.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 
-NAMES = ("auto", "reference", "cpp", "triton")
+NAMES = ("auto", "reference", "cpp", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "DDVI_FAST_BACKEND"
 OPERATIONS = ("noise", "chain", "sleep", "elbo", "kde", "mmd")
+CUDA_OPERATIONS = ("chain",)
 SIGNED = ("cuda",)  # backends whose chain keeps the signs of its ReLUs for the backward pass
 
-_PACKAGES = {"cpp": "ddvi_fast.native", "triton": "ddvi_fast.kernels"}
+_PACKAGES = {"cpp": "ddvi_fast.native", "triton": "ddvi_fast.kernels", "cuda": "ddvi_fast.cuda"}
 _chosen: str | None = None
 
 
@@ -33,8 +36,9 @@ class use_backend:
 
     Args:
         name: Name of the backend. ``reference`` runs everywhere and in float64. ``cpp`` runs float32 on the CPU and ``triton`` float32 on
-            CUDA (on the CPU in Triton's interpreter, for tests); both refuse anything else. ``auto`` uses the fused backend of the tensors'
-            device for every call that it can run, and ``reference`` for the others.
+            CUDA (on the CPU in Triton's interpreter, for tests); both refuse anything else. ``cuda`` runs the chain in CUDA C++ and the
+            other operations as ``triton``. ``auto`` uses the fused backend of the tensors' device for every call that it can run (on CUDA
+            ``cuda`` for chains of few rows), and ``reference`` for the others.
 
     Raises:
         InputError: The name is unknown, or this installation does not have the backend.
@@ -77,18 +81,36 @@ def choose(operation: str, device: torch.device, *, constants: dict[str, Tensor]
     Raises:
         InputError: The backend asked for by name cannot run this call; the message gives the reason.
     """
-    wanted = current()
-    backend = fused(device) if wanted == "auto" else wanted
-    if backend == "reference" or device.type == "meta":  # every operator can compute the shapes of tensors without memory
-        return backend
-    constants = constants or {}
-    reason = unavailable(backend, operation) or _gradient_of(constants) or _not_interpreted(backend, operands.get("precision"))
-    reason = reason or implementation(backend, operation).unsupported(**operands, **constants)
-    if not reason:
-        return backend
+    wanted, reasons = current(), []
+    for backend in _candidates(wanted, operation, device):
+        if backend == "reference" or device.type == "meta":  # every operator can compute the shapes of tensors without memory
+            return backend
+        reason = _refusal(backend, operation, constants or {}, operands) or (wanted == "auto" and _slower(backend, operation, operands))
+        if not reason:
+            return backend
+        reasons.append(reason)
+    raise _checks.InputError(reasons[0])
+
+
+def _candidates(wanted: str, operation: str, device: torch.device) -> tuple[str, ...]:
+    """The backends that may compute an operation, in the order in which they are asked; the last one of ``auto`` takes everything."""
+    if wanted == "cuda":
+        return ("cuda" if operation in CUDA_OPERATIONS else "triton",)
     if wanted != "auto":
-        raise _checks.InputError(reason)
-    return "reference"
+        return (wanted,)
+    first = ("cuda",) if device.type == "cuda" and operation in CUDA_OPERATIONS else ()
+    return *first, fused(device), "reference"
+
+
+def _refusal(backend: str, operation: str, constants: dict[str, Tensor], operands: dict[str, Any]) -> str | None:
+    """The reason why a fused backend cannot run a call, if it cannot."""
+    reason = unavailable(backend, operation) or _gradient_of(constants) or _not_interpreted(backend, operands.get("precision"))
+    return reason or implementation(backend, operation).unsupported(**operands, **constants)
+
+
+def _slower(backend: str, operation: str, operands: dict[str, Any]) -> str | None:
+    """The reason why the next candidate is faster, if it is."""
+    return implementation(backend, operation).slower(**operands) if backend == "cuda" else None
 
 
 def _gradient_of(constants: dict[str, Tensor]) -> str:
@@ -127,6 +149,8 @@ def unavailable(backend: str, operation: str | None = None) -> str:
     """The reason why a fused backend cannot be used, or the empty string if it can; then its module of `operation`, if named, is imported."""
     if backend == "cpp":
         reason = importlib.import_module(f"{_PACKAGES[backend]}.loader").available()[1]
+    elif backend == "cuda":
+        reason = _cuda_missing()
     else:
         reason = _triton_missing()
     if operation is not None and not reason:
@@ -146,6 +170,13 @@ def _triton_missing() -> str:
     if not torch.cuda.is_available() and not interpreted():
         return "Triton needs a CUDA device, or the environment variable TRITON_INTERPRET=1 set before Triton is first imported; use cpp or reference"
     return ""
+
+
+def _cuda_missing() -> str:
+    """The reason why CUDA C++ cannot be compiled and run, or the empty string; its weight gradients are Triton's."""
+    if not torch.cuda.is_available():
+        return "CUDA C++ needs a CUDA device; use cpp or reference"
+    return importlib.import_module(f"{_PACKAGES['cuda']}.nvrtc").available()[1] or _triton_missing()
 
 
 def interpreted() -> bool:

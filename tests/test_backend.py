@@ -1,12 +1,16 @@
 """Tests of the choice of the backend by call, by `with` block and by environment variable, and its errors."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ddvi_fast
 from ddvi_fast import InputError, _backend
+from ddvi_fast.cuda import chain as cuda
+from ddvi_fast.cuda import nvrtc
 from ddvi_fast.native import loader
 
 CPU = torch.device("cpu")
@@ -65,6 +69,75 @@ def test_triton_without_a_device_says_what_to_do(monkeypatch, one_line):
 def test_triton_that_is_not_installed_says_so(monkeypatch, one_line):
     monkeypatch.setitem(sys.modules, "triton", None)
     one_line(lambda: ddvi_fast.use_backend("triton"), r"Triton cannot be imported: .*; install it")
+
+
+def test_cuda_without_a_device_says_what_to_do(monkeypatch, one_line):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    one_line(lambda: ddvi_fast.use_backend("cuda"), r"backend: expected one that is installed, got 'cuda' .CUDA C.. needs a CUDA device")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Tensors on a GPU that is not there, with Triton and NVRTC."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nvrtc, "available", lambda: (True, ""))
+    monkeypatch.setattr(_backend, "_triton_missing", lambda: "")
+    monkeypatch.setattr(_backend, "_not_interpreted", lambda backend, precision: "")
+    monkeypatch.setattr(cuda, "architecture", lambda device: 90)
+    monkeypatch.setattr(cuda, "broken", lambda *sizes: "")
+    triton = SimpleNamespace(unsupported=lambda precision="float32", **tensors: "too old" if precision == "fp8" else None)
+    monkeypatch.setitem(_backend._imported, "ddvi_fast.kernels.chain", triton)
+    monkeypatch.setitem(_backend._imported, "ddvi_fast.kernels.sleep", triton)
+    with FakeTensorMode():
+        yield torch.device("cuda", 0)
+
+
+def chain(device, rows=128, latent=2, context=2, hidden=128, precision="float32", dtype=torch.float32):
+    """Operands of `choose` for a chain."""
+    shapes = {"first": (hidden, latent + context), "hidden": (3, hidden, hidden), "last": (latent, hidden), "last_bias": (latent,)}
+    shapes |= {"y_T": (rows, latent), "context": (rows, context), "time_table": (40, 4, hidden), "coefficients": (40, 5)}
+    return {name: torch.empty(shape, device=device, dtype=dtype) for name, shape in shapes.items()} | {"noise": None, "precision": precision}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "cuda"),
+        ({"precision": "bf16"}, "cuda"),
+        ({"rows": 6336}, "cuda"),
+        ({"rows": 6337}, "triton"),
+        ({"rows": 6336, "precision": "bf16"}, "triton"),
+        ({"latent": 17}, "triton"),
+        ({"hidden": 256}, "triton"),
+        ({"precision": "fp8"}, "reference"),
+    ],
+)
+def test_auto_takes_cuda_for_few_rows_then_triton(gpu, changed, expected):
+    assert _backend.choose("chain", gpu, **chain(gpu, **changed)) == expected
+
+
+def test_auto_takes_triton_where_nvrtc_is_missing_or_fails(gpu, monkeypatch):
+    assert _backend.choose("sleep", gpu) == "triton"
+    monkeypatch.setattr(cuda, "broken", lambda *sizes: "chain_forward.cu: NVRTC failed")
+    assert _backend.choose("chain", gpu, **chain(gpu)) == "triton"
+    monkeypatch.setattr(nvrtc, "available", lambda: (False, "NVRTC was not found"))
+    assert _backend.choose("chain", gpu, **chain(gpu)) == "triton"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"latent": 17}, "latent dimensions: expected at most 16, got 17 .in a chain in CUDA C"),
+        ({"dtype": torch.float64}, "first: the CUDA C.. kernels are float32, got float64"),
+    ],
+)
+def test_cuda_by_name_runs_what_it_can_and_says_what_it_cannot(gpu, one_line, changed, message):
+    with ddvi_fast.use_backend("cuda"):
+        assert _backend.choose("chain", gpu, **chain(gpu, rows=65536)) == "cuda"  # slower than Triton, but asked for
+        assert _backend.choose("sleep", gpu) == "triton"
+        one_line(lambda: _backend.choose("chain", gpu, **chain(gpu, **changed)), message)
+        operands = chain(gpu) | {"noise": torch.empty(40, 128, 2)}
+        one_line(lambda: _backend.choose("chain", gpu, **operands), "noise: CUDA C.. takes tensors of one cuda device, got one on cpu")
 
 
 @compiled

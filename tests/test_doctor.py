@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ddvi_fast import _backend
+from ddvi_fast.cuda import chain, module, nvrtc
 from ddvi_fast.doctor import Finding, inspect, self_test
 from ddvi_fast.native import loader
 
@@ -32,9 +34,52 @@ def test_without_the_extension_the_reference_is_used_and_the_reason_is_given(mon
 
 
 def test_a_backend_that_does_not_exist_is_a_problem(monkeypatch) -> None:
-    monkeypatch.setenv("DDVI_FAST_BACKEND", "cuda")
+    monkeypatch.setenv("DDVI_FAST_BACKEND", "opencl")
     finding = find(inspect(), "backends", "DDVI_FAST_BACKEND")
     assert finding.status == "problem" and "unset DDVI_FAST_BACKEND" in finding.advice
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> list[tuple[int, int]]:
+    """A CUDA device in name, an H200, with Triton and NVRTC; its compute capability may be replaced."""
+    capability = [(9, 0)]
+    properties = SimpleNamespace(major=9, minor=0, name="H200", total_memory=1 << 37)
+    for name, value in {"is_available": True, "device_count": 1, "current_device": 0, "get_device_properties": properties}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *arguments, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability[0])
+    monkeypatch.setattr(nvrtc, "available", lambda: (True, ""))
+    monkeypatch.setattr(_backend, "_triton_missing", lambda: "")
+    monkeypatch.setattr(chain, "broken", lambda *sizes: "")
+    module.architecture.cache_clear()
+    yield capability
+    module.architecture.cache_clear()
+
+
+def test_a_gpu_says_how_many_rows_cuda_takes(gpu) -> None:
+    finding = find(inspect(), "backends", "chain on cuda")
+    assert finding.status == "ok" and "cuda up to 6336 rows in float32" in finding.detail and "3168 rows in bf16" in finding.detail
+    assert find(inspect(), "backends", "kde on cuda").detail.startswith("triton for float32")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda patch, capability: patch.setattr(nvrtc, "available", lambda: (False, "NVRTC was not found")), "NVRTC was not found"),
+        (lambda patch, capability: capability.__setitem__(0, (7, 5)), "expected compute capability 8.0 or later, got 7.5"),
+        (lambda patch, capability: patch.setattr(chain, "broken", lambda *sizes: "cuModuleLoadData failed"), "cuModuleLoadData failed"),
+    ],
+)
+def test_where_cuda_cannot_run_triton_is_used_and_the_reason_given(gpu, monkeypatch, change, reason) -> None:
+    change(monkeypatch, gpu)
+    finding = find(inspect(), "backends", "chain on cuda")
+    assert finding.status == "note" and finding.detail.startswith("triton for float32") and reason in finding.detail
+
+
+def test_cuda_asked_for_by_name_without_a_gpu_is_a_problem(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("DDVI_FAST_BACKEND", "cuda")
+    finding = find(inspect(), "backends", "chosen")
+    assert finding.status == "problem" and "needs a CUDA device" in finding.detail
 
 
 @pytest.fixture

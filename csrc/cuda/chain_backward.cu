@@ -56,7 +56,7 @@ struct StepGradient {
     const float weighted = path * away;
     if (index == 0) return upstream * y;
     if (index == 1) return upstream * output;
-    if (index == 2) return upstream * xi + path * k.inverse_deviation;
+    if (index == 2) return kOfPath ? upstream * xi + path * k.inverse_deviation : upstream * xi;  // the inverse may be infinite
     if (index == 3) return weighted * following;
     return 0.5f * (weighted * away - path * k.inverse_beta);
   }

@@ -91,5 +91,4 @@ def trouble(variants: tuple[Variant, ...], device: int) -> str:
     return ""
 
 
-trouble._dynamo_marked_constant = True
 architecture._dynamo_marked_constant = True

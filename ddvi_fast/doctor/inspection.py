@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ddvi_fast import __version__, _backend, _checks, precision
+from ddvi_fast.cuda import chain, selection
 from ddvi_fast.data import DATASETS, cifar, folder_of
 from ddvi_fast.data.folders import candidates, first
 from ddvi_fast.data.idx import find_folder
@@ -121,7 +122,7 @@ def _backends() -> Iterator[Finding]:
     except _checks.InputError as error:
         yield judged("backends", _backend.ENVIRONMENT_VARIABLE, str(error), f"unset {_backend.ENVIRONMENT_VARIABLE}", "problem")
         return
-    why = _backend.unavailable(chosen) if chosen in ("cpp", "triton") else ""
+    why = _backend.unavailable(chosen) if chosen in ("cpp", "triton", "cuda") else ""
     automatic = ": the fused backend of the tensors' device" if chosen == "auto" else ""
     detail = f"{chosen} is asked for, but not available: {why}" if why else chosen + automatic
     yield judged("backends", "chosen", detail, f"unset {_backend.ENVIRONMENT_VARIABLE}, or install what is missing" if why else "", "problem")
@@ -137,11 +138,25 @@ def _used(operation: str, device: torch.device) -> Finding:
     if why:
         return judged("backends", name, f"reference, which is slower: {why}", _REPAIR[fused])
     if _backend.fused(device) == fused:
+        if fused == "triton" and operation in _backend.CUDA_OPERATIONS:
+            return _few_rows(name, device)
         return judged("backends", name, f"{fused} for float32, reference for float64 and for sizes that the kernels do not support")
     return judged("backends", name, "reference, because it was chosen", "use_backend('auto'), or unset DDVI_FAST_BACKEND")
 
 
+def _few_rows(name: str, device: torch.device) -> Finding:
+    """Which of Triton and CUDA C++ computes an operation, and why."""
+    rest = "reference for float64 and for sizes that the kernels do not support"
+    why = _backend.unavailable("cuda") or chain.why_not(torch.cuda.current_device() if device.index is None else device.index)
+    if why:
+        return judged("backends", name, f"triton for float32, {rest}; no CUDA C++ for few rows: {why}", _REPAIR["cuda"])
+    capability = torch.cuda.get_device_capability(device)
+    most = ", ".join(f"{rows} rows in {precision}" for precision, rows in selection.limits(10 * capability[0] + capability[1]).items())
+    return judged("backends", name, f"cuda up to {most}, triton for more, {rest}")
+
+
 _REPAIR = {
+    "cuda": "nothing to do: Triton computes the same; for CUDA C++ install what is missing",
     "cpp": "with a C++17 compiler on the path: pip install --force-reinstall --no-deps ddvi-fast (in a source tree: pip install -e .)",
     "triton": "pip install 'ddvi-fast[triton]', in the release that belongs to the installed torch",
 }

@@ -146,7 +146,8 @@ def _kept(differentiable: Differentiable, return_trajectory: bool) -> int:
 
 def _compute(*inputs):
     *operands, keep, backend = inputs
-    results = _backend.implementation(backend, "chain").forward(ChainOperands(*operands), keep)
+    kept = (keep >= SIGNS, keep >= OUTPUTS) if backend in _backend.SIGNED else ()
+    results = _backend.implementation(backend, "chain").forward(ChainOperands(*operands), keep >= TRAJECTORY, *kept)
     return *results, *[None] * (len(_RESULTS) - len(results))
 
 
@@ -169,9 +170,9 @@ def _fake(*inputs):
 def _compute_backward(*inputs):
     *operands, _, trajectory, signs, outputs, d_z, d_path, d_trajectory, needed, backend = inputs
     # An absent result is an empty tensor, of which compiled code may pass an empty gradient.
-    upstream = (value if value is not None and value.numel() else None for value in (d_z, d_path, d_trajectory))
-    kept = {"signs": signs, "outputs": outputs if outputs.numel() else None} if signs.numel() else {}
-    return _backend.implementation(backend, "chain").backward(ChainOperands(*operands), trajectory, *upstream, Differentiable(*needed), **kept)
+    signs, outputs, *upstream = (value if value is not None and value.numel() else None for value in (signs, outputs, d_z, d_path, d_trajectory))
+    kept = (trajectory, signs, outputs) if backend in _backend.SIGNED else (trajectory,)
+    return _backend.implementation(backend, "chain").backward(ChainOperands(*operands), *kept, *upstream, Differentiable(*needed))
 
 
 _RESULTS = ("z", "path", "trajectory", "signs", "outputs")  # the last two of backends whose backward pass reads them

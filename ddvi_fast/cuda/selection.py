@@ -1,0 +1,100 @@
+"""Which kernel runs a chain on a CUDA device: one table of sizes, precisions and architectures, read from the top.
+
+The CUDA C++ kernels give 8 rows to a program, and a multiprocessor runs one program at a time, so their time grows whenever the programs
+need another wave over the multiprocessors. Triton's kernels take many more rows at once and more time for few. By the static model of
+`bench/device` (predicted, not measured), a pass of Triton's takes as long as about three waves in bf16 and fp16 and as six in float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ROWS = 8  # of a program of the CUDA C++ kernels
+# Multiprocessors of the products with most of them, by family of architectures: A100, H100 and H200, B200.
+_PROCESSORS = {8: 108, 9: 132, 10: 148}
+# Largest shared memory of a program in KiB (CUDA C++ Programming Guide, technical specifications per compute capability).
+_SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+
+
+class Sizes(NamedTuple):
+    """What the choice depends on."""
+
+    latent: int  # D
+    context: int  # C
+    hidden: int  # H
+    steps: int  # T
+    rows: int  # N, of all groups together
+    precision: str  # of the hidden products
+    architecture: int  # compute capability times ten
+
+
+class Range(NamedTuple):
+    """What one kernel takes: a row of the table."""
+
+    kernel: str
+    hidden: tuple[int, ...]
+    latent: int  # most latent dimensions
+    context: int  # most context columns
+    steps: int  # most steps
+    architecture: int  # the oldest
+    split_matrices: bool  # whether a program of float32 or tf32 has three hidden matrices of 2-byte numbers in shared memory
+    waves: dict[str, int]  # by precision: waves of programs up to which no later kernel is faster; 0 for no limit
+
+    def refusal(self, sizes: Sizes) -> str:
+        """The limit that `sizes` exceed, in words, or the empty string if the kernel can take them."""
+        if sizes.precision not in self.waves:
+            return f"precision: expected {' or '.join(self.waves)}, got {sizes.precision}"
+        if sizes.hidden not in self.hidden:
+            return f"hidden width: expected {' or '.join(map(str, self.hidden))}, got {sizes.hidden}"
+        for name, most, got in (
+            ("latent dimensions", self.latent, sizes.latent),
+            ("context columns", self.context, sizes.context),
+            ("steps", self.steps, sizes.steps),
+        ):
+            if got > most:
+                return f"{name}: expected at most {most}, got {got}"
+        if sizes.architecture < self.architecture:
+            return f"device: expected compute capability {self.architecture / 10} or later, got {sizes.architecture / 10}"
+        needed, there = self._shared_needed(sizes), _SHARED.get(sizes.architecture, min(_SHARED.values()))
+        return f"device: expected {needed} KiB of shared memory for a program, got {there} KiB" if there < needed else ""
+
+    def slower(self, sizes: Sizes) -> str:
+        """Why a later kernel is faster, in words, or the empty string if none is."""
+        waves = self.waves[sizes.precision]
+        most = most_rows(waves, sizes.architecture)
+        return f"rows: expected at most {most}, got {sizes.rows}" if waves and sizes.rows > most else ""
+
+    def _shared_needed(self, sizes: Sizes) -> int:
+        split = self.split_matrices and sizes.precision in ("float32", "tf32")
+        return 3 * 2 * sizes.hidden**2 // 1024 + OTHER_SHARED if split else OTHER_SHARED
+
+
+ANY = 1 << 30
+OTHER_SHARED = 40  # KiB of a program for everything but hidden matrices, at most
+TABLE = (
+    #     kernel    H               D   C   T     from
+    Range("cuda", (64, 128), 16, 16, 1000, 80, True, {"float32": 6, "tf32": 6, "bf16": 3, "fp16": 3}),
+    Range("triton", (64, 128, 256), 64, 64, ANY, 0, False, {"float32": 0, "tf32": 0, "bf16": 0, "fp16": 0}),
+)
+
+
+def choose(sizes: Sizes) -> str:
+    """The kernel for a chain, ``cuda``, ``triton`` or ``reference``."""
+    return next((row.kernel for row in TABLE if not row.refusal(sizes) and not row.slower(sizes)), "reference")
+
+
+def row_of(kernel: str) -> Range:
+    """The row of a kernel."""
+    return next(row for row in TABLE if row.kernel == kernel)
+
+
+def limits(architecture: int) -> dict[str, int]:
+    """The most rows that the CUDA C++ kernels take under ``auto``, by precision, at a usual size."""
+    row = row_of("cuda")
+    sizes = {precision: Sizes(2, 2, 128, 40, 1, precision, architecture) for precision in row.waves}
+    return {precision: most_rows(row.waves[precision], architecture) for precision, size in sizes.items() if not row.refusal(size)}
+
+
+def most_rows(waves: int, architecture: int) -> int:
+    """The rows of `waves` waves of programs on the largest device of an architecture's family."""
+    return waves * ROWS * _PROCESSORS.get(architecture // 10, _PROCESSORS[10])
