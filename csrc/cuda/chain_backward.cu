@@ -17,12 +17,15 @@
 constexpr bool kOfPath = DDVI_PATH_GRADIENT, kOfTrajectory = DDVI_TRAJECTORY_GRADIENT, kToNoise = DDVI_NOISE_GRADIENT;
 constexpr bool kToCoefficients = DDVI_COEFFICIENT_GRADIENT, kToContext = kContext > 0;
 constexpr bool kNeedsNoise = kNoisy && (kToNoise || kToCoefficients);
+constexpr int kTurns = (5 + kWarps - 1) / kWarps;  // coefficients whose gradients a warp sums over the rows
 constexpr int kRowWords = 4 * kSignWords + 4;  // of signs, with a gap against bank conflicts
 
 struct Shared {
   Activations<BackwardUnits> x[2];
   WarpSums sums[2];
   alignas(16) uint32 signs[2][kRows][kRowWords];  // of this step and of the next
+  SharedLayer<kShareSummed> weights_in;
+  SharedLayer<kShareAdded> weights_out;
   Piece piece;
   Rows rows;
 };
@@ -122,17 +125,22 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_backward(
 #pragma unroll
   for (int layer = 0; layer < 3; ++layer)
     load_matrix<BackwardUnits, true>(matrices[layer], hidden + tile.group * 3 * kHidden * kHidden, layer, dynamic_shared, warp, lane);
-  float weights_in[2][kLatent], weights_out[2][kLatent];
+  HeldWeights held_in, held_out;
+  const float *own_first = first + (tile.group * kHidden + unit) * kInputs;
 #pragma unroll
-  for (int j = 0; j < 2; ++j)
-#pragma unroll
-    for (int d = 0; d < kLatent; ++d) {
-      weights_in[j][d] = first[(tile.group * kHidden + unit + j) * kInputs + d];
-      weights_out[j][d] = last[(tile.group * kLatent + d) * kHidden + unit + j];
-    }
+  for (int d = 0; d < kLatent; ++d) {
+    held_in.of[d] = {own_first[d], own_first[kInputs + d]};
+    held_out.of[d] = *(const float2 *)(last + (tile.group * kLatent + d) * kHidden + unit);
+    if (kShareSummed) *(float2 *)&shared.weights_in[d][unit] = held_in.of[d];
+    if (kShareAdded) *(float2 *)&shared.weights_out[d][unit] = held_out.of[d];
+  }
+  const SharedWeights shared_in = {&shared.weights_in[0][unit]}, shared_out = {&shared.weights_out[0][unit]};
+  const auto &weights_in = choose<kShareSummed>(shared_in, held_in);
+  const auto &weights_out = choose<kShareAdded>(shared_out, held_out);
 
   bool inside[kOwn], stores[kOwn];
-  float u[kOwn], following[kOwn], coming[kOwn], coming_output[kOwn], coming_gradient[kOwn], path_gradient[kOwn];
+  float u[kOwn], following[kOwn], coming[kOwn], coming_output[kOwn], coming_gradient[kOwn];
+  const float path_gradient = kOfPath && present ? d_path[row] : 0.0f;
   // Where this lane reads the next state, output and gradient, and stores this step's gradients.
   const float *next_state = trajectory + (steps - 1) * plane + own_state, *next_output = outputs + (steps - 1) * plane + own_state;
   const float *next_gradient = d_trajectory + steps * plane + own_state;
@@ -142,7 +150,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_backward(
     inside[own] = present && place.exists(own);
     stores[own] = inside[own] && place.writes();
     u[own] = inside[own] && d_z ? d_z[own_state + 4 * own] : 0.0f;
-    path_gradient[own] = inside[own] && kOfPath ? d_path[row] : 0.0f;
     following[own] = inside[own] ? next_state[plane + 4 * own] : 0.0f;
   }
   auto load = [&](float(&to)[kOwn], const float *from) {
@@ -178,16 +185,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_backward(
 
       // With e = y - a y', a step's log-ratio is (|xi|^2 + 2 D log s - |e|^2 / beta - D log beta) / 2.
       float direct[kOwn], output_gradient[kOwn];
-      StepGradient gradients[kOwn];
+      float coefficient_gradient[kTurns] = {};
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
-        const float y = coming[own], p = path_gradient[own], away = kOfPath ? (y - k.scale * following[own]) * k.inverse_beta : 0.0f;
+        const float y = coming[own], p = place.exists(own) ? path_gradient : 0.0f, away = kOfPath ? (y - k.scale * following[own]) * k.inverse_beta : 0.0f;
         if (kOfTrajectory) u[own] += coming_gradient[own];
         if (kOfPath) u[own] += p * k.scale * away;
         direct[own] = k.state * u[own] - (kOfPath ? p * away : 0.0f);
         output_gradient[own] = k.output * u[own];
         const float xi = kNeedsNoise ? shared.piece.noise[step - begin][place.state(own)] : 0.0f;
-        gradients[own] = {u[own], y, following[own], kToCoefficients ? coming_output[own] : 0.0f, inside[own] ? xi : 0.0f, p, away};
+        if (kToCoefficients) {
+          const StepGradient gradient = {u[own], y, following[own], coming_output[own], inside[own] ? xi : 0.0f, p, away};
+#pragma unroll
+          for (int turn = 0; turn < kTurns; ++turn) coefficient_gradient[turn] += gradient.of(turn * kWarps + warp, k);
+        }
         following[own] = y;
         if (stores[own] && warp == 0) to_output[4 * own] = output_gradient[own];
         if (kToNoise && stores[own] && warp == 1) to_noise[4 * own] = k.deviation * u[own] + p * xi;
@@ -217,14 +228,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_backward(
       for (int j = 0; j < 4; ++j) w[j] = residual[j];
       pass_active(w, words[2], mask);
       store(odd, w);
-      if (kToCoefficients) {  // a warp sums one coefficient's over the rows
+      if (kToCoefficients) {
 #pragma unroll
-        for (int index = 0; index < 5; index += kWarps) {
-          float sum = 0.0f;
-#pragma unroll
-          for (int own = 0; own < kOwn; ++own) sum += gradients[own].of(index + warp, k);
-          sum = sum_of_states(sum);
-          if (lane == 0 && index + warp < 5) coefficient_sums[(step * tiles + own_tile) * 5 + index + warp] = sum;
+        for (int turn = 0; turn < kTurns; ++turn) {
+          const float sum = sum_of_states(coefficient_gradient[turn]);
+          const int index = turn * kWarps + warp;
+          if (lane == 0 && index < 5) coefficient_sums[(step * tiles + own_tile) * 5 + index] = sum;
         }
       }
       barrier();
@@ -263,15 +272,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_backward(
   // The context's gradient, D columns at a time.
   if (kToContext && d_context)
     for (int column = 0; column < kContext; column += kLatent) {
+      HeldWeights of_context;
 #pragma unroll
-      for (int j = 0; j < 2; ++j)
-#pragma unroll
-        for (int d = 0; d < kLatent; ++d) {
-          const int input = kLatent + column + d;
-          weights_in[j][d] = input < kInputs ? first[(tile.group * kHidden + unit + j) * kInputs + input] : 0.0f;
-        }
+      for (int d = 0; d < kLatent; ++d) {
+        const int input = kLatent + column + d;
+        of_context.of[d] = {0.0f, 0.0f};
+        if (input < kInputs) of_context.of[d] = {own_first[input], own_first[kInputs + input]};
+      }
       barrier();
-      sum_over_units(shared.sums[0], weights_in, first_gradient, warp, lane);
+      sum_over_units(shared.sums[0], of_context, first_gradient, warp, lane);
       barrier();
       float sums[kOwn];
       total(sums, shared.sums[0], place);

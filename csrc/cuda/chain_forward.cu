@@ -17,6 +17,8 @@ struct Shared {
   Activations<ForwardUnits> x[2];
   WarpSums sums[2];
   alignas(16) float biases[2][4][kHidden];  // a row of the time table for this step and for the next
+  SharedLayer<kShareAdded> weights_in;
+  SharedLayer<kShareSummed> weights_out;
   Piece piece;
   Rows rows;
 };
@@ -70,22 +72,26 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_forward(
 #pragma unroll
   for (int layer = 0; layer < 3; ++layer)
     load_matrix<ForwardUnits, false>(matrices[layer], hidden + tile.group * 3 * kHidden * kHidden, layer, dynamic_shared, warp, lane);
-  float weights_in[2][kLatent], weights_out[2][kLatent];
+  HeldWeights held_in, held_out;
+  const float *own_first = first + (tile.group * kHidden + unit) * kInputs;
 #pragma unroll
-  for (int j = 0; j < 2; ++j)
-#pragma unroll
-    for (int d = 0; d < kLatent; ++d) {
-      weights_in[j][d] = first[(tile.group * kHidden + unit + j) * kInputs + d];
-      weights_out[j][d] = last[(tile.group * kLatent + d) * kHidden + unit + j];
-    }
+  for (int d = 0; d < kLatent; ++d) {
+    held_in.of[d] = {own_first[d], own_first[kInputs + d]};
+    held_out.of[d] = *(const float2 *)(last + (tile.group * kLatent + d) * kHidden + unit);
+    if (kShareAdded) *(float2 *)&shared.weights_in[d][unit] = held_in.of[d];
+    if (kShareSummed) *(float2 *)&shared.weights_out[d][unit] = held_out.of[d];
+  }
+  const SharedWeights shared_in = {&shared.weights_in[0][unit]}, shared_out = {&shared.weights_out[0][unit]};
+  const auto &weights_in = choose<kShareAdded>(shared_in, held_in);
+  const auto &weights_out = choose<kShareSummed>(shared_out, held_out);
   float from_context[4] = {};  // what the context adds to the first layer, at every step
   for (int c = 0; c < kContext; ++c)
     for (int q = 0; q < 2; ++q) {
       const float value = tile.has(2 * t + q) ? context[tile.row(2 * t + q) * kContext + c] : 0.0f;
-      for (int j = 0; j < 2; ++j) from_context[2 * j + q] += first[(tile.group * kHidden + unit + j) * kInputs + kLatent + c] * value;
+      for (int j = 0; j < 2; ++j) from_context[2 * j + q] += own_first[j * kInputs + kLatent + c] * value;
     }
 
-  float y[kOwn], bias_out[kOwn], log_ratio[kOwn] = {};
+  float y[kOwn], bias_out[kOwn], log_ratio = 0.0f;
   bool stores[kOwn];  // whether this lane of warp 0 stores its states
 #pragma unroll
   for (int own = 0; own < kOwn; ++own) {
@@ -166,7 +172,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_forward(
           const float xi = shared.piece.noise[i - begin][place.state(own)];
           following += k.deviation * xi;
           const float away = y[own] - k.scale * following;
-          log_ratio[own] += 0.5f * (xi * xi - away * away * k.inverse_beta) + k.log_ratio;
+          const float ratio = 0.5f * (xi * xi - away * away * k.inverse_beta) + k.log_ratio;
+          log_ratio += place.exists(own) ? ratio : 0.0f;
         }
         y[own] = following;
         if (DDVI_KEEP && stores[own] && warp == 0) next_state[4 * own] = following;
@@ -177,14 +184,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_forward(
     }
   }
 
-  float ratio = 0.0f;
 #pragma unroll
-  for (int own = 0; own < kOwn; ++own) {
+  for (int own = 0; own < kOwn; ++own)
     if (stores[own] && warp == 0) z[own_state + 4 * own] = y[own];
-    if (place.exists(own)) ratio += log_ratio[own];
-  }
   if (kNoisy) {
-    ratio = sum_of_row(ratio);
-    if (present && warp == 0 && lane < kRows) path[row] = ratio;
+    log_ratio = sum_of_row(log_ratio);
+    if (present && warp == 0 && lane < kRows) path[row] = log_ratio;
   }
 }

@@ -36,16 +36,48 @@ DDVI_INLINE float sum_of_row(float value) {
   return value;
 }
 
-// Adds what the states contribute to units of lane 4 g + t: weights[j][d] of unit j, for rows 2 t and 2 t + 1 as in `multiply_add`.
-DDVI_INLINE void add_states(float (&sum)[4], const float (&weights)[2][kLatent], const float (&states)[kOwn], int lane) {
+// The weights between a lane's two units and each coordinate, in registers.
+struct HeldWeights {
+  float2 of[kLatent];
+
+  DDVI_INLINE float2 operator[](int d) const { return of[d]; }
+};
+
+// The same, read from an array [D][H] in shared memory where registers are few.
+struct SharedWeights {
+  const float *of;
+
+  DDVI_INLINE float2 operator[](int d) const { return *(const float2 *)(of + d * kHidden); }
+};
+
+constexpr bool kShareSummed = kLatent > 4, kShareAdded = kLatent > 8;  // the weights of `sum_over_units` and of `add_states`
+
+template <bool share>
+using SharedLayer = float[share ? kLatent : 1][kHidden];
+
+// The weights that a layer takes.
+template <bool share>
+DDVI_INLINE const auto &choose(const SharedWeights &shared, const HeldWeights &held) {
+  if constexpr (share) {
+    return shared;
+  } else {
+    return held;
+  }
+}
+
+// Adds what the states contribute to units of lane 4 g + t, for rows 2 t and 2 t + 1 as in `multiply_add`.
+template <class Weights>
+DDVI_INLINE void add_states(float (&sum)[4], const Weights &weights, const float (&states)[kOwn], int lane) {
 #pragma unroll
-  for (int d = 0; d < kLatent; ++d)
+  for (int d = 0; d < kLatent; ++d) {
+    const float2 w = weights[d];
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
       const float state = from_lane(states[d / 4], 8 * (d % 4) + 2 * (lane % 4) + q);
-      sum[q] += weights[0][d] * state;
-      sum[2 + q] += weights[1][d] * state;
+      sum[q] += w.x * state;
+      sum[2 + q] += w.y * state;
     }
+  }
 }
 
 // Sums over the units of each warp, [D][8 rows] by warps; warps are shuffled so that storing has no bank conflicts.
@@ -55,29 +87,38 @@ struct alignas(16) WarpSums {
   static DDVI_INLINE int place(int state, int warp) { return warp ^ state / (32 / kWarps) % kWarps; }
 };
 
-// Sums over units of weights[j][d] v: first over the lane's two, then over the eight lanes of a row, halving what each still sums.
-DDVI_INLINE void sum_over_units(WarpSums &to, const float (&weights)[2][kLatent], const float (&v)[4], int warp, int lane) {
-  float part[2 * kPadded];  // [D][2 rows]
+// Adds numbers over the eight lanes of a row, of which each gets a share of the sums in `part[0]` on: halves are exchanged. Returns the place
+// of the first.
+template <int count, int mask>
+DDVI_INLINE int share_sums(float (&part)[2 * kPadded], int lane) {
+  if constexpr (mask < 4) {
+    return 0;
+  } else if constexpr (count == 1) {
+    part[0] += exchange(part[0], mask);
+    return share_sums<1, mask / 2>(part, lane);
+  } else {
+    constexpr int half = count / 2;
+    const bool upper = lane & mask;
 #pragma unroll
-  for (int d = 0; d < kPadded; ++d)
-#pragma unroll
-    for (int q = 0; q < 2; ++q) part[2 * d + q] = d < kLatent ? weights[0][d % kLatent] * v[q] + weights[1][d % kLatent] * v[2 + q] : 0.0f;
-  int count = 2 * kPadded, first = 0;
-#pragma unroll
-  for (int mask = 16; mask >= 4; mask /= 2) {
-    if (count > 1) {
-      count /= 2;
-      const bool upper = lane & mask;
-#pragma unroll
-      for (int k = 0; k < count; ++k) {
-        const float kept = upper ? part[k + count] : part[k], given = upper ? part[k] : part[k + count];
-        part[k] = kept + exchange(given, mask);
-      }
-      if (upper) first += count;
-    } else {
-      part[0] += exchange(part[0], mask);
+    for (int k = 0; k < half; ++k) {
+      const float kept = upper ? part[k + half] : part[k], given = upper ? part[k] : part[k + half];
+      part[k] = kept + exchange(given, mask);
     }
+    return (upper ? half : 0) + share_sums<half, mask / 2>(part, lane);
   }
+}
+
+// Sums over a warp's units of weights[d] v.
+template <class Weights>
+DDVI_INLINE void sum_over_units(WarpSums &to, const Weights &weights, const float (&v)[4], int warp, int lane) {
+  float part[2 * kPadded] = {};  // [D][2 rows]
+#pragma unroll
+  for (int d = 0; d < kLatent; ++d) {
+    const float2 w = weights[d];
+#pragma unroll
+    for (int q = 0; q < 2; ++q) part[2 * d + q] = w.x * v[q] + w.y * v[2 + q];
+  }
+  const int first = share_sums<2 * kPadded, 16>(part, lane);
 #pragma unroll
   for (int k = 0; k < (kPadded > 4 ? kPadded / 4 : 1); ++k) {
     const int d = (first + k) / 2, state = 8 * d + 2 * (lane % 4) + (first + k) % 2;

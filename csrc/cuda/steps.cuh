@@ -6,7 +6,7 @@
 #include "rows.cuh"
 #include "states.cuh"
 
-constexpr int kPiece = 32;  // steps whose coefficients and noise are in shared memory
+constexpr int kPiece = kLatent > 8 ? 16 : 32;  // steps whose coefficients and noise are in shared memory
 constexpr bool kNoisy = DDVI_NOISE != DDVI_DETERMINISTIC;
 
 struct alignas(16) Coefficients {
