@@ -16,7 +16,7 @@ from setuptools.errors import BaseError, CCompilerError
 
 HERE = Path(__file__).parent
 # Folders beside the package that become subpackages of it, and what they ship besides Python files.
-BESIDE = {"kernels": [], "csrc": ["*.cpp", "*.h", "*.hpp", "*.cu", "*.cuh"]}
+BESIDE = {"kernels": [], "csrc": ["*.cpp", "*.h", "*.hpp", "cuda/*.cu", "cuda/*.cuh"]}
 PRESENT = [folder for folder in BESIDE if any((HERE / folder).glob("*.*"))]
 SOURCES = sorted(path.relative_to(HERE).as_posix() for path in (HERE / "csrc").glob("*.cpp"))
 HEADERS = sorted(path.relative_to(HERE).as_posix() for path in (HERE / "csrc").glob("*.h*"))

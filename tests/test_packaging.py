@@ -76,8 +76,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def _expected_in_wheel() -> set[str]:
     packed = (".py", ".yaml", ".html", ".css", ".txt")
     names = {path.relative_to(PROJECT).as_posix() for path in (PROJECT / "ddvi_fast").rglob("*") if path.suffix in packed}
-    beside = [path for folder in ("kernels", "csrc") for path in (PROJECT / folder).glob("*.*") if path.suffix not in (".so", ".pyc")]
-    return names | {f"ddvi_fast/{path.parent.name}/{path.name}" for path in beside}
+    beside = [path for folder in ("kernels", "csrc") for path in (PROJECT / folder).rglob("*.*") if path.suffix not in (".so", ".pyc")]
+    return names | {f"ddvi_fast/{path.relative_to(PROJECT).as_posix()}" for path in beside}
 
 
 def test_wheel_holds_every_module_kernel_and_configuration(plain: tuple[Path, Path]) -> None:
@@ -208,6 +208,15 @@ def test_kernels_resolve_beside_and_inside_the_package(plain: tuple[Path, Path],
     source, code = plain[0].parent / "source", "from ddvi_fast.kernels.packaging_probe import VALUE; print(VALUE)"
     assert _python("-c", f"import sys; sys.path.insert(0, {str(source)!r}); {code}", cwd=tmp_path).stdout == "7\n"
     assert _use(plain[1], tmp_path / "target", code) == "7\n"
+
+
+def test_sources_of_cuda_are_found_beside_and_inside_the_package(plain: tuple[Path, Path], tmp_path: Path) -> None:
+    source, code = plain[0].parent / "source", "from ddvi_fast.cuda import compiler; print(compiler.folder(), *compiler.headers())"
+    beside = _python("-c", f"import sys; sys.path.insert(0, {str(source)!r}); {code}", cwd=tmp_path).stdout.split()
+    inside = _use(plain[1], tmp_path / "target", code).split()
+    assert (beside[0], inside[0]) == (str(source / "csrc" / "cuda"), str(tmp_path / "target" / "ddvi_fast" / "csrc" / "cuda"))
+    assert beside[1:] == inside[1:] == sorted(path.name for path in (PROJECT / "csrc" / "cuda").glob("*.cuh"))
+    assert (Path(inside[0]) / "chain_forward.cu").is_file()
 
 
 def _with_extension_source(folder: Path) -> Path:
