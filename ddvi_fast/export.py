@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks, _files
 from ddvi_fast._backend import use_backend
+from ddvi_fast.networks import evaluation
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.rng import DeviceDraws, Draws
 
@@ -69,16 +70,10 @@ def sampler(posterior: Posterior, example: Tensor, *, num_samples: int = 1) -> t
     _checks.tensor(example, "example")
     _checks.require(example.dim() >= 2 and len(example) >= 2, "example", "at least two rows, [N, ...]", example)
     _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
-    modes = {module: module.training for module in posterior.modules()}
-    position = Draws(0).state(example.device)
-    try:
-        wrapped = Sampler(posterior, num_samples).eval()
-        with torch.no_grad(), use_backend("reference"):
-            program = _traced(wrapped, example, position)
-            _verify(program, wrapped, torch.cat((example, example[:1])), Draws(1, 5).state(example.device))
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    position, wrapped = Draws(0).state(example.device), Sampler(posterior, num_samples)
+    with evaluation(wrapped), torch.no_grad(), use_backend("reference"):
+        program = _traced(wrapped, example, position)
+        _verify(program, wrapped, torch.cat((example, example[:1])), Draws(1, 5).state(example.device))
     return program
 
 

@@ -174,6 +174,18 @@ class BatchNorm(nn.Module):
 
 
 @contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Context in which a module is in evaluation mode: nothing is dropped, and running statistics are used and not updated."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+@contextmanager
 def fixed_statistics(module: nn.Module) -> Iterator[None]:
     """Context in which batch normalization inside `module` uses its running statistics without an update."""
     layers = [layer for layer in module.modules() if isinstance(layer, BatchNorm)]

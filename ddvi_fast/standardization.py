@@ -86,6 +86,6 @@ def listed(columns: Tensor, names: list[str] | None = None) -> str:
     return head + ", ".join(words[:_LISTED]) + rest
 
 
-def tell(message: str) -> None:
-    """Warn the user, with the place of the caller's caller."""
-    warnings.warn(message, UserWarning, stacklevel=3)
+def tell(message: str, level: int = 3) -> None:
+    """Warn the user, with the place of the caller's caller, or one `level` further up."""
+    warnings.warn(message, UserWarning, stacklevel=level)

@@ -1,5 +1,6 @@
 """Posteriors of user-defined models, given a density, a simulator or both."""
 
+from ddvi_fast.inference.diagnosis import Diagnosis
 from ddvi_fast.inference.diagnostics import Diagnostics
 from ddvi_fast.inference.fitting import Training, fit_posterior
 from ddvi_fast.inference.importance import ImportanceSample
@@ -12,6 +13,7 @@ load = FittedPosterior.load
 
 __all__ = [
     "Architecture",
+    "Diagnosis",
     "Diagnostics",
     "FittedPosterior",
     "HasLogJoint",

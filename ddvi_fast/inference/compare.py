@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, ops
+from ddvi_fast.standardization import Columns
 
 MMD_SIGMAS = (0.01, 0.1, 1.0, 10.0)  # squared kernel widths for a reference with variance 1
 
@@ -57,4 +58,5 @@ def standardized(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     alike = samples.dim() == reference.dim() == 2 and samples.shape[1] == reference.shape[1]
     _checks.require(alike, "samples", f"samples [N, {reference.shape[-1]}]", samples)
     mean, deviation = reference.double().mean(0), reference.double().std(0)
+    deviation = torch.where(Columns.of(reference).varies, deviation, 1.0)
     return tuple(((part.double() - mean) / deviation).cpu() for part in (samples, reference))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
+from ddvi_fast.standardization import Columns
 
 LEVELS = (0.5, 0.8, 0.9)
 JOINT = "joint"
@@ -52,7 +53,7 @@ class Diagnostics:
         _checks.require(fits, "draws", f"shape [L, {', '.join(map(str, truth.shape))}]", draws)
         _checks.require(len(truth) >= 2, "truth", "at least 2 rows", truth)
         ranks = (draws < truth).sum(0)
-        scale = truth.std(0).clamp(min=1e-12)
+        scale = Columns.of(truth, robust=False).scale.to(truth)
         # Distances are from the truth of another row, which is independent of the data of this one.
         points = truth.roll(1, 0)
         distances, distance = ((draws - points) / scale).norm(dim=-1), ((truth - points) / scale).norm(dim=-1)

@@ -14,22 +14,26 @@ from torch.distributions.constraints import Constraint
 
 from ddvi_fast import _checks
 from ddvi_fast.engine.engine import Engine
-from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulator, offers, simulate
-from ddvi_fast.inference.networks import Architecture, Observation, build
+from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulations, Simulator, offers, seeded, simulate
+from ddvi_fast.inference.networks import Architecture, build
 from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Simulated
-from ddvi_fast.inference.posterior import FittedPosterior, observed_rows
-from ddvi_fast.inference.start import gaussian_start
+from ddvi_fast.inference.observation import Observation, column_names, observed_rows
+from ddvi_fast.inference.posterior import FittedPosterior
+from ddvi_fast.inference.start import gaussian_start, require_gradient
 from ddvi_fast.inference.support import Support
 from ddvi_fast.inference.whitening import Whitening
+from ddvi_fast.inference.whitening import notices as spreads
 from ddvi_fast.objectives import Objective, Progress
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
+from ddvi_fast.standardization import tell
 
 OBJECTIVES = ("auto", "bound", "simulations", "both")
 _STANDARDIZING = 4096  # simulations from which parameters and data are standardized
 _FRAME_STEPS = 0.25  # steps of the preceding fit of the encoder's frame, as a fraction of the training steps
 _WARMUP = 0.05  # fraction of the steps with a rising rate; without it wide networks can collapse to outputs that ignore the data
+_CHECKED = 8  # rows of data, and samples for each, at which the gradient of a density is checked
 _HISTORY = 20  # length of the history of losses
 
 
@@ -114,14 +118,25 @@ def fit_posterior(
     """
     objective, device = _chosen(objective, model), torch.device(device)
     request = _Request(model, x, architecture, training, seed, device)
-    if objective == "bound":
-        fitted, goal = request.for_one_data_set(_support(support, dim))
-    else:
-        simulator = Simulator(model, _support(support, dim, model), num_simulations, seed, device)
-        fitted, goal = request.for_any_data(simulator, embedding, with_bound=objective == "both")
-    fitted.history = _train(goal, training, seed, device)
-    fitted.posterior.eval()
+    # Simulators, embeddings and densities may draw from global generators.
+    with seeded(Draws(seed).lane("looked_at").importance(1), device):
+        if objective == "bound":
+            fitted = request.for_one_data_set(_support_to_save(_support(support, dim)))
+        else:
+            simulator = Simulator(model, _support_to_save(_support(support, dim, model)), num_simulations, seed, device)
+            fitted = request.for_any_data(simulator, embedding, with_bound=objective == "both")
+    for notice in fitted.notices:
+        tell(notice)
     return fitted
+
+
+def _support_to_save(support: Support) -> Support:
+    """The support, with a warning if `save` will refuse it."""
+    try:
+        support.state()
+    except _checks.InputError as error:
+        tell(f"{str(error).split(':')[0]}: cannot be saved, so that save will refuse the posterior", level=4)
+    return support
 
 
 def _chosen(objective: str, model: Any) -> str:
@@ -142,7 +157,9 @@ def _support(support: Any, dim: int | None, simulated: Any = None) -> Support:
         return support
     if dim is None and simulated is not None and not isinstance(support, Mapping):
         z, _ = simulate(simulated, 2, Draws(0))
-        _checks.require(isinstance(z, Tensor) and z.dim() == 2, "support", "a mapping, as simulate gives named parameters", support)
+        if isinstance(z, Mapping):
+            _checks.fail("support", f"a mapping with {', '.join(map(str, z))}, the parameters of simulate", support)
+        _checks.require(_checks.tensor(z, "simulate, z").dim() == 2, "simulate, z", "parameters [2, D] of 2 simulations, or named ones", z)
         dim = z.shape[1]
     return Support(support, dim)
 
@@ -158,32 +175,57 @@ class _Request:
     seed: int
     device: torch.device
 
-    def for_one_data_set(self, support: Support) -> tuple[FittedPosterior, Objective]:
+    def for_one_data_set(self, support: Support) -> FittedPosterior:
         correlated = self.architecture.family != "gaussian"  # the mean field has no correlations
         whitening = gaussian_start(self.model, self.x, support, self.seed, self.device, correlated)
         posterior = build(self.architecture, support.dim, None, self.seed).to(self.device)
+        goal = EvidenceBound(posterior, FlatModel(self.model, support, whitening), self.x, self.training.batch_size)
+        history = _train(goal, self.training, self.seed, self.device)
         fitted = FittedPosterior(posterior, support, whitening, self.architecture, conditional=False, model=self.model, x=self.x)
-        return fitted, EvidenceBound(posterior, FlatModel(self.model, support, whitening), self.x, self.training.batch_size)
+        fitted.history = history
+        return fitted
 
-    def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> tuple[FittedPosterior, Objective]:
+    def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> FittedPosterior:
         support, first = simulator.support, simulator.take(_STANDARDIZING, Draws(self.seed).lane("looked_at"))
-        observation = Observation.of(first.x, None if embedding is None else embedding.to(self.device))
-        whitening = Whitening.of(first.u)
+        shape, names = tuple(first.x.shape[1:]), support.coordinates()
+        observed = None if self.x is None else observed_rows(self.x, shape)[0].to(self.device)
+        observation, whitening = Observation.of(first.x, _in_training(embedding, self.device)), Whitening.of(first.u, names)
+        density = self._density(support, whitening, first, observed) if with_bound else None
         posterior = build(self.architecture, support.dim, observation, self.seed).to(self.device)
         self._fit_frame(posterior, whitening, simulator)
-        shape = tuple(first.x.shape[1:])
-        observed = None if self.x is None else observed_rows(self.x, shape)[0].to(self.device)
-        options = {"conditional": True, "model": self.model, "x": self.x, "data_shape": shape}
-        fitted = FittedPosterior(posterior, support, whitening, self.architecture, **options)
-        model = FlatModel(self.model, support, whitening) if with_bound else None
-        return fitted, Simulated(posterior, whitening, simulator, self.training.batch_size, model, observed)
+        goal = Simulated(posterior, whitening, simulator, self.training.batch_size, density, observed)
+        history = _train(goal, self.training, self.seed, self.device)
+        gained = goal.information(first, Draws(self.seed).lane("looked_at"))
+        uninformed = f"loss: {history[-1]:.3f} nats, that of the prior: data do not narrow the posterior, or the training was too short for it"
+        notices = [*observation.notices(column_names(shape)), *spreads(first.u, names), *([] if gained > 0 else [uninformed])]
+        fitted = FittedPosterior(
+            posterior, support, whitening, self.architecture, conditional=True, model=self.model, x=self.x, data_shape=shape
+        )  # fmt: skip
+        fitted.history, fitted.information, fitted.notices = history, gained, notices
+        return fitted
+
+    def _density(self, support: Support, whitening: Whitening, first: Simulations, observed: Tensor | None) -> FlatModel:
+        """The density of the model, which is known to have a gradient."""
+        _checks.require(observed is None or len(observed) >= 1, "x", "at least one row, for the evidence bound", observed)
+        rows = (first.x if observed is None else observed)[:_CHECKED].float()
+        u = first.u[: len(rows) * _CHECKED].reshape(-1, len(rows), support.dim).float()
+        require_gradient(self.model, rows, support, u)
+        return FlatModel(self.model, support, whitening)
 
     def _fit_frame(self, posterior: Posterior, whitening: Whitening, simulator: Simulator) -> None:
         """Fit the encoder's frame for a fraction of the steps; a chain is then trained in the frozen frame."""
         training = dataclasses.replace(self.training, steps=max(1, int(_FRAME_STEPS * self.training.steps)))
         _train(FrameFit(posterior, whitening, simulator, training.batch_size), training, self.seed, self.device)
         if isinstance(posterior, Diffusion):
-            posterior.encoder.requires_grad_(False)
+            posterior.encoder.requires_grad_(False).eval()
+
+
+def _in_training(embedding: nn.Module | None, device: torch.device) -> nn.Module | None:
+    """The embedding on the device, in training mode; one without parameters to train keeps its mode."""
+    if embedding is None:
+        return None
+    trained = any(parameter.requires_grad for parameter in embedding.parameters())
+    return embedding.to(device).train(trained or embedding.training)
 
 
 def _train(objective: Objective, training: Training, seed: int, device: torch.device) -> list[float]:

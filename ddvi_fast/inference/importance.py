@@ -68,9 +68,16 @@ class ImportanceSample:
         return float(self.log_ratios.double().mean())
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the average [...] of `values` [K, ...] under the smoothed weights."""
-        weights = self.log_weights.exp().to(values)
-        return torch.tensordot(weights, values, 1)
+        """Return the average [...] of `values` [K, ...] under the smoothed weights; integers and booleans count as numbers.
+
+        Raises:
+            InputError: If `values` is no tensor with K rows.
+        """
+        _checks.tensor(values, "values", floating=False)
+        count = len(self.log_weights)
+        _checks.require(values.dim() >= 1 and len(values) == count, "values", f"shape [{count}, ...]", values)
+        kind = torch.promote_types(values.dtype, self.log_weights.dtype)
+        return torch.tensordot(self.log_weights.exp().to(kind), values.to(self.log_weights.device, kind), 1)
 
     def resample(self, num_samples: int, seed: int = 0) -> Latents:
         """Return unweighted parameters [num_samples, ...], by systematic resampling."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, rng
+from ddvi_fast.inference.kinds import called
 from ddvi_fast.inference.support import Latents, Support
 from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.models import Fantasies
@@ -39,8 +42,9 @@ class HasSimulate(Protocol):
     def simulate(self, n: int) -> tuple[Latents, Tensor]:
         """Draw `n` pairs `z ~ p(z)`, `x ~ p(x | z)`.
 
-        The function may use torch's global generator, which is seeded for each call and restored afterwards. If it has a second argument
-        `draws`, it gets the `Draws` of the call instead.
+        The function may use the global generators of torch, NumPy and Python's `random`, which are seeded for each call and restored
+        afterwards. A generator of its own, such as `numpy.random.default_rng()`, is not. If the function has a second argument `draws`, it gets
+        the `Draws` of the call instead.
 
         Args:
             n: Number of simulations (int).
@@ -69,7 +73,7 @@ class Model:
 
 
 class Simulations(NamedTuple):
-    """Simulations: unconstrained parameters `u` [n, D] and data `x` [n, ...]."""
+    """Simulations: unconstrained parameters `u` [n, D] and data `x` [n, ...], in single or double precision as the model made them."""
 
     u: Tensor
     x: Tensor
@@ -105,11 +109,20 @@ class Simulator:
     @torch.no_grad()
     def _new(self, n: int, draws: Draws) -> Simulations:
         z, x = simulate(self.model, n, draws, self.device)
-        u = self.support.unconstrain(z).to(self.device, torch.float32)
+        for name, value in z.items() if isinstance(z, Mapping) else (("", z),):
+            _checks.finite(_checks.tensor(value, called("simulate, z", name)), called("simulate, z", name))
+        u = self.support.unconstrain(z, "simulate, z").to(self.device)
+        shape = "rows of one number or more"
+        _checks.require(u.dim() == 2 and len(u) == n, "simulate, z", f"{n} {shape}", z if isinstance(z, Tensor) else next(iter(z.values())))
         _checks.tensor(x, "simulate, x", floating=False)
-        for name, value in (("z", u), ("x", x)):
-            _checks.require(value.dim() >= 2 and len(value) == n, f"simulate, {name}", f"{n} rows", value)
-        return Simulations(_checks.finite(u, "simulate, z"), _checks.finite(x.to(self.device, torch.float32), "simulate, x"))
+        _checks.require(x.dim() >= 2 and len(x) == n and x[0].numel() > 0, "simulate, x", f"{n} {shape}, [{n}, ...]", x)
+        return Simulations(as_real(u, "simulate, z"), _checks.finite(as_real(x, "simulate, x").to(self.device), "simulate, x"))
+
+
+def as_real(value: Tensor, argument: str) -> Tensor:
+    """Return real data in single precision if they are floating-point numbers of at most that, otherwise in double."""
+    _checks.require(not value.is_complex(), argument, "real numbers", value)
+    return value.detach().to(torch.float32 if value.dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.float64)
 
 
 class FlatModel:
@@ -135,7 +148,7 @@ class FlatModel:
             InputError: If the model returns another shape than [...].
         """
         z, log_det = self.support.constrain(self.whitening(y))
-        log_joint = self.model.log_joint(x, z)
+        log_joint = _checks.tensor(self.model.log_joint(x, z), "log_joint")
         _checks.require(log_joint.shape == y.shape[:-1], "log_joint", f"values of shape {list(y.shape[:-1])}", log_joint)
         return log_joint + log_det + self.whitening.log_det()
 
@@ -146,7 +159,7 @@ def offers(model: Any, name: str) -> bool:
 
 
 def simulate(model: Any, n: int, draws: Draws, device: torch.device | str = "cpu") -> tuple[Latents, Tensor]:
-    """Call `model.simulate(n)` with `draws` if it has that argument, otherwise with torch's global generators seeded from `draws`."""
+    """Call `model.simulate(n)` with `draws` if it has that argument, otherwise with the global generators seeded from `draws`."""
     if "draws" in inspect.signature(model.simulate).parameters:
         made = model.simulate(n, draws=draws)
     else:
@@ -160,11 +173,19 @@ def simulate(model: Any, n: int, draws: Draws, device: torch.device | str = "cpu
 
 @contextmanager
 def seeded(draws: Draws, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators from `draws`, and restore them at the end of the context."""
+    """Seed the global generators of torch, NumPy and Python from `draws`, and restore them at the end of the context."""
     high, low = rng.words(draws, (1, 2), rng.OBSERVATION)[0].tolist()
+    seed = (high << 31) ^ low
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed((high << 31) ^ low)
-        if devices:
-            torch.cuda.manual_seed((high << 31) ^ low)
-        yield
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed & 0xFFFFFFFF)
+            random.seed(seed)
+            if devices:
+                torch.cuda.manual_seed(seed)
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)

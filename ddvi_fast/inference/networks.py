@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks, schedules
 from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.inference.observation import Observation
 from ddvi_fast.networks import MLP
 from ddvi_fast.posteriors import Diffusion, Gaussian, Posterior, Spline
 from ddvi_fast.rng import Draws
@@ -51,37 +52,6 @@ class Architecture:
         _checks.require(0 < self.start < self.end, "start, end", "0 < start < end", (self.start, self.end))
 
 
-class Observation(nn.Module):
-    """Standardization of data: flattened or embedded by a network, then shifted and scaled to mean 0 and variance 1 in each entry.
-
-    Args:
-        shift: Means of the features [P].
-        scale: Standard deviations of the features [P].
-        embedding: Network from data [N, ...] to features [N, P], or None (default) to flatten them.
-    """
-
-    def __init__(self, shift: Tensor, scale: Tensor, embedding: nn.Module | None = None) -> None:
-        super().__init__()
-        self.embedding = embedding
-        self.register_buffer("shift", shift)
-        self.register_buffer("scale", scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (embed(self.embedding, x) - self.shift) / self.scale
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, x: Tensor, embedding: nn.Module | None) -> Observation:
-        """Make the standardization from the means and standard deviations of data `x` [n, ...]."""
-        features = embed(embedding, x)
-        return cls(features.mean(0), features.std(0).clamp(min=1e-6), embedding)
-
-
-def embed(embedding: nn.Module | None, x: Tensor) -> Tensor:
-    """Return the features [N, P] of data [N, ...]."""
-    return x.flatten(1) if embedding is None else embedding(x)
-
-
 class Constant(nn.Module):
     """Encoder without inputs: a learned vector, the same for every row.
 
@@ -109,7 +79,7 @@ class Reader(nn.Module):
 
     def __init__(self, observation: Observation, outputs: int, architecture: Architecture, draws: Draws) -> None:
         super().__init__()
-        self.observation, inputs = observation, len(observation.shift)
+        self.observation, inputs = observation, observation.width
         self.network = MLP(inputs, architecture.hidden, outputs, activation=architecture.activation, draws=draws)
         self.linear = MLP(inputs, [], outputs, draws=draws.importance(1))
 

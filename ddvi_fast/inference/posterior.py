@@ -14,17 +14,21 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, ops, rng
 from ddvi_fast._html import card
 from ddvi_fast.engine import checkpoint
+from ddvi_fast.inference.diagnosis import Diagnosis, diagnose
 from ddvi_fast.inference.diagnostics import Diagnostics
 from ddvi_fast.inference.importance import ImportanceSample
-from ddvi_fast.inference.model import FlatModel, Simulator, offers
-from ddvi_fast.inference.networks import Architecture, Observation, build
+from ddvi_fast.inference.model import FlatModel, Simulator, offers, seeded
+from ddvi_fast.inference.networks import Architecture, build
+from ddvi_fast.inference.observation import Observation, column_names, observed_rows
 from ddvi_fast.inference.support import Latents, Support
 from ddvi_fast.inference.whitening import Whitening
+from ddvi_fast.networks import evaluation
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.rng import Draws
+from ddvi_fast.standardization import tell
 
 BOUNDS = ("iwae", "elbo")
-_FORMAT, _EARLIER = "ddvi_fast posterior 2", "ddvi_fast posterior"
+_FORMAT, _EARLIER = "ddvi_fast posterior 3", ("ddvi_fast posterior", "ddvi_fast posterior 2")
 _ROWS = 1 << 14  # posterior samples (rows of data times K) at a time
 
 
@@ -42,15 +46,21 @@ class FittedPosterior:
         model: The model of the fit; None for a loaded posterior unless it was passed to `load`.
         x: The data of the fit.
         history: Mean loss over each twentieth of the training, nats.
+        information: Lower limit of the nats by which own data lower the loss compared with data of other simulations, at most 1; 0 if the
+            posterior is the same for all data. None for the posterior of one data set.
+        notices: What the fit did about columns without spread or with heavy tails, and whether it has learned anything; also told as warnings.
     """
 
     def __init__(
         self, posterior: Posterior, support: Support, whitening: Whitening, architecture: Architecture, *,
         conditional: bool, model: Any = None, x: Any = None, data_shape: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
-        self.posterior, self.support, self.whitening, self.architecture = posterior, support, whitening, architecture
+        # The one place in which whatever was fitted or loaded enters evaluation mode.
+        self.posterior, self.support, self.whitening, self.architecture = posterior.eval(), support, whitening.eval(), architecture
         self.conditional, self.model, self.x, self.data_shape = conditional, model, x, tuple(data_shape)
         self.history: list[float] = []
+        self.information: float | None = None
+        self.notices: list[str] = []
 
     @torch.no_grad()
     def sample(self, num_samples: int = 1000, x: Tensor | None = None, seed: int = 0) -> Latents:
@@ -58,18 +68,18 @@ class FittedPosterior:
 
         Args:
             num_samples: Number of samples, K (int, default 1000).
-            x: One data set, or rows of data [M, ...]. Default: the data of the fit. A posterior of one data set accepts no other.
-            seed: Seed of the samples (int, default 0).
+            x: One data set, or rows of data [M, ...]. Default: the data of the fit. A posterior of one data set accepts no other. A warning
+                names columns that lie outside of what was simulated.
+            seed: Seed of the samples (int, default 0). The noise of a row depends on its place; rows do not change each other's samples.
 
         Returns:
             Parameters [K, D], or named parameters [K, *shape]; for rows of data with the axes [K, M].
 
         Raises:
-            InputError: If the posterior does not accept `x`, or if `num_samples` is below 1.
+            InputError: If the posterior does not accept `x`, if a value of it is NaN or infinite, or if `num_samples` is below 1.
         """
         rows, many = self._rows(x)
-        y = torch.cat([y for y, _ in self._drawn(rows, num_samples, seed)])
-        u = self.whitening(y)
+        u = self._unconstrained(num_samples, rows, seed)
         z, _ = self.support.constrain(u if many else u[:, 0])
         return z
 
@@ -89,25 +99,30 @@ class FittedPosterior:
             seed: Seed of the paths (int, default 0).
 
         Returns:
-            Log-densities [N] in nats.
+            Log-densities [N] in nats: minus infinity outside the support, NaN for parameters that are NaN. On a closed boundary, the density is
+            that at a distance of single precision's rounding.
 
         Raises:
             InputError: If the arguments do not fit.
         """
         _checks.choice(bound, BOUNDS, "bound")
-        u = self.support.unconstrain(z)
+        _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
+        u, inside = self.support.locate(z)
         _checks.require(u.dim() == 2, "z", f"parameters [N, ...], {self.support.dim} unconstrained numbers each", u)
         rows, many = self._rows(x)
         _checks.require(not many, "x", "one data set", rows)
         _, log_det = self.support.constrain(u)
-        y = self.whitening.inverse(u.to(self.whitening.shift))
-        encoded = self.posterior.encode(rows.expand(len(y), *rows.shape[1:]))
+        y = self.whitening.inverse(u.to(self.whitening.shift.device))
+        if not len(y):
+            return y.new_zeros(0)
+        encoded = self._encode(rows.expand(len(y), *rows.shape[1:]), seed)
         if isinstance(self.posterior, Diffusion):
             log_q = torch.stack([self._path_log_density(encoded, path) for path in self._noised(encoded, y, num_samples, seed)])
             log_q = log_q.mean(0) if bound == "elbo" else ops.log_mean_exp(log_q, 0)
         else:
             log_q = self.posterior.log_density(encoded, y)
-        return log_q - self.whitening.log_det() - log_det
+        log_q = log_q - self.whitening.log_det() - log_det.to(log_q.device)
+        return torch.where(inside.to(log_q.device), log_q, torch.where(self.support.missing(z).to(log_q.device), math.nan, -math.inf))
 
     @torch.no_grad()
     def importance_sample(self, num_samples: int = 10_000, x: Any = None, seed: int = 0) -> ImportanceSample:
@@ -130,7 +145,8 @@ class FittedPosterior:
         flat = FlatModel(self.model, self.support, self.whitening)
         kept, weights = [], []
         for y, log_ratio in self._drawn(rows, num_samples, seed):
-            joint = flat.log_joint(rows, y)[:, 0] if self.conditional else flat.log_joint(self.x, y[:, 0])
+            with seeded(Draws(seed), y.device):
+                joint = flat.log_joint(rows.float(), y)[:, 0] if self.conditional else flat.log_joint(self.x, y[:, 0])
             kept.append(self.whitening(y)[:, 0])
             weights.append(joint + log_ratio[:, 0])
         z, _ = self.support.constrain(torch.cat(kept))
@@ -155,15 +171,44 @@ class FittedPosterior:
             InputError: If there is no `reference` and the model has no `simulate`, or the posterior is that of one data set.
         """
         if reference is not None:
-            truth = self.support.unconstrain(reference)
-            draws = self.support.unconstrain(self.sample(num_samples * len(truth), seed=seed)).unflatten(0, (num_samples, len(truth)))
+            truth = self.support.unconstrain(reference, "reference")
+            _checks.require(truth.dim() == 2, "reference", "samples [M, ...]", truth)
+            rows, many = self._rows(None)
+            _checks.require(not many, "x", "one data set", rows)
+            draws = self._unconstrained(num_samples * len(truth), rows, seed)[:, 0].unflatten(0, (num_samples, len(truth)))
         else:
             self._needs("simulate", "calibration")
             _checks.require(self.conditional, "reference", "samples of the true posterior, for a posterior of one data set", None)
             simulator = Simulator(self.model, self.support, device=self.whitening.shift.device)
             truth, x = simulator.take(num_simulations, Draws(seed).lane("calibration"))
-            draws = self.support.unconstrain(self.sample(num_samples, x, seed))
-        return Diagnostics.of(truth.to(draws), draws, self._coordinates())
+            draws = self._unconstrained(num_samples, x, seed)
+        return Diagnostics.of(truth.to(draws), draws, self.support.coordinates())
+
+    def diagnose(self, x: Tensor | None = None, *, num_samples: int = 1000, num_simulations: int = 200, seed: int = 0) -> Diagnosis:
+        """Collect what there is to check about the posterior in one table.
+
+        Args:
+            x: One data set, for importance weights and the boundary of the support. Default: the data of the fit; without any, those of a
+                simulation.
+            num_samples: Samples of the posterior (int, default 1000, at least 100).
+            num_simulations: Simulations of the calibration (int, default 200), with 99 samples each.
+            seed: Seed of samples and simulations (int, default 0).
+
+        Returns:
+            Standardization, training curve, effective sample size and Pareto k if the model has `log_joint`, samples at the boundary of the
+            support, and calibration if it has `simulate`. `print` shows the table.
+
+        Example:
+            >>> from ddvi_fast.inference import Model, Training, fit_posterior
+            >>> def simulate(n):
+            ...     mu = torch.randn(n, 1)
+            ...     return mu, mu + 0.5 * torch.randn(n, 1)
+            >>> posterior = fit_posterior(Model(simulate=simulate), torch.ones(1), training=Training(steps=60, batch_size=64))
+            >>> found = posterior.diagnose(num_samples=200, num_simulations=50)
+            >>> found.left_out, found.pareto_k, found.calibration.names
+            ([], None, ['z[0]', 'joint'])
+        """
+        return diagnose(self, x, num_samples=num_samples, num_simulations=num_simulations, seed=seed)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the posterior, without the model, to a folder of safetensors and JSON.
@@ -183,16 +228,17 @@ class FittedPosterior:
         tensors = checkpoint.module_tensors({"posterior": self.posterior, "whitening": self.whitening})
         if self.conditional and self.x is not None:
             tensors["x"] = self.x
-        observation = getattr(getattr(self.posterior, "encoder", None), "observation", None)
+        observation = self.observation
         state = {
             "kind": _FORMAT,
             "support": self.support.state(),
             "architecture": dataclasses.asdict(self.architecture),
             "conditional": self.conditional,
             "data_shape": list(self.data_shape),
-            "features": 0 if observation is None else len(observation.shift),
             "embedded": observation is not None and observation.embedding is not None,
             "history": self.history,
+            "information": self.information,
+            "notices": self.notices,
         }
         checkpoint.save(path, tensors, state)
         return path
@@ -217,24 +263,28 @@ class FittedPosterior:
             InputError: If the folder does not exist, is corrupt or was written by an earlier version, or if `embedding` does not fit.
         """
         tensors, state = checkpoint.load(path, device)
-        earlier, hint = state.get("kind") == _EARLIER, "fit the model again"
+        earlier, hint = state.get("kind") in _EARLIER, "fit the model again"
         _checks.require(not earlier, "path", "a posterior written by this version", f"{path} of an earlier version", hint)
         _checks.require(state.get("kind") == _FORMAT, "path", "a posterior written by FittedPosterior.save", str(path))
         has = embedding is not None
         _checks.require(has == state["embedded"], "embedding", "the network that was trained with it" if state["embedded"] else "None", embedding)
         support = Support.from_state(state["support"])
         sizes = {**state["architecture"], "hidden": tuple(state["architecture"]["hidden"])}
-        architecture, features, dim = Architecture(**sizes), state["features"], support.dim
-        observation = Observation(torch.zeros(features), torch.ones(features), embedding) if state["conditional"] else None
+        architecture, dim = Architecture(**sizes), support.dim
+        observation = Observation.like(_of_observation(tensors), embedding) if state["conditional"] else None
         posterior, whitening = build(architecture, dim, observation, 0), Whitening(torch.zeros(dim), torch.eye(dim))
         posterior.to(device), whitening.to(device)
         checkpoint.load_modules(tensors, {"posterior": posterior, "whitening": whitening})
-        posterior.eval()
         kept = tensors.get("x") if x is None else x
         options = {"conditional": state["conditional"], "model": model, "x": kept, "data_shape": state["data_shape"]}
         fitted = cls(posterior, support, whitening, architecture, **options)
-        fitted.history = state["history"]
+        fitted.history, fitted.information, fitted.notices = state["history"], state["information"], state["notices"]
         return fitted
+
+    @property
+    def observation(self) -> Observation | None:
+        """Standardization of the data; None for the posterior of one data set."""
+        return getattr(getattr(self.posterior, "encoder", None), "observation", None)
 
     def _needs(self, name: str, purpose: str) -> None:
         _checks.require(
@@ -251,12 +301,28 @@ class FittedPosterior:
         x = self.x if x is None else x
         _checks.require(x is not None, "x", f"data of shape {list(self.data_shape)} or rows of them", None)
         rows, many = observed_rows(x, self.data_shape)
-        return rows.to(device), many
+        rows = rows.to(device)
+        for surprise in self.observation.surprises(rows, column_names(self.data_shape)):
+            tell(surprise, level=5)
+        return rows, many
+
+    @torch.no_grad()
+    def _encode(self, rows: Tensor, seed: int) -> Any:
+        """Output of the encoders, in evaluation mode even if an embedding has left it; what it draws from global generators is seeded."""
+        with evaluation(self.posterior), seeded(Draws(seed), rows.device):
+            return self.posterior.encode(rows)
+
+    def _unconstrained(self, num_samples: int, rows: Tensor, seed: int) -> Tensor:
+        """Samples in unconstrained coordinates [K, M, D]."""
+        return self.whitening(torch.cat([y for y, _ in self._drawn(rows, num_samples, seed)]))
 
     def _drawn(self, rows: Tensor, num_samples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Coordinates [K', M, D] and log-ratios [K', M] in chunks over K, equal to those of one large call."""
         _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
-        encoded, chunk = self.posterior.encode(rows), max(1, _ROWS // len(rows))
+        if not len(rows):
+            yield rows.new_zeros(num_samples, 0, self.posterior.latent_dim, dtype=torch.float32), None
+            return
+        encoded, chunk = self._encode(rows, seed), max(1, _ROWS // len(rows))
         for first in range(0, num_samples, chunk):
             sample = self.posterior.sample_encoded(encoded, min(chunk, num_samples - first), Draws(seed).importance(first))
             yield sample.z, sample.log_ratio
@@ -275,11 +341,6 @@ class FittedPosterior:
         """Log-density [N] of paths of `_noised`, minus that of their noising."""
         return -self.posterior.log_ratio(encoded, path)[0] - self.posterior.log_scale(encoded)
 
-    def _coordinates(self) -> list[str]:
-        """Names of the unconstrained coordinates: those of the parameters if there are equally many."""
-        names = self.support.entries()
-        return names if len(names) == self.support.dim else [f"u[{place}]" for place in range(self.support.dim)]
-
     def _data(self) -> str:
         return f"any data of shape {list(self.data_shape)}" if self.conditional else "one data set"
 
@@ -293,9 +354,7 @@ class FittedPosterior:
         return card("FittedPosterior", rows)
 
 
-def observed_rows(x: Any, shape: tuple[int, ...]) -> tuple[Tensor, bool]:
-    """Return data of `shape`, or rows of them, as float rows [M, ...], and whether `x` had rows."""
-    _checks.tensor(x, "x", floating=False)
-    many = x.dim() == len(shape) + 1
-    _checks.require(tuple(x.shape[int(many) :]) == tuple(shape), "x", f"data of shape {list(shape)} or rows of them", x)
-    return (x if many else x.unsqueeze(0)).float(), many
+def _of_observation(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the standardization in a saved posterior, by their names in it."""
+    head = "posterior.encoder.observation."
+    return {name.removeprefix(head): value for name, value in tensors.items() if name.startswith(head)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, rng
+from ddvi_fast.inference import kinds
 from ddvi_fast.inference.model import FlatModel
 from ddvi_fast.inference.support import Support
 from ddvi_fast.inference.whitening import Whitening
@@ -55,10 +56,11 @@ def gaussian_start(model: Any, x: Any, support: Support, seed: int, device: torc
         The affine map from standard normal to unconstrained coordinates.
 
     Raises:
-        InputError: If the log joint density is not finite at a sample.
+        InputError: If the log joint density is not finite at a sample, or has no gradient.
     """
     dim = support.dim
     plain = FlatModel(model, support, Whitening(torch.zeros(dim, device=device), torch.eye(dim, device=device)))
+    require_gradient(model, x, support, SCALE * rng.normal(Draws(seed), (2 * SAMPLES, dim), rng.START, device=device))
     ellipsoid = Ellipsoid(torch.zeros(dim, device=device), correlated)
     optimizer = torch.optim.Adam(ellipsoid.parameters(), lr=RATE)
     for step in range(STEPS):
@@ -75,3 +77,40 @@ def gaussian_start(model: Any, x: Any, support: Support, seed: int, device: torc
         optimizer.step()
     with torch.no_grad():
         return Whitening(ellipsoid.shift.clone(), ellipsoid.factor().clone())
+
+
+def require_gradient(model: Any, x: Any, support: Support, u: Tensor) -> None:
+    """Require that the log joint density of a model has a gradient with respect to each parameter.
+
+    Args:
+        model: Model with `log_joint`.
+        x: Its data.
+        support: Constraints of its parameters.
+        u: Unconstrained parameters [..., D] at which the gradient is computed.
+
+    Raises:
+        InputError: If it has none in an unbounded parameter, or in one whose value changes it.
+    """
+    with torch.enable_grad():
+        z, _ = support.constrain(u)
+        named = {name: value.detach().requires_grad_() for name, value in (z.items() if isinstance(z, dict) else (("", z),))}
+        density = _checks.tensor(model.log_joint(x, named if support.named else named[""]), "log_joint")
+        if density.shape != u.shape[:-1] or not bool(density.isfinite().all()):
+            return  # refused where it is used
+        traced = density.requires_grad
+        found = torch.autograd.grad(density.sum(), list(named.values()), allow_unused=True) if traced else [None] * len(named)
+    for (name, value), gradient in zip(named.items(), found, strict=True):
+        moves = value.new_zeros(value.shape, dtype=torch.bool) if gradient is None else gradient != 0
+        lead = value.dim() - len(support.shapes[name])
+        still = (~moves.reshape(-1, *value.shape[lead:]).any(0)).nonzero().tolist()
+        for place in still:
+            moved = value.detach().clone()
+            entry = (..., *place)
+            moved[entry] = value.detach()[entry].roll(1, 0)
+            with torch.no_grad():
+                others = {**named, name: moved}
+                unused = bool((density == model.log_joint(x, others if support.named else others[""])).all())
+            proper = unused and kinds.limited(support.constraints[name])
+            got = "none: it does not depend on it, which is no proper posterior" if unused else "none: it is detached, or not computed by torch"
+            called = f"{name or 'z'}{place if place else ''}"
+            _checks.require(proper, "log_joint", f"a gradient with respect to {called}", got)

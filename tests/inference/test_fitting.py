@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import random
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Gamma, MultivariateNormal, Normal, Poisson, constraints
+from torch.distributions import Gamma, MultivariateNormal, Normal, Poisson, biject_to, constraints
 
 from ddvi_fast import InputError, fit_posterior, likelihoods, models, networks, priors
-from ddvi_fast.inference import Architecture, Model, Training
+from ddvi_fast.inference import Architecture, Model, Training, load
 from ddvi_fast.rng import Draws
 
 FAMILIES = [pytest.param("flow", marks=pytest.mark.skipif(find_spec("zuko") is None, reason="zuko is not installed")), "gaussian"]
@@ -97,6 +99,62 @@ def test_a_fit_is_a_function_of_its_seed_and_leaves_the_generators_alone() -> No
     assert not torch.equal(first.sample(4), other.sample(4))
 
 
+class Borrowing:
+    """A simulator that draws from the global generators of NumPy and Python, whose density is a constant in a bounded parameter."""
+
+    def simulate(self, n: int) -> tuple[Tensor, Tensor]:
+        z = torch.tensor(np.random.rand(n, 1), dtype=torch.float32)
+        return z, z + torch.tensor([[random.gauss(0.0, 1.0)] for _ in range(n)])
+
+
+def test_the_seed_covers_generators_of_numpy_and_python() -> None:
+    options = {"support": constraints.unit_interval, "architecture": SMALL, "training": Training(steps=4, batch_size=16)}
+    before, of_python = np.random.get_state(), random.getstate()
+    first = fit_posterior(Borrowing(), torch.zeros(1), **options)
+    assert np.array_equal(np.random.get_state()[1], before[1]) and random.getstate() == of_python
+    np.random.rand(3)
+    random.random()
+    again, other = fit_posterior(Borrowing(), torch.zeros(1), **options), fit_posterior(Borrowing(), torch.zeros(1), seed=1, **options)
+    assert torch.equal(first.diagnostics(20, 9).ranks, again.diagnostics(20, 9).ranks)
+    np.random.set_state(before)
+    random.setstate(of_python)
+    assert torch.equal(first.sample(9), again.sample(9)) and not torch.equal(first.sample(9), other.sample(9))
+
+
+def test_a_parameter_of_which_only_its_bounds_are_known_is_uniform() -> None:
+    support = {"a": constraints.real, "b": constraints.unit_interval}
+    model = Model(log_joint=lambda x, z: -0.5 * z["a"].square())
+    posterior = fit_posterior(model, support=support, architecture=SMALL, training=Training(steps=20, batch_size=32))
+    assert posterior.sample(5)["b"].shape == (5,)
+
+
+@pytest.mark.parametrize("family", ["diffusion", "gaussian"])
+def test_a_box_is_saved(family: str, tmp_path) -> None:
+    low, high = torch.tensor([-1.0, 5.0]), torch.tensor([1.0, 1e3])
+
+    def simulate(n: int) -> tuple[Tensor, Tensor]:
+        z = low + (high - low) * torch.rand(n, 2)
+        return z, z + torch.randn(n, 2)
+
+    options = {"architecture": Architecture(family=family, num_steps=4, hidden=(8,)), "training": Training(steps=3, batch_size=16)}
+    posterior = fit_posterior(Model(simulate=simulate), torch.zeros(2), support=constraints.interval(low, high), **options)
+    again = load(posterior.save(tmp_path / "kept"))
+    assert torch.equal(again.sample(7), posterior.sample(7))
+    assert bool(((posterior.sample(500) >= low) & (posterior.sample(500) <= high)).all())
+
+
+def test_a_support_that_cannot_be_saved_is_told_before_the_training() -> None:
+    class Odd(constraints.Constraint):
+        def check(self, value):
+            return value == value
+
+    biject_to.register(Odd, lambda kind: biject_to(constraints.real))
+    with pytest.warns(UserWarning, match="support, w: cannot be saved"):
+        fit_posterior(
+            Model(log_joint=lambda x, z: -0.5 * z["w"].square()), support={"w": Odd()}, architecture=SMALL, training=Training(steps=1, batch_size=4)
+        )
+
+
 def test_a_budget_of_simulations_is_kept() -> None:
     asked = []
 
@@ -132,6 +190,45 @@ def test_the_families_to_compare_with_are_trained_alike(family: str) -> None:
         (Model(simulate=lambda n: torch.zeros(n, 2)), {"dim": 2}, "simulate: expected a pair"),
         (Model(simulate=lambda n: (torch.randn(n, 2), torch.zeros(3, 2))), {}, "simulate, x: expected"),
         (Model(simulate=lambda n: (torch.randn(n, 2), torch.full((n, 2), math.inf))), {}, "simulate, x: expected finite"),
+        (
+            Model(simulate=lambda n: (torch.randn(n), torch.randn(n, 2))),
+            {},
+            r"simulate, z: expected parameters \[2, D\].* float32 tensor of shape \[2\]",
+        ),
+        (Model(simulate=lambda n: (np.zeros((n, 2)), torch.randn(n, 2))), {}, "simulate, z: expected a tensor, got .*array"),
+        (Model(simulate=lambda n: (torch.randn(n), torch.randn(n, 2))), {"dim": 1}, r"simulate, z: expected .* float32 tensor of shape"),
+        (Model(simulate=lambda n: ({"a": torch.randn(n)}, torch.randn(n, 2))), {}, "support: expected a mapping with a"),
+        (Model(simulate=lambda n: ({"a": torch.randn(n)}, torch.randn(n, 2))), {"support": {"b": constraints.real}}, "z: expected a dictionary of b"),
+        (Model(simulate=lambda n: (torch.randn(n, 2), torch.randn(n))), {}, r"simulate, x: expected 4096 rows of one number or more"),
+        (Model(simulate=lambda n: (torch.randn(n, 2), np.zeros((n, 2)))), {}, "simulate, x: expected a tensor"),
+        (Model(simulate=lambda n: (torch.randn(n, 2), torch.randn(n, 2) * 1j)), {}, "simulate, x: expected real numbers"),
+        (Model(simulate=lambda n: (torch.randint(3, (n, 2)), torch.randn(n, 2))), {}, "simulate, z: expected a floating-point tensor"),
+        (Model(simulate=lambda n: (torch.full((n, 2), math.nan), torch.randn(n, 2))), {}, "simulate, z: expected finite values, got nan at index"),
+        (
+            Model(simulate=lambda n: (10 * torch.rand(n, 1), torch.randn(n, 2))),
+            {"support": constraints.interval(0.0, 1.0)},
+            r"simulate, z: expected values in Interval.*, got \d+ of 4096 rows outside",
+        ),
+        (
+            Model(simulate=lambda n: (torch.rand(n, 3), torch.randn(n, 2))),
+            {"support": constraints.simplex},
+            "simulate, z: expected values in Simplex",
+        ),
+        (Model(log_joint=lambda x, z: -0.5 * z.detach().square().sum(-1)), {"dim": 2}, r"log_joint: expected a gradient with respect to z\[0\]"),
+        (
+            Model(log_joint=lambda x, z: -0.5 * z[:, 0].square() - 0.5 * z[:, 1].detach().square()),
+            {"dim": 2},
+            r"log_joint: .* z\[1\], got none: it is detached",
+        ),
+        (Model(log_joint=lambda x, z: -0.5 * z[:, 0].square()), {"dim": 2}, r"log_joint: .* z\[1\], got none: it does not depend on it"),
+        (Model(log_joint=lambda x, z: torch.from_numpy(-0.5 * z.detach().numpy() ** 2).sum(-1)), {"dim": 2}, "log_joint: expected a gradient"),
+        (Model(log_joint=lambda x, z: -0.5 * z.detach().numpy() ** 2), {"dim": 2}, "log_joint: expected a tensor"),
+        (
+            Model(log_joint=lambda x, z: -0.5 * (x[..., :2] - z.detach()).square().sum(-1), simulate=Regression().simulate),
+            {"objective": "both", "x": X},
+            "log_joint: expected",
+        ),
+        (Regression(), {"x": torch.zeros(0, 3)}, "x: expected at least one row"),
         (Model(simulate=Regression().simulate), {"x": torch.zeros(4)}, r"x: expected data of shape \[3\]"),
         (Model(simulate=Regression().simulate), {"objective": "simulation"}, "did you mean simulations"),
     ],

@@ -52,3 +52,26 @@ def test_bad_weights_are_named() -> None:
     for bad in (math.nan, math.inf):
         with pytest.raises(InputError, match="log_joint"):
             ImportanceSample.of(torch.zeros(200), torch.full((200,), bad))
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_averages_take_values_of_any_type(kind: torch.dtype) -> None:
+    z = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    sample = ImportanceSample.of(z, 0.3 * z[:, 0])
+    weights = sample.log_weights.double().exp()
+    positive = float(weights[z[:, 0] > 0].sum())
+    found = sample.mean((z > 0).to(kind))
+    assert found.dtype == (torch.float64 if kind is torch.float64 else torch.float32)
+    assert 0.5 < positive < 1 and abs(float(found[0]) - positive) < 1e-5
+
+
+def test_averages_of_complex_values_keep_both_parts() -> None:
+    z = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    sample = ImportanceSample.of(z, torch.zeros(200))
+    torch.testing.assert_close(sample.mean(torch.complex(z, 2 * z)), torch.complex(z.mean(0), 2 * z.mean(0)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("values", "words"), [(torch.ones(3), "shape"), (torch.tensor(1.0), "shape"), ([1.0] * 200, "a tensor")])
+def test_averages_of_other_rows_are_refused(values: object, words: str) -> None:
+    with pytest.raises(InputError, match=f"values: expected {words}"):
+        ImportanceSample.of(torch.zeros(200, 1), torch.zeros(200)).mean(values)

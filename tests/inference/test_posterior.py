@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 from importlib.util import find_spec
 
 import pytest
@@ -186,6 +188,51 @@ def test_a_folder_of_an_earlier_version_is_refused(tmp_path, monkeypatch: pytest
     monkeypatch.undo()
     with pytest.raises(InputError, match=r"path: expected a posterior written by this version, got .* \(fit the model again\)"):
         load(tmp_path / "kept")
+
+
+DENSITIES = {
+    "positive": (constraints.positive, (), [1.0], [-1.0, 0.0, math.inf]), "unit interval": (constraints.unit_interval, (), [0.3], [2.0, -0.1]),
+    "simplex": (constraints.simplex, (3,), [[0.2, 0.3, 0.5]], [[0.3, 0.3, 0.9], [1.2, -0.1, -0.1]]),
+    "real": (constraints.real, (), [0.3], [math.inf]),
+    "box": (constraints.interval(torch.zeros(2), torch.tensor([1.0, 2.0])), (2,), [[0.5, 1.5]], [[1.5, 0.5], [0.5, 2.5]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["diffusion", "gaussian"])
+@pytest.mark.parametrize("name", DENSITIES)
+def test_there_is_no_density_outside_the_support(name: str, family: str) -> None:
+    kind, shape, inside, outside = DENSITIES[name]
+    support, architecture = Support({"theta": (kind, shape)}), Architecture(family=family, num_steps=4, width=8)
+    whitening = Whitening(torch.zeros(support.dim), torch.eye(support.dim))
+    posterior = FittedPosterior(build(architecture, support.dim, None, 0), support, whitening, architecture, conditional=False)
+    alone = posterior.log_prob({"theta": torch.tensor(inside)}, num_samples=3)
+    missing = torch.full_like(torch.tensor(inside), math.nan)
+    found = posterior.log_prob({"theta": torch.cat((torch.tensor(inside), torch.tensor(outside), missing))}, num_samples=3)
+    assert bool(alone.isfinite().all()) and torch.equal(found[:1], alone)
+    assert bool((found[1:-1] == -math.inf).all()) and bool(found[-1].isnan())
+
+
+def test_the_density_on_a_boundary_is_that_beside_it() -> None:
+    posterior = untrained(Support(constraints.unit_interval, 1))
+    step = torch.finfo(torch.float32).eps
+    on, beside = posterior.log_prob(torch.tensor([[0.0], [1.0]])), posterior.log_prob(torch.tensor([[step], [1 - step]]))
+    torch.testing.assert_close(on, beside, rtol=1e-3, atol=0)
+    assert posterior.log_prob(torch.zeros(0, 1)).shape == (0,)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda kept: pickle.loads(pickle.dumps(kept))], ids=["deep copy", "pickle"])
+def test_a_copied_posterior_is_the_same(copied, tmp_path) -> None:
+    posterior = untrained(Support({"a": (constraints.interval(torch.zeros(2), torch.ones(2)), (2,)), "b": constraints.real}))
+    again = copied(posterior)
+    assert all(torch.equal(again.sample(5)[name], value) for name, value in posterior.sample(5).items())
+    loaded = load(again.save(tmp_path / "kept"))
+    assert all(torch.equal(loaded.sample(5)[name], value) for name, value in posterior.sample(5).items())
+
+
+def test_references_outside_the_support_are_refused() -> None:
+    posterior = untrained(Support({"tau": constraints.positive}))
+    with pytest.raises(InputError, match=r"reference, tau: expected values in GreaterThan.*, got 2 of 30 rows outside"):
+        posterior.diagnostics(num_samples=99, reference={"tau": torch.arange(-1.0, 29.0)})
 
 
 def test_bad_requests_are_named() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 
 import pytest
 import torch
-from torch.distributions import Gamma, constraints
+from torch.distributions import Gamma, biject_to, constraints
 
 from ddvi_fast import InputError
 from ddvi_fast.inference import Support
@@ -103,5 +105,103 @@ def test_bad_input_is_named() -> None:
         mixed().unconstrain({"mu": torch.zeros(3)})
     with pytest.raises(InputError, match="share: expected shape"):
         mixed().unconstrain({"mu": torch.zeros(3), "tau": torch.ones(3), "share": torch.ones(3, 2), "place": torch.ones(3, 2, 2)})
-    with pytest.raises(InputError, match="to be saved"):
-        Support(constraints.interval(torch.zeros(2), torch.ones(2)), 2).state()
+    with pytest.raises(InputError, match="z: expected parameters with the same leading axes"):
+        mixed().unconstrain({"mu": torch.zeros(4), "tau": torch.ones(3), "share": torch.ones(3, 3) / 3, "place": torch.ones(3, 2, 2)})
+    with pytest.raises(InputError, match="w: expected a shape that fits Simplex"):
+        Support({"w": constraints.simplex})
+    with pytest.raises(InputError, match="support: expected a shape that fits Interval"):
+        Support(constraints.interval(torch.zeros(2), torch.ones(2)), 3)
+
+
+BOX = constraints.interval(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 5.0]))
+KINDS = {
+    "real": (constraints.real, ()), "positive": (constraints.positive, ()), "nonnegative": (constraints.nonnegative, ()),
+    "unit interval": (constraints.unit_interval, (2,)), "tiny interval": (constraints.interval(0.0, 1e-9), ()), "box": (BOX, (2,)),
+    "half-open": (constraints.half_open_interval(0.0, 0.1), ()), "above": (constraints.greater_than(1e6), ()),
+    "from": (constraints.greater_than_eq(2.0), ()),
+    "below": (constraints.less_than(torch.tensor([1.0, 2.0])), (2,)), "independent": (constraints.independent(BOX, 1), (2,)),
+    "vector": (constraints.real_vector, (2,)), "simplex": (constraints.simplex, (3,)), "long simplex": (constraints.simplex, (300,)),
+    "correlation": (constraints.corr_cholesky, (3, 3)), "stack": (constraints.stack([constraints.positive, constraints.unit_interval], -1), (2,)),
+    "cat": (constraints.cat([constraints.positive, constraints.interval(2.0, 3.0)], -1, [1, 3]), (4,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("copied", ["saved", "deep copy", "pickle"])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_the_same_after_a_copy_and_holds_its_own_values(name: str, copied: str) -> None:
+    support = Support({"z": KINDS[name]})
+    again = {"deep copy": copy.deepcopy, "pickle": lambda kept: pickle.loads(pickle.dumps(kept))}.get(copied, lambda kept: kept)(support)
+    again = Support.from_state(json.loads(json.dumps(again.state())))
+    for size in (1.0, 30.0, 200.0):  # rounding reaches the boundary
+        u = size * torch.randn(50, support.dim, generator=torch.Generator().manual_seed(0))
+        z, _ = support.constrain(u)
+        assert torch.equal(again.constrain(u)[0]["z"], z["z"]) and bool(z["z"].isfinite().all())
+        assert bool(support.locate(z)[1].all()) and bool(again.unconstrain(z).isfinite().all())
+        if size == 1.0 and name not in ("above",):
+            torch.testing.assert_close(again.unconstrain(z), u, rtol=0, atol=1e-3)
+
+
+OUTSIDE = {
+    "positive": (constraints.positive, (), [-1.0, 0.0, math.inf]), "nonnegative": (constraints.nonnegative, (), [-1e-9]),
+    "unit interval": (constraints.unit_interval, (), [2.0, -1e-6]), "half-open": (constraints.half_open_interval(0.0, 0.1), (), [0.1]),
+    "box": (BOX, (2,), [[0.0, 5.1], [-1.1, 1.0]]), "simplex": (constraints.simplex, (3,), [[0.3, 0.3, 0.9], [1.1, -0.1, 0.0], [2.0, 3.0, 5.0]]),
+    "less": (constraints.less_than(0.0), (), [0.0]), "real": (constraints.real, (), [math.nan, -math.inf]),
+    "independent": (constraints.independent(BOX, 1), (2,), [[0.0, -1.0]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_values_outside_are_refused_with_their_number(name: str) -> None:
+    kind, shape, values = OUTSIDE[name]
+    support, z = Support({"theta": (kind, shape)}), torch.tensor(values)
+    inside, _ = support.constrain(torch.zeros(3, support.dim))
+    rows = {"theta": torch.cat((inside["theta"], z))}
+    assert support.locate(rows)[1].tolist() == [True] * 3 + [False] * len(z)
+    with pytest.raises(InputError, match=rf"^simulate, theta: expected values in .*, got {len(z)} of {3 + len(z)} rows outside$"):
+        support.unconstrain(rows, "simulate")
+
+
+def test_values_on_a_closed_boundary_are_a_rounding_away_from_it() -> None:
+    edge = math.log(2.0**23)
+    cases = [(constraints.unit_interval, [0.0, 1.0]), (constraints.interval(0.0, 0.1), [0.0, 0.1]), (constraints.interval(-3.0, 1e6), [-3.0, 1e6])]
+    for kind, values in cases:
+        for dtype in (torch.float32, torch.float64):
+            u = Support(kind, 1).unconstrain(torch.tensor(values, dtype=dtype).unsqueeze(1))
+            torch.testing.assert_close(u[:, 0], torch.tensor([-edge, edge], dtype=dtype), rtol=0.02, atol=0)
+    assert Support(constraints.nonnegative, 1).unconstrain(torch.zeros(1, 1)).isfinite().all()
+    corners = torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
+    u = Support(constraints.simplex, 3).unconstrain(corners)
+    assert u.isfinite().all() and float(u.abs().max()) < 20
+    torch.testing.assert_close(Support(constraints.simplex, 3).constrain(u)[0], corners, rtol=0, atol=1e-6)
+
+
+DISORDER = [
+    constraints.interval(1.0, 0.0), constraints.interval(1.0, 1.0), constraints.interval(0.0, math.inf), constraints.interval(math.nan, 1.0),
+    constraints.half_open_interval(2.0, 1.0), constraints.greater_than(-math.inf),
+    constraints.interval(torch.zeros(2), torch.tensor([1.0, 0.0])), constraints.independent(constraints.interval(1.0, 0.0), 1),
+    constraints.stack([constraints.real, constraints.interval(1.0, 0.0)], -1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DISORDER, ids=str)
+def test_bounds_that_are_not_in_order_are_refused(kind) -> None:
+    with pytest.raises(InputError, match="support, w: expected finite bounds, the lower one below the upper one"):
+        Support({"w": (kind, (2,))})
+
+
+def test_no_rows_are_rows_too() -> None:
+    for name, entry in KINDS.items():
+        support = Support({name: entry})
+        z, log_det = support.constrain(torch.zeros(3, 0, support.dim))
+        assert z[name].shape == (3, 0, *entry[1]) and log_det.shape == (3, 0)
+        assert support.unconstrain(z).shape == (3, 0, support.dim) and support.flatten(z).shape[:2] == (3, 0)
+
+
+def test_a_constraint_of_ones_own_cannot_be_saved() -> None:
+    class Even(constraints.Constraint):
+        def check(self, value):
+            return value == value
+
+    biject_to.register(Even, lambda kind: biject_to(constraints.real))
+    with pytest.raises(InputError, match=r"support, w: expected one of .* to be saved"):
+        Support({"w": Even()}).state()

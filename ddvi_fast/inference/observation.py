@@ -1,0 +1,175 @@
+"""Observed data: the one place that reads them, and their standardization for the encoders."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddvi_fast import _checks
+from ddvi_fast.inference.model import as_real
+from ddvi_fast.standardization import FAR, Columns, listed
+
+_KNOTS = 257  # quantiles of a column with heavy tails, evenly spaced in normal scores
+_FLAT = 1e-4  # spread of an embedding's features, relative to their size, below which it is taken to ignore the data
+_SAME = 1e-6  # relative difference from a constant column that rounding explains
+
+
+class Observation(nn.Module):
+    """Standardized features of data, float32 [N, K]: flattened data, or the output of an embedding.
+
+    Flattened data are shifted and scaled to mean 0 and variance 1 over the simulations, in float64. Columns without spread are left out.
+    Columns with heavy tails become normal scores: the quantile of a value among the simulations, as that of a standard normal variable. Values
+    far outside of what was simulated are clipped: at the range of the simulations, extended by its length on both sides, or at 10 standard
+    deviations. The features of an embedding, which is trained, are only shifted and scaled.
+
+    Args:
+        shift: Means of the features, float64 [P].
+        scale: Standard deviations of the features, float64 [P].
+        low, high: Smallest and largest standardized value, float64 [P].
+        columns: Numbers of the features that are used, int64 [K].
+        heavy: Numbers of the features that become normal scores, int64 [H].
+        knots, scores: Quantiles of these features and their normal scores, float64 [H, Q].
+        embedding: Network from data [N, ...] to features [N, P], or None (default) to flatten them.
+    """
+
+    def __init__(
+        self, shift: Tensor, scale: Tensor, low: Tensor, high: Tensor, columns: Tensor, heavy: Tensor, knots: Tensor, scores: Tensor,
+        embedding: nn.Module | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.embedding = embedding
+        for name, value in (("shift", shift), ("scale", scale), ("low", low), ("high", high), ("columns", columns), ("heavy", heavy),
+                            ("knots", knots), ("scores", scores)):  # fmt: skip
+            self.register_buffer(name, value)
+
+    @property
+    def width(self) -> int:
+        """Number of features that are used, K."""
+        return self.columns.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.standardized(embed(self.embedding, x).double())
+
+    def standardized(self, features: Tensor) -> Tensor:
+        """Standardize features, float64 [N, P]; float32 [N, K]."""
+        scaled = ((features - self.shift) / self.scale).clamp(self.low, self.high)
+        if self.heavy.shape[0]:
+            scaled = scaled.index_copy(1, self.heavy, normal_scores(features.index_select(1, self.heavy), self.knots, self.scores))
+        return scaled.index_select(1, self.columns).float()
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, x: Tensor, embedding: nn.Module | None) -> Observation:
+        """Make the standardization of data like the simulations `x` [n, ...].
+
+        Raises:
+            InputError: If no feature varies, or if the embedding does not return finite features [n, P].
+        """
+        features = embed(embedding, x)
+        _checks.require(features.dim() == 2 and len(features) == len(x), "embedding", f"features [{len(x)}, P]", features)
+        columns = Columns.of(_checks.finite(features, "embedding" if embedding is not None else "simulate, x"), robust=embedding is None)
+        argument, hint = ("simulate, x", "") if embedding is None else ("embedding", "it gets x in its own units: bring x to order 1")
+        _checks.require(bool(columns.varies.any()), argument, "data that vary", "the same in every simulation", hint)
+        if embedding is not None:
+            endless = torch.full_like(columns.scale, torch.inf)
+            every, none = torch.arange(len(endless), device=x.device), torch.zeros(0, dtype=torch.long, device=x.device)
+            empty = endless.new_zeros(0, _KNOTS)
+            return cls(columns.center, columns.scale, -endless, endless, every, none, empty, empty, embedding)
+        scaled = columns(features)
+        lowest, highest = scaled.amin(0), scaled.amax(0)
+        reach = highest - lowest
+        low, high = (lowest - reach).clamp(max=-FAR), (highest + reach).clamp(min=FAR)
+        heavy = columns.heavy.nonzero().flatten()
+        knots, scores = quantiles(features.index_select(1, heavy).double())
+        return cls(columns.center, columns.scale, low, high, columns.varies.nonzero().flatten(), heavy, knots, scores)
+
+    @classmethod
+    def like(cls, tensors: dict[str, Tensor], embedding: nn.Module | None) -> Observation:
+        """Make a standardization with the buffers in `tensors`."""
+        names = ("shift", "scale", "low", "high", "columns", "heavy", "knots", "scores")
+        return cls(*(torch.empty_like(tensors[name]) for name in names), embedding)
+
+    def left_out(self) -> Tensor:
+        """Whether a feature is left out, bool [P]."""
+        return torch.ones_like(self.shift, dtype=torch.bool).index_fill(0, self.columns, False)
+
+    def notices(self, names: list[str]) -> list[str]:
+        """Describe what was done to data with columns called `names`; one sentence each."""
+        if self.embedding is not None:
+            flat = bool((self.scale < _FLAT * self.shift.abs()).double().mean() > 0.5)
+            return ["embedding: features vary by less than 1e-4 of their size; it gets x in its own units, so bring x to order 1"] if flat else []
+        heavy = torch.zeros_like(self.left_out()).index_fill(0, self.heavy, True)
+        found = []
+        if self.left_out().any():
+            found.append(f"simulate, x: {listed(self.left_out(), names)} without spread, left out")
+        if heavy.any():
+            found.append(f"simulate, x: {listed(heavy, names)} with heavy tails, standardized by quantiles of the simulations")
+        return found
+
+    @torch.no_grad()
+    def surprises(self, x: Tensor, names: list[str]) -> list[str]:
+        """Describe in which columns data `x` [N, ...] lie outside of what was simulated; one sentence each."""
+        if self.embedding is not None or not len(x):
+            return []
+        features = x.flatten(1).double()
+        difference = (features - self.shift).abs()
+        changed = (difference > _SAME * torch.maximum(features.abs(), self.shift.abs())).any(0) & self.left_out()
+        scaled = (features - self.shift) / self.scale
+        far = ((scaled < self.low) | (scaled > self.high)).any(0) & ~self.left_out()
+        found = []
+        if changed.any():
+            found.append(f"x: {listed(changed, names)} did not vary in the simulations and differs from them here; left out")
+        if far.any():
+            found.append(f"x: {listed(far, names)} far outside of what was simulated; clipped")
+        return found
+
+
+def embed(embedding: nn.Module | None, x: Tensor) -> Tensor:
+    """Return the features [N, P] of data [N, ...]; an embedding gets data in the type of its parameters."""
+    if embedding is None:
+        return x.flatten(1)
+    types = (parameter.dtype for parameter in embedding.parameters() if parameter.is_floating_point())
+    return embedding(x.to(next(types, torch.float32)))
+
+
+def quantiles(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return quantiles of the columns of `x` [n, H] and the normal scores of their ranks [H, Q], the mean score for equal quantiles."""
+    n = len(x)
+    edge = float(torch.special.ndtri(torch.tensor(0.5 / n, dtype=torch.float64)))
+    levels = torch.linspace(edge, -edge, _KNOTS, dtype=torch.float64, device=x.device)
+    ranks = (n * torch.special.ndtr(levels) - 0.5).round().long().clamp(0, n - 1)
+    ordered = x.T.sort(1).values.contiguous()
+    knots = ordered[:, ranks].contiguous()
+    # Equal values share the middle of their ranks.
+    middle = (torch.searchsorted(ordered, knots) + torch.searchsorted(ordered, knots, right=True)) / 2
+    return knots, torch.special.ndtri(middle.double() / n)
+
+
+def normal_scores(x: Tensor, knots: Tensor, scores: Tensor) -> Tensor:
+    """Interpolate `scores` between `knots` [H, Q] at `x` [N, H]; [N, H]. Outside of the knots the score is that of the nearest one."""
+    columns = x.T.contiguous()
+    above = torch.searchsorted(knots, columns, right=True).clamp(1, knots.shape[1] - 1)
+    low, high = knots.gather(1, above - 1), knots.gather(1, above)
+    share = ((columns - low) / (high - low).clamp(min=torch.finfo(knots.dtype).tiny)).clamp(0, 1)
+    return torch.lerp(scores.gather(1, above - 1), scores.gather(1, above), share).T
+
+
+def observed_rows(x: Any, shape: tuple[int, ...]) -> tuple[Tensor, bool]:
+    """Return data of `shape`, or rows of them, as real rows [M, ...], and whether `x` had rows.
+
+    Raises:
+        InputError: If `x` is no tensor of real numbers of that shape, or if a value is NaN or infinite.
+    """
+    _checks.tensor(x, "x", floating=False)
+    many = x.dim() == len(shape) + 1
+    _checks.require(tuple(x.shape[int(many) :]) == tuple(shape), "x", f"data of shape {list(shape)} or rows of them", x)
+    x = _checks.finite(as_real(x, "x"), "x")
+    return (x if many else x.unsqueeze(0)), many
+
+
+def column_names(shape: tuple[int, ...]) -> list[str]:
+    """Return the names of the entries of data of `shape`, such as ``x[0, 3]``."""
+    return [f"x[{', '.join(map(str, place))}]" for place in itertools.product(*(range(size) for size in shape))]
