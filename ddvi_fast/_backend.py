@@ -22,7 +22,7 @@ NAMES = ("auto", "reference", "cpp", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "DDVI_FAST_BACKEND"
 OPERATIONS = ("noise", "chain", "sleep", "elbo", "kde", "mmd")
 CUDA_OPERATIONS = ("chain",)
-SIGNED = ("cuda",)  # backends whose chain keeps the signs of its ReLUs for the backward pass
+SIGNED = ("cuda", "triton")  # backends whose chain keeps the signs of its ReLUs for the backward pass
 
 _PACKAGES = {"cpp": "ddvi_fast.native", "triton": "ddvi_fast.kernels", "cuda": "ddvi_fast.cuda"}
 _chosen: str | None = None

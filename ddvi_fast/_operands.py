@@ -13,6 +13,10 @@ from torch import Tensor
 # What the chain keeps for a backward pass: each value includes those before it.
 NOTHING, TRAJECTORY, SIGNS, OUTPUTS = range(4)
 
+# Largest memory for the ReLUs' signs of one call of Triton's kernels. A longer chain keeps its states alone, and its backward pass makes the signs
+# again in pieces of at most this size.
+SIGN_BYTES = 1 << 30
+
 
 class Differentiable(NamedTuple):
     """One value for each operand of the chain or of the regression that has a gradient: the operand, its gradient, or whether that is needed."""
@@ -71,6 +75,16 @@ class ChainOperands(NamedTuple):
         """The state from which the noise is drawn, None where it is given or there is none."""
         return self.state if self.noise is None else None
 
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The denoiser's five weights."""
+        return self.first, self.hidden, self.last, self.last_bias, self.time_table
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the chain has noise, and so a path."""
+        return self.noise is not None or self.state is not None
+
 
 class DenseOptions(NamedTuple):
     """Options of a dense layer."""
@@ -115,3 +129,13 @@ class SleepOperands(NamedTuple):
     def drawn_from(self) -> Tensor | None:
         """The state from which the noise is drawn, None where the noise is given."""
         return self.state if self.noise is None else None
+
+
+def signs_shape(operands: ChainOperands) -> tuple[int, ...]:
+    """Shape of the signs of a chain's ReLUs, 4 H bits a row and step."""
+    return operands.coefficients.shape[0], *operands.y_T.shape[:-1], 4, operands.hidden.shape[-1] // 32
+
+
+def signs_fit(operands: ChainOperands) -> bool:
+    """Whether the signs take at most `SIGN_BYTES`."""
+    return operands.coefficients.shape[0] * operands.y_T.shape[:-1].numel() * operands.hidden.shape[-1] // 2 <= SIGN_BYTES

@@ -1,8 +1,10 @@
-"""Backward pass of the denoising chain in Triton, for a bounded number of steps and rows at a time.
+"""Backward pass of the denoising chain in Triton, on the states and the ReLUs' signs that the forward pass kept.
 
-One kernel recomputes the activations of all these steps from the trajectory, each row of each step by itself; a second carries the
-state's gradient from `z` up to the start, step after step. Both write each layer's input and the gradient before each ReLU, whose
-products summed over rows and steps are the weight gradients (kernels/weight_gradient.py).
+One kernel carries the state's gradient from `z` up to the start, step after step, without any activation, and writes the gradient of the
+network's output at each step. From these, rows and steps are independent, and kernels/weight_gradient.py sums the weight gradients.
+
+A chain whose signs would take too much memory keeps its states alone. Its signs are made again by the forward kernel, for some steps at a
+time, each time from the state above them: the same code on the same numbers gives the same bits.
 """
 
 from __future__ import annotations
@@ -14,145 +16,126 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ddvi_fast import _operands
 from ddvi_fast._operands import ChainOperands, Differentiable
-from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes, backward_options, one_step_options, variants
+from ddvi_fast.kernels.chain_forward import run
+from ddvi_fast.kernels.chain_options import Prepared, Sizes, chain_options, prepared, variants
 from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded, splits_of, tile_rows
-from ddvi_fast.kernels.network import run_backward, run_forward
-from ddvi_fast.kernels.rng import draw_index, step_noise
-from ddvi_fast.kernels.weight_gradient import WeightGradient
+from ddvi_fast.kernels.layers import (
+    DOWN,
+    backward_layer,
+    end_weights,
+    exponent_of,
+    kept_matrices,
+    load_signs,
+    masked,
+    narrow,
+    power,
+    widen,
+    zeros,
+)
+from ddvi_fast.kernels.rng import draw_index, row_noise
+from ddvi_fast.kernels.weight_gradient import WeightSums
 
 
-@triton.jit(do_not_specialize=["groups", "rows", "row_begin", "rows_here", "steps", "step_begin"])
-def chain_bwd_kernel_recompute(
-    context,  # [G, R, C] or None
-    first, hidden, last, last_bias, time_table,  # [G, H, D + C], [G, 3, H, H], [G, D, H] or None, [G, D], [G, T, 4, H]
-    trajectory,  # [T + 1, G, R, D]
-    order, starts,  # [R] and [G + 1], or None; with an index the arrays of rows and entries have no axis G
-    low,  # [G, 7, E, H]
-    wide,  # [G, 2, E, H]
-    outputs,  # [G, E, D] or None
-    groups, rows, row_begin, rows_here, steps, step_begin,
-    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BN: tl.constexpr,
-    BH: tl.constexpr, BK: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
-):  # fmt: skip
-    """Recompute the activations of BN of the `rows_here` rows from `row_begin` on of a group, at a step from `step_begin` on.
-
-    A group has E entries, one row at one step each. `low` gets the inputs of the three hidden matrices and, last, the third activation,
-    `wide` (float32) the fourth; `outputs` gets the network's output, unless it and `last` are None.
-    """
-    tile, i, lane = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    group, start, within, present, row = tile_rows(order, starts, lane, groups, rows, row_begin, rows_here, tile, BN)
-    if starts is not None:  # noqa: SIM102 - decided at compile time, unlike the next
-        if tl.max(present.to(tl.int32), axis=0) == 0:
-            return
-    columns = tl.arange(0, D_PAD)
-    inside = present[:, None] & (columns < D)[None, :]
-    step = step_begin + i
-    lanes, entries = tl.num_programs(2), tl.num_programs(1).to(tl.int64) * rows_here
-    y = tl.load(trajectory + ((steps - 1 - step) * lanes * rows + row)[:, None] * D + columns[None, :], inside, 0.0)
-    c = y
-    if C > 0:
-        across = tl.arange(0, C_PAD)
-        c = tl.load(context + row[:, None] * C + across[None, :], present[:, None] & (across < C)[None, :], 0.0)
-    if last is not None:
-        last += group * D * H
-    entry = i * rows_here + start
-    plane = entries * H
-    x1 = low + (lane * 7 * entries + entry) * H
-    output = run_forward(
-        y, c, first + group * H * (D + C), hidden + group * 3 * H * H, last, time_table + (group * steps + step) * 4 * H,
-        x1, x1 + plane, x1 + 6 * plane, x1 + 2 * plane, wide + (lane * 2 * entries + entry) * H, present,
-        D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
-    )  # fmt: skip
-    if outputs is not None:
-        output += tl.load(last_bias + group * D + columns, columns < D, 0.0)[None, :]
-        tl.store(outputs + (lane * entries + i * rows_here + within)[:, None] * D + columns[None, :], output, inside)
-
-
-@triton.jit(do_not_specialize=["offset", "groups", "rows", "rows_per_sample", "steps", "row_begin", "rows_here", "step_begin", "steps_here"])
+@triton.jit(do_not_specialize=["offset", "groups", "rows", "rows_per_sample", "steps", "step_begin", "steps_here"])
 def chain_bwd_kernel(
-    first, hidden, last,  # [G, H, D + C], [G, 3, H, H], [G, D, H]
+    first, matrices, last,  # [G, H, D + C], [G, planes, 3, H, H], [G, D, H]
     coefficients,  # [T, 5]
     noise,  # [T, G, R, D] or None
-    order, starts,  # [R] and [G + 1], or None; with an index the arrays of rows, entries and tiles have no axis G
+    order, starts,  # [R] and [G + 1], or None; with an index the arrays of rows and tiles have no axis G
     state,  # [2] or None
     trajectory,  # [T + 1, G, R, D]
+    signs,  # [steps_here, G, R, 4, H / 32], in the order of the trajectory
+    outputs,  # [steps_here, G, R, D] or None
     d_path,  # [G, R] or None
     d_trajectory,  # [T + 1, G, R, D] or None
     carried,  # [G, R, D]
     d_context,  # [G, R, C] or None
     d_noise,  # [T, G, R, D] or None
-    low,  # [G, 7, E, H]
-    wide,  # [G, 2, E, H]
-    outputs, d_outputs,  # [G, E, D]; outputs or None
-    table_sums,  # [tiles, G, steps_here, 4, H]
+    d_outputs,  # [T, G, R, D], in the order of the trajectory
     coefficient_sums,  # [tiles, G, steps_here, 5] or None
-    offset, groups, rows, rows_per_sample, steps, row_begin, rows_here, step_begin, steps_here,
-    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BN: tl.constexpr,
-    BH: tl.constexpr, BK: tl.constexpr, NOISY: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr,
+    offset, groups, rows, rows_per_sample, steps, step_begin, steps_here,
+    D: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, H: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
+    NOISY: tl.constexpr, RESIDUAL: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """Take gradients through the `steps_here` steps from `step_begin` on, for the `rows_here` rows from `row_begin` on of each group.
+    """Take gradients through the `steps_here` steps from `step_begin` on, for at most BN rows of a network.
 
-    It runs after `chain_bwd_kernel_recompute`. `carried` holds the gradient of the state below these steps and gets that of the state
-    above them; `d_context` is added to. Planes 3 to 5 of `low` get the gradients before the ReLUs of the hidden matrices, plane 1 of
-    `wide` (float32) that before the first ReLU, `d_outputs` the gradient of the network's output; `table_sums` and `coefficient_sums`
-    (None together with `outputs`) get sums over the tile.
+    `carried` holds the gradient of the state below these steps and gets that of the state above them; `d_context` is added to.
+    `coefficient_sums` (None together with `outputs`) gets sums over the tile.
     """
+    LOW: tl.constexpr = matrices.dtype.element_ty
+    BLOCKS: tl.constexpr = H // B
+    JOINED: tl.constexpr = C > 0 and Q == 0
     lane, lanes, tile = tl.program_id(1).to(tl.int64), tl.num_programs(1), tl.program_id(0)
-    group, start, within, present, row = tile_rows(order, starts, lane, groups, rows, row_begin, rows_here, tile, BN)
+    group, _, _, present, row = tile_rows(order, starts, lane, groups, rows, 0, rows, tile, BN)
     if starts is not None:  # noqa: SIM102 - decided at compile time, unlike the next
         if tl.max(present.to(tl.int32), axis=0) == 0:
             return
-    columns = tl.arange(0, D_PAD)
-    inside = present[:, None] & (columns < D)[None, :]
-    place = row[:, None] * D + columns[None, :]
-    step_stride = lanes.to(tl.int64) * rows * D
-    entries = tl.cast(steps_here, tl.int64) * rows_here
-    plane = entries * H
+    columns = tl.arange(0, P)[None, :]
+    inside = present[:, None] & (columns < D)
+    place = row[:, None] * D + columns
+    row_stride = lanes.to(tl.int64) * rows
     first += group * H * (D + C)
-    hidden += group * 3 * H * H
-    last += group * D * H
+    kept = kept_matrices(matrices + group * (6 if EXACT else 3) * H * H, H, EXACT, KEEP)
+    last_weights = end_weights(last + group * D * H, 1, H, D, P, H, B, LOW, EXACT, False)
+    first_weights = end_weights(first, D + C, 1, D + C if JOINED else D, P, H, B, LOW, EXACT, True)
 
     u = tl.load(carried + place, inside, 0.0)
-    following = tl.load(trajectory + (steps - step_begin) * step_stride + place, inside, 0.0)
+    following = tl.load(trajectory + (steps - step_begin) * row_stride * D + place, inside, 0.0)
     if d_path is not None:
         p = tl.load(d_path + row, present, 0.0)[:, None]
     if d_context is not None:
-        across = tl.arange(0, C_PAD)
-        context_place = row[:, None] * C + across[None, :]
-        in_context = present[:, None] & (across < C)[None, :]
-        d_c = tl.load(d_context + context_place, in_context, 0.0)
+        if JOINED:  # the context's gradient stands in the columns after those of the state
+            in_context = present[:, None] & (columns >= D) & (columns < D + C)
+            context_place = row[:, None] * C + (columns - D)
+            u += tl.load(d_context + context_place, in_context, 0.0)
+        else:
+            across = tl.arange(0, Q)[None, :]
+            in_context = present[:, None] & (across < C)
+            context_place = row[:, None] * C + across
+            context_weights = end_weights(first + D, D + C, 1, C, Q, H, B, LOW, EXACT, True)
+            d_c = tl.load(d_context + context_place, in_context, 0.0)
     index = row
     if state is not None:
         index = draw_index(state, offset, row, rows_per_sample)
-    for i in tl.range(steps_here, disable_licm=True):
+    for i in tl.range(steps_here, disable_licm=not KEEP):
         step = step_begin + i
         k = coefficients + 5 * step
+        entry = (steps_here - 1 - i) * row_stride + row
+        from_signs = signs + entry[:, None] * (4 * (H // 32))
+        s1, s2 = load_signs(from_signs, present, 0, H, B), load_signs(from_signs, present, 1, H, B)
+        s3, s4 = load_signs(from_signs, present, 2, H, B), load_signs(from_signs, present, 3, H, B)
         if d_trajectory is not None:
-            u += tl.load(d_trajectory + (steps - step) * step_stride + place, inside, 0.0)
-        y = tl.load(trajectory + (steps - step - 1) * step_stride + place, inside, 0.0)
+            u += tl.load(d_trajectory + (steps - step) * row_stride * D + place, inside, 0.0)
+        y = tl.load(trajectory + (steps - step - 1) * row_stride * D + place, inside, 0.0)
 
         # With e = y - a y', a step's log-ratio is (|xi|^2 + 2 D log s - |e|^2 / beta - D log beta) / 2.
+        weight_state, weight_output = tl.load(k), tl.load(k + 1)
         if d_path is not None:
             scale, inverse_beta = tl.load(k + 3), 1.0 / tl.load(k + 4)
             away = (y - scale * following) * inverse_beta
             u += p * scale * away
-            direct = tl.load(k) * u - p * away
+            direct = weight_state * u - p * away
         else:
-            direct = tl.load(k) * u
-        d_output = tl.load(k + 1) * u
+            direct = weight_state * u
+        d_output = weight_output * u
+        if JOINED:
+            direct = tl.where(columns < D, direct, u)
+            d_output = tl.where(columns < D, d_output, 0.0)
+        tl.store(d_outputs + (steps - step - 1) * row_stride * D + place, d_output, inside)
         if NOISY:
             deviation = tl.load(k + 2)
             if d_noise is not None or coefficient_sums is not None:
-                xi = step_noise(noise, state, index, place, inside, step, step_stride, D_PAD)
+                if noise is not None:
+                    xi = tl.load(noise + step * row_stride * D + place, inside, 0.0)
+                else:
+                    xi = tl.where(inside, row_noise(index, step, tl.load(state), D, P), 0.0)
             if d_noise is not None:
                 d_xi = deviation * u
                 if d_path is not None:
                     d_xi += p * xi
-                tl.store(d_noise + step * step_stride + place, d_xi, inside)
-
-        entry = tl.cast(i, tl.int64) * rows_here + start
-        entry_place = (lane * entries + tl.cast(i, tl.int64) * rows_here + within)[:, None] * D + columns[None, :]
+                tl.store(d_noise + step * row_stride * D + place, d_xi, inside)
         if coefficient_sums is not None:
             d_deviation = tl.sum(u * xi) if NOISY else 0.0
             d_scale, d_beta = 0.0, 0.0
@@ -160,22 +143,40 @@ def chain_bwd_kernel(
                 d_deviation += D * tl.sum(p) / deviation
                 d_scale = tl.sum(p * away * following)
                 d_beta = 0.5 * (tl.sum(p * away * away) - D * tl.sum(p) * inverse_beta)
-            coefficient = coefficient_sums + ((tile * lanes + lane) * steps_here + i) * 5
-            tl.store(coefficient, tl.sum(u * y))
-            tl.store(coefficient + 1, tl.sum(u * tl.load(outputs + entry_place, inside, 0.0)))
-            tl.store(coefficient + 2, d_deviation)
-            tl.store(coefficient + 3, d_scale)
-            tl.store(coefficient + 4, d_beta)
-        tl.store(d_outputs + entry_place, d_output, inside)
-        x1 = low + (lane * 7 * entries + entry) * H
-        x4 = wide + (lane * 2 * entries + entry) * H
-        d_y, d_more = run_backward(
-            d_output, first, hidden, last, x1, x1 + plane, x1 + 6 * plane, x4, x4 + plane, x1 + 3 * plane, x1 + 4 * plane, x1 + 5 * plane,
-            table_sums + ((tile * lanes + lane) * steps_here + i) * 4 * H, present,
-            D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, d_context is not None, PRODUCT,
-        )  # fmt: skip
-        if d_context is not None:
-            d_c += d_more
+            sums = coefficient_sums + ((tile * lanes + lane) * steps_here + i) * 5
+            tl.store(sums, tl.sum(u * y))
+            tl.store(sums + 1, tl.sum(u * tl.load(outputs + entry[:, None] * D + columns, inside, 0.0)))
+            tl.store(sums + 2, d_deviation)
+            tl.store(sums + 3, d_scale)
+            tl.store(sums + 4, d_beta)
+
+        factor = 1.0
+        if EXACT:
+            exponent = exponent_of(tl.max(tl.abs(d_output), axis=1))[:, None]
+            d_output *= power(exponent)
+        totals = ()
+        for m in tl.static_range(BLOCKS):
+            totals = totals + (widen(d_output, last_weights[m], tl.zeros((BN, B), tl.float32), BN, P, LOW),)
+        if EXACT:
+            largest = tl.max(tl.abs(totals[0]), axis=1)
+            for m in tl.static_range(1, BLOCKS):
+                largest = tl.maximum(largest, tl.max(tl.abs(totals[m]), axis=1))
+            more = exponent_of(largest)[:, None]
+            factor = power(more)
+        d = masked(totals, s4, factor, BLOCKS, BN, B, LOW, EXACT)
+        of_summed = backward_layer(d, kept, zeros(BN, H, B), 2, H, B, EXACT, KEEP)
+        d = masked(of_summed, s3, DOWN, BLOCKS, BN, B, LOW, EXACT)
+        d = masked(backward_layer(d, kept, zeros(BN, H, B), 1, H, B, EXACT, KEEP), s2, DOWN, BLOCKS, BN, B, LOW, EXACT)
+        of_first = of_summed if RESIDUAL else zeros(BN, H, B)
+        d = masked(backward_layer(d, kept, of_first, 0, H, B, EXACT, KEEP), s1, DOWN, BLOCKS, BN, B, LOW, EXACT)
+        d_y = narrow(d, first_weights, BN, P, BLOCKS, EXACT)
+        if EXACT:  # undo the factors, those of the rows one after the other because their product may be out of range
+            d_y = d_y * (power(-more) * (DOWN * DOWN)) * power(-exponent)
+        if d_context is not None and Q > 0:
+            more_c = narrow(d, context_weights, BN, Q, BLOCKS, EXACT)
+            if EXACT:
+                more_c = more_c * (power(-more) * (DOWN * DOWN)) * power(-exponent)
+            d_c += more_c
         u = direct + d_y
         following = y
     if d_trajectory is not None:  # noqa: SIM102 - decided at compile time, unlike the next
@@ -183,51 +184,77 @@ def chain_bwd_kernel(
             u += tl.load(d_trajectory + place, inside, 0.0)
     tl.store(carried + place, u, inside)
     if d_context is not None:
-        tl.store(d_context + context_place, d_c, in_context)
+        tl.store(d_context + context_place, u if JOINED else d_c, in_context)
 
 
 def backward(
-    operands: ChainOperands, trajectory: Tensor, d_z: Tensor | None, d_path: Tensor | None, d_trajectory: Tensor | None, needed: Differentiable
+    operands: ChainOperands,
+    trajectory: Tensor,
+    signs: Tensor | None,
+    outputs: Tensor | None,
+    d_z: Tensor | None,
+    d_path: Tensor | None,
+    d_trajectory: Tensor | None,
+    needed: Differentiable,
 ) -> Differentiable:
-    """The gradients that are `needed`, from those of the three results of `forward`.
+    """The gradients that are `needed`, from those of the first three results of `forward` and what it kept.
 
-    Memory beyond the results is `chain_options.SCRATCH_BYTES` and partial sums, whatever T and R are.
+    Args:
+        operands: Those of `forward`.
+        trajectory: The states that `forward` kept.
+        signs: The signs that it kept, or None: then they are made again in pieces of at most `_operands.SIGN_BYTES`.
+        outputs: The network's outputs, needed with `signs` for the gradient of the coefficients.
+        d_z: Upstream gradient of `z`, or None.
+        d_path: Upstream gradient of the path log-ratio, or None.
+        d_trajectory: Upstream gradient of the trajectory, or None.
+        needed: Which gradients to compute.
     """
-    y_T, context, first, hidden, last, last_bias, time_table, coefficients, noise, order, starts, _, offset, each, residual, precision = operands
-    sizes, state = Sizes.of(y_T, context, first, coefficients, starts), operands.drawn_from
+    y_T, context, noise, coefficients = operands.y_T, operands.context, operands.noise, operands.coefficients
+    sizes = Sizes.of(y_T, context, operands.first, coefficients, operands.starts)
+    weights = prepared(operands.hidden, operands.time_table, operands.precision)
     carried = y_T.new_zeros(y_T.shape) if d_z is None else d_z.clone()
     d_context = context.new_zeros(context.shape) if needed.context and context is not None else None
     d_noise = sizes.empty(noise, *noise.shape) if needed.noise and noise is not None else None
     d_coefficients = coefficients.new_zeros(coefficients.shape) if needed.table else None
-    once, options = one_step_options(architecture(y_T.device), precision), backward_options(precision)
-    sums, of_weights = WeightGradient(sizes, precision, y_T, order, starts, options["BN"]), any(needed.weights)
-    fixed = sizes.constexprs(residual, precision, dots=True)
-    hidden = hidden.to(PRODUCTS[precision][0])
-    row_size, step_size = sums.piece_sizes(options["BN"])
-    for row_begin, rows_here in splits_of(sizes.rows, row_size):
-        tiles = sizes.tiles(rows_here, options["BN"])
-        for step_begin, steps_here in splits_of(sizes.steps, step_size):
-            written = low, wide, d_outputs, table_sums = sums.scratch(tiles, rows_here, steps_here)
-            outputs = torch.empty_like(d_outputs) if needed.table else None
-            parts = y_T.new_zeros((tiles, sizes.lanes, steps_here, 5)) if needed.table else None
-            launch(
-                chain_bwd_kernel_recompute, (sizes.tiles(rows_here, once["BN"]), steps_here, sizes.lanes),
-                context, first, hidden, last if needed.table else None, last_bias, time_table, trajectory, order, starts, low, wide,
-                outputs, sizes.groups, sizes.rows, row_begin, rows_here, sizes.steps, step_begin, **fixed, **once,
-            )  # fmt: skip
-            launch(
-                chain_bwd_kernel, (tiles, sizes.lanes),
-                first, hidden, last, coefficients, noise, order, starts, state, trajectory,
-                d_path, d_trajectory, carried, d_context, d_noise, low, wide, outputs, d_outputs, table_sums, parts,
-                offset, sizes.groups, sizes.rows, max(1, each), sizes.steps, row_begin, rows_here, step_begin, steps_here,
-                NOISY=noise is not None or state is not None, **fixed, **options,
-            )  # fmt: skip
-            if of_weights:
-                sums.add(trajectory, context, row_begin, rows_here, step_begin, steps_here, written)
-            if parts is not None:
-                d_coefficients[step_begin : step_begin + steps_here] += parts.sum((0, 1))
-    weights = sums.result(operands.differentiable.weights) if of_weights else (None,) * 5
-    return Differentiable(carried, d_context, *weights, d_coefficients, d_noise).only(needed)
+    d_outputs = sizes.empty(y_T, sizes.steps, *y_T.shape)
+    sums = WeightSums(operands.weights, sizes, weights, operands.residual, operands.order, operands.starts) if any(needed.weights) else None
+    options = chain_options(architecture(y_T.device), sizes, weights.two)
+    tiles = sizes.tiles(sizes.rows, options["BN"])
+    for begin, count in splits_of(sizes.steps, sizes.steps if signs is not None else _piece_steps(sizes)) if y_T.numel() else ():
+        if signs is None:
+            signs_here, outputs_here = _made_again(operands, sizes, weights, trajectory, begin, count, needed.table)
+        else:
+            signs_here, outputs_here = signs, outputs if needed.table else None
+        parts = y_T.new_zeros((tiles, sizes.lanes, count, 5)) if needed.table else None
+        launch(
+            chain_bwd_kernel, (tiles, sizes.lanes),
+            operands.first, weights.matrices, operands.last, coefficients, noise, operands.order, operands.starts, operands.drawn_from,
+            trajectory, signs_here, outputs_here, d_path, d_trajectory, carried, d_context, d_noise, d_outputs, parts,
+            operands.offset, sizes.groups, sizes.rows, max(1, operands.rows_per_sample), sizes.steps, begin, count,
+            NOISY=operands.noisy, RESIDUAL=operands.residual, EXACT=weights.two, **sizes.layout(), **options,
+        )  # fmt: skip
+        if d_coefficients is not None and parts is not None:
+            d_coefficients[begin : begin + count] = parts.sum((0, 1))
+        if sums is not None:
+            sums.add(trajectory, context, signs_here, d_outputs, begin, count)
+    of_weights = (None,) * 5 if sums is None else sums.result()
+    return Differentiable(carried, d_context, *of_weights, d_coefficients, d_noise).only(needed)
+
+
+def _piece_steps(sizes: Sizes) -> int:
+    """Number of steps whose signs fit into the bound."""
+    return max(1, _operands.SIGN_BYTES // (sizes.lanes * sizes.rows * sizes.hidden // 2))
+
+
+def _made_again(
+    operands: ChainOperands, sizes: Sizes, weights: Prepared, trajectory: Tensor, begin: int, count: int, with_outputs: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Signs, and outputs if asked for, of some steps."""
+    y_T = operands.y_T
+    signs = y_T.new_empty((count, *y_T.shape[:-1], 4, sizes.hidden // 32), dtype=torch.int32)
+    outputs = sizes.empty(y_T, count, *y_T.shape) if with_outputs else None
+    run(operands, sizes, weights, trajectory[sizes.steps - begin - count], None, None, None, signs, outputs, begin, count)
+    return signs, outputs
 
 
 def compilations() -> Iterator[Compilation]:
@@ -236,5 +263,7 @@ def compilations() -> Iterator[Compilation]:
     for name, sizes, precision in variants():
         *tensors, state = sizes.meta_tensors()
         operands = ChainOperands(*tensors, None, *sizes.meta_index(), state, 0, sizes.rows, True, precision)
-        trajectory, d_path = operands.y_T.new_empty((sizes.steps + 1, *operands.y_T.shape)), operands.y_T.new_empty(sizes.rows)
-        yield from recorded(name, backward, operands, trajectory, None, d_path, None, needed)
+        new, rows = operands.y_T.new_empty, operands.y_T.shape
+        signs = new((sizes.steps, sizes.rows, 4, sizes.hidden // 32), dtype=torch.int32)
+        kept = new((sizes.steps + 1, *rows)), signs, new((sizes.steps, *rows))
+        yield from recorded(name, backward, operands, *kept, None, new(sizes.rows), None, needed)

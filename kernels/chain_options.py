@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from ddvi_fast.kernels.common import unusable
+from ddvi_fast.kernels import layers
+from ddvi_fast.kernels.common import launch, unusable
+from ddvi_fast.kernels.layers import LOW_TYPES, denoiser_operands_kernel
 from ddvi_fast.kernels.network import padded
+from ddvi_fast.kernels.signs import BLOCK
 from ddvi_fast.precision import NARROW
 
 # Hidden widths that the kernels are compiled for.
@@ -30,6 +33,22 @@ PRODUCTS = {
     "tf32": (torch.float32, "tf32"),
     **{name: (dtype, "tf32") for name, dtype in NARROW.items()},
 }
+
+
+# Largest shared memory of a program, and half a multiprocessor's, less what each program has of its own.
+_SHARED, _HALF = 227 << 10, 113 << 10
+
+
+def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
+    """Meta-parameters of the kernels that run steps one after another: BN rows a program, warps, stages.
+
+    KEEP says that the hidden matrices stay in shared memory for all steps. Where that leaves room for two programs on a multiprocessor, each
+    has 64 rows on one warp group; otherwise one has 128 on two. sm_80 takes operands from registers and reads weights from the cache.
+    """
+    used = sizes.resident_bytes(two)
+    keep = arch >= 90 and used <= _SHARED
+    small = arch < 90 or (keep and used <= _HALF)
+    return {"BN": 64 if small else 128, "KEEP": keep, "num_warps": 4 if small else 8, "num_stages": 1}
 
 
 def forward_options(arch: int, hidden: int, latent: int, precision: str) -> dict[str, Any]:
@@ -95,6 +114,23 @@ class Sizes:
         """Memory for results of rows: NaN for rows with an index, because a row whose group does not exist is never computed."""
         return like.new_full(shape, float("nan")) if self.indexed else like.new_empty(shape)
 
+    @property
+    def joined(self) -> bool:
+        """Whether contexts stand in the columns after those of the state, so that one narrow tile has both."""
+        return 0 < self.context <= layers.PAIRED - self.latent
+
+    def layout(self) -> dict[str, int]:
+        """Widths, those of the tiles of states and contexts (Q = 0 without tiles of contexts), and units of a block."""
+        p = layers.padded(self.latent + self.context if self.joined else self.latent)
+        q = 0 if self.joined or self.context == 0 else layers.padded(self.context)
+        return {"D": self.latent, "C": self.context, "P": p, "Q": q, "H": self.hidden, "B": min(self.hidden, BLOCK)}
+
+    def resident_bytes(self, two: bool) -> int:
+        """Shared memory for the hidden matrices of one plane or two, the first and last layer, and a step's biases."""
+        layout = self.layout()
+        ends = sum(max(16, 2 * width) * (width > 0) for width in (layout["P"], layout["P"], layout["Q"]))
+        return 2 * self.hidden * ((6 if two else 3) * self.hidden + ends + 16)
+
     def constexprs(self, residual: bool, precision: str, dots: bool) -> dict[str, Any]:
         return {
             "D": self.latent, "C": self.context, "D_PAD": padded(self.latent, dots), "C_PAD": padded(max(1, self.context), dots), "H": self.hidden,
@@ -113,6 +149,29 @@ class Sizes:
         if not self.indexed:
             return None, None
         return torch.empty(self.rows, dtype=torch.int64, device="meta"), torch.empty(self.groups + 1, dtype=torch.int64, device="meta")
+
+
+class Prepared(NamedTuple):
+    """Operands that every program reads."""
+
+    matrices: Tensor  # planes of the hidden matrices, [G, planes, 3, H, H] in the low type
+    table: Tensor  # planes of each step's biases, [G, T, 16, H]
+    two: bool  # whether hidden products have two planes
+
+
+def prepared(hidden: Tensor, time_table: Tensor, precision: str) -> Prepared:
+    """Planes of hidden matrices [.., 3, H, H] and of a time table [.., T, 4, H], in one launch."""
+    (low, two), width = LOW_TYPES[precision], hidden.shape[-1]
+    groups, rows = hidden.numel() // (3 * width * width), time_table.numel() // (4 * width)
+    matrices = hidden.new_empty((groups, 2 if two else 1, 3, width, width), dtype=low)
+    table = hidden.new_empty((groups, rows // groups, 16, width), dtype=low)
+    count = triton.cdiv(hidden.numel(), _PREPARED["BLOCK"])
+    grid = (count + triton.cdiv(table.numel(), _PREPARED["BLOCK"]),)
+    launch(denoiser_operands_kernel, grid, hidden, time_table, matrices, table, count, rows, H=width, EXACT=two, **_PREPARED)
+    return Prepared(matrices, table, two)
+
+
+_PREPARED = {"BLOCK": 1024, "num_warps": 4}
 
 
 def variants() -> Iterator[tuple[str, Sizes, str]]:

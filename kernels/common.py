@@ -18,7 +18,7 @@ from triton.runtime.interpreter import InterpretedFunction
 ARCHITECTURES = (80, 90, 100)  # compute capabilities that every kernel is compiled for ahead of time
 
 # Names of element types in Triton's signatures.
-_TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
+_TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32"}
 
 
 @dataclass(frozen=True)

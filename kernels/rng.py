@@ -118,6 +118,22 @@ def normal_at(index, column, stream, seed):
 
 
 @triton.jit
+def row_noise(index, stream, seed, D: tl.constexpr, WIDTH: tl.constexpr):
+    """D normals of each draw `index` [ROWS] in a tile [ROWS, WIDTH], whatever beyond; at most four take one block of a row, computed once."""
+    columns = tl.arange(0, WIDTH)[None, :]
+    if D > 4:
+        return normal_at(index[:, None], columns, stream, seed)
+    else:
+        a, b, c, d = philox(index, 0, stream, seed)
+        first, second = box_muller(to_uniform(a), to_uniform(b))
+        tile = tl.where(columns == 0, first[:, None], second[:, None])
+        if D > 2:
+            first, second = box_muller(to_uniform(c), to_uniform(d))
+            tile = tl.where(columns < 2, tile, tl.where(columns == 2, first[:, None], second[:, None]))
+        return tile
+
+
+@triton.jit
 def step_noise(noise, state, index, place, inside, step, step_stride, WIDTH: tl.constexpr):
     """Noise [ROWS, WIDTH] of a step of the chain, zero outside: read, or drawn from stream `step` (those of the chain begin at 0)."""
     if noise is not None:

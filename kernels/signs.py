@@ -1,12 +1,13 @@
 """Signs of the denoiser's ReLUs: one bit for each hidden unit, which is all that a backward pass down the steps needs of the activations.
 
-Layout: int32 [T, .., R, 4, H / 32], for each step, row and ReLU; a bit is 1 where the unit is active (its input is positive, or NaN).
-Units come in blocks of B = min(H, 128). Unit u of a block is bit f % 32 of the block's word f // 32, where
+Layout: int32 [T, .., R, 4, H / 32], for each step (in the order of the trajectory, the first step of the chain first), row and ReLU; a bit
+is 1 where the unit is active (its input is positive, or NaN). Unit u is bit f % 32 of word f // 32, where
 
-    f = ((u % 8) // 2) (B / 4) + 2 (u // 8) + u % 2.
+    f = ((u % 8) // 2) (H / 4) + 2 (u // 8) + u % 2.
 
-A thread that holds a row of a tensor core's sums has columns 8 j + 2 q and 8 j + 2 q + 1 for one q and all j. At B = 128 these are the bits
-of word q, so that it makes and reads its word alone. The words of block b follow those of block b - 1.
+A thread that holds a row of a tensor core's sums has columns 8 j + 2 q and 8 j + 2 q + 1 for one q and all j. At H = 128 these are the bits
+of word q, so that it makes and reads its word alone. Kernels take blocks of B = min(H, 128) units: word w of block m is word
+w H / B + m of the layer.
 """
 
 from __future__ import annotations
@@ -19,11 +20,6 @@ from torch import Tensor
 BLOCK = 128  # most units of a block
 
 
-def words(hidden: int) -> int:
-    """Number of words for one ReLU layer of this width."""
-    return hidden // 32
-
-
 def places(hidden: int) -> Tensor:
     """Place 32 word + bit of each unit, int64 [H].
 
@@ -31,9 +27,8 @@ def places(hidden: int) -> Tensor:
         >>> places(128)[[0, 1, 2, 8, 127]].tolist()
         [0, 1, 32, 2, 127]
     """
-    block, unit = min(hidden, BLOCK), torch.arange(hidden)
-    u = unit % block
-    return unit - u + (u % 8 // 2) * (block // 4) + 2 * (u // 8) + u % 2
+    unit = torch.arange(hidden)
+    return (unit % 8 // 2) * (hidden // 4) + 2 * (unit // 8) + unit % 2
 
 
 def pack(active: Tensor) -> Tensor:
@@ -49,11 +44,25 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 @triton.jit
-def pack_block(x, ROWS: tl.constexpr, B: tl.constexpr):
-    """Words [ROWS, B / 32] of a block of activations [ROWS, B]."""
-    bits = tl.reshape(tl.where(x <= 0, 0, 1), (ROWS, B // 8, 4, 2))
-    bits = tl.reshape(tl.permute(bits, (0, 2, 1, 3)), (ROWS, B // 32, 32))
-    return tl.sum(bits << tl.arange(0, 32)[None, None, :], axis=2)
+def pack_block(x, ROWS: tl.constexpr, B: tl.constexpr, HALVES: tl.constexpr):
+    """Words [ROWS, B / 32] of a block of activations [ROWS, B], which are 16-bit numbers and not negative.
+
+    HALVES: the processor has a minimum of both halves of a register (sm_90), which finds two bits at once.
+    """
+    if HALVES:
+        pairs = tl.inline_asm_elementwise(
+            "{ .reg .b32 one; mov.b32 one, 0x00010001; min.u16x2 $0, $2, one; mov.b32 $1, 0; }", "=r,=r,r", [x], dtype=tl.int32, is_pure=True, pack=2
+        )  # fmt: skip
+        pairs, _ = tl.split(tl.reshape(pairs, (ROWS, B // 2, 2)))
+    else:
+        bits = tl.where(x.to(tl.int16, bitcast=True) == 0, 0, 1)
+        first, second = tl.split(tl.reshape(bits, (ROWS, B // 2, 2)))
+        pairs = first + (second << 16)
+    # Bits 0 and 16 of a pair go to bits 2 j and 16 + 2 j of a sum of eight, whose odd half then fills the gaps of the even one.
+    pairs = tl.reshape(tl.permute(tl.reshape(pairs, (ROWS, B // 8, 4)), (0, 2, 1)), (ROWS, B // 32, 2, 8))
+    eight = tl.sum(pairs << (2 * tl.arange(0, 8))[None, None, None, :], axis=3)
+    eight = (eight & 0x5555) | ((eight >> 15) & 0xAAAA)
+    return tl.sum(eight << (16 * tl.arange(0, 2))[None, None, :], axis=2)
 
 
 @triton.jit

@@ -78,9 +78,11 @@ def call(module, operands, needed=ALL) -> dict[str, torch.Tensor | None]:
     """Results and gradients by name of the functions of a backend's module, under random upstream gradients."""
     needed = Differentiable(*(need and value is not None for need, value in zip(needed, operands.differentiable, strict=True)))
     if isinstance(operands, ChainOperands):
-        results = dict(zip(("z", "path", "trajectory"), module.forward(operands, True), strict=True))
+        signed = module.__name__.startswith(("ddvi_fast.kernels", "ddvi_fast.cuda"))  # keeps signs and outputs too
+        values = module.forward(operands, True, True, True) if signed else module.forward(operands, True)
+        results = dict(zip(("z", "path", "trajectory"), values[:3], strict=True))
         upstream = [None if value is None else testing.upstream_gradient(value, seed) for seed, value in enumerate(results.values())]
-        gradients = module.backward(operands, results["trajectory"], *upstream, needed)
+        gradients = module.backward(operands, results["trajectory"], *values[3:], *upstream, needed)
     else:
         results = {"loss": module.forward(operands)}
         gradients = module.backward(operands, testing.upstream_gradient(results["loss"]), needed)

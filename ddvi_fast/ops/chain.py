@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operands import NOTHING, OUTPUTS, SIGNS, TRAJECTORY, ChainOperands, Differentiable
+from ddvi_fast._operands import NOTHING, OUTPUTS, SIGNS, TRAJECTORY, ChainOperands, Differentiable, signs_fit, signs_shape
 from ddvi_fast._operator import Operator
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.ops.noise import check_latents, check_noise
@@ -156,8 +156,8 @@ def _fake(*inputs):
     operands = ChainOperands(*values)
     y_T, stochastic, steps = operands.y_T, operands.noise is not None or operands.state is not None, operands.coefficients.shape[0]
     trajectory = (steps + 1, *y_T.shape) if keep >= TRAJECTORY else 0
-    signs = (steps, *y_T.shape[:-1], 4, operands.hidden.shape[-1] // 32)
-    keeps_signs = keep >= SIGNS and backend in _backend.SIGNED
+    signs = signs_shape(operands)
+    keeps_signs = keep >= SIGNS and backend in _backend.SIGNED and (signs_fit(operands) or backend != "triton")
     return (
         y_T.new_empty(y_T.shape),
         y_T.new_empty(y_T.shape[:-1] if stochastic else 0),
