@@ -5,8 +5,9 @@
     python -m bench.device.ahead_of_time --check --first-variants    # only the first variant of each kernel
     python -m bench.device.ahead_of_time --module kde    # prints the rows of one module
 
-Every module in kernels/ lists the variants that it launches (`compilations()`). Spilled registers go to a thread's local memory: "no spills" means
-that a kernel has no local memory at all, as `cuobjdump` reads it from the machine code. Barriers and global accesses are those of the largest loop,
+Every module in kernels/ lists the variants that it launches (`compilations()`), and so does ddvi_fast/cuda/chain.py, whose CUDA C++ is compiled by
+NVRTC (`pip install nvidia-cuda-nvrtc`). Spilled registers go to a thread's local memory: "no spills" means
+that a kernel has no local memory at all, as `cuobjdump` reads it from the machine code. Barriers and global accesses are those of the main loop,
 which is that over steps where a kernel has one. Times are those of `bench.device.predictions` at the sizes of the benchmark's device cases.
 """
 
@@ -24,16 +25,21 @@ from typing import Any
 from bench import cases, records
 from bench.device import predictions, sass
 from ddvi_fast import _markdown
+from ddvi_fast.cuda import chain, nvrtc
 
 RESULTS = records.RESULTS / "ahead_of_time.json"
+CUDA_MODULE = "cuda"  # stands for ddvi_fast/cuda/chain.py
 KERNELS = records.RESULTS.parents[1] / "kernels"
 # Largest shared memory of a program in bytes (CUDA C++ Programming Guide, technical specifications per compute capability).
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
-# What is counted in the largest loop -> opcodes.
+# What is counted in the main loop -> opcodes.
 COUNTED = {"barriers": ("BAR",), "loads": ("LDG", "LDGSTS"), "stores": ("STG", "RED", "ATOM", "ATOMG")}
 
-Usage = dict[str, int]  # registers, local, shared; in the largest loop: barriers, loads, stores
+# Most bytes of local memory a thread of kernels that spill: their time with the spills is in the predictions.
+SPILLS: dict[str, int] = {}
+
+Usage = dict[str, int]  # registers, local, shared; in the main loop: barriers, loads, stores
 Table = dict[str, dict[str, Usage]]  # by variant, then by architecture as in "sm_90"
 
 
@@ -42,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
     parser.add_argument("--first-variants", action="store_true", help="with --check: the first variant of each kernel only")
-    parser.add_argument("--module", help="print the rows of one module of kernels/ and write nothing")
+    parser.add_argument("--module", help=f"print the rows of one module of kernels/, or of {CUDA_MODULE}, and write nothing")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     if options.first_variants and not options.check:
@@ -51,27 +57,31 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.pop("TRITON_INTERPRET", None)
     import triton
 
+    versions = {"triton": triton.__version__, "nvrtc": nvrtc.version() if nvrtc.available()[0] else None}
+    if not (versions["nvrtc"] or options.check or options.module):
+        parser.error(f"the table needs NVRTC: {nvrtc.available()[1]}")
     table = compile_all(options.processes, options.first_variants, options.module or "*")
-    record = {"kind": "bench.device.ahead_of_time", "triton": triton.__version__, "kernels": table, "predictions": []}
+    record = {"kind": "bench.device.ahead_of_time", **versions, "kernels": table, "predictions": []}
     if not options.module and not options.first_variants:
         record["predictions"] = predict_all(options.processes)
     if options.check:
-        problems = check(records.read(RESULTS), triton.__version__, table, sorted({name for name, _ in listed()}))
+        problems = check(records.read(RESULTS), versions, table, sorted({name for name, _ in listed()}))
     else:
         problems = faults(table)
         if options.module:
             print(markdown(record))
         else:
             records.write(RESULTS, record)
-    print("\n".join(problems) or f"{len(table)} kernel variants for {len(SHARED_LIMIT)} architectures with Triton {triton.__version__}: no spills")
+    compilers = " and ".join(f"{name} {version}" for name, version in versions.items() if version)
+    print("\n".join(problems) or f"{len(table)} kernel variants for {len(SHARED_LIMIT)} architectures with {compilers}: no unexpected spills")
     return 1 if problems else 0
 
 
 def compile_all(processes: int, first_variants: bool, module: str = "*") -> Table:
     """Compile for every architecture, on several processes; results stay in Triton's cache."""
     chosen, seen = [], set()
-    for (name, capability), compilation in listed(module).items():
-        kernel = (compilation.kernel.__name__, capability)
+    for name, capability in listed(module):
+        kernel = (name.split()[0], capability)
         if not first_variants or kernel not in seen:
             chosen.append((name, capability))
         seen.add(kernel)
@@ -96,24 +106,30 @@ def listed(module: str = "*") -> dict[tuple[str, int], Any]:
                 if key in found:
                     raise ValueError(f"kernels/{file.name}: two variants for sm_{compilation.architecture} are called {compilation.name}")
                 found[key] = compilation
+    if module == "*" or module == CUDA_MODULE:
+        found |= {(each.name, capability): each for each in _cuda_compilations() for capability in SHARED_LIMIT}
     return found
 
 
+def _cuda_compilations() -> list[Any]:
+    """The variants in CUDA C++, none where NVRTC is missing."""
+    usable, reason = nvrtc.available()
+    if not usable:
+        print(f"ddvi_fast/cuda: not compiled; {reason}", file=sys.stderr)
+    return list(chain.compilations()) if usable else []
+
+
 def compile_one(job: tuple[str, int]) -> Usage:
-    """Registers and bytes of local memory of a thread, bytes of shared memory of a program, and what stands in the largest loop."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    wanted = listed()[job]
-    options = {"num_warps": wanted.num_warps, "num_stages": wanted.num_stages}
-    compiled = triton.compile(wanted.source(), target=GPUTarget("cuda", wanted.architecture, 32), options=options)
-    return usage(compiled.asm["cubin"], compiled.metadata.shared)
+    """Registers and bytes of local memory of a thread, bytes of shared memory of a program, and what stands in the main loop."""
+    wanted, (_, capability) = listed()[job], job
+    return usage(predictions.binary(wanted, capability))
 
 
-def usage(cubin: bytes, shared: int) -> Usage:
-    """What a binary with one function takes; `shared` is its shared memory."""
-    used, program = sass.resources(cubin), sass.disassembled(cubin)
+def usage(compiled: predictions.Binary) -> Usage:
+    """What a kernel takes."""
+    used, program = sass.resources(compiled.cubin), sass.disassembled(compiled.cubin)
     counts = {what: program.count(program.main_loop, *names) for what, names in COUNTED.items()}
+    shared = compiled.shared(used["SHARED"])
     return {"registers": used["REG"], "local": used["STACK"] + used["LOCAL"], "shared": shared, **counts}
 
 
@@ -127,7 +143,8 @@ def predict_all(processes: int) -> list[dict[str, Any]]:
 def predict_one(job: tuple[str, str]) -> list[dict[str, Any]]:
     """Predicted times of the launches of a case in a precision."""
     name, precision = job
-    found = predictions.predicted(predictions.calls(cases.by_name(name), precision))
+    case = cases.by_name(name)
+    found = predictions.predicted(predictions.calls(case, precision)) + predictions.predicted_in_cuda(case, precision)
     return [{"case": name, "precision": precision, **vars(each)} for each in found]
 
 
@@ -137,24 +154,34 @@ def faults(table: Table) -> list[str]:
     for name, by_architecture in table.items():
         for architecture, used in by_architecture.items():
             limit = SHARED_LIMIT[int(architecture.removeprefix("sm_"))]
-            if used["local"]:
-                found.append(f"{name} on {architecture}: {used['local']} bytes of local memory a thread, expected none")
+            most = SPILLS.get(name.split()[0], 0)
+            if used["local"] > most:
+                found.append(f"{name} on {architecture}: {used['local']} bytes of local memory a thread, expected at most {most}")
             if used["shared"] > limit:
                 found.append(f"{name} on {architecture}: {used['shared']} bytes of shared memory, expected at most {limit}")
     return found
 
 
-def check(committed: dict[str, Any], version: str, table: Table, names: list[str]) -> list[str]:
-    """Faults, variants that only one of kernels/ and the committed table has, and different numbers from the same version of Triton."""
+def check(committed: dict[str, Any], versions: dict[str, str | None], table: Table, names: list[str]) -> list[str]:
+    """Faults, variants that only one of the sources and the committed table has, and different numbers from the same version of a compiler.
+
+    Rows of a compiler that is missing are not compared.
+    """
     found = faults(table) + faults(committed["kernels"])
-    found += [f"{name}: only one of kernels/ and the table has it" for name in sorted(set(names) ^ set(committed["kernels"]))]
-    if committed["triton"] == version:
-        for name in set(table) & set(committed["kernels"]):
+    expected = {name for name in committed["kernels"] if versions[compiler_of(name)]}
+    found += [f"{name}: only one of the sources and the table has it" for name in sorted(set(names) ^ expected)]
+    for name in set(table) & expected:
+        if committed.get(compiler_of(name)) == versions[compiler_of(name)]:
             for architecture, used in table[name].items():
-                expected = committed["kernels"][name].get(architecture, {})
-                if not expected or any(used[what] != number for what, number in expected.items()):
-                    found.append(f"{name} on {architecture}: {used}, the table has {expected}")
+                row = committed["kernels"][name].get(architecture, {})
+                if not row or any(used[what] != number for what, number in row.items()):
+                    found.append(f"{name} on {architecture}: {used}, the table has {row}")
     return found
+
+
+def compiler_of(name: str) -> str:
+    """The compiler of a variant, ``triton`` or ``nvrtc``."""
+    return "nvrtc" if name.split()[0] in (chain.FORWARD.name, chain.BACKWARD.name) else "triton"
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -166,14 +193,19 @@ def markdown(record: dict[str, Any]) -> str:
     lines = [
         "# Kernels compiled ahead of time",
         "",
-        f"Triton {record['triton']}, written by `python -m bench.device.ahead_of_time`. Registers a thread; shared memory a program in bytes;",
-        "barriers and global accesses (loads + stores) in the largest loop, which is that over steps where a kernel has one. Local memory, where",
-        "spilled registers would go, is 0 bytes a thread unless the row says otherwise. A variant has no numbers where it is not launched.",
+        f"Triton {record['triton']}{_nvrtc(record)}, written by `python -m bench.device.ahead_of_time`.",
+        "Registers a thread; shared memory a program in bytes; barriers and global accesses (loads + stores) in the main loop, which is that over",
+        "steps where a kernel has one. Local memory, where spilled registers go, is 0 bytes a thread unless the row says otherwise. A variant has",
+        "no numbers where it is not launched.",
         "",
         _markdown.table(headings, rows, align="lr"),
         *(_times(record["predictions"]) if record["predictions"] else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _nvrtc(record: dict[str, Any]) -> str:
+    return f", NVRTC {record['nvrtc']} (`chain_forward` and `chain_backward`)" if record.get("nvrtc") else ""
 
 
 def _cells(used: Usage | None) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +17,8 @@ from torch import Tensor
 from bench import cases
 from bench.device import sass
 from bench.device.static_model import Kernel, Prediction, predict
+from ddvi_fast.cuda import chain as cuda_chain
+from ddvi_fast.cuda import compiler, nvrtc
 
 ARCHITECTURE = 90
 PRECISIONS = {"ours": "float32", "ours_bf16": "bf16"}
@@ -26,7 +27,7 @@ _BANDWIDTHS, _WIDTHS, _HIDDEN = 5, 6, 128  # of the benchmark's kernel densities
 Call = tuple[Callable[..., object], tuple[Any, ...]]  # a function that launches kernels, and its arguments
 Values = Mapping[str, Any]  # numeric arguments and constants of a launch
 
-# Turns of the largest loop of a kernel, from the numbers that it is launched with. A kernel without a loop needs none.
+# Turns of the main loop of a kernel, from the numbers that it is launched with. A kernel without a loop needs none.
 TURNS: dict[str, Callable[[Values], float]] = {
     "chain_fwd_kernel": lambda v: v["steps"],
     "chain_bwd_kernel": lambda v: v["steps_here"],
@@ -53,7 +54,7 @@ class Predicted:
         kernel: Name of the variant.
         grid: Programs of a launch.
         launches: Number of launches.
-        turns: Turns of the largest loop, 0 without a loop.
+        turns: Turns of the main loop, 0 without a loop.
         microseconds: Time of all of them together; None if the kernel has inner loops, or a loop that is not in `TURNS`.
     """
 
@@ -81,6 +82,26 @@ def predicted(calls: Iterable[Call], variant: str = "") -> list[Predicted]:
     return [_predicted(launches, grid, turns) for (_, grid, turns), launches in found.items()]
 
 
+def predicted_in_cuda(case: cases.Case, precision: str) -> list[Predicted]:
+    """The launches of the CUDA C++ kernels that take a chain of few rows, but for its weight gradients; none without NVRTC."""
+    shape = dict(case.shape)
+    if case.operation != "chain" or shape["N"] != 128 or not nvrtc.available()[0]:
+        return []
+    named = {each.name: each for each in cuda_chain.compilations()}
+    found = []
+    for kernel in ("chain_forward", *(["chain_backward"] if case.backward else [])):
+        each = named[f"{kernel} D={shape['D']} H={shape['H']} {precision}"]
+        grid = math.prod(each.grid)
+        seconds = predict(compiled(each), grid, _cuda_turns(compiled(each).program, each.steps)).seconds
+        found.append(Predicted(each.name, grid, 1, each.steps, round(1e6 * seconds, 2)))
+    return found
+
+
+def _cuda_turns(program: sass.Program, steps: int) -> list[int]:
+    """The main loop is that over steps."""
+    return [steps if loop == program.main_loop else 1 for loop in program.loops]
+
+
 def _turns(name: str, values: Values) -> int:
     return int(TURNS[name](values)) if name in TURNS else 0
 
@@ -103,34 +124,44 @@ def prediction(kernel: Kernel, name: str, grid: int, turns: int) -> Prediction |
     return predict(kernel, grid, [turns if loop == big else 1 for loop in program.loops], memory)
 
 
-def compiled(compilation: Any) -> Kernel:
-    """Compile a variant and read its machine code."""
-    return _compiled(_Hashed(compilation))
+@dataclass(frozen=True)
+class Binary:
+    """A compiled kernel: its binary, its warps, and the shared memory that its launch asks for; Triton's includes what the binary states."""
+
+    cubin: bytes
+    warps: int
+    asked: int
+    of_triton: bool
+
+    def shared(self, stated: int) -> int:
+        """Bytes of shared memory of a program, from those that the binary states."""
+        return self.asked if self.of_triton else stated + self.asked
 
 
-class _Hashed:
-    """A compilation that equals those with the same source and constants."""
-
-    def __init__(self, compilation: Any) -> None:
-        self.compilation, self.key = compilation, str(vars(compilation))
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hashed) and self.key == other.key
-
-
-@cache
-def _compiled(wanted: _Hashed) -> Kernel:
+def binary(wanted: Any, architecture: int) -> Binary:
+    """Compile a `Compilation` of kernels/ or of ddvi_fast/cuda/."""
+    if hasattr(wanted, "variant"):
+        variant = wanted.variant
+        return Binary(compiler.binary(variant.kernel.source, architecture, **dict(variant.macros)), variant.threads // 32, variant.shared, False)
     import triton
     from triton.backends.compiler import GPUTarget
 
-    compilation = wanted.compilation
-    options = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages}
-    result = triton.compile(compilation.source(), target=GPUTarget("cuda", compilation.architecture, 32), options=options)
-    binary = result.asm["cubin"]
-    return Kernel(sass.disassembled(binary), compilation.num_warps, sass.resources(binary)["REG"], result.metadata.shared)
+    options = {"num_warps": wanted.num_warps, "num_stages": wanted.num_stages}
+    result = triton.compile(wanted.source(), target=GPUTarget("cuda", architecture, 32), options=options)
+    return Binary(result.asm["cubin"], wanted.num_warps, result.metadata.shared, True)
+
+
+def compiled(wanted: Any) -> Kernel:
+    """Compile a variant for the model's architecture and read its machine code."""
+    key = str(vars(wanted)) if hasattr(wanted, "__dict__") else str(wanted)
+    if key not in _compiled:
+        made = binary(wanted, ARCHITECTURE)
+        used = sass.resources(made.cubin)
+        _compiled[key] = Kernel(sass.disassembled(made.cubin), made.warps, used["REG"], made.shared(used["SHARED"]))
+    return _compiled[key]
+
+
+_compiled: dict[str, Kernel] = {}
 
 
 def calls(case: cases.Case, precision: str = "float32") -> list[Call]:

@@ -19,6 +19,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 NO_SCOREBOARD = 7
+PRODUCTS = ("HGMMA", "HMMA", "UTCHMMA", "UTCQMMA")  # of tensor cores
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);\s+/\*\s*0x[0-9a-f]{16}\s*\*/")
 _UPPER_HALF = re.compile(r"^\s+/\*\s*0x([0-9a-f]{16})\s*\*/")
 _WIDTHS = {"64": 8, "128": 16, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
@@ -92,10 +93,12 @@ class Program:
                 found.append(Loop(self.place[each.target], place))
         return found
 
-    @property
+    @cached_property
     def main_loop(self) -> Loop | None:
-        """The loop with most instructions."""
-        return max(self.loops, key=len, default=None)
+        """The innermost of the loops with most products of tensor cores; the longest loop if there are no products."""
+        if not any(each.name in PRODUCTS for each in self.instructions):
+            return max(self.loops, key=len, default=None)
+        return max(self.loops, key=lambda loop: (self.count(loop, *PRODUCTS), -len(loop)), default=None)
 
     def body(self, loop: Loop | None) -> tuple[Instruction, ...]:
         """Instructions of a loop, or all of them if there is none."""

@@ -294,7 +294,7 @@ class Prediction:
 
     Args:
         seconds, cycles: Time of the launch.
-        turn: Cycles of a turn of the largest loop, or of the whole program.
+        turn: Cycles of a turn of the main loop, or of the whole program.
         programs: Programs that one multiprocessor holds at a time.
         waves: How many times it is filled.
         busy: Share of a turn that each pipe is busy.
@@ -339,7 +339,7 @@ class _Run(NamedTuple):
 
 
 def _run(kernel: Kernel, programs: int, turns: Sequence[int], memory: str, share: float) -> _Run:
-    """Simulate programs to their end; of a largest loop with many turns, three and five are simulated and the rest is extrapolated."""
+    """Simulate programs to their end; of a main loop with many turns, three and five are simulated and the rest is extrapolated."""
     big = kernel.program.main_loop
     number = kernel.program.loops.index(big) if big else 0
 

@@ -1,4 +1,4 @@
-"""Where a turn of a kernel's largest loop goes: when one warp issues barriers, loads and products, by the static model.
+"""Where a turn of a kernel's main loop goes: when one warp issues barriers, loads and products, by the static model.
 
 python -m bench.device.trace KERNEL.cubin --warps 8
 """
@@ -26,7 +26,7 @@ class Event(NamedTuple):
 
 
 def events(kernel: Kernel) -> Iterator[Event]:
-    """All instructions of the first warp in one turn of the largest loop, with one program on the multiprocessor."""
+    """All instructions of the first warp in one turn of the main loop, with one program on the multiprocessor."""
     program, big = kernel.program, kernel.program.main_loop
     if big is None:
         raise ValueError("kernel: expected one with a loop")

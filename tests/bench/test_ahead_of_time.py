@@ -21,16 +21,34 @@ def test_kernels_compile_as_the_table_says():
 
 def test_what_the_check_finds():
     good = {"registers": 32, "local": 0, "shared": 1024}
-    committed = {"triton": "3.7.1", "kernels": {"a": {"sm_80": good, "sm_90": good}, "b": {"sm_80": good}}}
-    names = ["a", "b"]
-    assert ahead_of_time.check(committed, "3.7.1", committed["kernels"], names) == []
+    committed = {"triton": "3.7.1", "nvrtc": "13.0", "kernels": {"a": {"sm_80": good, "sm_90": good}, "b": {"sm_80": good}}}
+    names, same, other = ["a", "b"], {"triton": "3.7.1", "nvrtc": "13.0"}, {"triton": "3.6.0", "nvrtc": "13.0"}
+    assert ahead_of_time.check(committed, same, committed["kernels"], names) == []
     changed = {"a": {"sm_80": {**good, "registers": 33}}}
-    assert len(ahead_of_time.check(committed, "3.7.1", changed, names)) == 1
-    assert ahead_of_time.check(committed, "3.6.0", changed, names) == []  # another compiler has other figures
-    assert len(ahead_of_time.check(committed, "3.6.0", {"a": {"sm_80": {**good, "local": 8}}}, names)) == 1
-    assert len(ahead_of_time.check(committed, "3.6.0", {"a": {"sm_80": {**good, "shared": 200 << 10}}}, names)) == 1
-    assert ahead_of_time.check(committed, "3.6.0", {"a": {"sm_90": {**good, "shared": 200 << 10}}}, names) == []
-    assert len(ahead_of_time.check(committed, "3.7.1", {}, ["a", "c"])) == 2  # b is gone, c is new
+    assert len(ahead_of_time.check(committed, same, changed, names)) == 1
+    assert ahead_of_time.check(committed, other, changed, names) == []  # another compiler has other figures
+    assert len(ahead_of_time.check(committed, other, {"a": {"sm_80": {**good, "local": 8}}}, names)) == 1
+    assert len(ahead_of_time.check(committed, other, {"a": {"sm_80": {**good, "shared": 200 << 10}}}, names)) == 1
+    assert ahead_of_time.check(committed, other, {"a": {"sm_90": {**good, "shared": 200 << 10}}}, names) == []
+    assert len(ahead_of_time.check(committed, same, {}, ["a", "c"])) == 2  # b is gone, c is new
+
+
+def test_kernels_of_a_missing_compiler_are_not_compared():
+    row = {"sm_90": {"registers": 32, "local": 0, "shared": 0}}
+    committed = {"triton": "3.7.1", "nvrtc": "13.0", "kernels": {"chain_forward D=2": row, "chain_fwd_kernel D=2": row}}
+    assert [ahead_of_time.compiler_of(name) for name in committed["kernels"]] == ["nvrtc", "triton"]
+    without = {"triton": "3.7.1", "nvrtc": None}
+    assert ahead_of_time.check(committed, without, {"chain_fwd_kernel D=2": row}, ["chain_fwd_kernel D=2"]) == []
+    assert len(ahead_of_time.check(committed, {**without, "nvrtc": "13.5"}, {}, ["chain_fwd_kernel D=2"])) == 1
+
+
+def test_spills_are_named_unless_they_are_known(monkeypatch):
+    table = {"a_kernel D=2": {"sm_90": {"registers": 255, "local": 40, "shared": 0}}}
+    assert len(ahead_of_time.faults(table)) == 1
+    monkeypatch.setattr(ahead_of_time, "SPILLS", {"a_kernel": 40})
+    assert ahead_of_time.faults(table) == []
+    table["a_kernel D=2"]["sm_90"]["local"] = 48
+    assert len(ahead_of_time.faults(table)) == 1
 
 
 def test_the_table_has_counts_and_times():

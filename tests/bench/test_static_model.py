@@ -110,6 +110,15 @@ def test_listings_keep_what_the_model_reads():
     assert again.loops == program.loops and [each.wait for each in again.instructions] == [0, 4, 0]
 
 
+def test_the_main_loop_is_the_innermost_with_all_products():
+    """In a loop over pieces with a loop over steps, that over steps; in a loop over steps with one in each layer, that over steps too."""
+    pieces = listing("FFMA", "MOV", "HMMA.16816.F32 1", "BRA 5 7 7 0 1", "BRA 5 7 7 0 0", "EXIT")
+    assert pieces.main_loop == sass.Loop(1, 3)
+    layers = listing("HMMA.16816.F32", "BRA 5 7 7 0 0", "HMMA.16816.F32", "BRA 5 7 7 0 2", "BRA 5 7 7 0 0", "EXIT")
+    assert layers.main_loop == sass.Loop(0, 4)
+    assert listing("FFMA", "BRA 5 7 7 0 0", "MOV", "MOV", "BRA 5 7 7 0 2", "EXIT").main_loop == sass.Loop(2, 4)
+
+
 def test_a_trace_covers_one_turn():
     kernel = Kernel(listing("FFMA 4", "BAR 1", "BRA 5 7 7 0 0", "EXIT"), 2, 32, 0)
     found = list(trace.events(kernel))
