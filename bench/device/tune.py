@@ -66,11 +66,7 @@ def _tiles(*columns: Sequence[Any]) -> tuple[Options, ...]:
     return tuple(dict(zip(("BN", "BH", "BK", "num_warps", "num_stages"), values, strict=True)) for values in columns)
 
 
-_STREAMED = _tiles((16, 64, 64, 4, 2), (16, 128, 64, 8, 2), (16, 128, 128, 8, 1), (32, 128, 32, 8, 2), (32, 64, 64, 8, 2), (32, 64, 32, 4, 3))
-_TALL = _tiles((64, 64, 32, 8, 2), (64, 128, 32, 8, 2), (64, 64, 32, 4, 2), (128, 64, 32, 8, 2))
-_DOWN = _tiles(
-    (16, 64, 64, 4, 2), (16, 128, 64, 8, 2), (32, 64, 64, 8, 2), (32, 64, 32, 4, 3), (64, 64, 64, 4, 2), (64, 64, 32, 8, 2), (64, 128, 64, 8, 2)
-)
+_ROWS = tuple({"BN": rows, "num_warps": warps} for rows, warps in ((32, 4), (64, 4), (64, 8), (128, 4), (128, 8)))
 _ONCE = _tiles((64, 64, 64, 4, 2), (64, 64, 64, 8, 3), (64, 128, 64, 8, 2), (128, 64, 64, 8, 2), (128, 128, 64, 8, 2))
 _MMD = tuple(
     {"PRODUCT": product, "TILE": tile, "DEPTH": depth, "num_warps": warps, "num_stages": stages}
@@ -81,18 +77,16 @@ _MMD = tuple(
 _KDE = tuple({"ROWS": rows, "POINTS": points, "num_warps": rows // 32} for rows, points in ((128, 16), (64, 32), (64, 16), (256, 16), (256, 32)))
 
 SWEEPS = (
-    Sweep("chain forward, few rows", "chain", {**_SMALL, **_CHAIN}, False, "ours", "chain", "forward_options", _STREAMED),
-    Sweep("chain forward, many rows", "chain", {**_LARGE, **_CHAIN}, False, "ours", "chain", "forward_options", (*_STREAMED[1:], *_TALL)),
     *(
-        Sweep(f"chain backward, {words} rows{low}", "chain", {**rows, **_CHAIN}, True, provider, "chain_backward", attribute, candidates)
+        Sweep(f"chain {direction}, {words} rows{low}", "chain", {**rows, **_CHAIN}, back, provider, f"chain_{direction}", "chain_options", _ROWS)
+        for direction, back in (("forward", False), ("backward", True))
         for words, rows in (("few", _SMALL), ("many", _LARGE))
         for provider, low in (("ours", ""), ("ours_bf16", " in bf16"))
-        for attribute, candidates in (("backward_options", _DOWN), ("one_step_options", _ONCE))
     ),
     *(
         Sweep(f"weight gradient, {words} rows", "chain", {**rows, **_CHAIN}, True, "ours_bf16", "weight_gradient", attribute, candidates)
         for words, rows in (("few", _SMALL), ("many", _LARGE))
-        for attribute, candidates in (("_MIN_SLICE", (128, 256)), ("_MAX_SLICES", (64, 128)), ("SCRATCH_BYTES", (128 << 20, 1 << 30)))
+        for attribute, candidates in (("weight_options", _ROWS), ("_PROGRAMS", (66, 264)))
     ),
     Sweep("sleep", "sleep", {**_LARGE, "T": 40, "D": 2}, True, "ours_bf16", "sleep_backward", "one_step_options", _ONCE),
     Sweep("discrepancy", "mmd", {"N": 10_000, "M": 10_000, "P": 784}, False, "ours", "mmd", "sum_options", _MMD),
