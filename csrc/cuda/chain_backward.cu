@@ -264,10 +264,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_backward(
     }
   }
 
+  const int64 same_row = shared.rows.row[place.row()];  // read again, so that no register keeps it through the chain
 #pragma unroll
   for (int own = 0; own < kOwn; ++own) {
-    if (kOfTrajectory && stores[own]) u[own] += d_trajectory[own_state + 4 * own];
-    if (stores[own] && warp == 0) d_y_T[own_state + 4 * own] = u[own];
+    const int64 at = same_row * kLatent + place.coordinate(own);
+    if (kOfTrajectory && stores[own]) u[own] += d_trajectory[at];
+    if (stores[own] && warp == 0) d_y_T[at] = u[own];
   }
   // The context's gradient, D columns at a time.
   if (kToContext && d_context)
@@ -277,7 +279,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_backward(
       for (int d = 0; d < kLatent; ++d) {
         const int input = kLatent + column + d;
         of_context.of[d] = {0.0f, 0.0f};
-        if (input < kInputs) of_context.of[d] = {own_first[input], own_first[kInputs + input]};
+        const float *own = first + (tile.group * kHidden + unit) * kInputs + input;
+        if (input < kInputs) of_context.of[d] = {own[0], own[kInputs]};
       }
       barrier();
       sum_over_units(shared.sums[0], of_context, first_gradient, warp, lane);
@@ -287,7 +290,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_backward(
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
         const int c = column + place.coordinate(own);
-        if (stores[own] && warp == 0 && c < kContext) d_context[row * kContext + c] = sums[own];
+        if (stores[own] && warp == 0 && c < kContext) d_context[same_row * kContext + c] = sums[own];
       }
     }
 }

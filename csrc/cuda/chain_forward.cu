@@ -184,11 +184,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_forward(
     }
   }
 
+  const int64 same_row = shared.rows.row[place.row()];  // read again, so that no register keeps it through the chain
 #pragma unroll
   for (int own = 0; own < kOwn; ++own)
-    if (stores[own] && warp == 0) z[own_state + 4 * own] = y[own];
+    if (stores[own] && warp == 0) z[same_row * kLatent + place.coordinate(own)] = y[own];
   if (kNoisy) {
     log_ratio = sum_of_row(log_ratio);
-    if (present && warp == 0 && lane < kRows) path[row] = log_ratio;
+    if (present && warp == 0 && lane < kRows) path[same_row] = log_ratio;
   }
 }

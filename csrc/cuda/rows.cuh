@@ -6,7 +6,7 @@
 struct Tile {
   int64 group;       // whose network these rows go through
   int64 first;       // place of the first row: among the group's rows, or in `order`
-  int64 present;     // number of rows, 0 to 8
+  int present;       // number of rows, at most 8; none or fewer beyond the last tile
   int64 row_offset;  // of row 0 of the group, without an index
   const int64 *order;
 
@@ -28,7 +28,7 @@ DDVI_INLINE Tile indexed_tile(const int64 *order, const int64 *starts, int64 gro
     if (skipped >= 0 && skipped < number) {
       found.group = group;
       found.first = start + skipped;
-      found.present = number - skipped < kRows ? number - skipped : kRows;
+      found.present = number - skipped < kRows ? (int)(number - skipped) : kRows;
     }
     before += (number + kRows - 1) / kRows;
     start = end;
@@ -41,6 +41,6 @@ DDVI_INLINE Tile tile_of(const int64 *order, const int64 *starts, int64 groups, 
   return indexed_tile(order, starts, groups, tile);
 #else
   const int64 left = rows - tile * kRows;
-  return {group, tile * kRows, left < kRows ? left : kRows, group * rows, nullptr};
+  return {group, tile * kRows, left < kRows ? (int)left : kRows, group * rows, nullptr};
 #endif
 }
