@@ -5,6 +5,10 @@ A result has ``ok`` (True, False, or None if nothing was tested), a ``summary`` 
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +22,14 @@ import torch
 from bench import cases, records
 from bench.baselines.training import Sizes
 from bench.ceilings import measure_ceilings
-from bench.device import ahead_of_time
+from bench.device import ahead_of_time, predictions
 from bench.run import run_case
 from bench.steps import OurStep, images
+from bench.timing import time_together
 from bench.training import PROGRESS, SMALL, build_objective
 from ddvi_fast import _backend, interop, ops, rng, schedules
 from ddvi_fast import parity as known
+from ddvi_fast._checks import InputError
 from ddvi_fast.rng import Draws
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden" / "values.npz"
@@ -67,38 +73,63 @@ def _units_apart(got: torch.Tensor, expected: torch.Tensor) -> int:
     return int(((got - expected).abs() / spacing).ceil().max())
 
 
-def parity(operation: str, precision: str | None = None) -> Callable[[Setting], Iterator[Result]]:
-    """Make the part that runs the parity cases of an operation: every layout in float32, or contiguous tensors in another precision."""
+def parity(
+    operation: str, precision: str | None = None, batch: int = 0, batches: int = 1, backend: str | None = None
+) -> Callable[[Setting], Iterator[Result]]:
+    """Make the part that runs parity cases of an operation: every layout in float32, or contiguous tensors in another precision.
+
+    Args:
+        operation: Name of the operation.
+        precision: Precision of the hidden products, None for float32 (default None).
+        batch, batches: Which of how many batches of the cases. Cases that share compilations are in one batch.
+        backend: Name of the backend (default None: the fused one of the device); cases that it refuses are left out.
+    """
 
     def part(setting: Setting) -> Iterator[Result]:
         # The absolute error's derivative jumps at zero, so that rounding decides single gradients.
         chosen = [case for case in known.cases(operation, small=setting.quick) if precision is None or "absolute" not in case.name]
+        chosen = _batch(chosen, batch, batches)
         jobs = [(case, layout) for case in chosen for layout in (case.layouts if precision is None else ("contiguous",))]
-        end, failed, worst = time.monotonic() + setting.seconds, [], 0.0
+        end, passed, failed, refused, worst = time.monotonic() + setting.seconds, 0, [], 0, 0.0
         for number, (case, layout) in enumerate(jobs):
             if time.monotonic() > end:
-                yield _compared(len(jobs), number, failed, worst)
+                yield _compared(len(jobs) - number, passed, failed, refused, worst)
                 return
             try:
                 if precision is None:
-                    worst = max([worst, *known.check(case, setting.backend, setting.device, layout=layout).values()])
+                    worst = max([worst, *known.check(case, backend or setting.backend, setting.device, layout=layout).values()])
                 else:
-                    _check_rounded(case, setting, precision)
+                    _check_rounded(case, setting, precision, backend or setting.backend)
+                passed += 1
+            except InputError as error:  # the backend does not take this case
+                refused += 1
+                failed += [] if backend else [f"{case} {precision or ''} {layout}: {error}"[:300]]
             except Exception as error:  # recorded, so that the other cases are run
                 lines = str(error).splitlines() or [""]
                 failed.append(f"{case} {precision or ''} {layout}: {type(error).__name__}: {' '.join(lines[:2])}"[:300])
-            yield _compared(len(jobs), number + 1, failed, worst)
+            yield _compared(len(jobs) - number - 1, passed, failed, refused if backend else 0, worst)
 
     return part
 
 
-def _compared(wanted: int, run: int, failed: list[str], worst: float) -> Result:
-    missing = wanted - run
-    counts = [f"{run} run", f"{run - len(failed)} passed", *([f"{len(failed)} failed"] if failed else [])]
-    counts += [f"{missing} not run for lack of time"] if missing else []
+def _batch(chosen: list[Any], batch: int, batches: int) -> list[Any]:
+    """The cases of a batch: those with the same widths and number of groups stand together, in the same batch."""
+
+    def widths(case: Any) -> tuple[str, ...]:
+        shape = re.match(r"\(([^)]*)\)", case.name)
+        return tuple(shape[1].split(", ")[2:]) if shape else (case.name,)
+
+    keys = sorted({widths(case) for case in chosen})[batch::batches]
+    return [case for key in keys for case in chosen if widths(case) == key]
+
+
+def _compared(missing: int, passed: int, failed: list[str], refused: int, worst: float) -> Result:
+    """The result so far; cases that were not run for lack of time are counted, and are no failure."""
+    counts = [f"{passed + len(failed)} run", f"{passed} passed", *([f"{len(failed)} failed"] if failed else []), f"{missing} not run"]
+    counts += [f"{refused} that the backend does not take"] if refused else []
     summary = f"{', '.join(counts)}; float32 off by at most {worst:.1e} of the largest value"
     summary += f"; the first failure: {failed[0]}" if failed else ""
-    return {"ok": not failed and not missing, "summary": summary, "failed": failed}
+    return {"ok": False if failed else None if missing or not passed else True, "summary": summary, "failed": failed}
 
 
 # precision -> precision of plain PyTorch that sets the tolerance (tf32 has as many bits as fp16), and its floor relative to the norm
@@ -106,7 +137,7 @@ _TOLERANCES = {"bf16": ("bf16", 2.0**-8), "fp16": ("fp16", 2.0**-11), "tf32": ("
 _GRADIENTS = 16  # times the floor, for gradients: about the share of one row of 70 that rounding moves to the other side of a ReLU's kink
 
 
-def _check_rounded(case: Any, setting: Setting, precision: str) -> None:
+def _check_rounded(case: Any, setting: Setting, precision: str, backend: str) -> None:
     """Check that the error of values and gradients, in norm, is at most four times that of plain PyTorch with as many bits.
 
     Two correct results with independent roundings differ by as much as each differs from float64, and the parity cases have too few rows for
@@ -116,7 +147,7 @@ def _check_rounded(case: Any, setting: Setting, precision: str) -> None:
     plain_precision, floor = _TOLERANCES[precision]
     exact = known.run(case, "reference", setting.device, torch.float64)
     plain = known.run(case, "reference", setting.device, precision=plain_precision)
-    for name, value in known.run(case, setting.backend, setting.device, precision=precision).items():
+    for name, value in known.run(case, backend, setting.device, precision=precision).items():
         least = floor * (_GRADIENTS if name.startswith("d_") else 1)
         error, allowed = (value - exact[name]).norm(), 4 * (plain[name] - exact[name]).norm() + least * exact[name].norm()
         assert error <= allowed, f"{name}: off by {float(error):.3g} in norm, allowed {float(allowed):.3g}"
@@ -246,7 +277,8 @@ def kernels(setting: Setting) -> Iterator[Result]:
     table = records.read(ahead_of_time.RESULTS)["kernels"] if ahead_of_time.RESULTS.is_file() else {}
     major, minor = torch.cuda.get_device_capability(setting.device)
     capability = 10 * major + minor
-    listed = {name: compilation for (name, architecture), compilation in ahead_of_time.listed().items() if architecture == capability}
+    found = ahead_of_time.listed().items()
+    listed = {name: each for (name, architecture), each in found if architecture == capability and ahead_of_time.compiler_of(name) == "triton"}
     launched, unlisted = [], []
     for kernel in {id(compilation.kernel): compilation.kernel for compilation in listed.values()}.values():
         rows = [table.get(name, {}).get(f"sm_{capability}") for name, compilation in listed.items() if compilation.kernel is kernel]
@@ -259,6 +291,109 @@ def kernels(setting: Setting) -> Iterator[Result]:
     spilling = [entry for entry in launched if entry["spills"]]
     summary = f"{len(launched)} variants launched, {len(spilling)} with spills, {len(unlisted)} that differ from the ahead-of-time table"
     yield {"ok": not spilling and bool(launched), "summary": summary, "launched": launched, "unlisted": unlisted}
+
+
+def replays(setting: Setting) -> Iterator[Result]:
+    """Time calls beside replays of a CUDA graph of one call: what a replay does not take is the host's."""
+    return timed_replays([cases.by_name(name) for name in REPLAYED], setting, captured)
+
+
+def timed_replays(chosen: Sequence[cases.Case], setting: Setting, capture: Callable[[Callable], Callable]) -> Iterator[Result]:
+    """Time calls of cases and what `capture` makes of them; where a replay has a goal, it is compared."""
+    end, rows, failed, missing = time.monotonic() + setting.seconds, [], [], 0
+    for case, provider in [(each, name) for each in chosen for name in each.providers if name.startswith("ours")]:
+        if time.monotonic() > end:
+            missing += 1
+            continue
+        try:
+            call = case.build(setting.device).provider(provider)
+            times = time_together({"call": call, "replay": capture(call)}, setting.device, seconds=0.02 if setting.quick else 0.3)
+            row = {"case": case.name, "provider": provider, **{name: timing.median for name, timing in times.items()}}
+            rows.append({**row, "goal": REPLAYED.get(case.name, {}).get(provider)})
+        except Exception as error:  # recorded, so that the other cases are run
+            failed.append(f"{case.name} {provider}: {type(error).__name__}: {' '.join(str(error).split())}"[:300])
+        slow = [f"{row['case']} {row['provider']} {row['replay']:.3g} ms" for row in rows if row["goal"] and row["replay"] > row["goal"]]
+        summary = f"{len(rows) + len(failed)} run, {len(rows)} passed, {missing} not run" + f"; slower than wanted: {', '.join(slow)}" * bool(slow)
+        summary += f"; the first failure: {failed[0]}" if failed else ""
+        yield {"ok": False if failed else None if missing else True, "summary": summary, "failed": failed, "rows": rows}
+
+
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """The replay of a CUDA graph of one call."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def races(setting: Setting) -> Iterator[Result]:
+    """NVIDIA's racecheck over chains of few rows, for ten seconds, where `compute-sanitizer` is installed."""
+    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if tool is None:
+        yield {"ok": None, "summary": "0 run; compute-sanitizer is not installed"}
+        return
+    command = [tool, "--tool", "racecheck", "--error-exitcode", "99", sys.executable, "-m", "bench.device.races"]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=setting.seconds, cwd=Path(__file__).resolve().parents[2])
+    except subprocess.TimeoutExpired:
+        yield {"ok": None, "summary": f"not finished in {setting.seconds:.0f} s"}
+        return
+    lines = [line.strip("= ") for line in ran.stdout.splitlines() if "RACECHECK SUMMARY" in line or line.startswith("chains")]
+    yield {"ok": ran.returncode == 0, "summary": "; ".join(lines) or f"exit code {ran.returncode}: {ran.stderr.strip()[-200:]}"}
+
+
+def model(setting: Setting) -> Iterator[Result]:
+    """Times of single kernels beside those that the static model predicts for the binaries that run here."""
+    end, rows, missing = time.monotonic() + setting.seconds, [], 0
+    jobs = [(case, precision) for case in map(cases.by_name, REPLAYED) for precision in predictions.precisions(case)]
+    for case, precision in jobs:
+        if time.monotonic() > end:
+            missing += 1
+            continue
+        provider = next(name for name, known_as in predictions.PRECISIONS.items() if known_as == precision)
+        measured = kernel_times(case.build(setting.device).provider(provider))
+        found = predictions.predicted(predictions.calls(case, precision)) + predictions.predicted_in_cuda(case, precision)
+        rows += paired(case.name, precision, found, measured)
+        off = sorted(abs(row["predicted"] / row["measured"] - 1) for row in rows)
+        error = f", median error {off[len(off) // 2]:.0%}" if off else ""
+        yield {"ok": None if missing else True, "summary": f"{len(rows)} kernels compared{error}, {missing} cases not run", "rows": rows}
+
+
+def paired(case: str, precision: str, found: Sequence[predictions.Predicted], measured: dict[str, float]) -> list[dict[str, Any]]:
+    """Predicted and measured milliseconds of each kernel that has both."""
+    names = list(dict.fromkeys(each.kernel.split()[0] for each in found))
+    rows = []
+    for name in names:
+        times = [each.microseconds for each in found if each.kernel.split()[0] == name]
+        if name in measured and None not in times:
+            rows.append({"case": case, "precision": precision, "kernel": name, "predicted": sum(times) / 1000, "measured": measured[name]})
+    return rows
+
+
+def kernel_times(call: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of each kernel in a call, by name."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+        for _ in range(5):
+            call()
+        torch.cuda.synchronize()
+    return {event.key: event.self_device_time_total / 5000 for event in recorded.key_averages()}
+
+
+# Cases whose graph is replayed, with the milliseconds wanted of a provider.
+REPLAYED: dict[str, dict[str, float]] = {
+    "chain N=128 T=40 D=2 C=2 H=128 ancestral forward": {},
+    "chain N=128 T=40 D=2 C=2 H=128 ancestral forward+backward": {"ours": 0.26, "ours_bf16": 0.18},
+    "chain N=65536 T=40 D=2 C=2 H=128 ancestral forward": {},
+    "chain N=65536 T=40 D=2 C=2 H=128 ancestral forward+backward": {"ours_bf16": 6.0},
+    "sleep N=65536 T=40 D=2 forward+backward": {"ours_bf16": 0.5},
+}
 
 
 def _compiled_variants(kernel: Any) -> list[Any]:
@@ -289,19 +424,35 @@ class Part:
         return self.run(setting)
 
 
+_BATCHES = 3  # of the parity cases of an operation with a denoiser, whose compilation takes longest
+_DENOISERS = ("chain", "sleep")
 PARTS: dict[str, Part] = {
     "random numbers": Part(random_numbers, 60),
-    **{f"parity {operation}": Part(parity(operation), 150) for operation in _backend.OPERATIONS},
+    **{f"parity {operation}": Part(parity(operation), 150) for operation in _backend.OPERATIONS if operation not in _DENOISERS},
     **{
-        f"parity {operation} {precision}": Part(parity(operation, precision), 150, cuda=precision != "bf16")
-        for operation in ("chain", "sleep")
-        for precision in _TOLERANCES
+        " ".join(["parity", operation, *([precision] if precision else []), f"{batch + 1} of {_BATCHES}"]): Part(
+            parity(operation, precision, batch, _BATCHES), 150, cuda=precision in ("fp16", "tf32")
+        )
+        for operation in _DENOISERS
+        for precision in (None, *_TOLERANCES)
+        for batch in range(_BATCHES)
+    },
+    **{
+        " ".join(["parity chain in CUDA C++", *([precision] if precision else [])]): Part(parity("chain", precision, backend="cuda"), 150, cuda=True)
+        for precision in (None, *_TOLERANCES)
     },
     "golden values": Part(golden, 60),
     "step": Part(step, 100),
     "host waits": Part(quiet_operations, 100, cuda=True),
     "kernels": Part(kernels, 100, cuda=True),
+    "replays": Part(replays, 60, alone=True, cuda=True),
+    "model": Part(model, 45, alone=True, cuda=True),
+    "races": Part(races, 45, alone=True, cuda=True),
     "ceilings": Part(ceilings, 40, alone=True),
-    "training": Part(training, 120, alone=True),
-    "timings": Part(timings, 120, alone=True),
+    "training": Part(training, 100, alone=True),
+    "timings": Part(timings, 100, alone=True),
 }
+# The parts that cover the kernels around the denoiser: less than seven minutes on a GPU.
+DENOISER_PARTS = [
+    name for name in PARTS if name.startswith(("parity chain", "parity sleep")) or name in ("golden values", "kernels", "replays", "model", "races")
+]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import cases, records
+from bench.device import parts, predictions, races
+from ddvi_fast import parity
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "bench" / "device_check.py"
@@ -27,8 +31,10 @@ def test_every_part_runs_on_the_cpu(tmp_path):
     record = json.loads(output.read_text())
     outcomes = {name: part["ok"] for name, part in record["parts"].items()}
     assert [name for name, ok in outcomes.items() if ok is False] == []
-    assert {"host waits", "kernels"} <= {name for name, ok in outcomes.items() if ok is None}
-    assert {"random numbers", "training", "timings", "ceilings", "step", *(f"parity {name}" for name in ("noise", "chain", "kde"))} <= set(outcomes)
+    assert {"host waits", "kernels", "replays", "model", "races"} <= {name for name, ok in outcomes.items() if ok is None}
+    assert {"random numbers", "training", "timings", "ceilings", "step", *(f"parity {name}" for name in ("noise", "chain 1 of 3", "kde"))} <= set(
+        outcomes
+    )
     assert output.with_suffix(".md").read_text().strip() == ran.stdout.strip()
 
 
@@ -46,6 +52,63 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(tmp_path):
     parts = json.loads((tmp_path / "check.json").read_text())["parts"]
     assert parts["parity mmd"]["ok"] is False and "_native.so" in parts["parity mmd"]["summary"]
     assert parts["random numbers"]["ok"] is True, "the formula itself"
+
+
+def test_batches_share_out_the_cases():
+    """Every case is in one batch, together with those of the same widths and number of groups."""
+    for operation in ("chain", "sleep"):
+        chosen = parity.cases(operation)
+        batches = [parts._batch(chosen, number, 3) for number in range(3)]
+        assert sorted(case.name for batch in batches for case in batch) == sorted(case.name for case in chosen)
+        widths = [{case.name.split(")")[0].split(", ", 2)[2] for case in batch} for batch in batches]
+        assert all(widths) and not (widths[0] & widths[1] or widths[0] & widths[2] or widths[1] & widths[2])
+
+
+def test_parity_counts_what_is_run_and_what_is_not():
+    """Nothing fails for lack of time; cases that a backend refuses are neither."""
+    setting = parts.Setting(torch.device("cpu"), True, 1000.0)
+    *_, result = parts.parity("noise")(setting)
+    assert result["ok"] is True and ", 0 not run;" in result["summary"]
+    first, *_ = parts.parity("noise")(replace(setting, seconds=-1.0))
+    assert first["ok"] is None and first["summary"].startswith("0 run, 0 passed, ")
+    assert parts._compared(3, 5, [], 0, 0.0)["ok"] is None, "some cases were not run"
+    assert parts._compared(3, 5, ["a case"], 0, 0.0)["ok"] is False
+    assert parts._compared(0, 5, [], 2, 0.0)["summary"].startswith("5 run, 5 passed, 0 not run, 2 that the backend does not take")
+
+
+def test_replays_are_timed_beside_calls(monkeypatch):
+    """A replay that is slower than wanted is named; a case that cannot be captured fails."""
+    case = cases.Case("elbo", (("kind", "gaussian_kl"), ("N", 8), ("P", 2)), True, frozenset())
+    monkeypatch.setitem(parts.REPLAYED, case.name, {"ours": 1e-9})
+    setting = parts.Setting(torch.device("cpu"), True, 1000.0)
+    *_, result = parts.timed_replays([case], setting, lambda call: call)
+    assert result["ok"] is True and result["summary"].startswith("1 run, 1 passed, 0 not run; slower than wanted: elbo")
+    assert result["rows"][0]["call"] > 0 and result["rows"][0]["goal"] == 1e-9
+
+    def refuse(call):
+        raise RuntimeError("no capture")
+
+    *_, result = parts.timed_replays([case], setting, refuse)
+    assert result["ok"] is False and "no capture" in result["summary"]
+
+
+def test_predictions_are_paired_with_measured_kernels():
+    found = [predictions.Predicted("a D=2", 4, 2, 1, 500.0), predictions.Predicted("a D=2, X=1", 4, 1, 1, 250.0)]
+    unknown = [predictions.Predicted("b", 4, 1, 1, None), predictions.Predicted("c", 4, 1, 1, 1.0)]
+    (row,) = parts.paired("case", "bf16", found + unknown, {"a": 1.5, "b": 1.0, "other": 2.0})
+    assert (row["kernel"], row["predicted"], row["measured"]) == ("a", 0.75, 1.5)
+
+
+def test_chains_for_the_race_checker():
+    assert races.chains(torch.device("cpu"), "cpp", 0.0) == 2
+
+
+def test_the_parts_of_the_denoiser_fit_into_seven_minutes():
+    chosen = [parts.PARTS[name] for name in parts.DENOISER_PARTS]
+    alone = sum(part.seconds for part in chosen if part.alone)
+    assert {"replays", "model", "races"} <= set(parts.DENOISER_PARTS)
+    assert alone + max(part.seconds for part in chosen if not part.alone) <= 420
+    assert all(any(name.startswith(f"parity {operation}") for name in parts.DENOISER_PARTS) for operation in ("chain", "sleep"))
 
 
 def test_goals_are_those_of_cases_that_are_run():
