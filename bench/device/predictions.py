@@ -29,8 +29,9 @@ Values = Mapping[str, Any]  # numeric arguments and constants of a launch
 
 # Turns of the main loop of a kernel, from the numbers that it is launched with. A kernel without a loop needs none.
 TURNS: dict[str, Callable[[Values], float]] = {
-    "chain_fwd_kernel": lambda v: v["steps"],
+    "chain_fwd_kernel": lambda v: v["steps_here"],
     "chain_bwd_kernel": lambda v: v["steps_here"],
+    "denoiser_bwd_kernel_weights": lambda v: _weight_turns(**v),
     "mmd_fwd_kernel_norms": lambda v: math.ceil(v["width"] / v["BLOCK"]),
     "mmd_fwd_kernel": lambda v: math.ceil(v["width"] / v["DEPTH"]),
     "mmd_bwd_kernel_coefficients": lambda v: math.ceil(v["width"] / v["DEPTH"]),
@@ -42,6 +43,16 @@ TURNS: dict[str, Callable[[Values], float]] = {
     "elbo_fwd_kernel_log_mean_exp": lambda v: math.ceil(v["width"] / v["WIDTH"]),
     "elbo_bwd_kernel_log_mean_exp": lambda v: math.ceil(v["width"] / v["WIDTH"]),
 }
+
+
+def _weight_turns(rows: int, steps_here: int, tiles: int, BN: int, **_: Any) -> int:
+    """Tiles of a group, at all steps, in one of its slices; without an index."""
+    of_group = math.ceil(rows / BN)
+    groups = max(1, tiles // of_group)
+    entries = steps_here * of_group
+    return math.ceil(entries / max(1, min(entries, _kernels("weight_gradient")._PROGRAMS // groups)))
+
+
 # Kernels whose operands come from memory, not from the L2 cache: one pass over much more than it holds.
 STREAMING = ("noise_", "elbo_")
 
@@ -194,12 +205,22 @@ def _chain(
     chain, sizes = _kernels("chain"), _kernels("chain_options").Sizes(G, N, D, C, H, T, indexed)
     *tensors, state = sizes.meta_tensors()
     operands = ChainOperands(*tensors, None, *sizes.meta_index(), state, 0, N, True, precision)
-    yield chain.forward, (operands, backward)
+    yield chain.forward, (operands, backward, backward)
     if backward:
         trajectory = operands.y_T.new_empty((T + 1, *operands.y_T.shape))
+        signs = operands.y_T.new_empty((T, *operands.y_T.shape[:-1], 4, H // 32), dtype=torch.int32)
         yield (
             chain.backward,
-            (operands, trajectory, operands.y_T, operands.y_T.new_empty(operands.y_T.shape[:-1]), None, _needed(table=False, noise=False)),
+            (
+                operands,
+                trajectory,
+                signs,
+                None,
+                operands.y_T,
+                operands.y_T.new_empty(operands.y_T.shape[:-1]),
+                None,
+                _needed(table=False, noise=False),
+            ),
         )
 
 
