@@ -186,6 +186,18 @@ def evaluation(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Context in which new tensors are in single precision and on the CPU, whatever torch's default dtype and device are."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
 def fixed_statistics(module: nn.Module) -> Iterator[None]:
     """Context in which batch normalization inside `module` uses its running statistics without an update."""
     layers = [layer for layer in module.modules() if isinstance(layer, BatchNorm)]

@@ -14,7 +14,7 @@ from torch.distributions.constraints import Constraint
 
 from ddvi_fast import _checks
 from ddvi_fast.engine.engine import Engine
-from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulations, Simulator, offers, seeded, simulate
+from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulations, Simulator, offers, out_of_inference, seeded, simulate
 from ddvi_fast.inference.networks import Architecture, build
 from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Simulated
 from ddvi_fast.inference.observation import Observation, column_names, observed_rows
@@ -48,7 +48,7 @@ class Training:
         max_norm: Limit of the gradient's norm (float, default 10).
 
     Raises:
-        InputError: If `steps` or `batch_size` is not a positive integer.
+        InputError: If `steps` or `batch_size` is not a positive integer, or `lr` or `max_norm` not a positive number.
     """
 
     steps: int = 8000
@@ -58,7 +58,9 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
-            _checks.require(isinstance(getattr(self, name), int) and getattr(self, name) >= 1, name, "an integer of at least 1", getattr(self, name))
+            object.__setattr__(self, name, _checks.integer(getattr(self, name), name, 1))
+        for name in ("lr", "max_norm"):
+            object.__setattr__(self, name, _checks.number(getattr(self, name), name, above=0))
 
 
 def fit_posterior(
@@ -116,10 +118,13 @@ def fit_posterior(
         >>> posterior.sample(5).shape, posterior.sample(5, x=torch.tensor([[2.0], [9.0]])).shape
         (torch.Size([5, 1]), torch.Size([5, 2, 1]))
     """
-    objective, device = _chosen(objective, model), torch.device(device)
-    request = _Request(model, x, architecture, training, seed, device)
-    # Simulators, embeddings and densities may draw from global generators.
-    with seeded(Draws(seed).lane("looked_at").importance(1), device):
+    objective, device, seed = _chosen(objective, model), _checks.device(device), _checks.integer(seed, "seed")
+    for argument, value, kind in (("architecture", architecture, Architecture), ("training", training, Training)):
+        _checks.instance(value, kind, argument, f"an {kind.__name__}" if kind is Architecture else "a Training")
+    _checks.instance(embedding, (nn.Module, type(None)), "embedding", "None or a torch.nn.Module")
+    request = _Request(model, out_of_inference(x), architecture, training, seed, device)
+    # Simulators, embeddings and densities may draw from global generators, and the caller may be inside torch.no_grad or inference_mode.
+    with torch.inference_mode(False), torch.enable_grad(), seeded(Draws(seed).lane("looked_at").importance(1), device):
         if objective == "bound":
             fitted = request.for_one_data_set(_support_to_save(_support(support, dim)))
         else:
@@ -232,7 +237,7 @@ def _train(objective: Objective, training: Training, seed: int, device: torch.de
     """Train for all steps and return the mean loss over each twentieth of them."""
     optimisation = Optimisation(lr=training.lr, warmup_fraction=_WARMUP, max_norm=training.max_norm, factors={})
     engine = Engine(objective, optimisation, device, capture=False, exchange=False)
-    rows, losses = torch.zeros(1, 1, device=device), []
+    rows, losses = torch.zeros(1, 1, dtype=torch.float32, device=device), []
     for step in range(training.steps):
         means = engine.run(rows, Progress(step, training.steps), Draws(seed, step * training.batch_size))
         losses.append(torch.stack([mean for name, mean in means.items() if name != COVERING]).sum())

@@ -95,8 +95,7 @@ class Simulator:
 
     def __init__(self, model: Any, support: Support, budget: int | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
         self.model, self.support, self.device = model, support, torch.device(device)
-        _checks.require(budget is None or budget >= 2, "num_simulations", "None or at least 2", budget)
-        self._pool = None if budget is None else self._new(budget, Draws(seed))
+        self._pool = None if budget is None else self._new(_checks.integer(budget, "num_simulations", 2), Draws(seed))
 
     def take(self, n: int, draws: Draws) -> Simulations:
         """Return `n` simulations."""
@@ -111,18 +110,26 @@ class Simulator:
         z, x = simulate(self.model, n, draws, self.device)
         for name, value in z.items() if isinstance(z, Mapping) else (("", z),):
             _checks.finite(_checks.tensor(value, called("simulate, z", name)), called("simulate, z", name))
+            wanted = (n, *self.support.shapes.get(name, value.shape[1:]))
+            _checks.require(tuple(value.shape) == wanted, called("simulate, z", name), f"shape {list(wanted)}", value)
         u = self.support.unconstrain(z, "simulate, z").to(self.device)
-        shape = "rows of one number or more"
-        _checks.require(u.dim() == 2 and len(u) == n, "simulate, z", f"{n} {shape}", z if isinstance(z, Tensor) else next(iter(z.values())))
         _checks.tensor(x, "simulate, x", floating=False)
-        _checks.require(x.dim() >= 2 and len(x) == n and x[0].numel() > 0, "simulate, x", f"{n} {shape}, [{n}, ...]", x)
+        fits = x.dim() >= 2 and len(x) == n and x[0].numel() > 0
+        _checks.require(fits, "simulate, x", f"{n} rows of one number or more, [{n}, ...]", x)
         return Simulations(as_real(u, "simulate, z"), _checks.finite(as_real(x, "simulate, x").to(self.device), "simulate, x"))
 
 
 def as_real(value: Tensor, argument: str) -> Tensor:
     """Return real data in single precision if they are floating-point numbers of at most that, otherwise in double."""
     _checks.require(not value.is_complex(), argument, "real numbers", value)
-    return value.detach().to(torch.float32 if value.dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.float64)
+    value = out_of_inference(value.detach())
+    return value.to(torch.float32 if value.dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.float64)
+
+
+def out_of_inference(value: Any) -> Any:
+    """A copy of a tensor that was made in `torch.inference_mode`, which takes part in no gradient; anything else is returned as it is."""
+    with torch.inference_mode(False):
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 class FlatModel:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, schedules
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.inference.observation import Observation
-from ddvi_fast.networks import MLP
+from ddvi_fast.networks import ACTIVATIONS, MLP, usual_defaults
 from ddvi_fast.posteriors import Diffusion, Gaussian, Posterior, Spline
 from ddvi_fast.rng import Draws
 
@@ -34,7 +34,7 @@ class Architecture:
         end: Ratio of noise to signal after its last step (float, default 3).
 
     Raises:
-        InputError: If the family is unknown, or unless 0 < start < end.
+        InputError: If the family or the activation is unknown, if a size is no positive integer, or unless 0 < start < end.
     """
 
     family: str = "diffusion"
@@ -49,6 +49,12 @@ class Architecture:
 
     def __post_init__(self) -> None:
         _checks.choice(self.family, FAMILIES, "family")
+        _checks.choice(self.activation, ACTIVATIONS, "activation")
+        for name in ("num_steps", "width", "context_dim", "time_features"):
+            object.__setattr__(self, name, _checks.integer(getattr(self, name), name, 1))
+        object.__setattr__(self, "hidden", _checks.integers(self.hidden, "hidden", 1))
+        for name in ("start", "end"):
+            object.__setattr__(self, name, _checks.number(getattr(self, name), name))
         _checks.require(0 < self.start < self.end, "start, end", "0 < start < end", (self.start, self.end))
 
 
@@ -99,6 +105,11 @@ def build(architecture: Architecture, dim: int, observation: Observation | None,
         observation: Standardization of the data, or None for the posterior of one data set.
         seed: Seed of the initial weights (int).
     """
+    with usual_defaults():
+        return _build(architecture, dim, observation, seed)
+
+
+def _build(architecture: Architecture, dim: int, observation: Observation | None, seed: int) -> Posterior:
     make = _constant_encoders if observation is None else _readers
     encoder, context = make(architecture, dim, observation, seed)
     if architecture.family == "gaussian":

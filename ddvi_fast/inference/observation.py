@@ -138,7 +138,7 @@ def embed(embedding: nn.Module | None, x: Tensor) -> Tensor:
 def quantiles(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return quantiles of the columns of `x` [n, H] and the normal scores of their ranks [H, Q], the mean score for equal quantiles."""
     n = len(x)
-    edge = float(torch.special.ndtri(torch.tensor(0.5 / n, dtype=torch.float64)))
+    edge = float(torch.special.ndtri(x.new_tensor(0.5 / n, dtype=torch.float64)))
     levels = torch.linspace(edge, -edge, _KNOTS, dtype=torch.float64, device=x.device)
     ranks = (n * torch.special.ndtr(levels) - 0.5).round().long().clamp(0, n - 1)
     ordered = x.T.sort(1).values.contiguous()

@@ -106,7 +106,7 @@ class FittedPosterior:
             InputError: If the arguments do not fit.
         """
         _checks.choice(bound, BOUNDS, "bound")
-        _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
+        _checks.require(_checks.integer(num_samples, "num_samples") >= 1, "num_samples", "at least 1", num_samples)
         u, inside = self.support.locate(z)
         _checks.require(u.dim() == 2, "z", f"parameters [N, ...], {self.support.dim} unconstrained numbers each", u)
         rows, many = self._rows(x)
@@ -262,7 +262,7 @@ class FittedPosterior:
         Raises:
             InputError: If the folder does not exist, is corrupt or was written by an earlier version, or if `embedding` does not fit.
         """
-        tensors, state = checkpoint.load(path, device)
+        tensors, state = checkpoint.load(path, device := _checks.device(device))
         earlier, hint = state.get("kind") in _EARLIER, "fit the model again"
         _checks.require(not earlier, "path", "a posterior written by this version", f"{path} of an earlier version", hint)
         _checks.require(state.get("kind") == _FORMAT, "path", "a posterior written by FittedPosterior.save", str(path))
@@ -272,7 +272,8 @@ class FittedPosterior:
         sizes = {**state["architecture"], "hidden": tuple(state["architecture"]["hidden"])}
         architecture, dim = Architecture(**sizes), support.dim
         observation = Observation.like(_of_observation(tensors), embedding) if state["conditional"] else None
-        posterior, whitening = build(architecture, dim, observation, 0), Whitening(torch.zeros(dim), torch.eye(dim))
+        posterior = build(architecture, dim, observation, 0)
+        whitening = Whitening(torch.zeros(dim, dtype=torch.float32), torch.eye(dim, dtype=torch.float32))
         posterior.to(device), whitening.to(device)
         checkpoint.load_modules(tensors, {"posterior": posterior, "whitening": whitening})
         kept = tensors.get("x") if x is None else x
@@ -297,7 +298,7 @@ class FittedPosterior:
         if not self.conditional:
             hint = "a model with simulate gives a posterior that accepts any data"
             _checks.require(x is None, "x", "None, for a posterior of one data set", x, hint)
-            return torch.zeros(1, 1, device=device), False
+            return torch.zeros(1, 1, dtype=torch.float32, device=device), False
         x = self.x if x is None else x
         _checks.require(x is not None, "x", f"data of shape {list(self.data_shape)} or rows of them", None)
         rows, many = observed_rows(x, self.data_shape)
@@ -318,7 +319,7 @@ class FittedPosterior:
 
     def _drawn(self, rows: Tensor, num_samples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Coordinates [K', M, D] and log-ratios [K', M] in chunks over K, equal to those of one large call."""
-        _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
+        _checks.require(_checks.integer(num_samples, "num_samples") >= 1, "num_samples", "at least 1", num_samples)
         if not len(rows):
             yield rows.new_zeros(num_samples, 0, self.posterior.latent_dim, dtype=torch.float32), None
             return

@@ -59,9 +59,10 @@ def gaussian_start(model: Any, x: Any, support: Support, seed: int, device: torc
         InputError: If the log joint density is not finite at a sample, or has no gradient.
     """
     dim = support.dim
-    plain = FlatModel(model, support, Whitening(torch.zeros(dim, device=device), torch.eye(dim, device=device)))
+    zeros = torch.zeros(dim, dtype=torch.float32, device=device)
+    plain = FlatModel(model, support, Whitening(zeros, torch.eye(dim, dtype=torch.float32, device=device)))
     require_gradient(model, x, support, SCALE * rng.normal(Draws(seed), (2 * SAMPLES, dim), rng.START, device=device))
-    ellipsoid = Ellipsoid(torch.zeros(dim, device=device), correlated)
+    ellipsoid = Ellipsoid(zeros, correlated)
     optimizer = torch.optim.Adam(ellipsoid.parameters(), lr=RATE)
     for step in range(STEPS):
         for group in optimizer.param_groups:

@@ -29,7 +29,7 @@ def empty(*shape: int) -> Tensor:
     """
     size = 4 * math.prod(shape)
     if not SMALLEST <= size <= LARGEST:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
     try:
         block = _idle[size].pop()
     except IndexError:

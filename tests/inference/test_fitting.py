@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import numpy as np
@@ -121,6 +123,7 @@ def test_the_seed_covers_generators_of_numpy_and_python() -> None:
     assert torch.equal(first.sample(9), again.sample(9)) and not torch.equal(first.sample(9), other.sample(9))
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_a_parameter_of_which_only_its_bounds_are_known_is_uniform() -> None:
     support = {"a": constraints.real, "b": constraints.unit_interval}
     model = Model(log_joint=lambda x, z: -0.5 * z["a"].square())
@@ -143,6 +146,7 @@ def test_a_box_is_saved(family: str, tmp_path) -> None:
     assert bool(((posterior.sample(500) >= low) & (posterior.sample(500) <= high)).all())
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_a_support_that_cannot_be_saved_is_told_before_the_training() -> None:
     class Odd(constraints.Constraint):
         def check(self, value):
@@ -153,6 +157,74 @@ def test_a_support_that_cannot_be_saved_is_told_before_the_training() -> None:
         fit_posterior(
             Model(log_joint=lambda x, z: -0.5 * z["w"].square()), support={"w": Odd()}, architecture=SMALL, training=Training(steps=1, batch_size=4)
         )
+
+
+@pytest.fixture
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps of the Gaussian from which a fit of one data set starts."""
+    monkeypatch.setattr("ddvi_fast.inference.start.STEPS", 30)
+
+
+@contextmanager
+def double_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("quick_start")
+@pytest.mark.parametrize("state", [double_by_default, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("family", ["diffusion", "gaussian"])
+def test_states_of_torch_change_nothing(state, family: str, tmp_path) -> None:
+    architecture = Architecture(family=family, num_steps=4, hidden=(8,), context_dim=4, width=8)
+    options = {"architecture": architecture, "training": Training(steps=8, batch_size=32)}
+
+    def simulate(n: int) -> tuple[Tensor, Tensor]:
+        z = torch.randn(n, 2, dtype=torch.float32)
+        return z, z + torch.randn(n, 2, dtype=torch.float32)
+
+    def density(x: Tensor, z: Tensor) -> Tensor:
+        return -0.5 * z.square().sum(-1) - 0.5 * (x - z).square().sum(-1)
+
+    cases = [(Model(simulate=simulate), {}), (Model(simulate=simulate, log_joint=density), {}), (Model(log_joint=density), {"dim": 2})]
+    x = torch.ones(2)
+    for number, (model, more) in enumerate(cases):
+        usual = fit_posterior(model, x, **options, **more)
+        with state():
+            other = fit_posterior(model, torch.ones(2, dtype=torch.float32), **options, **more)
+            draws, again = other.sample(5), load(other.save(tmp_path / str(number))).sample(5)
+        assert torch.equal(usual.sample(5), other.sample(5)) and torch.equal(draws, usual.sample(5)) and torch.equal(again, draws)
+        assert draws.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Training(steps=True), "steps: expected an integer"),
+        (lambda: Training(batch_size=0), "batch_size: expected an integer of at least 1"),
+        (lambda: Training(lr=-1.0), "lr: expected"),
+        (lambda: Architecture(width=0), "width: expected an integer of at least 1"),
+        (lambda: Architecture(hidden=8), "hidden: expected a sequence of integers"),
+        (lambda: Architecture(activation="silo"), "did you mean silu"),
+        (lambda: fit_posterior(Model(simulate=Regression().simulate), num_simulations=1e3), "num_simulations: expected an integer"),
+        (lambda: fit_posterior(Model(simulate=Regression().simulate), device="gpu"), "device: expected a device"),
+        (lambda: fit_posterior(Model(simulate=Regression().simulate), embedding=torch.sin), "embedding: expected None or a torch.nn.Module"),
+        (lambda: fit_posterior(Model(simulate=Regression().simulate), training=100), "training: expected a Training"),
+        (lambda: fit_posterior(Model(simulate=Regression().simulate), seed=0.5), "seed: expected an integer"),
+        (lambda: fit_posterior(Model(simulate=lambda n: ({"a": torch.randn(n, 1)}, torch.randn(n, 2))), support={"a": constraints.real}),
+         r"simulate, z, a: expected shape \[4096\], got a float32 tensor of shape \[4096, 1\]"),
+    ],
+)  # fmt: skip
+def test_plain_mistakes_are_named(call, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = Architecture(width=np.int64(8), hidden=np.array([8, 8])), Training(steps=np.int32(3), lr=np.float32(0.5))
+    assert made == (Architecture(width=8, hidden=(8, 8)), Training(steps=3, lr=0.5)) and type(made[0].hidden[0]) is int
 
 
 def test_a_budget_of_simulations_is_kept() -> None:

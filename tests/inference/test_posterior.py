@@ -245,6 +245,9 @@ def test_bad_requests_are_named() -> None:
         many.sample(3)
     with pytest.raises(InputError, match="num_samples: expected at least 1"):
         single.sample(0)
+    for count in ((1000,), 10.0, None, True):
+        with pytest.raises(InputError, match="num_samples: expected an integer"):
+            single.sample(count)
     with pytest.raises(InputError, match="did you mean elbo"):
         single.log_prob(torch.zeros(1, 2), bound="elb")
     with pytest.raises(InputError, match="model: expected one with log_joint"):
