@@ -36,19 +36,19 @@ def pack(kernel: Kernel, arguments: dict[str, Any]) -> list[ctypes._SimpleCData]
     Raises:
         TypeError: An argument is missing, unknown or of another type.
     """
-    names = [name for name, _ in kernel.parameters]
-    if set(names) != set(arguments):
-        raise TypeError(f"{kernel.name}: parameters and arguments differ in {', '.join(sorted(set(names) ^ set(arguments)))}")
-    return [_packed(f"{kernel.name}: {name}", kind, arguments[name]) for name, kind in kernel.parameters]
-
-
-def _packed(what: str, kind: str, value: Any) -> ctypes._SimpleCData:
-    if kind in NUMBERS:
-        if isinstance(value, Tensor):
-            raise TypeError(f"{what} is a number, got a tensor")
-        return NUMBERS[kind](value)
-    if value is None:
-        return ctypes.c_void_p()
-    if not isinstance(value, Tensor) or value.dtype != POINTERS[kind] or not value.is_contiguous():
-        raise TypeError(f"{what} is a contiguous tensor of {POINTERS[kind]}, got {getattr(value, 'dtype', type(value).__name__)}")
-    return ctypes.c_void_p(value.data_ptr())
+    unlike = arguments.keys() ^ {name for name, _ in kernel.parameters}
+    if unlike:
+        raise TypeError(f"{kernel.name}: parameters and arguments differ in {', '.join(sorted(unlike))}")
+    packed: list[ctypes._SimpleCData] = []
+    for name, kind in kernel.parameters:
+        value, element = arguments[name], POINTERS.get(kind)
+        if element is None and not isinstance(value, Tensor):
+            packed.append(NUMBERS[kind](value))
+        elif element is not None and value is None:
+            packed.append(ctypes.c_void_p())
+        elif isinstance(value, Tensor) and value.dtype == element and value.is_contiguous():
+            packed.append(ctypes.c_void_p(value.data_ptr()))
+        else:
+            expected = "a number" if element is None else f"a contiguous tensor of {element}"
+            raise TypeError(f"{kernel.name}: {name} is {expected}, got {getattr(value, 'dtype', type(value).__name__)}")
+    return packed
