@@ -14,7 +14,6 @@ from ddvi_fast.cuda import selection
 from ddvi_fast.cuda.launch import launch
 from ddvi_fast.cuda.module import Kernel, Variant, architecture, trouble
 from ddvi_fast.cuda.selection import ROWS
-from ddvi_fast.cuda.weights import weight_gradients
 
 __all__ = ["backward", "broken", "compilations", "forward", "slower", "unsupported", "why_not"]
 
@@ -181,7 +180,8 @@ def backward(
 ) -> Differentiable:
     """The gradients that are `needed`, from those of the first three results of `forward`.
 
-    One launch carries the gradient down the steps. That of the weights follows from the states and the gradients of the network's outputs.
+    One launch carries the gradient down the steps. That of the weights follows from the states, the signs and the gradients of the network's
+    outputs.
     Without the signs, or the outputs for the gradient of the coefficients, the chain is run again.
     """
     if signs is None or (needed.table and outputs is None):
@@ -199,8 +199,15 @@ def backward(
         d_z=d_z, d_path=d_path, d_trajectory=d_trajectory, d_y_T=d_y_T, d_context=d_context, d_noise=d_noise, d_output=d_output,
         coefficient_sums=sums,
     )  # fmt: skip
-    weights = weight_gradients(operands, trajectory, signs, d_output) if any(needed.weights) else (None,) * 5
+    weights = _weight_gradients(operands, trajectory, signs, d_output) if any(needed.weights) else (None,) * 5
     return Differentiable(d_y_T, d_context, *weights, None if sums is None else sums.sum(1), d_noise).only(needed)
+
+
+def _weight_gradients(operands: ChainOperands, trajectory: Tensor, signs: Tensor, d_output: Tensor) -> tuple[Tensor, ...]:
+    """Triton's kernel, which takes each step of each row by itself."""
+    from ddvi_fast.kernels.weight_gradient import weight_gradients
+
+    return weight_gradients(operands, trajectory, signs, d_output)
 
 
 def compilations() -> Iterator[Compilation]:

@@ -32,6 +32,13 @@ def test_triton(case, poison_empty):
     check_triton(case)
 
 
+@pytest.mark.skipif(bool(_backend.unavailable("cuda")), reason=_backend.unavailable("cuda"))
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("case", parity.cases("chain", small=True), ids=str)
+def test_cuda(case, precision, poison_empty):
+    parity.check(case, "cuda", "cuda", precision=precision)
+
+
 @pytest.mark.parametrize("operation", _backend.OPERATIONS)
 def test_triton_in_other_layouts(operation):
     if "triton" not in BACKENDS:
