@@ -158,9 +158,9 @@ def _take(file: TextIO, argument: str) -> None:
     except OSError:
         file.seek(0)
         _checks.fail(argument, "a folder that no other process writes to", f"one held by {file.read().strip() or 'another process'}")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
+    with suppress(OSError):  # the lock holds on a full disk, too
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
 
 
 def cache_folder() -> Path:

@@ -15,7 +15,7 @@ def card(title: str, rows: Mapping[str, object], pictures: Sequence[Path] = ()) 
         >>> card("Gaussian", {"latent dimensions": 2})
         '<table><caption>Gaussian</caption><tr><th>latent dimensions</th><td>2</td></tr></table>'
     """
-    lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in rows.items())
+    lines = "".join(f"<tr><th>{escape(str(name))}</th><td>{escape(str(value))}</td></tr>" for name, value in rows.items())
     return f"<table><caption>{escape(title)}</caption>{lines}</table>{''.join(map(_picture, pictures))}"
 
 

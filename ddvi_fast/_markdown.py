@@ -12,7 +12,7 @@ def table(headings: Sequence[object], rows: Iterable[Sequence[object]], align: s
 
     Args:
         headings: Heading of each column.
-        rows: Cells of each row, as many as there are headings. A vertical bar inside a cell is escaped.
+        rows: Cells of each row, as many as there are headings. A vertical bar inside a cell is escaped, and the end of a line is a space.
         align: Alignment of each column: l, c or r (default l). The last letter also holds for all columns that follow.
 
     Raises:
@@ -35,4 +35,4 @@ def table(headings: Sequence[object], rows: Iterable[Sequence[object]], align: s
 
 
 def _line(cells: Sequence[object]) -> str:
-    return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(' '.join(str(cell).splitlines()).replace('|', chr(92) + '|') for cell in cells)} |"

@@ -74,11 +74,9 @@ class Gaussian(Likelihood):
 
     def __init__(self, scale: float = 1.0, learn_scale: bool = False, value_range: Sequence[float] | None = None, width: int | None = None) -> None:
         super().__init__()
-        _checks.require(width is None or width >= 1, "width", "None or a number of dimensions", width)
-        _checks.require(scale > 0, "scale", "a positive number", scale)
-        pair = value_range is None or (len(value_range) == 2 and value_range[0] < value_range[1])
-        _checks.require(pair, "value_range", "None or (low, high) with low < high", value_range)
-        self.value_range = None if value_range is None else (float(value_range[0]), float(value_range[1]))
+        width = None if width is None else _checks.integer(width, "width", at_least=1)
+        scale = _checks.number(scale, "scale", above=0)
+        self.value_range = None if value_range is None else _range(value_range)
         self.log_scale = nn.Parameter(torch.full(() if width is None else (width,), math.log(scale)), requires_grad=learn_scale)
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
@@ -117,8 +115,7 @@ class Binomial(Likelihood):
 
     def __init__(self, total: int = 2) -> None:
         super().__init__()
-        _checks.require(isinstance(total, int) and total >= 1, "total", "an integer of at least 1", total)
-        self.total = total
+        self.total = _checks.integer(total, "total", at_least=1)
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         missing = x.isnan()
@@ -136,6 +133,15 @@ class Binomial(Likelihood):
         called = (~x.isnan()).to(outputs)
         constant = self.log_prob(torch.zeros_like(x), x) + self.total * math.log(2) * called.sum(-1)
         return outputs @ x.nan_to_num(0.0).mT - self.total * nn.functional.softplus(outputs) @ called.mT + constant
+
+
+def _range(value: Any) -> tuple[float, float]:
+    expected = "None or (low, high) with low < high"
+    pair = isinstance(value, Sequence) and len(value) == 2 and not isinstance(value, str)
+    _checks.require(pair, "value_range", expected, value)
+    low, high = (float(_checks.number(bound, "value_range")) for bound in value)
+    _checks.require(low < high, "value_range", expected, value)
+    return low, high
 
 
 def _uniform(like: Tensor, draws: Draws) -> Tensor:

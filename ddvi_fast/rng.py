@@ -144,7 +144,8 @@ class Draws(_Position):
 
     def __post_init__(self) -> None:
         for name, value, bits in (("seed", self.seed, 64), ("first_index", self.first_index, 63)):
-            _checks.require(isinstance(value, int) and 0 <= value < 1 << bits, name, f"an integer in [0, 2^{bits})", value)
+            if type(value) is not int or not 0 <= value < 1 << bits:  # NumPy's integers would overflow where streams are derived
+                object.__setattr__(self, name, _checks.integer(value, name, 0, 1 << bits))
 
     def advance(self, rows: int) -> Draws:
         """The draws that start `rows` rows later."""

@@ -299,7 +299,7 @@ def make(name: str, num_steps: int, *, kind: str = "vp", rescale: bool = False, 
     """
     _checks.choice(name, _SHAPES, "schedule")
     _checks.choice(kind, ("vp", "ve"), "kind")
-    _checks.require(isinstance(num_steps, int) and num_steps >= 2, "num_steps", "an integer of at least 2", num_steps)
+    num_steps = _checks.integer(num_steps, "num_steps", at_least=2)
     shape = _SHAPES[name]
     for option in options:
         _checks.choice(option, list(inspect.signature(shape).parameters)[1:], f"option of the {name} schedule")

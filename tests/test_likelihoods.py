@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributions
 
-from ddvi_fast import likelihoods, rng
+from ddvi_fast import likelihoods, ops, rng
 from ddvi_fast.rng import Draws
 from ddvi_fast.testing import assert_close
 
@@ -90,7 +90,7 @@ def test_learned_scale():
     "name, options, message",
     [
         ("bernouli", {}, "likelihood: .*did you mean bernoulli"),
-        ("gaussian", {"scale": 0.0}, "scale: expected a positive number"),
+        ("gaussian", {"scale": 0.0}, "scale: expected a number above 0"),
         ("gaussian", {"value_range": (1.0, 0.0)}, "value_range: expected None or \\(low, high\\)"),
         ("binomial", {"total": 0}, "total: expected an integer of at least 1"),
         ("gaussian", {"scal": 1.0}, "did you mean scale"),
@@ -123,3 +123,28 @@ def test_a_scale_of_each_dimension_is_learned_from_its_own_errors():
     assert gradient.abs().max() < 1e-10
     spread = likelihood.sample(outputs.expand(40_000, 3), Draws(3)).std(0) / likelihood.log_scale.exp()
     assert ((spread - 1).abs() < 4 / (2 * 40_000) ** 0.5).all()
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, float("nan"), float("inf"), "1", None, True])
+def test_a_scale_that_is_no_positive_number_is_refused(scale, one_line):
+    x = torch.zeros(2, 3)
+    one_line(lambda: likelihoods.Gaussian(scale), "scale: expected a number above 0")
+    one_line(lambda: likelihoods.make("gaussian", scale=scale, width=3), "scale")
+    one_line(lambda: ops.gaussian_log_likelihood(x, x, scale), "scale")
+
+
+def test_negative_scales_of_a_tensor_are_refused(one_line):
+    x = torch.zeros(2, 3)
+    for scale in (torch.tensor(-1.0), torch.tensor([1.0, 1.0, -1e-3])):
+        one_line(lambda scale=scale: ops.gaussian_log_likelihood(x, x, scale), "scale: expected positive numbers")
+    assert ops.gaussian_log_likelihood(x, x, torch.tensor(float("nan"))).isnan().all()
+
+
+@pytest.mark.parametrize("options", [{"width": 0}, {"width": 2.0}, {"value_range": (1, 0)}, {"value_range": 3}, {"value_range": (0, float("nan"))}])
+def test_impossible_options_of_a_gaussian_are_refused(options, one_line):
+    one_line(lambda: likelihoods.Gaussian(**options), next(iter(options)))
+
+
+@pytest.mark.parametrize("total", [0, -1, 1.5, True, "2"])
+def test_impossible_totals_are_refused(total, one_line):
+    one_line(lambda: likelihoods.Binomial(total), "total")

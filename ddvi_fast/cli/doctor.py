@@ -43,13 +43,13 @@ def _print(findings: Sequence[Finding]) -> None:
 
     console = Console()
     for section in dict.fromkeys(finding.section for finding in findings):
-        table = Table(title=section, title_justify="left", box=None, show_header=False, pad_edge=False)
+        table = Table(title=escape(section), title_justify="left", box=None, show_header=False, pad_edge=False)
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for finding in (finding for finding in findings if finding.section == section):
             advice = f"\n[dim]→ {escape(finding.advice)}[/]" if finding.advice else ""
-            table.add_row(_MARKS[finding.status], finding.name, escape(finding.detail) + advice)
+            table.add_row(_MARKS[finding.status], escape(finding.name), escape(finding.detail) + advice)
         console.print(table, "")
     problems = [finding.name for finding in findings if finding.status == "problem"]
-    console.print(f"[bold red]{len(problems)} to fix: {', '.join(problems)}[/]" if problems else "[green]no problem found[/]")
+    console.print(f"[bold red]{len(problems)} to fix: {escape(', '.join(problems))}[/]" if problems else "[green]no problem found[/]")

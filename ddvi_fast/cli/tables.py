@@ -37,12 +37,13 @@ def print_table(rows: Sequence[tuple[str, Mapping[str, float]]], title: str = "t
 
 
 def _grid(title: str, labels: Sequence[str], headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("", no_wrap=True)
     for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(escape(heading), justify="right", no_wrap=True)
     for label, row in zip(labels, cells, strict=True):
-        table.add_row(label, *row)
+        table.add_row(escape(label), *row)
     return table

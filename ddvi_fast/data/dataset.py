@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -194,8 +195,9 @@ def from_arrays(
 def random_split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the training and of the test examples: all in a random order by `seed`, of which the last `test_size` are the test set."""
     wanted = f"a count from 1 to {size - 1}, or a fraction that leaves both sets at least one of {size} examples"
-    _checks.require(type(test_size) in (int, float) and math.isfinite(test_size), "test_size", wanted, test_size)
-    count = test_size if isinstance(test_size, int) else round(test_size * size)
+    real = isinstance(test_size, numbers.Real) and not isinstance(test_size, bool)
+    _checks.require(real and math.isfinite(test_size), "test_size", wanted, test_size)
+    count = int(test_size) if isinstance(test_size, numbers.Integral) else round(float(test_size) * size)
     _checks.require(0 < count < size, "test_size", wanted, test_size)
     order = rng.permutation(rng.Draws(seed).lane("split"), size)
     return order[: size - count], order[size - count :]

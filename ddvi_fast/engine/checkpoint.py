@@ -87,9 +87,13 @@ def _put(path: Path, write: Callable[[Path], Any], earlier: Sequence[str] = ()) 
         previous.rename(path)
     shutil.rmtree(fresh, ignore_errors=True)
     with naming(path):
-        fresh.mkdir(parents=True)
-        write(fresh)
-    sync_path(fresh)
+        try:
+            fresh.mkdir(parents=True)
+            write(fresh)
+            sync_path(fresh)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
     shutil.rmtree(previous, ignore_errors=True)
     if path.exists():
         path.rename(previous)

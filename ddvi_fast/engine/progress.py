@@ -118,13 +118,13 @@ class _Bar(_Counter):
         from rich.table import Column
 
         columns = (
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]} steps/s"),
             TimeRemainingColumn(),
             # On a narrow terminal this column shrinks, not the bar.
-            TextColumn("{task.fields[terms]}", style="dim", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.fields[terms]}", style="dim", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
         console = Console(file=stream, force_terminal=True if force else None)
         self._bar = Progress(*columns, console=console, refresh_per_second=5, expand=True)

@@ -71,10 +71,15 @@ def gaussian_log_likelihood(mean: Tensor, x: Tensor, scale: Tensor | float) -> T
 
     Returns:
         The log-likelihood in nats, [.., N].
+
+    Raises:
+        InputError: A scale that is negative, where its values can be read.
     """
     _same_width(mean, x)
-    if not isinstance(scale, Tensor):
-        scale = torch.full((), scale, dtype=mean.dtype, device=mean.device)
+    if isinstance(scale, Tensor):
+        _checks.require(not _checks.readable(scale) or not bool((scale < 0).any()), "scale", "positive numbers", "negative ones")
+    else:
+        scale = torch.full((), _checks.number(scale, "scale", above=0), dtype=mean.dtype, device=mean.device)
     return _reduce("gaussian", reference.gaussian_log_likelihood, {"mean": mean, "x": x, "scale": scale.to(mean)})
 
 
@@ -90,7 +95,7 @@ def binomial_log_likelihood(logits: Tensor, counts: Tensor, total: int) -> Tenso
         The log-likelihood in nats, [.., N].
     """
     _same_width(logits, counts)
-    _checks.require(total >= 1, "total", "at least 1", total)
+    total = _checks.integer(total, "total", at_least=1)
     plain = functools.partial(reference.binomial_log_likelihood, total=float(total))
     return _reduce("binomial", plain, {"logits": logits}, counts, float(total))
 

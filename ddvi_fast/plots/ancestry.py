@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddvi_fast import _checks
-from ddvi_fast.plots.style import FAINT, INK, PALETTE, frame, mixed_order, new_figure, write
+from ddvi_fast.plots.style import FAINT, INK, PALETTE, frame, legend, mixed_order, new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,7 +161,7 @@ def _name_places(axes: Axes, places: np.ndarray, labels: np.ndarray, names: Sequ
     spots = _apart(spots, 0.045 * reach)
     for name, spot in zip(unique, spots, strict=True):
         colour = colours[list(names).index(name)]
-        text = axes.text(*spot, name, fontsize=7.5, ha="center", va="center", color=_dark(colour), fontweight="bold")
+        text = axes.text(*spot, name, fontsize=7.5, ha="center", va="center", color=_dark(colour), fontweight="bold", parse_math=False)
         text.set_path_effects([patheffects.withStroke(linewidth=2.2, foreground="white")])
 
 
@@ -197,12 +197,15 @@ def _legend(figure: Figure, names: Sequence[str], groups: Sequence[str], colours
     members = {group: sorted(i for i, its in enumerate(groups) if its == group) for group in order}
     longest = max(len(found) for found in members.values())
     nothing = Line2D([], [], linestyle="")
-    handles, texts = [], []
+    handles, texts, heads = [], [], []
     for group in order:
         found = members[group]
         handles += [nothing, *(Line2D([], [], marker="o", linestyle="", markersize=6, markeredgewidth=0, color=colours[i]) for i in found)]
-        texts += [rf"$\bf{{{group}}}$", *(str(names[i]) for i in found)]
+        heads.append(len(texts))
+        texts += [str(group), *(str(names[i]) for i in found)]
         handles += [nothing] * (longest - len(found))
         texts += [""] * (longest - len(found))
     style = {"frameon": False, "fontsize": 8, "labelcolor": INK, "handletextpad": 0.1, "columnspacing": 1.6, "labelspacing": 0.25}
-    figure.legend(handles, texts, loc="outside lower center", ncols=len(order), **style)
+    drawn = legend(figure, handles, texts, ncols=len(order), **style)
+    for place in heads:
+        drawn[place].set_fontweight("bold")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,7 @@ def interactive_map(
     }
     # A name may contain anything, even the end of a script.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    safe = title.replace("&", "&amp;").replace("<", "&lt;")
-    _files.write_text(path, _PAGE.read_text(encoding="utf-8").replace("@TITLE@", safe).replace("@DATA@", text))
+    parts = {"@TITLE@": escape(title), "@DATA@": text}
+    # In one go: a title may contain the name of another part.
+    _files.write_text(path, re.sub("@TITLE@|@DATA@", lambda found: parts[found[0]], _PAGE.read_text(encoding="utf-8")))
     return path

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
-from ddvi_fast.plots.style import FAINT, GREY, INK, LEGEND, UNLABELLED, class_colours, frame, mixed_order, new_figure, write
+from ddvi_fast.plots.style import FAINT, GREY, INK, LEGEND, UNLABELLED, class_colours, frame, legend, mixed_order, new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +96,7 @@ def trajectory(
     names[0], names[-1] = f"start, {names[0]}", "end, $z = y_0$"
     panels = [(name, trajectory[entry], labels) for name, entry in zip(names, entries, strict=True)]
     columns = -(-len(panels) // 2) if len(panels) > 4 else None  # two rows keep the panels legible
-    return _scatter_panels(path, panels, title, class_names, overwrite, backdrop=prior_samples, columns=columns)
+    return _scatter_panels(path, panels, title, class_names, overwrite, backdrop=prior_samples, columns=columns, formulas=True)
 
 
 def grid(
@@ -127,7 +127,7 @@ def grid(
             _frame(axes, limits, column if row == rows[0] else "", points)
             if not len(points):
                 axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", fontsize=9, color=GREY)
-        line[0].set_ylabel(row, color=INK, fontsize=11)
+        line[0].set_ylabel(row, color=INK, fontsize=11, parse_math=False)
     _class_legend(figure, count, class_names, any(bool((classes < 0).any()) for _, classes in drawn.values()))
     return write(figure, path, title, overwrite)
 
@@ -140,6 +140,7 @@ def _scatter_panels(
     overwrite: bool,
     backdrop: Tensor | None = None,
     columns: int | None = None,
+    formulas: bool = False,
 ) -> Path:
     drawn = [(name, _points(points, name), _classes(labels, len(points), name)) for name, points, labels in panels]
     behind = None if backdrop is None else _points(backdrop, "prior_samples")
@@ -156,7 +157,7 @@ def _scatter_panels(
         if behind is not None:
             axes.scatter(*_spread(behind).T, s=_size(len(behind), side), c=FAINT, alpha=0.5, linewidths=0, rasterized=True)
         _scatter(axes, points, classes, class_colours(count), side)
-        _frame(axes, limits, name, points)
+        _frame(axes, limits, name, points, formulas)
     _class_legend(figure, count, class_names, bool(any((classes < 0).any() for _, _, classes in drawn)))
     return write(figure, path, title, overwrite)
 
@@ -211,13 +212,13 @@ def _limits(clouds: Sequence[np.ndarray]) -> tuple[tuple[float, float], tuple[fl
     return (centre[0] - half, centre[0] + half), (centre[1] - half, centre[1] + half)
 
 
-def _frame(axes: Axes, limits: tuple[tuple[float, float], tuple[float, float]], name: str, points: np.ndarray) -> None:
+def _frame(axes: Axes, limits: tuple[tuple[float, float], tuple[float, float]], name: str, points: np.ndarray, formula: bool = False) -> None:
     (left, right), (low, high) = limits
     axes.set_xlim(left, right)
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
     axes.locator_params(nbins=5)
-    frame(axes, name)
+    frame(axes, name, formula=formula)
     outside = int(((points < (left, low)) | (points > (right, high))).any(axis=1).sum())
     if outside:
         place = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
@@ -232,7 +233,7 @@ def _class_legend(figure: Figure, count: int, names: Sequence[str] | None, unlab
     named = [str(index) for index in range(count)] if names is None else [str(name) for name in names]
     _checks.require(len(named) >= count, "class_names", f"at least {count} names", len(named))
     entries = [*zip(named, class_colours(count), strict=False)] + ([("no class", UNLABELLED)] if unlabelled else [])
-    dots = [Line2D([], [], marker="o", linestyle="", markersize=6.5, markeredgewidth=0, color=colour, label=name) for name, colour in entries]
+    dots = [Line2D([], [], marker="o", linestyle="", markersize=6.5, markeredgewidth=0, color=colour) for _, colour in entries]
     widest = max(len(name) for name, _ in entries)
     columns = max(1, min(len(entries), int(figure.get_figwidth() * 12 / (widest + 3.5))))
-    figure.legend(handles=dots, loc="outside lower center", ncols=columns, **LEGEND)
+    legend(figure, dots, [name for name, _ in entries], ncols=columns, **LEGEND)

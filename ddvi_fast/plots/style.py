@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,22 @@ def mixed_order(count: int) -> np.ndarray:
     return np.argsort(np.arange(count) * 0.6180339887498949 % 1.0, kind="stable")
 
 
-def frame(axes: Axes, name: str, labelsize: float = 8) -> None:
-    """Style title, background, ticks and spines of a panel."""
-    axes.set_title(name, fontsize=11, color=INK, pad=6)
+def frame(axes: Axes, name: str, labelsize: float = 8, formula: bool = False) -> None:
+    """Style title, background, ticks and spines of a panel; a title that is no `formula` is drawn as it stands."""
+    axes.set_title(name, fontsize=11, color=INK, pad=6, parse_math=formula)
     axes.set_facecolor(PANEL)
     axes.tick_params(labelsize=labelsize, length=2.5, width=0.6, color=FAINT, labelcolor=GREY)
     axes.spines[:].set(linewidth=0.6, color=FAINT)
+
+
+def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], **options: Any) -> list[Any]:
+    """Draw a legend below the panels, with names as they stand, and return its texts."""
+    # Names that begin with an underscore would be left out, and dollar signs would begin a formula.
+    drawn = figure.legend(handles, ["-"] * len(handles), loc="outside lower center", **options)
+    for text, name in zip(drawn.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
+    return drawn.get_texts()
 
 
 def bare(axes: Axes) -> None:
@@ -62,7 +73,7 @@ def write(figure: Figure, path: str | Path, title: str, overwrite: bool) -> Path
     _checks.require(path.suffix in _FORMATS, "path", f"a name that ends in {', '.join(_FORMATS)}", str(path))
     _checks.require(overwrite or not path.exists(), "path", "a new file", str(path), "overwrite=True replaces it")
     if title:
-        figure.suptitle(title, fontsize=13, color=INK)
+        figure.suptitle(title, fontsize=13, color=INK, parse_math=False)
     with _files.replacing(path) as fresh:
         figure.savefig(fresh, dpi=150)
     return path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddvi_fast import _checks
-from ddvi_fast.plots.style import FAINT, GREY, INK, LEGEND, PALETTE, new_figure, write
+from ddvi_fast.plots.style import FAINT, GREY, INK, LEGEND, PALETTE, legend, new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +78,7 @@ def _draw_term(axes: Axes, name: str, records: Sequence[Mapping[str, Any]], span
         axes.plot(*_series(records, name, lambda other, wanted=phase: other == wanted), "o-", color=_dot_colour(index), markersize=3, linewidth=0.9)
     if edges[-1] > edges[0]:
         axes.set_xlim(edges[0], edges[-1])
-    axes.set_title(name, fontsize=10, color=INK, loc="left", pad=4)
+    axes.set_title(name, fontsize=10, color=INK, loc="left", pad=4, parse_math=False)
     axes.grid(axis="y", color="#ffffff" if len(spans) > 1 else "#eceef1", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.locator_params(nbins=5)
@@ -115,7 +115,8 @@ def _phase_legend(figure: Figure, spans: Mapping[str, Any], between: Sequence[st
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    shades: list[Any] = [Patch(color=_phase_shade(i), label=phase) for i, phase in enumerate(spans)] if len(spans) > 1 else []
-    dots = [Line2D([], [], marker="o", markersize=3, linewidth=0.9, color=_dot_colour(i), label=phase) for i, phase in enumerate(between)]
+    following = list(spans) if len(spans) > 1 else []
+    shades: list[Any] = [Patch(color=_phase_shade(i)) for i in range(len(following))]
+    dots = [Line2D([], [], marker="o", markersize=3, linewidth=0.9, color=_dot_colour(i)) for i in range(len(between))]
     if shades + dots:
-        figure.legend(handles=shades + dots, loc="outside lower center", ncols=6, **{**LEGEND, "handletextpad": 0.5})
+        legend(figure, shades + dots, [*following, *between], ncols=6, **{**LEGEND, "handletextpad": 0.5})

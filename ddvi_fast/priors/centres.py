@@ -45,8 +45,8 @@ class Centres(Prior):
         raw: nn.Parameter | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        _checks.require(num_centres >= 1, "num_centres", "at least 1", num_centres)
-        _checks.require(scale > 0, "scale", "a positive number", scale)
+        num_centres = _checks.integer(num_centres, "num_centres", at_least=1)
+        scale = _checks.number(scale, "scale", above=0)
         self.base = Gaussian(2, BASE_SCALE) if base is None else base
         self.base.require_density()
         self.scale, self.num_classes, self.dim = scale, num_centres, self.base.dim

@@ -29,8 +29,8 @@ class Gaussian(Prior):
 
     def __init__(self, dim: int = 2, scale: float = 1.0) -> None:
         super().__init__()
-        _checks.require(dim >= 1, "dim", "at least 1", dim)
-        _checks.require(scale > 0, "scale", "a positive number", scale)
+        dim = _checks.integer(dim, "dim", at_least=1)
+        scale = _checks.number(scale, "scale", above=0)
         self.dim, self.noise_dim, self.scale = dim, dim, scale
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:

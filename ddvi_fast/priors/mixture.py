@@ -32,12 +32,14 @@ class Mixture(Prior):
 
     def __init__(self, means: Tensor | None = None, scale: float = 0.3, num_classes: int = 10, radius: float = 2.0, learnable: bool = False) -> None:
         super().__init__()
-        _checks.require(scale > 0, "scale", "a positive number", scale)
+        scale = _checks.number(scale, "scale", above=0)
         if means is None:
-            _checks.require(num_classes >= 1, "num_classes", "at least 1", num_classes)
+            num_classes = _checks.integer(num_classes, "num_classes", at_least=1)
             angles = 2 * math.pi * torch.arange(num_classes) / num_classes
+            radius = _checks.number(radius, "radius")
             means = radius * torch.stack((angles.cos(), angles.sin()), 1)
         means = _checks.tensor(torch.as_tensor(means), "means", (None, None)).float()
+        _checks.finite(means, "means")
         self.means = nn.Parameter(means.clone(), requires_grad=learnable)
         self.scale, self.num_classes = scale, means.shape[0]
         self.dim = self.noise_dim = means.shape[1]

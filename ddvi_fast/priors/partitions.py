@@ -56,7 +56,7 @@ class OneHotGaussian(Prior):
 
     def __init__(self, style_dim: int = 50, num_classes: int = 10) -> None:
         super().__init__()
-        _checks.require(num_classes >= 1, "num_classes", "at least 1", num_classes)
+        num_classes = _checks.integer(num_classes, "num_classes", at_least=1)
         self.style = Gaussian(style_dim)
         self.num_classes, self.dim, self.noise_dim = num_classes, style_dim + num_classes, style_dim
 

@@ -45,9 +45,9 @@ class Pinwheel(Prior):
 
     def __init__(self, num_classes: int = 10, radial_std: float = 0.15, tangential_std: float = 0.005, rate: float = 0.25) -> None:
         super().__init__()
-        _checks.require(num_classes >= 1, "num_classes", "at least 1", num_classes)
-        _checks.require(radial_std > 0 and tangential_std > 0, "radial_std, tangential_std", "positive numbers", (radial_std, tangential_std))
-        _checks.require(rate >= 0, "rate", "at least 0", rate)
+        num_classes = _checks.integer(num_classes, "num_classes", at_least=1)
+        radial_std, tangential_std = _checks.number(radial_std, "radial_std", above=0), _checks.number(tangential_std, "tangential_std", above=0)
+        rate = _checks.number(rate, "rate", at_least=0)
         self.num_classes, self.radial_std, self.tangential_std, self.rate = num_classes, radial_std, tangential_std, rate
         grid = torch.linspace(-math.pi, math.pi, _TABLE_SIZE, dtype=torch.float64)
         self.register_buffer("table_phi", grid, persistent=False)

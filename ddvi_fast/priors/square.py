@@ -42,9 +42,9 @@ class Square(Prior):
 
     def __init__(self, noise_level: float = 3.0, num_classes: int = 10, corner_width: float = 0.01) -> None:
         super().__init__()
-        _checks.require(noise_level > 0, "noise_level", "a positive number", noise_level)
-        _checks.require(num_classes >= 1, "num_classes", "at least 1", num_classes)
-        _checks.require(corner_width >= 0, "corner_width", "at least 0", corner_width)
+        noise_level = _checks.number(noise_level, "noise_level", above=0)
+        num_classes = _checks.integer(num_classes, "num_classes", at_least=1)
+        corner_width = _checks.number(corner_width, "corner_width", at_least=0)
         self.noise_level, self.noise, self.num_classes, self.corner_width = noise_level, noise_level / 50, num_classes, corner_width
         stretches = list(_stretches(num_classes))
         kinds = {"classes": torch.int64, "edges": torch.int64, "starts": torch.float64, "ends": torch.float64}

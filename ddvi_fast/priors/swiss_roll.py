@@ -41,8 +41,8 @@ class SwissRoll(Prior):
 
     def __init__(self, noise: float = 0.0, num_classes: int = 10) -> None:
         super().__init__()
-        _checks.require(noise >= 0, "noise", "at least 0", noise)
-        _checks.require(num_classes >= 1, "num_classes", "at least 1", num_classes)
+        noise = _checks.number(noise, "noise", at_least=0)
+        num_classes = _checks.integer(num_classes, "num_classes", at_least=1)
         self.noise, self.num_classes, self.noise_dim = noise, num_classes, 3 if noise > 0 else 1
         if noise > 0:
             nodes = math.ceil(_LENGTH / num_classes / (_SPACING * noise)) + 8

@@ -163,6 +163,8 @@ def _converted(hint: Any, value: Any, name: str) -> Any:
         return [_converted(arguments[0], item, f"{name}[{number}]") for number, item in enumerate(value)]
     if origin is dict and isinstance(value, Mapping):
         return dict(value)
+    if origin in (list, dict):
+        _checks.fail(name, _WORDS[origin], value)
     try:
         return _scalar(origin, value)
     except (KeyError, ValueError, OverflowError):

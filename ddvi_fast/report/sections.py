@@ -199,7 +199,7 @@ def cost(parts: Sequence[Measured]) -> str:
 def title(runs: Sequence[Run]) -> str:
     """Title of a report on runs."""
     names = sorted({str(run.settings.get("dataset.name")) for run in runs})
-    seeds = sorted({int(run.settings[SEED]) for run in runs if SEED in run.settings})
+    seeds = sorted({seed for run in runs if isinstance(seed := run.settings.get(SEED), int)})
     several = f", seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
     return f"{len(runs)} run{'s' if len(runs) > 1 else ''} on {', '.join(names)}{several}"
 

@@ -87,7 +87,7 @@ def test_gradcheck():
     [
         (lambda: ops.gaussian_kl(torch.zeros(2, 3), torch.zeros(3)), r"log_var: expected shape \[2, 3\]"),
         (lambda: ops.bernoulli_log_likelihood(torch.zeros(2, 3), torch.zeros(2, 4)), "x: expected a last axis of 3"),
-        (lambda: ops.binomial_log_likelihood(torch.zeros(2, 3), torch.zeros(2, 3), 0), "total: expected at least 1, got 0"),
+        (lambda: ops.binomial_log_likelihood(torch.zeros(2, 3), torch.zeros(2, 3), 0), "total: expected an integer of at least 1, got 0"),
         (lambda: ops.log_mean_exp(torch.zeros(0, 3), 0), "log_weights: expected at least one weight"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -278,3 +279,20 @@ def test_the_last_few_blurred_priors_are_kept_and_are_no_part_of_the_prior():
 def test_a_blurred_learned_prior_is_made_anew():
     prior = Centres(priors.make("gaussian", dim=2), 3, 0.1)
     assert prior.blurred(0.1) is not prior.blurred(0.1)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", None])
+@pytest.mark.parametrize(
+    ("prior", "name"),
+    [(priors.Gaussian, "scale"), (priors.Mixture, "scale"), (priors.Pinwheel, "radial_std"), (priors.Pinwheel, "tangential_std"),
+     (priors.Pinwheel, "rate"), (priors.Square, "noise_level"), (priors.Square, "corner_width"), (priors.SwissRoll, "noise")],
+)  # fmt: skip
+def test_a_width_outside_its_domain_is_refused(prior, name, value, one_line):
+    one_line(lambda: prior(**{name: value}), f"{name}: expected a number")
+
+
+def test_numpys_numbers_make_the_same_priors():
+    for prior, options in ((priors.Gaussian, {"dim": 3, "scale": 0.5}), (priors.Pinwheel, {"num_classes": 4, "rate": 0.25})):
+        made = prior(**{name: np.array([value])[0] for name, value in options.items()})
+        assert all(type(getattr(made, name)) in (int, float) for name in options)
+        assert torch.equal(made.sample(5), prior(**options).sample(5))
