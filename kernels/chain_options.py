@@ -175,11 +175,12 @@ _PREPARED = {"BLOCK": 1024, "num_warps": 4}
 
 
 def variants() -> Iterator[tuple[str, Sizes, str]]:
-    """Name, sizes and precision of the representative variants that are compiled ahead of time."""
-    for precision, hidden, latent in itertools.product(("float32", "bf16"), HIDDEN, (2, 16)):
-        yield f"D={latent} H={hidden} {precision}", Sizes(1, 128, latent, 2, hidden, 40), precision
-    for precision, hidden, latent in itertools.product(("float32", "bf16"), (128, 256), (2, 16)):
-        yield f"D={latent} H={hidden} {precision} indexed", Sizes(10, 128, latent, 2, hidden, 40, True), precision
+    """Name, sizes and precision of the representative variants that are compiled ahead of time: many rows; with an index as in the recipes."""
+    rows = 1 << 16
+    for precision, (hidden, latent) in itertools.product(("float32", "bf16"), ((64, 2), (64, 16), (128, 2), (128, 16), (256, 2))):
+        yield f"D={latent} H={hidden} {precision}", Sizes(1, rows, latent, 2, hidden, 40), precision
+    for precision, (latent, context) in itertools.product(("float32", "bf16"), ((3, 32), (16, 2))):
+        yield f"D={latent} H=128 {precision} indexed", Sizes(10, rows, latent, context, 128, 8, True), precision
 
 
 def unusable_denoiser(kernel: Any, what: str, precision: str, **tensors: Tensor | None) -> str | None:

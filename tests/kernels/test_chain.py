@@ -10,10 +10,14 @@ pytest.importorskip("triton")
 from dataclasses import replace
 
 from ddvi_fast import _backend, _operands, parity, testing
-from ddvi_fast.kernels import chain
-from tests.operands import TRITON_DEVICE, chain_operands, check_triton, run_triton
+from ddvi_fast._operands import Differentiable
+from ddvi_fast.kernels import chain, weight_gradient
+from ddvi_fast.kernels.chain_options import Sizes, prepared
+from ddvi_fast.parity import normals
+from ddvi_fast.reference import chain as reference
+from tests.operands import ALL, TRITON_DEVICE, chain_operands, check_triton, run_triton
 
-pytestmark = pytest.mark.usefixtures("poison_empty")
+pytestmark = [pytest.mark.usefixtures("poison_empty"), pytest.mark.filterwarnings("ignore:(overflow|invalid value|All-NaN):RuntimeWarning")]
 
 # N, T, D, C, H, G, and whether the network is residual
 SHAPES = [
@@ -75,11 +79,10 @@ def test_bf16_is_as_good_as_that_of_the_reference(monkeypatch):
     assert squares[0] < 1.3**2 * squares[1]
 
 
-@pytest.mark.parametrize("indexed", [False, True])
-def test_signs_that_would_not_fit_are_made_again_in_pieces(monkeypatch, indexed):
-    case = parity.chain_case((40, 5, 2, 2, 64, 2), "given", indexed=indexed)
+def test_signs_that_would_not_fit_are_made_again_in_pieces(monkeypatch):
+    case = parity.chain_case((40, 3, 2, 2, 64, 2), "given", indexed=True)
     whole = run_triton(case)
-    monkeypatch.setattr(_operands, "SIGN_BYTES", 2 * (40 if indexed else 80) * 32)  # of two steps
+    monkeypatch.setattr(_operands, "SIGN_BYTES", 2 * 40 * 32)  # of two steps
     for name, value in run_triton(case).items():
         if name in ("z", "path", "trajectory", "d_y_T", "d_context", "d_noise", "d_coefficients"):
             assert torch.equal(value, whole[name]), name
@@ -93,6 +96,67 @@ def test_signs_take_four_bits_for_each_hidden_unit_and_at_most_their_bound(monke
     assert _operands.signs_fit(operands) and _operands.signs_shape(operands) == (3, 2, 6, 4, 4)
     monkeypatch.setattr(_operands, "SIGN_BYTES", 3 * 12 * 64 - 1)
     assert not _operands.signs_fit(operands)
+
+
+def _gradients(operands, d_z, d_path, dtype):
+    """Gradients of the reference by name, from upstream gradients."""
+    leaves = [value.to(dtype).requires_grad_() for value in operands.differentiable]
+    y_T, context, *weights, table, noise = leaves
+    z, path, _ = reference.sample_chain(y_T, context, reference.ChainWeights(*weights), table, noise, operands.residual)
+    return dict(zip(Differentiable._fields, torch.autograd.grad((z, path), leaves, (d_z.to(dtype), d_path.to(dtype))), strict=True))
+
+
+@pytest.mark.parametrize("steps, of_weights", [(100, False), (6, True)])
+def test_float32_keeps_its_accuracy_over_many_steps_and_every_scale_of_gradients(steps, of_weights):
+    operands = chain_operands((6, steps, 2, 2, 64, None), device=TRITON_DEVICE)
+    scales = torch.logspace(-12, 3, 6, device=TRITON_DEVICE)
+    d_z, d_path = testing.upstream_gradient(operands.y_T) * scales.unsqueeze(-1), scales
+    _, _, *kept = chain.forward(operands, True, True, True)
+    needed = Differentiable(*(True, True, *[of_weights] * 5, True, True))
+    got = chain.backward(operands, *kept, d_z, d_path, None, needed)._asdict()
+    exact, plain = (_gradients(operands, d_z, d_path, dtype) for dtype in (torch.float64, torch.float32))
+    for name, value in exact.items():
+        if got[name] is None:
+            continue
+        by_row = name in ("latents", "context", "noise")  # each row has a scale of its own
+
+        def error(found, value=value, by_row=by_row):
+            difference = found.double() - value
+            return float((difference.norm(dim=-1) / value.norm(dim=-1)).max() if by_row else difference.norm() / value.norm())
+
+        assert error(got[name]) < 2 * error(plain[name]) + 2e-7, f"{name}: {error(got[name]):.2g}, plain {error(plain[name]):.2g}"
+
+
+@pytest.mark.parametrize("which", ["first", "hidden"])
+def test_float32_beyond_the_range_of_its_parts_is_nan(which):
+    operands = chain_operands((3, 2, 2, 2, 64, None), device=TRITON_DEVICE)
+    operands = operands._replace(**{which: getattr(operands, which) * (1e5 if which == "first" else 1e4)})
+    z, path, *kept = chain.forward(operands, True, True, True)
+    assert z.isnan().all() and path.isnan().all()
+    gradients = chain.backward(operands, *kept, torch.ones_like(z), None, None, ALL)
+    assert gradients.first.isnan().any() and gradients.hidden.isnan().any()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_rows_sorted_by_step_have_the_weight_gradients_of_the_chain(groups):
+    """The chain's row-steps as rows with a step each, in any order."""
+    shape = rows, steps, _, _, _, _ = (7, 3, 2, 2, 64, groups)
+    operands = chain_operands(shape, device=TRITON_DEVICE)
+    _, _, trajectory, signs, _ = chain.forward(operands, True, True, True)
+    d_outputs = normals(5, *trajectory[1:].shape).to(trajectory)
+    expected = weight_gradient.weight_gradients(operands, trajectory, signs, d_outputs)
+    count = steps * groups * rows
+    step = torch.arange(steps - 1, -1, -1).view(-1, 1, 1).expand(steps, groups, rows).flatten()
+    segment = torch.arange(groups).view(1, -1, 1).expand(steps, groups, rows).flatten() * steps + step
+    order = torch.sort(segment, stable=True).indices
+    starts = torch.searchsorted(segment[order], torch.arange(groups * steps + 1)).to(TRITON_DEVICE)
+    sizes = Sizes(groups, count, 2, 2, 64, steps, True)
+    weights = prepared(operands.hidden, operands.time_table, operands.precision)
+    sums = weight_gradient.WeightSums(operands.weights, sizes, weights, operands.residual, order.to(TRITON_DEVICE), starts, by_step=True)
+    context = operands.context.expand(steps, groups, rows, 2).reshape(count, 2)
+    sums.add(trajectory[:-1].reshape(count, 2), context, signs.reshape(count, 4, 2), d_outputs.reshape(count, 2))
+    for got, value in zip(sums.result(), expected, strict=True):
+        testing.assert_close(got, value, rtol=0, atol=2e-6 * float(value.abs().max()))
 
 
 def test_unsupported_operands_are_named():
