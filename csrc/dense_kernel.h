@@ -99,7 +99,7 @@ void turn_gradient(const DenseArguments& d, const Run& run, int64_t p, int64_t f
   for (int64_t r = 0; r < kTile; ++r)
     for (int64_t c = 0; c < kChunk; c += kLanes) {
       const vf value = out.get(r, first + c);
-      const vf slope = where(value > 0.0f, spread(scale), where(value < 0.0f, spread(below), spread(at_zero)));
+      const vf slope = where(value > 0.0f, spread(scale), where(value < 0.0f, spread(below), where(value == 0.0f, spread(at_zero), value)));
       store(scratch + r * kChunk + c, upstream.get(r, first + c) * slope);
     }
   transpose(scratch, kChunk, kTile, kChunk, turned, kTile);

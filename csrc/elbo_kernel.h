@@ -2,7 +2,7 @@
 
 #include "simd.h"
 
-DDVI_INLINE vf softplus(vf x) { return max(x, vf{}) + log1p_unit(exp(-abs(x))); }
+DDVI_INLINE vf softplus(vf x) { return max(vf{}, x) + log1p_unit(exp(-abs(x))); }
 
 DDVI_INLINE vf sigmoid(vf x) {
   const vf small = exp(-abs(x));
@@ -19,7 +19,7 @@ struct Bernoulli {  // logits, x
 struct Gaussian {  // mean, x, scale
   static DDVI_INLINE vf value(vf a, vf b, vf c, float) {
     const vf away = (b - a) / c;
-    return -0.5f * away * away - log(c) - 0.91893853320467274f;
+    return -0.5f * away * away - log_any(c) - 0.91893853320467274f;
   }
   static DDVI_INLINE void gradient(vf a, vf b, vf c, float, vf& da, vf& db, vf& dc) {
     const vf away = (b - a) / c;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include "threads.h"
 
@@ -12,6 +13,7 @@ struct KdeArguments {
   const float* points;                              // (D, M)
   float rate[kBandwidths];                          // -1 / (2 h^2)
   double constant[kBandwidths];                     // log M + D log h + D/2 log 2 pi
+  const unsigned char* signs;                       // (D) what coordinates of points are not finite: 1 NaN, 2 infinite, 4 minus infinite
   float* each;                                      // (N, S) log-density under each bandwidth
   const float* weight;                              // (N, S) upstream gradient of `each`
   float* d_z;                                       // (N, D) or null

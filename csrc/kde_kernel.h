@@ -21,9 +21,19 @@ DDVI_INLINE float distances(const KdeArguments& k, const float* z, int64_t first
   return lowest(smallest);
 }
 
+// Whether the squared distance of z to some point is NaN; comparisons of distances would pass over it.
+inline bool has_nan(const KdeArguments& k, const float* z) {
+  for (int64_t d = 0; d < k.width; ++d) {
+    const int infinite = z[d] == __builtin_inff() ? 2 : z[d] == -__builtin_inff() ? 4 : 0;
+    if (z[d] != z[d] || (k.signs[d] & (1 | infinite))) return true;
+  }
+  return false;
+}
+
 // Log-density of one row under every bandwidth: an online log-sum-exp whose reference is the nearest point so far, the same for
 // every bandwidth.
 inline void kde_row(const KdeArguments& k, const float* z, float* each) {
+  if (has_nan(k, z)) return std::fill(each, each + k.bandwidths, __builtin_nanf(""));
   alignas(64) float squared[kPoints];
   float nearest = __builtin_inff();
   double sums[kBandwidths] = {};
@@ -38,23 +48,31 @@ inline void kde_row(const KdeArguments& k, const float* z, float* each) {
     for (int64_t s = 0; s < k.bandwidths; ++s) {
       vf total = {};
       const float rate = k.rate[s];
-      // Beyond this distance the exponential is zero in float32: most points, at a narrow bandwidth.
+      // Beyond this distance, which rounding can make that of the nearest, the exponential is zero in float32: most points, at a narrow bandwidth.
       const float far = nearest + 87.4f / -rate;
       for (int64_t i = 0; i < count; i += kLanes) {
         const vf distance = load(squared + i);
-        if (any(distance < far)) total += exp((distance - nearest) * rate);
+        if (any(distance <= far)) total += exp((distance - nearest) * rate);
       }
       sums[s] += sum(total);
     }
   }
-  if (nearest == __builtin_inff()) {  // z is not finite: every comparison above was false
-    const bool broken = std::any_of(z, z + k.width, [](float value) { return value != value; });
-    return std::fill(each, each + k.bandwidths, broken ? __builtin_nanf("") : -__builtin_inff());
-  }
+  if (nearest == __builtin_inff()) return std::fill(each, each + k.bandwidths, -__builtin_inff());
   for (int64_t s = 0; s < k.bandwidths; ++s) each[s] = (float)((double)k.rate[s] * nearest + std::log(sums[s]) - k.constant[s]);
 }
 
-inline void kde_forward(const KdeArguments& k) {
+// The `signs` of points: (D, M) to (D).
+inline std::vector<unsigned char> signs_of(const KdeArguments& k) {
+  std::vector<unsigned char> signs((size_t)k.width);
+  for (int64_t d = 0; d < k.width; ++d)
+    for (const float* p = k.points + d * k.count; p < k.points + (d + 1) * k.count; ++p)
+      signs[(size_t)d] |= (unsigned char)((*p != *p) | (*p == __builtin_inff()) << 1 | (*p == -__builtin_inff()) << 2);
+  return signs;
+}
+
+inline void kde_forward(KdeArguments k) {
+  const std::vector<unsigned char> signs = signs_of(k);
+  k.signs = signs.data();
   ddvi::parallel_for(k.threads, k.rows, [&](int64_t row) { kde_row(k, k.z + row * k.width, k.each + row * k.bandwidths); });
 }
 
@@ -69,7 +87,7 @@ DDVI_INLINE void pulls(const KdeArguments& k, const float* weight, const float* 
     const vf distance = load(squared + i);
     vf total = {};
     for (int64_t s = 0; s < k.bandwidths; ++s)
-      if (any(distance < far[s])) total += weight[s] * exp(distance * k.rate[s] - offset[s]);
+      if (any(distance <= far[s])) total += weight[s] * exp(distance * k.rate[s] - offset[s]);
     store(squared + i, where(distance == __builtin_inff(), vf{}, total));
   }
 }
@@ -83,7 +101,9 @@ inline void kde_backward_row(const KdeArguments& k, int64_t row, float* partial)
   for (int64_t first = 0; first < k.count; first += kPoints) {
     const int64_t count = std::min(kPoints, k.count - first);
     distances(k, z, first, count, squared);
-    pulls(k, weight, k.each + row * k.bandwidths, count, squared);
+    // A log-density that is not finite has no derivative.
+    if (!(std::abs(k.each[row * k.bandwidths]) < __builtin_inff())) std::fill(squared, squared + kPoints, __builtin_nanf(""));
+    else pulls(k, weight, k.each + row * k.bandwidths, count, squared);
     for (int64_t d = 0; d < k.width; ++d) {
       vf sums = {};
       for (int64_t i = 0; i < count; i += kLanes) {

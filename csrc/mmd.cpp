@@ -47,10 +47,13 @@ MmdArguments prepare(const float* a, int64_t a_rows, const float* b, int64_t b_r
 
 }  // namespace
 
-// sum_ij sum_s exp(-|a_i - b_j|^2 / (2 sigma_s)); half the work where `a` and `b` are one array.
+// sum_ij sum_s exp(-|a_i - b_j|^2 / (2 sigma_s)); half the work where `a` and `b` are one array. NaN where a squared length is not finite: the
+// distance of such a row from itself, which is not computed, would be.
 DDVI_EXPORT double ddvi_mmd_sum(const float* a, int64_t a_rows, const float* b, int64_t b_rows, int64_t width, const float* sigmas, int64_t widths,
                                 int64_t threads) {
   const std::vector<float> a_norm = squared_lengths(a, a_rows, width), b_norm = squared_lengths(b, b_rows, width);
+  const auto broken = [](float length) { return !std::isfinite(length); };
+  if (std::any_of(a_norm.begin(), a_norm.end(), broken) || std::any_of(b_norm.begin(), b_norm.end(), broken)) return std::nan("");
   MmdArguments m = prepare(a, a_rows, b, b_rows, width, sigmas, widths, threads, a_norm, b_norm);
   std::vector<double> sums((size_t)b_rows);
   m.sums = sums.data();

@@ -32,7 +32,7 @@ DDVI_INLINE void strip_products(const float* a, int64_t count, int64_t width, co
 
 // sum_s scale_s exp(rate_s d) for d = max(0, |a|^2 + |b|^2 - 2 ab).
 DDVI_INLINE vf kernel(const MmdArguments& m, const float* scale, vf product, float a_norm, vf b_norm) {
-  const vf distance = max(a_norm + b_norm - 2.0f * product, vf{});
+  const vf distance = max(vf{}, a_norm + b_norm - 2.0f * product);
   vf total = {};
   for (int64_t s = 0; s < m.widths; ++s) total += scale[s] * exp(distance * m.rate[s]);
   return total;

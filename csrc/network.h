@@ -132,7 +132,7 @@ int64_t backward_floats(int64_t hidden) {
   return 2 * P::panel_floats(hidden) + 3 * hidden * kTile + 256;
 }
 
-DDVI_INLINE vf gate(vf value, vf activation) { return activation > 0.0f ? value : vf{}; }
+DDVI_INLINE vf gate(vf value, vf activation) { return activation <= 0.0f ? vf{} : value; }  // a NaN passes, as in torch
 
 // Backward pass from the output's gradient `d_output` (D, kTile), zero in padding columns, to those of input and weights.
 // `table(layer, panel)` gets the gradient before each layer's ReLU, `epilogue(row, column, values)` that of the input.

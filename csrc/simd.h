@@ -23,10 +23,11 @@ DDVI_INLINE vf spread(float x) { return x - vf{}; }
 DDVI_INLINE vi spread(int32_t x) { return x - vi{}; }
 DDVI_INLINE vu spread(uint32_t x) { return x + vu{}; }
 DDVI_INLINE vf where(vi mask, vf a, vf b) { return mask ? a : b; }
+// Where one of them is NaN, the result is b: a bound stands first, so that a NaN stays one.
 DDVI_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 DDVI_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
 DDVI_INLINE vf abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
-DDVI_INLINE vf relu(vf a) { return a > 0.0f ? a : vf{}; }
+DDVI_INLINE vf relu(vf a) { return max(vf{}, a); }
 
 // The first `count` floats, zero beyond them: a tail never reads past its array.
 DDVI_INLINE vf load_first(const float* p, int count, float fill = 0.0f) {
@@ -119,6 +120,14 @@ DDVI_INLINE vf log(vf x) {
   const vf square = r * r;
   const vf tail = (square * r) * p + n * 1.42860682030941723e-6f - 0.5f * square;
   return n * 0.693145751953125f + (r + tail);
+}
+
+// ln x for every x: -infinite at zero, NaN below it; subnormal numbers are scaled to normal ones first.
+DDVI_INLINE vf log_any(vf x) {
+  const vi small = x < 1.17549435e-38f;
+  const vf value = log(where(small, x * 8388608.0f, x)) - where(small, spread(15.9423851528f), vf{});
+  const vf edge = where(x == vf{}, spread(-__builtin_inff()), where(x > vf{}, x, spread(__builtin_nanf(""))));
+  return where((x > vf{}) & (x < __builtin_inff()), value, edge);
 }
 
 // ln(1 + x) for x in [0, 1], with the relative accuracy that log(1 + x) loses at small x.

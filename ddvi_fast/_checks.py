@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import inspect
 import math
 import numbers
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:  # the command line refuses a misspelt word without the seconds that importing torch takes
     import torch
+
+
+Checked = TypeVar("Checked", bound=Callable)
 
 
 class InputError(ValueError):
@@ -69,11 +74,21 @@ def integers(value: Any, argument: str, at_least: int | None = None) -> tuple[in
     return tuple(integer(each, f"{argument}[{i}]", at_least) for i, each in enumerate(_members(value, argument, expected)))
 
 
+def numbers_of(value: Any, argument: str) -> tuple[float, ...]:
+    """Check that `value` is a sequence of finite real numbers and return them as a tuple of Python's."""
+    return tuple(number(each, f"{argument}[{i}]") for i, each in enumerate(_members(value, argument, "a sequence of numbers")))
+
+
 def flag(value: Any, argument: str) -> bool:
     """Check that `value` is True or False, of Python or NumPy, and return Python's."""
     if not (isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")):
         fail(argument, "True or False", value)
     return bool(value)
+
+
+def text(value: Any, argument: str) -> str:
+    """Check that `value` is a string and return it."""
+    return instance(value, str, argument, "a string")
 
 
 def instance(value: Any, kind: type | tuple[type, ...], argument: str, expected: str, hint: str = "") -> Any:
@@ -95,6 +110,34 @@ def device(value: Any, argument: str = "device") -> torch.device:
         require((found.index or 0) < count, argument, "a device of this machine", str(found), f"torch sees {count} CUDA devices")
     require(found.type != "meta", argument, "a device with memory", str(found))
     return found
+
+
+def typed(function: Checked) -> Checked:
+    """Decorate a function, or a class for its constructor: arguments must have the types of their annotations.
+
+    Numbers, flags, text, sequences of numbers and instances of classes of this package or of torch are checked; NumPy's numbers become
+    Python's. Ranges are the function's own affair, and so are all other annotations.
+    """
+    if inspect.isclass(function):
+        function.__init__ = typed(function.__init__)
+        return function
+    signature = inspect.signature(function)
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.empty)
+    named = {name: each.annotation for name, each in signature.parameters.items() if not {each.kind, each.annotation} & set(several)}
+    kinds: dict[str, Callable[[Any, str], Any]] = {}
+    run = _outside_inference_mode(function) if function.__name__ == "__init__" else function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not kinds:  # at the first call, when all names of the module exist
+            kinds.update({name: _kind(annotation, function.__globals__) for name, annotation in named.items()})
+        given = signature.bind(*args, **kwargs)
+        for name, value in given.arguments.items():
+            if name in kinds:
+                given.arguments[name] = kinds[name](value, name)
+        return run(*given.args, **given.kwargs)
+
+    return call
 
 
 def tensor(value: Any, argument: str, shape: tuple[int | None, ...] | None = None, floating: bool = True) -> torch.Tensor:
@@ -144,6 +187,48 @@ def readable(value: torch.Tensor) -> bool:
     import torch
 
     return value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _outside_inference_mode(function: Callable) -> Callable:
+    """The function with results that can be kept: tensors made in inference mode never have a gradient."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _kind(annotation: Any, names: dict[str, Any]) -> Callable[[Any, str], Any]:
+    """The check of an annotation; the identity where there is none."""
+    written = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    if written.endswith(" | None"):
+        check = _kind(written.removesuffix(" | None"), names)
+        return lambda value, argument: None if value is None else check(value, argument)
+    if written in _KINDS:
+        return _KINDS[written]
+    found = names.get(written)
+    if inspect.isclass(found) and found.__module__.startswith(__package__) and not getattr(found, "_is_protocol", False):
+        return lambda value, argument: instance(value, found, argument, f"an instance of {written}")
+    if written == "nn.Module":
+        return lambda value, argument: instance(value, sys.modules["torch"].nn.Module, argument, "a torch.nn.Module")
+    return lambda value, argument: value
+
+
+_KINDS: dict[str, Callable[[Any, str], Any]] = {
+    "int": integer,
+    "float": number,
+    "bool": flag,
+    "str": text,
+    "Sequence[int]": integers,
+    "tuple[int, ...]": integers,
+    "Sequence[float]": numbers_of,
+    "tuple[float, float]": numbers_of,
+}
 
 
 def _range(kind: str, at_least: int | None, below: int | None) -> str:

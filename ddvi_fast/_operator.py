@@ -137,7 +137,7 @@ def positive_tensor(values: Sequence[float] | Tensor, argument: str, like: Tenso
     if isinstance(values, Tensor):
         made = values.to(like)
     elif len(values) == 0 or like.device.type == "cpu":
-        made = torch.tensor(values, dtype=like.dtype)
+        made = torch.tensor(values, dtype=like.dtype, device=like.device)
     else:
         made = torch.cat([torch.full((1,), value, dtype=like.dtype, device=like.device) for value in values])
     _checks.require(made.dim() == 1 and len(made) >= 1, argument, "a sequence of positive numbers", values)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks
 from ddvi_fast.networks import uniform_
+from ddvi_fast.precision import as_float32
 from ddvi_fast.reference.chain import ChainWeights, denoise, time_rows
 from ddvi_fast.rng import Draws
 
@@ -40,6 +41,7 @@ class ResidualMLP(nn.Module):
         torch.Size([4, 5, 2])
     """
 
+    @_checks.typed
     def __init__(
         self,
         latent_dim: int,
@@ -63,14 +65,14 @@ class ResidualMLP(nn.Module):
         self.hidden_dim, self.groups = hidden_dim, groups
         self.residual = context_dim > 0 if residual is None else residual
         lead, inputs = (() if groups is None else (groups,)), latent_dim + context_dim
-        self.first = nn.Parameter(torch.zeros(*lead, hidden_dim, inputs))
-        self.hidden = nn.Parameter(torch.zeros(*lead, 3, hidden_dim, hidden_dim))
-        self.bias = nn.Parameter(torch.zeros(*lead, 4, hidden_dim))
+        self.first = nn.Parameter(torch.zeros(*lead, hidden_dim, inputs, **as_float32))
+        self.hidden = nn.Parameter(torch.zeros(*lead, 3, hidden_dim, hidden_dim, **as_float32))
+        self.bias = nn.Parameter(torch.zeros(*lead, 4, hidden_dim, **as_float32))
         features = None if time_features is None else _cosines(num_steps, min(time_features, num_steps))
         self.register_buffer("time_features", features, persistent=False)
-        self.embedding = nn.Parameter(torch.zeros(*lead, num_steps if features is None else features.shape[1], 4, hidden_dim))
-        self.last = nn.Parameter(torch.zeros(*lead, latent_dim, hidden_dim))
-        self.last_bias = nn.Parameter(torch.zeros(*lead, latent_dim))
+        self.embedding = nn.Parameter(torch.zeros(*lead, num_steps if features is None else features.shape[1], 4, hidden_dim, **as_float32))
+        self.last = nn.Parameter(torch.zeros(*lead, latent_dim, hidden_dim, **as_float32))
+        self.last_bias = nn.Parameter(torch.zeros(*lead, latent_dim, **as_float32))
         self._initialize(draws, zero_output)
 
     def _initialize(self, draws: Draws, zero_output: bool) -> None:
@@ -130,8 +132,8 @@ def _cosines(num_steps: int, count: int) -> Tensor:
                 [ 1.0000, -0.3827],
                 [ 1.0000, -0.9239]])
     """
-    place = (torch.arange(num_steps) + 0.5) / num_steps
-    return torch.cos(math.pi * place.unsqueeze(1) * torch.arange(count))
+    place = (torch.arange(num_steps, **as_float32) + 0.5) / num_steps
+    return torch.cos(math.pi * place.unsqueeze(1) * torch.arange(count, **as_float32))
 
 
 class StepView:

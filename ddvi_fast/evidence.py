@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.precision import as_float64
 
 _PAIRS = 1 << 24  # node-example pairs held at a time
 _VALUES = 1 << 23  # decoded values held at a time
@@ -70,7 +71,7 @@ def _grid(model: LatentVariableModel, bounds: Sequence[Sequence[float]], resolut
     axes, log_cell = [], 0.0
     for low, high in bounds:
         width = (high - low) / resolution
-        axes.append(low + width * (torch.arange(resolution, dtype=torch.float64) + 0.5))
+        axes.append(low + width * (torch.arange(resolution, **as_float64) + 0.5))
         log_cell += math.log(width)
     nodes = torch.cartesian_prod(*axes).view(-1, dim)
     parts = [model.prior.log_prob(part) for part in nodes.split(1 << 16)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops, rng
+from ddvi_fast.precision import as_float32
 from ddvi_fast.rng import Draws
 
 
@@ -72,12 +73,13 @@ class Gaussian(Likelihood):
         InputError: If an argument is out of range.
     """
 
+    @_checks.typed
     def __init__(self, scale: float = 1.0, learn_scale: bool = False, value_range: Sequence[float] | None = None, width: int | None = None) -> None:
         super().__init__()
         width = None if width is None else _checks.integer(width, "width", at_least=1)
         scale = _checks.number(scale, "scale", above=0)
         self.value_range = None if value_range is None else _range(value_range)
-        self.log_scale = nn.Parameter(torch.full(() if width is None else (width,), math.log(scale)), requires_grad=learn_scale)
+        self.log_scale = nn.Parameter(torch.full(() if width is None else (width,), math.log(scale), **as_float32), requires_grad=learn_scale)
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         return ops.gaussian_log_likelihood(self.mean(output), x, self._scale(output))
@@ -113,6 +115,7 @@ class Binomial(Likelihood):
         InputError: If `total` is not a positive integer.
     """
 
+    @_checks.typed
     def __init__(self, total: int = 2) -> None:
         super().__init__()
         self.total = _checks.integer(total, "total", at_least=1)

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, ops, priors, released_scale
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.posteriors.base import check_data
 from ddvi_fast.rng import Draws
 
 LATENT_NLL_BANDWIDTHS = (0.05, 0.8, 0.1, 0.3, 0.5)  # of the released code's metric
@@ -48,6 +50,8 @@ def elbo(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_sample
         >>> elbo(model, posteriors.Gaussian(networks.MLP(5, [8], 4), latent_dim=2), torch.rand(3, 5), num_samples=10).shape
         torch.Size([3])
     """
+    check_data(x, posterior)
+    _checks.require(len(x) >= 1, "x", "at least one example", x)
     total = x.new_zeros(len(x))
     for weights in _streamed_weights(model, posterior, x, num_samples, draws):
         total = total + weights.sum(0)
@@ -71,6 +75,8 @@ def iwae_bound(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_
     Raises:
         InputError: If the posterior or the prior has no density, or if `x` is empty or `num_samples` below 1.
     """
+    check_data(x, posterior)
+    _checks.require(len(x) >= 1, "x", "at least one example", x)
     total = x.new_full((len(x),), -math.inf)
     for weights in _streamed_weights(model, posterior, x, num_samples, draws):
         total = torch.logaddexp(total, torch.logsumexp(weights, 0))
@@ -79,8 +85,7 @@ def iwae_bound(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_
 
 def _streamed_weights(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_samples: int, draws: Draws | None) -> Iterator[Tensor]:
     """Log-weights [K', N] in chunks over K, equal to those of one large call."""
-    _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
-    _checks.require(len(x) >= 1, "x", "at least one example", x)
+    _checks.integer(num_samples, "num_samples", 1)
     rows = min(_ROWS, _VALUES // max(1, math.prod(x.shape[1:])))
     draws, chunk = Draws(0) if draws is None else draws, max(1, rows // len(x))
     for first in range(0, num_samples, chunk):
@@ -108,6 +113,7 @@ def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, d
     Raises:
         InputError: If the posterior has no density and is not a chain.
     """
+    check_data(x, posterior)
     draws = Draws(0) if draws is None else draws
     if isinstance(posterior, Diffusion) and not posterior.has_density:
         encoded = posterior.encode(x, draws)
@@ -138,6 +144,8 @@ def encode(posterior: Posterior, x: Tensor, draws: Draws | None = None) -> Tenso
     Returns:
         Latents [N, D].
     """
+    check_data(x, posterior)
+    _checks.require(len(x) >= 1, "x", "at least one example", x)
     draws = Draws(0) if draws is None else draws
     parts, start = [], 0
     for part in x.split(_ROWS):
@@ -165,7 +173,13 @@ def knn_accuracy(train_latents: Tensor, train_labels: Tensor, latents: Tensor, l
     """
     from sklearn.neighbors import KNeighborsClassifier
 
+    _checks.integer(neighbours, "neighbours", 1)
+    for name, value in (("train_latents", train_latents), ("latents", latents)):
+        _checks.finite(_checks.tensor(value, name, (None, None)), name)
+    _checks.require(latents.shape[1] == train_latents.shape[1] and len(latents) > 0, "latents", f"shape [N, {train_latents.shape[1]}]", latents)
     _checks.require(len(train_latents) >= neighbours, "train_latents", f"at least {neighbours} rows", train_latents)
+    _same_length(train_latents, train_labels, "train_labels")
+    _same_length(latents, labels, "labels")
     classifier = KNeighborsClassifier(neighbours).fit(train_latents.cpu().numpy(), train_labels.cpu().numpy())
     return float(classifier.score(latents.cpu().numpy(), labels.cpu().numpy()))
 
@@ -179,8 +193,13 @@ def latent_nll(latents: Tensor, prior_samples: Tensor, bandwidths: Sequence[floa
         bandwidths: Standard deviations of the Gaussian kernels, whose densities are averaged. Default: those of the released code.
 
     Returns:
-        Nats.
+        Nats; NaN if any value is not finite.
     """
+    _checks.tensor(latents, "latents", (None, None))
+    _checks.tensor(prior_samples, "prior_samples", (None, latents.shape[1]))
+    _checks.require(len(prior_samples) > 0, "prior_samples", "at least one row", prior_samples)
+    if not bool(latents.isfinite().all() & prior_samples.isfinite().all()):
+        return math.nan  # latents at infinity would only be left out of the density
     return -float(ops.kde_log_density(prior_samples, latents, bandwidths).mean())
 
 
@@ -201,6 +220,8 @@ def accuracy(labels: Tensor, predicted: Tensor) -> float:
     Raises:
         InputError: If there are no labels, or if the shapes differ.
     """
+    _checks.tensor(labels, "labels", floating=False)
+    _checks.tensor(predicted, "predicted", floating=False)
     _checks.require(predicted.shape == labels.shape and len(labels) > 0, "predicted", f"shape {list(labels.shape)} with at least one", predicted)
     return float((predicted == labels).float().mean())
 
@@ -216,6 +237,7 @@ def cluster_scores(labels: Labels, clusters: Labels) -> dict[str, float]:
         >>> cluster_scores([0, 0, 1, 1], [2, 2, 2, 5])["purity"]
         0.75
     """
+    _same_partition(labels, clusters)
     scores = {"purity": purity(labels, clusters), "completeness": completeness(labels, clusters), "nmi": nmi(labels, clusters)}
     return scores | {"clusters_used": float(len(set(_array(clusters).tolist() if isinstance(clusters, Tensor) else clusters)))}
 
@@ -224,6 +246,7 @@ def purity(labels: Labels, clusters: Labels) -> float:
     """Compute the fraction of examples that have the most frequent label of their cluster."""
     from sklearn.metrics.cluster import contingency_matrix
 
+    _same_partition(labels, clusters)
     table = contingency_matrix(_array(labels), _array(clusters))
     return float(table.max(axis=0).sum() / table.sum())
 
@@ -232,6 +255,7 @@ def completeness(labels: Labels, clusters: Labels) -> float:
     """Compute the completeness, from 0 to 1: 1 if all members of each label are in one cluster (Rosenberg and Hirschberg 2007)."""
     from sklearn.metrics import completeness_score
 
+    _same_partition(labels, clusters)
     return float(completeness_score(_array(labels), _array(clusters)))
 
 
@@ -239,7 +263,24 @@ def nmi(labels: Labels, clusters: Labels) -> float:
     """Compute the mutual information of two partitions, normalized by the arithmetic mean of their entropies."""
     from sklearn.metrics import normalized_mutual_info_score
 
+    _same_partition(labels, clusters)
     return float(normalized_mutual_info_score(_array(labels), _array(clusters)))
+
+
+def _same_length(rows: Tensor, labels: Tensor, name: str) -> None:
+    _checks.tensor(labels, name, (len(rows),), floating=False)
+    _checks.require(not labels.is_floating_point(), name, "integers", labels)
+
+
+def _same_partition(labels: Labels, clusters: Labels) -> None:
+    """Check that both are one integer, or one name, for each of the same examples, of which there is at least one."""
+    shapes = []
+    for name, values in (("labels", labels), ("clusters", clusters)):
+        array = np.asarray(_array(values))
+        fits = array.ndim == 1 and len(array) > 0 and array.dtype.kind in "iubUSO"
+        _checks.require(fits, name, "one integer for each example", values)
+        shapes.append(array.shape)
+    _checks.require(shapes[0] == shapes[1], "clusters", f"shape {list(shapes[0])}, as the labels", clusters)
 
 
 def _array(values: Labels) -> Any:

@@ -44,6 +44,7 @@ class LatentVariableModel(nn.Module):
         torch.Size([7, 3])
     """
 
+    @_checks.typed
     def __init__(self, prior: Prior, decoder: nn.Module, likelihood: Likelihood) -> None:
         super().__init__()
         self.prior, self.decoder, self.likelihood = prior, decoder, likelihood

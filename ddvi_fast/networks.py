@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks, distributed, rng
 from ddvi_fast.dense import ACTIVATIONS, dense, dropout
+from ddvi_fast.precision import as_float32
 from ddvi_fast.rng import Draws
 
 IMAGE_SHAPE = (3, 32, 32)  # shape of the convolutional networks' images
@@ -26,7 +27,7 @@ def uniform_(parameter: Tensor, low: float, high: float, draws: Draws, layer: in
 
 def linear(inputs: int, outputs: int, draws: Draws, layer: int, zero: bool = False) -> nn.Linear:
     """A linear layer with weights and biases from torch's default distribution, U(+-1/sqrt(inputs)), or zeros."""
-    module = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    module = nn.utils.skip_init(nn.Linear, inputs, outputs, **as_float32)
     return _initialized(module, 0.0 if zero else 1 / math.sqrt(inputs), draws, layer)
 
 
@@ -65,6 +66,7 @@ class MLP(nn.Module):
         torch.Size([3, 4])
     """
 
+    @_checks.typed
     def __init__(
         self,
         inputs: int,
@@ -118,6 +120,7 @@ class NoisyInput(nn.Module):
         dropout: Dropout rate of the inputs, in [0, 1) (default 0).
     """
 
+    @_checks.typed
     def __init__(self, network: nn.Module, noise: float = 0.0, dropout: float = 0.0) -> None:
         super().__init__()
         _checks.require(noise >= 0, "noise", "at least 0", noise)
@@ -147,12 +150,13 @@ class BatchNorm(nn.Module):
         momentum: Weight of a new batch in the running statistics (default 0.1).
     """
 
+    @_checks.typed
     def __init__(self, channels: int, momentum: float = 0.1) -> None:
         super().__init__()
         self.momentum, self.fixed = momentum, False
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
+        self.weight, self.bias = nn.Parameter(torch.ones(channels, **as_float32)), nn.Parameter(torch.zeros(channels, **as_float32))
+        self.register_buffer("running_mean", torch.zeros(channels, **as_float32))
+        self.register_buffer("running_var", torch.ones(channels, **as_float32))
 
     def forward(self, x: Tensor) -> Tensor:
         moving = self.training and not self.fixed
@@ -229,6 +233,7 @@ class ConvEncoder(nn.Module):
 
     CHANNELS, KERNELS, STRIDES = (3, 16, 32, 64, 128), (3, 4, 5, 5), (1, 2, 2, 2)
 
+    @_checks.typed
     def __init__(
         self,
         outputs: int,
@@ -267,6 +272,7 @@ class SigmoidVariances(nn.Module):
         latent_dim: Number of latent dimensions D.
     """
 
+    @_checks.typed
     def __init__(self, encoder: MLP | ConvEncoder, latent_dim: int) -> None:
         super().__init__()
         self.encoder, self.latent_dim = encoder, latent_dim
@@ -298,6 +304,7 @@ class ConvDecoder(nn.Module):
 
     CHANNELS, KERNELS, STRIDES = (64, 64, 32, 16, 3), (5, 5, 5, 4), (2, 2, 2, 1)
 
+    @_checks.typed
     def __init__(self, latent_dim: int, *, draws: Draws = Draws(0)) -> None:
         super().__init__()
         self.first = linear(latent_dim, self.CHANNELS[0], draws, 0)
@@ -315,7 +322,7 @@ class ConvDecoder(nn.Module):
 
 def _convolution(family: type[nn.Module], inputs: int, outputs: int, kernel: int, stride: int, draws: Draws, number: int) -> nn.Module:
     """A convolution with initial weights from U(+-1/sqrt(n)), where n is the number of inputs of an output."""
-    module = nn.utils.skip_init(family, inputs, outputs, kernel, stride)
+    module = nn.utils.skip_init(family, inputs, outputs, kernel, stride, **as_float32)
     reach = kernel**2 if family is nn.Conv2d else max(1.0, (kernel / stride) ** 2)
     return _initialized(module, 1 / math.sqrt(inputs * reach), draws, _FIRST_CONVOLUTION + number)
 

@@ -18,6 +18,7 @@ import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRODUCTS = ("float32", "tf32", *NARROW)  # for one operation
 TRAINING = ("float32", *NARROW)  # for a run
 SCALED = ("fp16",)  # those whose loss is scaled
+# Parameters and tables are made so, whatever torch's default type and device are; `.to` and `.double` change them.
+as_float32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+as_float64: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 _BF16_CAPABILITY = (8, 0)  # of the first GPUs with bf16 products
 

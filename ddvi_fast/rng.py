@@ -158,7 +158,7 @@ class Draws(_Position):
     def state(self, device: torch.device | str = "cpu") -> Tensor:
         """Seed (its 64 bits as a signed number) and first index for kernels, int64 [2] on `device`, made without synchronization."""
         if torch.device(device).type == "cpu":
-            return torch.tensor((_signed(self.seed), self.first_index))
+            return torch.tensor((_signed(self.seed), self.first_index), device="cpu")
         state = torch.full((2,), self.first_index, dtype=torch.int64, device=device)
         state[:1].fill_(_signed(self.seed))
         return state

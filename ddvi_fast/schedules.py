@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
+from ddvi_fast.precision import as_float64
 
 PARAMETRISATIONS = ("eps", "x0", "v", "mean", "increment")
 
@@ -37,6 +38,19 @@ def _cached(table: Callable) -> Callable:
         return self._tables[key]
 
     return asked
+
+
+def _kept(values: Callable[[NoiseSchedule], Tensor]) -> cached_property:
+    """A cached property, which is never a tensor of inference mode."""
+
+    @functools.wraps(values)
+    def computed(self: NoiseSchedule) -> Tensor:
+        if not torch.is_inference_mode_enabled():
+            return values(self)
+        with torch.inference_mode(False):
+            return values(self)
+
+    return cached_property(computed)
 
 
 @dataclass(frozen=True)
@@ -65,22 +79,22 @@ class NoiseSchedule:
     def _tables(self) -> dict[tuple, Any]:
         return {}
 
-    @cached_property
+    @_kept
     def alphas(self) -> Tensor:
         """Squared factor by which a step scales its input, [T]."""
         return 1 - self.betas if self.kind == "vp" else torch.ones_like(self.betas)
 
-    @cached_property
+    @_kept
     def alpha_bars(self) -> Tensor:
         """Product of the alphas so far, [T]: the squared factor of `y_0` in `y_t`."""
         return torch.cumprod(self.alphas, 0)
 
-    @cached_property
+    @_kept
     def noise_variances(self) -> Tensor:
         """Variance of `y_t` given `y_0`, [T]; `1 - alpha_bar` for VP."""
         return 1 - self.alpha_bars if self.kind == "vp" else torch.cumsum(self.betas, 0)
 
-    @cached_property
+    @_kept
     def posterior_variances(self) -> Tensor:
         """Variance of `r(y_{t-1} | y_t, y_0)`, [T]; zero at the first step."""
         return _before(self.noise_variances, 0.0) / self.noise_variances * self.betas
@@ -265,6 +279,7 @@ class LearnedSchedule(nn.Module):
     Calling the module returns a `NoiseSchedule` that carries gradients. It starts as `initial`.
     """
 
+    @_checks.typed
     def __init__(self, initial: NoiseSchedule) -> None:
         super().__init__()
         self.kind = initial.kind
@@ -319,7 +334,7 @@ def _validated(betas: Tensor, kind: str) -> NoiseSchedule:
 def _resampled(fine: NoiseSchedule, num_steps: int) -> NoiseSchedule:
     """A schedule with the accumulated noise of a fine one at `num_steps` evenly spaced times."""
     accumulated = -fine.alpha_bars.log() if fine.kind == "vp" else fine.noise_variances
-    times = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)[1:] * fine.num_steps
+    times = torch.linspace(0, 1, num_steps + 1, **as_float64)[1:] * fine.num_steps
     upper = times.ceil().long().clamp(1, fine.num_steps)
     padded = torch.cat((accumulated.new_zeros(1), accumulated))
     read = torch.lerp(padded[upper - 1], padded[upper], times - (upper - 1))
@@ -333,31 +348,31 @@ def _before(values: Tensor, first: float) -> Tensor:
 
 
 def _constant(num_steps: int, beta: float = 0.02) -> Tensor:
-    return torch.full((num_steps,), beta, dtype=torch.float64)
+    return torch.full((num_steps,), beta, **as_float64)
 
 
 def _linear(num_steps: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
-    return torch.linspace(start, end, num_steps, dtype=torch.float64)
+    return torch.linspace(start, end, num_steps, **as_float64)
 
 
 def _quadratic(num_steps: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
-    return torch.linspace(math.sqrt(start), math.sqrt(end), num_steps, dtype=torch.float64) ** 2
+    return torch.linspace(math.sqrt(start), math.sqrt(end), num_steps, **as_float64) ** 2
 
 
 def _sigmoid(num_steps: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
-    return torch.sigmoid(torch.linspace(-6, 6, num_steps, dtype=torch.float64)) * (end - start) + start
+    return torch.sigmoid(torch.linspace(-6, 6, num_steps, **as_float64)) * (end - start) + start
 
 
 def _cosine(num_steps: int, offset: float = 0.008) -> Tensor:
     """Squared-cosine signal (Nichol and Dhariwal 2021), betas kept in [1e-4, 0.9999]."""
-    times = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    times = torch.linspace(0, 1, num_steps + 1, **as_float64)
     signal = torch.cos((times + offset) / (1 + offset) * math.pi / 2) ** 2
     return (1 - signal[1:] / signal[:-1]).clamp(1e-4, 0.9999)
 
 
 def _geometric(num_steps: int, start: float = 0.005, end: float = 0.7) -> Tensor:
     """Noise-to-signal ratios that grow geometrically from `start` to `end`: the same number of steps for every octave."""
-    ratios = torch.logspace(math.log10(start), math.log10(end), num_steps, dtype=torch.float64)
+    ratios = torch.logspace(math.log10(start), math.log10(end), num_steps, **as_float64)
     signal = 1 / (1 + ratios**2)
     return 1 - signal / _before(signal, 1.0)
 

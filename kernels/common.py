@@ -162,7 +162,7 @@ def splits_of(total: int, size: int) -> Iterator[tuple[int, int]]:
 
 @triton.jit
 def relu(x):
-    return tl.maximum(x, 0.0)
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

@@ -139,7 +139,7 @@ def sigmoid(x):
 
 @triton.jit
 def log_gamma(x):
-    """log Gamma for `x >= 1`, exactly 0 at 1 and 2, which are the arguments of rare counts.
+    """log Gamma for `x > 0`, exactly 0 at 1 and 2, which are the arguments of rare counts; infinite from 0 down, outside a binomial's support.
 
     Below 8 the recurrence leads to `[1.5, 2.5]`, where `log Gamma(2 + u) = (1 - gamma) u + sum_k (-1)^k (zeta(k) - 1) u^k / k`
     (Abramowitz and Stegun 1964, 6.1.33); above 8 it is Stirling's series (6.1.41).
@@ -169,7 +169,8 @@ def log_gamma(x):
     inverse = 1.0 / far
     logarithm = tl.log(tl.where(x < 8.0, product, far))
     tail = inverse * (0.0833333333 - inverse * inverse * (0.00277777778 - inverse * inverse * 7.93650794e-04))
-    return tl.where(x < 8.0, logarithm + series * u, (far - 0.5) * logarithm - far + 0.918938533 + tail)
+    value = tl.where(x < 8.0, logarithm + series * u, (far - 0.5) * logarithm - far + 0.918938533 + tail)
+    return tl.where((x <= 0) | (x == float("inf")), float("inf"), value)
 
 
 @triton.jit
@@ -311,7 +312,9 @@ def elbo_bwd_kernel_log_mean_exp(
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, width, WIDTH):
         total += tl.sum(tl.exp(_weights(log_weights, first, rows, start, width, ROWS, WIDTH) - reference), axis=1)
-    scale = (tl.load(upstream + first + row, mask=inside, other=0.0) / tl.where(inside, total, 1.0))[:, None]
+    # Beside an infinite weight the others have none.
+    whole = tl.where(inside & (tl.reshape(reference, (ROWS,)) != float("inf")), total, 1.0)
+    scale = (tl.load(upstream + first + row, mask=inside, other=0.0) / whole)[:, None]
     for start in range(0, width, WIDTH):
         place, mask = tile_place(first, start, rows, width, ROWS, WIDTH)
         tile = tl.load(log_weights + first * width + place, mask=mask, other=0.0)

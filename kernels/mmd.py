@@ -130,8 +130,8 @@ def _distances(rows, norms, row, other, count, width, TILE: tl.constexpr, DEPTH:
     row_norm = tl.load(norms + row, mask=row < count, other=0.0)[:, None]
     other_norm = tl.load(norms + other, mask=other < count, other=0.0)[None, :]
     squared = row_norm + other_norm - 2.0 * products
-    # Comparisons, not a maximum, so that a NaN stays one.
-    return tl.where((row[:, None] == other[None, :]) | (squared < 0), 0.0, squared)
+    # Comparisons, not a maximum, so that a NaN stays one; so does a row that is not finite, at its distance from itself.
+    return tl.where(row[:, None] == other[None, :], row_norm - other_norm, tl.where(squared < 0, 0.0, squared))
 
 
 @triton.jit
@@ -220,7 +220,7 @@ def mmd_bwd_kernel(
     inside = (local < length)[:, None] & here
     own = tl.load(rows + (first + local)[:, None] * width + feature[None, :], mask=inside, other=0.0)
     distance = tl.load(value)
-    scale = tl.where(distance > 0, tl.load(upstream) / tl.where(distance > 0, distance, 1.0), 0.0)
+    scale = tl.where(distance == 0, 0.0, tl.load(upstream) / tl.where(distance == 0, 1.0, distance))  # NaN where the distance is
     weight = _weight(first + local, split, count).to(tl.float32) * scale
     result = weight[:, None] * (total - tl.sum(lanes, axis=1)[:, None] * own)
     tl.store(gradient + local[:, None] * width + feature[None, :], result, mask=inside)

@@ -120,4 +120,4 @@ def test_bounds_refuse_what_has_none(metric, one_line):
     model, x = make_model(), observations(2)
     one_line(lambda: metric(model, diffusion_posterior(eta=0.0), x), r"^posterior: expected one with a density[^\n]*eta = 0[^\n]*$")
     one_line(lambda: metric(model, gaussian_posterior(), x[:0]), r"^x: expected at least one example")
-    one_line(lambda: metric(model, gaussian_posterior(), x, 0), r"^num_samples: expected at least 1, got 0")
+    one_line(lambda: metric(model, gaussian_posterior(), x, 0), r"^num_samples: expected an integer of at least 1, got 0")

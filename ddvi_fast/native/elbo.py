@@ -52,8 +52,10 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
 
 
 def log_mean_exp_backward(log_weights: Tensor, out: Tensor, upstream: Tensor) -> Tensor:
-    """The normalized weights, times `upstream` [R]."""
-    return upstream.unsqueeze(-1) * torch.softmax(log_weights, -1)
+    """The normalized weights, times `upstream` [R]; beside an infinite weight the others have none."""
+    infinite = (out == math.inf).unsqueeze(-1)
+    weights = torch.where(infinite, torch.exp(log_weights - out.unsqueeze(-1)), torch.softmax(log_weights, -1))
+    return upstream.unsqueeze(-1) * weights
 
 
 def _call(
@@ -74,7 +76,7 @@ def _log_choose(counts: Tensor, total: float) -> Tensor:
     """Logarithm of the binomial coefficient, from a table for whole counts, because lgamma costs more than everything else."""
     whole = counts.long()
     if float(total).is_integer() and total < _TABLE_SIZE and bool((whole == counts).all() & (whole >= 0).all() & (whole <= total).all()):
-        return _formula(torch.arange(int(total) + 1, dtype=torch.float64), total).float()[whole]
+        return _formula(torch.arange(int(total) + 1, dtype=torch.float64, device="cpu"), total).float()[whole]
     return _formula(counts, total)
 
 

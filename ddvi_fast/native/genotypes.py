@@ -10,7 +10,7 @@ from ddvi_fast.native import loader
 
 def unpack_codes(packed: Tensor, count: int) -> Tensor:
     """The first `count` codes (0 to 3) of each packed row, uint8 [R, count], from contiguous uint8 [R, bytes]."""
-    codes = torch.empty((len(packed), count), dtype=torch.uint8)
+    codes = torch.empty((len(packed), count), dtype=torch.uint8, device="cpu")
     sizes = loader.integers(len(packed), packed.shape[1], count, torch.get_num_threads())
     loader.library().ddvi_unpack_codes(*loader.pointers(packed), *sizes, *loader.pointers(codes))
     return codes
@@ -30,7 +30,7 @@ def unpack_scaled(packed: Tensor, centre: Tensor, scale: Tensor, missing: Tensor
         The values, float32 [R, count].
     """
     count = len(centre)
-    out = torch.empty((len(packed), count), dtype=torch.float32) if out is None else out
+    out = torch.empty((len(packed), count), dtype=torch.float32, device="cpu") if out is None else out
     sizes = loader.integers(len(packed), packed.shape[1], count, torch.get_num_threads())
     loader.library().ddvi_unpack_scaled(*loader.pointers(packed, centre, scale, missing), *sizes, *loader.pointers(out))
     return out

@@ -26,7 +26,7 @@ def forward(x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:
     n, m = len(x), len(y)
     squared = _sum(x, x, sigmas) / (n * n) + _sum(y, y, sigmas) / (m * m) - 2 * _sum(x, y, sigmas) / (n * m)
     # Rounding can make the squared discrepancy of equal sets negative.
-    return x.new_tensor(math.sqrt(max(squared, 0.0)))
+    return x.new_tensor(math.sqrt(0.0 if squared < 0 else squared))  # NaN stays NaN, as it would not in a maximum
 
 
 def backward(x: Tensor, y: Tensor, sigmas: Tensor, value: Tensor, upstream: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:

@@ -21,7 +21,7 @@ def unsupported(**tensors: Tensor | None) -> str | None:
 
 def fill(kind: str, state: Tensor, offset: int, shape: tuple[int, ...], stream: int, planes: int = 1) -> Tensor:
     """`rng.formula` [planes, .., N, D] at `state` (seed, first index): ``normal`` up to a few units in the last place, the others bit for bit."""
-    out = torch.empty((planes, *shape), dtype=torch.int64 if kind == "words" else torch.float32)
+    out = torch.empty((planes, *shape), dtype=torch.int64 if kind == "words" else torch.float32, device="cpu")
     seed, first_index = loader.position(state, offset)
     sizes = loader.integers(KINDS.index(kind), planes, math.prod(shape[:-1]), shape[-1], stream)
     where = (*loader.unsigned(seed), *loader.integers(first_index, max(1, shape[-2]), torch.get_num_threads()))

@@ -30,6 +30,7 @@ class DiscriminatorObjective(Objective):
         InputError: If `weight` is not positive.
     """
 
+    @_checks.typed
     def __init__(self, model: LatentVariableModel, posterior: nn.Module, discriminator: nn.Module, weight: float) -> None:
         super().__init__()
         _checks.require(weight > 0, "weight", "a positive number", weight)
@@ -86,6 +87,7 @@ class Adversarial(DiscriminatorObjective):
         torch.Size([])
     """
 
+    @_checks.typed
     def __init__(
         self, model: LatentVariableModel, posterior: Posterior, discriminator: nn.Module, weight: float = 10.0, sleep: Sleep | None = None
     ) -> None:

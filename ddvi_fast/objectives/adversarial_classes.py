@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ddvi_fast import distributed
+from ddvi_fast import _checks, distributed
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.adversarial import DiscriminatorObjective
 from ddvi_fast.objectives.base import Progress, Terms, Update
@@ -37,6 +37,7 @@ class AdversarialSemiSupervised(DiscriminatorObjective):
         InputError: If `weight` is not positive.
     """
 
+    @_checks.typed
     def __init__(
         self, model: LatentVariableModel, posterior: ClassConditional, discriminator: nn.Module, labelled: LabelledExamples | None = None,
         weights: ClassWeights = ClassWeights(), weight: float = 10.0,

@@ -56,6 +56,7 @@ def _cycle_fraction(since: float, period: float) -> float:
     return (since - start) / (0.8 * period)
 
 
+@_checks.typed
 @dataclass(frozen=True)
 class KLSchedule:
     """Schedule of the KL weight over a training phase; see `kl_weight` for the shapes.
@@ -87,6 +88,7 @@ class KLSchedule:
         return kl_weight(self.kind, epoch, progress.epochs, self.weight, fraction=self.fraction, hold=self.hold)
 
 
+@_checks.typed
 @dataclass(frozen=True)
 class PriorGuide:
     """Smoothing of the prior while training. Evaluation always uses the prior itself.

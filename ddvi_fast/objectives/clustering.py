@@ -42,6 +42,7 @@ class Clustering(Objective):
         InputError: If the prior has no learned centres, or if an argument is out of range or missing.
     """
 
+    @_checks.typed
     def __init__(
         self, inner: Objective, prior: Prior, eta: float = ETA, weight: float = 1.0,
         balance: float = 0.0, posterior: Posterior | None = None, guide: PriorGuide = PriorGuide(),

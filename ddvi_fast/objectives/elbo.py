@@ -42,6 +42,7 @@ class ELBO(Objective):
         >>> objective(torch.rand(4, 5)).backward()
     """
 
+    @_checks.typed
     def __init__(
         self, model: LatentVariableModel, posterior: Posterior, kl: KLSchedule = KLSchedule(), num_samples: int = 1,
         guide: PriorGuide = PriorGuide(), reweighted: bool = False,

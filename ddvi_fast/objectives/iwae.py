@@ -45,6 +45,7 @@ class IWAE(Objective):
         torch.Size([])
     """
 
+    @_checks.typed
     def __init__(
         self, model: LatentVariableModel, posterior: Posterior, num_samples: int = 10, doubly_reparametrised: bool = False,
         kl: KLSchedule = KLSchedule(), guide: PriorGuide = PriorGuide(),

@@ -21,6 +21,7 @@ from ddvi_fast.rng import Draws
 _FEW = 3  # coordinates up to which prior samples hit the posterior of a datum
 
 
+@_checks.typed
 @dataclass(frozen=True)
 class Sleep:
     """Settings of the terms that fit the posterior, and the decoder, to pairs of latents and data (docs/method.md, sections 3 and 7).
@@ -106,6 +107,7 @@ class PairFit:
         InputError: If a term has a weight that the posterior does not have.
     """
 
+    @_checks.typed
     def __init__(self, model: LatentVariableModel, posterior: Posterior, sleep: Sleep) -> None:
         self.model, self.posterior, self.sleep = model, posterior, sleep
         self.by_class = isinstance(posterior, ClassConditional)

@@ -38,6 +38,7 @@ class LabelledExamples(nn.Module):
         (torch.Size([6, 5]), [0, 0, 0, 1, 1, 1])
     """
 
+    @_checks.typed
     def __init__(self, x: Tensor, labels: Tensor, num_classes: int, augment: Callable[[Tensor, Draws], Tensor] | None = None) -> None:
         super().__init__()
         _checks.require(len(x) == len(labels), "labels", f"{len(x)} labels, one for each example", labels)
@@ -70,6 +71,7 @@ class LabelledExamples(nn.Module):
 _RAMP = 0.5  # fraction of the phase after which `unlabelled` and `consistency` are reached
 
 
+@_checks.typed
 @dataclass(frozen=True)
 class ClassWeights:
     """Weights of the terms that concern classes.
@@ -142,6 +144,7 @@ class SemiSupervised(Objective):
         InputError: If the posterior has no classes, or if the bound has one sample.
     """
 
+    @_checks.typed
     def __init__(self, inner: WakeSleep, labelled: LabelledExamples | None = None, weights: ClassWeights = ClassWeights()) -> None:
         super().__init__()
         posterior, wake = inner.posterior, inner.wake

@@ -40,6 +40,7 @@ class WAE(Objective):
         torch.Size([])
     """
 
+    @_checks.typed
     def __init__(
         self, model: LatentVariableModel, posterior: Posterior, weight: float = 1000.0, sigmas: Sequence[float] | None = None,
         sleep: Sleep | None = None,

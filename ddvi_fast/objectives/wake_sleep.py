@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ddvi_fast import _checks
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
 from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.iwae import IWAE
@@ -45,6 +46,7 @@ class WakeSleep(Objective):
         >>> objective(torch.rand(4, 5)).backward()
     """
 
+    @_checks.typed
     def __init__(self, wake: ELBO | IWAE, sleep: Sleep = Sleep()) -> None:
         super().__init__()
         self.wake, self.sleep = wake, sleep

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks, rng
 from ddvi_fast.networks import MLP
-from ddvi_fast.posteriors.base import Encoded, Posterior, split_mean_log_var, with_context
+from ddvi_fast.posteriors.base import Encoded, Posterior, require_encoders, split_mean_log_var, with_context
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
@@ -54,12 +54,14 @@ class Adversarial(Posterior):
         "and every other family has bounds"
     )
 
+    @_checks.typed
     def __init__(
         self, encoder: nn.Module, latent_dim: int, context_dim: int = 32, noise_dim: int = 2, hidden_dim: int = 64, draws: Draws = Draws(0),
         coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
         super().__init__(coordinates, prior)
         _checks.require(noise_dim >= 1, "noise_dim", "at least 1", noise_dim)
+        require_encoders(encoder=encoder)
         self.encoder, self.latent_dim, self.context_dim, self.noise_dim = encoder, latent_dim, context_dim, noise_dim
         self.spread = MLP(context_dim + noise_dim, [hidden_dim], latent_dim, draws=draws)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -78,6 +79,7 @@ class Posterior(nn.Module):
     recordable = True
     why_no_density = "its samples have no log_ratio"
 
+    @_checks.typed
     def __init__(self, coordinates: str = "latent", prior: Prior | None = None) -> None:
         super().__init__()
         self.coordinates = _checks.choice(coordinates, COORDINATES, "coordinates")
@@ -99,7 +101,7 @@ class Posterior(nn.Module):
         Raises:
             InputError: If `x` is not a floating-point tensor [N, ...], or if `num_samples` is below 1.
         """
-        draws = check_sample_arguments(x, num_samples, draws)
+        draws = check_sample_arguments(x, num_samples, draws, self)
         sample = self.sample_encoded(self.encode(x, draws), num_samples, draws)
         if sample.log_ratio is not None or sample.log_prior_ratio is None or not self.prior.has_density:
             return sample
@@ -232,7 +234,7 @@ class Posterior(nn.Module):
             InputError: If the posterior has no density, or if a prior whose density is needed has none.
         """
         self.require_density()
-        draws = check_sample_arguments(x, num_samples, draws)
+        draws = check_sample_arguments(x, num_samples, draws, self)
         sample = self.sample_encoded(self.encode(x, draws), num_samples, draws)
         return model.log_likelihood(x, sample.z) + self.log_prior_ratio(model.prior, sample)
 
@@ -257,11 +259,22 @@ class Posterior(nn.Module):
         return card(type(self).__name__, self.facts())
 
 
-def check_sample_arguments(x: Tensor, num_samples: int, draws: Draws | None) -> Draws:
-    """Check the arguments of `Posterior.sample` and return the draws to use."""
+def check_data(x: Tensor, posterior: nn.Module | None = None) -> None:
+    """Check that data are a floating-point tensor [N, ...] of the type and on the device of the posterior's parameters."""
     _checks.tensor(x, "x")
     _checks.require(x.dim() >= 2, "x", "shape [N, ...]", x)
-    _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
+    like = None if posterior is None else next(posterior.parameters(), None)
+    if like is None:
+        return
+    _checks.same_device("x", x, like)
+    wanted = str(like.dtype).removeprefix("torch.")
+    _checks.require(x.dtype == like.dtype, "x", f"a {wanted} tensor, as the posterior's parameters", x, "x.to() or posterior.to() changes it")
+
+
+def check_sample_arguments(x: Tensor, num_samples: int, draws: Draws | None, posterior: nn.Module | None = None) -> Draws:
+    """Check the arguments of `Posterior.sample` and return the draws to use."""
+    check_data(x, posterior)
+    _checks.integer(num_samples, "num_samples", 1)
     return Draws(0) if draws is None else draws
 
 
@@ -270,8 +283,19 @@ def frozen_parameters(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
-def split_mean_log_var(output: Tensor) -> tuple[Tensor, Tensor]:
+def require_encoders(**encoders: nn.Module | None) -> None:
+    """Raise `InputError` for an encoder that cannot be called as ``encoder(x, draws)``; None is no encoder."""
+    for name, encoder in encoders.items():
+        try:
+            encoder is None or inspect.signature(encoder.forward).bind(None, None)
+        except TypeError:
+            _checks.fail(name, "a module with forward(x, draws), as networks.MLP", encoder, "draws are those of its dropout; it may ignore them")
+
+
+def split_mean_log_var(output: Tensor, latent_dim: int | None = None) -> tuple[Tensor, Tensor]:
     """Split an encoder's output [N, 2 D] into mean and log-variance [N, D]; the log-variance is clamped to [-20, 10]."""
+    if latent_dim is not None:
+        _checks.require(output.shape[-1] == 2 * latent_dim, "encoder", f"an output [N, {2 * latent_dim}]", output)
     mean, log_var = output.chunk(2, dim=-1)
     return mean, log_var.clamp(-20, 10)
 
@@ -287,7 +311,7 @@ def encode_with_context(posterior: Any, x: Tensor, draws: Draws | None) -> Encod
         return Encoded(*split_mean_log_var(top), context)
     # The dropout of the two encoders must not share its draws.
     context = posterior.context_encoder(x, None if draws is None else draws.lane("context"))
-    return Encoded(*split_mean_log_var(posterior.encoder(x, draws)), context)
+    return Encoded(*split_mean_log_var(posterior.encoder(x, draws), posterior.latent_dim), context)
 
 
 def with_context(z: Tensor, context: Tensor) -> Tensor:

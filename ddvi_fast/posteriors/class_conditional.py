@@ -30,6 +30,7 @@ class PerClass(nn.Module):
         num_classes: Number of classes, C (int).
     """
 
+    @_checks.typed
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.network, self.num_classes = network, num_classes
@@ -60,6 +61,7 @@ class ClassMLP(nn.Module):
         InputError: If there is no hidden layer, or if the activation is unknown.
     """
 
+    @_checks.typed
     def __init__(
         self, inputs: int, hidden: Sequence[int], outputs: int, num_classes: int, *, activation: str = "relu", draws: Draws = Draws(0)
     ) -> None:
@@ -183,6 +185,7 @@ class ClassConditional(Posterior):
         torch.Size([10, 7, 3, 2])
     """
 
+    @_checks.typed
     def __init__(self, classifier: nn.Module, family: Posterior, prior: Prior, trunk: nn.Module | None = None) -> None:
         super().__init__()
         self.num_classes = require_partitions(prior)
@@ -223,7 +226,7 @@ class ClassConditional(Posterior):
         Returns:
             Samples `z` [C, K, N, D] and their ratios given the class [C, K, N] in nats, or None; `log_prior_ratio` has no class terms.
         """
-        draws = check_sample_arguments(x, num_samples, draws)
+        draws = check_sample_arguments(x, num_samples, draws, self)
         return self.sample_classes_encoded(self.family.encode(self.features(x, draws), draws), num_samples, draws)
 
     def sample_classes_encoded(self, encoded: Any, num_samples: int, draws: Draws) -> PosteriorSample:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, ops
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.networks import take_rows
-from ddvi_fast.posteriors.base import Encoded, encode_with_context, split_mean_log_var
+from ddvi_fast.posteriors.base import Encoded, encode_with_context, require_encoders, split_mean_log_var
 from ddvi_fast.posteriors.chain import ChainPosterior
+from ddvi_fast.precision import as_float32
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import LearnedSchedule, NoiseSchedule
@@ -57,6 +58,7 @@ class Diffusion(ChainPosterior):
 
     why_no_density = "eta = 0 makes a deterministic chain, which has no log_ratio"
 
+    @_checks.typed
     def __init__(
         self, encoder: nn.Module, denoiser: ResidualMLP, schedule: NoiseSchedule, *, context_encoder: nn.Module | None = None,
         parametrisation: str | None = None, eta: float = 1.0, final_variance: float | None = None,
@@ -73,12 +75,13 @@ class Diffusion(ChainPosterior):
         learned, hint = learn_variances or learn_schedule, "pass learn_variances=False"
         _checks.require(eta > 0 or not learned, "eta", "above 0 to learn variances or a schedule", eta, hint)
         schedule.coefficients(parametrisation, eta, final_variance)
+        require_encoders(encoder=encoder, context_encoder=context_encoder)
         self.encoder, self.context_encoder, self.denoiser = encoder, context_encoder, denoiser
         self.latent_dim, self.parametrisation, self.eta, self.final_variance = denoiser.latent_dim, parametrisation, eta, final_variance
         self.learned_schedule = LearnedSchedule(schedule) if learn_schedule else None
         self.schedule_kind = schedule.kind
         self.register_buffer("betas", schedule.betas.clone())
-        self.log_variance_factors = nn.Parameter(torch.zeros(schedule.num_steps)) if learn_variances else None
+        self.log_variance_factors = nn.Parameter(torch.zeros(schedule.num_steps, **as_float32)) if learn_variances else None
         self.num_active_steps = schedule.num_steps
 
     @property
@@ -140,7 +143,7 @@ class Diffusion(ChainPosterior):
 
     def encode_top(self, x: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, D] of `y_T` for data `x` [N, ...]."""
-        return split_mean_log_var(self.encoder(x, draws if self.training else None))
+        return split_mean_log_var(self.encoder(x, draws if self.training else None), self.latent_dim)
 
     def encode_context(self, x: Tensor, draws: Draws | None = None) -> Tensor | None:
         """Return the context [N, C] of data `x` [N, ...], or None for an unconditional denoiser."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops
-from ddvi_fast.posteriors.base import Encoded, Posterior, draw_start, encode_with_context
+from ddvi_fast.posteriors.base import Encoded, Posterior, draw_start, encode_with_context, require_encoders
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
@@ -30,12 +30,14 @@ class Flow(Posterior):
 
     tractable = True
 
+    @_checks.typed
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, steps: list[nn.Module],
         coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
         super().__init__(coordinates, prior)
         _checks.require(len(steps) >= 1, "num_steps", "at least 1", len(steps))
+        require_encoders(encoder=encoder, context_encoder=context_encoder)
         self.encoder, self.context_encoder, self.latent_dim = encoder, context_encoder, latent_dim
         self.steps = nn.ModuleList(steps)
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ddvi_fast import ops
-from ddvi_fast.posteriors.base import Posterior, draw_start, split_mean_log_var
+from ddvi_fast import _checks, ops
+from ddvi_fast.posteriors.base import Posterior, draw_start, require_encoders, split_mean_log_var
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
@@ -39,13 +39,15 @@ class Gaussian(Posterior):
 
     tractable = True
 
+    @_checks.typed
     def __init__(self, encoder: nn.Module, latent_dim: int, coordinates: str = "latent", prior: Prior | None = None) -> None:
         super().__init__(coordinates, prior)
+        require_encoders(encoder=encoder)
         self.encoder, self.latent_dim = encoder, latent_dim
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> GaussianParameters:
         """Return mean and log-variance [N, D]."""
-        return GaussianParameters(*split_mean_log_var(self.encoder(x, draws if self.training else None)))
+        return GaussianParameters(*split_mean_log_var(self.encoder(x, draws if self.training else None), self.latent_dim))
 
     def latent_path(self, encoded: GaussianParameters, num_samples: int, draws: Draws) -> Tensor:
         return draw_start(*self.start(encoded), num_samples, draws).unsqueeze(0)

@@ -11,7 +11,8 @@ from ddvi_fast import _backend, _checks, ops, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.posteriors.auxiliary import AuxiliaryPosterior
-from ddvi_fast.posteriors.base import draw_start, encode_with_context, split_mean_log_var, standard_log_prob, with_context
+from ddvi_fast.posteriors.base import draw_start, encode_with_context, require_encoders, split_mean_log_var, standard_log_prob, with_context
+from ddvi_fast.precision import as_float32
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
@@ -61,6 +62,7 @@ class Hamiltonian(AuxiliaryPosterior):
         torch.Size([7, 6])
     """
 
+    @_checks.typed
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module, model: LatentVariableModel, latent_dim: int, context_dim: int = 10,
         num_steps: int = 2, num_leapfrog: int = 2, hidden_dim: int = 64, step_size: float = 0.1, blur: float = 0.1,
@@ -73,9 +75,10 @@ class Hamiltonian(AuxiliaryPosterior):
             _checks.require(value > 0, name, "a positive number", value)
         if not self.pushes:
             model.prior.require_density()
+        require_encoders(encoder=encoder, context_encoder=context_encoder)
         self.encoder, self.context_encoder, self.model, self.latent_dim = encoder, context_encoder, model, latent_dim
         self.num_leapfrog, self.blur, self.max_force = num_leapfrog, blur, max_force
-        self.log_step_sizes = nn.Parameter(torch.full((num_steps, latent_dim), step_size).log())
+        self.log_step_sizes = nn.Parameter(torch.full((num_steps, latent_dim), step_size, **as_float32).log())
         widths = (latent_dim + context_dim, [hidden_dim], 2 * latent_dim)
         self.momentum = nn.ModuleList(MLP(*widths, draws=draws.importance(2 * step)) for step in range(num_steps))
         self.reverse = nn.ModuleList(MLP(*widths, draws=draws.importance(2 * step + 1)) for step in range(num_steps))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, ops, rng
 from ddvi_fast.networks import MLP
 from ddvi_fast.posteriors.auxiliary import AuxiliaryPosterior
-from ddvi_fast.posteriors.base import Encoded, encode_with_context, split_mean_log_var, with_context
+from ddvi_fast.posteriors.base import Encoded, encode_with_context, require_encoders, split_mean_log_var, with_context
 from ddvi_fast.posteriors.flows import inverse_transform, transform
 from ddvi_fast.posteriors.iaf import autoregressive_steps
 from ddvi_fast.priors import Prior
@@ -27,6 +27,7 @@ class Level(nn.Module):
         open_gates: Start near the Gaussian (bool, default True).
     """
 
+    @_checks.typed
     def __init__(self, latent_dim: int, inputs: int, hidden_dim: int, num_steps: int, draws: Draws, open_gates: bool = True) -> None:
         super().__init__()
         self.head = MLP(inputs, [hidden_dim], 2 * latent_dim, draws=draws)
@@ -69,6 +70,7 @@ class HierarchicalIAF(AuxiliaryPosterior):
         (torch.Size([7, 6, 2]), torch.Size([7, 6]))
     """
 
+    @_checks.typed
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module, latent_dim: int, context_dim: int = 10, num_levels: int = 2, num_steps: int = 2,
         hidden_dim: int = 64, draws: Draws = Draws(0), open_gates: bool = True,
@@ -77,6 +79,7 @@ class HierarchicalIAF(AuxiliaryPosterior):
         super().__init__(coordinates, prior)
         _checks.require(num_levels >= 2, "num_levels", "at least 2 (with 1 it is IAF)", num_levels)
         _checks.require(num_steps >= 1, "num_steps", "at least 1", num_steps)
+        require_encoders(encoder=encoder, context_encoder=context_encoder)
         self.encoder, self.context_encoder, self.latent_dim = encoder, context_encoder, latent_dim
         widths = [context_dim] + [context_dim + latent_dim] * (num_levels - 1)
         places = [draws.importance(number * (num_steps + 2)) for number in range(num_levels)]

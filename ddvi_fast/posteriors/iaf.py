@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid
 
+from ddvi_fast import _checks
 from ddvi_fast.networks import linear as make_linear
 from ddvi_fast.posteriors.flows import Flow
 from ddvi_fast.priors import Prior
@@ -28,6 +29,7 @@ class AutoregressiveStep(nn.Module):
         open_gates: Start near the identity (bool, default True). The released code starts with half-open gates.
     """
 
+    @_checks.typed
     def __init__(
         self, latent_dim: int, context_dim: int, hidden_dim: int = 128, reverse: bool = False, draws: Draws = Draws(0), open_gates: bool = True
     ) -> None:
@@ -94,6 +96,7 @@ class IAF(Flow):
         torch.Size([7, 6])
     """
 
+    @_checks.typed
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 4,
         draws: Draws = Draws(0), open_gates: bool = True, coordinates: str = "latent", prior: Prior | None = None,
@@ -114,11 +117,11 @@ def autoregressive_steps(
 
 def _masks(latent_dim: int, hidden_dim: int) -> list[Tensor]:
     """Masks of the four layers (Germain et al. 2015): output `i` depends on inputs `j > i` only."""
-    inputs = torch.arange(latent_dim, 0, -1)
-    hidden = torch.arange(hidden_dim) % max(1, latent_dim - 1) + 1
+    inputs = torch.arange(latent_dim, 0, -1, device="cpu")
+    hidden = torch.arange(hidden_dim, device="cpu") % max(1, latent_dim - 1) + 1
     outputs = inputs.repeat(2)
     first, inner = hidden.unsqueeze(1) >= inputs, hidden.unsqueeze(1) >= hidden
     # In one dimension the outputs depend on the context only, through the hidden units.
-    last = (outputs.unsqueeze(1) > hidden) if latent_dim > 1 else torch.ones(2, hidden_dim, dtype=torch.bool)
+    last = (outputs.unsqueeze(1) > hidden) if latent_dim > 1 else torch.ones(2, hidden_dim, dtype=torch.bool, device="cpu")
     first = first if latent_dim > 1 else torch.zeros_like(first)
     return [mask.float() for mask in (first, inner, inner, last)]

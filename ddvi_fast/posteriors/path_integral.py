@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.posteriors.base import Encoded, frozen_parameters, split_mean_log_var
+from ddvi_fast.posteriors.base import Encoded, frozen_parameters, require_encoders, split_mean_log_var
 from ddvi_fast.posteriors.chain import ChainPosterior
+from ddvi_fast.precision import as_float32
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
@@ -47,6 +48,7 @@ class PathIntegral(ChainPosterior):
         torch.Size([7, 6])
     """
 
+    @_checks.typed
     def __init__(
         self, encoder: nn.Module, denoiser: ResidualMLP, context_encoder: nn.Module, *,
         first_scale: float = 0.3, last_scale: float = 0.03, learn_scales: bool = True,
@@ -55,8 +57,9 @@ class PathIntegral(ChainPosterior):
         super().__init__(coordinates, prior)
         _checks.require(first_scale > 0 and last_scale > 0, "first_scale, last_scale", "positive numbers", (first_scale, last_scale))
         _checks.require(denoiser.context_dim > 0, "denoiser", "one with a context", denoiser)
+        require_encoders(encoder=encoder, context_encoder=context_encoder)
         self.encoder, self.context_encoder, self.denoiser, self.latent_dim = encoder, context_encoder, denoiser, denoiser.latent_dim
-        scales = torch.linspace(math.log(first_scale), math.log(last_scale), denoiser.num_steps + 1)
+        scales = torch.linspace(math.log(first_scale), math.log(last_scale), denoiser.num_steps + 1, **as_float32)
         if self.whitens:
             scales = scales - 0.5 * torch.logsumexp(2 * scales, 0)
         self.log_scales = nn.Parameter(scales, requires_grad=learn_scales)

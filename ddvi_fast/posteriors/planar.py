@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ddvi_fast import _checks
 from ddvi_fast.networks import linear
 from ddvi_fast.posteriors.flows import Flow
 from ddvi_fast.priors import Prior
@@ -25,6 +26,7 @@ class PlanarStep(nn.Module):
         draws: Position of the initial weights in the random stream (default `Draws(0)`).
     """
 
+    @_checks.typed
     def __init__(self, latent_dim: int, context_dim: int, draws: Draws = Draws(0)) -> None:
         super().__init__()
         self.latent_dim = latent_dim
@@ -93,6 +95,7 @@ class Planar(Flow):
         torch.Size([7, 6])
     """
 
+    @_checks.typed
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 8,
         draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,

@@ -45,6 +45,7 @@ class RealNVP(Flow):
 
     recordable = False  # zuko reads on the host which dimensions change, in every call
 
+    @_checks.typed
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 4,
         hidden_dim: int = 64, draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,
@@ -81,6 +82,7 @@ class Spline(Flow):
         torch.Size([7, 6])
     """
 
+    @_checks.typed
     def __init__(
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 2,
         hidden_dim: int = 64, num_bins: int = 8, draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,

@@ -91,7 +91,8 @@ class Prior(nn.Module):
             shape = torch.broadcast_shapes(u.shape[:-1], labels.shape)
             u, labels = u.expand(*shape, -1), labels.expand(shape)
         elif self._has_class_coordinate():
-            u, labels = u[..., 1:], self._carried_class(u)
+            # A class is an integer, so NaN would be lost with its coordinate.
+            u, labels = u[..., 1:].masked_fill(u[..., :1].isnan(), math.nan), self._carried_class(u)
         return self._push(u, labels)
 
     def require_noise(self) -> None:
@@ -121,7 +122,7 @@ class Prior(nn.Module):
         Raises:
             InputError: If `n` is negative, or if `labels` do not fit, or if `joint` for a prior without `push`.
         """
-        _checks.require(n >= 0, "n", "at least 0", n)
+        _checks.integer(n, "n", 0)
         draws, device = Draws(0) if draws is None else draws, torch.device(device)
         if joint:
             return self._draw_joint(n, draws, labels, dtype, device)
@@ -222,17 +223,23 @@ class Prior(nn.Module):
         Returns:
             Log-densities [N] in nats.
         """
-        points = self._kde_points(num_points, seed, z)
+        points = self._kde_points(_checks.integer(num_points, "num_points", 1), _checks.integer(seed, "seed", 0), z)
         return ops.kde_log_density(z, points, bandwidths, clamp)
 
     def _kde_points(self, num_points: int, seed: int, like: Tensor) -> Tensor:
         """Prior samples of the kernel estimate; those of a fixed prior are cached, in an order that makes kernels fast."""
-        key = (num_points, seed, like.dtype, like.device)
-        learned = any(parameter.requires_grad for parameter in self.parameters())
-        if learned or getattr(self, "_kept_points", (None,))[0] != key:
-            points = self.sample(num_points, Draws(seed), dtype=like.dtype, device=like.device)
-            self._kept_points = (key, points if learned else points[along_curve(points)])
+        if self._is_learned():
+            return self.sample(num_points, Draws(seed), dtype=like.dtype, device=like.device)
+        state = [value._version for value in (*self.parameters(), *self.buffers()) if not value.is_inference()]
+        key = (num_points, seed, like.dtype, like.device, state)
+        if getattr(self, "_kept_points", (None,))[0] != key:
+            with torch.inference_mode(False):  # a tensor made in inference mode has no gradient later
+                points = self.sample(num_points, Draws(seed), dtype=like.dtype, device=like.device).detach()
+                self._kept_points = (key, points[along_curve(points)])
         return self._kept_points[1]
+
+    def _is_learned(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     def blurred(self, width: float) -> Prior:
         """Return the prior with Gaussian noise added in its own coordinates (along and across an arm or edge).
@@ -240,14 +247,17 @@ class Prior(nn.Module):
         Args:
             width: Standard deviation of the noise (float). 0 returns the prior itself.
         """
-        if width == 0:
+        if _checks.number(width, "width", at_least=0) == 0:
             return self
         here = next((buffer.device for buffer in self.buffers()), None)
-        if any(parameter.requires_grad for parameter in self.parameters()):
+        if self._is_learned():
             return self._blurred(width).to(here)
         # The last few are cached, since making one can synchronize the device; in a dictionary, so that they are not submodules.
         kept = getattr(self, "_kept_blurs", {})
-        made = kept.pop((width, here), None) or self._blurred(width).to(here)
+        made = kept.pop((width, here), None)
+        if made is None:
+            with torch.inference_mode(False):
+                made = self._blurred(width).to(here)
         self._kept_blurs = dict([*kept.items(), ((width, here), made)][-_KEPT_BLURS:])
         return made
 
@@ -268,7 +278,7 @@ class Prior(nn.Module):
         grid, log_weights = normal_grid(self.noise_dim, resolution, reach=15)
         if self.num_classes is None:
             return self.push(grid).detach(), log_weights
-        classes = torch.arange(self.num_classes).unsqueeze(1)
+        classes = torch.arange(self.num_classes, device="cpu").unsqueeze(1)
         return self.push(grid, classes).detach().flatten(0, 1), log_weights.repeat(self.num_classes) - math.log(self.num_classes)
 
     def _noise(self, n: int, draws: Draws, device: torch.device) -> Tensor:

@@ -40,6 +40,7 @@ class Centres(Prior):
         (torch.Size([20, 2]), torch.Size([3, 2]))
     """
 
+    @_checks.typed
     def __init__(
         self, base: Prior | None = None, num_centres: int = 20, scale: float = 1.0, learnable: bool = True, draws: Draws = Draws(0),
         raw: nn.Parameter | None = None,

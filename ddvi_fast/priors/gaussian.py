@@ -27,6 +27,7 @@ class Gaussian(Prior):
         -1.8379
     """
 
+    @_checks.typed
     def __init__(self, dim: int = 2, scale: float = 1.0) -> None:
         super().__init__()
         dim = _checks.integer(dim, "dim", at_least=1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
+from ddvi_fast.precision import as_float32
 from ddvi_fast.priors.base import Prior, select_class
 from ddvi_fast.priors.quadrature import nodes_across, normal_grid
 
@@ -30,16 +31,18 @@ class Mixture(Prior):
         torch.Size([3, 2])
     """
 
+    @_checks.typed
     def __init__(self, means: Tensor | None = None, scale: float = 0.3, num_classes: int = 10, radius: float = 2.0, learnable: bool = False) -> None:
         super().__init__()
         scale = _checks.number(scale, "scale", above=0)
         if means is None:
             num_classes = _checks.integer(num_classes, "num_classes", at_least=1)
-            angles = 2 * math.pi * torch.arange(num_classes) / num_classes
+            angles = 2 * math.pi * torch.arange(num_classes, **as_float32) / num_classes
             radius = _checks.number(radius, "radius")
             means = radius * torch.stack((angles.cos(), angles.sin()), 1)
-        means = _checks.tensor(torch.as_tensor(means), "means", (None, None)).float()
-        _checks.finite(means, "means")
+        means = means if isinstance(means, Tensor) else torch.as_tensor(means, device="cpu")
+        means = _checks.finite(_checks.tensor(means, "means", (None, None)), "means").float()
+        _checks.require(means.numel() > 0, "means", "at least one mean of one dimension", means)
         self.means = nn.Parameter(means.clone(), requires_grad=learnable)
         self.scale, self.num_classes = scale, means.shape[0]
         self.dim = self.noise_dim = means.shape[1]

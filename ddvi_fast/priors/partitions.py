@@ -54,6 +54,7 @@ class OneHotGaussian(Prior):
         [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
 
+    @_checks.typed
     def __init__(self, style_dim: int = 50, num_classes: int = 10) -> None:
         super().__init__()
         num_classes = _checks.integer(num_classes, "num_classes", at_least=1)
@@ -66,11 +67,11 @@ class OneHotGaussian(Prior):
 
     def _log_prob(self, z: Tensor, labels: Tensor | None) -> Tensor:
         style, code = z.split((self.style.dim, self.num_classes), -1)
-        log_prob = self.style.log_prob(style)
+        log_prob = self.style.log_prob(style).masked_fill(code.isnan().any(-1), math.nan)
         if labels is None:
             return log_prob - math.log(self.num_classes)
-        fits = code.argmax(-1) == labels.expand(log_prob.shape)
-        return torch.where(fits, log_prob, -math.inf)
+        elsewhere = code.argmax(-1) != labels.expand(log_prob.shape)
+        return log_prob.masked_fill(elsewhere & ~log_prob.isnan(), -math.inf)
 
     def _blurred(self, width: float) -> OneHotGaussian:
         blurred = OneHotGaussian(self.style.dim, self.num_classes)

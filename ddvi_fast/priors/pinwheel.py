@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
+from ddvi_fast.precision import as_float64
 from ddvi_fast.priors.base import Prior, select_class
 from ddvi_fast.priors.quadrature import nodes_across, normal_quadrature
 
@@ -43,24 +44,25 @@ class Pinwheel(Prior):
 
     dim = noise_dim = 2
 
+    @_checks.typed
     def __init__(self, num_classes: int = 10, radial_std: float = 0.15, tangential_std: float = 0.005, rate: float = 0.25) -> None:
         super().__init__()
         num_classes = _checks.integer(num_classes, "num_classes", at_least=1)
         radial_std, tangential_std = _checks.number(radial_std, "radial_std", above=0), _checks.number(tangential_std, "tangential_std", above=0)
         rate = _checks.number(rate, "rate", at_least=0)
         self.num_classes, self.radial_std, self.tangential_std, self.rate = num_classes, radial_std, tangential_std, rate
-        grid = torch.linspace(-math.pi, math.pi, _TABLE_SIZE, dtype=torch.float64)
+        grid = torch.linspace(-math.pi, math.pi, _TABLE_SIZE, **as_float64)
         self.register_buffer("table_phi", grid, persistent=False)
-        radii = torch.linspace(0, _OUTER_RADIUS, 1001, dtype=torch.float64)
+        radii = torch.linspace(0, _OUTER_RADIUS, 1001, **as_float64)
         lowest = (1 + radii[:, None] * grid.sin() * rate * torch.exp(radii[:, None] * grid.cos())).amin(1)
         self.core_radius = radii[lowest >= _MIN_SLOPE].max().item()
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         radial, log_radial = normal_quadrature(resolution, reach=15)
         tangential, log_tangential = normal_quadrature(nodes_across(resolution), reach=200)
-        labels = torch.arange(self.num_classes, dtype=torch.float64)
+        labels = torch.arange(self.num_classes, **as_float64)
         first, second, label = torch.meshgrid(1 + self.radial_std * radial, self.tangential_std * tangential, labels, indexing="ij")
-        log_weights = log_radial[:, None, None] + log_tangential[:, None] - math.log(self.num_classes) + torch.zeros(self.num_classes)
+        log_weights = log_radial[:, None, None] + log_tangential[:, None] - math.log(self.num_classes) + torch.zeros(self.num_classes, **as_float64)
         return self._place(torch.stack((first, second), -1), label).flatten(0, 2), log_weights.flatten()
 
     def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:

@@ -33,6 +33,7 @@ class Pushforward(Prior):
         1.0
     """
 
+    @_checks.typed
     def __init__(self, push: Callable[..., Tensor], noise_dim: int, dim: int, num_classes: int | None = None) -> None:
         super().__init__()
         _checks.require(callable(push), "push", "a function of noise", push)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
+from ddvi_fast.precision import as_float64
 
 
 def uniform_quadrature(count: int) -> tuple[Tensor, Tensor]:
@@ -32,7 +33,7 @@ def normal_quadrature(count: int, reach: float) -> tuple[Tensor, Tensor]:
         Nodes and log-weights, float64 [M] each, M >= count.
     """
     count = max(count, math.ceil(4 * math.asinh(reach)) + 1)
-    even = torch.linspace(-math.asinh(reach), math.asinh(reach), count, dtype=torch.float64)
+    even = torch.linspace(-math.asinh(reach), math.asinh(reach), count, **as_float64)
     nodes = torch.sinh(even)
     return nodes, torch.log_softmax(-0.5 * nodes**2 + torch.log(torch.cosh(even)), 0)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
+from ddvi_fast.precision import as_float64
 from ddvi_fast.priors.base import Prior, curve_noise, select_class
 from ddvi_fast.priors.quadrature import nodes_across, normal_quadrature, uniform_quadrature
 from ddvi_fast.rng import Draws
@@ -40,6 +41,7 @@ class Square(Prior):
     dim, noise_dim = 2, 3
     _divides_noise = True
 
+    @_checks.typed
     def __init__(self, noise_level: float = 3.0, num_classes: int = 10, corner_width: float = 0.01) -> None:
         super().__init__()
         noise_level = _checks.number(noise_level, "noise_level", above=0)
@@ -48,10 +50,9 @@ class Square(Prior):
         self.noise_level, self.noise, self.num_classes, self.corner_width = noise_level, noise_level / 50, num_classes, corner_width
         stretches = list(_stretches(num_classes))
         kinds = {"classes": torch.int64, "edges": torch.int64, "starts": torch.float64, "ends": torch.float64}
-        columns = {name: torch.tensor(column, dtype=kinds[name]) for name, column in zip(kinds, zip(*stretches, strict=True), strict=True)}
-        for name, column in columns.items():
-            self.register_buffer(name, column, persistent=False)  # [S] straight pieces of the classes
-        frames = torch.tensor([_CORNERS, _ALONG, _ACROSS], dtype=torch.float64)
+        for (name, dtype), column in zip(kinds.items(), zip(*stretches, strict=True), strict=True):
+            self.register_buffer(name, torch.tensor(column, dtype=dtype, device="cpu"), persistent=False)  # [S] straight pieces of the classes
+        frames = torch.tensor([_CORNERS, _ALONG, _ACROSS], **as_float64)
         self.register_buffer("frames", frames, persistent=False)  # [3, 4, 2]: first corner of each edge, unit vectors along it and outwards
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +73,7 @@ class Square(Prior):
         """Latents of position, noise across the edge and noise along it."""
         within, across, along = torch.special.ndtr(u[..., 0]), u[..., 1], u[..., 2]
         position = _PERIMETER * (within if labels is None else (labels + within) / self.num_classes)
-        edge = (position.detach() / _EDGE).floor().clamp(max=3)
+        edge = (position.detach() / _EDGE).floor().clamp(max=3).nan_to_num(0.0)  # an index; the position itself stays NaN
         return self._place(edge.long(), position - _EDGE * edge + self.corner_width * along, self.noise * across)
 
     def _place(self, edge: Tensor, along: Tensor, across: Tensor) -> Tensor:

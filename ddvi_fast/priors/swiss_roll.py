@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
+from ddvi_fast.precision import as_float64
 from ddvi_fast.priors.base import Prior, curve_noise, select_class
 from ddvi_fast.priors.quadrature import nodes_across, normal_grid, uniform_quadrature
 from ddvi_fast.rng import Draws
@@ -39,6 +40,7 @@ class SwissRoll(Prior):
     dim = 2
     _divides_noise = True
 
+    @_checks.typed
     def __init__(self, noise: float = 0.0, num_classes: int = 10) -> None:
         super().__init__()
         noise = _checks.number(noise, "noise", at_least=0)
@@ -61,7 +63,7 @@ class SwissRoll(Prior):
     def _curve_nodes(self, count: int) -> tuple[Tensor, Tensor]:
         """Nodes [C, count, 2] on the curve of each class, and their log-weights [C, count], whose exponentials sum to 1 per class."""
         nodes, log_weights = uniform_quadrature(count)
-        edges = torch.sqrt(torch.arange(self.num_classes + 1, dtype=torch.float64) / self.num_classes)
+        edges = torch.sqrt(torch.arange(self.num_classes + 1, **as_float64) / self.num_classes)
         width = (edges[1:] - edges[:-1]).unsqueeze(1)
         root = edges[:-1].unsqueeze(1) + width * nodes
         # root = sqrt(u) has density 2 root, and a class has 1/C of its mass.

@@ -1,0 +1,237 @@
+"""Generated operands of every operation: all backends give one answer, whatever the layout, the scale, and numbers that are not finite.
+
+The specification is the reference in float64. A backend may overflow where float64 does not, to a number that is not finite, never to a finite one.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ddvi_fast import _backend, denoisers, ops, schedules, use_backend
+from ddvi_fast.parity import free_table, normals
+from ddvi_fast.rng import Draws
+from tests.stress.public import functions_of
+from tests.stress.settings import LAYOUTS, examples, kinds, operands
+
+STEPS = 3
+Call = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+ROWS, WIDTHS = st.sampled_from((0, 1, 2, 5, 17)), st.sampled_from((1, 2, 3, 9))
+FUSED = [name for name in ("cpp", "triton") if not _backend.unavailable(name)]
+
+
+@functools.cache
+def _denoiser(latent: int, context: int, groups: int | None, dtype: torch.dtype = torch.float32) -> denoisers.ResidualMLP:
+    return denoisers.ResidualMLP(latent, context, STEPS, 64, groups=groups, draws=Draws(3)).requires_grad_(False).to(dtype)
+
+
+def _of_type(denoiser: denoisers.ResidualMLP, like: Tensor) -> denoisers.ResidualMLP:
+    return _denoiser(denoiser.latent_dim, denoiser.context_dim, denoiser.groups, like.dtype)
+
+
+def _value(function: Callable[..., Tensor], **constants: object) -> Call:
+    return lambda given: {"value": function(**given, **constants)}
+
+
+@st.composite
+def _pair(draw: st.DrawFn, function: Callable[..., Tensor], names: tuple[str, ...]) -> tuple[dict, Call]:
+    """Operands of one shape, some of them without the leading axes of the others."""
+    shape = (*draw(st.sampled_from(((), (2,)))), draw(ROWS), draw(WIDTHS))
+    made = {name: draw(operands(*shape[-2:])) if number and draw(st.booleans()) else draw(operands(*shape)) for number, name in enumerate(names)}
+    if function in (ops.gaussian_kl, ops.gaussian_log_prob):  # mean and log-variance have one shape
+        made[names[-1]] = draw(operands(*made[names[-2]].shape))
+    return made, _value(function)
+
+
+@st.composite
+def _gaussian(draw: st.DrawFn) -> tuple[dict, Call]:
+    made, call = draw(_pair(ops.gaussian_log_likelihood, ("mean", "x")))
+    scale = draw(st.sampled_from((1.0, 0.3, 1e-40, 1e20, 0.0, -1.0, math.inf, math.nan)))
+    return made | {"scale": torch.full(() if draw(st.booleans()) else made["mean"].shape[-1:], scale)}, call
+
+
+@st.composite
+def _binomial(draw: st.DrawFn) -> tuple[dict, Call]:
+    made, _ = draw(_pair(ops.binomial_log_likelihood, ("logits", "counts")))
+    if draw(st.booleans()):
+        made["counts"] = made["counts"].clamp(0, 2).round()
+    return made, _value(ops.binomial_log_likelihood, total=2)
+
+
+@st.composite
+def _kde(draw: st.DrawFn) -> tuple[dict, Call]:
+    width = draw(WIDTHS)
+    made = {"z": draw(operands(draw(ROWS), width)), "points": draw(operands(draw(st.sampled_from((1, 2, 19))), width))}
+    return made, _value(ops.kde_log_density, bandwidths=draw(st.sampled_from(((1.0,), (0.1, 0.5, 2.0)))), clamp=draw(st.sampled_from((None, 6.0))))
+
+
+def _squared_mmd(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The root of a rounding error is much larger than it."""
+    return {"value": ops.mmd(**given, sigmas=(1.0, 4.0)).square()}
+
+
+@st.composite
+def _mmd(draw: st.DrawFn) -> tuple[dict, Call]:
+    width, rows = draw(WIDTHS), st.sampled_from((1, 2, 18))
+    return {"x": draw(operands(draw(rows), width)), "y": draw(operands(draw(rows), width))}, _squared_mmd
+
+
+@st.composite
+def _noise(draw: st.DrawFn) -> tuple[dict, Call]:
+    shape = (draw(ROWS), draw(WIDTHS))
+    t, schedule = torch.arange(shape[0]) % STEPS, schedules.make("cosine", STEPS)
+    return {"x0": draw(operands(*shape)), "noise": draw(operands(*shape))}, lambda given: {
+        "value": ops.add_noise(given["x0"], t, schedule, noise=given["noise"])[0]
+    }
+
+
+@st.composite
+def _states(draw: st.DrawFn, groups: bool = True) -> tuple[denoisers.ResidualMLP, torch.Size]:
+    width, number = draw(WIDTHS), 2 if groups and draw(st.booleans()) else None
+    return _denoiser(width, draw(st.sampled_from((0, 2))), number), torch.Size((*(() if number is None else (number,)), draw(ROWS), width))
+
+
+def _with_context(draw: st.DrawFn, denoiser: denoisers.ResidualMLP, shape: torch.Size) -> dict[str, Tensor]:
+    return {"context": draw(operands(*shape[:-1], denoiser.context_dim))} if denoiser.context_dim else {}
+
+
+@st.composite
+def _chain(draw: st.DrawFn) -> tuple[dict, Call]:
+    denoiser, shape = draw(_states())
+    made = {"y_T": draw(operands(*shape)), "noise": normals(5, STEPS, *shape), **_with_context(draw, denoiser, shape)}
+
+    def call(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        network = _of_type(denoiser, given["y_T"])
+        sample = ops.sample_chain(given["y_T"], given.get("context"), network, free_table(STEPS), noise=given["noise"], return_trajectory=True)
+        return {name: value for name, value in sample._asdict().items() if value is not None}
+
+    return made, call
+
+
+@st.composite
+def _trajectory(draw: st.DrawFn) -> tuple[dict, Call]:
+    denoiser, shape = draw(_states(groups=False))
+    made = {"trajectory": draw(operands(STEPS + 1, *shape)), **_with_context(draw, denoiser, shape)}
+
+    def call(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        network = _of_type(denoiser, given["trajectory"])
+        return {"value": ops.trajectory_log_ratio(given["trajectory"], given.get("context"), network, free_table(STEPS))}
+
+    return made, call
+
+
+@st.composite
+def _regression(draw: st.DrawFn, by_schedule: bool) -> tuple[dict, Call]:
+    denoiser, shape = draw(_states())
+    made = {"x0": draw(operands(*shape)), "noise": normals(5, *shape), **_with_context(draw, denoiser, shape)}
+    t, loss = torch.arange(shape[-2]).expand(shape[:-1]) % STEPS, draw(st.sampled_from(ops.LOSSES))
+    schedule = schedules.make("cosine", STEPS)
+
+    def call(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        first = (given["x0"], t, given.get("context"), _of_type(denoiser, given["x0"]))
+        if by_schedule:
+            return {"value": ops.denoising_loss(*first, schedule, parametrisation="v", loss=loss, noise=given["noise"])}
+        return {"value": ops.regression(*first, schedule.regression_table("v", 0.5), loss=loss, noise=given["noise"])}
+
+    return made, call
+
+
+@st.composite
+def _log_mean_exp(draw: st.DrawFn) -> tuple[dict, Call]:
+    shape = (draw(st.sampled_from((1, 2, 9))), draw(ROWS))
+    return {"log_weights": draw(operands(*shape))}, _value(ops.log_mean_exp, dim=0)
+
+
+OPERATIONS = {
+    "add_noise": _noise(),
+    "bernoulli_log_likelihood": _pair(ops.bernoulli_log_likelihood, ("logits", "x")),
+    "binomial_log_likelihood": _binomial(),
+    "denoising_loss": _regression(True),
+    "gaussian_kl": _pair(ops.gaussian_kl, ("mean", "log_var")),
+    "gaussian_log_likelihood": _gaussian(),
+    "gaussian_log_prob": _pair(ops.gaussian_log_prob, ("z", "mean", "log_var")),
+    "kde_log_density": _kde(),
+    "log_mean_exp": _log_mean_exp(),
+    "mmd": _mmd(),
+    "regression": _regression(False),
+    "sample_chain": _chain(),
+    "trajectory_log_ratio": _trajectory(),
+}
+
+
+def test_every_operation_is_here():
+    assert set(OPERATIONS) == set(functions_of("ops"))
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_backends_give_one_answer(name, backend):
+    @examples(12 if backend == "triton" else 40)
+    @given(OPERATIONS[name], st.sampled_from(sorted(LAYOUTS)))
+    def check(case, layout):
+        made, call = case
+        with use_backend("reference"):
+            exact = call({name: value.double() for name, value in made.items()})
+            plain = call(made)
+        with use_backend(backend):
+            got = call({name: LAYOUTS[layout](value) for name, value in made.items()})
+        assert got.keys() == plain.keys()
+        for result, value in got.items():
+            _assert_alike(value, plain[result], exact[result])
+
+    check()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_nan_is_never_answered_by_a_finite_number(name):
+    """For each operand: where any of it is NaN, no result of its rows is finite; rows that do not depend on it are what they were."""
+
+    @examples(25)
+    @given(OPERATIONS[name], st.data())
+    def check(case, data):
+        made, call = case
+        operand = data.draw(st.sampled_from(sorted(made)))
+        if not made[operand].numel():
+            return
+        place = data.draw(st.integers(0, made[operand].numel() - 1))
+        spoilt = {name: value.clone() for name, value in made.items()}
+        spoilt[operand].view(-1)[place] = math.nan
+        for backend in ("reference", *(FUSED if FUSED == ["cpp"] else FUSED[:1])):
+            with use_backend(backend):
+                before, after = call(made), call(spoilt)
+            for result, value in after.items():
+                changed = kinds(value) != kinds(before[result])
+                assert value.isnan().any() or not value.numel(), f"{result} of {backend} is finite"
+                assert not (changed & ~value.isnan()).any(), f"{result} of {backend} lost a NaN"
+
+    check()
+
+
+def _assert_alike(got: Tensor, plain: Tensor, exact: Tensor) -> None:
+    """Finite where the reference is, NaN where float64 is NaN, and close to float64 where all are finite."""
+    assert got.shape == plain.shape and got.dtype == plain.dtype
+    here, there, truth = kinds(got), kinds(plain), kinds(exact)
+    lost = (truth == 3) & (here != 3)
+    assert not lost.any(), f"{int(lost.sum())} results are {got[lost][:3].tolist()} where float64 has NaN"
+    assert not ((truth > 0) & (here == 0)).any(), "finite where float64 is not"
+    # Where float64 is finite and float32 overflows, the order of sums decides how; elsewhere both are finite.
+    finite = (here == 0) & (truth == 0)
+    assert not ((here > 0) & (there == 0) & (truth == 0)).any(), f"{got[(here > 0) & (there == 0)][:3].tolist()} where the reference is finite"
+    off, allowed = (got.double() - exact).abs()[finite], _budget(plain, exact)[finite]
+    assert (off <= allowed).all(), f"off by {off[off > allowed][:3].tolist()}, allowed {allowed[off > allowed][:3].tolist()}"
+
+
+def _budget(plain: Tensor, exact: Tensor) -> Tensor:
+    """Four times the largest error of the reference in float32, and some rounding of the largest result."""
+    finite = exact.isfinite() & plain.isfinite()
+    if not finite.any():
+        return torch.full_like(exact, math.inf)
+    error, size = (plain.double() - exact)[finite].abs().max(), exact[finite].abs().max()
+    return (4 * error + 1e-5 * (size + 1)).expand_as(exact)
