@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_forward(
 
   for (int begin = 0; begin < (int)steps; begin += kPiece) {
     const int end = begin + kPiece < (int)steps ? begin + kPiece : (int)steps;
-    if (begin == 0) barrier();  // the rows are written
+    barrier();  // the rows are written, and nobody reads the piece before
     fill_coefficients(shared.piece, coefficients, end - begin, last_step - begin, -1);
     fill_noise(shared.piece, shared.rows, noise, draws.seed, end - begin, last_step - begin, -1, all_rows * kLatent);
     wait_for_copies();

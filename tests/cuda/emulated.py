@@ -30,8 +30,9 @@ def _folder() -> tempfile.TemporaryDirectory:
 
 def prepare(*variants: tuple[str, dict[str, int]]) -> None:
     """Compile several sources with macros at once."""
+    different = {(source, tuple(sorted(macros.items()))) for source, macros in variants}
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda variant: library(variant[0], **variant[1]), variants))
+        list(pool.map(lambda variant: _library(*variant), different))
 
 
 def library(source: str, **macros: int) -> ctypes.CDLL:
