@@ -211,11 +211,19 @@ def _weight_gradients(operands: ChainOperands, trajectory: Tensor, signs: Tensor
 
 
 def compilations() -> Iterator[Compilation]:
-    """Variants at the benchmark's sizes, for compilation ahead of time: drawn noise, every gradient but that of the noise."""
-    for precision, hidden, latent in itertools.product(("float32", "bf16"), (64, 128), (2, 3, 16)):
+    """Variants for compilation ahead of time: the benchmark's, and those of a chain with a learned table, also with an index of rows."""
+    for precision, hidden, latent in itertools.product(("float32", "bf16"), (64, 128), (2, 16)):
         call = _Call(1, 128, latent, 2, hidden, 40, False, _DRAWN, True, precision)
-        for kernel, switches in ((FORWARD, {"keep": True}), (BACKWARD, {"path_gradient": True, "coefficient_gradient": True})):
-            yield Compilation(f"{kernel.name} D={latent} H={hidden} {precision}", call.variant(kernel, **switches), call.grid, call.steps)
+        yield from _both(f"D={latent} H={hidden} {precision}", call, of_table=False)
+    for precision, indexed in itertools.product(("float32", "bf16"), (False, True)):
+        call = _Call(10 if indexed else 1, 128, 3, 8, 128, 8, indexed, _DRAWN, True, precision)
+        yield from _both(f"D=3 H=128 {precision} learned table{' indexed' * indexed}", call, of_table=True)
+
+
+def _both(name: str, call: _Call, of_table: bool) -> Iterator[Compilation]:
+    """The forward and the backward kernel of a call, with or without the gradient of the table."""
+    for kernel, switches in ((FORWARD, {"keep": True}), (BACKWARD, {"path_gradient": True, "coefficient_gradient": of_table})):
+        yield Compilation(f"{kernel.name} {name}", call.variant(kernel, **switches), call.grid, call.steps)
 
 
 class Compilation(NamedTuple):

@@ -51,14 +51,17 @@ def _random_numbers() -> str:
 
 
 def _operations(device: torch.device) -> Iterator[Finding]:
-    backend = _backend.fused(device)
-    for operation in _backend.OPERATIONS:
+    fused = _backend.fused(device)
+    checks = [(operation, operation, fused) for operation in _backend.OPERATIONS]
+    if device.type == "cuda" and not _backend.unavailable("cuda"):
+        checks += [(f"{operation} of few rows", operation, "cuda") for operation in _backend.CUDA_OPERATIONS]
+    for name, operation, backend in checks:
 
-        def check(operation: str = operation) -> str:
+        def check(operation: str = operation, backend: str = backend) -> str:
             errors = [error for case in parity.cases(operation, small=True) for error in parity.check(case, backend, device).values()]
             return f"{backend} on {device.type}: values and gradients within {max(errors):.1e} of float64, {len(errors)} compared"
 
-        yield from _guarded(operation, check)
+        yield from _guarded(name, check)
 
 
 def _bounds() -> str:

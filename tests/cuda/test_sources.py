@@ -40,7 +40,7 @@ def test_compilations_are_distinct_and_within_the_table() -> None:
     assert len({each.name for each in listed}) == len({each.variant for each in listed}) == len(listed) >= 8
     for each in listed:
         macros = dict(each.variant.macros)
-        precision = next(name for name in PRODUCTS if name in each.name)
+        precision = next(name for name in PRODUCTS if f" {name}" in each.name)
         sizes = selection.Sizes(macros["DDVI_D"], macros["DDVI_C"], macros["DDVI_H"], each.steps, 8 * each.grid[0], precision, 90)
         assert selection.choose(sizes) == "cuda" and each.variant.threads == 2 * macros["DDVI_H"]
 
