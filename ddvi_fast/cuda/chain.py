@@ -153,6 +153,7 @@ def forward(
         [T + 1, .., R, D], start first, the signs of the ReLUs, int32 [T, .., R, 4, H / 32], and the network's outputs [T, .., R, D], both in
         the order of the trajectory.
     """
+    operands = _aligned(operands)
     call, y_T = _Call.of(operands), operands.y_T
     z = call.result(y_T, *y_T.shape)
     path = None if call.source == _DETERMINISTIC else call.result(y_T, *y_T.shape[:-1])
@@ -186,6 +187,8 @@ def backward(
     """
     if signs is None or (needed.table and outputs is None):
         *_, signs, outputs = forward(operands, False, True, needed.table)
+    operands = _aligned(operands)
+    trajectory, signs, outputs, d_z, d_path, d_trajectory = map(_at_16_bytes, (trajectory, signs, outputs, d_z, d_path, d_trajectory))
     call, y_T, context, noise = _Call.of(operands), operands.y_T, operands.context, operands.noise
     d_y_T, d_output = call.result(y_T, *y_T.shape), y_T.new_empty((call.steps, *y_T.shape))
     d_context = call.result(y_T, *context.shape) if needed.context and context is not None else None
@@ -233,6 +236,15 @@ class Compilation(NamedTuple):
     variant: Variant
     grid: tuple[int, int]  # of a launch with 128 rows
     steps: int  # that it runs
+
+
+def _aligned(operands: ChainOperands) -> ChainOperands:
+    """The operands with tensors that the kernels can read 16 bytes at a time, unlike some views of flat buffers."""
+    return ChainOperands._make(map(_at_16_bytes, operands))
+
+
+def _at_16_bytes(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value.data_ptr() % 16 else value
 
 
 def _common(operands: ChainOperands, call: _Call) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class EmulatedDriver:
     def launch(self, function, grid, threads, shared, stream, arguments):
         library, name = function
         self.launched.append(name)
+        assert all(each.value % 16 == 0 for each in arguments if isinstance(each, ctypes.c_void_p) and each.value)
         places = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
         library.emulate(*grid[:2], 0, places)
 
@@ -156,6 +157,19 @@ def test_gradients_that_nobody_needs_are_none():
         got = call(operands, Differentiable(**{field: field == name for field in Differentiable._fields}))
         assert [key for key, value in got.items() if key.startswith("d_") and value is not None] == [f"d_{name}"]
         assert torch.equal(got[f"d_{name}"], every[f"d_{name}"])
+
+
+def test_views_that_start_anywhere_are_read():
+    def shifted(value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        return torch.cat((value.flatten()[:1], value.flatten()))[1:].view(value.shape)
+
+    operands = chain_operands((5, 3, 2, 3, 64, None))
+    moved = operands._make(map(shifted, operands))
+    assert moved.hidden.data_ptr() % 16 and moved.hidden.is_contiguous()
+    expected, got = call(operands), call(moved)
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
 
 
 def test_nothing_is_kept_without_a_gradient(emulation):
