@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+from ddvi_fast.precision import NARROW
 
 # What the chain keeps for a backward pass: each value includes those before it.
 NOTHING, TRAJECTORY, SIGNS, OUTPUTS = range(4)
@@ -126,6 +129,11 @@ class SleepOperands(NamedTuple):
         return Differentiable(self.x0, *self[2:10])
 
     @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The denoiser's five weights."""
+        return self.first, self.hidden, self.last, self.last_bias, self.time_table
+
+    @property
     def drawn_from(self) -> Tensor | None:
         """The state from which the noise is drawn, None where the noise is given."""
         return self.state if self.noise is None else None
@@ -139,3 +147,56 @@ def signs_shape(operands: ChainOperands) -> tuple[int, ...]:
 def signs_fit(operands: ChainOperands) -> bool:
     """Whether the signs take at most `SIGN_BYTES`."""
     return operands.coefficients.shape[0] * operands.y_T.shape[:-1].numel() * operands.hidden.shape[-1] // 2 <= SIGN_BYTES
+
+
+# What the regression keeps for a backward pass: the sum of these numbers for the gradients that are needed.
+OF_WEIGHTS, OF_LATENTS, OF_CONTEXT, OF_TABLE, OF_NOISE = 1, 2, 4, 8, 16
+
+
+class SleepResults(NamedTuple):
+    """Results of `denoising_loss`: all but the first are what a backend keeps for the backward pass, None where it keeps nothing.
+
+    Rows are those of `x0` [.., R, D]. Gradients are those of each row's loss.
+    """
+
+    loss: Tensor  # [.., R]
+    order: Tensor | None = None  # int64 [rows]: rows sorted by group and step
+    starts: Tensor | None = None  # int64 [G T + 1]: where each step of each group starts in `order`
+    states: Tensor | None = None  # [.., R, D]: inputs of the network
+    signs: Tensor | None = None  # int32 [.., R, 4, H / 32]: signs of its ReLUs
+    d_outputs: Tensor | None = None  # [.., R, D]
+    d_x0: Tensor | None = None  # [.., R, D]
+    d_context: Tensor | None = None  # [.., R, C]
+    d_rows: Tensor | None = None  # [.., R, 5]: to the row's entries of the table
+    d_noise: Tensor | None = None  # [.., R, D]
+    matrices: Tensor | None = None  # [G, planes, 3, H, H], in a type of few bits: the hidden matrices
+    biases: Tensor | None = None  # [G, T, 16, H]: the time table
+
+    @classmethod
+    def empty(cls, operands: SleepOperands, loss: Tensor, keep: int) -> SleepResults:
+        """Memory for all that is kept of the rows for the gradients `keep`; order, starts, matrices and biases are left out."""
+        x0, context, lead = operands.x0, operands.context, operands.t.shape
+        if not keep:
+            return cls(loss)
+        return cls(
+            loss,
+            states=x0.new_empty(x0.shape),
+            signs=x0.new_empty((*lead, 4, operands.hidden.shape[-1] // 32), dtype=torch.int32),
+            d_outputs=x0.new_empty(x0.shape),
+            d_x0=x0.new_empty(x0.shape) if keep & OF_LATENTS else None,
+            d_context=context.new_empty(context.shape) if keep & OF_CONTEXT and context is not None else None,
+            d_rows=x0.new_empty((*lead, 5)) if keep & OF_TABLE else None,
+            d_noise=x0.new_empty(x0.shape) if keep & OF_NOISE else None,
+        )
+
+    def with_weights(self, operands: SleepOperands) -> SleepResults:
+        """The same with memory for the rest."""
+        t, hidden, steps = operands.t, operands.hidden, operands.table.shape[0]
+        groups, width = hidden.shape[0] if hidden.dim() == 4 else 1, hidden.shape[-1]
+        planes, low = (1, NARROW[operands.precision]) if operands.precision in NARROW else (2, torch.float16)
+        return self._replace(
+            order=t.new_empty(t.numel()),
+            starts=t.new_empty(groups * steps + 1),
+            matrices=hidden.new_empty((groups, planes, 3, width, width), dtype=low),
+            biases=hidden.new_empty((groups, steps, 16, width), dtype=low),
+        )

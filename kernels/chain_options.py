@@ -14,26 +14,13 @@ from torch import Tensor
 from ddvi_fast.kernels import layers
 from ddvi_fast.kernels.common import launch, unusable
 from ddvi_fast.kernels.layers import LOW_TYPES, denoiser_operands_kernel
-from ddvi_fast.kernels.network import padded
 from ddvi_fast.kernels.signs import BLOCK
-from ddvi_fast.precision import NARROW
 
 # Hidden widths that the kernels are compiled for.
 HIDDEN = (64, 128, 256)
 
 # Most columns of latents and contexts.
 _WIDEST = 64
-
-# Scratch memory of a backward pass, for the activations and gradients of some steps and rows at a time.
-SCRATCH_BYTES = 256 << 20
-
-# Precision of the hidden products -> (element type of their operands, how tensor cores take float32 operands).
-PRODUCTS = {
-    "float32": (torch.float32, "tf32x3"),  # three products of tf32 parts, good to about 2^-22
-    "tf32": (torch.float32, "tf32"),
-    **{name: (dtype, "tf32") for name, dtype in NARROW.items()},
-}
-
 
 # Largest shared memory of a program, and half a multiprocessor's, less what each program has of its own.
 _SHARED, _HALF = 227 << 10, 113 << 10
@@ -49,38 +36,6 @@ def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
     keep = arch >= 90 and used <= _SHARED
     small = arch < 90 or (keep and used <= _HALF)
     return {"BN": 64 if small else 128, "KEEP": keep, "num_warps": 4 if small else 8, "num_stages": 1}
-
-
-def forward_options(arch: int, hidden: int, latent: int, precision: str) -> dict[str, Any]:
-    """Meta-parameters of the forward chain: BN rows a program, BH columns and BK inner entries of a streamed product, warps, stages.
-
-    KEEP says that the hidden matrices stay on chip for all steps.
-    """
-    low = precision in NARROW
-    if low and arch >= 90 and hidden <= 128 and latent <= 4:
-        # The three matrices (96 KiB at H = 128) are read by each step's products from shared memory; 64 rows on four warps are one warp
-        # group, whose activations pass from product to product in registers, and a second program fits on the same processor.
-        return {"BN": 64, "BH": hidden, "BK": hidden, "KEEP": True, "num_warps": 4, "num_stages": 1}
-    # Everything else streams weights from cache and passes activations through it: float32 matrices or those of H = 256 do not fit beside
-    # their tiles, sm_80 takes its operands from registers, and a wide state's last layer needs the registers itself.
-    # Tiles have few rows where operands are split (float32) or kept in registers (sm_80).
-    return {"BN": 64 if low and arch >= 90 else 32, "BH": 64, "BK": 64 if low else 32, "KEEP": False, "num_warps": 8, "num_stages": 2}
-
-
-def backward_options(precision: str) -> dict[str, Any]:
-    """Meta-parameters of the kernel that takes gradients down the steps, one after another: few rows a program keep more processors busy."""
-    return {"BN": 32, "BH": 32, "BK": 32 if precision in NARROW else 16, "num_warps": 8, "num_stages": 2}
-
-
-def one_step_options(arch: int, precision: str) -> dict[str, Any]:
-    """Meta-parameters of kernels that run each row through the network once: tiles are as large as registers allow."""
-    low = precision in NARROW
-    # From sm_90 on, tensor cores take 64 rows of bf16 at once; those of sm_100 keep sums in a memory of their own instead of registers.
-    if low and arch >= 100:
-        return {"BN": 64, "BH": 64, "BK": 64, "num_warps": 8, "num_stages": 3}
-    if low and arch >= 90:
-        return {"BN": 64, "BH": 32, "BK": 64, "num_warps": 4, "num_stages": 3}
-    return {"BN": 32, "BH": 64, "BK": 64 if low else 32, "num_warps": 8, "num_stages": 3 if arch >= 90 else 2}
 
 
 @dataclass(frozen=True)
@@ -131,12 +86,6 @@ class Sizes:
         ends = sum(max(16, 2 * width) * (width > 0) for width in (layout["P"], layout["P"], layout["Q"]))
         return 2 * self.hidden * ((6 if two else 3) * self.hidden + ends + 16)
 
-    def constexprs(self, residual: bool, precision: str, dots: bool) -> dict[str, Any]:
-        return {
-            "D": self.latent, "C": self.context, "D_PAD": padded(self.latent, dots), "C_PAD": padded(max(1, self.context), dots), "H": self.hidden,
-            "RESIDUAL": residual, "PRODUCT": PRODUCTS[precision][1],
-        }  # fmt: skip
-
     def meta_tensors(self) -> tuple[Tensor, ...]:
         """Latents, context, the five weights, a table and a state of these sizes, without memory: operands for `common.recorded`."""
         r, d, c, h, t = self.rows, self.latent, self.context, self.hidden, self.steps
@@ -161,17 +110,23 @@ class Prepared(NamedTuple):
 
 def prepared(hidden: Tensor, time_table: Tensor, precision: str) -> Prepared:
     """Planes of hidden matrices [.., 3, H, H] and of a time table [.., T, 4, H], in one launch."""
+    weights, programs, numbers = preparation(hidden, time_table, precision)
+    tensors = hidden, time_table, weights.matrices, weights.table
+    launch(denoiser_operands_kernel, (programs,), *tensors, *numbers, H=hidden.shape[-1], EXACT=weights.two, **PREPARED)
+    return weights
+
+
+def preparation(hidden: Tensor, time_table: Tensor, precision: str) -> tuple[Prepared, int, tuple[int, int]]:
+    """Memory for `prepared`, the number of programs of its kernel, and the kernel's numbers."""
     (low, two), width = LOW_TYPES[precision], hidden.shape[-1]
     groups, rows = hidden.numel() // (3 * width * width), time_table.numel() // (4 * width)
     matrices = hidden.new_empty((groups, 2 if two else 1, 3, width, width), dtype=low)
     table = hidden.new_empty((groups, rows // groups, 16, width), dtype=low)
-    count = triton.cdiv(hidden.numel(), _PREPARED["BLOCK"])
-    grid = (count + triton.cdiv(table.numel(), _PREPARED["BLOCK"]),)
-    launch(denoiser_operands_kernel, grid, hidden, time_table, matrices, table, count, rows, H=width, EXACT=two, **_PREPARED)
-    return Prepared(matrices, table, two)
+    count = triton.cdiv(hidden.numel(), PREPARED["BLOCK"])
+    return Prepared(matrices, table, two), count + triton.cdiv(table.numel(), PREPARED["BLOCK"]), (count, rows)
 
 
-_PREPARED = {"BLOCK": 1024, "num_warps": 4}
+PREPARED = {"BLOCK": 1024, "num_warps": 4}
 
 
 def variants() -> Iterator[tuple[str, Sizes, str]]:
@@ -195,6 +150,6 @@ def unusable_denoiser(kernel: Any, what: str, precision: str, **tensors: Tensor 
         width = 0 if tensors.get(name) is None else tensors[name].shape[-1]
         if width > _WIDEST:
             return f"{name}: the Triton {what} takes at most {_WIDEST} columns, got {width}"
-    if precision not in PRODUCTS:
-        return f"precision: expected one of {', '.join(PRODUCTS)}, got {precision}"
+    if precision not in LOW_TYPES:
+        return f"precision: expected one of {', '.join(LOW_TYPES)}, got {precision}"
     return None

@@ -1,4 +1,8 @@
-"""Sleep term's regression in Triton: noising, denoiser and loss of a tile of rows in one kernel, each row at a step of its own."""
+"""Sleep term's regression in Triton: noising, denoiser, loss, and the gradients of the loss of each row, in one pass over the rows.
+
+Rows are sorted by step, so that a tile has one step and one set of biases. A row's loss depends on that row alone: what the backward pass
+does is to scale by the upstream gradient (kernels/sleep_backward.py) and to sum the weight gradients (kernels/weight_gradient.py).
+"""
 
 from __future__ import annotations
 
@@ -8,57 +12,212 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast._operands import SleepOperands
-from ddvi_fast.kernels.chain_options import PRODUCTS, Sizes, one_step_options, unusable_denoiser, variants
-from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded, tile_rows, tile_total
-from ddvi_fast.kernels.network import run_forward
+from ddvi_fast import _operands, rng
+from ddvi_fast._operands import SleepOperands, SleepResults
+from ddvi_fast.kernels.chain_options import Sizes, chain_options, unusable_denoiser, variants
+from ddvi_fast.kernels.common import Compilation, architecture, interpreted, launch, recorded
+from ddvi_fast.kernels.layers import (
+    DOWN,
+    OUTPUT,
+    UP,
+    activations,
+    backward_layer,
+    bias,
+    bias_rows,
+    end_weights,
+    exponent_of,
+    forward_layer,
+    kept_matrices,
+    last_activations,
+    load_signs,
+    masked,
+    narrow,
+    pair,
+    power,
+    store_signs,
+    summed,
+    widen,
+    zeros,
+)
+from ddvi_fast.kernels.rng import draw_index, row_noise
 from ddvi_fast.kernels.sleep_backward import backward
-from ddvi_fast.kernels.sleep_common import constexprs, context_tile, noised, penalty
+from ddvi_fast.kernels.sleep_common import penalty, prepared_and_sorted, slope
+from ddvi_fast.kernels.weight_gradient import tiles_before, tiles_of
 
 __all__ = ["backward", "compilations", "forward", "unsupported"]
 
-_PROGRAMS = 1024  # enough to fill a device several times over
+_PROGRAMS = 264  # two on each processor of a large device
+STREAM = tl.constexpr(rng.NOISE)
 
 
-@triton.jit(do_not_specialize=["offset", "groups", "rows", "rows_per_sample", "steps"])
+@triton.jit
+def _turned(weights, BLOCKS: tl.constexpr, P: tl.constexpr):
+    """The weights of a narrow layer for products with the wide side, which are TALL."""
+    found = ()
+    for m in tl.static_range(BLOCKS):
+        if P == 8:
+            found = found + ((tl.trans(weights[m][0]),),)
+        else:
+            found = found + ((tl.trans(weights[m][0]), tl.trans(weights[m][1])),)
+    return found
+
+
+@triton.jit(do_not_specialize=["offset", "rows_per_sample", "steps"])
 def sleep_fwd_kernel(
     x0,  # [G, R, D]
     t,  # [G, R]
     context,  # [G, R, C] or None
-    first, hidden, last, last_bias, time_table,  # [G, H, D + C], [G, 3, H, H], [G, D, H], [G, D], [G, T, 4, H]
+    first, matrices, last, last_bias, biases,  # [G, H, D + C], [G, planes, 3, H, H], [G, D, H], [G, D], [G, T, 16, H]
     table,  # [T, 5]
     noise,  # [G, R, D] or None
-    order, starts,  # [R] and [G + 1], or None; with an index the arrays of rows have no axis G
+    order, starts,  # [rows] and [G T + 1]
     state,  # [2] or None
-    scratch,  # [G, programs, 2, BN, H]
     loss,  # [G, R]
-    offset, groups, rows, rows_per_sample, steps,
-    D: tl.constexpr, C: tl.constexpr, D_PAD: tl.constexpr, C_PAD: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, RESIDUAL: tl.constexpr, PRODUCT: tl.constexpr, LOSS: tl.constexpr,
+    states,  # [G, R, D] or None, with the next two
+    signs,  # [G, R, 4, H / 32]
+    d_outputs,  # [G, R, D]
+    d_x0,  # [G, R, D] or None
+    d_context,  # [G, R, C] or None
+    d_rows,  # [G, R, 5] or None
+    d_noise,  # [G, R, D] or None
+    offset, rows_per_sample, steps,
+    D: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, H: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
+    RESIDUAL: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr, HALVES: tl.constexpr, LOSS: tl.constexpr,
 ):  # fmt: skip
-    """Compute the loss of each row. A program loops over tiles of its lane, with its activations in `scratch`, which stays in the cache."""
-    lane = tl.program_id(1).to(tl.int64)
-    scratch += (lane * tl.num_programs(0) + tl.program_id(0)) * 2 * BN * H
-    tiles = tl.cdiv(rows, BN) if starts is None else tile_total(starts, groups, 0, rows, BN).to(tl.int32)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
-        group, _, _, alive, row = tile_rows(order, starts, lane, groups, rows, 0, rows, tile, BN)
-        clean, eps, step, signal, deviation, c0, c1, weight, _, inside = noised(
-            x0, t, table, noise, state, row, alive, offset, rows_per_sample, steps, D, D_PAD
-        )
-        bias = time_table + (group * steps + step[:, None]) * 4 * H
+    """Losses of the rows of one group, and with `states` what their gradients need: inputs and signs of the network, and gradients of the loss.
+
+    A program loops over every so-manieth tile of at most BN rows of one step. `d_rows` gets what each row adds to the gradient of its row
+    of the table.
+    """
+    LOW: tl.constexpr = matrices.dtype.element_ty
+    BLOCKS: tl.constexpr = H // B
+    JOINED: tl.constexpr = C > 0 and Q == 0
+    group = tl.program_id(1).to(tl.int64)
+    columns, across = tl.arange(0, P)[None, :], tl.arange(0, BN)
+    first += group * H * (D + C)
+    biases += group * steps * 16 * H
+    kept = kept_matrices(matrices + group * (6 if EXACT else 3) * H * H, H, EXACT, KEEP)
+    first_weights = end_weights(first, D + C, 1, D + C if JOINED else D, P, H, B, LOW, EXACT, False)
+    last_weights = end_weights(last + group * D * H, 1, H, D, P, H, B, LOW, EXACT, False)
+    shift = tl.load(last_bias + group * D + columns, columns < D, 0.0)
+    if Q > 0:
+        of_context = tl.arange(0, Q)[None, :]
+        context_weights = end_weights(first + D, D + C, 1, C, Q, H, B, LOW, EXACT, False)
+
+    segment, segment_begin, segment_end = group * steps, 0, tiles_of(starts, group * steps, BN)
+    count = tiles_before(starts, (group * steps + steps).to(tl.int32), BN) - tiles_before(starts, (group * steps).to(tl.int32), BN)
+    for tile in tl.range(tl.program_id(0), count, tl.num_programs(0), disable_licm=not KEEP):
+        while tile >= segment_end:
+            segment += 1
+            segment_begin = segment_end
+            segment_end += tiles_of(starts, segment, BN)
+        step = segment - group * steps
+        begin = tl.load(starts + segment) + (tile - segment_begin) * BN
+        present = begin + across < tl.load(starts + segment + 1)
+        row = tl.load(order + begin + across, present, 0)
+        inside = present[:, None] & (columns < D)
+        place = row[:, None] * D + columns
+        k = table + 5 * step
+        signal, deviation, c0, c1 = tl.load(k), tl.load(k + 1), tl.load(k + 2), tl.load(k + 3)
+        weight = tl.where(tl.load(t + row, present, 0) == step, tl.load(k + 4), float("nan"))
+        clean = tl.load(x0 + place, inside, 0.0)
+        if noise is not None:
+            eps = tl.load(noise + place, inside, 0.0)
+        else:
+            index = draw_index(state, offset, row, rows_per_sample)
+            eps = tl.where(inside, row_noise(index, STREAM, tl.load(state), D, P), 0.0)
         y = signal * clean + deviation * eps
-        c = context_tile(context, y, row, alive, C, C_PAD)
-        output = run_forward(
-            y, c, first + group * H * (D + C), hidden + group * 3 * H * H, last + group * D * H, bias,
-            scratch, scratch + BN * H, None, scratch, None, alive,
-            D, C, D_PAD, C_PAD, H, BH, BK, RESIDUAL, PRODUCT,
-        )  # fmt: skip
-        output += tl.load(last_bias + group * D + tl.arange(0, D_PAD), tl.arange(0, D_PAD) < D, 0.0)[None, :]
-        error = tl.where(inside, output - (c0 * clean + c1 * eps), 0.0)
-        if starts is not None and BN > 32:  # found again: kept all the way, many rows would take registers from the network
-            tl.debug_barrier()
-            _, _, _, alive, row = tile_rows(order, starts, lane, groups, rows, 0, rows, tile, BN)
-        tl.store(loss + row, weight * tl.sum(penalty(error, LOSS), axis=1), alive)
+        if states is not None:
+            tl.store(states + place, y, inside)
+            to_signs = signs + row[:, None] * (4 * (H // 32))
+        if JOINED:
+            in_context = present[:, None] & (columns >= D) & (columns < D + C)
+            y += tl.load(context + row[:, None] * C + (columns - D), in_context, 0.0)
+        rows_of_bias = bias_rows(biases + step * 16 * H, H, B)
+        scaled = y * UP if EXACT else y
+        pin = tl.max(y, axis=1)[:, None] if P > 8 else pair(y, BN)
+        sums = ()
+        if Q > 0:
+            c = tl.load(context + row[:, None] * C + of_context, present[:, None] & (of_context < C), 0.0)
+            if EXACT:
+                c *= UP
+        for m in tl.static_range(BLOCKS):
+            total = bias(rows_of_bias, pin, 0, BN, BLOCKS, LOW, EXACT)[m]
+            if Q > 0:
+                total = widen(c, context_weights[m], total, BN, Q, LOW)
+            sums = sums + (widen(scaled, first_weights[m], total, BN, P, LOW),)
+        x1 = activations(sums, BLOCKS, LOW, EXACT)
+        if states is not None:
+            store_signs(to_signs, x1, present, 0, H, B, HALVES)
+        sums = forward_layer(x1, kept, bias(rows_of_bias, pin, 1, BN, BLOCKS, LOW, EXACT), 0, H, B, EXACT, KEEP)
+        x = activations(sums, BLOCKS, LOW, EXACT)
+        if states is not None:
+            store_signs(to_signs, x, present, 1, H, B, HALVES)
+        sums = forward_layer(x, kept, bias(rows_of_bias, pin, 2, BN, BLOCKS, LOW, EXACT), 1, H, B, EXACT, KEEP)
+        x = activations(sums, BLOCKS, LOW, EXACT)
+        if states is not None:
+            store_signs(to_signs, x, present, 2, H, B, HALVES)
+        if RESIDUAL:
+            x = summed(x, x1, BLOCKS, LOW, EXACT)
+        sums = forward_layer(x, kept, bias(rows_of_bias, pin, 3, BN, BLOCKS, LOW, EXACT), 2, H, B, EXACT, KEEP)
+        x = last_activations(sums, BLOCKS, LOW, EXACT)
+        if states is not None:
+            store_signs(to_signs, x, present, 3, H, B, HALVES)
+        output = narrow(x, _turned(last_weights, BLOCKS, P), BN, P, BLOCKS, True)
+        if EXACT:
+            output *= OUTPUT
+        error = tl.where(inside, output + shift - (c0 * clean + c1 * eps), 0.0)
+        lost = tl.sum(penalty(error, LOSS), axis=1)
+        tl.store(loss + row, weight * lost, present)
+
+        if states is not None:
+            d_output = tl.where(inside, weight[:, None] * slope(error, LOSS), 0.0)
+            tl.store(d_outputs + place, d_output, inside)
+        if d_x0 is not None or d_context is not None or d_noise is not None or d_rows is not None:
+            factor, d = 1.0, d_output
+            tl.debug_barrier()  # other threads may have written these signs
+            if EXACT:
+                exponent = exponent_of(tl.max(tl.abs(d_output), axis=1))[:, None]
+                d *= power(exponent)
+            totals = ()
+            for m in tl.static_range(BLOCKS):
+                totals = totals + (widen(d, last_weights[m], tl.zeros((BN, B), tl.float32), BN, P, LOW),)
+            if EXACT:
+                largest = tl.max(tl.abs(totals[0]), axis=1)
+                for m in tl.static_range(1, BLOCKS):
+                    largest = tl.maximum(largest, tl.max(tl.abs(totals[m]), axis=1))
+                more = exponent_of(largest)[:, None]
+                factor = power(more)
+            d_x = masked(totals, load_signs(to_signs, present, 3, H, B), factor, BLOCKS, BN, B, LOW, EXACT)
+            of_summed = backward_layer(d_x, kept, zeros(BN, H, B), 2, H, B, EXACT, KEEP)
+            d_x = masked(of_summed, load_signs(to_signs, present, 2, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
+            sums = backward_layer(d_x, kept, zeros(BN, H, B), 1, H, B, EXACT, KEEP)
+            d_x = masked(sums, load_signs(to_signs, present, 1, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
+            of_first = of_summed if RESIDUAL else zeros(BN, H, B)
+            sums = backward_layer(d_x, kept, of_first, 0, H, B, EXACT, KEEP)
+            d_x = masked(sums, load_signs(to_signs, present, 0, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
+            d_y = narrow(d_x, _turned(first_weights, BLOCKS, P), BN, P, BLOCKS, EXACT)
+            if EXACT:  # undo the factors, those of the rows one after the other because their product may be out of range
+                d_y = d_y * (power(-more) * (DOWN * DOWN)) * power(-exponent)
+            if d_context is not None:
+                if JOINED:
+                    tl.store(d_context + row[:, None] * C + (columns - D), d_y, in_context)
+                else:
+                    d_c = narrow(d_x, _turned(context_weights, BLOCKS, Q), BN, Q, BLOCKS, EXACT)
+                    if EXACT:
+                        d_c = d_c * (power(-more) * (DOWN * DOWN)) * power(-exponent)
+                    tl.store(d_context + row[:, None] * C + of_context, d_c, present[:, None] & (of_context < C))
+            if d_x0 is not None:
+                tl.store(d_x0 + place, signal * d_y - c0 * d_output, inside)
+            if d_noise is not None:
+                tl.store(d_noise + place, deviation * d_y - c1 * d_output, inside)
+            if d_rows is not None:
+                to_rows = d_rows + row * 5
+                tl.store(to_rows, tl.sum(d_y * clean, axis=1), present)
+                tl.store(to_rows + 1, tl.sum(d_y * eps, axis=1), present)
+                tl.store(to_rows + 2, -tl.sum(d_output * clean, axis=1), present)
+                tl.store(to_rows + 3, -tl.sum(d_output * eps, axis=1), present)
+                tl.store(to_rows + 4, lost, present)
 
 
 def unsupported(precision: str = "float32", **tensors: Tensor | None) -> str | None:
@@ -66,32 +225,35 @@ def unsupported(precision: str = "float32", **tensors: Tensor | None) -> str | N
     return unusable_denoiser(sleep_fwd_kernel, "regression", precision, **tensors)
 
 
-def forward(operands: SleepOperands) -> Tensor:
-    """`reference.sleep.denoising_loss` [.., R].
+def forward(operands: SleepOperands, keep: int = 0) -> SleepResults:
+    """`reference.sleep.denoising_loss` [.., R], and what `backward` needs for the gradients that are kept.
 
     A row whose step is not in the table gets NaN: a check beforehand would stall the device.
     """
-    x0, t, context, first, hidden, last, last_bias, time_table, table, noise, order, starts, _, offset, each, loss, residual, precision = operands
+    x0, t, context, first, _, last, last_bias, _, table, noise, _, starts, _, offset, each, loss, residual, _ = operands
     sizes = Sizes.of(x0, context, first, table, starts)
     value = sizes.empty(x0, *t.shape)
-    if value.numel() == 0:
-        return value
-    options = one_step_options(architecture(x0.device), precision)
-    hidden = hidden.to(PRODUCTS[precision][0])
-    programs = min(sizes.tiles(sizes.rows, options["BN"]), max(1, _PROGRAMS // sizes.lanes))
-    scratch = hidden.new_empty((sizes.lanes * programs, 2, options["BN"], sizes.hidden))
+    if t.numel() == 0:
+        return SleepResults(value)
+    weights, found = prepared_and_sorted(operands, sizes)
+    kept = SleepResults.empty(operands, value, keep)
+    arch = architecture(x0.device)
+    options = chain_options(arch, sizes, weights.two) | {"HALVES": arch >= 90 and not interpreted(sleep_fwd_kernel)}
+    programs = min(triton.cdiv(sizes.rows, options["BN"]) + sizes.steps, sizes.rows, max(1, _PROGRAMS // sizes.groups))
     launch(
-        sleep_fwd_kernel, (programs, sizes.lanes),
-        x0, t, context, first, hidden, last, last_bias, time_table, table, noise, order, starts, operands.drawn_from, scratch, value,
-        offset, sizes.groups, sizes.rows, max(1, each), sizes.steps, **constexprs(sizes, residual, precision, loss), **options,
+        sleep_fwd_kernel, (programs, sizes.groups),
+        x0, t, context, first, weights.matrices, last, last_bias, weights.table, table, noise, *found, operands.drawn_from,
+        value, kept.states, kept.signs, kept.d_outputs, kept.d_x0, kept.d_context, kept.d_rows, kept.d_noise,
+        offset, max(1, each), sizes.steps, RESIDUAL=residual, EXACT=weights.two, LOSS=loss, **sizes.layout(), **options,
     )  # fmt: skip
-    return value
+    return kept._replace(**found._asdict(), matrices=weights.matrices, biases=weights.table) if keep else kept
 
 
 def compilations() -> Iterator[Compilation]:
-    """Representative variants for ahead-of-time compilation: drawn noise."""
+    """Representative variants for ahead-of-time compilation: drawn noise, without gradients and with those of training."""
     for name, sizes, precision in variants():
         x0, *tensors, state = sizes.meta_tensors()
         t = state.new_empty(sizes.rows)
         operands = SleepOperands(x0, t, *tensors, None, *sizes.meta_index(), state, 0, sizes.rows, "huber", True, precision)
         yield from recorded(name, forward, operands)
+        yield from recorded(f"{name} with gradients", forward, operands, _operands.OF_WEIGHTS | _operands.OF_CONTEXT | _operands.OF_TABLE)

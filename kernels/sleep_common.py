@@ -1,17 +1,18 @@
-"""Device functions of the sleep term's regression, for both passes: noising of a tile of rows, each to a step of its own, and the loss."""
+"""The sleep term's regression in Triton: its rows sorted by step, and device functions of its loss."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ddvi_fast import rng
-from ddvi_fast.kernels.chain_options import Sizes
-from ddvi_fast.kernels.rng import draw_index, step_noise
-
-STREAM = tl.constexpr(rng.NOISE)
+from ddvi_fast._operands import SleepOperands
+from ddvi_fast.kernels.chain_options import PREPARED, Prepared, Sizes, preparation
+from ddvi_fast.kernels.common import launch
+from ddvi_fast.kernels.layers import denoiser_operands_kernel
 
 
 @triton.jit
@@ -37,39 +38,110 @@ def slope(error, LOSS: tl.constexpr):
         return tl.where(tl.abs(error) < 1, error, sign)
 
 
-@triton.jit
-def noised(x0, t, table, noise, state, row, alive, offset, rows_per_sample, steps, D: tl.constexpr, D_PAD: tl.constexpr):
-    """Clean latents, noise, step, the five entries of its row of the table, offsets and mask, for a tile of rows.
+class Segments(NamedTuple):
+    """Rows sorted by group and step: those of one group at one step are a segment, and number g T + s stands for group g at step s."""
 
-    A row whose step does not exist gets the weight NaN, so that its loss and gradients show it.
+    order: Tensor  # int64 [rows]
+    starts: Tensor  # int64 [G T + 1]
+
+
+@triton.jit
+def _block(t, order, starts, begin, rows, groups, steps, ROWS: tl.constexpr):
+    """ROWS rows, in the order of their groups, and their segments; -1 where there is no row, or none of a group that exists.
+
+    A row whose step does not exist is sorted to the first.
     """
-    across = tl.arange(0, D_PAD)
-    inside = alive[:, None] & (across < D)[None, :]
-    place = row[:, None] * D + across[None, :]
-    step = tl.load(t + row, alive, 0)
-    known = (step >= 0) & (step < steps)
-    step = tl.where(known, step, 0)
-    clean = tl.load(x0 + place, inside, 0.0)
-    index = row
-    if noise is None:
-        index = draw_index(state, offset, row, rows_per_sample)
-    eps = step_noise(noise, state, index, place, inside, STREAM, 0, D_PAD)
-    k = table + 5 * step
-    signal, deviation, c0, c1 = tl.load(k)[:, None], tl.load(k + 1)[:, None], tl.load(k + 2)[:, None], tl.load(k + 3)[:, None]
-    weight = tl.where(known, tl.load(k + 4), float("nan"))
-    return clean, eps, step, signal, deviation, c0, c1, weight, place, inside
-
-
-@triton.jit
-def context_tile(context, absent, row, alive, C: tl.constexpr, C_PAD: tl.constexpr):
-    """The contexts [BN, C_PAD] of a tile, zero beyond C columns; `absent` if there are none."""
-    if C > 0:
-        across = tl.arange(0, C_PAD)
-        return tl.load(context + row[:, None] * C + across[None, :], alive[:, None] & (across < C)[None, :], 0.0)
+    place = begin + tl.arange(0, ROWS)  # 32 bits, which is enough for rows in the memory of one device
+    there = place < rows * groups
+    if starts is None:
+        row, group = place, place // rows
     else:
-        return absent
+        there = place < tl.load(starts + groups)
+        row, group = tl.load(order + place, there, 0), tl.zeros((ROWS,), tl.int32)
+        for g in range(1, groups):
+            group += (place >= tl.load(starts + g)).to(tl.int32)
+    step = tl.load(t + row, there, 0)
+    segment = group * steps + tl.where((step >= 0) & (step < steps), step, 0).to(tl.int32)
+    return row, tl.where(there, segment, -1)
 
 
-def constexprs(sizes: Sizes, residual: bool, precision: str, loss: str) -> dict[str, Any]:
-    """Constants that both kernels are compiled for."""
-    return sizes.constexprs(residual, precision, dots=True) | {"LOSS": loss}
+@triton.jit(do_not_specialize=["count", "table_rows", "programs", "rows", "groups", "steps", "share"])
+def sleep_fwd_kernel_prepare(
+    hidden, time_table, matrices, table,  # as in `denoiser_operands_kernel`
+    t,  # [G, R]
+    order, starts,  # [R] and [G + 1], or None; with an index `t` has no axis G, and its rows count once
+    counts,  # [parts, G T]
+    count, table_rows, programs, rows, groups, steps, share,
+    H: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """The denoiser's operands in the first `programs` programs; in the others the number of rows of each segment in a part of the rows."""
+    if tl.program_id(0) < programs:
+        denoiser_operands_kernel(hidden, time_table, matrices, table, count, table_rows, H, BLOCK, EXACT)
+    else:
+        part = tl.program_id(0) - programs
+        for first in range(0, groups * steps, KEYS):
+            key = first + tl.arange(0, KEYS)
+            found = tl.zeros((KEYS,), tl.int32)
+            for i in range(share):
+                _, segment = _block(t, order, starts, (part * share + i) * ROWS, rows, groups, steps, ROWS)
+                found += tl.sum((segment[:, None] == key[None, :]).to(tl.int32), axis=0)
+            tl.store(counts + tl.cast(part, tl.int64) * (groups * steps) + key, found, key < groups * steps)
+
+
+@triton.jit(do_not_specialize=["rows", "groups", "steps", "share"])
+def sleep_fwd_kernel_sort(
+    t, order, starts, counts,  # as in `sleep_fwd_kernel_prepare`
+    sorted_rows,  # [rows]
+    sorted_starts,  # [G T + 1]
+    rows, groups, steps, share,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Put the rows of a part behind those of earlier segments, and of the same segment in earlier parts."""
+    part, parts = tl.program_id(0), tl.num_programs(0)
+    across = tl.arange(0, ROWS)
+    earlier_rows = tl.where(across[None, :] < across[:, None], 1.0, 0.0).to(tl.float16)
+    before = tl.zeros((1,), tl.int32)
+    for first in range(0, groups * steps, KEYS):
+        key = first + tl.arange(0, KEYS)
+        total, earlier = tl.zeros((KEYS,), tl.int32), tl.zeros((KEYS,), tl.int32)
+        for at in range(0, parts, PARTS):
+            other = at + tl.arange(0, PARTS)
+            there = (other < parts)[:, None] & (key < groups * steps)[None, :]
+            found = tl.load(counts + other[:, None].to(tl.int64) * (groups * steps) + key[None, :], there, 0)
+            total += tl.sum(found, axis=0)
+            earlier += tl.sum(tl.where(other[:, None] < part, found, 0), axis=0)
+        upto = tl.cumsum(total, 0) + before
+        tl.store(sorted_starts + key + 1, upto.to(tl.int64), (key < groups * steps) & (part == 0))
+        free = upto - total + earlier
+        for i in range(share):
+            row, segment = _block(t, order, starts, (part * share + i) * ROWS, rows, groups, steps, ROWS)
+            mine = segment[:, None] == key[None, :]
+            alike = tl.dot(earlier_rows, tl.where(mine, 1.0, 0.0).to(tl.float16))  # earlier rows of each segment
+            place = tl.sum(tl.where(mine, free[None, :], 0), axis=1) + tl.sum(tl.where(mine, alike, 0.0), axis=1).to(tl.int32)
+            tl.store(sorted_rows + place, row, (segment >= first) & (segment < first + KEYS))
+            free += tl.sum(mine.to(tl.int32), axis=0)
+        before += tl.sum(total, axis=0)
+    if part == 0:
+        tl.store(sorted_starts, tl.cast(0, tl.int64))
+
+
+_OPTIONS = {"ROWS": 128, "KEYS": 64, "num_warps": 4, "num_stages": 1}
+_PARTS = 256  # most parts that count their rows
+
+
+def prepared_and_sorted(operands: SleepOperands, sizes: Sizes) -> tuple[Prepared, Segments]:
+    """Operands that every program reads, and the rows sorted by group and step; the rows of a segment keep their order."""
+    t, order, starts = operands.t, operands.order, operands.starts
+    found = Segments(t.new_empty(t.numel()), t.new_empty(sizes.groups * sizes.steps + 1))
+    share = triton.cdiv(triton.cdiv(t.numel(), _OPTIONS["ROWS"]), _PARTS)
+    parts = triton.cdiv(t.numel(), _OPTIONS["ROWS"] * share)
+    counts = t.new_empty((parts, sizes.groups * sizes.steps), dtype=torch.int32)
+    places = sizes.rows, sizes.groups, sizes.steps, share
+    weights, programs, numbers = preparation(operands.hidden, operands.time_table, operands.precision)
+    launch(
+        sleep_fwd_kernel_prepare, (programs + parts,),
+        operands.hidden, operands.time_table, weights.matrices, weights.table, t, order, starts, counts, *numbers, programs, *places,
+        H=sizes.hidden, EXACT=weights.two, BLOCK=PREPARED["BLOCK"], **_OPTIONS,
+    )  # fmt: skip
+    launch(sleep_fwd_kernel_sort, (parts,), t, order, starts, counts, *found, *places, PARTS=64, **_OPTIONS)
+    return weights, found

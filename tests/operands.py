@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ddvi_fast import _backend, parity, rng, schedules, testing
-from ddvi_fast._operands import ChainOperands, Differentiable, SleepOperands
+from ddvi_fast._operands import OF_CONTEXT, OF_LATENTS, OF_NOISE, OF_TABLE, OF_WEIGHTS, ChainOperands, Differentiable, SleepOperands
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.parity import normals
 from ddvi_fast.reference import sleep as reference
@@ -84,8 +84,9 @@ def call(module, operands, needed=ALL) -> dict[str, torch.Tensor | None]:
         upstream = [None if value is None else testing.upstream_gradient(value, seed) for seed, value in enumerate(results.values())]
         gradients = module.backward(operands, results["trajectory"], *values[3:], *upstream, needed)
     else:
-        results = {"loss": module.forward(operands)}
-        gradients = module.backward(operands, testing.upstream_gradient(results["loss"]), needed)
+        kept = module.forward(operands, OF_WEIGHTS + OF_LATENTS + OF_CONTEXT + OF_TABLE + OF_NOISE)
+        results = {"loss": kept.loss}
+        gradients = module.backward(operands, kept, testing.upstream_gradient(kept.loss), needed)
     return results | {f"d_{name}": value for name, value in gradients._asdict().items()}
 
 

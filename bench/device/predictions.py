@@ -225,14 +225,17 @@ def _chain(
 
 
 def _sleep(precision: str, backward: bool, N: int, T: int, D: int, C: int = 2, H: int = _HIDDEN) -> Iterator[Call]:
-    from ddvi_fast._operands import SleepOperands
+    from ddvi_fast._operands import OF_CONTEXT, OF_WEIGHTS, SleepOperands, SleepResults
 
     sleep, sizes = _kernels("sleep"), _kernels("chain_options").Sizes(1, N, D, C, H, T)
     x0, *tensors, state = sizes.meta_tensors()
     operands = SleepOperands(x0, state.new_empty(N), *tensors, None, None, None, state, 0, N, "huber", True, precision)
-    yield sleep.forward, (operands,)
+    keep = OF_WEIGHTS | OF_CONTEXT if backward else 0
+    yield sleep.forward, (operands, keep)
     if backward:
-        yield sleep.backward, (operands, x0.new_empty(N), _needed(latents=False, table=False, noise=False))
+        loss = x0.new_empty(N)
+        kept = SleepResults.empty(operands, loss, keep).with_weights(operands)
+        yield sleep.backward, (operands, kept, loss, _needed(latents=False, table=False, noise=False))
 
 
 def _noise(precision: str, backward: bool, N: int, D: int, T: int = 40) -> Iterator[Call]:

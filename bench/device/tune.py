@@ -61,13 +61,7 @@ class Sweep:
         return self.case.build(device).provider(self.provider)
 
 
-def _tiles(*columns: Sequence[Any]) -> tuple[Options, ...]:
-    """Options of a matrix product: rows, columns and inner entries of a tile, warps, stages."""
-    return tuple(dict(zip(("BN", "BH", "BK", "num_warps", "num_stages"), values, strict=True)) for values in columns)
-
-
 _ROWS = tuple({"BN": rows, "num_warps": warps} for rows, warps in ((32, 4), (64, 4), (64, 8), (128, 4), (128, 8)))
-_ONCE = _tiles((64, 64, 64, 4, 2), (64, 64, 64, 8, 3), (64, 128, 64, 8, 2), (128, 64, 64, 8, 2), (128, 128, 64, 8, 2))
 _MMD = tuple(
     {"PRODUCT": product, "TILE": tile, "DEPTH": depth, "num_warps": warps, "num_stages": stages}
     for product, tile, depth, warps, stages in (
@@ -88,7 +82,10 @@ SWEEPS = (
         for words, rows in (("few", _SMALL), ("many", _LARGE))
         for attribute, candidates in (("weight_options", _ROWS), ("_PROGRAMS", (66, 264)))
     ),
-    Sweep("sleep", "sleep", {**_LARGE, "T": 40, "D": 2}, True, "ours_bf16", "sleep_backward", "one_step_options", _ONCE),
+    *(
+        Sweep("sleep", "sleep", {**_LARGE, "T": 40, "D": 2}, True, "ours_bf16", "sleep", attribute, candidates)
+        for attribute, candidates in (("chain_options", _ROWS), ("_PROGRAMS", (132, 528)))
+    ),
     Sweep("discrepancy", "mmd", {"N": 10_000, "M": 10_000, "P": 784}, False, "ours", "mmd", "sum_options", _MMD),
     Sweep(
         "discrepancy, its gradient", "mmd", {"N": 10_000, "M": 10_000, "P": 784}, True, "ours", "mmd", "gradient_options",

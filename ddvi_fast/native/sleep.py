@@ -10,7 +10,7 @@ import ctypes
 from torch import Tensor
 
 from ddvi_fast import _checks
-from ddvi_fast._operands import Differentiable, SleepOperands
+from ddvi_fast._operands import Differentiable, SleepOperands, SleepResults
 from ddvi_fast.native import denoiser, loader
 
 LOSSES = ("squared", "absolute", "huber")
@@ -31,8 +31,8 @@ def unsupported(precision: str = "float32", **tensors: Tensor | None) -> str | N
     return denoiser.unusable("regression", precision, tensors)
 
 
-def forward(operands: SleepOperands) -> Tensor:
-    """`reference.sleep.denoising_loss` [.., R] of contiguous tensors; for bf16 see `native.chain.forward`.
+def forward(operands: SleepOperands, keep: int = 0) -> SleepResults:
+    """`reference.sleep.denoising_loss` [.., R] of contiguous tensors; for bf16 see `native.chain.forward`. Nothing else is kept.
 
     Raises:
         InputError: A step is not in the table.
@@ -41,10 +41,10 @@ def forward(operands: SleepOperands) -> Tensor:
     arguments = denoiser.arguments(SleepArguments, _INPUTS, operands, LOSSES.index(operands.loss))
     loader.fill(arguments, ("value",), (value,))
     _call("ddvi_sleep_forward", arguments, operands.t)
-    return value
+    return SleepResults(value)
 
 
-def backward(operands: SleepOperands, upstream: Tensor, needed: Differentiable) -> Differentiable:
+def backward(operands: SleepOperands, kept: SleepResults, upstream: Tensor, needed: Differentiable) -> Differentiable:
     """The gradients that are `needed` under `upstream` [.., R].
 
     Sums over rows have one order, whatever the number of threads.

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks, rng
-from ddvi_fast._operands import Differentiable, SleepOperands
+from ddvi_fast._operands import (
+    OF_CONTEXT,
+    OF_LATENTS,
+    OF_NOISE,
+    OF_TABLE,
+    OF_WEIGHTS,
+    Differentiable,
+    SleepOperands,
+    SleepResults,
+)
 from ddvi_fast._operator import Operator
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.ops.chain import check_chain, flat, row_index, spread_context
@@ -126,29 +136,48 @@ def regression(
     state, offset = (None, 0) if draws is None else (draws.state(x0.device), draws.offset)
     options = {"rows_per_sample": shape[-2], "loss": loss, "residual": denoiser.residual, "precision": precision}
     operands = SleepOperands(t=steps, **tensors, **index._asdict(), state=state, offset=offset, **options)
-    return _sleep(*operands, backend).reshape(shape[:-1])
+    return _sleep(*operands, _kept(operands.differentiable), backend)[0].reshape(shape[:-1])
+
+
+def _kept(differentiable: Differentiable) -> int:
+    """The gradients for which the forward pass keeps something."""
+    if not torch.is_grad_enabled():
+        return 0
+    needed = Differentiable(*(value is not None and value.requires_grad for value in differentiable))
+    flags = (needed.latents, OF_LATENTS), (needed.context, OF_CONTEXT), (needed.table, OF_TABLE), (needed.noise, OF_NOISE)
+    return OF_WEIGHTS * any(needed.weights) + sum(number for need, number in flags if need)
 
 
 def _compute(*inputs):
-    *operands, backend = inputs
-    return _backend.implementation(backend, "sleep").forward(SleepOperands(*operands))
+    *operands, keep, backend = inputs
+    return tuple(_backend.implementation(backend, "sleep").forward(SleepOperands(*operands), keep))
 
 
-def _fake(x0, t, *_):
-    return x0.new_empty(t.shape)
+def _fake(*inputs):
+    *values, keep, backend = inputs
+    operands = SleepOperands(*values)
+    results = SleepResults.empty(operands, operands.x0.new_empty(operands.t.shape), keep if backend in _KEEPING else 0)
+    results = results.with_weights(operands) if results.states is not None and operands.t.numel() else results
+    return tuple(operands.x0.new_empty(0) if value is None else value for value in results)
 
 
 def _compute_backward(*inputs):
-    *operands, upstream, needed, backend = inputs
-    return _backend.implementation(backend, "sleep").backward(SleepOperands(*operands), upstream, Differentiable(*needed))
+    *values, upstream, needed, backend = inputs
+    operands, found = SleepOperands(*values[: -len(_KEPT) - 1]), values[-len(_KEPT) :]
+    kept = SleepResults(upstream, *(value if value.numel() else None for value in found))
+    return _backend.implementation(backend, "sleep").backward(operands, kept, upstream, Differentiable(*needed))
 
 
+_KEEPING = ("triton",)  # backends that keep something for the backward pass
+_KEPT = tuple(range(1, len(SleepResults._fields)))
 _sleep = Operator(
     "sleep(Tensor x0, Tensor t, Tensor? context, Tensor first, Tensor hidden, Tensor last, Tensor last_bias, Tensor time_table, Tensor table, "
     "Tensor? noise, Tensor? order, Tensor? starts, Tensor? state, SymInt offset, SymInt rows_per_sample, str loss, bool residual, "
-    "str precision, str backend) -> Tensor",
+    "str precision, int keep, str backend) -> (" + ", ".join(["Tensor"] * len(SleepResults._fields)) + ")",
     _compute,
     _fake,
     _compute_backward,
     gradients_of=("x0", "context", *ChainWeights._fields, "table", "noise"),
+    saved=_KEPT,
+    constant=_KEPT,
 )

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddvi_fast import parity
-from ddvi_fast.kernels import sleep, sleep_backward
+from ddvi_fast import _operands, parity, testing
+from ddvi_fast.kernels import common, sleep, sleep_common
+from ddvi_fast.kernels.chain_options import Sizes
 from tests.operands import TRITON_DEVICE, call, check_triton, exact_regression, largest_relative_error, sleep_operands
 
 # N, T, D, C, H, G
@@ -48,10 +49,11 @@ def test_drawn_noise_is_the_given_noise(groups):
     check_triton(parity.sleep_case((7, 3, 5, 2, 64, groups), "drawn", "huber", "random", samples=(3,) if groups else (2, 3)))
 
 
-def test_pieces_tiles_and_slices_add_up(monkeypatch):
-    """Scratch for one tile at a time, one program for all tiles of a forward pass."""
-    monkeypatch.setattr(sleep_backward, "SCRATCH_BYTES", 1)
+def test_parts_and_tiles_add_up(monkeypatch):
+    """One program for all tiles, rows sorted in one part, segments longer than a tile."""
     monkeypatch.setattr(sleep, "_PROGRAMS", 1)
+    monkeypatch.setattr(sleep_common, "_PARTS", 1)
+    check_triton(_case((150, 2, 2, 2, 64, None)))
     check_triton(_case((100, 70, 2, 2, 64, None)))
 
 
@@ -65,6 +67,80 @@ def test_a_step_that_does_not_exist_gives_nan():
     operands = sleep_operands((40, 3, 3, 2, 64, None), device=TRITON_DEVICE)
     operands.t[7], operands.t[9] = -1, 3
     assert call(sleep, operands)["loss"].isnan().nonzero().flatten().tolist() == [7, 9]
+
+
+@pytest.mark.parametrize("parts", [256, 2])
+@pytest.mark.parametrize(("rows", "steps", "groups"), [(1, 2, None), (70, 5, None), (300, 70, None), (150, 3, 2)])
+def test_rows_are_sorted_by_group_and_step(monkeypatch, rows, steps, groups, parts):
+    """As a stable sort does; a row whose step does not exist counts to the first."""
+    monkeypatch.setattr(sleep_common, "_PARTS", parts)
+    operands = sleep_operands((rows, steps, 2, 2, 64, groups), device=TRITON_DEVICE)
+    t = parity.timesteps(operands.t.shape, steps + 2).to(TRITON_DEVICE) - 1
+    group = torch.zeros_like(t) if groups is None else torch.arange(groups, device=t.device)[:, None].expand_as(t)
+    key = (group * steps + torch.where((t >= 0) & (t < steps), t, 0)).flatten()
+    _check_sorted(operands._replace(t=t), key, (groups or 1) * steps)
+
+
+@pytest.mark.parametrize("parts", [256, 2])
+def test_rows_with_an_index_are_sorted(monkeypatch, parts):
+    """Rows of a group that does not exist are left out."""
+    monkeypatch.setattr(sleep_common, "_PARTS", parts)
+    rows, steps, groups = 300, 5, 3
+    operands = sleep_operands((rows, steps, 2, 2, 64, groups), device=TRITON_DEVICE)
+    t, group = (parity.timesteps((rows,), number).to(TRITON_DEVICE) for number in (steps, groups + 1))
+    order, starts = group.argsort(stable=True), torch.searchsorted(group.sort().values, torch.arange(groups + 1, device=group.device))
+    indexed = operands._replace(x0=operands.x0[0], t=t, order=order, starts=starts)
+    _check_sorted(indexed, torch.where(group < groups, group * steps + t, groups * steps), groups * steps)
+
+
+def _check_sorted(operands, key, segments):
+    sizes = Sizes.of(operands.x0, operands.context, operands.first, operands.table, operands.starts)
+    _, found = sleep_common.prepared_and_sorted(operands, sizes)
+    assert torch.equal(found.starts, torch.searchsorted(key.sort().values, torch.arange(segments + 1, device=key.device)))
+    present = int(found.starts[-1])
+    assert torch.equal(found.order[:present], key.argsort(stable=True)[:present])
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_regression_with_its_gradients_has_eight_launches(table):
+    """At most: preparation, sorting, the pass, scaling, three hidden matrices and the sums over segments."""
+    sizes = Sizes(1, 65_536, 2, 2, 128, 40)
+    x0, *tensors, state = sizes.meta_tensors()
+    operands = _operands.SleepOperands(x0, state.new_empty(65_536), *tensors, None, None, None, state, 0, 65_536, "huber", True, "bf16")
+    keep = _operands.OF_WEIGHTS + _operands.OF_CONTEXT + _operands.OF_TABLE * table
+    kept = _operands.SleepResults.empty(operands, x0.new_empty(65_536), keep).with_weights(operands)
+    needed = _operands.Differentiable(False, *[True] * 6, table, False)
+    forward = common.launches("", 90, sleep.forward, operands, keep)
+    backward = common.launches("", 90, sleep.backward, operands, kept, kept.loss, needed)
+    assert [each.compilation.kernel.__name__ for each in forward] == ["sleep_fwd_kernel_prepare", "sleep_fwd_kernel_sort", "sleep_fwd_kernel"]
+    assert len(forward) + len(backward) == 8
+
+
+@pytest.mark.parametrize("keep", [0, 1, 31])
+def test_what_is_kept_has_the_announced_shapes(keep):
+    """The operator's fake version and the kernels agree."""
+    operands = sleep_operands((20, 4, 3, 2, 64, 2), device=TRITON_DEVICE)
+    found = sleep.forward(operands, keep)
+    announced = _operands.SleepResults.empty(operands, found.loss, keep)
+    announced = announced.with_weights(operands) if keep else announced
+    for value, expected in zip(found, announced, strict=True):
+        assert (value is None) == (expected is None)
+        assert value is None or (value.shape == expected.shape and value.dtype == expected.dtype)
+
+
+def test_gradients_are_linear_in_the_upstream_and_repeat_their_bits():
+    """Scaled by a power of two they keep their bits, from 1e-12 to 1e3."""
+    operands = sleep_operands((70, 4, 3, 2, 64, 2), device=TRITON_DEVICE)
+    keep, needed = 31, _operands.Differentiable(*[True] * 9)
+    kept = sleep.forward(operands, keep)
+    upstream = testing.upstream_gradient(kept.loss)
+    first = sleep.backward(operands, kept, upstream, needed)
+    again = sleep.backward(operands, sleep.forward(operands, keep), upstream, needed)
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one, other)
+    for factor in (2.0**-40, 2.0**10):
+        for one, scaled in zip(first, sleep.backward(operands, kept, factor * upstream, needed), strict=True):
+            assert torch.equal(factor * one, scaled)
 
 
 def test_unsupported_operands_are_named():
