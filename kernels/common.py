@@ -161,17 +161,6 @@ def splits_of(total: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 @triton.jit
-def relu(x):
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def column(tile, columns, index):
-    """Column `index` of a [ROWS, COLUMNS] tile as [ROWS]; `columns` is `tl.arange(0, COLUMNS)`."""
-    return tl.sum(tl.where(columns[None, :] == index, tile, 0.0), axis=1)
-
-
-@triton.jit
 def tile_place(first, start, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Offsets of a tile from column `start` on after row `first` (32 bits are enough within a tile), and the mask of its elements."""
     row = tl.arange(0, ROWS)
@@ -185,15 +174,6 @@ def group_part(starts, group, begin, count):
     low = tl.maximum(tl.load(starts + group), begin)
     high = tl.minimum(tl.load(starts + group + 1), begin + count)
     return low - begin, tl.maximum(high - low, 0)
-
-
-@triton.jit
-def tile_total(starts, groups, begin, count, BN: tl.constexpr):
-    """Number of tiles of at most BN rows of one group each; in order, they are those of `indexed_tile`."""
-    total = tl.cast(0, tl.int64)
-    for group in range(groups):
-        total += tl.cdiv(group_part(starts, group, begin, count)[1], BN)
-    return total
 
 
 @triton.jit
