@@ -174,7 +174,7 @@ class Builder:
     def num_samples(self, posterior: Posterior) -> int:
         """Posterior samples per row."""
         stated = self.options.method.num_samples
-        return (2 if isinstance(posterior, ClassConditional) else 1) if stated is None else stated
+        return (4 if isinstance(posterior, ClassConditional) else 1) if stated is None else stated
 
     @property
     def family(self) -> Family:

@@ -129,7 +129,7 @@ class MethodOptions:
     coordinates: str | None = None  # "latent", "prior", "encoder" or "prior+encoder"; if null the last, and the first with the released recipe
     discrete_class: bool = True  # in the prior's coordinates: the class of a prior with classes has a q(c | x), else a noise coordinate carries it
     objective: str = "ddvi"  # "elbo", "iwae", "ddvi", "adversarial" or "wae"
-    num_samples: int | None = None  # samples per row; if null 2 where the class is drawn (its score-function gradient needs two), else 1
+    num_samples: int | None = None  # samples per row; if null 4 where the class is drawn (its score-function gradient compares them), else 1
     reweighted: bool = False  # elbo, ddvi: train the decoder on importance-weighted samples
     doubly_reparametrised: bool = False  # iwae: the doubly reparametrized gradient of Tucker et al. (2019)
     beta: float = 1.0  # elbo, ddvi: factor on the KL weight

@@ -79,7 +79,7 @@ def test_what_a_configuration_stands_for(built):
     assert experiment.posterior.family.denoiser.groups is None and experiment.posterior.coordinates == "prior+encoder"
     objective = experiment.phases[0].objective
     assert isinstance(objective, SemiSupervised) and objective.labelled.counts.tolist() == [10] * 10
-    assert objective.inner.pair_fit.active and objective.inner.wake.num_samples == 2
+    assert objective.inner.pair_fit.active and objective.inner.wake.num_samples == 4
     assert experiment.posterior.prior is experiment.model.prior
     experiment = built("method=vae_clustering", "prior=pinwheel", "method.clustering.num_clusters=7")
     assert isinstance(experiment.model.prior, Centres) and experiment.model.prior.num_classes == 7
