@@ -11,6 +11,7 @@ import torch
 
 from ddvi_fast.cuda import compiler, module, nvrtc
 from ddvi_fast.cuda import launch as launching
+from ddvi_fast.cuda.driver import Driver
 from ddvi_fast.cuda.launch import launch, pack
 from ddvi_fast.cuda.module import Kernel, Variant
 
@@ -129,3 +130,50 @@ def test_what_cannot_be_loaded_is_one_line(driver, monkeypatch, error):
 def test_without_nvrtc_nothing_is_tried(driver, monkeypatch):
     monkeypatch.setattr(nvrtc, "available", lambda: (False, "NVRTC was not found"))
     assert module.trouble((Variant(SCALE, (), 256),), 0) == "NVRTC was not found" and driver.loaded == []
+
+
+class FakeLibrary:
+    """A libcuda that records calls; `results` are the codes of functions that fail."""
+
+    def __init__(self, context: int | None = None, **results: int) -> None:
+        self.calls: list[tuple] = []
+        self._context, self._results = context, results
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            self.calls.append((name, *arguments))
+            if name == "cuCtxGetCurrent":
+                arguments[0]._obj.value = self._context
+            if name == "cuGetErrorString":
+                arguments[1]._obj.value = b"misaligned address"
+            return self._results.get(name, 0)
+
+        return call
+
+
+def driver_on(library: FakeLibrary) -> Driver:
+    made = Driver.__new__(Driver)
+    made._library = library
+    return made
+
+
+@pytest.mark.parametrize("context", [None, 5])
+def test_the_driver_launches_in_torchs_context(monkeypatch, context):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    library, function = FakeLibrary(context), ctypes.c_void_p(9)
+    values = [ctypes.c_void_p(64), ctypes.c_int64(7)]
+    driver_on(library).launch(function, (3, 2, 1), 256, 512, 77, values)
+    names = [call[0] for call in library.calls]
+    entering = [] if context else ["cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"]
+    assert names == ["cuCtxGetCurrent", *entering, "cuLaunchKernel"]
+    *given, stream, places, extra = library.calls[-1]
+    assert given == ["cuLaunchKernel", function, 3, 2, 1, 256, 1, 1, 512] and stream.value == 77 and extra is None
+    assert list(places) == [ctypes.addressof(value) for value in values]
+    if not context:
+        assert library.calls[1][2] == 1  # the current device
+
+
+def test_an_error_of_the_driver_has_its_name_and_text():
+    library = FakeLibrary(5, cuModuleLoadData=209)
+    with pytest.raises(RuntimeError, match=r"cuModuleLoadData failed: misaligned address \(209\)"):
+        driver_on(library).load(b"binary")
