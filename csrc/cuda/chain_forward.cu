@@ -19,6 +19,7 @@ struct Shared {
   alignas(16) float biases[2][4][kHidden];  // a row of the time table for this step and for the next
   SharedLayer<kShareAdded> weights_in;
   SharedLayer<kShareSummed> weights_out;
+  float bias_out[4 * kOwn];
   Piece piece;
   Rows rows;
 };
@@ -91,7 +92,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_forward(
       for (int j = 0; j < 2; ++j) from_context[2 * j + q] += own_first[j * kInputs + kLatent + c] * value;
     }
 
-  float y[kOwn], bias_out[kOwn], log_ratio = 0.0f;
+  if (thread < 4 * kOwn) shared.bias_out[thread] = thread < kLatent ? last_bias[tile.group * kLatent + thread] : 0.0f;
+  float y[kOwn], log_ratio = 0.0f;
   bool stores[kOwn];  // whether this lane of warp 0 stores its states
 #pragma unroll
   for (int own = 0; own < kOwn; ++own) {
@@ -99,7 +101,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_forward(
     const int64 at = row * kLatent + place.coordinate(own);
     stores[own] = inside && place.writes();
     y[own] = inside ? y_T[at] : 0.0f;
-    bias_out[own] = place.exists(own) ? last_bias[tile.group * kLatent + place.coordinate(own)] : 0.0f;
     if (DDVI_KEEP && stores[own] && warp == 0) trajectory[at] = y[own];
   }
   // Where warp 0 stores the next state and warp 1 the output of a step, and every lane its half word of signs.
@@ -166,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) chain_forward(
       total(output, shared.sums[buffer], place);
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
-        output[own] += bias_out[own];
+        output[own] += shared.bias_out[place.coordinate(own)];
         float following = k.state * y[own] + k.output * output[own];
         if (kNoisy) {
           const float xi = shared.piece.noise[i - begin][place.state(own)];

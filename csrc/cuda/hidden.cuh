@@ -3,8 +3,8 @@
 // A warp computes 16 units: lane 4 g + t has units 0 and 1 of place g for rows 2 t and 2 t + 1. Matrices are the left factor, in registers for
 // the whole chain; activations are the right one, [units][8 rows] in shared memory, 16 bytes a unit.
 //
-// float32 splits a number x into two fp16: high = fp16(x) and low = fp16(2^11 (x - high)), which keep 22 bits, and takes the three larger of
-// four products. |x| > 65,504 becomes NaN: high is infinite, and the infinities of both parts have opposite signs.
+// float32 splits a number x into two fp16: high = fp16(x) and low = fp16(2^11 (x - high)), which keep 22 bits (below 2^-14, all but 2^-36), and
+// takes the three larger of four products. From 65,520 on x becomes NaN: high is infinite, and low too, with the opposite sign.
 #pragma once
 
 #include "instructions.cuh"

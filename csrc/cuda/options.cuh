@@ -21,7 +21,7 @@
 #error "define DDVI_C: context columns, 0 to 16"
 #endif
 #ifndef DDVI_H
-#error "define DDVI_H: hidden width, 64 or 128"
+#error "define DDVI_H: hidden width, 64 or 128"  // the matrices of 256 do not fit into registers and shared memory beside the rest
 #endif
 #ifndef DDVI_NOISE
 #error "define DDVI_NOISE: 0 (deterministic), 1 (given) or 2 (drawn)"

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from ddvi_fast import parity, rng, testing
+from ddvi_fast import parity, rng, schedules, testing
 from ddvi_fast._operands import ChainOperands, Differentiable
 from ddvi_fast.kernels import signs
 from ddvi_fast.reference import chain as reference
@@ -66,7 +66,8 @@ def make(case, **changes) -> ChainOperands:
             coefficients=parity.free_table(steps),
         )
     if source == "deterministic":
-        operands = operands._replace(state=None)
+        table = schedules.make("cosine", steps).coefficients("v", eta=0.0)  # without variances
+        operands = operands._replace(state=None, coefficients=table)
     operands = operands._replace(**changes)
     return operands._make(value.contiguous() if isinstance(value, torch.Tensor) else value for value in operands)
 
