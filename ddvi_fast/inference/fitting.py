@@ -19,7 +19,7 @@ from ddvi_fast.inference.networks import Architecture, build
 from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Simulated
 from ddvi_fast.inference.observation import Observation, column_names, observed_rows
 from ddvi_fast.inference.posterior import FittedPosterior
-from ddvi_fast.inference.start import gaussian_start, require_gradient
+from ddvi_fast.inference.start import gaussian_start, require_gradient, unfinished
 from ddvi_fast.inference.support import Support
 from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.inference.whitening import notices as spreads
@@ -27,7 +27,7 @@ from ddvi_fast.objectives import Objective, Progress
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
-from ddvi_fast.standardization import tell
+from ddvi_fast.standardization import listed, tell
 
 OBJECTIVES = ("auto", "bound", "simulations", "both")
 _STANDARDIZING = 4096  # simulations from which parameters and data are standardized
@@ -184,10 +184,14 @@ class _Request:
         correlated = self.architecture.family != "gaussian"  # the mean field has no correlations
         whitening = gaussian_start(self.model, self.x, support, self.seed, self.device, correlated)
         posterior = build(self.architecture, support.dim, None, self.seed).to(self.device)
-        goal = EvidenceBound(posterior, FlatModel(self.model, support, whitening), self.x, self.training.batch_size)
+        flat, names = FlatModel(self.model, support, whitening), support.coordinates()
+        lost = unfinished(flat, self.x, self.seed)
+        goal = EvidenceBound(posterior, flat, self.x, self.training.batch_size)
         history = _train(goal, self.training, self.seed, self.device)
         fitted = FittedPosterior(posterior, support, whitening, self.architecture, conditional=False, model=self.model, x=self.x)
         fitted.history = history
+        if lost.any():
+            fitted.notices = [f"log_joint: the Gaussian from which the fit starts did not find {listed(lost, names)}; bring parameters to order 1"]
         return fitted
 
     def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> FittedPosterior:

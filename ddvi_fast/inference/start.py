@@ -16,6 +16,11 @@ from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.rng import Draws
 
 STEPS, SAMPLES, RATE = 1500, 16, 0.05
+BASES = (1.0, 1e-3, 1e3, 1e-6, 1e6, 1e-9, 1e9, 1e-12, 1e12)  # scales at which the curvature of a density is looked at
+_NEAR, _REACH = 100.0, 20.0  # ratio of a base to the scale that it finds, and standard deviations from 0 that the fit can go
+_CURVED = 0.1  # least share of the curvature in the change of a gradient
+_ATTEMPTS = 6  # fits from where the last one ended
+_FAR, _WRONG = 5.0, 10.0  # standard deviations by which a fitted Gaussian is to be moved, and factor of its variance, from which it is unfinished
 FULL = 200  # largest number of coordinates with correlations
 SCALE = 0.1  # initial standard deviation
 
@@ -62,12 +67,25 @@ def gaussian_start(model: Any, x: Any, support: Support, seed: int, device: torc
     zeros = torch.zeros(dim, dtype=torch.float32, device=device)
     plain = FlatModel(model, support, Whitening(zeros, torch.eye(dim, dtype=torch.float32, device=device)))
     require_gradient(model, x, support, SCALE * rng.normal(Draws(seed), (2 * SAMPLES, dim), rng.START, device=device))
+    unit = units(plain, x, rng.normal(Draws(seed), (SAMPLES, dim), rng.START, device=device))
+    plain.whitening = Whitening(zeros, torch.diag(unit))
     ellipsoid = Ellipsoid(zeros, correlated)
+    for attempt in range(_ATTEMPTS):  # an optimizer that has seen much larger gradients moves no further; a new one does
+        _fit(ellipsoid, plain, x, seed)
+        with torch.no_grad():
+            fitted = Whitening(unit * ellipsoid.shift, unit.unsqueeze(1) * ellipsoid.factor())
+        if not unfinished(FlatModel(model, support, fitted), x, seed, strict=attempt > 0).any():
+            break
+    return fitted
+
+
+def _fit(ellipsoid: Ellipsoid, plain: FlatModel, x: Any, seed: int) -> None:
+    """Minimize KL(q || p) for all steps."""
     optimizer = torch.optim.Adam(ellipsoid.parameters(), lr=RATE)
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-        noise = rng.normal(Draws(seed, step * SAMPLES), (SAMPLES, dim), rng.START, device=device)
+        noise = rng.normal(Draws(seed, step * SAMPLES), (SAMPLES, len(ellipsoid.shift)), rng.START, device=ellipsoid.shift.device)
         # Antithetic pairs: odd functions of the noise cancel.
         u = ellipsoid.shift + torch.cat((noise, -noise)) @ ellipsoid.factor().T
         log_joint = plain.log_joint(x, u)
@@ -76,8 +94,51 @@ def gaussian_start(model: Any, x: Any, support: Support, seed: int, device: torc
         optimizer.zero_grad()
         (-log_joint.mean() - ellipsoid.log_scale.sum()).backward()
         optimizer.step()
-    with torch.no_grad():
-        return Whitening(ellipsoid.shift.clone(), ellipsoid.factor().clone())
+
+
+def units(plain: FlatModel, x: Any, noise: Tensor) -> Tensor:
+    """Find the scales [D] of coordinates whose density is curved at another scale than 1 around 0; the scale of all others is 1.
+
+    At each base the curvature follows from Stein's identity, E[e g(s e)] = s E[g'(s e)] for the gradient g and normal e. A base is right for a
+    coordinate if the standard deviation that belongs to the curvature is near it and the density's centre is within reach.
+
+    Args:
+        plain: Density in unconstrained coordinates.
+        x: Its data.
+        noise: Standard normal numbers [K, D].
+    """
+    noise = torch.cat((noise, -noise))
+    found, open_ = torch.ones_like(noise[0]), torch.ones_like(noise[0], dtype=torch.bool)
+    for base in BASES:
+        u = (base * noise).requires_grad_()
+        joint = plain.log_joint(x, u)
+        gradient = torch.autograd.grad(joint.sum(), u)[0].double()
+        if not bool(joint.isfinite().all()) or not bool(gradient.isfinite().all()):
+            continue
+        change = noise * gradient
+        curvature = -change.mean(0) / base
+        scale = curvature.clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+        right = (curvature * base > _CURVED * change.abs().mean(0)) & (scale > base / _NEAR) & (scale < base * _NEAR)
+        right &= (gradient.mean(0).abs() * scale < _REACH) | (base == 1)
+        found = torch.where(open_ & right & (base != 1), scale.float(), found)
+        open_ &= ~right
+        if not bool(open_.any()):
+            break
+    return found
+
+
+def unfinished(plain: FlatModel, x: Any, seed: int, strict: bool = False) -> Tensor:
+    """Tell in which coordinates a density still wants to move, widen or narrow the Gaussian of `plain.whitening`, bool [D].
+
+    Where the Gaussian is the best one, the gradient g of the density in coordinates y ~ N(0, I) has E[g] = 0 and E[y g] = -1.
+    """
+    dim = len(plain.whitening.shift)
+    noise = rng.normal(Draws(seed, STEPS * SAMPLES), (16 * SAMPLES, dim), rng.START, device=plain.whitening.shift.device)
+    y = torch.cat((noise, -noise)).requires_grad_()
+    gradient = torch.autograd.grad(plain.log_joint(x, y).sum(), y)[0]
+    width = -(y.detach() * gradient).mean(0)
+    far, wrong = (_FAR / 10, _WRONG / 5) if strict else (_FAR, _WRONG)  # one that was not found at once is looked at more closely
+    return ~((gradient.mean(0).abs() < far) & (width > 1 / wrong) & (width < wrong))
 
 
 def require_gradient(model: Any, x: Any, support: Support, u: Tensor) -> None:
