@@ -44,11 +44,12 @@ class Compilation:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a variant: its grid, and the values of its numeric arguments."""
+    """One launch of a variant: its grid, the values of its numeric arguments, and the shapes of its tensors."""
 
     compilation: Compilation
     grid: tuple[int, ...]
     values: dict[str, int | float]
+    shapes: dict[str, tuple[int, ...]]
 
 
 @dataclass
@@ -103,18 +104,18 @@ def launches(variant: str, architecture: int, call: Callable[..., object], *argu
 
 def _launch(variant: str, architecture: int, kernel: Any, grid: tuple[int, ...], arguments: tuple, options: dict[str, Any]) -> Launch:
     compiled = {name: value for name, value in options.items() if name not in ("num_warps", "num_stages")}
-    signature, constexprs, values = {}, {}, {}
+    signature, constexprs, values, shapes = {}, {}, {}, {}
     parameters = inspect.signature(kernel.fn).parameters
     for name, value in inspect.signature(kernel.fn).bind(*arguments, **compiled).arguments.items():
         if value is None or "constexpr" in str(parameters[name].annotation):
             signature[name], constexprs[name] = "constexpr", value
         elif isinstance(value, Tensor):
-            signature[name] = f"*{_TYPES[value.dtype]}"
+            signature[name], shapes[name] = f"*{_TYPES[value.dtype]}", tuple(value.shape)
         else:
             signature[name], values[name] = "fp32" if isinstance(value, float) else "i32", value
     name = f"{kernel.__name__} {variant}"
     num_warps, num_stages = options.get("num_warps", 4), options.get("num_stages", 3)
-    return Launch(Compilation(name, kernel, signature, constexprs, num_warps, num_stages, architecture), grid, values)
+    return Launch(Compilation(name, kernel, signature, constexprs, num_warps, num_stages, architecture), grid, values, shapes)
 
 
 def _distinct(variants: list[Compilation]) -> Iterator[Compilation]:

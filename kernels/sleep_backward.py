@@ -123,12 +123,14 @@ def _weight_gradients(operands: SleepOperands, kept: SleepResults, sizes: Sizes,
 
 
 def compilations() -> Iterator[Compilation]:
-    """Representative variants for ahead-of-time compilation: gradients of context, weights and table, as in training."""
+    """Representative variants for ahead-of-time compilation: gradients of context, weights and table, as in training, at the usual width."""
     needed = Differentiable(False, *[True] * 7, False)
     for name, sizes, precision in variants():
+        if sizes.hidden != 128:
+            continue
         x0, *tensors, state = sizes.meta_tensors()
         t, upstream = state.new_empty(sizes.rows), x0.new_empty(sizes.rows)
         operands = SleepOperands(x0, t, *tensors, None, *sizes.meta_index(), state, 0, sizes.rows, "huber", True, precision)
         keep = _operands.OF_WEIGHTS | _operands.OF_CONTEXT | _operands.OF_TABLE
         kept = SleepResults.empty(operands, upstream, keep).with_weights(operands)
-        yield from recorded(name, backward, operands, kept, upstream, needed)
+        yield from recorded(f"{name} by step", backward, operands, kept, upstream, needed)

@@ -1,6 +1,7 @@
 """Compilation of every kernel for sm_80, sm_90 and sm_100 without a GPU: a table of what the machine code takes, and predicted times.
 
     python -m bench.device.ahead_of_time            # writes bench/results/ahead_of_time.json and .md
+    python -m bench.device.ahead_of_time --all      # the same, and compiles again what has not changed
     python -m bench.device.ahead_of_time --check    # compiles again and compares with the table
     python -m bench.device.ahead_of_time --check --first-variants    # only the first variant of each kernel
     python -m bench.device.ahead_of_time --module kde    # prints the rows of one module
@@ -14,6 +15,7 @@ which is that over steps where a kernel has one. Times are those of `bench.devic
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import multiprocessing
 import os
@@ -25,7 +27,7 @@ from typing import Any
 from bench import cases, records
 from bench.device import predictions, sass
 from ddvi_fast import _markdown
-from ddvi_fast.cuda import chain, nvrtc
+from ddvi_fast.cuda import chain, compiler, nvrtc
 
 RESULTS = records.RESULTS / "ahead_of_time.json"
 CUDA_MODULE = "cuda"  # stands for ddvi_fast/cuda/chain.py
@@ -37,7 +39,7 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 COUNTED = {"barriers": ("BAR",), "loads": ("LDG", "LDGSTS"), "stores": ("STG", "RED", "ATOM", "ATOMG")}
 
 # Most bytes of local memory a thread of kernels that spill: their time with the spills is in the predictions.
-SPILLS: dict[str, int] = {}
+SPILLS = {"chain_fwd_kernel": 512, "chain_bwd_kernel": 512, "denoiser_bwd_kernel_weights": 1024, "sleep_fwd_kernel": 1024}
 
 Usage = dict[str, int]  # registers, local, shared; in the main loop: barriers, loads, stores
 Table = dict[str, dict[str, Usage]]  # by variant, then by architecture as in "sm_90"
@@ -49,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
     parser.add_argument("--first-variants", action="store_true", help="with --check: the first variant of each kernel only")
     parser.add_argument("--module", help=f"print the rows of one module of kernels/, or of {CUDA_MODULE}, and write nothing")
+    parser.add_argument("--all", action="store_true", help="also compile the variants whose sources have not changed since the table was written")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     if options.first_variants and not options.check:
@@ -60,31 +63,71 @@ def main(arguments: list[str] | None = None) -> int:
     versions = {"triton": triton.__version__, "nvrtc": nvrtc.version() if nvrtc.available()[0] else None}
     if not (versions["nvrtc"] or options.check or options.module):
         parser.error(f"the table needs NVRTC: {nvrtc.available()[1]}")
-    table = compile_all(options.processes, options.first_variants, options.module or "*")
-    record = {"kind": "bench.device.ahead_of_time", **versions, "kernels": table, "predictions": []}
-    if not options.module and not options.first_variants:
-        record["predictions"] = predict_all(options.processes)
     if options.check:
+        table = compile_all(jobs(first_variants=options.first_variants), options.processes)
         problems = check(records.read(RESULTS), versions, table, sorted({name for name, _ in listed()}))
-    else:
+    elif options.module:
+        table = compile_all(jobs(options.module), options.processes)
         problems = faults(table)
-        if options.module:
-            print(markdown(record))
-        else:
-            records.write(RESULTS, record)
+        print(markdown({**versions, "kernels": table, "predictions": []}))
+    else:
+        table = update({} if options.all or not RESULTS.is_file() else records.read(RESULTS), versions, options.processes)
+        problems = faults(table)
     compilers = " and ".join(f"{name} {version}" for name, version in versions.items() if version)
     print("\n".join(problems) or f"{len(table)} kernel variants for {len(SHARED_LIMIT)} architectures with {compilers}: no unexpected spills")
     return 1 if problems else 0
 
 
-def compile_all(processes: int, first_variants: bool, module: str = "*") -> Table:
-    """Compile for every architecture, on several processes; results stay in Triton's cache."""
+def update(known: dict[str, Any], versions: dict[str, str | None], processes: int) -> Table:
+    """Compile what the table does not have yet, predict, and write the table; also in between, so that a stopped run is continued by the next."""
+    digests = {job: digest(listed()[job], job[1], versions) for job in jobs()}
+    table: Table = {}
+    for name, capability in jobs():
+        stored = known.get("digests", {}).get(name, {}).get(f"sm_{capability}")
+        if stored == digests[name, capability]:
+            table.setdefault(name, {})[f"sm_{capability}"] = known["kernels"][name][f"sm_{capability}"]
+    missing = [(name, capability) for name, capability in jobs() if f"sm_{capability}" not in table.get(name, {})]
+    record = {"kind": "bench.device.ahead_of_time", **versions, "predictions": known.get("predictions", [])}
+
+    def write() -> None:
+        done = {name: table[name] for name in dict.fromkeys(name for name, _ in jobs()) if name in table}
+        kept = {name: {architecture: digests[name, int(architecture[3:])] for architecture in rows} for name, rows in done.items()}
+        records.write(RESULTS, {**record, "kernels": done, "digests": kept})
+
+    for start in range(0, len(missing), _AT_ONCE):
+        for name, rows in compile_all(missing[start : start + _AT_ONCE], processes).items():
+            table.setdefault(name, {}).update(rows)
+        write()
+    record["predictions"] = predict_all(processes)
+    write()
+    return table
+
+
+_AT_ONCE = 24  # compilations between two writes of the table
+
+
+def digest(wanted: Any, capability: int, versions: dict[str, str | None]) -> str:
+    """A digest of everything that the binary of a variant is made from."""
+    if hasattr(wanted, "variant"):
+        source, flags = compiler.folder() / wanted.variant.kernel.source, compiler.options(capability, dict(wanted.variant.macros))
+        return compiler.key(source.read_text(encoding="utf-8"), compiler.headers(), flags, str(versions["nvrtc"]))[:16]
+    parts = (wanted.kernel.cache_key, wanted.signature, sorted(wanted.constexprs.items(), key=str), wanted.num_warps, wanted.num_stages, capability)
+    return hashlib.sha256(f"{versions['triton']} {parts}".encode()).hexdigest()[:16]
+
+
+def jobs(module: str = "*", first_variants: bool = False) -> list[tuple[str, int]]:
+    """Name and architecture of every variant of a module, or of the first variant of each kernel."""
     chosen, seen = [], set()
     for name, capability in listed(module):
         kernel = (name.split()[0], capability)
         if not first_variants or kernel not in seen:
             chosen.append((name, capability))
         seen.add(kernel)
+    return chosen
+
+
+def compile_all(chosen: list[tuple[str, int]], processes: int) -> Table:
+    """Compile variants, on several processes; results stay in Triton's cache."""
     table: Table = {}
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for (name, capability), used in zip(chosen, pool.map(compile_one, chosen), strict=True):

@@ -31,7 +31,11 @@ Values = Mapping[str, Any]  # numeric arguments and constants of a launch
 TURNS: dict[str, Callable[[Values], float]] = {
     "chain_fwd_kernel": lambda v: v["steps_here"],
     "chain_bwd_kernel": lambda v: v["steps_here"],
-    "denoiser_bwd_kernel_weights": lambda v: _weight_turns(**v),
+    "denoiser_bwd_kernel_weights": lambda v: _sorted_turns(v) if v["BY_STEP"] else _weight_turns(**v),
+    "sleep_fwd_kernel_prepare": lambda v: v["share"],
+    "sleep_fwd_kernel_sort": lambda v: v["share"],
+    "sleep_fwd_kernel": lambda v: _sorted_turns(v),
+    "sleep_bwd_kernel": lambda v: math.ceil(v["order"][0] / v["grid"] / v["BN"]),
     "mmd_fwd_kernel_norms": lambda v: math.ceil(v["width"] / v["BLOCK"]),
     "mmd_fwd_kernel": lambda v: math.ceil(v["width"] / v["DEPTH"]),
     "mmd_bwd_kernel_coefficients": lambda v: math.ceil(v["width"] / v["DEPTH"]),
@@ -43,6 +47,16 @@ TURNS: dict[str, Callable[[Values], float]] = {
     "elbo_fwd_kernel_log_mean_exp": lambda v: math.ceil(v["width"] / v["WIDTH"]),
     "elbo_bwd_kernel_log_mean_exp": lambda v: math.ceil(v["width"] / v["WIDTH"]),
 }
+
+
+# Kernels whose inner loops search for the segment of a tile, which takes one turn at most.
+SEARCHING = ("denoiser_bwd_kernel_weights", "sleep_fwd_kernel")
+
+
+def _sorted_turns(v: Values) -> int:
+    """Tiles of one step in a program, of rows that are spread evenly over the steps of one group."""
+    tiles = v["steps"] * math.ceil(v["order"][0] / v["steps"] / v["BN"])
+    return math.ceil(tiles / v["grid"])
 
 
 def _weight_turns(rows: int, steps_here: int, tiles: int, BN: int, **_: Any) -> int:
@@ -87,7 +101,7 @@ def predicted(calls: Iterable[Call], variant: str = "") -> list[Predicted]:
     found: dict[tuple[str, int, int], list[Any]] = {}
     for call, arguments in calls:
         for launched in common.launches(variant, ARCHITECTURE, call, *arguments):
-            values = {**launched.compilation.constexprs, **launched.values}
+            values = {**launched.shapes, **launched.compilation.constexprs, **launched.values, "grid": math.prod(launched.grid)}
             key = (str(vars(launched.compilation)), math.prod(launched.grid), _turns(launched.compilation.kernel.__name__, values))
             found.setdefault(key, []).append(launched)
     return [_predicted(launches, grid, turns) for (_, grid, turns), launches in found.items()]
@@ -129,7 +143,7 @@ def prediction(kernel: Kernel, name: str, grid: int, turns: int) -> Prediction |
     program = kernel.program
     big = program.main_loop
     inner = [loop for loop in program.loops if big and loop != big and big.first <= loop.first and loop.last <= big.last]
-    if inner or (big and not turns):
+    if (inner and name not in SEARCHING) or (big and not turns):
         return None
     memory = "HBM" if name.startswith(STREAMING) else "L2"
     return predict(kernel, grid, [turns if loop == big else 1 for loop in program.loops], memory)

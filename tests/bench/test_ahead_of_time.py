@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from bench import records
 from bench.device import ahead_of_time
 
 
@@ -61,3 +62,31 @@ def test_the_table_has_counts_and_times():
     unknown = [*predictions, {**times, "kernel": "three", "microseconds": None}]
     text = ahead_of_time.markdown({"triton": "3.7.1", "kernels": {}, "predictions": unknown})
     assert "| chain | bf16 | all |  | 6 |  |  |" in text, "a sum without one of its terms is none"
+
+
+def test_only_what_has_changed_is_compiled(monkeypatch, tmp_path):
+    """A run that was stopped is continued: its rows are in the table with the digests of their sources."""
+    variants = {("a D=2", 80): "a8", ("a D=2", 90): "a9", ("b D=2", 90): "b9"}
+    monkeypatch.setattr(ahead_of_time, "RESULTS", tmp_path / "table.json")
+    monkeypatch.setattr(ahead_of_time, "listed", lambda module="*": dict.fromkeys(variants))
+    monkeypatch.setattr(ahead_of_time, "digest", lambda wanted, capability, versions: versions["triton"] + str(capability))
+    monkeypatch.setattr(ahead_of_time, "predict_all", lambda processes: [])
+    row, asked = {"registers": 32, "local": 0, "shared": 0, "barriers": 0, "loads": 1, "stores": 1}, []
+
+    def compile_all(chosen, processes):
+        asked.extend(chosen)
+        return {name: {f"sm_{capability}": row for other, capability in chosen if other == name} for name, _ in chosen}
+
+    monkeypatch.setattr(ahead_of_time, "compile_all", compile_all)
+    versions = {"triton": "3.7.1", "nvrtc": "13.0"}
+    first = ahead_of_time.update({}, versions, 1)
+    assert asked == list(variants) and list(first) == ["a D=2", "b D=2"]
+    stored = records.read(ahead_of_time.RESULTS)
+    asked.clear()
+    assert ahead_of_time.update(stored, versions, 1) == first and asked == []
+    stored["digests"]["b D=2"]["sm_90"] = "another"
+    ahead_of_time.update(stored, versions, 1)
+    assert asked == [("b D=2", 90)]
+    asked.clear()
+    ahead_of_time.update(stored, {**versions, "triton": "3.8.0"}, 1)
+    assert asked == list(variants)

@@ -24,7 +24,7 @@ def test_every_case_has_launches_with_their_numbers(case):
         assert launched and all(math.prod(each.grid) > 0 for each in launched)
         for each in launched:
             turns = predictions.TURNS.get(each.compilation.kernel.__name__, lambda values: 1)
-            assert turns({**each.compilation.constexprs, **each.values}) >= 1
+            assert turns({**each.shapes, **each.compilation.constexprs, **each.values, "grid": math.prod(each.grid)}) >= 1
 
 
 @pytest.mark.skipif(bool(_backend.unavailable("triton")), reason="Triton is not installed")
