@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
 ARGS ?=
 
 # The networks are small: more threads than this cost more in hand-over than they save.
@@ -15,10 +15,14 @@ export OMP_NUM_THREADS ?= 2
 # DeepSpeed would otherwise compile its operators while it is being installed.
 export DS_BUILD_OPS ?= 0
 
-.PHONY: demo test coverage lint soak install clean
+.PHONY: demo plan test coverage lint soak install clean
 
-demo: $(STAMP)
-	$(VENV)/bin/ddvi-fast demo $(ARGS)
+demo: | plan $(STAMP)
+	@$(VENV)/bin/ddvi-fast demo $(ARGS)
+
+plan:
+	@test -e $(STAMP) || echo "demo: first an installation into $(VENV), once: a few GB, which takes some minutes"
+	@echo "demo: trains two posteriors on digits and compares them, a few minutes on two processors; prints one table, and pictures into runs/demo"
 
 # One process of tests per processor, each with one thread. `make test ARGS="-n 0"` runs all tests in one process.
 test: OMP_NUM_THREADS := 1
@@ -43,12 +47,15 @@ install: $(STAMP)
 # would fetch the newest one: setuptools first, torch second, the rest without build isolation.
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; ok = (3, 10) <= v <= (3, 13); ok or sys.exit("Python 3.10 to 3.13 is needed, $(PYTHON) is %d.%d; choose another: make PYTHON=python3.12" % v)'
-	@echo "installing into $(VENV): torch and everything else of constraints.txt, once"
+	@echo "installing into $(VENV), once, at the versions of constraints.txt: 1 of 4, an environment and build tools"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) setuptools wheel
+	@echo "installing into $(VENV): 2 of 4, torch, the largest part"
 	@$(PIP) torch numpy
+	@echo "installing into $(VENV): 3 of 4, everything else; compiles the extension for the CPU, about a minute"
 	@$(PIP) --no-build-isolation --editable ".[all,dev]"
 	@touch $@
+	@echo "installing into $(VENV): 4 of 4, done"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks

@@ -131,27 +131,28 @@ def _supervise(group: list[str], options: argparse.Namespace, folder: Path, star
     command = [sys.executable, str(Path(__file__).resolve()), "--device", options.device, "--output", str(folder), "--run", *group]
     command += ["--seconds", str(limit - _GRACE), *(["--quick"] if options.quick else [])]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    trouble = ""
+    trouble, late = "", False
     try:
         # More than the limit of the parts: for imports, and for the case that is running at the limit.
         ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=len(group) * limit + _GRACE)
         if ran.returncode != 0:
             trouble = f"ended with exit code {ran.returncode}: {(ran.stderr.strip().splitlines() or ['no output'])[-1][:300]}"
     except subprocess.TimeoutExpired:
-        trouble = f"killed after {len(group) * limit + _GRACE:.0f} s"
-    return {part: _outcome(part, folder, trouble) for part in group}
+        trouble, late = f"out of time after {len(group) * limit + _GRACE:.0f} s", True
+    return {part: _outcome(part, folder, trouble, late) for part in group}
 
 
-def _outcome(part: str, folder: Path, trouble: str) -> dict[str, Any]:
-    """The result of a part, marked as failed if its process had trouble."""
+def _outcome(part: str, folder: Path, trouble: str, late: bool = False) -> dict[str, Any]:
+    """The result of a part, marked as failed if its process had trouble; a part that runs out of time has failed only if it had before."""
     from bench.device.table import WORDS
 
     target = _result_file(folder, part)
-    result = {"ok": False, "summary": "no result", "seconds": 0.0}
+    result = {"ok": None if late else False, "summary": "no result", "seconds": 0.0}
     if target.exists():
         result = json.loads(target.read_text(encoding="utf-8"))
     if trouble:
-        result |= {"ok": False, "summary": f"{trouble}; until then: {result['summary']}"}
+        failed = not late or result["ok"] is False
+        result |= {"ok": False if failed else None, "summary": f"{trouble}; until then: {result['summary']}"}
     print(f"{part}: {WORDS[result['ok']]}, {result['seconds']:.0f} s", file=sys.stderr, flush=True)
     return result
 

@@ -84,7 +84,7 @@ def _listed_by_a_fresh_interpreter() -> list[str]:
     project = LISTING.parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, __file__, "--print"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=project, env=environment, timeout=600, check=True).stdout.splitlines()
+    return subprocess.run(command, capture_output=True, text=True, cwd=project, env=environment, timeout=3600, check=True).stdout.splitlines()
 
 
 def test_the_public_api_is_as_listed() -> None:

@@ -89,7 +89,7 @@ def test_a_saved_program_runs_without_the_package(tmp_path: Path, one_line) -> N
     path = export.save(program, tmp_path / "new" / "posterior.pt2")
     torch.save({"x": x, "position": torch.tensor([SEED, FIRST])}, tmp_path / "inputs.pt")
     command = [sys.executable, "-c", LOADED, str(path), str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=3600)
     for made, expected in zip(torch.load(tmp_path / "outputs.pt"), posterior.sample(x, SAMPLES, Draws(SEED, FIRST))[:2], strict=True):
         assert close(made, expected)
     one_line(lambda: export.save(torch.export.load(path), path), "overwrite")

@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def _run(*command: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=3600)
 
 
 def test_ruff_is_content() -> None:

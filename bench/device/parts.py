@@ -209,7 +209,7 @@ def _timed(setting: Setting, chosen: Sequence[cases.Case], seconds: float) -> It
                 found.setdefault(case.name, {"name": case.name, "results": {"eager": {"failed": f"{type(error).__name__}: {error}"[:300]}}})
             failed = [f"{name} {key}" for name, each in found.items() for key, result in each["results"].items() if "failed" in result]
             summary = f"{len(found)} of {len(chosen)} cases timed" + (f"; failed: {', '.join(failed)}" if failed else "")
-            yield {"ok": not failed and len(found) == len(chosen), "summary": summary, "cases": list(found.values())}
+            yield {"ok": False if failed else len(found) == len(chosen) or None, "summary": summary, "cases": list(found.values())}
 
 
 def step(setting: Setting) -> Iterator[Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str]) -> None:
     names.check_overrides(settings)
     for setting in settings:
         _checks.require(setting.partition("=")[0] not in _OWN, "demo", f"settings other than {', '.join(_OWN)}", setting)
+    count = max(1, len(os.sched_getaffinity(0)))
+    at_once = "one after the other" if count == 1 else "both at a time"
+    print(f"demo: two trainings of {EPOCHS} epochs on digits, {at_once}, then one table and pictures; a few minutes on two processors", flush=True)
     register()
     demo(settings)
 

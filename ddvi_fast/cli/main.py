@@ -42,6 +42,7 @@ _USAGE = """usage: ddvi-fast COMMAND [ARGUMENT ...]
 
 Settings of a run are written name=value, options of a command --name VALUE. `ddvi-fast train --settings` lists the settings."""
 # What the extra `train` installs: module -> name for people.
+_CORE = {"torch": "PyTorch", "numpy": "NumPy", "safetensors": "safetensors", "sklearn": "scikit-learn"}
 _EXTRA = {"hydra": "Hydra", "omegaconf": "OmegaConf", "yaml": "PyYAML", "rich": "rich", "tensorboard": "TensorBoard", "matplotlib": "matplotlib"}
 
 
@@ -69,10 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return _refuse(str(error), EXIT_NON_FINITE) if speaks() else EXIT_NON_FINITE
     except ModuleNotFoundError as error:
-        missing = _EXTRA.get((error.name or "").partition(".")[0])
-        if missing is None:
+        package = (error.name or "").partition(".")[0]
+        if package in _CORE:
+            return _refuse(f"this needs {_CORE[package]}, which {sys.executable} does not have (make install, or pip install 'ddvi-fast[train]')")
+        if package not in _EXTRA:
             raise
-        return _refuse(f"this needs {missing} (pip install 'ddvi-fast[train]')")
+        return _refuse(f"this needs {_EXTRA[package]} (pip install 'ddvi-fast[train]')")
     except KeyboardInterrupt:
         return _refuse("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:

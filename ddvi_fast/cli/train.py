@@ -35,11 +35,13 @@ def main(arguments: Sequence[str]) -> int:
     register()
     from ddvi_fast.config.compose import compose
     from ddvi_fast.recipes.settings import check_settings
+    from ddvi_fast.training.honoured import check_honoured
 
     config = compose(settings)
     if options.list:
         return _list(config)
     check_settings([setting.partition("=")[0] for setting in settings], config)
+    check_honoured([setting.partition("=")[0] for setting in options.settings if "=" in setting], config)  # not those of the paper's names
     _use_threads(config.threads)
     return _dry_run(config) if options.dry_run else _train(config)
 

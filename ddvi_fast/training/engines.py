@@ -47,10 +47,10 @@ def make_engines(config: Config) -> MakeEngine:
 
 
 def engine_line(config: Config) -> str | None:
-    """One line about engine, precision and optimizer; None for the local engine."""
+    """One line about engine, precision and optimizer; about the precision alone for the local engine, and None if that is float32."""
     name = engine_name(config)
     if name == "local":
-        return None
+        return None if config.precision == "float32" else f"precision {in_force(config.precision, torch.device(config.device))}"
     stage = f", ZeRO {config.zero_stage}" if name == "deepspeed" else ""
     adam, products = choose(config.optimiser, torch.device(config.device)), in_force(config.precision, torch.device(config.device))
     return f"engine {name}{stage}, {distributed.world_size()} x {config.accumulation} parts of a batch, {products}, {adam.note}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import cases, records
+from bench import cases, device_check, records
 from bench.device import parts, predictions, races
 from ddvi_fast import parity
 
@@ -20,7 +22,7 @@ SCRIPT = PROJECT / "bench" / "device_check.py"
 
 
 def check(*arguments, cwd) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=3600)
 
 
 @pytest.mark.slow
@@ -47,7 +49,7 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
     command = [sys.executable, str(tree / "bench" / "device_check.py"), "--device", "cpu", "--quick", "--output", str(tmp_path / "check.json")]
-    ran = subprocess.run([*command, "--parts", "parity mmd", "random numbers"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    ran = subprocess.run([*command, "--parts", "parity mmd", "random numbers"], cwd=tmp_path, capture_output=True, text=True, timeout=3600)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     parts = json.loads((tmp_path / "check.json").read_text())["parts"]
     assert parts["parity mmd"]["ok"] is False and "_native.so" in parts["parity mmd"]["summary"]
@@ -135,3 +137,24 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     output.write_text("mine")
     ran = check("--device", "cpu", "--quick", "--output", output, cwd=tmp_path)
     assert ran.returncode == 2 and "--overwrite" in ran.stderr and output.read_text() == "mine"
+
+
+@pytest.mark.parametrize(("until_then", "ok"), [(None, None), (True, None), (False, False)])
+def test_a_part_that_runs_out_of_time_has_failed_only_if_it_had_before(tmp_path, monkeypatch, until_then, ok):
+    def late(command, **options):
+        if until_then is not None:
+            folder = Path(command[command.index("--output") + 1])
+            device_check._write(device_check._result_file(folder, "random numbers"), {"ok": until_then, "summary": "so far"}, 0.0)
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(device_check.subprocess, "run", late)
+    options = argparse.Namespace(device="cpu", quick=True)
+    found = device_check._supervise(["random numbers"], options, tmp_path, time.monotonic())["random numbers"]
+    assert found["ok"] is ok and found["summary"].startswith("out of time after")
+
+
+def test_cases_that_are_not_timed_yet_are_no_failure(monkeypatch):
+    monkeypatch.setattr(parts, "run_case", lambda *_, **__: {"results": {"ours": {"median": 1.0}}})
+    setting = parts.Setting(torch.device("cpu"), True, 3600.0)
+    outcomes = [result["ok"] for result in parts._timed(setting, cases.in_set("quick")[:3], 0.0)]
+    assert outcomes == [None, None, True]

@@ -192,5 +192,5 @@ def test_the_chains_backward_pass_keeps_states_and_not_activations():
 def test_pytest_collects_the_cases_and_runs_each_once():
     project = records.RESULTS.parents[1]
     command = [sys.executable, "-m", "pytest", "bench/bench_kde.py", "-q", "-k", "ours", "-p", "no:cacheprovider"]
-    ran = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=600)
+    ran = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=3600)
     assert ran.returncode == 0 and "1 passed, 2 deselected" in ran.stdout, ran.stdout + ran.stderr

@@ -180,25 +180,31 @@ def test_settings_are_listed_with_their_values(shell):
 
 LOADED = """
 import contextlib, sys
+before = set(sys.modules)
 from ddvi_fast import cli
 for arguments in ARGUMENTS:
     with contextlib.suppress(SystemExit):
         cli.main(arguments)
-    assert not {"torch", "hydra"} & sys.modules.keys(), arguments
+print(sorted(set(sys.modules) - before), file=sys.stderr)
 """
 WITHOUT_TORCH = [
     [], ["--help"], ["--version"], ["--completion", "bash"], *([command, "--help"] for command in cli.COMMANDS), ["data", "import", "--help"],
     ["bench", "quik"], ["trian"], ["settings"], ["train", "--dryrun"], ["train", "epoch=3"], ["train", "epochs"], ["train", "dataset=mnits"],
+    ["train", "epochs=many"], ["train", "download=yes"], ["train", "dataset.encoder.hidden=8"], ["train", "recipe.lr=nan"],
     ["train", "method=vea"], ["train", "prior=pinwhel"], ["train", "prior=swiss_roll"], ["train", "recipe=relaesed"], ["train", "--dry-run", "x=1"],
     ["demo", "sed=1"], ["reproduce", "mnits"], ["reproduce", "mnist", "epoch=1"], ["evaluate", "--overwit"], ["export", "rundir=x"], ["data", "x"],
     ["doctor", "--jsn"], ["report", "--ouput=x"],
 ]  # fmt: skip
 
 
-def test_help_and_errors_about_words_load_neither_torch_nor_hydra():
+def test_help_completion_and_errors_about_words_load_the_standard_library_alone():
+    """What takes the time of a command is what it loads; a time itself depends on the machine."""
     code = LOADED.replace("ARGUMENTS", repr(WITHOUT_TORCH))
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=3600)
     assert ran.returncode == 0 and "Traceback" not in ran.stderr, ran.stderr
+    loaded = ast.literal_eval(ran.stderr.splitlines()[-1])
+    assert {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names == {"ddvi_fast"}
+    assert len(loaded) < 150, "all of them take a tenth of a second"
 
 
 @pytest.mark.parametrize("command", [[command] for command in cli.COMMANDS] + [["data", "import"], ["data", "simulate"]], ids=" ".join)
@@ -229,21 +235,6 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(shell, monkeypa
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module, None)
     assert shell(*command, code=2) == f"ddvi-fast: this needs {name} (pip install 'ddvi-fast[train]')\n"
-
-
-def test_help_takes_little_processor_time():
-    resource = pytest.importorskip("resource")
-
-    def spent():
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-
-    def seconds():
-        before = spent()
-        subprocess.run([sys.executable, "-m", "ddvi_fast.cli", "--help"], stdout=subprocess.DEVNULL, check=True)
-        return spent() - before
-
-    assert min(seconds() for _ in range(3)) < 0.3
 
 
 def test_the_command_line_alone_prints_to_standard_output():

@@ -19,7 +19,7 @@ def complete(line: str) -> set[str]:
     pieces = [piece for piece in pieces[:-1] if piece] + [pieces[-1]]
     setup = f"COMP_WORDS=({' '.join(repr(piece) for piece in pieces)}); COMP_CWORD={len(pieces) - 1}; COMP_LINE={line!r}; COMP_POINT={len(line)}"
     code = f'{script("bash", COMMANDS)}\n{setup}\n_ddvi_fast\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
-    ran = subprocess.run(["bash", "--norc", "-c", code], capture_output=True, text=True, timeout=600)
+    ran = subprocess.run(["bash", "--norc", "-c", code], capture_output=True, text=True, timeout=3600)
     assert ran.returncode == 0, ran.stderr
     return set(ran.stdout.split())
 

@@ -60,7 +60,7 @@ def test_copies_take_the_same_memory_and_new_shapes(kept):
 def test_training_goes_on_while_a_checkpoint_is_written(kept, monkeypatch):
     """The write waits here until the weights have changed: what is written is what they were."""
     go_on, written = threading.Event(), checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda *arguments: go_on.wait(10) and written(*arguments))
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: go_on.wait(3600) and written(*arguments))
     weights = torch.zeros(4)
     kept.save(1, {"w": weights}, {"step": 1})
     weights += 1

@@ -102,7 +102,7 @@ def test_a_second_interrupt_ends_a_process_at_once():
     code = "import os, signal, time\nfrom ddvi_fast.engine.signals import StopRequest\nwith StopRequest() as stop:\n" + "".join(
         f"    os.kill(os.getpid(), signal.SIGINT)\n    print(stop.asked, {number}, flush=True)\n" for number in range(2)
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=3600)
     assert ended.stdout.split() == ["True", "0"] and ended.returncode == -signal.SIGINT
 
 
@@ -117,7 +117,7 @@ def test_handlers_are_put_back():
 def test_a_folder_has_one_writer(tmp_path):
     with locked(tmp_path / "run"):
         code = f"from ddvi_fast._files import locked\nwith locked({str(tmp_path / 'run')!r}): print('in')"
-        second = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=300)
+        second = subprocess.run([sys.executable, "-c", code], cwd=world.PROJECT, capture_output=True, text=True, timeout=3600)
         assert f"one held by process {os.getpid()} on " in second.stderr.splitlines()[-1] and second.stdout == ""
     with locked(tmp_path / "run"):
         RunFolder.create(tmp_path / "run", {})
@@ -144,7 +144,7 @@ def test_a_peer_that_is_lost_ends_the_run_and_is_named(kind, timeout, ended, wor
     processes = world.start(["-m", "tests.engine.workers", "lose_a_peer", f'{{"kind": "{kind}", "timeout": {timeout}}}'], 2)
     try:
         for process in processes[:ended]:
-            error = process.communicate(timeout=300)[1]
+            error = process.communicate(timeout=3600)[1]
             assert process.returncode == EXIT_PEER_LOST
             assert re.search(rf"rank 1 \(process {processes[1].pid} on \S+\) {words}", error)
     finally:

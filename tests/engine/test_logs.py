@@ -147,7 +147,7 @@ if __name__ == "__main__":
 def test_processes_that_share_a_terminal_write_labelled_lines_instead_of_bars(tmp_path):
     (tmp_path / "several.py").write_text(LABELLED)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    ran = subprocess.run([sys.executable, "several.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=True)
+    ran = subprocess.run([sys.executable, "several.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=3600, check=True)
     assert ran.stdout.startswith("runs-a  train  step 3/3") and "\x1b" not in ran.stdout and ran.stdout.count("\n") == 1
 
 

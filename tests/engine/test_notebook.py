@@ -116,7 +116,7 @@ def test_a_kernel_shows_both(tmp_path):
     pytest.importorskip("ipykernel", reason="ipykernel is not installed (pip install nbclient ipykernel)")
     nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)])
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}).execute()
+    nbclient.NotebookClient(notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}).execute()
     outputs = notebook.cells[0].outputs
     shown = [output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})]
     assert [bool("<progress" in html) for html in shown] == [True, False]

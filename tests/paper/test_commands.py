@@ -130,7 +130,7 @@ def test_the_sample_covers_every_name():
 
 def test_the_script_itself(tmp_path, tiny_data):
     call = [PROJECT / "run.sh", "mnist", "vae", "pinwheel", f"data_dir={tiny_data}", *SMALL, "dataset.decoder.hidden=[16]"]
-    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHON": sys.executable}, "capture_output": True, "text": True, "timeout": 600}
+    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHON": sys.executable}, "capture_output": True, "text": True, "timeout": 3600}
     ran = subprocess.run(call, **options)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "runs" / "mnist-vae-pinwheel-seed0" / "evaluation.json").is_file()

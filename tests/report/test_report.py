@@ -161,6 +161,6 @@ def test_chromium_renders_it_with_an_empty_console(written: Path, tmp_path: Path
     picture = tmp_path / "page.png"
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
     command = [CHROMIUM, *options, f"--window-size={width},1200", f"--screenshot={picture}", written.as_uri()]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stderr
+    said = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=True).stderr
     assert picture.stat().st_size > 10_000
     assert "CONSOLE" not in said

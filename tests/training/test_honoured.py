@@ -1,0 +1,69 @@
+"""Tests of settings that the other settings of a run leave without effect: they are refused where they are stated."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddvi_fast.config.compose import compose
+from ddvi_fast.config.names import setting_names
+from ddvi_fast.training.engines import engine_line
+from ddvi_fast.training.honoured import RULES, check_honoured
+
+
+def check(*overrides: str) -> None:
+    check_honoured([override.partition("=")[0] for override in overrides], compose(overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=pca", "recipe.lr=0.1"], ["method=umap", "epochs=3"], ["method=tsne", "evaluation.limit=3"], ["method=pca", "precision=bf16"],
+        ["method=pca", "dataset.encoder.hidden=[3]"], ["method=pca", "tracker=wandb"], ["method=pca", "prior.options.noise=1"],
+        ["recipe.kl.fraction=0.2"], ["recipe.kl.hold=0.2"], ["recipe.prior_blur_fraction=0.2"], ["epochs=3", "recipe.epochs=4"],
+        ["method=wae", "recipe.kl.weight=0.1"], ["method=aae", "recipe.prior_blur=1"], ["recipe.context_dropout=0.5"],
+        ["method=vae", "recipe.defects.unscaled_noise=true"], ["method=iaf", "recipe.defects.standard_normal_top=true"],
+        ["method.coordinates=latent", "method.discrete_class=false"], ["method=vae", "method.weight=3"], ["method.weight=3"],
+        ["method.doubly_reparametrised=true"], ["latent_dim=3", "prior=gaussian", "prior.resolution=10"], ["dataset.genotypes.label=x"],
+        ["dataset=mnist", "dataset.genotypes.held_out=0.3"], ["download=true"], ["dataset=genomes", "download=true"],
+        ["dataset=mnist", "split_seed=3"],
+        ["data_dir=x"], ["checkpoint_steps=null", "checkpoint_keep=3"], ["capture=true"], ["capture=true", "engine=parallel", "device=cuda"],
+        ["compile_networks=true", "engine=parallel"], ["compile_networks=true", "precision=fp16"], ["compile_networks=true", "accumulation=2"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_setting_without_effect_is_refused_by_name(overrides, one_line):
+    message = one_line(lambda: check(*overrides), "expected a run with")
+    assert any(message.startswith(override.partition("=")[0]) for override in overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=pca", "seed=1", "latent_dim=3", "figures=false", "limit=100"], ["recipe.kl.kind=linear", "recipe.kl.fraction=0.2", "epochs=3"],
+        ["recipe.prior_blur=1", "recipe.prior_blur_fraction=0.3"], ["recipe.epochs=4"], ["recipe.shared_context=false", "recipe.context_dropout=0.5"],
+        ["recipe=released", "recipe.context_dropout=0.5"], ["method.discrete_class=false"], ["method=wae", "method.weight=3"],
+        ["method=iwae", "method.doubly_reparametrised=true"], ["dataset=genomes", "dataset.genotypes.label=x"],
+        ["dataset=mnist", "data_dir=x", "download=true"],
+        ["split_seed=3"], ["checkpoint_keep=3"], ["capture=false"], ["capture=true", "device=cuda"], ["compile_networks=true"],
+        ["method=aae_semi", "recipe.kl.weight=1"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_setting_with_effect_is_taken(overrides):
+    check(*overrides)
+
+
+def test_rules_are_of_settings_that_exist():
+    assert {name for rule in RULES for name in rule.settings} - {"recipe", "evaluation"} <= set(setting_names())
+
+
+def test_the_command_refuses_before_it_trains(shell, tmp_path):
+    assert "recipe.kl.fraction: expected a run with another recipe.kl.kind" in shell(
+        "train", "recipe.kl.fraction=0.1", f"run_dir={tmp_path}/x", code=2
+    )
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_precision_in_force_is_told():
+    assert engine_line(compose([])) is None
+    assert engine_line(compose(["precision=bf16"])).startswith("precision bf16 (")
