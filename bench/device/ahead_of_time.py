@@ -184,11 +184,14 @@ def predict_all(processes: int) -> list[dict[str, Any]]:
 
 
 def predict_one(job: tuple[str, str]) -> list[dict[str, Any]]:
-    """Predicted times of the launches of a case in a precision."""
+    """Predicted times of the launches of a case in a precision; a chain of few rows has those of the CUDA C++ kernels as well."""
     name, precision = job
     case = cases.by_name(name)
-    found = predictions.predicted(predictions.calls(case, precision)) + predictions.predicted_in_cuda(case, precision)
-    return [{"case": name, "precision": precision, **vars(each)} for each in found]
+    found, in_cuda = predictions.predicted(predictions.calls(case, precision)), predictions.predicted_in_cuda(case, precision)
+    if in_cuda and case.backward:  # the weight gradients are Triton's
+        in_cuda += [each for each in found if each.kernel.startswith("denoiser_")]
+    rows = [{"case": name, "precision": precision, **vars(each)} for each in found]
+    return rows + [{"case": name, "precision": f"{precision}, CUDA C++", **vars(each)} for each in in_cuda]
 
 
 def faults(table: Table) -> list[str]:

@@ -32,7 +32,8 @@ TURNS: dict[str, Callable[[Values], float]] = {
     "chain_fwd_kernel": lambda v: v["steps_here"],
     "chain_bwd_kernel": lambda v: v["steps_here"],
     "denoiser_bwd_kernel_weights": lambda v: _sorted_turns(v) if v["BY_STEP"] else _weight_turns(**v),
-    "sleep_fwd_kernel_prepare": lambda v: v["share"],
+    "sleep_fwd_kernel_prepare": lambda v: 1,
+    "denoiser_bwd_kernel_segments": lambda v: math.ceil(v["tiles"] / (v["starts"][0] - 1)),
     "sleep_fwd_kernel_sort": lambda v: v["share"],
     "sleep_fwd_kernel": lambda v: _sorted_turns(v),
     "sleep_bwd_kernel": lambda v: math.ceil(v["order"][0] / v["grid"] / v["BN"]),
@@ -49,8 +50,8 @@ TURNS: dict[str, Callable[[Values], float]] = {
 }
 
 
-# Kernels whose inner loops search for the segment of a tile, which takes one turn at most.
-SEARCHING = ("denoiser_bwd_kernel_weights", "sleep_fwd_kernel")
+# Kernels whose inner loops have one turn: they search for the segment of a tile, or count a few rows.
+SEARCHING = ("denoiser_bwd_kernel_weights", "sleep_fwd_kernel", "sleep_fwd_kernel_prepare")
 
 
 def _sorted_turns(v: Values) -> int:
