@@ -104,9 +104,9 @@ def chain(device, rows=128, latent=2, context=2, hidden=128, precision="float32"
     [
         ({}, "cuda"),
         ({"precision": "bf16"}, "cuda"),
-        ({"rows": 6336}, "cuda"),
-        ({"rows": 6337}, "triton"),
-        ({"rows": 6336, "precision": "bf16"}, "triton"),
+        ({"rows": 5280}, "cuda"),
+        ({"rows": 5281}, "triton"),
+        ({"rows": 5280, "precision": "bf16"}, "triton"),
         ({"latent": 17}, "triton"),
         ({"hidden": 256}, "triton"),
         ({"precision": "fp8"}, "reference"),

@@ -57,7 +57,7 @@ def gpu(monkeypatch) -> list[tuple[int, int]]:
 
 def test_a_gpu_says_how_many_rows_cuda_takes(gpu) -> None:
     finding = find(inspect(), "backends", "chain on cuda")
-    assert finding.status == "ok" and "cuda up to 6336 rows in float32" in finding.detail and "3168 rows in bf16" in finding.detail
+    assert finding.status == "ok" and "cuda up to 5280 rows in float32" in finding.detail and "3168 rows in bf16" in finding.detail
     assert find(inspect(), "backends", "kde on cuda").detail.startswith("triton for float32")
 
 
