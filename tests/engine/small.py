@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-COMMON = ["dataset.encoder.hidden=[24]", "dataset.decoder.hidden=[24]", "recipe.epochs=4", "figures=false"]
+NARROW = ["dataset.encoder.hidden=[24]", "dataset.decoder.hidden=[24]", "figures=false"]
+COMMON = [*NARROW, "recipe.epochs=4"]
 CHAIN = ["method.chain.num_steps=4", "method.chain.hidden_dim=64"]
 # Under the default prior, whose arms are 0.005 wide, rounding grows tenfold every seven steps; here it does not grow.
 SMOOTH = ["prior=gaussian"]

@@ -29,10 +29,10 @@ from ddvi_fast.rng import Draws
 from ddvi_fast.training import run as runs
 from ddvi_fast.training.replay import replay
 from tests.engine import world
-from tests.engine.small import COMMON
+from tests.engine.small import NARROW
 
 QUICK = [
-    *COMMON, "dataset=digits", "method=vae", "epochs=3", "checkpoint_steps=4", "tensorboard=false", "progress=off", "evaluation.evidence=false",
+    *NARROW, "dataset=digits", "method=vae", "epochs=3", "checkpoint_steps=4", "tensorboard=false", "progress=off", "evaluation.evidence=false",
     "evaluation.limit=8", "evaluation.elbo_samples=2", "evaluation.iwae_samples=2", "evaluation.prior_samples=64",
 ]  # fmt: skip
 SPOILT = 77

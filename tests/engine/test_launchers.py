@@ -18,10 +18,10 @@ from ddvi_fast import cli
 from ddvi_fast.config.compose import compose
 from ddvi_fast.training import run as runs
 from tests.engine import world
-from tests.engine.small import COMMON
+from tests.engine.small import NARROW
 
 SETTINGS = [
-    *COMMON, "dataset=digits", "method=vae", "prior=gaussian", "epochs=25", "checkpoint_steps=1000", "tensorboard=false", "progress=off",
+    *NARROW, "dataset=digits", "method=vae", "prior=gaussian", "epochs=25", "checkpoint_steps=1000", "tensorboard=false", "progress=off",
     "evaluation.evidence=false", "evaluation.limit=8", "evaluation.elbo_samples=2", "evaluation.iwae_samples=2", "evaluation.prior_samples=64",
 ]  # fmt: skip
 JOB = world.PROJECT / "docs" / "slurm" / "train.sbatch"
