@@ -38,31 +38,27 @@ from ddvi_fast.kernels.rng import draw_index, row_noise
 from ddvi_fast.kernels.weight_gradient import WeightSums
 
 
-@triton.jit(do_not_specialize=["offset", "groups", "rows", "rows_per_sample", "steps", "step_begin", "steps_here"])
+@triton.jit(do_not_specialize=["groups", "rows", "steps", "step_begin", "steps_here"])
 def chain_bwd_kernel(
     first, matrices, last,  # [G, H, D + C], [G, planes, 3, H, H], [G, D, H]
     coefficients,  # [T, 5]
-    noise,  # [T, G, R, D] or None
-    order, starts,  # [R] and [G + 1], or None; with an index the arrays of rows and tiles have no axis G
-    state,  # [2] or None
+    order, starts,  # [R] and [G + 1], or None; with an index the arrays of rows have no axis G
     trajectory,  # [T + 1, G, R, D]
     signs,  # [steps_here, G, R, 4, H / 32], in the order of the trajectory
-    outputs,  # [steps_here, G, R, D] or None
     d_path,  # [G, R] or None
     d_trajectory,  # [T + 1, G, R, D] or None
     carried,  # [G, R, D]
     d_context,  # [G, R, C] or None
-    d_noise,  # [T, G, R, D] or None
     d_outputs,  # [T, G, R, D], in the order of the trajectory
-    coefficient_sums,  # [tiles, G, steps_here, 5] or None
-    offset, groups, rows, rows_per_sample, steps, step_begin, steps_here,
+    d_states,  # [T, G, R, D] or None, in the order of the trajectory
+    groups, rows, steps, step_begin, steps_here,
     D: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, H: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
-    NOISY: tl.constexpr, RESIDUAL: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr,
+    RESIDUAL: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """Take gradients through the `steps_here` steps from `step_begin` on, for at most BN rows of a network.
 
-    `carried` holds the gradient of the state below these steps and gets that of the state above them; `d_context` is added to.
-    `coefficient_sums` (None together with `outputs`) gets sums over the tile.
+    `carried` holds the gradient of the state below these steps and gets that of the state above them; `d_context` is added to. `d_outputs`
+    gets the gradient of the network's output at each step, `d_states` that of the state below the step.
     """
     LOW: tl.constexpr = matrices.dtype.element_ty
     BLOCKS: tl.constexpr = H // B
@@ -96,9 +92,6 @@ def chain_bwd_kernel(
             context_place = row[:, None] * C + across
             context_weights = end_weights(first + D, D + C, 1, C, Q, H, B, LOW, EXACT, True)
             d_c = tl.load(d_context + context_place, in_context, 0.0)
-    index = row
-    if state is not None:
-        index = draw_index(state, offset, row, rows_per_sample)
     for i in tl.range(steps_here, disable_licm=not KEEP):
         step = step_begin + i
         k = coefficients + 5 * step
@@ -123,32 +116,9 @@ def chain_bwd_kernel(
         if JOINED:
             direct = tl.where(columns < D, direct, u)
             d_output = tl.where(columns < D, d_output, 0.0)
+        if d_states is not None:
+            tl.store(d_states + (steps - step - 1) * row_stride * D + place, u, inside)
         tl.store(d_outputs + (steps - step - 1) * row_stride * D + place, d_output, inside)
-        if NOISY:
-            deviation = tl.load(k + 2)
-            if d_noise is not None or coefficient_sums is not None:
-                if noise is not None:
-                    xi = tl.load(noise + step * row_stride * D + place, inside, 0.0)
-                else:
-                    xi = tl.where(inside, row_noise(index, step, tl.load(state), D, P), 0.0)
-            if d_noise is not None:
-                d_xi = deviation * u
-                if d_path is not None:
-                    d_xi += p * xi
-                tl.store(d_noise + step * row_stride * D + place, d_xi, inside)
-        if coefficient_sums is not None:
-            d_deviation = tl.sum(u * xi) if NOISY else 0.0
-            d_scale, d_beta = 0.0, 0.0
-            if d_path is not None:
-                d_deviation += D * tl.sum(p) / deviation
-                d_scale = tl.sum(p * away * following)
-                d_beta = 0.5 * (tl.sum(p * away * away) - D * tl.sum(p) * inverse_beta)
-            sums = coefficient_sums + ((tile * lanes + lane) * steps_here + i) * 5
-            tl.store(sums, tl.sum(u * y))
-            tl.store(sums + 1, tl.sum(u * tl.load(outputs + entry[:, None] * D + columns, inside, 0.0)))
-            tl.store(sums + 2, d_deviation)
-            tl.store(sums + 3, d_scale)
-            tl.store(sums + 4, d_beta)
 
         factor = 1.0
         if EXACT:
@@ -187,6 +157,67 @@ def chain_bwd_kernel(
         tl.store(d_context + context_place, u if JOINED else d_c, in_context)
 
 
+@triton.jit(do_not_specialize=["offset", "groups", "rows", "rows_per_sample", "steps", "step_begin", "steps_here"])
+def chain_bwd_kernel_elements(
+    coefficients,  # [T, 5]
+    noise,  # [T, rows, D] or None
+    order, starts,  # [rows] and [G + 1], or None
+    state,  # [2] or None
+    trajectory,  # [T + 1, rows, D]
+    outputs,  # [steps_here, rows, D] or None, in the order of the trajectory
+    d_path,  # [rows] or None
+    d_states,  # [T, rows, D], in the order of the trajectory
+    d_noise,  # [T, rows, D] or None
+    sums,  # [tiles, steps_here, 5] or None, in the order of the trajectory
+    offset, groups, rows, rows_per_sample, steps, step_begin, steps_here,
+    D: tl.constexpr, WIDTH: tl.constexpr, BN: tl.constexpr, NOISY: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the noise and, summed over BN rows, of the coefficients of one of the `steps_here` steps from `step_begin` on."""
+    tile, i = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    step = step_begin + steps_here - 1 - i
+    row = tl.cast(tile, tl.int64) * BN + tl.arange(0, BN)
+    present = row < rows
+    if starts is not None:  # only rows whose group exists
+        present = (row >= tl.load(starts)) & (row < tl.load(starts + groups))
+        row = tl.load(order + row, present, 0)
+    columns = tl.arange(0, WIDTH)[None, :]
+    inside = present[:, None] & (columns < D)
+    place = row[:, None] * D + columns
+    plane = tl.cast(rows, tl.int64) * D
+    at = (steps - 1 - step) * plane + place
+    u = tl.load(d_states + at, inside, 0.0)
+    if NOISY:
+        if noise is not None:
+            xi = tl.load(noise + step * plane + place, inside, 0.0)
+        else:
+            xi = tl.where(inside, row_noise(draw_index(state, offset, row, rows_per_sample), step, tl.load(state), D, WIDTH), 0.0)
+    k = coefficients + 5 * step
+    if d_path is not None:
+        p = tl.load(d_path + row, present, 0.0)[:, None]
+    if d_noise is not None:
+        d_xi = tl.load(k + 2) * u
+        if d_path is not None:
+            d_xi += p * xi
+        tl.store(d_noise + step * plane + place, d_xi, inside)
+    if sums is not None:
+        y = tl.load(trajectory + at, inside, 0.0)
+        d_deviation = tl.sum(u * xi) if NOISY else 0.0
+        d_scale, d_beta = 0.0, 0.0
+        if d_path is not None:
+            following = tl.load(trajectory + at + plane, inside, 0.0)
+            inverse_beta, total_p = 1.0 / tl.load(k + 4), D * tl.sum(p)
+            away = (y - tl.load(k + 3) * following) * inverse_beta
+            d_deviation += total_p / tl.load(k + 2)
+            d_scale = tl.sum(p * away * following)
+            d_beta = 0.5 * (tl.sum(p * away * away) - total_p * inverse_beta)
+        to_sums = sums + (tile * steps_here + i) * 5
+        tl.store(to_sums, tl.sum(u * y))
+        tl.store(to_sums + 1, tl.sum(u * tl.load(outputs + i * plane + place, inside, 0.0)))
+        tl.store(to_sums + 2, d_deviation)
+        tl.store(to_sums + 3, d_scale)
+        tl.store(to_sums + 4, d_beta)
+
+
 def backward(
     operands: ChainOperands,
     trajectory: Tensor,
@@ -217,6 +248,7 @@ def backward(
     d_noise = sizes.empty(noise, *noise.shape) if needed.noise and noise is not None else None
     d_coefficients = coefficients.new_zeros(coefficients.shape) if needed.table else None
     d_outputs = sizes.empty(y_T, sizes.steps, *y_T.shape)
+    d_states = torch.empty_like(d_outputs) if d_noise is not None or d_coefficients is not None else None
     sums = WeightSums(operands.weights, sizes, weights, operands.residual, operands.order, operands.starts) if any(needed.weights) else None
     options = chain_options(architecture(y_T.device), sizes, weights.two)
     tiles = sizes.tiles(sizes.rows, options["BN"])
@@ -225,20 +257,47 @@ def backward(
             signs_here, outputs_here = _made_again(operands, sizes, weights, trajectory, begin, count, needed.table)
         else:
             signs_here, outputs_here = signs, outputs if needed.table else None
-        parts = y_T.new_zeros((tiles, sizes.lanes, count, 5)) if needed.table else None
         launch(
             chain_bwd_kernel, (tiles, sizes.lanes),
-            operands.first, weights.matrices, operands.last, coefficients, noise, operands.order, operands.starts, operands.drawn_from,
-            trajectory, signs_here, outputs_here, d_path, d_trajectory, carried, d_context, d_noise, d_outputs, parts,
-            operands.offset, sizes.groups, sizes.rows, max(1, operands.rows_per_sample), sizes.steps, begin, count,
-            NOISY=operands.noisy, RESIDUAL=operands.residual, EXACT=weights.two, **sizes.layout(), **options,
+            operands.first, weights.matrices, operands.last, coefficients, operands.order, operands.starts, trajectory, signs_here,
+            d_path, d_trajectory, carried, d_context, d_outputs, d_states, sizes.groups, sizes.rows, sizes.steps, begin, count,
+            RESIDUAL=operands.residual, EXACT=weights.two, **sizes.layout(), **options,
         )  # fmt: skip
-        if d_coefficients is not None and parts is not None:
-            d_coefficients[begin : begin + count] = parts.sum((0, 1))
+        if d_states is not None:
+            found = _elements(operands, sizes, trajectory, outputs_here, d_path, d_states, d_noise, begin, count)
+            if d_coefficients is not None:
+                d_coefficients[begin : begin + count] = found
         if sums is not None:
             sums.add(trajectory, context, signs_here, d_outputs, begin, count)
     of_weights = (None,) * 5 if sums is None else sums.result()
     return Differentiable(carried, d_context, *of_weights, d_coefficients, d_noise).only(needed)
+
+
+def _elements(
+    operands: ChainOperands,
+    sizes: Sizes,
+    trajectory: Tensor,
+    outputs: Tensor | None,
+    d_path: Tensor | None,
+    d_states: Tensor,
+    d_noise: Tensor | None,
+    begin: int,
+    count: int,
+) -> Tensor | None:
+    """Write the gradient of the noise of some steps and return that of their coefficients [count, 5], if there are `outputs`."""
+    rows, width = sizes.lanes * sizes.rows, triton.next_power_of_2(sizes.latent)
+    tiles = triton.cdiv(rows, _ELEMENTS["BN"])
+    sums = None if outputs is None else d_states.new_empty((tiles, count, 5))
+    launch(
+        chain_bwd_kernel_elements, (tiles, count),
+        operands.coefficients, operands.noise, operands.order, operands.starts, operands.drawn_from, trajectory, outputs, d_path, d_states,
+        d_noise, sums, operands.offset, sizes.groups, rows, max(1, operands.rows_per_sample), sizes.steps, begin, count,
+        D=sizes.latent, WIDTH=width, NOISY=operands.noisy, **_ELEMENTS,
+    )  # fmt: skip
+    return None if sums is None else sums.sum(0).flip(0)
+
+
+_ELEMENTS = {"BN": 128, "num_warps": 4}
 
 
 def _piece_steps(sizes: Sizes) -> int:

@@ -30,12 +30,13 @@ def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
     """Meta-parameters of the kernels that run steps one after another: BN rows a program, warps, stages.
 
     KEEP says that the hidden matrices stay in shared memory for all steps. Where that leaves room for two programs on a multiprocessor, each
-    has 64 rows on one warp group; otherwise one has 128 on two. sm_80 takes operands from registers and reads weights from the cache.
+    has 64 rows on one warp group; otherwise one has 128 on two, or 64 if these do not fit. sm_80 takes operands from registers and reads
+    weights from the cache.
     """
-    used = sizes.resident_bytes(two)
-    keep = arch >= 90 and used <= _SHARED
-    small = arch < 90 or (keep and used <= _HALF)
-    return {"BN": 64 if small else 128, "KEEP": keep, "num_warps": 4 if small else 8, "num_stages": 1}
+    for rows, most in ((64, _HALF), (128, _SHARED), (64, _SHARED)):
+        if arch >= 90 and sizes.resident_bytes(two, rows) <= most:
+            return {"BN": rows, "KEEP": True, "num_warps": rows // 16, "num_stages": 1}
+    return {"BN": 64 if arch < 90 else 128, "KEEP": False, "num_warps": 4 if arch < 90 else 8, "num_stages": 1}
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,16 @@ class Sizes:
         q = 0 if self.joined or self.context == 0 else layers.padded(self.context)
         return {"D": self.latent, "C": self.context, "P": p, "Q": q, "H": self.hidden, "B": min(self.hidden, BLOCK)}
 
-    def resident_bytes(self, two: bool) -> int:
-        """Shared memory for the hidden matrices of one plane or two, the first and last layer, and a step's biases."""
+    def resident_bytes(self, two: bool, rows: int) -> int:
+        """Shared memory for the hidden matrices of one plane or two, the first and last layer, a step's biases, and a tile's wide inputs."""
         layout = self.layout()
         ends = sum(max(16, 2 * width) * (width > 0) for width in (layout["P"], layout["P"], layout["Q"]))
-        return 2 * self.hidden * ((6 if two else 3) * self.hidden + ends + 16)
+        resident = 2 * self.hidden * ((6 if two else 3) * self.hidden + ends + 16)
+        if two:  # contexts are in registers, but their gradients pass once through shared memory, where a backward pass has no biases
+            contexts = max(0, 4 * rows * layout["Q"] - 32 * self.hidden)
+        else:
+            contexts = 4 * rows * max(16, layout["Q"]) * (layout["Q"] > 0)
+        return resident + contexts + 32 * rows * (layout["P"] > layers.PAIRED)
 
     def meta_tensors(self) -> tuple[Tensor, ...]:
         """Latents, context, the five weights, a table and a state of these sizes, without memory: operands for `common.recorded`."""

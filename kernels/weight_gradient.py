@@ -429,6 +429,6 @@ _SEGMENTS = {"BLOCK": 512, "num_warps": 4}
 def weight_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
     """Meta-parameters: BN rows a tile, few where there are few; KEEP as in `chain_options`, beside a tile's factors of one block."""
     rows = 128 if sizes.rows * sizes.steps > 128 * _PROGRAMS else 64
-    staged = 2 * rows * min(sizes.hidden, 128) * (4 if two else 2)
-    keep = arch >= 90 and sizes.resident_bytes(two) + staged <= 227 << 10
+    staged = rows * (min(sizes.hidden, 128) * (12 if two else 6) + 32)
+    keep = arch >= 90 and sizes.resident_bytes(two, 0) + staged <= 227 << 10
     return {"BN": rows, "KEEP": keep, "num_warps": 8, "num_stages": 1}
