@@ -84,8 +84,6 @@ def chain_fwd_kernel(
         if EXACT:
             c *= UP
         context_weights = end_weights(first + D, D + C, 1, C, Q, H, B, LOW, EXACT, False)
-    else:
-        c = y
     ratio, constant = tl.zeros((BN, P), tl.float32), 0.0
     if path is not None:  # the part of the log-ratio that is the same for all rows
         for begin in range(0, steps_here, 128):
@@ -104,14 +102,11 @@ def chain_fwd_kernel(
         entry = i * row_stride + row
         scaled = y * UP if EXACT else y
         pin = tl.max(y, axis=1)[:, None] if P > 8 else pair(y, BN)
-        inputs = c
-        if EXACT and Q > 0:  # in registers: beside the matrices of two planes, shared memory is full
-            inputs = c + 0.0 * tl.max(y, axis=1)[:, None]
         x1_sums = ()
         for m in tl.static_range(BLOCKS):
             total = bias(biases, pin, 0, BN, BLOCKS, LOW, EXACT)[m]
             if Q > 0:
-                total = widen(inputs, context_weights[m], total, BN, Q, LOW)
+                total = widen(c, context_weights[m], total, BN, Q, LOW)
             x1_sums = x1_sums + (widen(scaled, first_weights[m], total, BN, P, LOW),)
         x1 = activations(x1_sums, BLOCKS, LOW, EXACT)
         if signs is not None:

@@ -30,10 +30,10 @@ def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
     """Meta-parameters of the kernels that run steps one after another: BN rows a program, warps, stages.
 
     KEEP says that the hidden matrices stay in shared memory for all steps. Where that leaves room for two programs on a multiprocessor, each
-    has 64 rows on one warp group; otherwise one has 128 on two, or 64 if these do not fit. sm_80 takes operands from registers and reads
-    weights from the cache.
+    has 64 rows on one warp group; otherwise one has 128 on two. What does not fit reads weights from the cache, and so does sm_80, which
+    takes operands from registers.
     """
-    for rows, most in ((64, _HALF), (128, _SHARED), (64, _SHARED)):
+    for rows, most in ((64, _HALF), (128, _SHARED)):
         if arch >= 90 and sizes.resident_bytes(two, rows) <= most:
             return {"BN": rows, "KEEP": True, "num_warps": rows // 16, "num_stages": 1}
     return {"BN": 64 if arch < 90 else 128, "KEEP": False, "num_warps": 4 if arch < 90 else 8, "num_stages": 1}
@@ -86,10 +86,7 @@ class Sizes:
         layout = self.layout()
         ends = sum(max(16, 2 * width) * (width > 0) for width in (layout["P"], layout["P"], layout["Q"]))
         resident = 2 * self.hidden * ((6 if two else 3) * self.hidden + ends + 16)
-        if two:  # contexts are in registers, but their gradients pass once through shared memory, where a backward pass has no biases
-            contexts = max(0, 4 * rows * layout["Q"] - 32 * self.hidden)
-        else:
-            contexts = 4 * rows * max(16, layout["Q"]) * (layout["Q"] > 0)
+        contexts = 4 * rows * max(16, layout["Q"]) * (layout["Q"] > 0)
         return resident + contexts + 32 * rows * (layout["P"] > layers.PAIRED)
 
     def meta_tensors(self) -> tuple[Tensor, ...]:
