@@ -105,10 +105,11 @@ def device(value: Any, argument: str = "device") -> torch.device:
         found = torch.device(value)
     except (RuntimeError, TypeError, ValueError):
         fail(argument, "a device, as cpu, cuda or cuda:0", value)
-    if found.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        require((found.index or 0) < count, argument, "a device of this machine", str(found), f"torch sees {count} CUDA devices")
     require(found.type != "meta", argument, "a device with memory", str(found))
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError):
+        fail(argument, "a device of this machine", str(found), f"torch sees {torch.cuda.device_count()} CUDA devices")
     return found
 
 
