@@ -183,7 +183,7 @@ def seeded(draws: Draws, device: torch.device) -> Iterator[None]:
     """Seed the global generators of torch, NumPy and Python from `draws`, and restore them at the end of the context."""
     high, low = rng.words(draws, (1, 2), rng.OBSERVATION)[0].tolist()
     seed = (high << 31) ^ low
-    devices = [device] if device.type == "cuda" else []
+    devices = [device] if device.type == "cuda" and torch.cuda.is_available() else []
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=devices):
