@@ -68,6 +68,13 @@ def number(
     return value if isinstance(value, (int, float)) and type(value) in (int, float) else float(value)
 
 
+def at_least(low: int, **sizes: Any) -> None:
+    """Check that each of some arguments is an integer of at least `low`, or None."""
+    for name, value in sizes.items():
+        if value is not None:
+            integer(value, name, low)
+
+
 def integers(value: Any, argument: str, at_least: int | None = None) -> tuple[int, ...]:
     """Check that `value` is a sequence of integers of at least `at_least` and return them as a tuple of Python's."""
     expected = _range("a sequence of integers", at_least, None)
@@ -161,6 +168,11 @@ def same_device(argument: str, value: torch.Tensor, like: torch.Tensor) -> None:
     require(value.device == like.device, argument, f"a tensor on {like.device}", value)
 
 
+def same_dtype(argument: str, value: torch.Tensor, like: torch.Tensor) -> None:
+    """Check that two tensors have one element type."""
+    require(value.dtype == like.dtype, argument, f"a {str(like.dtype).removeprefix('torch.')} tensor", value)
+
+
 def finite(value: torch.Tensor, argument: str) -> torch.Tensor:
     """Check that nothing in `value` is NaN or infinite and return it."""
     bad = ~value.isfinite()
@@ -212,12 +224,18 @@ def _kind(annotation: Any, names: dict[str, Any]) -> Callable[[Any, str], Any]:
         return lambda value, argument: None if value is None else check(value, argument)
     if written in _KINDS:
         return _KINDS[written]
-    found = names.get(written)
-    if inspect.isclass(found) and found.__module__.startswith(__package__) and not getattr(found, "_is_protocol", False):
-        return lambda value, argument: instance(value, found, argument, f"an instance of {written}")
-    if written == "nn.Module":
-        return lambda value, argument: instance(value, sys.modules["torch"].nn.Module, argument, "a torch.nn.Module")
+    found = tuple(_class_named(part, names) for part in written.split(" | "))
+    if all(inspect.isclass(each) for each in found):
+        return lambda value, argument: instance(value, found, argument, f"an instance of {written.replace(' | ', ' or ')}")
     return lambda value, argument: value
+
+
+def _class_named(name: str, names: dict[str, Any]) -> type | None:
+    """The class of this package or of torch that a part of an annotation names; None for another."""
+    torch = sys.modules["torch"]
+    found = {"nn.Module": torch.nn.Module, "Tensor": torch.Tensor}.get(name, names.get(name))
+    ours = inspect.isclass(found) and found.__module__.split(".")[0] in (__package__, "torch")
+    return found if ours and not getattr(found, "_is_protocol", False) else None
 
 
 _KINDS: dict[str, Callable[[Any, str], Any]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -134,15 +136,22 @@ def positive_tensor(values: Sequence[float] | Tensor, argument: str, like: Tenso
 
     Numbers from the host reach a device as kernel arguments, without a synchronization.
     """
+    expected = "a sequence of positive numbers"
     if isinstance(values, Tensor):
         made = values.to(like)
+    elif isinstance(values, (str, dict)) or not hasattr(values, "__len__") or not all(_positive(value) for value in values):
+        _checks.fail(argument, expected, values)
     elif len(values) == 0 or like.device.type == "cpu":
         made = torch.tensor(values, dtype=like.dtype, device=like.device)
     else:
         made = torch.cat([torch.full((1,), value, dtype=like.dtype, device=like.device) for value in values])
-    _checks.require(made.dim() == 1 and len(made) >= 1, argument, "a sequence of positive numbers", values)
-    _checks.require(not _checks.readable(made) or bool((made > 0).all()), argument, "a sequence of positive numbers", values)
+    _checks.require(made.dim() == 1 and len(made) >= 1, argument, expected, values)
+    _checks.require(not _checks.readable(made) or bool((made > 0).all()), argument, expected, values)
     return made
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _first_tensor(values: Sequence[Any]) -> Tensor:

@@ -28,6 +28,7 @@ Labels = Sequence[int] | Tensor
 
 
 @torch.no_grad()
+@_checks.typed
 def elbo(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_samples: int = 100, draws: Draws | None = None) -> Tensor:
     """Estimate the evidence lower bound `E_q[log w]` of each row (docs/method.md, section 2).
 
@@ -59,6 +60,7 @@ def elbo(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_sample
 
 
 @torch.no_grad()
+@_checks.typed
 def iwae_bound(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_samples: int = 1000, draws: Draws | None = None) -> Tensor:
     """Estimate the importance-weighted bound `log (1/K) sum_k w_k` of each row (Burda et al. 2016).
 
@@ -93,6 +95,7 @@ def _streamed_weights(model: LatentVariableModel, posterior: Posterior, x: Tenso
 
 
 @torch.no_grad()
+@_checks.typed
 def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, draws: Draws | None = None, log_var_twice: bool = False) -> Tensor:
     """Compute the released code's "ELBO" of each row on its own scale; higher is better. It is not a bound, and not in nats.
 
@@ -133,6 +136,7 @@ def elbo_released(model: LatentVariableModel, posterior: Posterior, x: Tensor, d
 
 
 @torch.no_grad()
+@_checks.typed
 def encode(posterior: Posterior, x: Tensor, draws: Draws | None = None) -> Tensor:
     """Draw one posterior sample for each row of `x` [N, ...], the latents of the metrics below.
 
@@ -155,6 +159,7 @@ def encode(posterior: Posterior, x: Tensor, draws: Draws | None = None) -> Tenso
     return torch.cat(parts)
 
 
+@_checks.typed
 def knn_accuracy(train_latents: Tensor, train_labels: Tensor, latents: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
     """Compute the accuracy of a nearest-neighbour classifier of latents. It needs scikit-learn.
 
@@ -184,6 +189,7 @@ def knn_accuracy(train_latents: Tensor, train_labels: Tensor, latents: Tensor, l
     return float(classifier.score(latents.cpu().numpy(), labels.cpu().numpy()))
 
 
+@_checks.typed
 def latent_nll(latents: Tensor, prior_samples: Tensor, bandwidths: Sequence[float] = LATENT_NLL_BANDWIDTHS) -> float:
     """Compute minus the mean log-density of prior samples under a kernel density estimate of the latents; low if latents cover the prior.
 
@@ -203,6 +209,7 @@ def latent_nll(latents: Tensor, prior_samples: Tensor, bandwidths: Sequence[floa
     return -float(ops.kde_log_density(prior_samples, latents, bandwidths).mean())
 
 
+@_checks.typed
 def mmd(samples: Tensor, data: Tensor, sigmas: Sequence[float] = MMD_SIGMAS) -> float:
     """Compute the maximum mean discrepancy between decoded prior samples and data (see `ops.mmd`).
 
@@ -211,9 +218,12 @@ def mmd(samples: Tensor, data: Tensor, sigmas: Sequence[float] = MMD_SIGMAS) -> 
         data: Data [N, ...], flattened like the samples.
         sigmas: Squared widths of the Gaussian kernels, which are summed. Default: those of the released code.
     """
+    for name, value in (("samples", samples), ("data", data)):
+        _checks.require(value.dim() >= 2, name, "shape [N, ...]", value)
     return float(ops.mmd(samples.flatten(1), data.flatten(1), sigmas))
 
 
+@_checks.typed
 def accuracy(labels: Tensor, predicted: Tensor) -> float:
     """Compute the fraction of examples whose predicted class, int64 [N], equals their label [N].
 

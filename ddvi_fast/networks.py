@@ -153,6 +153,8 @@ class BatchNorm(nn.Module):
     @_checks.typed
     def __init__(self, channels: int, momentum: float = 0.1) -> None:
         super().__init__()
+        _checks.at_least(1, channels=channels)
+        _checks.number(momentum, "momentum", at_least=0, at_most=1)
         self.momentum, self.fixed = momentum, False
         self.weight, self.bias = nn.Parameter(torch.ones(channels, **as_float32)), nn.Parameter(torch.zeros(channels, **as_float32))
         self.register_buffer("running_mean", torch.zeros(channels, **as_float32))
@@ -245,6 +247,7 @@ class ConvEncoder(nn.Module):
         draws: Draws = Draws(0),
     ) -> None:
         super().__init__()
+        _checks.require(len(value_range) == 2 and value_range[0] < value_range[1], "value_range", "(low, high) with low < high", value_range)
         self.centre, self.half = (value_range[0] + value_range[1]) / 2, (value_range[1] - value_range[0]) / 2
         pairs = zip(itertools.pairwise(self.CHANNELS), self.KERNELS, self.STRIDES, strict=True)
         self.convolutions = nn.ModuleList(_convolution(nn.Conv2d, *pair, kernel, stride, draws, i) for i, (pair, kernel, stride) in enumerate(pairs))
@@ -275,6 +278,7 @@ class SigmoidVariances(nn.Module):
     @_checks.typed
     def __init__(self, encoder: MLP | ConvEncoder, latent_dim: int) -> None:
         super().__init__()
+        _checks.at_least(1, latent_dim=latent_dim)
         self.encoder, self.latent_dim = encoder, latent_dim
 
     @property
@@ -307,6 +311,7 @@ class ConvDecoder(nn.Module):
     @_checks.typed
     def __init__(self, latent_dim: int, *, draws: Draws = Draws(0)) -> None:
         super().__init__()
+        _checks.at_least(1, latent_dim=latent_dim)
         self.first = linear(latent_dim, self.CHANNELS[0], draws, 0)
         pairs = zip(itertools.pairwise(self.CHANNELS), self.KERNELS, self.STRIDES, strict=True)
         layers = (_convolution(nn.ConvTranspose2d, *pair, kernel, stride, draws, i) for i, (pair, kernel, stride) in enumerate(pairs))

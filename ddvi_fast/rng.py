@@ -245,7 +245,7 @@ def uniform(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Uniforms `((r >> 8) + 0.5) 2^-24`, rounded to float32, shape [..., N, D]; `planes` as in `words`."""
-    return _numbers("uniform", draws, shape, stream, device, planes).to(dtype)
+    return _numbers("uniform", draws, shape, stream, device, planes).to(_checks.instance(dtype, torch.dtype, "dtype", "a torch.dtype"))
 
 
 def normal(
@@ -267,12 +267,12 @@ def normal(
         >>> bool((whole[2:] == normal(draws.advance(2), (2, 2), START)).all())
         True
     """
-    return _numbers("normal", draws, shape, stream, device, planes).to(dtype)
+    return _numbers("normal", draws, shape, stream, device, planes).to(_checks.instance(dtype, torch.dtype, "dtype", "a torch.dtype"))
 
 
 def permutation(draws: Draws | DeviceDraws, size: int, device: torch.device | str = "cpu") -> Tensor:
     """A random order of `range(size)`, int64 [size], from the stream `ORDER`; ties are broken by position."""
-    keys = words(draws, (size, 2), ORDER, device)
+    keys = words(draws, (_checks.integer(size, "size", 0), 2), ORDER, device)
     return torch.argsort((keys[:, 0] << 31) ^ keys[:, 1], stable=True)
 
 
@@ -300,7 +300,12 @@ def formula(
 
 
 def _numbers(kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stream: int, device: torch.device | str, planes: int | None) -> Tensor:
-    _checks.require(len(shape) >= 2, "shape", "[..., N, D]", tuple(shape))
+    _checks.require(isinstance(draws, _Position), "draws", "Draws or DeviceDraws", draws)
+    _checks.require(isinstance(shape, (tuple, list)) and len(shape) >= 2, "shape", "[..., N, D]", shape)
+    sizes = all(isinstance(size, torch.SymInt) or (isinstance(size, int) and size >= 0) for size in shape)
+    _checks.require(sizes, "shape", "sizes of at least 0", shape)
+    planes = planes if planes is None else _checks.integer(planes, "planes", 0)
+    _checks.integer(stream, "stream", 0)
     device = torch.device(device)
     backend, count = _backend.fused(device), 1 if planes is None else planes
     if backend == "reference":

@@ -316,6 +316,8 @@ def make(name: str, num_steps: int, *, kind: str = "vp", rescale: bool = False, 
     _checks.choice(kind, ("vp", "ve"), "kind")
     num_steps = _checks.integer(num_steps, "num_steps", at_least=2)
     shape = _SHAPES[name]
+    rescale = _checks.flag(rescale, "rescale")
+    options = {option: _checks.number(value, option) for option, value in options.items()}
     for option in options:
         _checks.choice(option, list(inspect.signature(shape).parameters)[1:], f"option of the {name} schedule")
     schedule = _validated(shape(num_steps, **options), kind)

@@ -151,7 +151,7 @@ class Support:
         """Return the names of the entries of `flatten`, such as ``theta[3]``."""
         names = []
         for name, shape in self.shapes.items():
-            places = torch.cartesian_prod(*[torch.arange(size) for size in shape]).reshape(-1, len(shape)).tolist() if shape else []
+            places = torch.cartesian_prod(*[torch.arange(size, device="cpu") for size in shape]).reshape(-1, len(shape)).tolist() if shape else []
             names += [f"{name or 'z'}[{', '.join(map(str, place))}]" for place in places] if shape else [name]
         return names
 

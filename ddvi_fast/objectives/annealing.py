@@ -19,6 +19,7 @@ SILENT_EPOCHS = 5  # of reverse_warmup
 _BLUR_STAIRS = 40  # widths that the blur takes
 
 
+@_checks.typed
 def kl_weight(kind: str, epoch: float, epochs: int, weight: float = 1.0, *, fraction: float = 0.4, hold: float = 0.0) -> float:
     """Return the KL weight at an epoch.
 

@@ -74,12 +74,14 @@ def sample_chain(
         (torch.Size([5, 2]), torch.Size([5]))
     """
     check_chain(y_T, context, denoiser, coefficients, groups=groups)
+    _checks.flag(return_trajectory, "return_trajectory")
     stochastic = draws is not None or noise is not None
     _check_source(coefficients, stochastic)
     if stochastic:
         check_noise(noise, draws, (coefficients.shape[0], *y_T.shape))
     y_T, context, noise = full_precision(y_T, context, noise)
     shape, weights = y_T.shape, denoiser.chain_weights()
+    check_types(weights, y_T=y_T, context=context)
     index = row_index(groups, shape[:-1], denoiser.groups)
     grouped = weights.grouped and index.order is None
     start, spread = flat(y_T, grouped), None if context is None else flat(spread_context(context, shape[:-1]), grouped)
@@ -125,12 +127,14 @@ def trajectory_log_ratio(trajectory: Tensor, context: Tensor | None, denoiser: R
         InputError: The shapes do not fit, the denoiser is grouped, or the table is that of a deterministic chain.
     """
     _checks.tensor(trajectory, "trajectory")
+    check_denoiser(denoiser)
     fits = trajectory.dim() >= 3 and trajectory.shape[0] == denoiser.num_steps + 1
     _checks.require(fits, "trajectory", f"shape [{denoiser.num_steps + 1}, .., N, {denoiser.latent_dim}]", trajectory)
     check_chain(trajectory[0], context, denoiser, coefficients)
     _check_source(coefficients, True)
     weights = denoiser.chain_weights()
     _checks.require(not weights.grouped, "denoiser", "one without groups", f"{denoiser.groups} groups")
+    check_types(weights, trajectory=trajectory, context=context)
     rows = trajectory.shape[1:-1]
     spread = None if context is None else spread_context(context, rows).reshape(-1, context.shape[-1])
     states = trajectory.reshape(trajectory.shape[0], -1, trajectory.shape[-1])
@@ -212,6 +216,18 @@ def row_index(groups: Tensor | None, rows: torch.Size, count: int | None) -> Row
     return RowIndex(order, torch.searchsorted(ordered, torch.arange(count + 1, device=groups.device)))
 
 
+def check_denoiser(denoiser: ResidualMLP) -> None:
+    """Check that a network can be that of a chain."""
+    _checks.require(hasattr(denoiser, "chain_weights"), "denoiser", "a network as denoisers.ResidualMLP", denoiser)
+
+
+def check_types(weights: ChainWeights, **operands: Tensor | None) -> None:
+    """Check that operands have the type of the denoiser's weights."""
+    for name, value in operands.items():
+        if value is not None:
+            _checks.same_dtype(name, value, weights.first)
+
+
 def check_chain(
     y: Tensor,
     context: Tensor | None,
@@ -223,6 +239,7 @@ def check_chain(
 ) -> None:
     """Check that states, context, table and groups fit the denoiser; `states` and `name` are the caller's names of states and table."""
     check_latents(y, states)
+    check_denoiser(denoiser)
     _checks.require(y.shape[-1] == denoiser.latent_dim, states, f"{denoiser.latent_dim} latent dimensions", y)
     _checks.tensor(table, name, (denoiser.num_steps, 5))
     if groups is not None:

@@ -28,7 +28,7 @@ def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
         >>> gaussian_kl(torch.zeros(1, 2), torch.zeros(1, 2)).item()
         0.0
     """
-    _same_shape(mean, log_var, "log_var")
+    _same_shape(mean, log_var)
     return _reduce("gaussian_kl", reference.gaussian_kl, {"mean": mean, "log_var": log_var})
 
 
@@ -43,7 +43,8 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     Returns:
         The log-density in nats, [.., N].
     """
-    _same_shape(mean, log_var, "log_var")
+    _same_shape(mean, log_var)
+    _same_width(z, mean, "z", "mean")
     return _reduce("gaussian_log_prob", reference.gaussian_log_prob, {"z": z, "mean": mean, "log_var": log_var})
 
 
@@ -57,7 +58,7 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
     Returns:
         The log-likelihood in nats, [.., N].
     """
-    _same_width(logits, x)
+    _same_width(logits, x, "logits", "x")
     return _reduce("bernoulli", reference.bernoulli_log_likelihood, {"logits": logits, "x": x})
 
 
@@ -75,7 +76,7 @@ def gaussian_log_likelihood(mean: Tensor, x: Tensor, scale: Tensor | float) -> T
     Raises:
         InputError: A scale that is negative, where its values can be read.
     """
-    _same_width(mean, x)
+    _same_width(mean, x, "mean", "x")
     if isinstance(scale, Tensor):
         _checks.require(not _checks.readable(scale) or not bool((scale < 0).any()), "scale", "positive numbers", "negative ones")
     else:
@@ -94,7 +95,7 @@ def binomial_log_likelihood(logits: Tensor, counts: Tensor, total: int) -> Tenso
     Returns:
         The log-likelihood in nats, [.., N].
     """
-    _same_width(logits, counts)
+    _same_width(logits, counts, "logits", "counts")
     total = _checks.integer(total, "total", at_least=1)
     plain = functools.partial(reference.binomial_log_likelihood, total=float(total))
     return _reduce("binomial", plain, {"logits": logits}, counts, float(total))
@@ -114,6 +115,8 @@ def log_mean_exp(log_weights: Tensor, dim: int) -> Tensor:
         >>> round(log_mean_exp(torch.tensor([[1000.0], [1000.0]]), 0).item(), 3)
         1000.0
     """
+    _checks.tensor(log_weights, "log_weights")
+    dim = _checks.integer(dim, "dim", -log_weights.dim(), log_weights.dim())
     _checks.require(log_weights.shape[dim] >= 1, "log_weights", f"at least one weight along axis {dim}", log_weights)
     (log_weights,) = full_precision(log_weights)
     backend = _backend.choose("elbo", log_weights.device, log_weights=log_weights)
@@ -190,9 +193,21 @@ _log_mean_exp = Operator(
 )
 
 
-def _same_shape(first: Tensor, second: Tensor, argument: str) -> None:
-    _checks.require(first.shape == second.shape, argument, f"shape {list(first.shape)}", second)
+def _same_shape(mean: Tensor, log_var: Tensor) -> None:
+    _check_rows(mean, "mean")
+    _check_rows(log_var, "log_var")
+    _checks.require(mean.shape == log_var.shape, "log_var", f"shape {list(mean.shape)}", log_var)
 
 
-def _same_width(output: Tensor, x: Tensor) -> None:
-    _checks.require(output.shape[-1] == x.shape[-1], "x", f"a last axis of {output.shape[-1]}", x)
+def _same_width(first: Tensor, second: Tensor, name: str, other: str) -> None:
+    """Check that two operands have one last axis, and leading axes that broadcast."""
+    _check_rows(first, name)
+    _check_rows(second, other)
+    _checks.require(first.shape[-1] == second.shape[-1], other, f"a last axis of {first.shape[-1]}", second)
+    pairs = zip(reversed(first.shape[:-1]), reversed(second.shape[:-1]), strict=False)
+    _checks.require(all(a == b or a == 1 or b == 1 for a, b in pairs), other, f"leading axes that broadcast with {list(first.shape[:-1])}", second)
+
+
+def _check_rows(value: Tensor, name: str) -> None:
+    _checks.tensor(value, name)
+    _checks.require(value.dim() >= 1, name, "shape [.., N, P]", value)

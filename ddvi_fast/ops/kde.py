@@ -37,6 +37,8 @@ def kde_log_density(z: Tensor, points: Tensor, bandwidths: Sequence[float] | Ten
     _checks.tensor(z, "z", (None, None))
     _checks.tensor(points, "points", (None, z.shape[1]))
     _checks.require(points.shape[0] >= 1, "points", "at least one point", points)
+    clamp = None if clamp is None else _checks.number(clamp, "clamp", above=0)
+    _checks.same_dtype("points", points, z)
     z, points = full_precision(z, points)
     widths = positive_tensor(bandwidths, "bandwidths", z)
     backend = _backend.choose("kde", z.device, z=z, points=points, constants={"bandwidths": widths})

@@ -38,6 +38,7 @@ def add_noise(
         (torch.Size([3, 2]), torch.Size([3, 2]))
     """
     check_latents(x0, "x0")
+    _checks.instance(schedule, NoiseSchedule, "schedule", "a NoiseSchedule")
     check_timesteps(t, x0.shape[:-1], schedule.num_steps)
     check_noise(noise, draws, x0.shape)
     x0, noise = full_precision(x0, noise)
@@ -96,5 +97,7 @@ def check_timesteps(t: Tensor, rows: torch.Size, num_steps: int) -> None:
 def check_noise(noise: Tensor | None, draws: Draws | DeviceDraws | None, shape: tuple[int, ...]) -> None:
     """Check that there is exactly one source of noise, of the right shape."""
     _checks.require((noise is None) != (draws is None), "noise, draws", "exactly one of the two", "neither" if draws is None else "both")
-    if noise is not None:
+    if noise is None:
+        _checks.require(isinstance(draws, (Draws, DeviceDraws)), "draws", "Draws or DeviceDraws", draws)
+    else:
         _checks.tensor(noise, "noise", tuple(shape))

@@ -18,7 +18,7 @@ from ddvi_fast._operands import (
 )
 from ddvi_fast._operator import Operator
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.ops.chain import check_chain, flat, row_index, spread_context
+from ddvi_fast.ops.chain import check_chain, check_denoiser, check_types, flat, row_index, spread_context
 from ddvi_fast.ops.noise import check_noise, check_timesteps
 from ddvi_fast.precision import check_reference_precision, full_precision, hidden_precision, without_autocast
 from ddvi_fast.reference import sleep as reference
@@ -72,6 +72,8 @@ def denoising_loss(
         >>> denoising_loss(torch.zeros(3, 2), t, None, denoiser, schedules.make("cosine", 10), draws=rng.Draws(0)).shape
         torch.Size([3])
     """
+    _checks.instance(schedule, NoiseSchedule, "schedule", "a NoiseSchedule")
+    check_denoiser(denoiser)
     table = schedule.regression_table(parametrisation, 1 / denoiser.latent_dim, dtype=_checks.tensor(x0, "x0").dtype)
     return regression(x0, t, context, denoiser, table, loss=loss, noise=noise, draws=draws, groups=groups, precision=precision)
 
@@ -115,6 +117,7 @@ def regression(
     check_noise(noise, draws, x0.shape)
     x0, context, noise = full_precision(x0, context, noise)
     shape, weights = x0.shape, denoiser.chain_weights()
+    check_types(weights, x0=x0, context=context)
     index = row_index(groups, shape[:-1], denoiser.groups)
     grouped = weights.grouped and index.order is None
     start, given = flat(x0, grouped), None if noise is None else flat(noise, grouped)

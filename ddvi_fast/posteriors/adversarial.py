@@ -62,6 +62,7 @@ class Adversarial(Posterior):
         super().__init__(coordinates, prior)
         _checks.require(noise_dim >= 1, "noise_dim", "at least 1", noise_dim)
         require_encoders(encoder=encoder)
+        _checks.at_least(1, latent_dim=latent_dim, context_dim=context_dim, noise_dim=noise_dim, hidden_dim=hidden_dim)
         self.encoder, self.latent_dim, self.context_dim, self.noise_dim = encoder, latent_dim, context_dim, noise_dim
         self.spread = MLP(context_dim + noise_dim, [hidden_dim], latent_dim, draws=draws)
 

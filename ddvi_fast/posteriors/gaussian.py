@@ -43,6 +43,7 @@ class Gaussian(Posterior):
     def __init__(self, encoder: nn.Module, latent_dim: int, coordinates: str = "latent", prior: Prior | None = None) -> None:
         super().__init__(coordinates, prior)
         require_encoders(encoder=encoder)
+        _checks.at_least(1, latent_dim=latent_dim)
         self.encoder, self.latent_dim = encoder, latent_dim
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> GaussianParameters:

@@ -68,6 +68,7 @@ class Hamiltonian(AuxiliaryPosterior):
         num_steps: int = 2, num_leapfrog: int = 2, hidden_dim: int = 64, step_size: float = 0.1, blur: float = 0.1,
         max_force: float = 50.0, draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
+        _checks.at_least(1, latent_dim=latent_dim, context_dim=context_dim, hidden_dim=hidden_dim, num_leapfrog=num_leapfrog)
         super().__init__(coordinates, prior)
         for name, value in (("num_steps", num_steps), ("num_leapfrog", num_leapfrog)):
             _checks.require(value >= 1, name, "at least 1", value)

@@ -76,6 +76,7 @@ class HierarchicalIAF(AuxiliaryPosterior):
         hidden_dim: int = 64, draws: Draws = Draws(0), open_gates: bool = True,
         coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
+        _checks.at_least(1, latent_dim=latent_dim, context_dim=context_dim, hidden_dim=hidden_dim, num_levels=num_levels)
         super().__init__(coordinates, prior)
         _checks.require(num_levels >= 2, "num_levels", "at least 2 (with 1 it is IAF)", num_levels)
         _checks.require(num_steps >= 1, "num_steps", "at least 1", num_steps)

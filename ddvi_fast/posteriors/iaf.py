@@ -101,6 +101,7 @@ class IAF(Flow):
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 4,
         draws: Draws = Draws(0), open_gates: bool = True, coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
+        _checks.at_least(1, latent_dim=latent_dim, context_dim=context_dim)
         steps = autoregressive_steps(latent_dim, context_dim, num_steps, draws, open_gates=open_gates)
         super().__init__(encoder, context_encoder, latent_dim, steps, coordinates, prior)
 

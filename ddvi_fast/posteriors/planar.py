@@ -100,5 +100,6 @@ class Planar(Flow):
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 8,
         draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
+        _checks.at_least(1, latent_dim=latent_dim, context_dim=context_dim)
         steps = [PlanarStep(latent_dim, context_dim, draws.importance(step)) for step in range(num_steps)]
         super().__init__(encoder, context_encoder, latent_dim, steps, coordinates, prior)

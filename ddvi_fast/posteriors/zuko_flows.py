@@ -50,6 +50,7 @@ class RealNVP(Flow):
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 4,
         hidden_dim: int = 64, draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
+        _checks.at_least(1, latent_dim=latent_dim, context_dim=context_dim, hidden_dim=hidden_dim)
         steps = _zuko_steps("RealNVP", latent_dim, context_dim, draws, num_steps, hidden_dim)
         super().__init__(encoder, context_encoder, latent_dim, steps, coordinates, prior)
 
@@ -87,6 +88,7 @@ class Spline(Flow):
         self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_steps: int = 2,
         hidden_dim: int = 64, num_bins: int = 8, draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip
+        _checks.at_least(1, latent_dim=latent_dim, context_dim=context_dim, hidden_dim=hidden_dim, num_bins=num_bins)
         steps = _zuko_steps("NSF", latent_dim, context_dim, draws, num_steps, hidden_dim, bins=num_bins)
         super().__init__(encoder, context_encoder, latent_dim, steps, coordinates, prior)
 
