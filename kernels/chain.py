@@ -11,14 +11,18 @@ from ddvi_fast._operands import ChainOperands, signs_fit, signs_shape
 from ddvi_fast.kernels.chain_backward import backward
 from ddvi_fast.kernels.chain_forward import chain_fwd_kernel, run
 from ddvi_fast.kernels.chain_options import Sizes, prepared, unusable_denoiser, variants
-from ddvi_fast.kernels.common import Compilation, recorded
+from ddvi_fast.kernels.common import Compilation, architecture, recorded
 
 __all__ = ["backward", "compilations", "forward", "unsupported"]
 
 
 def unsupported(precision: str = "float32", **tensors: Tensor | None) -> str | None:
     """The reason why the kernels cannot run this chain, or None if they can; `tensors` are its float32 operands by name."""
-    return unusable_denoiser(chain_fwd_kernel, "chain", precision, **tensors)
+    reason = unusable_denoiser(chain_fwd_kernel, "chain", precision, **tensors)
+    y_T = tensors.get("y_T")
+    if reason is None and y_T is not None and architecture(y_T.device) >= 100:  # Triton 3.7 compiles the forward kernel to a trap
+        return "device: the Triton chain takes compute capability 8.0 to 9.0, got 10.0 or later"
+    return reason
 
 
 def forward(
