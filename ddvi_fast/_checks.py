@@ -169,7 +169,11 @@ def same_device(argument: str, value: torch.Tensor, like: torch.Tensor) -> None:
 
 
 def same_dtype(argument: str, value: torch.Tensor, like: torch.Tensor) -> None:
-    """Check that two tensors have one element type."""
+    """Check that two tensors have one element type; under autocast they may differ, because operators widen their operands."""
+    import torch
+
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        return
     require(value.dtype == like.dtype, argument, f"a {str(like.dtype).removeprefix('torch.')} tensor", value)
 
 

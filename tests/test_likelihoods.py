@@ -90,7 +90,7 @@ def test_learned_scale():
     "name, options, message",
     [
         ("bernouli", {}, "likelihood: .*did you mean bernoulli"),
-        ("gaussian", {"scale": 0.0}, "scale: expected a number above 0"),
+        ("gaussian", {"scale": 0.0}, "scale: expected a (finite number|number above 0)"),
         ("gaussian", {"value_range": (1.0, 0.0)}, "value_range: expected None or \\(low, high\\)"),
         ("binomial", {"total": 0}, "total: expected an integer of at least 1"),
         ("gaussian", {"scal": 1.0}, "did you mean scale"),

@@ -36,7 +36,8 @@ class Hamiltonian(AuxiliaryPosterior):
 
     Args:
         encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean, then log-variance of `z_0`.
-        context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C].
+        context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C]; None if the encoder's output ends with the
+            context.
         model: The latent-variable model, whose prior must have a density. The posterior's loss trains it too, but its parameters are not
             in the posterior's state dict.
         latent_dim: Number of latent dimensions, D (int).
@@ -64,7 +65,7 @@ class Hamiltonian(AuxiliaryPosterior):
 
     @_checks.typed
     def __init__(
-        self, encoder: nn.Module, context_encoder: nn.Module, model: LatentVariableModel, latent_dim: int, context_dim: int = 10,
+        self, encoder: nn.Module, context_encoder: nn.Module | None, model: LatentVariableModel, latent_dim: int, context_dim: int = 10,
         num_steps: int = 2, num_leapfrog: int = 2, hidden_dim: int = 64, step_size: float = 0.1, blur: float = 0.1,
         max_force: float = 50.0, draws: Draws = Draws(0), coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip

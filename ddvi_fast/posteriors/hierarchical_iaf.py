@@ -48,7 +48,8 @@ class HierarchicalIAF(AuxiliaryPosterior):
     Args:
         encoder: Network called as `encoder(x, draws)`, from x [N, ...] to [N, 2 D]: mean, then log-variance of the
             Gaussian of `z`, to which the output of the level above is added.
-        context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C].
+        context_encoder: Network called as `context_encoder(x, draws)`, from x to [N, C]; None if the encoder's output ends with the
+            context.
         latent_dim: Number of dimensions of every level, D (int).
         context_dim: Size of the context, C (int, default 10).
         num_levels: Number of levels including `z`, L (int, default 2).
@@ -72,7 +73,7 @@ class HierarchicalIAF(AuxiliaryPosterior):
 
     @_checks.typed
     def __init__(
-        self, encoder: nn.Module, context_encoder: nn.Module, latent_dim: int, context_dim: int = 10, num_levels: int = 2, num_steps: int = 2,
+        self, encoder: nn.Module, context_encoder: nn.Module | None, latent_dim: int, context_dim: int = 10, num_levels: int = 2, num_steps: int = 2,
         hidden_dim: int = 64, draws: Draws = Draws(0), open_gates: bool = True,
         coordinates: str = "latent", prior: Prior | None = None,
     ) -> None:  # fmt: skip

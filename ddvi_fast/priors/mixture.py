@@ -40,7 +40,9 @@ class Mixture(Prior):
             angles = 2 * math.pi * torch.arange(num_classes, **as_float32) / num_classes
             radius = _checks.number(radius, "radius")
             means = radius * torch.stack((angles.cos(), angles.sin()), 1)
-        means = _checks.finite(_checks.tensor(means, "means", (None, None)), "means").float()
+        means = _checks.tensor(means, "means", (None, None)).float()
+        if _checks.readable(means):
+            _checks.finite(means, "means")
         _checks.require(means.numel() > 0, "means", "at least one mean of one dimension", means)
         self.means = nn.Parameter(means.clone(), requires_grad=learnable)
         self.scale, self.num_classes = scale, means.shape[0]

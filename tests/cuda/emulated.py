@@ -30,6 +30,7 @@ def _folder() -> tempfile.TemporaryDirectory:
 
 def prepare(*variants: tuple[str, dict[str, int]]) -> None:
     """Compile several sources with macros at once."""
+    _folder()  # made by one thread
     different = {(source, tuple(sorted(macros.items()))) for source, macros in variants}
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda variant: _library(*variant), different))

@@ -16,7 +16,7 @@ from ddvi_fast.distributed import Part, part_of_batch
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.networks import BatchNorm
 from tests.engine import world
-from tests.engine.small import COMMON, COUPLED, METHODS, case, distance
+from tests.engine.small import COUPLED, METHODS, NARROW, case, distance
 
 STEPS, DOUBLE_STEPS, COUPLED_STEPS, SPOILT = 50, 5, 3, 77
 ROWS = [0, 1, 7, 8]
@@ -132,7 +132,7 @@ def test_batch_statistics_of_parts_are_torchs_of_the_whole(monkeypatch):
 
 def test_the_command_in_two_processes_is_the_command_in_one(tmp_path):
     """Weights, figures of merit and records, which are written once; evaluation counts every row once."""
-    settings = [*COMMON, "dataset=digits", "method=vae", "epochs=1", "engine=parallel", "progress=off", "evaluation.limit=31"]
+    settings = [*NARROW, "dataset=digits", "method=vae", "epochs=1", "engine=parallel", "progress=off", "evaluation.limit=31"]
     settings += ["evaluation.elbo_samples=3", "evaluation.iwae_samples=3", "evaluation.prior_samples=64"]
     for size in (1, 2):
         processes = world.start(["-m", "ddvi_fast.train", *settings, f"run_dir={tmp_path / str(size)}"], size)

@@ -71,7 +71,7 @@ def test_encoders_without_hidden_layers_have_no_trunk(built, finite_updates):
     finite_updates(experiment.phases[0].objective)
 
 
-@pytest.mark.parametrize(("samples", "rows"), [(None, 2), ("1", 1), ("5", 5)])
+@pytest.mark.parametrize(("samples", "rows"), [(None, 4), ("1", 1), ("5", 5)])
 def test_a_row_goes_through_the_chain_of_its_drawn_class_only(built, monkeypatch, samples, rows):
     """A batch of N rows and K samples has K N rows in the denoiser at each step, not one for each of the ten classes."""
     experiment = built(f"method.num_samples={samples or 'null'}", *SMALL)
