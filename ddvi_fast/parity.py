@@ -18,6 +18,7 @@ from ddvi_fast.reference.chain import ChainWeights
 from ddvi_fast.rng import Draws
 
 # Half a unit of each precision: the rounding errors of the reference may cancel where those of another order do not.
+_ONE_KINK = 2.0**-5  # of the norm of the gradients of 70 rows, if one of their ReLUs switches
 _ROUNDING = {"bf16": 2.0**-9, "fp16": 2.0**-12, "tf32": 2.0**-12}
 LAYOUTS = ("contiguous", "strided", "expanded")
 
@@ -159,7 +160,8 @@ def relative_error(got: Tensor, exact: Tensor) -> float:
 
 
 def _assert_length_within_budget(got: Tensor, plain: Tensor, exact: Tensor, floor: float, name: str) -> None:
-    """Compare norms of whole tensors: a rounded state on the other side of a kink may change a single row by any amount."""
+    """Compare norms of whole tensors: a rounded state on the other side of a kink may change the gradient of a single row by any amount."""
+    floor = max(floor, _ONE_KINK) if ": d_" in name else floor
     error, allowed = (got - exact).norm(), 2 * (plain - exact).norm() + floor * exact.norm()
     assert error <= allowed, f"{name}: off by {float(error):.3g} in length, allowed {float(allowed):.3g}"
 

@@ -81,6 +81,7 @@ class RunFolder:
             _require_run(path)
             if resume and (path / CONFIG).exists():
                 return cls._resume(path, plain)
+            overwrite = overwrite or _unwritten(path)
             hint = "overwrite=true replaces it, another run_dir keeps it"
             _checks.require(overwrite or resume, f"run folder {path}", "a new or empty folder", "one that holds another run or a finished one", hint)
             _remove_owned(path)
@@ -244,6 +245,11 @@ def read_evaluation(path: Path) -> dict[str, float]:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _checks.require(number, f"{path / EVALUATION}, {name}", "a number", value, hint)
     return found
+
+
+def _unwritten(path: Path) -> bool:
+    """Whether the folder is that of a run whose configuration could not be written, so that it holds no results."""
+    return not (path / CONFIG).exists() and not any(path.glob("checkpoints/*")) and not (path / "metrics.jsonl").exists()
 
 
 def _vacant(path: Path) -> bool:
