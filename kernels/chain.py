@@ -10,19 +10,15 @@ from torch import Tensor
 from ddvi_fast._operands import ChainOperands, signs_fit, signs_shape
 from ddvi_fast.kernels.chain_backward import backward
 from ddvi_fast.kernels.chain_forward import chain_fwd_kernel, run
-from ddvi_fast.kernels.chain_options import Sizes, prepared, unusable_denoiser, variants
-from ddvi_fast.kernels.common import Compilation, architecture, recorded
+from ddvi_fast.kernels.chain_options import TENSOR_MEMORY, Sizes, prepared, unusable_denoiser, variants
+from ddvi_fast.kernels.common import Compilation, recorded
 
 __all__ = ["backward", "compilations", "forward", "unsupported"]
 
 
 def unsupported(precision: str = "float32", **tensors: Tensor | None) -> str | None:
     """The reason why the kernels cannot run this chain, or None if they can; `tensors` are its float32 operands by name."""
-    reason = unusable_denoiser(chain_fwd_kernel, "chain", precision, **tensors)
-    y_T = tensors.get("y_T")
-    if reason is None and y_T is not None and architecture(y_T.device) >= 100:  # Triton 3.7 compiles the forward kernel to a trap
-        return "device: the Triton chain takes compute capability 8.0 to 9.0, got 10.0 or later"
-    return reason
+    return unusable_denoiser(chain_fwd_kernel, "chain", precision, **tensors)
 
 
 def forward(
@@ -53,4 +49,4 @@ def compilations() -> Iterator[Compilation]:
     for name, sizes, precision in variants():
         *tensors, state = sizes.meta_tensors()
         operands = ChainOperands(*tensors, None, *sizes.meta_index(), state, 0, sizes.rows, True, precision)
-        yield from recorded(name, forward, operands, True, True, True)
+        yield from recorded(name, forward, operands, True, True, True, before=TENSOR_MEMORY)

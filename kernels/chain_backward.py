@@ -19,7 +19,7 @@ from torch import Tensor
 from ddvi_fast import _operands
 from ddvi_fast._operands import ChainOperands, Differentiable
 from ddvi_fast.kernels.chain_forward import run
-from ddvi_fast.kernels.chain_options import Prepared, Sizes, chain_options, prepared, variants
+from ddvi_fast.kernels.chain_options import TENSOR_MEMORY, Prepared, Sizes, chain_options, prepared, variants
 from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded, splits_of, tile_rows
 from ddvi_fast.kernels.layers import (
     DOWN,
@@ -325,6 +325,6 @@ def compilations() -> Iterator[Compilation]:
         new, rows = operands.y_T.new_empty, operands.y_T.shape
         signs = new((sizes.steps, sizes.rows, 4, sizes.hidden // 32), dtype=torch.int32)
         kept = new((sizes.steps + 1, *rows)), signs, new((sizes.steps, *rows))
-        for compilation in recorded(name, backward, operands, *kept, None, new(sizes.rows), None, needed):
+        for compilation in recorded(name, backward, operands, *kept, None, new(sizes.rows), None, needed, before=TENSOR_MEMORY):
             if not compilation.constexprs.get("M") and not compilation.constexprs.get("N"):  # other blocks of a matrix do less
                 yield compilation

@@ -12,12 +12,16 @@ import triton
 from torch import Tensor
 
 from ddvi_fast.kernels import layers
-from ddvi_fast.kernels.common import launch, unusable
+from ddvi_fast.kernels.common import architecture, launch, unusable
 from ddvi_fast.kernels.layers import LOW_TYPES, denoiser_operands_kernel
 from ddvi_fast.kernels.signs import BLOCK
 
 # Hidden widths that the kernels are compiled for.
 HIDDEN = (64, 128, 256)
+
+# First architecture that the kernels are refused on. Its products sum in tensor memory, and Triton 3.7 gives each product of a loop its own
+# part of it for the whole loop: the parts are more than the 512 columns that there are, and the compiled kernel is a trap.
+TENSOR_MEMORY = 100
 
 # Most columns of latents and contexts.
 _WIDEST = 64
@@ -146,6 +150,9 @@ def unusable_denoiser(kernel: Any, what: str, precision: str, **tensors: Tensor 
     reason = unusable(kernel, **tensors)
     if reason is not None:
         return reason
+    device = next((tensor.device for tensor in tensors.values() if tensor is not None), None)
+    if device is not None and architecture(device) >= TENSOR_MEMORY:
+        return f"device: the Triton {what} takes compute capabilities below {TENSOR_MEMORY / 10}, got {architecture(device) / 10}"
     hidden = tensors.get("hidden")
     if hidden is not None and hidden.shape[-1] not in HIDDEN:
         return f"denoiser: the Triton {what} takes hidden widths {', '.join(map(str, HIDDEN))}, got {hidden.shape[-1]}"

@@ -73,15 +73,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         kernel[grid](*arguments, **options)
 
 
-def recorded(variant: str, call: Callable[..., object], *arguments: Any) -> Iterator[Compilation]:
-    """The kernel variants that a call launches on each architecture.
+def recorded(variant: str, call: Callable[..., object], *arguments: Any, before: int | None = None) -> Iterator[Compilation]:
+    """The kernel variants that a call launches on each architecture, `before` one of them if that is given.
 
     Args:
         variant: Description of the sizes and types, the second part of each variant's name.
         call: Function that launches the kernels.
         arguments: Its arguments, with tensors on the meta device, so that nothing is computed.
+        before: The first architecture that does not count, or None for all of them.
     """
     for architecture in ARCHITECTURES:
+        if before is not None and architecture >= before:
+            continue
         found: dict[Any, list[Compilation]] = {}
         for launched in launches(variant, architecture, call, *arguments):
             others = found.setdefault(launched.compilation.kernel, [])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddvi_fast import _operands, rng
 from ddvi_fast._operands import SleepOperands, SleepResults
-from ddvi_fast.kernels.chain_options import Sizes, chain_options, unusable_denoiser, variants
+from ddvi_fast.kernels.chain_options import TENSOR_MEMORY, Sizes, chain_options, unusable_denoiser, variants
 from ddvi_fast.kernels.common import Compilation, architecture, interpreted, launch, recorded
 from ddvi_fast.kernels.layers import (
     DOWN,
@@ -257,5 +257,6 @@ def compilations() -> Iterator[Compilation]:
         x0, *tensors, state = sizes.meta_tensors()
         t = state.new_empty(sizes.rows)
         operands = SleepOperands(x0, t, *tensors, None, *sizes.meta_index(), state, 0, sizes.rows, "huber", True, precision)
-        yield from recorded(name, forward, operands)
-        yield from recorded(f"{name} with gradients", forward, operands, _operands.OF_WEIGHTS | _operands.OF_CONTEXT | _operands.OF_TABLE)
+        yield from recorded(name, forward, operands, before=TENSOR_MEMORY)
+        keep = _operands.OF_WEIGHTS | _operands.OF_CONTEXT | _operands.OF_TABLE
+        yield from recorded(f"{name} with gradients", forward, operands, keep, before=TENSOR_MEMORY)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddvi_fast import _operands
 from ddvi_fast._operands import Differentiable, SleepOperands, SleepResults
-from ddvi_fast.kernels.chain_options import Prepared, Sizes, variants
+from ddvi_fast.kernels.chain_options import TENSOR_MEMORY, Prepared, Sizes, variants
 from ddvi_fast.kernels.common import Compilation, launch, recorded
 from ddvi_fast.kernels.weight_gradient import WeightSums
 
@@ -133,4 +133,4 @@ def compilations() -> Iterator[Compilation]:
         operands = SleepOperands(x0, t, *tensors, None, *sizes.meta_index(), state, 0, sizes.rows, "huber", True, precision)
         keep = _operands.OF_WEIGHTS | _operands.OF_CONTEXT | _operands.OF_TABLE
         kept = SleepResults.empty(operands, upstream, keep).with_weights(operands)
-        yield from recorded(f"{name} by step", backward, operands, kept, upstream, needed)
+        yield from recorded(f"{name} by step", backward, operands, kept, upstream, needed, before=TENSOR_MEMORY)

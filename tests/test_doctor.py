@@ -75,6 +75,12 @@ def test_where_cuda_cannot_run_triton_is_used_and_the_reason_given(gpu, monkeypa
     assert finding.status == "note" and finding.detail.startswith("triton for float32") and reason in finding.detail
 
 
+def test_a_device_that_is_too_new_runs_the_reference_and_the_reason_is_given(gpu) -> None:
+    gpu[0] = (10, 0)
+    finding = find(inspect(), "backends", "chain on cuda")
+    assert finding.status == "note" and finding.detail.startswith("reference") and "below 10.0, got 10.0" in finding.detail
+
+
 def test_cuda_asked_for_by_name_without_a_gpu_is_a_problem(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("DDVI_FAST_BACKEND", "cuda")

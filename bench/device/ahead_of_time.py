@@ -41,6 +41,8 @@ COUNTED = {"barriers": ("BAR",), "loads": ("LDG", "LDGSTS"), "stores": ("STG", "
 # Most bytes of local memory a thread of kernels that spill: their time with the spills is in the predictions.
 SPILLS = {"chain_fwd_kernel": 512, "chain_bwd_kernel": 512, "denoiser_bwd_kernel_weights": 1024, "sleep_fwd_kernel": 1024}
 
+_TRAP = 4  # most registers of a kernel of which the compiler left a single instruction
+
 Usage = dict[str, int]  # registers, local, shared; in the main loop: barriers, loads, stores
 Table = dict[str, dict[str, Usage]]  # by variant, then by architecture as in "sm_90"
 
@@ -195,10 +197,12 @@ def predict_one(job: tuple[str, str]) -> list[dict[str, Any]]:
 
 
 def faults(table: Table) -> list[str]:
-    """Spills, and programs with more shared memory than the architecture has."""
+    """Spills, kernels without content, and programs with more shared memory than the architecture has."""
     found = []
     for name, by_architecture in table.items():
         for architecture, used in by_architecture.items():
+            if used["registers"] <= _TRAP:
+                found.append(f"{name} on {architecture}: the compiled kernel does nothing but trap")
             limit = SHARED_LIMIT[int(architecture.removeprefix("sm_"))]
             most = SPILLS.get(name.split()[0], 0)
             if used["local"] > most:

@@ -37,6 +37,7 @@ class Range(NamedTuple):
     context: int  # most context columns
     steps: int  # most steps
     architecture: int  # the oldest
+    before: int  # the first that is too new
     split_matrices: bool  # whether a program of float32 or tf32 has three hidden matrices of 2-byte numbers in shared memory
     waves: dict[str, int]  # by precision: waves of programs up to which no later kernel is faster; 0 for no limit
 
@@ -55,6 +56,8 @@ class Range(NamedTuple):
                 return f"{name}: expected at most {most}, got {got}"
         if sizes.architecture < self.architecture:
             return f"device: expected compute capability {self.architecture / 10} or later, got {sizes.architecture / 10}"
+        if sizes.architecture >= self.before:
+            return f"device: expected a compute capability below {self.before / 10}, got {sizes.architecture / 10}"
         needed, there = self._shared_needed(sizes), _SHARED.get(sizes.architecture, min(_SHARED.values()))
         return f"device: expected {needed} KiB of shared memory for a program, got {there} KiB" if there < needed else ""
 
@@ -70,11 +73,13 @@ class Range(NamedTuple):
 
 
 ANY = 1 << 30
+# As in kernels/chain_options.py: Triton's kernels are refused from here on, and with them the weight gradients of the CUDA C++ kernels.
+_TENSOR_MEMORY = 100
 OTHER_SHARED = 48  # KiB of a program for everything but hidden matrices, at most
 TABLE = (
-    #     kernel    H               D   C   T     from
-    Range("cuda", (64, 128), 16, 16, 1000, 80, True, {"float32": 5, "tf32": 5, "bf16": 3, "fp16": 3}),
-    Range("triton", (64, 128, 256), 64, 64, ANY, 0, False, {"float32": 0, "tf32": 0, "bf16": 0, "fp16": 0}),
+    #     kernel    H               D   C   T     from, before
+    Range("cuda", (64, 128), 16, 16, 1000, 80, _TENSOR_MEMORY, True, {"float32": 5, "tf32": 5, "bf16": 3, "fp16": 3}),
+    Range("triton", (64, 128, 256), 64, 64, ANY, 0, _TENSOR_MEMORY, False, {"float32": 0, "tf32": 0, "bf16": 0, "fp16": 0}),
 )
 
 

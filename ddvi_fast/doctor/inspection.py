@@ -148,9 +148,12 @@ def _few_rows(name: str, device: torch.device) -> Finding:
     """Which of Triton and CUDA C++ computes an operation, and why."""
     rest = "reference for float64 and for sizes that the kernels do not support"
     why = _backend.unavailable("cuda") or chain.why_not(torch.cuda.current_device() if device.index is None else device.index)
+    capability = torch.cuda.get_device_capability(device)
+    too_new = selection.row_of("triton").refusal(selection.Sizes(2, 2, 64, 1, 1, "bf16", 10 * capability[0] + capability[1]))
+    if too_new:
+        return judged("backends", name, f"reference; neither Triton nor CUDA C++: {too_new}", "nothing to do: results are the same")
     if why:
         return judged("backends", name, f"triton for float32, {rest}; no CUDA C++ for few rows: {why}", _REPAIR["cuda"])
-    capability = torch.cuda.get_device_capability(device)
     most = ", ".join(f"{rows} rows in {precision}" for precision, rows in selection.limits(10 * capability[0] + capability[1]).items())
     return judged("backends", name, f"cuda up to {most}, triton for more, {rest}")
 

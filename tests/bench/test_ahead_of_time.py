@@ -52,6 +52,11 @@ def test_spills_are_named_unless_they_are_known(monkeypatch):
     assert len(ahead_of_time.faults(table)) == 1
 
 
+def test_a_kernel_that_only_traps_is_named():
+    table = {"a_kernel D=2": {"sm_100": {"registers": 4, "local": 0, "shared": 0}}}
+    assert ahead_of_time.faults(table) == ["a_kernel D=2 on sm_100: the compiled kernel does nothing but trap"]
+
+
 def test_the_table_has_counts_and_times():
     used = {"registers": 32, "local": 8, "shared": 1024, "barriers": 4, "loads": 3, "stores": 2}
     times = {"case": "chain", "precision": "bf16", "grid": 4, "launches": 2, "turns": 40}

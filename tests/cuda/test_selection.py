@@ -25,11 +25,11 @@ def test_every_combination_has_exactly_one_kernel_which_takes_it():
         able = [row.kernel for row in TABLE if not row.refusal(sizes)]
         willing = [row.kernel for row in TABLE if row.kernel in able and not row.slower(sizes)]
         assert kernel == (willing[0] if willing else "reference"), sizes
-        small = sizes.latent <= 16 and sizes.context <= 16 and sizes.hidden in (64, 128) and sizes.steps <= 1000 and sizes.architecture >= 80
-        wave = 8 * {8: 108, 9: 132, 10: 148, 12: 148}.get(sizes.architecture // 10, 0)
+        small = sizes.latent <= 16 and sizes.context <= 16 and sizes.hidden in (64, 128) and sizes.steps <= 1000 and 80 <= sizes.architecture < 100
+        wave = 8 * {8: 108, 9: 132}.get(sizes.architecture // 10, 0)
         few = sizes.rows <= wave * (3 if sizes.precision in ("bf16", "fp16") else 5)
-        fits = sizes.precision in ("bf16", "fp16") or sizes.hidden == 64 or sizes.architecture not in (86, 89, 120)
-        triton = sizes.latent <= 64 and sizes.context <= 64 and sizes.hidden in (64, 128, 256)
+        fits = sizes.precision in ("bf16", "fp16") or sizes.hidden == 64 or sizes.architecture not in (86, 89)
+        triton = sizes.latent <= 64 and sizes.context <= 64 and sizes.hidden in (64, 128, 256) and sizes.architecture < 100
         assert kernel == ("cuda" if small and few and fits else "triton" if triton else "reference"), sizes
         seen.add(kernel)
     assert seen == {"cuda", "triton", "reference"}
@@ -44,6 +44,7 @@ def test_every_combination_has_exactly_one_kernel_which_takes_it():
         ({"hidden": 256}, "hidden width: expected 64 or 128, got 256"),
         ({"steps": 1001}, "steps: expected at most 1000, got 1001"),
         ({"architecture": 75}, "device: expected compute capability 8.0 or later, got 7.5"),
+        ({"architecture": 100}, "device: expected a compute capability below 10.0, got 10.0"),
         ({"precision": "float32", "architecture": 86}, "device: expected 144 KiB of shared memory for a program, got 99 KiB"),
         ({"precision": "fp8"}, "precision: expected float32 or tf32 or bf16 or fp16, got fp8"),
         ({"rows": 65536}, ""),  # it can, though Triton is faster
@@ -71,9 +72,9 @@ def test_every_precision_of_products_is_in_every_row():
 
 
 @pytest.mark.parametrize(("latent", "context", "hidden"), list(itertools.product((1, 16, 64), (0, 16, 64), (64, 128, 256))))
-def test_tritons_kernels_take_what_the_table_gives_them(latent, context, hidden):
+def test_tritons_kernels_take_what_the_table_gives_them(latent, context, hidden, monkeypatch):
     pytest.importorskip("triton")
-    from ddvi_fast.kernels import chain, common
+    from ddvi_fast.kernels import chain, chain_options, common
 
     device = "cpu" if common.interpreted(chain.chain_fwd_kernel) else "cuda"
     tensors = {"y_T": torch.zeros(1, latent, device=device), "hidden": torch.zeros(3, hidden, hidden, device=device)}
@@ -81,5 +82,8 @@ def test_tritons_kernels_take_what_the_table_gives_them(latent, context, hidden)
     assert not selection.row_of("triton").refusal(BASE._replace(latent=latent, context=context, hidden=hidden))
     for name in precision.PRODUCTS:
         assert chain.unsupported(name, **tensors) is None
+    monkeypatch.setattr(chain_options, "architecture", lambda device: 100)
+    assert "below 10.0, got 10.0" in chain.unsupported("bf16", **tensors) and selection.row_of("triton").refusal(BASE._replace(architecture=100))
+    monkeypatch.undo()
     tensors["y_T"] = torch.zeros(1, 65, device=device)
     assert chain.unsupported("bf16", **tensors) is not None
