@@ -42,7 +42,7 @@ class Sleep:
             encoders.
         data: Take pairs of data instead of fantasies (bool). Default: for a posterior of at most 3 coordinates with a joint update and a
             `batch_factor` of 1.
-        decoder: Weight of `-log p(x | z)` at the pairs of data (float, default 0.25), the only one of these terms that trains the decoder.
+        decoder: Weight of `-log p(x | z)` at the pairs of data (float, default 1), the only one of these terms that trains the decoder.
         classes: Weight of the cross-entropy of q(c | x) on the classes of the pairs, for a `ClassConditional` (float, default 10).
         candidates: Prior samples per row of the batch among which latents of data are drawn; the whole batch shares them (int, default 4).
 
@@ -62,7 +62,7 @@ class Sleep:
     batch_factor: int = 1
     timesteps: int = 1
     data: bool | None = None
-    decoder: float = 0.25
+    decoder: float = 1.0
     classes: float = 10.0
     candidates: int = 4
 

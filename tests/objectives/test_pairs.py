@@ -225,6 +225,6 @@ def test_refuses_terms_that_the_posterior_does_not_have(one_line):
     one_line(lambda: PairFit(make_model(), separate, Sleep()), r"^sleep\.weight: expected 0 for a ClassDiffusion")
     implicit = Adversarial(MLP(3, [], 6), 2, 4)
     one_line(lambda: PairFit(linear_model(), implicit, Sleep(1.0, 0.0)), r"^sleep\.weight: expected 0 for a posterior without a tractable density")
-    assert PairFit(linear_model(), implicit, Sleep(0.0, 0.0)).terms(linear_observations(3), Draws(0)).weights == {"sleep_decoder": 0.25}
+    assert PairFit(linear_model(), implicit, Sleep(0.0, 0.0)).terms(linear_observations(3), Draws(0)).weights == {"sleep_decoder": 1.0}
     with pytest.raises(InputError, match=r"^sleep\.data: expected false with sleep\.alternating"):
         Sleep(data=True, alternating=True)
