@@ -10,7 +10,7 @@ from torch import Tensor
 from ddvi_fast._operands import ChainOperands, signs_fit, signs_shape
 from ddvi_fast.kernels.chain_backward import backward
 from ddvi_fast.kernels.chain_forward import chain_fwd_kernel, run
-from ddvi_fast.kernels.chain_options import TENSOR_MEMORY, Sizes, prepared, unusable_denoiser, variants
+from ddvi_fast.kernels.chain_options import Sizes, prepared, unusable_denoiser, variants
 from ddvi_fast.kernels.common import Compilation, recorded
 
 __all__ = ["backward", "compilations", "forward", "unsupported"]
@@ -46,7 +46,8 @@ def forward(
 
 def compilations() -> Iterator[Compilation]:
     """Representative variants for ahead-of-time compilation: drawn noise, with everything that a backward pass reads."""
-    for name, sizes, precision in variants():
+    for variant in variants():
+        sizes = variant.sizes
         *tensors, state = sizes.meta_tensors()
-        operands = ChainOperands(*tensors, None, *sizes.meta_index(), state, 0, sizes.rows, True, precision)
-        yield from recorded(name, forward, operands, True, True, True, before=TENSOR_MEMORY)
+        operands = ChainOperands(*tensors, None, *sizes.meta_index(), state, 0, sizes.rows, True, variant.precision)
+        yield from recorded(variant.name, forward, operands, True, True, variant.learned, architectures=variant.architectures)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ddvi_fast import _operands
 from ddvi_fast._operands import ChainOperands, Differentiable
 from ddvi_fast.kernels.chain_forward import run
-from ddvi_fast.kernels.chain_options import TENSOR_MEMORY, Prepared, Sizes, chain_options, prepared, variants
+from ddvi_fast.kernels.chain_options import Prepared, Sizes, chain_options, prepared, variants
 from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded, splits_of, tile_rows
 from ddvi_fast.kernels.layers import (
     DOWN,
@@ -317,14 +317,14 @@ def _made_again(
 
 
 def compilations() -> Iterator[Compilation]:
-    """Representative variants for ahead-of-time compilation: gradients of everything but noise."""
-    needed = Differentiable(*[True] * 8, False)
-    for name, sizes, precision in variants():
+    """Representative variants for ahead-of-time compilation: gradients of everything but noise and coefficients, or but noise."""
+    for variant in variants():
+        sizes = variant.sizes
         *tensors, state = sizes.meta_tensors()
-        operands = ChainOperands(*tensors, None, *sizes.meta_index(), state, 0, sizes.rows, True, precision)
+        operands = ChainOperands(*tensors, None, *sizes.meta_index(), state, 0, sizes.rows, True, variant.precision)
         new, rows = operands.y_T.new_empty, operands.y_T.shape
         signs = new((sizes.steps, sizes.rows, 4, sizes.hidden // 32), dtype=torch.int32)
         kept = new((sizes.steps + 1, *rows)), signs, new((sizes.steps, *rows))
-        for compilation in recorded(name, backward, operands, *kept, None, new(sizes.rows), None, needed, before=TENSOR_MEMORY):
-            if not compilation.constexprs.get("M") and not compilation.constexprs.get("N"):  # other blocks of a matrix do less
-                yield compilation
+        needed = Differentiable(*[True] * 7, variant.learned, False)
+        call = backward, operands, *kept, None, new(sizes.rows), None, needed
+        yield from filter(variant.of_interest, recorded(variant.name, *call, architectures=variant.architectures))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import triton
 from torch import Tensor
 
 from ddvi_fast.kernels import layers
-from ddvi_fast.kernels.common import architecture, launch, unusable
+from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, architecture, launch, unusable
 from ddvi_fast.kernels.layers import LOW_TYPES, denoiser_operands_kernel
 from ddvi_fast.kernels.signs import BLOCK
 
@@ -136,13 +135,43 @@ def preparation(hidden: Tensor, time_table: Tensor, precision: str) -> tuple[Pre
 PREPARED = {"BLOCK": 1024, "num_warps": 4}
 
 
-def variants() -> Iterator[tuple[str, Sizes, str]]:
-    """Name, sizes and precision of the representative variants that are compiled ahead of time: many rows; with an index as in the recipes."""
+_TAKEN = tuple(each for each in ARCHITECTURES if each < TENSOR_MEMORY)  # architectures that the kernels are launched on
+
+
+class Variant(NamedTuple):
+    """One choice of sizes that is compiled ahead of time."""
+
+    name: str
+    sizes: Sizes
+    precision: str
+    architectures: tuple[int, ...]
+
+    @property
+    def learned(self) -> bool:
+        """Whether the coefficients have a gradient: those with an index, as in the recipes."""
+        return self.sizes.indexed
+
+    def of_interest(self, compilation: Compilation) -> bool:
+        """Whether a kernel is more than another block of the same weight gradient; those of float32 and of further layers are compiled for few sizes.
+
+        They take minutes each.
+        """
+        constants, usual = compilation.constexprs, self.sizes.hidden == 128 and self.sizes.latent <= 3 and compilation.architecture in MODELED
+        if "LAYER" not in constants:
+            return True
+        if constants["M"] or constants["N"] or (constants["LAYER"] and self.learned):
+            return False
+        return usual or not (constants["LAYER"] or self.precision == "float32")
+
+
+def variants() -> Iterator[Variant]:
+    """The benchmark's chain, and that of the recipes; wide latents and a narrow network on one architecture."""
     rows = 1 << 16
-    for precision, (hidden, latent) in itertools.product(("float32", "bf16"), ((64, 2), (64, 16), (128, 2), (128, 16), (256, 2))):
-        yield f"D={latent} H={hidden} {precision}", Sizes(1, rows, latent, 2, hidden, 40), precision
-    for precision, (latent, context) in itertools.product(("float32", "bf16"), ((3, 32), (16, 2))):
-        yield f"D={latent} H=128 {precision} indexed", Sizes(10, rows, latent, context, 128, 8, True), precision
+    for precision in ("bf16", "float32"):
+        yield Variant(f"D=2 C=2 H=128 {precision}", Sizes(1, rows, 2, 2, 128, 40), precision, _TAKEN)
+        yield Variant(f"D=3 C=32 H=128 {precision} indexed", Sizes(10, rows, 3, 32, 128, 8, True), precision, _TAKEN)
+        yield Variant(f"D=16 C=2 H=128 {precision}", Sizes(1, rows, 16, 2, 128, 40), precision, MODELED)
+        yield Variant(f"D=2 C=2 H=64 {precision}", Sizes(1, rows, 2, 2, 64, 40), precision, MODELED)
 
 
 def unusable_denoiser(kernel: Any, what: str, precision: str, **tensors: Tensor | None) -> str | None:

@@ -16,6 +16,7 @@ from triton.compiler import ASTSource
 from triton.runtime.interpreter import InterpretedFunction
 
 ARCHITECTURES = (80, 90, 100)  # compute capabilities that every kernel is compiled for ahead of time
+MODELED = (90,)  # that of the GPU whose times are predicted: the only one for which variants of less common sizes are compiled
 
 # Names of element types in Triton's signatures.
 _TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32"}
@@ -73,18 +74,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         kernel[grid](*arguments, **options)
 
 
-def recorded(variant: str, call: Callable[..., object], *arguments: Any, before: int | None = None) -> Iterator[Compilation]:
-    """The kernel variants that a call launches on each architecture, `before` one of them if that is given.
+def recorded(variant: str, call: Callable[..., object], *arguments: Any, architectures: tuple[int, ...] = ARCHITECTURES) -> Iterator[Compilation]:
+    """The kernel variants that a call launches on each architecture.
 
     Args:
         variant: Description of the sizes and types, the second part of each variant's name.
         call: Function that launches the kernels.
         arguments: Its arguments, with tensors on the meta device, so that nothing is computed.
-        before: The first architecture that does not count, or None for all of them.
+        architectures: Compute capabilities times ten.
     """
-    for architecture in ARCHITECTURES:
-        if before is not None and architecture >= before:
-            continue
+    for architecture in architectures:
         found: dict[Any, list[Compilation]] = {}
         for launched in launches(variant, architecture, call, *arguments):
             others = found.setdefault(launched.compilation.kernel, [])

@@ -6,7 +6,6 @@ and are added in float64: the sum over an image's pixels cancels in part.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import Compilation, launch, recorded, tile_place, unusable
+from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, launch, recorded, tile_place, unusable
 
 KINDS = ("bernoulli", "gaussian", "binomial", "gaussian_kl", "gaussian_log_prob")
 
@@ -92,18 +91,22 @@ def launch_options(width: int) -> dict[str, int]:
 
 
 def compilations() -> Iterator[Compilation]:
-    """Every kind and layout of operands, for rows of an image and of a latent."""
-    for kind, width in itertools.product(KINDS, (2, 784)):
+    """Every kind, for rows of an image or a latent, with every layout of operands; one kind on every architecture."""
+    for kind in KINDS:
+        width, architectures = 2 if kind in _OF_LATENTS else 784, ARCHITECTURES if kind == "bernoulli" else MODELED
         full, repeated = torch.empty(128, width, device="meta"), torch.empty(16, width, device="meta")
         third = {"gaussian": [full.new_empty(1)], "gaussian_log_prob": [full]}.get(kind, [])
         call = (kind, [full, repeated, *third], [128, width], 2.0)
-        yield from recorded(f"{kind}, width {width}", forward, *call)
+        yield from recorded(f"{kind}, width {width}", forward, *call, architectures=architectures)
         upstream, needed = full.new_empty(128), [True] * (2 + len(third))
-        yield from recorded(f"{kind}, width {width}", backward, *call, upstream, needed)
+        yield from recorded(f"{kind}, width {width}", backward, *call, upstream, needed, architectures=architectures)
     for width in (8, 5000):
         weights, rows = torch.empty(128, width, device="meta"), torch.empty(128, device="meta")
-        yield from recorded(f"width {width}", log_mean_exp, weights)
-        yield from recorded(f"width {width}", log_mean_exp_backward, weights, rows, rows)
+        yield from recorded(f"width {width}", log_mean_exp, weights, architectures=MODELED)
+        yield from recorded(f"width {width}", log_mean_exp_backward, weights, rows, rows, architectures=MODELED)
+
+
+_OF_LATENTS = ("gaussian_kl", "gaussian_log_prob")
 
 
 def _described(operands: list[Tensor], shape: list[int]) -> list[Any]:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import Compilation, launch, recorded, unusable
+from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, launch, recorded, unusable
 from ddvi_fast.kernels.kde_backward import backward
 from ddvi_fast.kernels.kde_common import clip_value, exponent_rate, launch_options, log_constant, padded_columns, split_tiles, squared_distances
 
@@ -72,14 +72,15 @@ def combine_options(shares: int, width: int, bandwidths: int) -> dict[str, int]:
 
 
 def compilations() -> Iterator[Compilation]:
-    """Small and large latents, the released five bandwidths, few rows and many, points in several shares and in one."""
+    """Small and large latents, the released five bandwidths and one, few rows and many; the released sizes on every architecture."""
     many, few = (65536, 4096), (64, 4096)
-    for (rows, count), width, widths in ((many, 2, 5), (few, 2, 5), ((64, 32), 2, 5), (many, 16, 5), (many, 64, 1), (many, 2, 32)):
+    for (rows, count), width, widths, architectures in ((many, 2, 5, ARCHITECTURES), (few, 2, 5, MODELED), (many, 64, 1, MODELED)):
         z, points, bandwidths = (torch.empty(shape, device="meta") for shape in ((rows, width), (count, width), (widths,)))
         name = f"{rows} rows, {count} points, D {width}, S {widths}"
-        yield from recorded(name, forward, z, points, bandwidths, 1000.0)
+        yield from recorded(name, forward, z, points, bandwidths, 1000.0, architectures=architectures)
         each, upstream = z.new_empty(rows, widths), z.new_empty(rows)
-        yield from recorded(name, backward, z, points, bandwidths, each, upstream, 1000.0, [True, True])
+        call = z, points, bandwidths, each, upstream, 1000.0, [True, True]
+        yield from recorded(name, backward, *call, architectures=architectures)
 
 
 @triton.jit

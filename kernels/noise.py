@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast import rng
-from ddvi_fast.kernels.common import Compilation, launch, recorded, tile_place, unusable
+from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, launch, recorded, tile_place, unusable
 from ddvi_fast.kernels.rng import draw_index, number_tile
 
 KINDS = ("words", "uniform", "normal")
@@ -93,17 +93,17 @@ def launch_options(width: int) -> dict[str, int]:
 
 
 def compilations() -> Iterator[Compilation]:
-    """Latents of one, two and many dimensions, noise given and drawn, one sample and several."""
+    """Latents of two dimensions on every architecture and of many on one, noise given and drawn, one sample and several."""
     state, t = (torch.empty(shape, dtype=torch.int64, device="meta") for shape in (2, 128))
     table = torch.empty(100, device="meta")
-    for width in (1, 2, 16, 64):
+    for width, architectures in ((2, ARCHITECTURES), (16, MODELED)):
         x0, shape = torch.empty(128, width, device="meta"), (2, 64, width) if width == 16 else (128, width)
         for kind in KINDS if width == 16 else ("normal",):
-            yield from recorded(f"{kind}, D {width}", fill, kind, state, 0, shape, rng.NOISE)
+            yield from recorded(f"{kind}, D {width}", fill, kind, state, 0, shape, rng.NOISE, architectures=architectures)
         latents = (x0, t, table, table)
-        yield from recorded(f"drawn, D {width}", add_noise, *latents, None, state, 0, shape[-2])
-        yield from recorded(f"given, D {width}", add_noise, *latents, x0, None, 0, shape[-2])
-        yield from recorded(f"D {width}", add_noise_backward, x0, *latents, x0, [True] * 4)
+        yield from recorded(f"drawn, D {width}", add_noise, *latents, None, state, 0, shape[-2], architectures=architectures)
+        yield from recorded(f"given, D {width}", add_noise, *latents, x0, None, 0, shape[-2], architectures=architectures)
+        yield from recorded(f"D {width}", add_noise_backward, x0, *latents, x0, [True] * 4, architectures=architectures)
 
 
 def _by_step(products: Tensor, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:

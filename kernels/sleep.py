@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddvi_fast import _operands, rng
 from ddvi_fast._operands import SleepOperands, SleepResults
-from ddvi_fast.kernels.chain_options import TENSOR_MEMORY, Sizes, chain_options, unusable_denoiser, variants
+from ddvi_fast.kernels.chain_options import Sizes, chain_options, unusable_denoiser, variants
 from ddvi_fast.kernels.common import Compilation, architecture, interpreted, launch, recorded
 from ddvi_fast.kernels.layers import (
     DOWN,
@@ -250,13 +250,13 @@ def forward(operands: SleepOperands, keep: int = 0) -> SleepResults:
 
 
 def compilations() -> Iterator[Compilation]:
-    """Representative variants for ahead-of-time compilation: drawn noise, without gradients and with those of training, at the usual width."""
-    for name, sizes, precision in variants():
-        if sizes.hidden != 128:
+    """Representative variants for ahead-of-time compilation: drawn noise, with the gradients of training, at the usual width."""
+    for variant in variants():
+        sizes = variant.sizes
+        if sizes.hidden < 128:
             continue
         x0, *tensors, state = sizes.meta_tensors()
         t = state.new_empty(sizes.rows)
-        operands = SleepOperands(x0, t, *tensors, None, *sizes.meta_index(), state, 0, sizes.rows, "huber", True, precision)
-        yield from recorded(name, forward, operands, before=TENSOR_MEMORY)
-        keep = _operands.OF_WEIGHTS | _operands.OF_CONTEXT | _operands.OF_TABLE
-        yield from recorded(f"{name} with gradients", forward, operands, keep, before=TENSOR_MEMORY)
+        operands = SleepOperands(x0, t, *tensors, None, *sizes.meta_index(), state, 0, sizes.rows, "huber", True, variant.precision)
+        keep = _operands.OF_WEIGHTS | _operands.OF_CONTEXT | _operands.OF_TABLE * variant.learned
+        yield from recorded(variant.name, forward, operands, keep, architectures=variant.architectures)

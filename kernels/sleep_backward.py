@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddvi_fast import _operands
 from ddvi_fast._operands import Differentiable, SleepOperands, SleepResults
-from ddvi_fast.kernels.chain_options import TENSOR_MEMORY, Prepared, Sizes, variants
+from ddvi_fast.kernels.chain_options import Prepared, Sizes, variants
 from ddvi_fast.kernels.common import Compilation, launch, recorded
 from ddvi_fast.kernels.weight_gradient import WeightSums
 
@@ -123,14 +123,16 @@ def _weight_gradients(operands: SleepOperands, kept: SleepResults, sizes: Sizes,
 
 
 def compilations() -> Iterator[Compilation]:
-    """Representative variants for ahead-of-time compilation: gradients of context, weights and table, as in training, at the usual width."""
-    needed = Differentiable(False, *[True] * 7, False)
-    for name, sizes, precision in variants():
-        if sizes.hidden != 128:
+    """Representative variants for ahead-of-time compilation: gradients of context, weights and a learned table, at the usual width."""
+    for variant in variants():
+        sizes = variant.sizes
+        if sizes.hidden < 128:
             continue
         x0, *tensors, state = sizes.meta_tensors()
         t, upstream = state.new_empty(sizes.rows), x0.new_empty(sizes.rows)
-        operands = SleepOperands(x0, t, *tensors, None, *sizes.meta_index(), state, 0, sizes.rows, "huber", True, precision)
-        keep = _operands.OF_WEIGHTS | _operands.OF_CONTEXT | _operands.OF_TABLE
+        operands = SleepOperands(x0, t, *tensors, None, *sizes.meta_index(), state, 0, sizes.rows, "huber", True, variant.precision)
+        keep = _operands.OF_WEIGHTS | _operands.OF_CONTEXT | _operands.OF_TABLE * variant.learned
         kept = SleepResults.empty(operands, upstream, keep).with_weights(operands)
-        yield from recorded(f"{name} by step", backward, operands, kept, upstream, needed, before=TENSOR_MEMORY)
+        needed = Differentiable(False, *[True] * 6, variant.learned, False)
+        call = backward, operands, kept, upstream, needed
+        yield from filter(variant.of_interest, recorded(f"{variant.name} by step", *call, architectures=variant.architectures))

@@ -7,9 +7,9 @@
     python -m bench.device.ahead_of_time --module kde    # prints the rows of one module
 
 Every module in kernels/ lists the variants that it launches (`compilations()`), and so does ddvi_fast/cuda/chain.py, whose CUDA C++ is compiled by
-NVRTC (`pip install nvidia-cuda-nvrtc`). Spilled registers go to a thread's local memory: "no spills" means
-that a kernel has no local memory at all, as `cuobjdump` reads it from the machine code. Barriers and global accesses are those of the main loop,
-which is that over steps where a kernel has one. Times are those of `bench.device.predictions` at the sizes of the benchmark's device cases.
+NVRTC (`pip install nvidia-cuda-nvrtc`). Spilled registers go to a thread's local memory, whose bytes `cuobjdump` reads from the machine code;
+`SPILLS` says which kernels may have any. Barriers and global accesses are those of the main loop, which is that over steps where a kernel has
+one. Times are those of `bench.device.predictions` at the sizes of the benchmark's device cases.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import importlib
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -38,8 +39,28 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 # What is counted in the main loop -> opcodes.
 COUNTED = {"barriers": ("BAR",), "loads": ("LDG", "LDGSTS"), "stores": ("STG", "RED", "ATOM", "ATOMG")}
 
-# Most bytes of local memory a thread of kernels that spill: their time with the spills is in the predictions.
-SPILLS = {"chain_fwd_kernel": 512, "chain_bwd_kernel": 512, "denoiser_bwd_kernel_weights": 1024, "sleep_fwd_kernel": 1024}
+# Most bytes of local memory a thread of kernels that spill, of some variants, and of some on one architecture, as compiled by Triton 3.7.1: their
+# time with the spills is in the predictions. Where forward kernels of float32 have kilobytes on sm_80, ptxas gave them 32 registers.
+SPILLS = {
+    "chain_fwd_kernel": 760,
+    "chain_fwd_kernel D=2 C=2 H=128 bf16": 40,
+    "chain_fwd_kernel D=2 C=2 H=128 bf16 on sm_80": 352,
+    "chain_fwd_kernel D=2 C=2 H=128 float32": 592,
+    "chain_fwd_kernel D=2 C=2 H=128 float32 on sm_80": 14024,
+    "chain_fwd_kernel D=3 C=32 H=128 float32 indexed on sm_80": 15152,
+    "chain_bwd_kernel": 312,
+    "chain_bwd_kernel D=2 C=2 H=128 bf16": 0,
+    "chain_bwd_kernel D=2 C=2 H=128 bf16 on sm_80": 32,
+    "chain_bwd_kernel D=2 C=2 H=128 float32 on sm_80": 1088,
+    "chain_bwd_kernel D=3 C=32 H=128 float32 indexed on sm_80": 632,
+    "denoiser_bwd_kernel_weights": 1168,
+    "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16": 280,
+    "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16, LAYER=1": 0,
+    "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16, LAYER=2": 448,
+    "sleep_fwd_kernel": 1128,
+    "sleep_fwd_kernel D=2 C=2 H=128 bf16": 392,
+    "sleep_fwd_kernel D=2 C=2 H=128 float32 on sm_80": 18856,
+}
 
 _TRAP = 4  # most registers of a kernel of which the compiler left a single instruction
 
@@ -81,31 +102,46 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def update(known: dict[str, Any], versions: dict[str, str | None], processes: int) -> Table:
-    """Compile what the table does not have yet, predict, and write the table; also in between, so that a stopped run is continued by the next."""
+    """Compile what the table does not have yet, predict, and write the table; also in between, so that a stopped run is continued by the next.
+
+    Until the end the table names what it lacks. Rows of the denoiser are compiled first, and of those the ones that times are predicted from.
+    """
     digests = {job: digest(listed()[job], job[1], versions) for job in jobs()}
     table: Table = {}
     for name, capability in jobs():
         stored = known.get("digests", {}).get(name, {}).get(f"sm_{capability}")
         if stored == digests[name, capability]:
             table.setdefault(name, {})[f"sm_{capability}"] = known["kernels"][name][f"sm_{capability}"]
-    missing = [(name, capability) for name, capability in jobs() if f"sm_{capability}" not in table.get(name, {})]
     record = {"kind": "bench.device.ahead_of_time", **versions, "predictions": known.get("predictions", [])}
+
+    def missing() -> list[tuple[str, int]]:
+        return sorted(((name, capability) for name, capability in digests if f"sm_{capability}" not in table.get(name, {})), key=_urgency)
 
     def write() -> None:
         done = {name: table[name] for name in dict.fromkeys(name for name, _ in jobs()) if name in table}
         kept = {name: {architecture: digests[name, int(architecture[3:])] for architecture in rows} for name, rows in done.items()}
-        records.write(RESULTS, {**record, "kernels": done, "digests": kept})
+        lacking = [f"{name} on sm_{capability}" for name, capability in missing()]
+        predicted = {(row["case"], row["precision"]) for row in record["predictions"]}
+        untimed = [" in ".join(job) for job in timed() if job not in predicted and predictions.calls(cases.by_name(job[0]), job[1])]
+        records.write(RESULTS, {**record, "kernels": done, "digests": kept, "missing": lacking, "untimed": untimed})
 
-    for start in range(0, len(missing), _AT_ONCE):
-        for name, rows in compile_all(missing[start : start + _AT_ONCE], processes).items():
+    while missing():
+        for name, rows in compile_all(missing()[:_AT_ONCE], processes).items():
             table.setdefault(name, {}).update(rows)
         write()
-    record["predictions"] = predict_all(processes)
-    write()
+    record["predictions"] = []
+    for rows in predict_all(processes):
+        record["predictions"] += rows
+        write()
     return table
 
 
-_AT_ONCE = 24  # compilations between two writes of the table
+_AT_ONCE = 12  # compilations between two writes of the table
+
+
+def _urgency(job: tuple[str, int]) -> tuple[bool, int]:
+    name, capability = job
+    return not name.startswith(("chain_", "denoiser_", "sleep_")), (predictions.ARCHITECTURE, *SHARED_LIMIT).index(capability)
 
 
 def digest(wanted: Any, capability: int, versions: dict[str, str | None]) -> str:
@@ -152,7 +188,7 @@ def listed(module: str = "*") -> dict[tuple[str, int], Any]:
                     raise ValueError(f"kernels/{file.name}: two variants for sm_{compilation.architecture} are called {compilation.name}")
                 found[key] = compilation
     if module == "*" or module == CUDA_MODULE:
-        found |= {(each.name, capability): each for each in _cuda_compilations() for capability in SHARED_LIMIT}
+        found |= {(each.name, capability): each for each in _cuda_compilations() for capability in each.architectures}
     return found
 
 
@@ -178,11 +214,16 @@ def usage(compiled: predictions.Binary) -> Usage:
     return {"registers": used["REG"], "local": used["STACK"] + used["LOCAL"], "shared": shared, **counts}
 
 
-def predict_all(processes: int) -> list[dict[str, Any]]:
-    """Predicted times of the launches of every device case, one after another."""
-    jobs = [(case.name, precision) for case in cases.in_set("device") for precision in predictions.precisions(case)]
+def timed() -> list[tuple[str, str]]:
+    """Device cases with times, and their precisions: all but those with an index, whose groups have any number of rows."""
+    found = [case for case in cases.in_set("device") if not dict(case.shape).get("indexed")]
+    return [(case.name, precision) for case in found for precision in predictions.precisions(case)]
+
+
+def predict_all(processes: int) -> Iterator[list[dict[str, Any]]]:
+    """Predicted times of the launches of every case, one after another."""
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        return [row for rows in pool.map(predict_one, jobs) for row in rows]
+        yield from pool.map(predict_one, timed())
 
 
 def predict_one(job: tuple[str, str]) -> list[dict[str, Any]]:
@@ -204,7 +245,7 @@ def faults(table: Table) -> list[str]:
             if used["registers"] <= _TRAP:
                 found.append(f"{name} on {architecture}: the compiled kernel does nothing but trap")
             limit = SHARED_LIMIT[int(architecture.removeprefix("sm_"))]
-            most = SPILLS.get(name.split()[0], 0)
+            most = most_local(name, architecture)
             if used["local"] > most:
                 found.append(f"{name} on {architecture}: {used['local']} bytes of local memory a thread, expected at most {most}")
             if used["shared"] > limit:
@@ -212,19 +253,26 @@ def faults(table: Table) -> list[str]:
     return found
 
 
+def most_local(name: str, architecture: str = "") -> int:
+    """Most bytes of local memory a thread that a variant may have: its own bound in `SPILLS`, there or everywhere, else that of its kernel."""
+    return next((SPILLS[key] for key in (f"{name} on {architecture}", name, name.split()[0]) if key in SPILLS), 0)
+
+
 def check(committed: dict[str, Any], versions: dict[str, str | None], table: Table, names: list[str]) -> list[str]:
     """Faults, variants that only one of the sources and the committed table has, and different numbers from the same version of a compiler.
 
-    Rows of a compiler that is missing are not compared.
+    Rows of a compiler that is missing are not compared, nor are those that the table says it lacks.
     """
+    missing = set(committed.get("missing", ()))
     found = faults(table) + faults(committed["kernels"])
     expected = {name for name in committed["kernels"] if versions[compiler_of(name)]}
+    expected |= {row.rpartition(" on ")[0] for row in missing if versions[compiler_of(row)]}
     found += [f"{name}: only one of the sources and the table has it" for name in sorted(set(names) ^ expected)]
-    for name in set(table) & expected:
+    for name in set(table) & set(committed["kernels"]):
         if committed.get(compiler_of(name)) == versions[compiler_of(name)]:
             for architecture, used in table[name].items():
                 row = committed["kernels"][name].get(architecture, {})
-                if not row or any(used[what] != number for what, number in row.items()):
+                if f"{name} on {architecture}" not in missing and (not row or any(used[what] != number for what, number in row.items())):
                     found.append(f"{name} on {architecture}: {used}, the table has {row}")
     return found
 
@@ -248,8 +296,10 @@ def markdown(record: dict[str, Any]) -> str:
         "steps where a kernel has one. Local memory, where spilled registers go, is 0 bytes a thread unless the row says otherwise. A variant has",
         "no numbers where it is not launched.",
         "",
+        *([f"Not compiled yet: {', '.join(record['missing'])}.", ""] if record.get("missing") else []),
         _markdown.table(headings, rows, align="lr"),
         *(_times(record["predictions"]) if record["predictions"] else []),
+        *(["", f"Not predicted yet: {', '.join(record['untimed'])}."] if record.get("untimed") else []),
     ]
     return "\n".join(lines) + "\n"
 

@@ -269,7 +269,7 @@ def _quick_operations() -> list[cases.Case]:
 
 
 def kernels(setting: Setting) -> Iterator[Result]:
-    """Compare the kernels that were launched with the table of ahead-of-time compilation: no spills, and every variant in the table."""
+    """Compare the kernels that were launched with the table of ahead-of-time compilation: spills within its bounds, every variant in the table."""
     for case in _quick_operations():
         for provider in case.providers:
             if provider.startswith("ours"):
@@ -288,8 +288,8 @@ def kernels(setting: Setting) -> Iterator[Result]:
             launched.append({"kernel": kernel.__name__, **figures})
             if (figures["registers"], figures["shared"]) not in expected:
                 unlisted.append(f"{kernel.__name__} {figures}")
-    spilling = [entry for entry in launched if entry["spills"]]
-    summary = f"{len(launched)} variants launched, {len(spilling)} with spills, {len(unlisted)} that differ from the ahead-of-time table"
+    spilling = [entry for entry in launched if 4 * entry["spills"] > ahead_of_time.most_local(entry["kernel"])]  # Triton counts words
+    summary = f"{len(launched)} variants launched, {len(spilling)} with unexpected spills, {len(unlisted)} that differ from the ahead-of-time table"
     yield {"ok": not spilling and bool(launched), "summary": summary, "launched": launched, "unlisted": unlisted}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -214,19 +213,21 @@ def _weight_gradients(operands: ChainOperands, trajectory: Tensor, signs: Tensor
 
 
 def compilations() -> Iterator[Compilation]:
-    """Variants for compilation ahead of time: the benchmark's, and those of a chain with a learned table, also with an index of rows."""
-    for precision, hidden, latent in itertools.product(("float32", "bf16"), (64, 128), (2, 16)):
-        call = _Call(1, 128, latent, 2, hidden, 40, False, _DRAWN, True, precision)
-        yield from _both(f"D={latent} H={hidden} {precision}", call, of_table=False)
-    for precision, indexed in itertools.product(("float32", "bf16"), (False, True)):
-        call = _Call(10 if indexed else 1, 128, 3, 8, 128, 8, indexed, _DRAWN, True, precision)
-        yield from _both(f"D=3 H=128 {precision} learned table{' indexed' * indexed}", call, of_table=True)
+    """Variants for compilation ahead of time: the benchmark's, and those of a chain with a learned table and an index of rows.
+
+    Those of wide latents and of a narrow network are for one architecture.
+    """
+    for precision in ("bf16", "float32"):
+        for latent, hidden, architectures in ((2, 128, (80, 90, 100)), (16, 128, (90,)), (2, 64, (90,))):
+            call = _Call(1, 128, latent, 2, hidden, 40, False, _DRAWN, True, precision)
+            yield from _both(f"D={latent} H={hidden} {precision}", call, architectures)
+        yield from _both(f"D=3 H=128 {precision} learned table indexed", _Call(10, 128, 3, 8, 128, 8, True, _DRAWN, True, precision), (80, 90, 100))
 
 
-def _both(name: str, call: _Call, of_table: bool) -> Iterator[Compilation]:
-    """The forward and the backward kernel of a call, with or without the gradient of the table."""
-    for kernel, switches in ((FORWARD, {"keep": True}), (BACKWARD, {"path_gradient": True, "coefficient_gradient": of_table})):
-        yield Compilation(f"{kernel.name} {name}", call.variant(kernel, **switches), call.grid, call.steps)
+def _both(name: str, call: _Call, architectures: tuple[int, ...]) -> Iterator[Compilation]:
+    """The forward and the backward kernel of a call; that with an index has the gradient of the table."""
+    for kernel, switches in ((FORWARD, {"keep": True}), (BACKWARD, {"path_gradient": True, "coefficient_gradient": call.indexed})):
+        yield Compilation(f"{kernel.name} {name}", call.variant(kernel, **switches), call.grid, call.steps, architectures)
 
 
 class Compilation(NamedTuple):
@@ -236,6 +237,7 @@ class Compilation(NamedTuple):
     variant: Variant
     grid: tuple[int, int]  # of a launch with 128 rows
     steps: int  # that it runs
+    architectures: tuple[int, ...]  # compute capabilities times ten
 
 
 def _aligned(operands: ChainOperands) -> ChainOperands:

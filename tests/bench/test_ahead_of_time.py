@@ -34,6 +34,16 @@ def test_what_the_check_finds():
     assert len(ahead_of_time.check(committed, same, {}, ["a", "c"])) == 2  # b is gone, c is new
 
 
+def test_a_table_that_is_not_whole_names_what_it_lacks():
+    row, versions = {"registers": 32, "local": 0, "shared": 0}, {"triton": "3.7.1", "nvrtc": "13.0"}
+    committed = {**versions, "kernels": {"a": {"sm_80": row}}, "missing": ["a on sm_90", "b, LAYER=1 on sm_90"]}
+    names, compiled = ["a", "b, LAYER=1"], {"a": {"sm_80": row, "sm_90": row}, "b, LAYER=1": {"sm_90": row}}
+    assert ahead_of_time.check(committed, versions, compiled, names) == []
+    assert ahead_of_time.check(committed, versions, {"a": {"sm_80": {**row, "registers": 33}}}, names) != []
+    assert ahead_of_time.check({**committed, "missing": ["a on sm_90"]}, versions, compiled, names) != []
+    assert "Not compiled yet: a on sm_90, b, LAYER=1 on sm_90." in ahead_of_time.markdown({**committed, "predictions": []})
+
+
 def test_kernels_of_a_missing_compiler_are_not_compared():
     row = {"sm_90": {"registers": 32, "local": 0, "shared": 0}}
     committed = {"triton": "3.7.1", "nvrtc": "13.0", "kernels": {"chain_forward D=2": row, "chain_fwd_kernel D=2": row}}
@@ -50,6 +60,10 @@ def test_spills_are_named_unless_they_are_known(monkeypatch):
     assert ahead_of_time.faults(table) == []
     table["a_kernel D=2"]["sm_90"]["local"] = 48
     assert len(ahead_of_time.faults(table)) == 1
+    monkeypatch.setattr(ahead_of_time, "SPILLS", {"a_kernel": 48, "a_kernel D=2": 40})
+    assert len(ahead_of_time.faults(table)) == 1, "the bound of the variant comes before that of the kernel"
+    monkeypatch.setattr(ahead_of_time, "SPILLS", {"a_kernel D=2 on sm_90": 48, "a_kernel D=2": 40})
+    assert ahead_of_time.faults(table) == [] and ahead_of_time.most_local("a_kernel D=2", "sm_80") == 40
 
 
 def test_a_kernel_that_only_traps_is_named():
@@ -76,16 +90,19 @@ def test_only_what_has_changed_is_compiled(monkeypatch, tmp_path):
     monkeypatch.setattr(ahead_of_time, "listed", lambda module="*": dict.fromkeys(variants))
     monkeypatch.setattr(ahead_of_time, "digest", lambda wanted, capability, versions: versions["triton"] + str(capability))
     monkeypatch.setattr(ahead_of_time, "predict_all", lambda processes: [])
-    row, asked = {"registers": 32, "local": 0, "shared": 0, "barriers": 0, "loads": 1, "stores": 1}, []
+    monkeypatch.setattr(ahead_of_time, "_AT_ONCE", 2)
+    row, asked, lacking = {"registers": 32, "local": 0, "shared": 0, "barriers": 0, "loads": 1, "stores": 1}, [], []
 
     def compile_all(chosen, processes):
+        lacking.append(records.read(ahead_of_time.RESULTS)["missing"] if ahead_of_time.RESULTS.is_file() else [])
         asked.extend(chosen)
         return {name: {f"sm_{capability}": row for other, capability in chosen if other == name} for name, _ in chosen}
 
     monkeypatch.setattr(ahead_of_time, "compile_all", compile_all)
     versions = {"triton": "3.7.1", "nvrtc": "13.0"}
     first = ahead_of_time.update({}, versions, 1)
-    assert asked == list(variants) and list(first) == ["a D=2", "b D=2"]
+    assert asked == [("a D=2", 90), ("b D=2", 90), ("a D=2", 80)] and list(first) == ["a D=2", "b D=2"]
+    assert lacking == [[], ["a D=2 on sm_80"]] and records.read(ahead_of_time.RESULTS)["missing"] == []
     stored = records.read(ahead_of_time.RESULTS)
     asked.clear()
     assert ahead_of_time.update(stored, versions, 1) == first and asked == []
@@ -94,4 +111,4 @@ def test_only_what_has_changed_is_compiled(monkeypatch, tmp_path):
     assert asked == [("b D=2", 90)]
     asked.clear()
     ahead_of_time.update(stored, {**versions, "triton": "3.8.0"}, 1)
-    assert asked == list(variants)
+    assert set(asked) == set(variants)
