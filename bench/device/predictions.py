@@ -140,11 +140,14 @@ def _predicted(launches: list[Any], grid: int, turns: int) -> Predicted:
 
 
 def prediction(kernel: Kernel, name: str, grid: int, turns: int) -> Prediction | None:
-    """The model's prediction, or None if the turns of the kernel's loops are not known."""
+    """The model's prediction, or None if the turns of the kernel's loops are not known, or its main loop is not on the path that the model walks."""
     program = kernel.program
     big = program.main_loop
     inner = [loop for loop in program.loops if big and loop != big and big.first <= loop.first and loop.last <= big.last]
     if (inner and name not in SEARCHING) or (big and not turns):
+        return None
+    once, twice = ([count if loop == big else 1 for loop in program.loops] for count in (1, 2))
+    if big and predict(kernel, 1, once).cycles >= predict(kernel, 1, twice).cycles:
         return None
     memory = "HBM" if name.startswith(STREAMING) else "L2"
     return predict(kernel, grid, [turns if loop == big else 1 for loop in program.loops], memory)

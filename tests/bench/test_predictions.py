@@ -53,6 +53,13 @@ def test_the_largest_loop_has_the_turns():
     assert predictions.prediction(one, "a_kernel", 132, 0) is None, "the turns are not known"
 
 
+def test_a_loop_that_is_not_walked_has_no_prediction():
+    """The first branch, which is always taken, leads past the loop."""
+    skipped = Kernel(program("FFMA", "BRA 5", "FFMA", "FFMA", "BRA 2", "EXIT"), 4, 32, 0)
+    assert skipped.program.main_loop is not None
+    assert predictions.prediction(skipped, "a_kernel", 132, 100) is None
+
+
 def test_a_loop_in_another_has_no_prediction():
     nested = Kernel(program("FFMA", "FFMA", "BRA 1", "BRA 0", "EXIT"), 4, 32, 0)
     assert predictions.prediction(nested, "a_kernel", 132, 100) is None
