@@ -184,7 +184,7 @@ KNOWN = {
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_backends_give_one_answer(name, backend, request):
     if reason := KNOWN.get((name, backend)):
-        request.applymarker(pytest.mark.xfail(reason=reason))
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
 
     @examples(12 if backend == "triton" else 40)
     @given(OPERATIONS[name], st.sampled_from(sorted(LAYOUTS)))
