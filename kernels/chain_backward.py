@@ -25,15 +25,13 @@ from ddvi_fast.kernels.layers import (
     DOWN,
     backward_layer,
     end_weights,
-    exponent_of,
     kept_matrices,
     load_signs,
     masked,
     narrow,
-    power,
-    widen,
     zeros,
 )
+from ddvi_fast.kernels.network import through_last, unscaled
 from ddvi_fast.kernels.rng import draw_index, row_noise
 from ddvi_fast.kernels.weight_gradient import WeightSums
 
@@ -120,33 +118,16 @@ def chain_bwd_kernel(
             tl.store(d_states + (steps - step - 1) * row_stride * D + place, u, inside)
         tl.store(d_outputs + (steps - step - 1) * row_stride * D + place, d_output, inside)
 
-        factor = 1.0
-        if EXACT:
-            exponent = exponent_of(tl.max(tl.abs(d_output), axis=1))[:, None]
-            d_output *= power(exponent)
-        totals = ()
-        for m in tl.static_range(BLOCKS):
-            totals = totals + (widen(d_output, last_weights[m], tl.zeros((BN, B), tl.float32), BN, P, LOW),)
-        if EXACT:
-            largest = tl.max(tl.abs(totals[0]), axis=1)
-            for m in tl.static_range(1, BLOCKS):
-                largest = tl.maximum(largest, tl.max(tl.abs(totals[m]), axis=1))
-            more = exponent_of(largest)[:, None]
-            factor = power(more)
+        totals, factor, exponent, more = through_last(d_output, last_weights, P, BLOCKS, B, BN, LOW, EXACT)
         d = masked(totals, s4, factor, BLOCKS, BN, B, LOW, EXACT)
         of_summed = backward_layer(d, kept, zeros(BN, H, B), 2, H, B, EXACT, KEEP)
         d = masked(of_summed, s3, DOWN, BLOCKS, BN, B, LOW, EXACT)
         d = masked(backward_layer(d, kept, zeros(BN, H, B), 1, H, B, EXACT, KEEP), s2, DOWN, BLOCKS, BN, B, LOW, EXACT)
         of_first = of_summed if RESIDUAL else zeros(BN, H, B)
         d = masked(backward_layer(d, kept, of_first, 0, H, B, EXACT, KEEP), s1, DOWN, BLOCKS, BN, B, LOW, EXACT)
-        d_y = narrow(d, first_weights, BN, P, BLOCKS, EXACT)
-        if EXACT:  # undo the factors, those of the rows one after the other because their product may be out of range
-            d_y = d_y * (power(-more) * (DOWN * DOWN)) * power(-exponent)
+        d_y = unscaled(narrow(d, first_weights, BN, P, BLOCKS, EXACT), exponent, more, EXACT)
         if d_context is not None and Q > 0:
-            more_c = narrow(d, context_weights, BN, Q, BLOCKS, EXACT)
-            if EXACT:
-                more_c = more_c * (power(-more) * (DOWN * DOWN)) * power(-exponent)
-            d_c += more_c
+            d_c += unscaled(narrow(d, context_weights, BN, Q, BLOCKS, EXACT), exponent, more, EXACT)
         u = direct + d_y
         following = y
     if d_trajectory is not None:  # noqa: SIM102 - decided at compile time, unlike the next

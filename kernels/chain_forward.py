@@ -13,21 +13,12 @@ from ddvi_fast._operands import ChainOperands
 from ddvi_fast.kernels.chain_options import Prepared, Sizes, chain_options
 from ddvi_fast.kernels.common import architecture, interpreted, launch, tile_rows
 from ddvi_fast.kernels.layers import (
-    OUTPUT,
     UP,
-    activations,
-    bias,
     bias_rows,
     end_weights,
-    forward_layer,
     kept_matrices,
-    last_activations,
-    narrow,
-    pair,
-    store_signs,
-    summed,
-    widen,
 )
+from ddvi_fast.kernels.network import run_forward
 from ddvi_fast.kernels.rng import draw_index, row_noise
 
 
@@ -54,7 +45,6 @@ def chain_fwd_kernel(
     States are tiles of P columns; Q = 0 says that contexts stand in theirs, after the D of the state.
     """
     LOW: tl.constexpr = matrices.dtype.element_ty
-    BLOCKS: tl.constexpr = H // B
     JOINED: tl.constexpr = C > 0 and Q == 0
     lane, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
     group, _, _, present, row = tile_rows(order, starts, lane, groups, rows, 0, rows, tile, BN)
@@ -78,6 +68,7 @@ def chain_fwd_kernel(
         tl.store(trajectory + place, y, inside)
     if JOINED:
         y += tl.load(context + row[:, None] * C + (columns - D), present[:, None] & (columns >= D) & (columns < D + C), 0.0)
+    c, context_weights = None, None
     if Q > 0:
         across = tl.arange(0, Q)[None, :]
         c = tl.load(context + row[:, None] * C + across, present[:, None] & (across < C), 0.0)
@@ -100,35 +91,13 @@ def chain_fwd_kernel(
         weight_state, weight_output = tl.load(k), tl.load(k + 1)
         biases = bias_rows(table + step * 16 * H, H, B)
         entry = i * row_stride + row
-        scaled = y * UP if EXACT else y
-        pin = tl.max(y, axis=1)[:, None] if P > 8 else pair(y, BN)
-        x1_sums = ()
-        for m in tl.static_range(BLOCKS):
-            total = bias(biases, pin, 0, BN, BLOCKS, LOW, EXACT)[m]
-            if Q > 0:
-                total = widen(c, context_weights[m], total, BN, Q, LOW)
-            x1_sums = x1_sums + (widen(scaled, first_weights[m], total, BN, P, LOW),)
-        x1 = activations(x1_sums, BLOCKS, LOW, EXACT)
+        to_signs = None
         if signs is not None:
             to_signs = signs + entry[:, None] * (4 * (H // 32))
-            store_signs(to_signs, x1, present, 0, H, B, HALVES)
-        sums = forward_layer(x1, kept, bias(biases, pin, 1, BN, BLOCKS, LOW, EXACT), 0, H, B, EXACT, KEEP)
-        x = activations(sums, BLOCKS, LOW, EXACT)
-        if signs is not None:
-            store_signs(to_signs, x, present, 1, H, B, HALVES)
-        sums = forward_layer(x, kept, bias(biases, pin, 2, BN, BLOCKS, LOW, EXACT), 1, H, B, EXACT, KEEP)
-        x = activations(sums, BLOCKS, LOW, EXACT)
-        if signs is not None:
-            store_signs(to_signs, x, present, 2, H, B, HALVES)
-        if RESIDUAL:
-            x = summed(x, x1, BLOCKS, LOW, EXACT)
-        sums = forward_layer(x, kept, bias(biases, pin, 3, BN, BLOCKS, LOW, EXACT), 2, H, B, EXACT, KEEP)
-        x = last_activations(sums, BLOCKS, LOW, EXACT)
-        if signs is not None:
-            store_signs(to_signs, x, present, 3, H, B, HALVES)
-        output = narrow(x, last_weights, BN, P, BLOCKS, True)
-        if EXACT:
-            output *= OUTPUT
+        output = run_forward(
+            y, c, first_weights, context_weights, kept, last_weights, biases, to_signs, present,
+            P, Q, H, B, BN, LOW, RESIDUAL, EXACT, KEEP, HALVES,
+        )  # fmt: skip
         output += shift
         following = weight_state * y + weight_output * output
         if outputs is not None:

@@ -18,27 +18,17 @@ from ddvi_fast.kernels.chain_options import Sizes, chain_options, unusable_denoi
 from ddvi_fast.kernels.common import Compilation, architecture, interpreted, launch, recorded
 from ddvi_fast.kernels.layers import (
     DOWN,
-    OUTPUT,
     UP,
-    activations,
     backward_layer,
-    bias,
     bias_rows,
     end_weights,
-    exponent_of,
-    forward_layer,
     kept_matrices,
-    last_activations,
     load_signs,
     masked,
     narrow,
-    pair,
-    power,
-    store_signs,
-    summed,
-    widen,
     zeros,
 )
+from ddvi_fast.kernels.network import run_forward, through_last, unscaled
 from ddvi_fast.kernels.rng import draw_index, row_noise
 from ddvi_fast.kernels.sleep_backward import backward
 from ddvi_fast.kernels.sleep_common import penalty, prepared_and_sorted, slope
@@ -100,6 +90,7 @@ def sleep_fwd_kernel(
     first_weights = end_weights(first, D + C, 1, D + C if JOINED else D, P, H, B, LOW, EXACT, False)
     last_weights = end_weights(last + group * D * H, 1, H, D, P, H, B, LOW, EXACT, False)
     shift = tl.load(last_bias + group * D + columns, columns < D, 0.0)
+    context_weights = None
     if Q > 0:
         of_context = tl.arange(0, Q)[None, :]
         context_weights = end_weights(first + D, D + C, 1, C, Q, H, B, LOW, EXACT, False)
@@ -127,6 +118,7 @@ def sleep_fwd_kernel(
             index = draw_index(state, offset, row, rows_per_sample)
             eps = tl.where(inside, row_noise(index, STREAM, tl.load(state), D, P), 0.0)
         y = signal * clean + deviation * eps
+        to_signs = None
         if states is not None:
             tl.store(states + place, y, inside)
             to_signs = signs + row[:, None] * (4 * (H // 32))
@@ -134,38 +126,15 @@ def sleep_fwd_kernel(
             in_context = present[:, None] & (columns >= D) & (columns < D + C)
             y += tl.load(context + row[:, None] * C + (columns - D), in_context, 0.0)
         rows_of_bias = bias_rows(biases + step * 16 * H, H, B)
-        scaled = y * UP if EXACT else y
-        pin = tl.max(y, axis=1)[:, None] if P > 8 else pair(y, BN)
-        sums = ()
+        c = None
         if Q > 0:
             c = tl.load(context + row[:, None] * C + of_context, present[:, None] & (of_context < C), 0.0)
             if EXACT:
                 c *= UP
-        for m in tl.static_range(BLOCKS):
-            total = bias(rows_of_bias, pin, 0, BN, BLOCKS, LOW, EXACT)[m]
-            if Q > 0:
-                total = widen(c, context_weights[m], total, BN, Q, LOW)
-            sums = sums + (widen(scaled, first_weights[m], total, BN, P, LOW),)
-        x1 = activations(sums, BLOCKS, LOW, EXACT)
-        if states is not None:
-            store_signs(to_signs, x1, present, 0, H, B, HALVES)
-        sums = forward_layer(x1, kept, bias(rows_of_bias, pin, 1, BN, BLOCKS, LOW, EXACT), 0, H, B, EXACT, KEEP)
-        x = activations(sums, BLOCKS, LOW, EXACT)
-        if states is not None:
-            store_signs(to_signs, x, present, 1, H, B, HALVES)
-        sums = forward_layer(x, kept, bias(rows_of_bias, pin, 2, BN, BLOCKS, LOW, EXACT), 1, H, B, EXACT, KEEP)
-        x = activations(sums, BLOCKS, LOW, EXACT)
-        if states is not None:
-            store_signs(to_signs, x, present, 2, H, B, HALVES)
-        if RESIDUAL:
-            x = summed(x, x1, BLOCKS, LOW, EXACT)
-        sums = forward_layer(x, kept, bias(rows_of_bias, pin, 3, BN, BLOCKS, LOW, EXACT), 2, H, B, EXACT, KEEP)
-        x = last_activations(sums, BLOCKS, LOW, EXACT)
-        if states is not None:
-            store_signs(to_signs, x, present, 3, H, B, HALVES)
-        output = narrow(x, _turned(last_weights, BLOCKS, P), BN, P, BLOCKS, True)
-        if EXACT:
-            output *= OUTPUT
+        output = run_forward(
+            y, c, first_weights, context_weights, kept, _turned(last_weights, BLOCKS, P), rows_of_bias, to_signs, present,
+            P, Q, H, B, BN, LOW, RESIDUAL, EXACT, KEEP, HALVES,
+        )  # fmt: skip
         error = tl.where(inside, output + shift - (c0 * clean + c1 * eps), 0.0)
         lost = tl.sum(penalty(error, LOSS), axis=1)
         tl.store(loss + row, weight * lost, present)
@@ -174,20 +143,8 @@ def sleep_fwd_kernel(
             d_output = tl.where(inside, weight[:, None] * slope(error, LOSS), 0.0)
             tl.store(d_outputs + place, d_output, inside)
         if d_x0 is not None or d_context is not None or d_noise is not None or d_rows is not None:
-            factor, d = 1.0, d_output
             tl.debug_barrier()  # other threads may have written these signs
-            if EXACT:
-                exponent = exponent_of(tl.max(tl.abs(d_output), axis=1))[:, None]
-                d *= power(exponent)
-            totals = ()
-            for m in tl.static_range(BLOCKS):
-                totals = totals + (widen(d, last_weights[m], tl.zeros((BN, B), tl.float32), BN, P, LOW),)
-            if EXACT:
-                largest = tl.max(tl.abs(totals[0]), axis=1)
-                for m in tl.static_range(1, BLOCKS):
-                    largest = tl.maximum(largest, tl.max(tl.abs(totals[m]), axis=1))
-                more = exponent_of(largest)[:, None]
-                factor = power(more)
+            totals, factor, exponent, more = through_last(d_output, last_weights, P, BLOCKS, B, BN, LOW, EXACT)
             d_x = masked(totals, load_signs(to_signs, present, 3, H, B), factor, BLOCKS, BN, B, LOW, EXACT)
             of_summed = backward_layer(d_x, kept, zeros(BN, H, B), 2, H, B, EXACT, KEEP)
             d_x = masked(of_summed, load_signs(to_signs, present, 2, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
@@ -196,16 +153,12 @@ def sleep_fwd_kernel(
             of_first = of_summed if RESIDUAL else zeros(BN, H, B)
             sums = backward_layer(d_x, kept, of_first, 0, H, B, EXACT, KEEP)
             d_x = masked(sums, load_signs(to_signs, present, 0, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
-            d_y = narrow(d_x, _turned(first_weights, BLOCKS, P), BN, P, BLOCKS, EXACT)
-            if EXACT:  # undo the factors, those of the rows one after the other because their product may be out of range
-                d_y = d_y * (power(-more) * (DOWN * DOWN)) * power(-exponent)
+            d_y = unscaled(narrow(d_x, _turned(first_weights, BLOCKS, P), BN, P, BLOCKS, EXACT), exponent, more, EXACT)
             if d_context is not None:
                 if JOINED:
                     tl.store(d_context + row[:, None] * C + (columns - D), d_y, in_context)
                 else:
-                    d_c = narrow(d_x, _turned(context_weights, BLOCKS, Q), BN, Q, BLOCKS, EXACT)
-                    if EXACT:
-                        d_c = d_c * (power(-more) * (DOWN * DOWN)) * power(-exponent)
+                    d_c = unscaled(narrow(d_x, _turned(context_weights, BLOCKS, Q), BN, Q, BLOCKS, EXACT), exponent, more, EXACT)
                     tl.store(d_context + row[:, None] * C + of_context, d_c, present[:, None] & (of_context < C))
             if d_x0 is not None:
                 tl.store(d_x0 + place, signal * d_y - c0 * d_output, inside)
