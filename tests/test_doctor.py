@@ -75,9 +75,10 @@ def test_where_cuda_cannot_run_triton_is_used_and_the_reason_given(gpu, monkeypa
     assert finding.status == "note" and finding.detail.startswith("triton for float32") and reason in finding.detail
 
 
-def test_a_device_that_is_too_new_runs_the_reference_and_the_reason_is_given(gpu) -> None:
+@pytest.mark.parametrize("operation", ["chain", "sleep"])
+def test_a_device_that_is_too_new_runs_the_reference_and_the_reason_is_given(gpu, operation) -> None:
     gpu[0] = (10, 0)
-    finding = find(inspect(), "backends", "chain on cuda")
+    finding = find(inspect(), "backends", f"{operation} on cuda")
     assert finding.status == "note" and finding.detail.startswith("reference") and "below 10.0, got 10.0" in finding.detail
 
 

@@ -17,6 +17,7 @@ import torch
 
 from ddvi_fast import __version__, _backend, _checks, precision
 from ddvi_fast.cuda import chain, selection
+from ddvi_fast.cuda.module import architecture
 from ddvi_fast.data import DATASETS, cifar, folder_of
 from ddvi_fast.data.folders import candidates, first
 from ddvi_fast.data.idx import find_folder
@@ -138,6 +139,9 @@ def _used(operation: str, device: torch.device) -> Finding:
     if why:
         return judged("backends", name, f"reference, which is slower: {why}", _REPAIR[fused])
     if _backend.fused(device) == fused:
+        too_new = _refused_by_triton(device) if fused == "triton" and operation in _DENOISING else ""
+        if too_new:
+            return judged("backends", name, f"reference; neither Triton nor CUDA C++: {too_new}", "nothing to do: results are the same")
         if fused == "triton" and operation in _backend.CUDA_OPERATIONS:
             return _few_rows(name, device)
         return judged("backends", name, f"{fused} for float32, reference for float64 and for sizes that the kernels do not support")
@@ -147,15 +151,23 @@ def _used(operation: str, device: torch.device) -> Finding:
 def _few_rows(name: str, device: torch.device) -> Finding:
     """Which of Triton and CUDA C++ computes an operation, and why."""
     rest = "reference for float64 and for sizes that the kernels do not support"
-    why = _backend.unavailable("cuda") or chain.why_not(torch.cuda.current_device() if device.index is None else device.index)
-    capability = torch.cuda.get_device_capability(device)
-    too_new = selection.row_of("triton").refusal(selection.Sizes(2, 2, 64, 1, 1, "bf16", 10 * capability[0] + capability[1]))
-    if too_new:
-        return judged("backends", name, f"reference; neither Triton nor CUDA C++: {too_new}", "nothing to do: results are the same")
+    why = _backend.unavailable("cuda") or chain.why_not(_index(device))
     if why:
         return judged("backends", name, f"triton for float32, {rest}; no CUDA C++ for few rows: {why}", _REPAIR["cuda"])
-    most = ", ".join(f"{rows} rows in {precision}" for precision, rows in selection.limits(10 * capability[0] + capability[1]).items())
+    most = ", ".join(f"{rows} rows in {precision}" for precision, rows in selection.limits(architecture(_index(device))).items())
     return judged("backends", name, f"cuda up to {most}, triton for more, {rest}")
+
+
+def _refused_by_triton(device: torch.device) -> str:
+    """Why Triton cannot run the denoiser on a device, whatever its sizes."""
+    return selection.row_of("triton").refusal(selection.Sizes(2, 2, 64, 1, 1, "bf16", architecture(_index(device))))
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+_DENOISING = ("chain", "sleep")  # operations that run the denoiser
 
 
 _REPAIR = {
