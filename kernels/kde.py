@@ -17,7 +17,16 @@ from torch import Tensor
 
 from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, launch, recorded, unusable
 from ddvi_fast.kernels.kde_backward import backward
-from ddvi_fast.kernels.kde_common import clip_value, exponent_rate, launch_options, log_constant, padded_columns, split_tiles, squared_distances
+from ddvi_fast.kernels.kde_common import (
+    FARTHEST,
+    clip_value,
+    exponent_rate,
+    launch_options,
+    log_constant,
+    padded_columns,
+    split_tiles,
+    squared_distances,
+)
 
 __all__ = ["backward", "compilations", "forward", "unsupported"]
 
@@ -89,6 +98,8 @@ def _finish(nearest, sums, bandwidths, log_density, each, row, rows, clamp, cons
     s = tl.arange(0, PADDED)
     present = (s < COUNT)[:, None]
     h = tl.load(bandwidths + s, mask=s < COUNT, other=1.0)
+    # A row that the points behind the last are nearest to has no point at a finite distance.
+    nearest = tl.where(nearest >= FARTHEST, float("inf"), nearest)
     # Large numbers nearly cancel here; float64 costs nothing once a row.
     energy = nearest.to(tl.float64)[None, :] * (0.5 / (h.to(tl.float64) * h))[:, None]
     log_sums = tl.log(tl.where(present, sums, 1.0)).to(tl.float64)

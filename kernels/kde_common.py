@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 MOST_SHARES = 256
 _WARPS = 4224  # 32 on each of an H200's 132 multiprocessors keep its exponential units busy
 _FAR = 1e18  # a coordinate of the points behind the last: its square is finite, its kernel is 0
+FARTHEST = tl.constexpr(_FAR * _FAR / 4)  # squared distance that no other point may have
 
 
 def launch_options(rows: int, width: int, bandwidths: int) -> dict[str, int]:

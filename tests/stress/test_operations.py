@@ -168,24 +168,17 @@ OPERATIONS = {
 
 # Triton's kernels split operands of the denoiser's products into numbers of fp16: operands far beyond this become NaN (kernels/layers.py).
 DENOISERS, DENOISER_RANGE = ("denoising_loss", "regression", "sample_chain"), 1000.0
+# The norms in its squared distances of equal rows are rounded unlike the products: the difference of larger ones is no longer small beside a width.
+DISTANCE_RANGE = 100.0
 
 
 def test_every_operation_is_here():
     assert set(OPERATIONS) == set(functions_of("ops"))
 
 
-KNOWN = {
-    ("binomial_log_likelihood", "triton"): "log-factorials of negative counts, outside the support, differ",
-    ("mmd", "triton"): "distances of equal rows of size 1e6 are not exactly 0",
-}
-
-
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_backends_give_one_answer(name, backend, request):
-    if reason := KNOWN.get((name, backend)):
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
-
+def test_backends_give_one_answer(name, backend):
     @examples(12 if backend == "triton" else 40)
     @given(OPERATIONS[name], st.sampled_from(sorted(LAYOUTS)))
     def check(case, layout):
@@ -196,9 +189,10 @@ def test_backends_give_one_answer(name, backend, request):
         with use_backend(backend):
             got = call({name: LAYOUTS[layout](value) for name, value in made.items()})
         assert got.keys() == plain.keys()
-        overflows = backend == "triton" and name in DENOISERS and _largest(made) > DENOISER_RANGE
+        overflows = backend == "triton" and _overflows_in_triton(name, made)
+        close = not (backend == "triton" and name == "mmd" and _largest(made) > DISTANCE_RANGE)
         for result, value in got.items():
-            _assert_alike(value, plain[result], exact[result], overflows)
+            _assert_alike(value, plain[result], exact[result], overflows, close)
 
     check()
 
@@ -254,13 +248,20 @@ def _chain_gradients(y_T: Tensor, context: Tensor, upstream: Tensor) -> tuple[Te
     return torch.autograd.grad(sample.z, wanted, upstream)
 
 
+def _overflows_in_triton(name: str, made: dict[str, Tensor]) -> bool:
+    """Whether operands are beyond the range of the denoiser's products, or counts of 2 draws so far outside that their log-factorials have poles."""
+    if name == "binomial_log_likelihood":
+        return bool(((made["counts"] <= -1) | (made["counts"] >= 3)).any())
+    return name in DENOISERS and _largest(made) > DENOISER_RANGE
+
+
 def _largest(made: dict[str, Tensor]) -> float:
     """The largest finite magnitude of any operand."""
     return max((value.abs()[value.isfinite()].max().item() for value in made.values() if value.isfinite().any()), default=0.0)
 
 
-def _assert_alike(got: Tensor, plain: Tensor, exact: Tensor, overflows: bool) -> None:
-    """Finite only where float64 is, close to it there, and finite where the reference in float32 is as well unless the backend `overflows`."""
+def _assert_alike(got: Tensor, plain: Tensor, exact: Tensor, overflows: bool, close: bool) -> None:
+    """Finite only where float64 is, and there `close` to it; finite where the reference in float32 is as well, unless the backend `overflows`."""
     assert got.shape == plain.shape and got.dtype == plain.dtype
     here, there, truth = kinds(got), kinds(plain), kinds(exact)
     assert not ((truth > 0) & (here == 0)).any(), "finite where float64 is not"
@@ -268,6 +269,8 @@ def _assert_alike(got: Tensor, plain: Tensor, exact: Tensor, overflows: bool) ->
     finite = (here == 0) & (truth == 0)
     beyond = (here > 0) & (there == 0) & (truth == 0)
     assert overflows or not beyond.any(), f"{got[beyond][:3].tolist()} where the reference is finite"
+    if not close:
+        return
     off, allowed = (got.double() - exact).abs()[finite], _budget(plain, exact)[finite]
     assert (off <= allowed).all(), f"off by {off[off > allowed][:3].tolist()}, allowed {allowed[off > allowed][:3].tolist()}"
 
