@@ -1,4 +1,4 @@
-"""Where a turn of a kernel's main loop goes: when one warp issues barriers, loads and products, by the static model.
+"""Trace of one turn of a kernel's main loop in the static model: when a warp issues barriers, loads and products.
 
 python -m bench.device.trace KERNEL.cubin --warps 8
 """
