@@ -1,4 +1,4 @@
-"""Exact evidence log p(x) of models with one or two latent dimensions, by quadrature."""
+"""Evidence log p(x): exact by quadrature for one or two latent dimensions, and estimated by annealed importance sampling for any number."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
+from ddvi_fast.annealed import AnnealedEvidence, log_evidence_annealed
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.precision import as_float64
+
+__all__ = ["AnnealedEvidence", "log_evidence_annealed", "log_evidence_quadrature"]
 
 _PAIRS = 1 << 24  # node-example pairs held at a time
 _VALUES = 1 << 23  # decoded values held at a time

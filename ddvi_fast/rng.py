@@ -87,6 +87,8 @@ LANES = {
     "refinement": _sample(1 << 18, (), "samples that optimize the encoder's output for a datum"),
     "refinement_check": _sample(1 << 19, (), "samples that choose among these outputs"),
     "paths": _sample(1 << 20, (), "paths of a chain whose density is estimated, and noised paths from their ends"),
+    "annealing": _sample(1 << 21, (), "chains that anneal from the prior to the posterior"),
+    "annealing_pilot": _sample(3 << 20, (), "chains that choose the step sizes of these"),
     "looked_at": Lane(1 << 50, (), "simulations that standardize data, apart from those of training"),
     "calibration": Lane(1 << 51, (), "simulations for calibration, apart from those of training"),
     "split": Lane(1 << 62, (ORDER,), "split into training and test examples, beyond the order of every epoch"),

@@ -28,7 +28,7 @@ RINGS = {
         ("ops",),
         ("likelihoods", "parity", "priors", "models"),
         ("posteriors",),
-        ("data", "evidence", "export", "objectives", "released_scale"),
+        ("annealed", "data", "evidence", "export", "objectives", "released_scale"),
         ("gap", "metrics", "recipes"),
     ),
     "trainer": (("engine",), ("config", "inference"), ("estimator", "pyro", "training")),
