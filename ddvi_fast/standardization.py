@@ -26,6 +26,7 @@ class Columns:
         scale: Standard deviation, float64 [P]; from the quartiles for a column with heavy tails if `robust`, 1 for a constant one.
         varies: Whether a column varies by more than rounding, bool [P].
         heavy: Whether a few values far out rule the standard deviation of a column, bool [P].
+        outlying: Whether a heavy column has outliers, and not only few values that differ from the others, bool [P].
 
     Example:
         >>> found = Columns.of(torch.tensor([[1.0, 7.0], [3.0, 7.0]]))
@@ -37,6 +38,7 @@ class Columns:
     scale: Tensor
     varies: Tensor
     heavy: Tensor
+    outlying: Tensor
 
     @classmethod
     def of(cls, x: Tensor, robust: bool = True) -> Columns:
@@ -44,12 +46,13 @@ class Columns:
 
         A column is constant if its range is within rounding of its largest value. Its tails are heavy if the standard deviation is over three
         times that of a normal variable with the same quartiles, because of values over 10 standard deviations from the mean (or 0.7 sqrt(n)).
+        It has outliers if, besides, these values are far out among those that differ from the median, which rare small values are not.
         """
         blocks = x.split(max(1, _BLOCK // max(1, len(x))), 1)  # so that copies in float64 stay small
         return cls(*map(torch.cat, zip(*(cls._of_block(block, robust) for block in blocks), strict=True)))
 
     @staticmethod
-    def _of_block(x: Tensor, robust: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _of_block(x: Tensor, robust: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         precision = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
         x = x.double()
         lowest, largest = x.amin(0), x.abs().amax(0)
@@ -63,9 +66,11 @@ class Columns:
         far = (relative - mean).abs().amax(0) > min(FAR, 0.7 * math.sqrt(len(x))) * deviation
         heavy = varies & far & (deviation > _NARROW * spread)
         by_quartiles = heavy & (spread > 0) & robust  # more than half of the values of other heavy columns are equal
+        outlying, sparse = heavy.clone(), heavy & (spread == 0)
+        outlying[sparse] = _far_among_others(relative[:, sparse] - median[sparse])
         center = torch.where(by_quartiles, median, mean) * unit
         scale = torch.where(by_quartiles, spread, deviation) * unit
-        return torch.where(varies, center, lowest), torch.where(varies, scale, 1.0), varies, heavy
+        return torch.where(varies, center, lowest), torch.where(varies, scale, 1.0), varies, heavy, outlying
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the standardized values of `x` [..., P], float64."""
@@ -75,6 +80,14 @@ class Columns:
 def _quantile(x: Tensor, level: float) -> Tensor:
     """Quantile of each column of `x` [n, P], one of its values; `torch.quantile` refuses large tensors."""
     return x.kthvalue(max(1, math.ceil(level * len(x))), 0).values
+
+
+def _far_among_others(x: Tensor) -> Tensor:
+    """Whether the largest absolute value of each column of `x` [n, P] is far out among those that are not zero, bool [P]."""
+    ordered = x.abs().sort(0).values
+    zeros = (ordered == 0).sum(0)
+    upper = zeros + (0.75 * (len(x) - zeros)).ceil().long() - 1
+    return ordered[-1:].squeeze(0) > FAR * ordered.gather(0, upper.clamp(min=0).unsqueeze(0)).squeeze(0)
 
 
 def listed(columns: Tensor, names: list[str] | None = None) -> str:

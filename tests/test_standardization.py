@@ -50,6 +50,15 @@ def test_heavy_tails_are_found_and_scaled_by_quartiles(name: str) -> None:
         np.testing.assert_allclose(found.scale, (high - low) / 1.349, rtol=1e-2)
 
 
+def test_rare_values_are_no_outliers_and_one_far_among_them_is() -> None:
+    rare = torch.zeros(ROWS, dtype=torch.float64)
+    rare[::500] = torch.arange(1.0, 10.0, dtype=torch.float64)
+    far = rare.clone()
+    far[7] = 1e6
+    found = Columns.of(torch.stack((rare, far, HEAVY["Cauchy"], PLAIN["normal"]), 1))
+    assert found.heavy.tolist() == [True, True, True, False] and found.outlying.tolist() == [False, True, True, False]
+
+
 @pytest.mark.parametrize("unit", [1e-300, 1e-30, 1e-9, 1.0, 1e9, 1e30, 1e300])
 def test_a_change_of_units_changes_units_and_nothing_else(unit: float) -> None:
     x = torch.stack([*(column for name, column in PLAIN.items() if name != "few"), *HEAVY.values(), torch.full((ROWS,), 5.0)], 1).clamp(-1e6, 1e6)

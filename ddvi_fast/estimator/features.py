@@ -176,9 +176,9 @@ def _tell_of(columns: Columns) -> None:
     """Warn of columns that are left out, and of those whose standard deviation a few values rule."""
     if not columns.varies.all():
         tell(f"X: {listed(~columns.varies)} without spread, left out of the features")
-    if columns.heavy.any():
+    if columns.outlying.any():
         advice = "the others are nearly equal in the features; transform it first, for example by numpy.arcsinh or to ranks"
-        tell(f"X: a few values rule the standard deviation of {listed(columns.heavy)}; {advice}")
+        tell(f"X: a few values rule the standard deviation of {listed(columns.outlying)}; {advice}")
 
 
 def of_counts(x: np.ndarray) -> tuple[Features, Dataset]:
