@@ -154,12 +154,20 @@ def tensor(value: Any, argument: str, shape: tuple[int | None, ...] | None = Non
 
     if not isinstance(value, torch.Tensor):
         fail(argument, "a tensor", value)
+    if value.layout != torch.strided or value.is_quantized:
+        fail(argument, "a dense tensor", f"a {'quantized' if value.is_quantized else str(value.layout).removeprefix('torch.')} one")
     if floating:
         require(value.is_floating_point(), argument, "a floating-point tensor", value)
     if shape is not None:
         fits = value.dim() == len(shape) and all(want is None or want == have for want, have in zip(shape, value.shape, strict=True))
         wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
         require(fits, argument, f"shape {wanted}", value)
+    return value
+
+
+def valued(value: torch.Tensor, argument: str) -> torch.Tensor:
+    """Check that a tensor has values, which those on the device meta do not, and return it."""
+    require(value.device.type != "meta", argument, "a tensor with values", value)
     return value
 
 
@@ -179,6 +187,7 @@ def same_dtype(argument: str, value: torch.Tensor, like: torch.Tensor) -> None:
 
 def finite(value: torch.Tensor, argument: str) -> torch.Tensor:
     """Check that nothing in `value` is NaN or infinite and return it."""
+    valued(value, argument)
     bad = ~value.isfinite()
     if bad.any():
         where = tuple(int(i) for i in bad.nonzero()[0])

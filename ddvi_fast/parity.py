@@ -315,7 +315,14 @@ def elbo_cases(shape: tuple[int, ...]) -> Iterator[Case]:
     few = second if len(shape) == 2 else second[0]  # rows under a missing leading axis
     yield plain_case("elbo", f"bernoulli {list(shape)}", ops.bernoulli_log_likelihood, logits=8 * first, x=torch.sigmoid(few))
     yield plain_case("elbo", f"gaussian {list(shape)}", ops.gaussian_log_likelihood, mean=first, x=few, scale=third.exp())
-    yield plain_case("elbo", f"gaussian of one scale {list(shape)}", ops.gaussian_log_likelihood, mean=first, x=second, scale=torch.tensor(0.3))
+    yield plain_case(
+        "elbo",
+        f"gaussian of one scale {list(shape)}",
+        ops.gaussian_log_likelihood,
+        mean=first,
+        x=second,
+        scale=torch.tensor(0.3, dtype=torch.float32, device="cpu"),
+    )
     yield binomial_case(f"binomial {list(shape)}", 8 * first, (second.abs() > 1).float() + (third > 0).float(), 2)
     yield plain_case("elbo", f"gaussian_kl {list(shape)}", ops.gaussian_kl, mean=first, log_var=second)
     yield plain_case("elbo", f"gaussian_log_prob {list(shape)}", ops.gaussian_log_prob, z=first, mean=few, log_var=few.flip(-1))

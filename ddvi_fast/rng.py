@@ -304,14 +304,13 @@ def formula(
 def _numbers(kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stream: int, device: torch.device | str, planes: int | None) -> Tensor:
     _checks.require(isinstance(draws, _Position), "draws", "Draws or DeviceDraws", draws)
     _checks.require(isinstance(shape, (tuple, list)) and len(shape) >= 2, "shape", "[..., N, D]", shape)
-    sizes = all(isinstance(size, torch.SymInt) or (isinstance(size, int) and size >= 0) for size in shape)
-    _checks.require(sizes, "shape", "sizes of at least 0", shape)
+    shape = tuple(size if isinstance(size, torch.SymInt) else _checks.integer(size, f"shape[{axis}]", 0) for axis, size in enumerate(shape))
     planes = planes if planes is None else _checks.integer(planes, "planes", 0)
     _checks.integer(stream, "stream", 0)
     device = torch.device(device)
     backend, count = _backend.fused(device), 1 if planes is None else planes
     if backend == "reference":
-        made = formula(kind, draws, tuple(shape), stream, count, device)
+        made = formula(kind, draws, shape, stream, count, device)
     else:
         made = _fill(kind, draws.state(device), draws.offset, shape, stream, count, backend)
     return made.squeeze(0) if planes is None else made

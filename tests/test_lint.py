@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import shutil
 import subprocess
@@ -30,3 +31,18 @@ def test_ruff_is_content() -> None:
 def test_mypy_is_content() -> None:
     ran = _run(sys.executable, "-m", "mypy", "--no-error-summary")
     assert ran.returncode == 0, ran.stdout[-3000:]
+
+
+FACTORIES = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn", "randperm", "tensor", "zeros"}
+
+
+def test_new_tensors_name_their_device() -> None:
+    """Otherwise they would be on torch's default device, which may be another one, or meta."""
+    found = []
+    for path in sorted((PROJECT / "ddvi_fast").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = isinstance(call, ast.Call) and any(word.arg in ("device", None) for word in call.keywords)
+            made = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "torch"
+            if made and call.func.attr in FACTORIES and not named:
+                found.append(f"{path.relative_to(PROJECT)}:{call.lineno}: {ast.unparse(call)}")
+    assert not found, "\n".join(found)

@@ -3,6 +3,7 @@
 import collections
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -143,6 +144,9 @@ def test_bad_draws(arguments, one_line):
 
 def test_shape_needs_rows_and_width(one_line):
     one_line(lambda: rng.words(Draws(0), (3,), 0), r"shape: expected \[..., N, D\]")
+    one_line(lambda: rng.words(Draws(0), (3, 2.0), 0), r"shape\[1\]: expected an integer")
+    one_line(lambda: rng.words(Draws(0), (True, 2), 0), r"shape\[0\]: expected an integer")
+    assert torch.equal(rng.words(Draws(0), (np.int64(3), np.int32(2)), 0), rng.words(Draws(0), (3, 2), 0))
 
 
 @pytest.mark.parametrize("draws", [Draws(0), Draws(7, 3), Draws(2**64 - 1, 2**33 - 2)], ids=str)

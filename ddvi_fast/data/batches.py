@@ -18,8 +18,7 @@ _EPOCH_BITS = 32  # an epoch has 2^32 draws, one per example
 
 def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
     """Order of `size` examples in `epoch`, int64 [size]: the same on every device and in every process."""
-    _checks.require(type(size) is int and 1 <= size < 1 << _EPOCH_BITS, "size", "a number of examples of at least 1", size)
-    _checks.require(type(epoch) is int and 0 <= epoch < 1 << 30, "epoch", "an integer in [0, 2^30)", epoch)
+    size, epoch = _checks.integer(size, "size", 1, 1 << _EPOCH_BITS), _checks.integer(epoch, "epoch", 0, 1 << 30)
     return rng.permutation(rng.Draws(seed, epoch << _EPOCH_BITS), size, device)
 
 
@@ -33,8 +32,8 @@ def num_batches(size: int, batch_size: int, drop_last: bool = True) -> int:
         >>> num_batches(1400, 128), num_batches(1400, 128, drop_last=False)
         (10, 11)
     """
-    whole = type(batch_size) is int and 1 <= batch_size <= size
-    _checks.require(whole, "batch_size", f"an integer from 1 to {size}, the number of examples", batch_size)
+    size, batch_size = _checks.integer(size, "size", 0), _checks.integer(batch_size, "batch_size", 1)
+    _checks.require(batch_size <= size, "batch_size", f"an integer from 1 to {size}, the number of examples", batch_size)
     return size // batch_size if drop_last else -(-size // batch_size)
 
 

@@ -121,7 +121,7 @@ class Dataset:
 
     def take(self, limit: int) -> Dataset:
         """Return the first `limit` training and the first `limit` test examples (all, where there are fewer)."""
-        _checks.require(type(limit) is int and limit >= 1, "limit", "an integer of at least 1", limit)
+        limit = _checks.integer(limit, "limit", 1)
         # Cloned, so that the rest of the data can be freed.
         per_example = [f"{split}_{kind}" for split in SPLITS for kind in ("inputs", "labels")]
         fewer = {key: getattr(self, key)[:limit].clone() for key in per_example if getattr(self, key) is not None}

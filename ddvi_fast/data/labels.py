@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -37,10 +39,12 @@ def select_labels(labels: Tensor, count: int | float | str, num_classes: int, se
     """
     if isinstance(count, str):
         return _select_released(labels, count, num_classes, seed)
-    if type(count) is float:
-        _checks.require(0 < count < 1, "labels", "a whole number, or a share of all between 0 and 1", count)
-        count = round(count * len(labels))
-    _checks.require(type(count) is int and count >= num_classes, "labels", f"at least {num_classes}, one for each class", count)
+    if not isinstance(count, numbers.Integral):
+        expected = "a whole number, or a share of all between 0 and 1"
+        _checks.require(isinstance(count, numbers.Real) and 0 < count < 1, "labels", expected, count)
+        count = round(float(count) * len(labels))
+    count = _checks.integer(count, "labels", 0)
+    _checks.require(count >= num_classes, "labels", f"at least {num_classes}, one for each class", count)
     hint = f"counts in use are {', '.join(str(known) for known in COUNTS)}"
     _checks.require(count <= len(labels), "labels", f"at most {len(labels)}, the number of training examples", count, hint)
     order = rng.permutation(rng.Draws(seed).lane("labels"), len(labels), labels.device)

@@ -52,7 +52,7 @@ def validation_split(size: int, labels: Tensor | None, fraction: float) -> tuple
     order = rng.permutation(rng.Draws(_SEED).lane("validation"), size)
     if labels is not None:
         order = order[labels.cpu()[order].argsort(stable=True)]
-    held = torch.zeros(size, dtype=torch.bool)
-    held[order[(torch.arange(count) * size + size // 2) // count]] = True
+    held = torch.zeros(size, dtype=torch.bool, device="cpu")
+    held[order[(torch.arange(count, device="cpu") * size + size // 2) // count]] = True
     here = order.device if labels is None else labels.device
     return (~held).nonzero().squeeze(1).to(here), held.nonzero().squeeze(1).to(here)

@@ -69,7 +69,7 @@ def _bounds() -> str:
     decoder, encoder = networks.MLP(2, [], 2), networks.MLP(2, [], 4)
     with torch.no_grad():
         for network, rows in ((decoder, [[1, 0], [0, 1]]), (encoder, [[0.5, 0], [0, 0.5], [0, 0], [0, 0]])):
-            network.output_layer.weight.copy_(torch.tensor(rows))
+            network.output_layer.weight.copy_(torch.tensor(rows, dtype=torch.float32, device="cpu"))
             network.output_layer.bias.zero_()
         encoder.output_layer.bias[2:] = math.log(0.5)
     model = models.LatentVariableModel(priors.make("gaussian", dim=2), decoder, likelihoods.make("gaussian", scale=1.0))

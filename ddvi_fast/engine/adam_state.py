@@ -68,4 +68,4 @@ def by_parameter(tensors: Mapping[str, Tensor], groups: Mapping[str, object], pa
 
 def _count(entry: Mapping[str, object], options: Mapping[str, object]) -> Tensor:
     count = entry.get("step", options.get("step"))
-    return count if isinstance(count, Tensor) else torch.tensor(float(count))
+    return count if isinstance(count, Tensor) else torch.tensor(float(count), dtype=torch.float32, device="cpu")

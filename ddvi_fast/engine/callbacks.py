@@ -57,7 +57,7 @@ class TermMeter(Callback):
 
     def state(self) -> dict[str, Tensor]:
         """Sums over the epoch so far, over all processes; each of them must call it."""
-        return {**distributed.means_over_processes(self._sums), _COUNT: torch.tensor(self._count)}
+        return {**distributed.means_over_processes(self._sums), _COUNT: torch.tensor(self._count, device="cpu")}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue an epoch from what `state` returned."""

@@ -126,7 +126,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str
         if hashlib.sha256(_read(folder / name)).hexdigest() != digest:
             _bad(folder / name, "contents that fit their sha256", "others", "truncated or altered")
     try:
-        tensors = safetensors.load(weights)
+        with torch.device("cpu"):  # empty tensors have no bytes, and would be made on the default device
+            tensors = safetensors.load(weights)
     except (SafetensorError, ValueError, KeyError) as error:
         _bad(folder / WEIGHTS, "a safetensors file", _one_line(error))
     return {name: value.to(device) for name, value in tensors.items()}, envelope["state"]

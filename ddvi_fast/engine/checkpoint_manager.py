@@ -69,7 +69,7 @@ class CheckpointManager:
         for name, value in tensors.items():
             copy = kept.get(name)
             if copy is None or copy.shape != value.shape or copy.dtype != value.dtype:
-                copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                copy = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=value.is_cuda)
             self._copies[name] = copy.copy_(value.detach())
 
     def wait(self) -> None:

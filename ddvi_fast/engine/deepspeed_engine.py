@@ -173,7 +173,7 @@ class DeepSpeedEngine(Engine):
                 full = f"{update}.{key}"
                 whole = self._adam.state[parameter][full] if self.zero_stage == 0 else safe_get_full_optimizer_state(parameter, full)
                 found[f"{update}.{name}.{key}"] = whole.view(parameter.shape)
-            found[f"{update}.{name}.{COUNT}"] = torch.tensor(float(self._adam.counts[update][number]))
+            found[f"{update}.{name}.{COUNT}"] = torch.tensor(float(self._adam.counts[update][number]), dtype=torch.float32, device="cpu")
         return found
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:

@@ -228,8 +228,8 @@ class Engine(AdamState):
         names = list(computed[0].values)
         bad = [any(name in bad_terms(terms) for terms in computed) for name in names]
         local = torch.cat([bad_rows(terms, rows) for terms in computed])
-        everywhere = torch.zeros(self._size, len(bad) + len(local))
-        everywhere[self._rank] = torch.cat((torch.tensor(bad, dtype=torch.float32), local.float()))
+        everywhere = torch.zeros(self._size, len(bad) + len(local), dtype=torch.float32, device="cpu")
+        everywhere[self._rank] = torch.cat((torch.tensor(bad, dtype=torch.float32, device="cpu"), local.float()))
         if self._size > 1:
             everywhere = distributed.mean_over_processes(everywhere.to(self.device)).cpu()
         named, seen = (everywhere > 0)[:, : len(bad)].any(0), (everywhere > 0)[:, len(bad) :].flatten()

@@ -36,7 +36,7 @@ def bad_terms(terms: Terms) -> list[str]:
 
 def bad_rows(terms: Terms, rows: int) -> Tensor:
     """Rows of a batch in which a term is not finite, bool [rows]. Terms that are not one value per row are left out."""
-    bad = torch.zeros(rows, dtype=torch.bool)
+    bad = torch.zeros(rows, dtype=torch.bool, device="cpu")
     for value in terms.values.values():
         if value.shape == (rows,):
             bad |= ~torch.isfinite(value.detach()).cpu()

@@ -207,7 +207,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Mean of ``p(x | z)`` for latents [N, D], float64 [N, P]."""
         check_is_fitted(self)
-        latents, size = torch.as_tensor(np.asarray(X, np.float32)), self.config_.latent_dim
+        latents, size = torch.as_tensor(np.asarray(X, np.float32), device="cpu"), self.config_.latent_dim
         _checks.require(latents.dim() == 2 and latents.shape[1] == size, "X", f"latents of shape [N, {size}]", latents)
         _checks.finite(latents, "X")
         output = self.model_.decoder(latents.to(self.config_.device))

@@ -94,10 +94,10 @@ class Features:
     def stand_in(self) -> Dataset:
         """A data set of the right shape, from which a model can be built before its weights are loaded."""
         if self.counts is None:
-            rows = torch.arange(8 * self.width, dtype=torch.float32).view(8, -1).sin()
+            rows = torch.arange(8 * self.width, dtype=torch.float32, device="cpu").view(8, -1).sin()
             return Dataset("matrix", rows, None, rows, None)
         width = packed_width(self.counts.shape[1])
-        rows = (torch.arange(8 * width) * 37 % 256).to(torch.uint8).view(8, width)
+        rows = (torch.arange(8 * width, device="cpu") * 37 % 256).to(torch.uint8).view(8, width)
         return PackedDataset("genomes", rows, None, rows, None, value_range=(0.0, 2.0), scaling=Scaling(*torch.from_numpy(self.counts)))
 
     def save(self, folder: Path) -> None:

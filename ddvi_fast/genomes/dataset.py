@@ -91,7 +91,7 @@ def components_dataset(
 
 def _split(store: GenotypeStore, column: str | None, test_size: int | float, seed: int, validation: float) -> tuple[Tensor, Tensor]:
     """Rows of the training and of the test samples: the same tensor if both are all samples."""
-    everybody = torch.arange(len(store))
+    everybody = torch.arange(len(store), device="cpu")
     train, test = (everybody, everybody) if test_size == 0 else random_split(len(store), test_size, seed)
     if not validation:
         return train, test

@@ -51,9 +51,13 @@ class Filters:
 
     def __post_init__(self) -> None:
         for name, top in (("max_missing", 1.0), ("max_sample_missing", 1.0), ("min_frequency", 0.5), ("max_correlation", 1.0)):
-            value = getattr(self, name)
-            _checks.require(value is None or 0 <= value <= top, name, f"None or a number from 0 to {top}", value)
-        _checks.require(1 <= self.step <= self.window, "step", f"from 1 to the window, {self.window}", self.step)
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _checks.number(getattr(self, name), name, at_least=0, at_most=top))
+        for name in ("autosomes", "unique", "varying"):
+            object.__setattr__(self, name, _checks.flag(getattr(self, name), name))
+        for name in ("window", "step"):
+            object.__setattr__(self, name, _checks.integer(getattr(self, name), name, 1))
+        _checks.require(self.step <= self.window, "step", f"from 1 to the window, {self.window}", self.step)
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,10 @@ class GenotypePCA:
         self, n_components: int = 20, *, oversampling: int = 10, tolerance: float = 1e-3, max_passes: int = 40,
         drop_constant: bool = False, seed: int = 0, device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
-        _checks.require(type(n_components) is int and n_components >= 1, "n_components", "an integer of at least 1", n_components)
-        _checks.require(type(oversampling) is int and oversampling >= 0, "oversampling", "an integer of at least 0", oversampling)
-        _checks.require(0 < tolerance < 1, "tolerance", "a number between 0 and 1", tolerance)
-        _checks.require(type(max_passes) is int and max_passes >= 1, "max_passes", "an integer of at least 1", max_passes)
-        self.n_components, self.oversampling, self.tolerance, self.max_passes = n_components, oversampling, tolerance, max_passes
-        self.drop_constant, self.seed, self.device = drop_constant, seed, torch.device(device)
+        self.n_components, self.oversampling = _checks.integer(n_components, "n_components", 1), _checks.integer(oversampling, "oversampling", 0)
+        self.tolerance, self.max_passes = _checks.number(tolerance, "tolerance", above=0, below=1), _checks.integer(max_passes, "max_passes", 1)
+        self.drop_constant, self.seed = _checks.flag(drop_constant, "drop_constant"), _checks.integer(seed, "seed", 0)
+        self.device = _checks.device(device)
 
     def fit(self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None) -> GenotypePCA:
         """Fit the samples `rows` (indices, default all) of a store.

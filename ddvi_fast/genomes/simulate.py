@@ -58,10 +58,9 @@ class Simulation:
 
     def __post_init__(self) -> None:
         for name in ("samples", "segments", "length"):
-            value = getattr(self, name)
-            _checks.require(type(value) is int and value >= 1, name, "an integer of at least 1", value)
-        _checks.require(0 <= self.min_frequency < 0.5, "min_frequency", "a number from 0 to below 0.5", self.min_frequency)
-        _checks.require(type(self.seed) is int and 0 <= self.seed < 1 << 31, "seed", "an integer in [0, 2^31)", self.seed)
+            object.__setattr__(self, name, _checks.integer(getattr(self, name), name, 1))
+        object.__setattr__(self, "min_frequency", _checks.number(self.min_frequency, "min_frequency", at_least=0, below=0.5))
+        object.__setattr__(self, "seed", _checks.integer(self.seed, "seed", 0, 1 << 31))
 
 
 def simulated_genomes(simulation: Simulation = Simulation(), cache_dir: str | Path | None = None) -> GenotypeStore:

@@ -36,7 +36,7 @@ def c2st(samples: Tensor, reference: Tensor, seed: int = 0, folds: int = 5) -> f
     count, width = min(len(samples), len(reference)), 10 * reference.shape[1]
     _checks.require(count >= folds, "samples, reference", f"at least {folds} rows", count)
     draws = torch.cat((samples[:count], reference[:count])).numpy()
-    labels = torch.arange(2).repeat_interleave(count).numpy()
+    labels = torch.arange(2, device="cpu").repeat_interleave(count).numpy()
     network = MLPClassifier((width, width), max_iter=500, early_stopping=False, n_iter_no_change=20, random_state=seed)
     return float(cross_val_score(network, draws, labels, cv=KFold(folds, shuffle=True, random_state=seed)).mean())
 

@@ -10,7 +10,7 @@ from ddvi_fast.inference import kinds
 from ddvi_fast.inference.diagnostics import Diagnostics
 from ddvi_fast.inference.importance import GOOD_K
 from ddvi_fast.inference.model import Simulator, offers
-from ddvi_fast.inference.observation import column_names
+from ddvi_fast.inference.observation import column_names, observed_rows
 from ddvi_fast.rng import Draws
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def diagnose(posterior: FittedPosterior, x: Any, *, num_samples: int, num_simula
     if x is None and posterior.conditional and posterior.x is None and simulates:
         x = Simulator(posterior.model, posterior.support).take(1, Draws(seed).lane("calibration")).x[0]
     if x is not None and posterior.conditional:
-        _checks.require(x.dim() == len(posterior.data_shape), "x", "one data set", x)
+        _, many = observed_rows(x, posterior.data_shape)
+        _checks.require(not many, "x", "one data set", x)
     known = not posterior.conditional or x is not None or posterior.x is not None
     sample = posterior.importance_sample(num_samples, x, seed) if weighs and known else None
     boundary = _near_the_boundary(posterior, num_samples, x, seed) if known else {}

@@ -69,7 +69,7 @@ class Diagnostics:
 
     def nominal(self, level: float) -> float:
         """Return the expected coverage of a calibrated posterior: `level` up to the discreteness of the ranks."""
-        middle = (torch.arange(self.num_samples + 1) + 0.5) / (self.num_samples + 1)
+        middle = (torch.arange(self.num_samples + 1, dtype=torch.float64, device="cpu") + 0.5) / (self.num_samples + 1)
         return float(((middle - 0.5).abs() <= level / 2).double().mean())
 
     def standard_error(self, level: float) -> float:

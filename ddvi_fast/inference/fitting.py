@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +15,25 @@ from torch.distributions.constraints import Constraint
 
 from ddvi_fast import _checks
 from ddvi_fast.engine.engine import Engine
-from ddvi_fast.inference.model import FlatModel, HasLogJoint, HasSimulate, Simulations, Simulator, offers, out_of_inference, seeded, simulate
+from ddvi_fast.inference.model import (
+    FlatModel,
+    HasLogJoint,
+    HasSimulate,
+    Simulations,
+    Simulator,
+    as_needed,
+    offers,
+    out_of_inference,
+    seeded,
+    simulate,
+)
 from ddvi_fast.inference.networks import Architecture, build
 from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Simulated
 from ddvi_fast.inference.observation import Observation, column_names, observed_rows
 from ddvi_fast.inference.posterior import FittedPosterior
 from ddvi_fast.inference.start import gaussian_start, require_gradient, unfinished
 from ddvi_fast.inference.support import Support
-from ddvi_fast.inference.whitening import Whitening
+from ddvi_fast.inference.whitening import Whitening, coarse, require_resolved
 from ddvi_fast.inference.whitening import notices as spreads
 from ddvi_fast.objectives import Objective, Progress
 from ddvi_fast.posteriors import Diffusion, Posterior
@@ -122,6 +134,10 @@ def fit_posterior(
     for argument, value, kind in (("architecture", architecture, Architecture), ("training", training, Training)):
         _checks.instance(value, kind, argument, f"an {kind.__name__}" if kind is Architecture else "a Training")
     _checks.instance(embedding, (nn.Module, type(None)), "embedding", "None or a torch.nn.Module")
+    _check_methods(model, objective)
+    if objective == "bound":
+        for argument, value in (("num_simulations", num_simulations), ("embedding", embedding)):
+            _checks.require(value is None, argument, "None, for a fit to log_joint alone", value)
     request = _Request(model, out_of_inference(x), architecture, training, seed, device)
     # Simulators, embeddings and densities may draw from global generators, and the caller may be inside torch.no_grad or inference_mode.
     with torch.inference_mode(False), torch.enable_grad(), seeded(Draws(seed).lane("looked_at").importance(1), device):
@@ -156,9 +172,23 @@ def _chosen(objective: str, model: Any) -> str:
     return objective
 
 
+def _check_methods(model: Any, objective: str) -> None:
+    """Require that the methods that the objective needs take their arguments."""
+    for name, arguments, needed in (("log_joint", "x, z", objective != "simulations"), ("simulate", "n", objective != "bound")):
+        try:
+            if needed:
+                signature = inspect.signature(getattr(model, name))
+                signature.bind(*arguments.split(", "), **({"draws": None} if name == "simulate" and "draws" in signature.parameters else {}))
+        except ValueError:  # a function in C without a signature
+            continue
+        except TypeError as error:
+            _checks.fail("model", f"{name}({arguments})", str(error))
+
+
 def _support(support: Any, dim: int | None, simulated: Any = None) -> Support:
     """Return the support, made from a constraint and a length if it is not one; the length can come from simulations of the model `simulated`."""
     if isinstance(support, Support):
+        _checks.require(dim is None or dim == support.dim, "dim", f"{support.dim}, the length of the support's vector, or None", dim)
         return support
     if dim is None and simulated is not None and not isinstance(support, Mapping):
         z, _ = simulate(simulated, 2, Draws(0))
@@ -192,12 +222,14 @@ class _Request:
         fitted.history = history
         if lost.any():
             fitted.notices = [f"log_joint: the Gaussian from which the fit starts did not find {listed(lost, names)}; bring parameters to order 1"]
+        fitted.notices += coarse(support, fitted._unconstrained(_STANDARDIZING, fitted._rows(None)[0], self.seed)[:, 0], "log_joint")
         return fitted
 
     def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> FittedPosterior:
         support, first = simulator.support, simulator.take(_STANDARDIZING, Draws(self.seed).lane("looked_at"))
         shape, names = tuple(first.x.shape[1:]), support.coordinates()
         observed = None if self.x is None else observed_rows(self.x, shape)[0].to(self.device)
+        require_resolved(support, first.u)
         observation, whitening = Observation.of(first.x, _in_training(embedding, self.device)), Whitening.of(first.u, names)
         density = self._density(support, whitening, first, observed) if with_bound else None
         posterior = build(self.architecture, support.dim, observation, self.seed).to(self.device)
@@ -206,7 +238,7 @@ class _Request:
         history = _train(goal, self.training, self.seed, self.device)
         gained = goal.information(first, Draws(self.seed).lane("looked_at"))
         uninformed = f"loss: {history[-1]:.3f} nats, that of the prior: data do not narrow the posterior, or the training was too short for it"
-        notices = [*observation.notices(column_names(shape)), *spreads(first.u, names), *([] if gained > 0 else [uninformed])]
+        notices = [*observation.notices(column_names(shape)), *spreads(support, first.u), *([] if gained > 0 else [uninformed])]
         fitted = FittedPosterior(
             posterior, support, whitening, self.architecture, conditional=True, model=self.model, x=self.x, data_shape=shape
         )  # fmt: skip
@@ -216,8 +248,8 @@ class _Request:
     def _density(self, support: Support, whitening: Whitening, first: Simulations, observed: Tensor | None) -> FlatModel:
         """The density of the model, which is known to have a gradient."""
         _checks.require(observed is None or len(observed) >= 1, "x", "at least one row, for the evidence bound", observed)
-        rows = (first.x if observed is None else observed)[:_CHECKED].float()
-        u = first.u[: len(rows) * _CHECKED].reshape(-1, len(rows), support.dim).float()
+        rows = as_needed((first.x if observed is None else observed)[:_CHECKED])
+        u = first.u[: len(rows) * _CHECKED].reshape(-1, len(rows), support.dim).to(rows.dtype)
         require_gradient(self.model, rows, support, u)
         return FlatModel(self.model, support, whitening)
 

@@ -12,8 +12,10 @@ from ddvi_fast import _checks, rng
 from ddvi_fast.inference.pareto import smooth
 from ddvi_fast.inference.support import Latents
 from ddvi_fast.rng import Draws
+from ddvi_fast.standardization import tell
 
 GOOD_K = 0.7  # largest k with reliable smoothed weights (Vehtari et al. 2024)
+_COARSE = 0.1  # rounding of log-weights, nats, from which a warning says so
 _FEWEST = 100  # smallest number of samples for a fit of the tail
 
 
@@ -50,6 +52,9 @@ class ImportanceSample:
         _checks.require(len(log_ratios) >= _FEWEST, "num_samples", f"at least {_FEWEST}, to fit the tail of the weights", len(log_ratios))
         usable = not bool(torch.isnan(log_ratios).any()) and bool((log_ratios < math.inf).all()) and bool(torch.isfinite(log_ratios).any())
         _checks.require(usable, "log_joint", "numbers below infinity, some of them finite", "NaN, infinity or zero probability everywhere")
+        rounding = float(log_ratios[log_ratios.isfinite()].abs().max()) * torch.finfo(log_ratios.dtype).eps
+        if rounding > _COARSE:
+            tell(f"log_joint: rounded to {rounding:.2g} nats, too coarse for weights; compute it in double precision, or leave out a constant", 4)
         return cls(z, log_ratios, *smooth(log_ratios))
 
     @property
@@ -82,7 +87,7 @@ class ImportanceSample:
     def resample(self, num_samples: int, seed: int = 0) -> Latents:
         """Return unweighted parameters [num_samples, ...], by systematic resampling."""
         offset = float(rng.uniform(Draws(seed), (1, 1), rng.ORDER))
-        positions = (torch.arange(num_samples, dtype=torch.float64) + offset) / num_samples
+        positions = (torch.arange(num_samples, dtype=torch.float64, device="cpu") + offset) / num_samples
         cumulative = torch.cumsum(self.log_weights.double().cpu().exp(), 0)
         chosen = torch.searchsorted(cumulative, positions).clamp(max=len(cumulative) - 1).to(self.log_weights.device)
         return {name: value[chosen] for name, value in self.z.items()} if isinstance(self.z, dict) else self.z[chosen]

@@ -35,10 +35,18 @@ def transform_of(argument: str, kind: Any) -> Transform:
         _checks.fail(argument, "a constraint of torch.distributions.constraints that biject_to knows", kind)
     for part in _parts(kind):
         _, lower, upper = _bounds(part)
-        finite = all(bound is None or bool(torch.as_tensor(bound).isfinite().all()) for bound in (lower, upper))
-        ordered = lower is None or upper is None or bool((torch.as_tensor(lower) < torch.as_tensor(upper)).all())
-        _checks.require(finite and ordered, argument, "finite bounds, the lower one below the upper one", str(part))
+        exact = [None if bound is None else torch.as_tensor(bound, dtype=torch.float64, device="cpu") for bound in (lower, upper)]
+        single = [None if bound is None else bound.float() for bound in exact]
+        _checks.require(_in_order(exact), argument, "finite bounds, the lower one below the upper one", str(part))
+        _checks.require(_in_order(single), argument, "bounds that single precision holds and tells apart", str(part), "use other units or an offset")
     return transform
+
+
+def _in_order(bounds: list[Tensor | None]) -> bool:
+    """Whether a lower and an upper bound are finite and in order, as far as there are any."""
+    lower, upper = bounds
+    finite = all(bound is None or bool(bound.isfinite().all()) for bound in bounds)
+    return finite and (lower is None or upper is None or bool((lower < upper).all()))
 
 
 def free_shape(argument: str, kind: Constraint, transform: Transform, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -46,7 +54,7 @@ def free_shape(argument: str, kind: Constraint, transform: Transform, shape: tup
     sizes = all(isinstance(size, numbers.Integral) and size >= 0 for size in shape)
     try:
         free = tuple(transform.inverse_shape(torch.Size(shape))) if sizes else None
-        fits = free is not None and tuple(transform(torch.zeros(2, *free)).shape) == (2, *shape)
+        fits = free is not None and tuple(transform(torch.zeros(2, *free, dtype=torch.float32, device="cpu")).shape) == (2, *shape)
     except (ValueError, TypeError, RuntimeError, AssertionError, IndexError):
         fits = False
     _checks.require(fits, argument, f"a shape that fits {kind}", list(shape))
@@ -181,7 +189,7 @@ def _bound_state(bound: Any) -> Any:
 
 
 def _bound_of(state: Any) -> Any:
-    return torch.tensor(state["values"], dtype=getattr(torch, state["dtype"])) if isinstance(state, Mapping) else state
+    return torch.tensor(state["values"], dtype=getattr(torch, state["dtype"]), device="cpu") if isinstance(state, Mapping) else state
 
 
 def build(entry: Mapping[str, Any]) -> Constraint:

@@ -95,6 +95,7 @@ class Simulator:
 
     def __init__(self, model: Any, support: Support, budget: int | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
         self.model, self.support, self.device = model, support, torch.device(device)
+        self._shape: tuple[int, ...] | None = None  # of the data of one simulation
         self._pool = None if budget is None else self._new(_checks.integer(budget, "num_simulations", 2), Draws(seed))
 
     def take(self, n: int, draws: Draws) -> Simulations:
@@ -116,14 +117,22 @@ class Simulator:
         _checks.tensor(x, "simulate, x", floating=False)
         fits = x.dim() >= 2 and len(x) == n and x[0].numel() > 0
         _checks.require(fits, "simulate, x", f"{n} rows of one number or more, [{n}, ...]", x)
+        self._shape = tuple(x.shape[1:]) if self._shape is None else self._shape
+        _checks.require(tuple(x.shape[1:]) == self._shape, "simulate, x", f"data of shape {list(self._shape)}, as before", x)
         return Simulations(as_real(u, "simulate, z"), _checks.finite(as_real(x, "simulate, x").to(self.device), "simulate, x"))
 
 
 def as_real(value: Tensor, argument: str) -> Tensor:
     """Return real data in single precision if they are floating-point numbers of at most that, otherwise in double."""
-    _checks.require(not value.is_complex(), argument, "real numbers", value)
+    _checks.require(not _checks.valued(value, argument).is_complex(), argument, "real numbers", value)
     value = out_of_inference(value.detach())
     return value.to(torch.float32 if value.dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.float64)
+
+
+def as_needed(x: Tensor) -> Tensor:
+    """Return real data in single precision if that changes no value, otherwise as they are, in double."""
+    single = x.float()
+    return single if bool((single == x).all()) else x
 
 
 def out_of_inference(value: Any) -> Any:
@@ -154,15 +163,25 @@ class FlatModel:
         Raises:
             InputError: If the model returns another shape than [...].
         """
-        z, log_det = self.support.constrain(self.whitening(y))
+        return self._log_joint(x, self.whitening(y))
+
+    def log_joint_of_rows(self, x: Tensor, y: Tensor) -> Tensor:
+        """Compute log p(x, y) [K, N] in nats at rows of data [N, ...] and coordinates [K, N, D], in the precision that `x` needs."""
+        x = as_needed(x)
+        return self._log_joint(x, self.whitening(y).to(x.dtype))
+
+    def _log_joint(self, x: Any, u: Tensor) -> Tensor:
+        z, log_det = self.support.constrain(u)
         log_joint = _checks.tensor(self.model.log_joint(x, z), "log_joint")
-        _checks.require(log_joint.shape == y.shape[:-1], "log_joint", f"values of shape {list(y.shape[:-1])}", log_joint)
+        precise = log_joint.dtype in (torch.float32, torch.float64)
+        _checks.require(precise, "log_joint", "values in single or double precision", log_joint)
+        _checks.require(log_joint.shape == u.shape[:-1], "log_joint", f"values of shape {list(u.shape[:-1])}", log_joint)
         return log_joint + log_det + self.whitening.log_det()
 
 
 def offers(model: Any, name: str) -> bool:
     """Return whether a model has a method `name`."""
-    return callable(getattr(model, name, None))
+    return not inspect.isclass(model) and callable(getattr(model, name, None))
 
 
 def simulate(model: Any, n: int, draws: Draws, device: torch.device | str = "cpu") -> tuple[Latents, Tensor]:
@@ -174,8 +193,9 @@ def simulate(model: Any, n: int, draws: Draws, device: torch.device | str = "cpu
             made = model.simulate(n)
     if isinstance(made, Fantasies):
         return made.z, made.x
-    _checks.require(isinstance(made, tuple) and len(made) == 2, "simulate", "a pair (z, x)", type(made).__name__)
-    return made
+    pair = isinstance(made, (tuple, list)) and len(made) == 2
+    _checks.require(pair, "simulate", "a pair (z, x)", f"a {type(made).__name__} of {len(made)}" if isinstance(made, (tuple, list)) else made)
+    return made[0], made[1]
 
 
 @contextmanager

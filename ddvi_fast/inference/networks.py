@@ -67,7 +67,7 @@ class Constant(nn.Module):
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.output = nn.Parameter(torch.zeros(outputs))
+        self.output = nn.Parameter(torch.zeros(outputs, dtype=torch.float32, device="cpu"))
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         return self.output.expand(len(x), -1)

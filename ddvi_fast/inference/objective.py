@@ -125,8 +125,8 @@ class Simulated(Objective):
 
     def _bound(self, x: Tensor, draws: Draws) -> Tensor:
         with evaluation(self.posterior):  # observed data are few, so that statistics of their batch would be wrong
-            sample = self.posterior.sample(x, max(1, self.num_rows // len(x)), draws)
-        return -(self.model.log_joint(x.float(), sample.z) + sample.log_ratio).mean(0)
+            sample = self.posterior.sample_encoded(self.posterior.encode(x, draws), max(1, self.num_rows // len(x)), draws)
+        return -(self.model.log_joint_of_rows(x, sample.z) + sample.log_ratio).mean(0).to(sample.z.dtype)
 
     @torch.no_grad()
     def information(self, simulations: Simulations, draws: Draws) -> float:

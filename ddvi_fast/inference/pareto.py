@@ -40,7 +40,7 @@ def fit_tail(excess: Tensor) -> tuple[float, float]:
     x = excess.double().sort().values
     count = len(x)
     grid = 30 + math.isqrt(count)
-    steps = 1 - torch.sqrt(grid / (torch.arange(1, grid + 1, dtype=torch.float64) - 0.5))
+    steps = 1 - torch.sqrt(grid / (torch.arange(1, grid + 1, dtype=torch.float64, device="cpu") - 0.5))
     b = 1 / x[-1] + steps / (3 * x[int(count / 4 + 0.5) - 1])
     k = torch.log1p(-b.unsqueeze(1) * x).mean(1)
     likelihood = count * (torch.log(-b / k) - k - 1)
@@ -74,7 +74,7 @@ def smooth(log_ratios: Tensor) -> Smoothed:
         return Smoothed(log_ratios.log_softmax(0), -math.inf)
     k, scale = fit_tail(excess.clamp(min=torch.finfo(torch.float64).tiny))
     k = (length * k + _PRIOR_COUNT * _PRIOR_SHAPE) / (length + _PRIOR_COUNT)
-    quantiles = (torch.arange(length, dtype=torch.float64) + 0.5) / length
+    quantiles = (torch.arange(length, dtype=torch.float64, device="cpu") + 0.5) / length
     expected = cutoff + scale * torch.expm1(-k * torch.log1p(-quantiles)) / k
     smoothed = values.clone()
     smoothed[order[len(values) - length :]] = torch.log(expected).clamp(max=0) + largest

@@ -106,7 +106,7 @@ class FittedPosterior:
             InputError: If the arguments do not fit.
         """
         _checks.choice(bound, BOUNDS, "bound")
-        _checks.require(_checks.integer(num_samples, "num_samples") >= 1, "num_samples", "at least 1", num_samples)
+        num_samples = _checks.integer(num_samples, "num_samples", 1)
         u, inside = self.support.locate(z)
         _checks.require(u.dim() == 2, "z", f"parameters [N, ...], {self.support.dim} unconstrained numbers each", u)
         rows, many = self._rows(x)
@@ -146,7 +146,7 @@ class FittedPosterior:
         kept, weights = [], []
         for y, log_ratio in self._drawn(rows, num_samples, seed):
             with seeded(Draws(seed), y.device):
-                joint = flat.log_joint(rows.float(), y)[:, 0] if self.conditional else flat.log_joint(self.x, y[:, 0])
+                joint = flat.log_joint_of_rows(rows, y)[:, 0] if self.conditional else flat.log_joint(self.x, y[:, 0])
             kept.append(self.whitening(y)[:, 0])
             weights.append(joint + log_ratio[:, 0])
         z, _ = self.support.constrain(torch.cat(kept))
@@ -172,7 +172,8 @@ class FittedPosterior:
         """
         if reference is not None:
             truth = self.support.unconstrain(reference, "reference")
-            _checks.require(truth.dim() == 2, "reference", "samples [M, ...]", truth)
+            _checks.require(truth.dim() == 2 and len(truth) >= 2, "reference", "samples [M, ...], at least 2", truth)
+            num_samples = _checks.integer(num_samples, "num_samples", 1)
             rows, many = self._rows(None)
             _checks.require(not many, "x", "one data set", rows)
             draws = self._unconstrained(num_samples * len(truth), rows, seed)[:, 0].unflatten(0, (num_samples, len(truth)))
@@ -273,7 +274,7 @@ class FittedPosterior:
         architecture, dim = Architecture(**sizes), support.dim
         observation = Observation.like(_of_observation(tensors), embedding) if state["conditional"] else None
         posterior = build(architecture, dim, observation, 0)
-        whitening = Whitening(torch.zeros(dim, dtype=torch.float32), torch.eye(dim, dtype=torch.float32))
+        whitening = Whitening(*(make(dim, dtype=torch.float32, device="cpu") for make in (torch.zeros, torch.eye)))
         posterior.to(device), whitening.to(device)
         checkpoint.load_modules(tensors, {"posterior": posterior, "whitening": whitening})
         kept = tensors.get("x") if x is None else x
@@ -319,7 +320,7 @@ class FittedPosterior:
 
     def _drawn(self, rows: Tensor, num_samples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Coordinates [K', M, D] and log-ratios [K', M] in chunks over K, equal to those of one large call."""
-        _checks.require(_checks.integer(num_samples, "num_samples") >= 1, "num_samples", "at least 1", num_samples)
+        num_samples = _checks.integer(num_samples, "num_samples", 1)
         if not len(rows):
             yield rows.new_zeros(num_samples, 0, self.posterior.latent_dim, dtype=torch.float32), None
             return

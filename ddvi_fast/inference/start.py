@@ -21,6 +21,7 @@ _NEAR, _REACH = 100.0, 20.0  # ratio of a base to the scale that it finds, and s
 _CURVED = 0.1  # least share of the curvature in the change of a gradient
 _ATTEMPTS = 6  # fits from where the last one ended
 _FAR, _WRONG = 5.0, 10.0  # standard deviations by which a fitted Gaussian is to be moved, and factor of its variance, from which it is unfinished
+_STEP, _TOLERATED = 0.02, 0.01  # step of the differences that check a gradient, in standard deviations, and tolerated relative error
 FULL = 200  # largest number of coordinates with correlations
 SCALE = 0.1  # initial standard deviation
 
@@ -151,7 +152,7 @@ def require_gradient(model: Any, x: Any, support: Support, u: Tensor) -> None:
         u: Unconstrained parameters [..., D] at which the gradient is computed.
 
     Raises:
-        InputError: If it has none in an unbounded parameter, or in one whose value changes it.
+        InputError: If it has none in an unbounded parameter, or in one whose value changes it, or if it is not the gradient of its values.
     """
     with torch.enable_grad():
         z, _ = support.constrain(u)
@@ -176,3 +177,33 @@ def require_gradient(model: Any, x: Any, support: Support, u: Tensor) -> None:
             got = "none: it does not depend on it, which is no proper posterior" if unused else "none: it is detached, or not computed by torch"
             called = f"{name or 'z'}{place if place else ''}"
             _checks.require(proper, "log_joint", f"a gradient with respect to {called}", got)
+    gradients = {name: torch.zeros_like(value) if one is None else one for (name, value), one in zip(named.items(), found, strict=True)}
+    _require_that_of_its_values(model, x, support, u, density.detach(), gradients)
+
+
+def _require_that_of_its_values(model: Any, x: Any, support: Support, u: Tensor, density: Tensor, gradients: dict[str, Tensor]) -> None:
+    """Require that gradients of the density at unconstrained `u` are those of its values, by differences along one direction for each sample.
+
+    The rest of a difference over half the distance is a quarter for the right gradient, unless the density has jumps or noise.
+    """
+    size = u.detach().double().reshape(-1, support.dim).std(0).clamp(min=torch.finfo(u.dtype).tiny)
+    direction = size * rng.normal(Draws(0), tuple(u.shape), rng.START, device=u.device)
+
+    def difference(step: float) -> tuple[Tensor, Tensor]:
+        """Difference quotient of the density, and what the gradients leave of it."""
+        (high, above), (low, below) = (_at(model, x, support, (u + sign * direction).to(u.dtype)) for sign in (step, -step))
+        explained = sum((gradients[name].double() * (high[name].double() - low[name].double())).reshape(*density.shape, -1).sum(-1) for name in high)
+        return (above - below) / (2 * step), (above - below - explained) / (2 * step)
+
+    (_, wide), (quotient, narrow) = difference(_STEP), difference(_STEP / 2)
+    rounding = 4 * torch.finfo(density.dtype).eps * density.double().abs() / _STEP
+    wrong = (narrow.abs() - 4 * (wide - narrow).abs() - rounding > _TOLERATED * quotient.abs()).double().mean()
+    got = f"another one at {wrong:.0%} of the samples: a part of it is detached, or not computed by torch"
+    _checks.require(not wrong > 0.5, "log_joint", "the gradient of its values", got)
+
+
+def _at(model: Any, x: Any, support: Support, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Parameters at unconstrained `u`, by name, and their density in double precision."""
+    with torch.no_grad():
+        z, _ = support.constrain(u)
+        return z if isinstance(z, dict) else {"": z}, model.log_joint(x, z).double()

@@ -45,7 +45,9 @@ class Support:
 
     def __init__(self, constraint: Constraint | Mapping[str, Any], dim: int | None = None) -> None:
         self.named = isinstance(constraint, Mapping)
-        if not self.named:
+        if self.named:
+            _checks.require(dim is None, "dim", "None, for named parameters", dim)
+        else:
             whole = isinstance(dim, numbers.Integral) and not isinstance(dim, bool)
             _checks.require(whole and dim >= 1, "dim", "the length of the parameter vector", dim)
         given = dict(constraint) if self.named else {_UNNAMED: (constraint, (int(dim),))}
@@ -165,7 +167,7 @@ class Support:
         expected = f"a dictionary of {', '.join(self.shapes)}" if self.named else "a tensor"
         _checks.require(values.keys() == self.shapes.keys(), argument, expected, z)
         for name, shape in self.shapes.items():
-            value = _checks.tensor(values[name], kinds.called(argument, name))
+            value = _checks.valued(_checks.tensor(values[name], kinds.called(argument, name)), kinds.called(argument, name))
             fits = value.dim() >= len(shape) and value.shape[value.dim() - len(shape) :] == shape
             _checks.require(fits, kinds.called(argument, name), f"shape [..., {', '.join(map(str, shape))}]", value)
         leads = [list(values[name].shape[: values[name].dim() - len(shape)]) for name, shape in self.shapes.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 from ddvi_fast import _checks
 from ddvi_fast.standardization import Columns, listed
 
+if TYPE_CHECKING:
+    from ddvi_fast.inference.support import Support
+
+_SINGLE = torch.finfo(torch.float32)
 _RESOLVED = 20.0  # least number of values of single precision in a standard deviation
 
 
@@ -54,15 +59,38 @@ class Whitening(nn.Module):
         still = f"{listed(~columns.varies, names)} without spread"
         _checks.require(bool(columns.varies.all()), "simulate, z", "parameters that vary", still)
         scale = columns.scale * math.sqrt(len(u) / (len(u) - 1))  # of the population
-        return cls(columns.center.float(), torch.diag(scale.float().clamp(min=torch.finfo(torch.float32).tiny)))
+        return cls(columns.center.float(), torch.diag(scale.float().clamp(min=_SINGLE.tiny)))
 
 
-def notices(u: Tensor, names: list[str]) -> list[str]:
-    """Describe what `Whitening.of` does to coordinates `u` [n, D] called `names`; one sentence each."""
-    columns, found = Columns.of(u), []
-    if columns.heavy.any():
-        found.append(f"simulate, z: {listed(columns.heavy, names)} with heavy tails, scaled by the quartiles")
-    unresolved = _RESOLVED * torch.finfo(torch.float32).eps * columns.center.abs() > columns.scale
-    if unresolved.any():
-        found.append(f"simulate, z: {listed(unresolved, names)} vary too little around their mean for single precision; subtract a constant")
-    return found
+def notices(support: Support, u: Tensor) -> list[str]:
+    """Describe what `Whitening.of` does to unconstrained simulations `u` [n, D]; one sentence each."""
+    heavy = Columns.of(u).heavy
+    told = [f"simulate, z: {listed(heavy, support.coordinates())} with heavy tails, scaled by the quartiles"] if heavy.any() else []
+    return [*told, *coarse(support, u, "simulate, z")]
+
+
+def coarse(support: Support, u: Tensor, argument: str) -> list[str]:
+    """Describe which parameters at unconstrained `u` [n, D] vary by no more than the rounding of single precision; at most one sentence."""
+    columns = Columns.of(_entries(support, u))
+    unresolved = columns.varies & (_RESOLVED * _SINGLE.eps * columns.center.abs() > columns.scale)
+    names = listed(unresolved, support.entries())
+    return [f"{argument}: {names} vary too little around their mean for single precision; subtract a constant"] if unresolved.any() else []
+
+
+def require_resolved(support: Support, u: Tensor) -> None:
+    """Require that single precision, in which a posterior draws, holds the parameters at unconstrained `u` [n, D].
+
+    Raises:
+        InputError: If one of a parameter's values is above its range, or most of them are below it.
+    """
+    size = _entries(support, u).abs()
+    middle = size.median(0).values
+    outside = (size > _SINGLE.max).any(0) | (middle > 0) & (middle < _SINGLE.tiny)
+    expected = f"parameters that single precision holds, of a size from {_SINGLE.tiny:.0e} to {_SINGLE.max:.0e}"
+    _checks.require(not bool(outside.any()), "simulate, z", expected, f"{listed(outside, support.entries())} beyond", "use other units")
+
+
+def _entries(support: Support, u: Tensor) -> Tensor:
+    """The entries of the parameters at unconstrained `u` [n, D], float64 [n, entries]."""
+    z, _ = support.constrain(u.double())
+    return support.flatten(z)

@@ -213,7 +213,7 @@ def _structure(archive: zipfile.ZipFile) -> Any:
     def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
         if key not in kept:
             content = bytearray(archive.read(f"{folder}data/{key}"))
-            kept[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            kept[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype, device="cpu")
         if kept[key].dtype != dtype or len(kept[key]) < count:
             raise pickle.UnpicklingError(f"storage {key} of {len(kept[key])} elements, {count} named")
         return kept[key]

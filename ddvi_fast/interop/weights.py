@@ -144,7 +144,7 @@ def _named(state_dict: Mapping[str, Tensor], expected: set[str], what: str) -> d
     """Tensors of a state dictionary with exactly the `expected` names."""
     missing, unexpected = sorted(expected - state_dict.keys()), sorted(state_dict.keys() - expected)
     _checks.require(not missing and not unexpected, "state_dict", f"the names of {what}", f"missing {missing}, unexpected {unexpected}")
-    return {name: torch.as_tensor(value) for name, value in state_dict.items()}
+    return {name: torch.as_tensor(value, device="cpu") for name, value in state_dict.items()}
 
 
 def _same_shape(name: str, parameter: Tensor, value: Tensor) -> None:

@@ -74,7 +74,7 @@ def _states(posterior: Diffusion | ClassConditional, x: Tensor, draws: Draws) ->
 def _decoded(model: LatentVariableModel, dataset: Dataset, prior_samples: Tensor, folder: Path, title: str) -> Path:
     """Draw the decoder's means over a square grid that contains the prior samples."""
     reach = float(prior_samples.abs().max())
-    axis = torch.linspace(-reach, reach, _GRID)
+    axis = torch.linspace(-reach, reach, _GRID, dtype=torch.float32, device="cpu")
     z = torch.cartesian_prod(axis.flip(0), axis).flip(1).to(next(model.decoder.parameters()))
     images = model.likelihood.mean(model.decoder(z)).view(-1, *dataset.input_shape)
     return plots.decoded_grid(folder / "decoded.png", images, title, columns=_GRID, bounds=(-reach, reach), overwrite=True)

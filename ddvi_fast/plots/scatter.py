@@ -170,7 +170,7 @@ def _points(value: Tensor, argument: str) -> np.ndarray:
 def _classes(labels: Tensor | None, count: int, argument: str) -> np.ndarray:
     if labels is None:
         return np.full(count, -1)
-    labels = _checks.tensor(torch.as_tensor(labels), f"labels of {argument}", floating=False)
+    labels = _checks.tensor(torch.as_tensor(labels, device="cpu"), f"labels of {argument}", floating=False)
     whole = labels.dim() == 1 and len(labels) == count and not labels.is_floating_point()
     _checks.require(whole, f"labels of {argument}", f"whole numbers of shape [{count}]", labels)
     return labels.cpu().numpy().astype(int)

@@ -44,7 +44,7 @@ def guide_class() -> type:
         def rsample(self, sample_shape: Any = ()) -> Tensor:
             shape, like = self._extended_shape(torch.Size(sample_shape)), self.ellipsoid.shift
             # Pyro seeds torch's generator, from which each call draws its own seed.
-            draws = Draws(int(torch.randint(1 << 62, ())))
+            draws = Draws(int(torch.randint(1 << 62, (), device="cpu")))
             sample = self.posterior.sample(like.new_zeros(1, 1), math.prod(shape[:-1]), draws)
             value = (self.ellipsoid.shift + sample.z[:, 0] @ self.ellipsoid.factor().T).reshape(shape)
             self.last = value, (-sample.log_ratio[:, 0] - self.ellipsoid.log_scale.sum()).reshape(shape[:-1])

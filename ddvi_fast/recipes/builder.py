@@ -291,6 +291,6 @@ def _network(network: NetworkOptions, inputs: int, outputs: int, rate: float, dr
 
 def targets(posterior: Posterior, prior: Prior, label: int | None = None) -> Tensor:
     """Prior samples, of the class `label` if given, in the coordinates of the encoder's Gaussian [M, D]."""
-    labels = None if label is None else torch.full((_TARGETS,), label)
+    labels = None if label is None else torch.full((_TARGETS,), label, device="cpu")
     sample = prior.draw(_TARGETS, Draws(0), labels, joint=posterior.pushes and posterior.latent_dim != prior.noise_dim)
     return sample.noise if posterior.pushes else sample.z

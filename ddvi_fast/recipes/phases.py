@@ -54,7 +54,7 @@ class Optimisation:
         if self.lr_schedule == "step":
             return self.lr if fraction < STEP_AT else 0.1 * self.lr
         progress = (fraction - self.warmup_fraction) / (1 - self.warmup_fraction)
-        return self.lr * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64)).item())
+        return self.lr * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64, device="cpu")).item())
 
     def factor(self, name: str) -> float:
         """Factor on the learning rate of the parameter called `name`."""

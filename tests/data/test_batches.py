@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,3 +62,10 @@ def test_refuses_a_batch_size_that_does_not_fit(batch_size, one_line):
 )
 def test_refuses_an_epoch_or_seed_out_of_range(change, name, one_line):
     one_line(lambda: epoch_batches(10, 5, **{"seed": 0, "epoch": 0, **change}), f"{name}: expected an integer in")
+
+
+def test_numbers_of_numpy_are_numbers(one_line):
+    assert num_batches(np.int64(10), np.int32(4)) == 2
+    assert torch.equal(epoch_order(np.int64(10), 0, np.int16(3)), epoch_order(10, 0, 3))
+    for call in (lambda: num_batches(10, 2.0), lambda: num_batches(10, True), lambda: epoch_order(10.0, 0, 0), lambda: epoch_order(10, 0, -1)):
+        one_line(call, "expected an integer")

@@ -1,5 +1,6 @@
 """Tests of the selection of labelled examples: number, balance, seed."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ def test_a_function_of_the_seed():
 def test_a_small_class_gives_all_it_has_and_the_others_make_up_for_it():
     labels = torch.tensor([0] * 3 + [1] * 50 + [2] * 50)
     kept = select_labels(labels, 43, 3)
+    assert torch.equal(kept, select_labels(labels, np.int64(43), 3)) and len(select_labels(labels, np.float32(0.5), 3)) == 52
     assert torch.bincount(labels[kept]).tolist() == [3, 20, 20]
     assert len(select_labels(labels, 103, 3)) == 103
 
@@ -41,6 +43,8 @@ def test_the_released_count_is_eleven_thousand():
 @pytest.mark.parametrize(
     ("labels", "count", "words"),
     [
+        (LABELS, True, "labels: expected an integer"),
+        (LABELS, 1.5, "labels: expected a whole number, or a share"),
         (LABELS[:40], 50, "labels: expected at most 40, the number of training examples, got 50"),
         (LABELS, 9, "at least 10, one for each class"),
         (LABELS, 10.0, "a whole number, or a share of all between 0 and 1"),

@@ -5,6 +5,8 @@ import pytest
 
 from ddvi_fast.genomes.convert import import_genotypes, store_from_codes
 from ddvi_fast.genomes.filters import Filters
+from ddvi_fast.genomes.pca import GenotypePCA
+from ddvi_fast.genomes.simulate import Simulation
 from tests.genomes.files import Genotypes, simulated, write_eigenstrat
 
 
@@ -112,3 +114,15 @@ def test_nothing_left_is_one_line_with_the_counts(tmp_path, one_line):
 @pytest.mark.parametrize("name, value", [("max_missing", -0.1), ("min_frequency", 0.6), ("max_correlation", 2), ("step", 0), ("step", 201)])
 def test_values_out_of_range(name, value, one_line):
     assert name in one_line(lambda: Filters(**{name: value}))
+
+
+def test_numbers_of_numpy_are_numbers(one_line) -> None:
+    made = Filters(max_missing=np.float32(0.5), window=np.int64(20), step=np.int32(5), autosomes=np.bool_(True))
+    assert made == Filters(max_missing=0.5, window=20, step=5, autosomes=True) and type(made.window) is int
+    simulation = Simulation(samples=np.int64(5), seed=np.uint8(3), min_frequency=np.float64(0.25))
+    assert simulation == Simulation(samples=5, seed=3, min_frequency=0.25) and type(simulation.samples) is int
+    assert GenotypePCA(np.int64(2), tolerance=np.float32(0.5)).n_components == 2
+    for call in (lambda: Filters(window=2.5), lambda: Filters(max_missing="all"), lambda: Filters(unique=1), lambda: Simulation(seed=True)):
+        one_line(call)
+    for call in (lambda: GenotypePCA(True), lambda: GenotypePCA(tolerance="small"), lambda: GenotypePCA(seed=0.5), lambda: GenotypePCA(device="gpu")):
+        one_line(call)

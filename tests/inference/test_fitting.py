@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Gamma, MultivariateNormal, Normal, Poisson, biject_to, constraints
 
 from ddvi_fast import InputError, fit_posterior, likelihoods, models, networks, priors
-from ddvi_fast.inference import Architecture, Model, Training, load
+from ddvi_fast.inference import Architecture, Model, Support, Training, load
 from ddvi_fast.rng import Draws
 
 FAMILIES = [pytest.param("flow", marks=pytest.mark.skipif(find_spec("zuko") is None, reason="zuko is not installed")), "gaussian"]
@@ -174,16 +174,25 @@ def double_by_default() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+@contextmanager
+def meta_by_default() -> Iterator[None]:
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
 @pytest.mark.usefixtures("quick_start")
-@pytest.mark.parametrize("state", [double_by_default, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("state", [double_by_default, meta_by_default, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("family", ["diffusion", "gaussian"])
 def test_states_of_torch_change_nothing(state, family: str, tmp_path) -> None:
     architecture = Architecture(family=family, num_steps=4, hidden=(8,), context_dim=4, width=8)
     options = {"architecture": architecture, "training": Training(steps=8, batch_size=32)}
 
     def simulate(n: int) -> tuple[Tensor, Tensor]:
-        z = torch.randn(n, 2, dtype=torch.float32)
-        return z, z + torch.randn(n, 2, dtype=torch.float32)
+        z = torch.randn(n, 2, dtype=torch.float32, device="cpu")
+        return z, z + torch.randn(n, 2, dtype=torch.float32, device="cpu")
 
     def density(x: Tensor, z: Tensor) -> Tensor:
         return -0.5 * z.square().sum(-1) - 0.5 * (x - z).square().sum(-1)
@@ -193,7 +202,7 @@ def test_states_of_torch_change_nothing(state, family: str, tmp_path) -> None:
     for number, (model, more) in enumerate(cases):
         usual = fit_posterior(model, x, **options, **more)
         with state():
-            other = fit_posterior(model, torch.ones(2, dtype=torch.float32), **options, **more)
+            other = fit_posterior(model, torch.ones(2, dtype=torch.float32, device="cpu"), **options, **more)
             draws, again = other.sample(5), load(other.save(tmp_path / str(number))).sample(5)
         assert torch.equal(usual.sample(5), other.sample(5)) and torch.equal(draws, usual.sample(5)) and torch.equal(again, draws)
         assert draws.dtype == torch.float32
@@ -225,6 +234,28 @@ def test_plain_mistakes_are_named(call, message: str) -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     made = Architecture(width=np.int64(8), hidden=np.array([8, 8])), Training(steps=np.int32(3), lr=np.float32(0.5))
     assert made == (Architecture(width=8, hidden=(8, 8)), Training(steps=3, lr=0.5)) and type(made[0].hidden[0]) is int
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.uint8])
+def test_data_of_any_type_have_a_density(dtype: torch.dtype) -> None:
+    """The density gets whole numbers in single precision, as its parameters, and both in double where single precision would lose data."""
+    types = set()
+
+    def simulate(n: int) -> tuple[Tensor, Tensor]:
+        z = torch.randn(n, 1)
+        return z, (1e9 + z.double() + torch.randn(n, 1).double() if dtype == torch.float64 else torch.poisson(z.exp())).to(dtype)
+
+    def density(x: Tensor, z: Tensor) -> Tensor:
+        types.add((x.dtype, z.dtype))
+        return (Normal(0, 1).log_prob(z) + (Normal(z, 1).log_prob(x - 1e9) if dtype == torch.float64 else Poisson(z.exp()).log_prob(x))).sum(-1)
+
+    x = torch.tensor([1e9 + 2.25 if dtype == torch.float64 else 3.0], dtype=torch.float64).to(dtype)
+    posterior = fit_posterior(Model(density, simulate), x, architecture=SMALL, training=Training(steps=4, batch_size=16))
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    sample = posterior.importance_sample(200)
+    assert types == {(expected, expected)}
+    if dtype == torch.float64:  # p(x) = N(2.25; 0, 2)
+        assert sample.log_evidence == pytest.approx(float(Normal(0, math.sqrt(2)).log_prob(torch.tensor(2.25))), abs=0.5)
 
 
 def test_a_budget_of_simulations_is_kept() -> None:
@@ -300,6 +331,31 @@ def test_the_families_to_compare_with_are_trained_alike(family: str) -> None:
             {"objective": "both", "x": X},
             "log_joint: expected",
         ),
+        (
+            Model(log_joint=lambda x, z: -0.5 * z.square().sum(-1) - (z.detach() - 1).square().sum(-1)),
+            {"dim": 2},
+            r"log_joint: expected the gradient of its values, got another one at \d+% of the samples",
+        ),
+        (
+            Model(log_joint=lambda x, z: Normal(z, 1.0).log_prob(x[..., :2].detach() + z.detach().exp()).sum(-1), simulate=Regression().simulate),
+            {},
+            "log_joint: expected the gradient of its values",
+        ),
+        (Model(log_joint=lambda x, z: -0.5 * z.square().sum(-1).half()), {"dim": 2}, "log_joint: expected values in single or double precision"),
+        (Model(log_joint=Regression().log_joint), {"dim": 2, "x": X, "embedding": torch.nn.Identity()}, "embedding: expected None"),
+        (Model(log_joint=Regression().log_joint), {"dim": 2, "x": X, "num_simulations": 100}, "num_simulations: expected None"),
+        (Model(log_joint=lambda z: z.sum(-1)), {"dim": 2}, r"model: expected log_joint\(x, z\), got too many positional"),
+        (Model(simulate=lambda: None), {}, r"model: expected simulate\(n\), got too many positional"),
+        (Regression, {}, "model: expected an object with log_joint"),
+        (Regression(), {"support": Support(constraints.real, 2), "dim": 3}, "dim: expected 2"),
+        (Regression(), {"support": {"a": constraints.real}, "dim": 1}, "dim: expected None, for named parameters"),
+        (Model(simulate=lambda n: (torch.randn(n, 2),) * 3), {}, "simulate: expected a pair .* got a tuple of 3"),
+        (Model(simulate=lambda n: (torch.randn(n, 2), torch.randn(n, 1 + n % 3))), {}, "simulate, x: expected data of shape .* as before"),
+        (Model(simulate=lambda n: (torch.randn(n, 2), torch.randn(n, 2).to_sparse())), {}, "simulate, x: expected a dense tensor, got a sparse_coo"),
+        (Model(simulate=lambda n: (torch.randn(n, 2), torch.empty(n, 2, device="meta"))), {}, "simulate, x: expected a tensor with values"),
+        (Model(simulate=lambda n: (1e-200 * torch.randn(n, 2).double(), torch.randn(n, 2))), {}, r"simulate, z: .* z\[0\], z\[1\] beyond"),
+        (Model(simulate=lambda n: (1e200 * torch.randn(n, 2).double(), torch.randn(n, 2))), {}, "parameters that single precision holds"),
+        (Model(simulate=lambda n: (1e-40 * torch.rand(n, 2).double(), torch.randn(n, 2))), {"support": constraints.unit_interval}, "use other units"),
         (Regression(), {"x": torch.zeros(0, 3)}, "x: expected at least one row"),
         (Model(simulate=Regression().simulate), {"x": torch.zeros(4)}, r"x: expected data of shape \[3\]"),
         (Model(simulate=Regression().simulate), {"objective": "simulation"}, "did you mean simulations"),

@@ -54,6 +54,13 @@ def test_bad_weights_are_named() -> None:
             ImportanceSample.of(torch.zeros(200), torch.full((200,), bad))
 
 
+def test_weights_that_rounding_rules_are_told() -> None:
+    ratios = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="log_joint: rounded to 12 nats, too coarse for weights"):
+        ImportanceSample.of(torch.zeros(200), ratios + 1e8)
+    ImportanceSample.of(torch.zeros(200), ratios.double() + 1e8)
+
+
 @pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
 def test_averages_take_values_of_any_type(kind: torch.dtype) -> None:
     z = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))

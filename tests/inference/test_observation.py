@@ -108,6 +108,20 @@ def test_parameters_that_single_precision_does_not_resolve_are_told() -> None:
         fit_posterior(Model(simulate=simulate), architecture=SMALL, training=Training(steps=2, batch_size=16))
 
 
+@pytest.mark.parametrize("by", ["simulations", "density"])
+def test_an_interval_that_single_precision_does_not_resolve_is_told(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    monkeypatch.setattr("ddvi_fast.inference.start.STEPS", 30)
+    kind = torch.distributions.constraints.interval(1e6, 1e6 + 1)
+
+    def simulate(n: int) -> tuple[Tensor, Tensor]:
+        z = torch.rand(n, 1, dtype=torch.float64)
+        return 1e6 + z, z
+
+    model = Model(simulate=simulate) if by == "simulations" else Model(log_joint=lambda x, z: -((z - 1e6 - 0.5) ** 2).sum(-1))
+    with pytest.warns(UserWarning, match=r"z\[0\] vary too little around their mean for single precision"):
+        fit_posterior(model, support=kind, dim=1, architecture=SMALL, training=Training(steps=2, batch_size=16))
+
+
 def test_pixels_that_hardly_vary_do_not_break_a_posterior() -> None:
     """Border pixels are nearly constant in the simulations, and not in an observation."""
 

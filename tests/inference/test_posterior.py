@@ -8,6 +8,7 @@ import math
 import pickle
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -243,8 +244,16 @@ def test_bad_requests_are_named() -> None:
         many.sample(3, torch.zeros(4))
     with pytest.raises(InputError, match=r"x: expected data of shape \[1, 3\]"):
         many.sample(3)
-    with pytest.raises(InputError, match="num_samples: expected at least 1"):
+    with pytest.raises(InputError, match="num_samples: expected an integer of at least 1"):
         single.sample(0)
+    assert torch.equal(single.sample(np.int64(3)), single.sample(3))
+    for x in (np.zeros((1, 3)), [1.0], 0.5, torch.zeros(2, 1, 3), torch.zeros(1, 3, device="meta"), torch.zeros(1, 3).to_sparse()):
+        with pytest.raises(InputError, match="x: expected"):
+            many.diagnose(x)
+    with pytest.raises(InputError, match="z: expected a tensor with values"):
+        single.log_prob(torch.zeros(1, 2, device="meta"))
+    with pytest.raises(InputError, match=r"reference: expected samples .* at least 2"):
+        single.diagnostics(reference=torch.zeros(0, 2))
     for count in ((1000,), 10.0, None, True):
         with pytest.raises(InputError, match="num_samples: expected an integer"):
             single.sample(count)

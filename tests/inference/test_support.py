@@ -189,6 +189,12 @@ def test_bounds_that_are_not_in_order_are_refused(kind) -> None:
         Support({"w": (kind, (2,))})
 
 
+def test_bounds_that_single_precision_does_not_tell_apart_are_refused() -> None:
+    for kind in (constraints.interval(1e9, 1e9 + 1), constraints.greater_than(1e300)):
+        with pytest.raises(InputError, match="support: expected bounds that single precision holds and tells apart"):
+            Support(kind, 1)
+
+
 def test_no_rows_are_rows_too() -> None:
     for name, entry in KINDS.items():
         support = Support({name: entry})
