@@ -129,6 +129,12 @@ def digits_cost() -> str:
     return ratios([number(ours) / number(gaussian) for ours, gaussian in cells if "-" not in (ours, gaussian)])
 
 
+def gaussian_or_diffusion() -> str:
+    """Bound, gap and cost of the Gaussian and the diffusion under the three priors."""
+    pair = digits().where(method=("Gaussian", "diffusion")).select("prior", "method", "evidence", "ELBO", "gap", "latent NLL", "CPU seconds")
+    return _markdown.table(pair.headings, [[cell.strip("*") for cell in row] for row in pair.rows], "llr")
+
+
 def digits_coordinates() -> str:
     """Validation bound of every method in every coordinate system, the best one bold."""
     (table,) = tables("digits/choices.md")
@@ -253,6 +259,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "digits-cost": digits_cost,
     "digits": lambda: digits().markdown(),
     "digits-coordinates": digits_coordinates,
+    "gaussian-or-diffusion": gaussian_or_diffusion,
     "digits-two": study("digits_posteriors.md"),
     "mnist-kde": study("mnist-kde-10epochs/table.md", *_MNIST),
     "mnist": study("mnist/table.md", *_MNIST),
