@@ -51,7 +51,7 @@ def chain_bwd_kernel(
     d_states,  # [T, G, R, D] or None, in the order of the trajectory
     groups, rows, steps, step_begin, steps_here,
     D: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, H: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
-    RESIDUAL: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr,
+    RESIDUAL: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr, TENSOR_MEMORY: tl.constexpr,
 ):  # fmt: skip
     """Take gradients through the `steps_here` steps from `step_begin` on, for at most BN rows of a network.
 
@@ -91,45 +91,46 @@ def chain_bwd_kernel(
             context_weights = end_weights(first + D, D + C, 1, C, Q, H, B, LOW, EXACT, True)
             d_c = tl.load(d_context + context_place, in_context, 0.0)
     for i in tl.range(steps_here, disable_licm=not KEEP):
-        step = step_begin + i
-        k = coefficients + 5 * step
-        entry = (steps_here - 1 - i) * row_stride + row
-        from_signs = signs + entry[:, None] * (4 * (H // 32))
-        s1, s2 = load_signs(from_signs, present, 0, H, B), load_signs(from_signs, present, 1, H, B)
-        s3, s4 = load_signs(from_signs, present, 2, H, B), load_signs(from_signs, present, 3, H, B)
-        if d_trajectory is not None:
-            u += tl.load(d_trajectory + (steps - step) * row_stride * D + place, inside, 0.0)
-        y = tl.load(trajectory + (steps - step - 1) * row_stride * D + place, inside, 0.0)
+        if not TENSOR_MEMORY or i >= 0:  # always: see `in_tensor_memory`
+            step = step_begin + i
+            k = coefficients + 5 * step
+            entry = (steps_here - 1 - i) * row_stride + row
+            from_signs = signs + entry[:, None] * (4 * (H // 32))
+            s1, s2 = load_signs(from_signs, present, 0, H, B), load_signs(from_signs, present, 1, H, B)
+            s3, s4 = load_signs(from_signs, present, 2, H, B), load_signs(from_signs, present, 3, H, B)
+            if d_trajectory is not None:
+                u += tl.load(d_trajectory + (steps - step) * row_stride * D + place, inside, 0.0)
+            y = tl.load(trajectory + (steps - step - 1) * row_stride * D + place, inside, 0.0)
 
-        # With e = y - a y', a step's log-ratio is (|xi|^2 + 2 D log s - |e|^2 / beta - D log beta) / 2.
-        weight_state, weight_output = tl.load(k), tl.load(k + 1)
-        if d_path is not None:
-            scale, inverse_beta = tl.load(k + 3), 1.0 / tl.load(k + 4)
-            away = (y - scale * following) * inverse_beta
-            u += p * scale * away
-            direct = weight_state * u - p * away
-        else:
-            direct = weight_state * u
-        d_output = weight_output * u
-        if JOINED:
-            direct = tl.where(columns < D, direct, u)
-            d_output = tl.where(columns < D, d_output, 0.0)
-        if d_states is not None:
-            tl.store(d_states + (steps - step - 1) * row_stride * D + place, u, inside)
-        tl.store(d_outputs + (steps - step - 1) * row_stride * D + place, d_output, inside)
+            # With e = y - a y', a step's log-ratio is (|xi|^2 + 2 D log s - |e|^2 / beta - D log beta) / 2.
+            weight_state, weight_output = tl.load(k), tl.load(k + 1)
+            if d_path is not None:
+                scale, inverse_beta = tl.load(k + 3), 1.0 / tl.load(k + 4)
+                away = (y - scale * following) * inverse_beta
+                u += p * scale * away
+                direct = weight_state * u - p * away
+            else:
+                direct = weight_state * u
+            d_output = weight_output * u
+            if JOINED:
+                direct = tl.where(columns < D, direct, u)
+                d_output = tl.where(columns < D, d_output, 0.0)
+            if d_states is not None:
+                tl.store(d_states + (steps - step - 1) * row_stride * D + place, u, inside)
+            tl.store(d_outputs + (steps - step - 1) * row_stride * D + place, d_output, inside)
 
-        totals, factor, exponent, more = through_last(d_output, last_weights, P, BLOCKS, B, BN, LOW, EXACT)
-        d = masked(totals, s4, factor, BLOCKS, BN, B, LOW, EXACT)
-        of_summed = backward_layer(d, kept, zeros(BN, H, B), 2, H, B, EXACT, KEEP)
-        d = masked(of_summed, s3, DOWN, BLOCKS, BN, B, LOW, EXACT)
-        d = masked(backward_layer(d, kept, zeros(BN, H, B), 1, H, B, EXACT, KEEP), s2, DOWN, BLOCKS, BN, B, LOW, EXACT)
-        of_first = of_summed if RESIDUAL else zeros(BN, H, B)
-        d = masked(backward_layer(d, kept, of_first, 0, H, B, EXACT, KEEP), s1, DOWN, BLOCKS, BN, B, LOW, EXACT)
-        d_y = unscaled(narrow(d, first_weights, BN, P, BLOCKS, EXACT), exponent, more, EXACT)
-        if d_context is not None and Q > 0:
-            d_c += unscaled(narrow(d, context_weights, BN, Q, BLOCKS, EXACT), exponent, more, EXACT)
-        u = direct + d_y
-        following = y
+            totals, factor, exponent, more = through_last(d_output, last_weights, P, BLOCKS, B, BN, LOW, EXACT)
+            d = masked(totals, s4, factor, BLOCKS, BN, B, LOW, EXACT)
+            of_summed = backward_layer(d, kept, zeros(BN, H, B), 2, H, B, EXACT, KEEP)
+            d = masked(of_summed, s3, DOWN, BLOCKS, BN, B, LOW, EXACT)
+            d = masked(backward_layer(d, kept, zeros(BN, H, B), 1, H, B, EXACT, KEEP), s2, DOWN, BLOCKS, BN, B, LOW, EXACT)
+            of_first = of_summed if RESIDUAL else zeros(BN, H, B)
+            d = masked(backward_layer(d, kept, of_first, 0, H, B, EXACT, KEEP), s1, DOWN, BLOCKS, BN, B, LOW, EXACT)
+            d_y = unscaled(narrow(d, first_weights, BN, P, BLOCKS, EXACT), exponent, more, EXACT)
+            if d_context is not None and Q > 0:
+                d_c += unscaled(narrow(d, context_weights, BN, Q, BLOCKS, EXACT), exponent, more, EXACT)
+            u = direct + d_y
+            following = y
     if d_trajectory is not None:  # noqa: SIM102 - decided at compile time, unlike the next
         if step_begin + steps_here == steps:
             u += tl.load(d_trajectory + place, inside, 0.0)

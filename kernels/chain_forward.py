@@ -39,6 +39,7 @@ def chain_fwd_kernel(
     offset, groups, rows, rows_per_sample, steps, step_begin, steps_here,
     D: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, H: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
     NOISY: tl.constexpr, RESIDUAL: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr, HALVES: tl.constexpr,
+    TENSOR_MEMORY: tl.constexpr,
 ):  # fmt: skip
     """Run the `steps_here` steps from `step_begin` on, downwards from the states `start`, for at most BN rows of a network.
 
@@ -86,38 +87,39 @@ def chain_fwd_kernel(
     if state is not None:
         index = draw_index(state, offset, row, rows_per_sample)
     for i in tl.range(steps_here, disable_licm=not KEEP):
-        step = step_begin + steps_here - 1 - i
-        k = coefficients + 5 * step
-        weight_state, weight_output = tl.load(k), tl.load(k + 1)
-        biases = bias_rows(table + step * 16 * H, H, B)
-        entry = i * row_stride + row
-        to_signs = None
-        if signs is not None:
-            to_signs = signs + entry[:, None] * (4 * (H // 32))
-        output = run_forward(
-            y, c, first_weights, context_weights, kept, last_weights, biases, to_signs, present,
-            P, Q, H, B, BN, LOW, RESIDUAL, EXACT, KEEP, HALVES,
-        )  # fmt: skip
-        output += shift
-        following = weight_state * y + weight_output * output
-        if outputs is not None:
-            tl.store(outputs + entry[:, None] * D + columns, output, inside)
-        if NOISY:
-            deviation = tl.load(k + 2)
-            if noise is not None:
-                xi = tl.load(noise + step * row_stride * D + place, inside, 0.0)
+        if not TENSOR_MEMORY or i >= 0:  # always: see `in_tensor_memory`
+            step = step_begin + steps_here - 1 - i
+            k = coefficients + 5 * step
+            weight_state, weight_output = tl.load(k), tl.load(k + 1)
+            biases = bias_rows(table + step * 16 * H, H, B)
+            entry = i * row_stride + row
+            to_signs = None
+            if signs is not None:
+                to_signs = signs + entry[:, None] * (4 * (H // 32))
+            output = run_forward(
+                y, c, first_weights, context_weights, kept, last_weights, biases, to_signs, present,
+                P, Q, H, B, BN, LOW, RESIDUAL, EXACT, KEEP, HALVES,
+            )  # fmt: skip
+            output += shift
+            following = weight_state * y + weight_output * output
+            if outputs is not None:
+                tl.store(outputs + entry[:, None] * D + columns, output, inside)
+            if NOISY:
+                deviation = tl.load(k + 2)
+                if noise is not None:
+                    xi = tl.load(noise + step * row_stride * D + place, inside, 0.0)
+                else:
+                    xi = tl.where(inside, row_noise(index, step, tl.load(state), D, P), 0.0)
+                following += deviation * xi
+                if path is not None:
+                    away = y - tl.load(k + 3) * following
+                    ratio += xi * xi - away * away * (1.0 / tl.load(k + 4))
+            if JOINED:
+                y = tl.where(columns < D, following, y)
             else:
-                xi = tl.where(inside, row_noise(index, step, tl.load(state), D, P), 0.0)
-            following += deviation * xi
-            if path is not None:
-                away = y - tl.load(k + 3) * following
-                ratio += xi * xi - away * away * (1.0 / tl.load(k + 4))
-        if JOINED:
-            y = tl.where(columns < D, following, y)
-        else:
-            y = following
-        if trajectory is not None:
-            tl.store(trajectory + (i + 1) * row_stride * D + place, y, inside)
+                y = following
+            if trajectory is not None:
+                tl.store(trajectory + (i + 1) * row_stride * D + place, y, inside)
     if z is not None:
         tl.store(z + place, y, inside)
     if path is not None:

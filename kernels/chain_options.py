@@ -15,12 +15,11 @@ from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, archit
 from ddvi_fast.kernels.layers import LOW_TYPES, denoiser_operands_kernel
 from ddvi_fast.kernels.signs import BLOCK
 
-# Hidden widths that the kernels are compiled for.
-HIDDEN = (64, 128, 256)
+# Hidden widths that the kernels are compiled for, and those whose sums fit in tensor memory.
+HIDDEN, _IN_TENSOR_MEMORY = (64, 128, 256), (64, 128)
 
-# First architecture that the kernels are refused on. Its products sum in tensor memory, and Triton 3.7 gives each product of a loop its own
-# part of it for the whole loop: the parts are more than the 512 columns that there are, and the compiled kernel is a trap.
-TENSOR_MEMORY = 100
+# First architectures whose tensor cores take matrices from shared memory, whose products sum in tensor memory, and that have neither again.
+_FROM_SHARED, _TENSOR_MEMORY, _FROM_REGISTERS = 90, 100, 110
 
 # Most columns of latents and contexts.
 _WIDEST = 64
@@ -33,13 +32,30 @@ def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
     """Meta-parameters of the kernels that run steps one after another: BN rows a program, warps, stages.
 
     KEEP says that the hidden matrices stay in shared memory for all steps. Where that leaves room for two programs on a multiprocessor, each
-    has 64 rows on one warp group; otherwise one has 128 on two. What does not fit reads weights from the cache, and so does sm_80, which
-    takes operands from registers.
+    has 64 rows on one warp group; otherwise one has 128 on two. What does not fit reads weights from the cache, and so do sm_80 and sm_120,
+    whose products take operands from registers. TENSOR_MEMORY as in `in_tensor_memory`.
     """
+    common = {"TENSOR_MEMORY": in_tensor_memory(arch), "num_stages": 1}
+    shared = from_shared(arch)
     for rows, most in ((64, _HALF), (128, _SHARED)):
-        if arch >= 90 and sizes.resident_bytes(two, rows) <= most:
-            return {"BN": rows, "KEEP": True, "num_warps": rows // 16, "num_stages": 1}
-    return {"BN": 64 if arch < 90 else 128, "KEEP": False, "num_warps": 4 if arch < 90 else 8, "num_stages": 1}
+        if shared and sizes.resident_bytes(two, rows) <= most:
+            return {"BN": rows, "KEEP": True, "num_warps": rows // 16, **common}
+    return {"BN": 128 if shared else 64, "KEEP": False, "num_warps": 8 if shared else 4, **common}
+
+
+def from_shared(arch: int) -> bool:
+    """Whether products take operands from shared memory."""
+    return _FROM_SHARED <= arch < _FROM_REGISTERS
+
+
+def in_tensor_memory(arch: int) -> bool:
+    """Whether products sum in tensor memory.
+
+    Triton takes the sums of products that stand directly in a `for` out of it, so that each has its own part of tensor memory for the whole
+    loop. The parts of a denoiser are more than there is, and the compiled kernel is a trap. Under a condition products share parts: the loops
+    over steps and tiles have one that always holds, which is a constant elsewhere.
+    """
+    return _TENSOR_MEMORY <= arch < _FROM_REGISTERS
 
 
 @dataclass(frozen=True)
@@ -135,9 +151,6 @@ def preparation(hidden: Tensor, time_table: Tensor, precision: str) -> tuple[Pre
 PREPARED = {"BLOCK": 1024, "num_warps": 4}
 
 
-_TAKEN = tuple(each for each in ARCHITECTURES if each < TENSOR_MEMORY)  # architectures that the kernels are launched on
-
-
 class Variant(NamedTuple):
     """One choice of sizes that is compiled ahead of time."""
 
@@ -154,22 +167,22 @@ class Variant(NamedTuple):
     def of_interest(self, compilation: Compilation) -> bool:
         """Whether a kernel is more than another block of the same weight gradient; those of float32 and of further layers are compiled for few sizes.
 
-        They take minutes each.
+        They take minutes each. Where products sum in tensor memory, those of float32 are compiled because it must hold them.
         """
         constants, usual = compilation.constexprs, self.sizes.hidden == 128 and self.sizes.latent <= 3 and compilation.architecture in MODELED
         if "LAYER" not in constants:
             return True
         if constants["M"] or constants["N"] or (constants["LAYER"] and self.learned):
             return False
-        return usual or not (constants["LAYER"] or self.precision == "float32")
+        return usual or (not constants["LAYER"] and (self.precision != "float32" or constants["TENSOR_MEMORY"]))
 
 
 def variants() -> Iterator[Variant]:
     """The benchmark's chain, and that of the recipes; wide latents and a narrow network on one architecture."""
     rows = 1 << 16
     for precision in ("bf16", "float32"):
-        yield Variant(f"D=2 C=2 H=128 {precision}", Sizes(1, rows, 2, 2, 128, 40), precision, _TAKEN)
-        yield Variant(f"D=3 C=32 H=128 {precision} indexed", Sizes(10, rows, 3, 32, 128, 8, True), precision, _TAKEN)
+        yield Variant(f"D=2 C=2 H=128 {precision}", Sizes(1, rows, 2, 2, 128, 40), precision, ARCHITECTURES)
+        yield Variant(f"D=3 C=32 H=128 {precision} indexed", Sizes(10, rows, 3, 32, 128, 8, True), precision, ARCHITECTURES)
         yield Variant(f"D=16 C=2 H=128 {precision}", Sizes(1, rows, 16, 2, 128, 40), precision, MODELED)
         yield Variant(f"D=2 C=2 H=64 {precision}", Sizes(1, rows, 2, 2, 64, 40), precision, MODELED)
 
@@ -179,12 +192,12 @@ def unusable_denoiser(kernel: Any, what: str, precision: str, **tensors: Tensor 
     reason = unusable(kernel, **tensors)
     if reason is not None:
         return reason
-    device = next((tensor.device for tensor in tensors.values() if tensor is not None), None)
-    if device is not None and architecture(device) >= TENSOR_MEMORY:
-        return f"device: the Triton {what} takes compute capabilities below {TENSOR_MEMORY / 10}, got {architecture(device) / 10}"
     hidden = tensors.get("hidden")
-    if hidden is not None and hidden.shape[-1] not in HIDDEN:
-        return f"denoiser: the Triton {what} takes hidden widths {', '.join(map(str, HIDDEN))}, got {hidden.shape[-1]}"
+    if hidden is not None:
+        arch = architecture(hidden.device)
+        taken, where = (_IN_TENSOR_MEMORY, f" on compute capability {arch / 10}") if in_tensor_memory(arch) else (HIDDEN, "")
+        if hidden.shape[-1] not in taken:
+            return f"denoiser: the Triton {what} takes hidden widths {', '.join(map(str, taken))}{where}, got {hidden.shape[-1]}"
     for name in ("y_T", "x0", "context"):
         width = 0 if tensors.get(name) is None else tensors[name].shape[-1]
         if width > _WIDEST:

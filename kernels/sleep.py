@@ -73,6 +73,7 @@ def sleep_fwd_kernel(
     offset, rows_per_sample, steps,
     D: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, H: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
     RESIDUAL: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr, HALVES: tl.constexpr, LOSS: tl.constexpr,
+    TENSOR_MEMORY: tl.constexpr,
 ):  # fmt: skip
     """Losses of the rows of one group, and with `states` what their gradients need: inputs and signs of the network, and gradients of the loss.
 
@@ -98,79 +99,80 @@ def sleep_fwd_kernel(
     segment, segment_begin, segment_end = group * steps, 0, tiles_of(starts, group * steps, BN)
     count = tiles_before(starts, (group * steps + steps).to(tl.int32), BN) - tiles_before(starts, (group * steps).to(tl.int32), BN)
     for tile in tl.range(tl.program_id(0), count, tl.num_programs(0), disable_licm=not KEEP):
-        while tile >= segment_end:
-            segment += 1
-            segment_begin = segment_end
-            segment_end += tiles_of(starts, segment, BN)
-        step = segment - group * steps
-        begin = tl.load(starts + segment) + (tile - segment_begin) * BN
-        present = begin + across < tl.load(starts + segment + 1)
-        row = tl.load(order + begin + across, present, 0)
-        inside = present[:, None] & (columns < D)
-        place = row[:, None] * D + columns
-        k = table + 5 * step
-        signal, deviation, c0, c1 = tl.load(k), tl.load(k + 1), tl.load(k + 2), tl.load(k + 3)
-        weight = tl.where(tl.load(t + row, present, 0) == step, tl.load(k + 4), float("nan"))
-        clean = tl.load(x0 + place, inside, 0.0)
-        if noise is not None:
-            eps = tl.load(noise + place, inside, 0.0)
-        else:
-            index = draw_index(state, offset, row, rows_per_sample)
-            eps = tl.where(inside, row_noise(index, STREAM, tl.load(state), D, P), 0.0)
-        y = signal * clean + deviation * eps
-        to_signs = None
-        if states is not None:
-            tl.store(states + place, y, inside)
-            to_signs = signs + row[:, None] * (4 * (H // 32))
-        if JOINED:
-            in_context = present[:, None] & (columns >= D) & (columns < D + C)
-            y += tl.load(context + row[:, None] * C + (columns - D), in_context, 0.0)
-        rows_of_bias = bias_rows(biases + step * 16 * H, H, B)
-        c = None
-        if Q > 0:
-            c = tl.load(context + row[:, None] * C + of_context, present[:, None] & (of_context < C), 0.0)
-            if EXACT:
-                c *= UP
-        output = run_forward(
-            y, c, first_weights, context_weights, kept, _turned(last_weights, BLOCKS, P), rows_of_bias, to_signs, present,
-            P, Q, H, B, BN, LOW, RESIDUAL, EXACT, KEEP, HALVES,
-        )  # fmt: skip
-        error = tl.where(inside, output + shift - (c0 * clean + c1 * eps), 0.0)
-        lost = tl.sum(penalty(error, LOSS), axis=1)
-        tl.store(loss + row, weight * lost, present)
+        if not TENSOR_MEMORY or tile >= 0:  # always: see `in_tensor_memory`
+            while tile >= segment_end:
+                segment += 1
+                segment_begin = segment_end
+                segment_end += tiles_of(starts, segment, BN)
+            step = segment - group * steps
+            begin = tl.load(starts + segment) + (tile - segment_begin) * BN
+            present = begin + across < tl.load(starts + segment + 1)
+            row = tl.load(order + begin + across, present, 0)
+            inside = present[:, None] & (columns < D)
+            place = row[:, None] * D + columns
+            k = table + 5 * step
+            signal, deviation, c0, c1 = tl.load(k), tl.load(k + 1), tl.load(k + 2), tl.load(k + 3)
+            weight = tl.where(tl.load(t + row, present, 0) == step, tl.load(k + 4), float("nan"))
+            clean = tl.load(x0 + place, inside, 0.0)
+            if noise is not None:
+                eps = tl.load(noise + place, inside, 0.0)
+            else:
+                index = draw_index(state, offset, row, rows_per_sample)
+                eps = tl.where(inside, row_noise(index, STREAM, tl.load(state), D, P), 0.0)
+            y = signal * clean + deviation * eps
+            to_signs = None
+            if states is not None:
+                tl.store(states + place, y, inside)
+                to_signs = signs + row[:, None] * (4 * (H // 32))
+            if JOINED:
+                in_context = present[:, None] & (columns >= D) & (columns < D + C)
+                y += tl.load(context + row[:, None] * C + (columns - D), in_context, 0.0)
+            rows_of_bias = bias_rows(biases + step * 16 * H, H, B)
+            c = None
+            if Q > 0:
+                c = tl.load(context + row[:, None] * C + of_context, present[:, None] & (of_context < C), 0.0)
+                if EXACT:
+                    c *= UP
+            output = run_forward(
+                y, c, first_weights, context_weights, kept, _turned(last_weights, BLOCKS, P), rows_of_bias, to_signs, present,
+                P, Q, H, B, BN, LOW, RESIDUAL, EXACT, KEEP, HALVES,
+            )  # fmt: skip
+            error = tl.where(inside, output + shift - (c0 * clean + c1 * eps), 0.0)
+            lost = tl.sum(penalty(error, LOSS), axis=1)
+            tl.store(loss + row, weight * lost, present)
 
-        if states is not None:
-            d_output = tl.where(inside, weight[:, None] * slope(error, LOSS), 0.0)
-            tl.store(d_outputs + place, d_output, inside)
-        if d_x0 is not None or d_context is not None or d_noise is not None or d_rows is not None:
-            tl.debug_barrier()  # other threads may have written these signs
-            totals, factor, exponent, more = through_last(d_output, last_weights, P, BLOCKS, B, BN, LOW, EXACT)
-            d_x = masked(totals, load_signs(to_signs, present, 3, H, B), factor, BLOCKS, BN, B, LOW, EXACT)
-            of_summed = backward_layer(d_x, kept, zeros(BN, H, B), 2, H, B, EXACT, KEEP)
-            d_x = masked(of_summed, load_signs(to_signs, present, 2, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
-            sums = backward_layer(d_x, kept, zeros(BN, H, B), 1, H, B, EXACT, KEEP)
-            d_x = masked(sums, load_signs(to_signs, present, 1, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
-            of_first = of_summed if RESIDUAL else zeros(BN, H, B)
-            sums = backward_layer(d_x, kept, of_first, 0, H, B, EXACT, KEEP)
-            d_x = masked(sums, load_signs(to_signs, present, 0, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
-            d_y = unscaled(narrow(d_x, _turned(first_weights, BLOCKS, P), BN, P, BLOCKS, EXACT), exponent, more, EXACT)
-            if d_context is not None:
-                if JOINED:
-                    tl.store(d_context + row[:, None] * C + (columns - D), d_y, in_context)
-                else:
-                    d_c = unscaled(narrow(d_x, _turned(context_weights, BLOCKS, Q), BN, Q, BLOCKS, EXACT), exponent, more, EXACT)
-                    tl.store(d_context + row[:, None] * C + of_context, d_c, present[:, None] & (of_context < C))
-            if d_x0 is not None:
-                tl.store(d_x0 + place, signal * d_y - c0 * d_output, inside)
-            if d_noise is not None:
-                tl.store(d_noise + place, deviation * d_y - c1 * d_output, inside)
-            if d_rows is not None:
-                to_rows = d_rows + row * 5
-                tl.store(to_rows, tl.sum(d_y * clean, axis=1), present)
-                tl.store(to_rows + 1, tl.sum(d_y * eps, axis=1), present)
-                tl.store(to_rows + 2, -tl.sum(d_output * clean, axis=1), present)
-                tl.store(to_rows + 3, -tl.sum(d_output * eps, axis=1), present)
-                tl.store(to_rows + 4, lost, present)
+            if states is not None:
+                d_output = tl.where(inside, weight[:, None] * slope(error, LOSS), 0.0)
+                tl.store(d_outputs + place, d_output, inside)
+            if d_x0 is not None or d_context is not None or d_noise is not None or d_rows is not None:
+                tl.debug_barrier()  # other threads may have written these signs
+                totals, factor, exponent, more = through_last(d_output, last_weights, P, BLOCKS, B, BN, LOW, EXACT)
+                d_x = masked(totals, load_signs(to_signs, present, 3, H, B), factor, BLOCKS, BN, B, LOW, EXACT)
+                of_summed = backward_layer(d_x, kept, zeros(BN, H, B), 2, H, B, EXACT, KEEP)
+                d_x = masked(of_summed, load_signs(to_signs, present, 2, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
+                sums = backward_layer(d_x, kept, zeros(BN, H, B), 1, H, B, EXACT, KEEP)
+                d_x = masked(sums, load_signs(to_signs, present, 1, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
+                of_first = of_summed if RESIDUAL else zeros(BN, H, B)
+                sums = backward_layer(d_x, kept, of_first, 0, H, B, EXACT, KEEP)
+                d_x = masked(sums, load_signs(to_signs, present, 0, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
+                d_y = unscaled(narrow(d_x, _turned(first_weights, BLOCKS, P), BN, P, BLOCKS, EXACT), exponent, more, EXACT)
+                if d_context is not None:
+                    if JOINED:
+                        tl.store(d_context + row[:, None] * C + (columns - D), d_y, in_context)
+                    else:
+                        d_c = unscaled(narrow(d_x, _turned(context_weights, BLOCKS, Q), BN, Q, BLOCKS, EXACT), exponent, more, EXACT)
+                        tl.store(d_context + row[:, None] * C + of_context, d_c, present[:, None] & (of_context < C))
+                if d_x0 is not None:
+                    tl.store(d_x0 + place, signal * d_y - c0 * d_output, inside)
+                if d_noise is not None:
+                    tl.store(d_noise + place, deviation * d_y - c1 * d_output, inside)
+                if d_rows is not None:
+                    to_rows = d_rows + row * 5
+                    tl.store(to_rows, tl.sum(d_y * clean, axis=1), present)
+                    tl.store(to_rows + 1, tl.sum(d_y * eps, axis=1), present)
+                    tl.store(to_rows + 2, -tl.sum(d_output * clean, axis=1), present)
+                    tl.store(to_rows + 3, -tl.sum(d_output * eps, axis=1), present)
+                    tl.store(to_rows + 4, lost, present)
 
 
 def unsupported(precision: str = "float32", **tensors: Tensor | None) -> str | None:

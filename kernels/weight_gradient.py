@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast._operands import ChainOperands
-from ddvi_fast.kernels.chain_options import Prepared, Sizes, prepared
+from ddvi_fast.kernels.chain_options import Prepared, Sizes, from_shared, in_tensor_memory, prepared
 from ddvi_fast.kernels.common import architecture, launch
 from ddvi_fast.kernels.layers import (
     DOWN,
@@ -107,7 +107,7 @@ def denoiser_bwd_kernel_weights(
     rows, steps, step_begin, steps_here, tiles,
     D: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, H: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
     LAYER: tl.constexpr, M: tl.constexpr, N: tl.constexpr, RESIDUAL: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr,
-    BY_STEP: tl.constexpr,
+    BY_STEP: tl.constexpr, TENSOR_MEMORY: tl.constexpr,
 ):  # fmt: skip
     """Block (M, N) of the gradient of a hidden matrix, for a slice of a group's tiles, which are BN rows at one step each.
 
@@ -155,121 +155,121 @@ def denoiser_bwd_kernel_weights(
     ones = tl.full((BN, 16), 1.0, tl.float32).to(LOW)
     lowest, lowest_output = 1000, 1000
     for at in tl.range(part * share, tl.minimum(part * share + share, count), disable_licm=not KEEP):
-        if BY_STEP:
-            while at >= segment_end:
-                segment += 1
-                segment_begin = segment_end
-                segment_end += tiles_of(starts, segment, BN)
-            step, tile = (segment - group * steps).to(tl.int32), at
-            begin = tl.load(starts + segment) + (at - segment_begin) * BN
-            present = begin + across < tl.load(starts + segment + 1)
-            row = tl.load(order + begin + across, present, 0)
-            sign_row, state_row = row, row
-        else:
-            i, tile = at // each, at % each
-            step = step_begin + steps_here - 1 - i
-            if starts is None:
-                present = tile * BN + across < rows
-                row = group * rows + tile * BN + across
-            else:
-                begin = tl.load(starts + group) + tile * BN
-                present = begin + across < tl.load(starts + group + 1)
+        if not TENSOR_MEMORY or at >= 0:  # always: see `in_tensor_memory`
+            if BY_STEP:
+                while at >= segment_end:
+                    segment += 1
+                    segment_begin = segment_end
+                    segment_end += tiles_of(starts, segment, BN)
+                step, tile = (segment - group * steps).to(tl.int32), at
+                begin = tl.load(starts + segment) + (at - segment_begin) * BN
+                present = begin + across < tl.load(starts + segment + 1)
                 row = tl.load(order + begin + across, present, 0)
-            sign_row, state_row = i * lanes_rows + row, (steps - 1 - step) * lanes_rows + row
-        inside = present[:, None] & (columns < D)
-        y = tl.load(states + state_row[:, None] * D + columns, inside, 0.0)
-        if JOINED:
-            y += tl.load(context + row[:, None] * C + (columns - D), present[:, None] & (columns >= D) & (columns < D + C), 0.0)
-        if EXACT:
-            y *= UP
-        d_output = tl.load(d_outputs + state_row[:, None] * D + columns, inside, 0.0)
-        from_signs = signs + sign_row[:, None] * (4 * (H // 32))
-        s4 = load_signs(from_signs, present, 3, H, B)
-        biases = bias_rows(table + step * 16 * H, H, B)
-        pin = tl.max(y, axis=1)[:, None] if P > 8 else pair(y, BN)
-
-        totals = ()
-        if Q > 0:
-            c = tl.load(context + row[:, None] * C + of_context, present[:, None] & (of_context < C), 0.0)
+                sign_row, state_row = row, row
+            else:
+                i, tile = at // each, at % each
+                step = step_begin + steps_here - 1 - i
+                if starts is None:
+                    present = tile * BN + across < rows
+                    row = group * rows + tile * BN + across
+                else:
+                    begin = tl.load(starts + group) + tile * BN
+                    present = begin + across < tl.load(starts + group + 1)
+                    row = tl.load(order + begin + across, present, 0)
+                sign_row, state_row = i * lanes_rows + row, (steps - 1 - step) * lanes_rows + row
+            inside = present[:, None] & (columns < D)
+            y = tl.load(states + state_row[:, None] * D + columns, inside, 0.0)
+            if JOINED:
+                y += tl.load(context + row[:, None] * C + (columns - D), present[:, None] & (columns >= D) & (columns < D + C), 0.0)
             if EXACT:
-                c *= UP
-        for m in tl.static_range(BLOCKS):
-            sums = bias(biases, pin, 0, BN, BLOCKS, LOW, EXACT)[m]
+                y *= UP
+            d_output = tl.load(d_outputs + state_row[:, None] * D + columns, inside, 0.0)
+            from_signs = signs + sign_row[:, None] * (4 * (H // 32))
+            s4 = load_signs(from_signs, present, 3, H, B)
+            biases = bias_rows(table + step * 16 * H, H, B)
+            pin = tl.max(y, axis=1)[:, None] if P > 8 else pair(y, BN)
+
+            totals = ()
             if Q > 0:
-                sums = widen(c, context_weights[m], sums, BN, Q, LOW)
-            totals = totals + (widen(y, first_weights[m], sums, BN, P, LOW),)
-        x1 = activations(totals, BLOCKS, LOW, EXACT)
-        x = x1
-        if LAYER > 0:
-            x = activations(forward_layer(x1, kept, bias(biases, pin, 1, BN, BLOCKS, LOW, EXACT), 0, H, B, EXACT, KEEP), BLOCKS, LOW, EXACT)
-        if LAYER == 2:
-            sums = forward_layer(x, kept, bias(biases, pin, 2, BN, BLOCKS, LOW, EXACT), 1, H, B, EXACT, KEEP)
-            x = activations(sums, BLOCKS, LOW, EXACT)
-            if RESIDUAL:
-                x = summed(x, x1, BLOCKS, LOW, EXACT)
+                c = tl.load(context + row[:, None] * C + of_context, present[:, None] & (of_context < C), 0.0)
+                if EXACT:
+                    c *= UP
+            for m in tl.static_range(BLOCKS):
+                sums = bias(biases, pin, 0, BN, BLOCKS, LOW, EXACT)[m]
+                if Q > 0:
+                    sums = widen(c, context_weights[m], sums, BN, Q, LOW)
+                totals = totals + (widen(y, first_weights[m], sums, BN, P, LOW),)
+            x1 = activations(totals, BLOCKS, LOW, EXACT)
+            x = x1
+            if LAYER > 0:
+                x = activations(forward_layer(x1, kept, bias(biases, pin, 1, BN, BLOCKS, LOW, EXACT), 0, H, B, EXACT, KEEP), BLOCKS, LOW, EXACT)
+            if LAYER == 2:
+                sums = forward_layer(x, kept, bias(biases, pin, 2, BN, BLOCKS, LOW, EXACT), 1, H, B, EXACT, KEEP)
+                x = activations(sums, BLOCKS, LOW, EXACT)
+                if RESIDUAL:
+                    x = summed(x, x1, BLOCKS, LOW, EXACT)
 
-        exponent, more, factor = 0, 0, 1.0
-        if LAYER == 2 and M == 0 and N == 0:
-            bias_total += tl.sum(d_output, axis=0)
-        if EXACT:
-            exponent = exponent_of(tl.max(tl.abs(d_output)))
-            d_output *= power(exponent)
-        if LAYER == 2 and N == 0:
-            sums = forward_layer(x, kept, bias(biases, pin, 3, BN, BLOCKS, LOW, EXACT), 2, H, B, EXACT, KEEP)
+            exponent, more, factor = 0, 0, 1.0
+            if LAYER == 2 and M == 0 and N == 0:
+                bias_total += tl.sum(d_output, axis=0)
             if EXACT:
-                before = lowest_output
-                lowest_output = tl.minimum(before, exponent)
-                end_total *= power(tl.maximum(lowest_output - before, -126))
-                ratio = power(tl.maximum(lowest_output - exponent, -126)).to(LOW)
+                exponent = exponent_of(tl.max(tl.abs(d_output)))
+                d_output *= power(exponent)
+            if LAYER == 2 and N == 0:
+                sums = forward_layer(x, kept, bias(biases, pin, 3, BN, BLOCKS, LOW, EXACT), 2, H, B, EXACT, KEEP)
+                if EXACT:
+                    before = lowest_output
+                    lowest_output = tl.minimum(before, exponent)
+                    end_total *= power(tl.maximum(lowest_output - before, -126))
+                    ratio = power(tl.maximum(lowest_output - exponent, -126)).to(LOW)
+                else:
+                    ratio = factor
+                x4 = last_activations(sums, BLOCKS, LOW, EXACT)[M]
+                end_total = _end_product(x4, d_output, end_total, ratio, BN, P, LOW, True, EXACT)
+            d_totals = ()
+            for m in tl.static_range(BLOCKS):
+                d_totals = d_totals + (widen(d_output, last_weights[m], tl.zeros((BN, B), tl.float32), BN, P, LOW),)
+            if EXACT:
+                largest = tl.max(tl.abs(d_totals[0]))
+                for m in tl.static_range(1, BLOCKS):
+                    largest = tl.maximum(largest, tl.max(tl.abs(d_totals[m])))
+                more = exponent_of(largest)
+                factor = power(more)
+                more += WEIGHT_EXPONENT  # of the last layer's weights
+            d = masked(d_totals, s4, factor, BLOCKS, BN, B, LOW, EXACT)
+            if LAYER < 2:
+                of_summed = backward_layer(d, kept, zeros(BN, H, B), 2, H, B, EXACT, KEEP)
+                d = masked(of_summed, load_signs(from_signs, present, 2, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
+            if LAYER == 0:
+                s2 = load_signs(from_signs, present, 1, H, B)
+                d = masked(backward_layer(d, kept, zeros(BN, H, B), 1, H, B, EXACT, KEEP), s2, DOWN, BLOCKS, BN, B, LOW, EXACT)
+
+            inputs = x[N]
+            if EXACT:
+                before = lowest
+                lowest = tl.minimum(before, exponent + more)
+                total *= power(tl.maximum(lowest - before, -126))
+                ratio = power(tl.maximum(lowest - exponent - more, -126)).to(LOW)
+                inputs = (inputs[0] * ratio, inputs[1] * ratio)
             else:
                 ratio = factor
-            x4 = last_activations(sums, BLOCKS, LOW, EXACT)[M]
-            end_total = _end_product(x4, d_output, end_total, ratio, BN, P, LOW, True, EXACT)
-        d_totals = ()
-        for m in tl.static_range(BLOCKS):
-            d_totals = d_totals + (widen(d_output, last_weights[m], tl.zeros((BN, B), tl.float32), BN, P, LOW),)
-        if EXACT:
-            largest = tl.max(tl.abs(d_totals[0]))
-            for m in tl.static_range(1, BLOCKS):
-                largest = tl.maximum(largest, tl.max(tl.abs(d_totals[m])))
-            more = exponent_of(largest)
-            factor = power(more)
-            more += WEIGHT_EXPONENT  # of the last layer's weights
-        d = masked(d_totals, s4, factor, BLOCKS, BN, B, LOW, EXACT)
-        if LAYER < 2:
-            of_summed = backward_layer(d, kept, zeros(BN, H, B), 2, H, B, EXACT, KEEP)
-            d = masked(of_summed, load_signs(from_signs, present, 2, H, B), DOWN, BLOCKS, BN, B, LOW, EXACT)
-        if LAYER == 0:
-            s2 = load_signs(from_signs, present, 1, H, B)
-            d = masked(backward_layer(d, kept, zeros(BN, H, B), 1, H, B, EXACT, KEEP), s2, DOWN, BLOCKS, BN, B, LOW, EXACT)
-
-        inputs = x[N]
-        if EXACT:
-            before = lowest
-            lowest = tl.minimum(before, exponent + more)
-            total *= power(tl.maximum(lowest - before, -126))
-            ratio = power(tl.maximum(lowest - exponent - more, -126)).to(LOW)
-            inputs = (inputs[0] * ratio, inputs[1] * ratio)
-        else:
-            ratio = factor
-        total = product(turned(d[M], EXACT), inputs, total, EXACT)
-        if N == 0:
-            to_sums = (
-                table_sums + ((tl.cast(0 if BY_STEP else step - step_begin, tl.int64) * tiles + tile_offset + tile) * 4 * H + M * B) + tl.arange(0, B)
-            )
-            _store_sums(to_sums + (LAYER + 1) * H, d[M], ones, exponent, more, B, EXACT)
-            if LAYER == 0:
-                s1 = load_signs(from_signs, present, 0, H, B)
-                of_first = of_summed if RESIDUAL else zeros(BN, H, B)
-                d1 = masked(backward_layer(d, kept, of_first, 0, H, B, EXACT, KEEP), s1, DOWN, BLOCKS, BN, B, LOW, EXACT)[M]
-                _store_sums(to_sums, d1, ones, exponent, more, B, EXACT)
-                if EXACT:
-                    end_total *= power(tl.maximum(lowest - before, -126))
-                end_total = _end_product(d1, y, end_total, ratio, BN, P, LOW, EXACT, EXACT)
-                if Q > 0:
+            total = product(turned(d[M], EXACT), inputs, total, EXACT)
+            if N == 0:
+                in_table = (tl.cast(0 if BY_STEP else step - step_begin, tl.int64) * tiles + tile_offset + tile) * 4 * H + M * B
+                to_sums = table_sums + in_table + tl.arange(0, B)
+                _store_sums(to_sums + (LAYER + 1) * H, d[M], ones, exponent, more, B, EXACT)
+                if LAYER == 0:
+                    s1 = load_signs(from_signs, present, 0, H, B)
+                    of_first = of_summed if RESIDUAL else zeros(BN, H, B)
+                    d1 = masked(backward_layer(d, kept, of_first, 0, H, B, EXACT, KEEP), s1, DOWN, BLOCKS, BN, B, LOW, EXACT)[M]
+                    _store_sums(to_sums, d1, ones, exponent, more, B, EXACT)
                     if EXACT:
-                        context_total *= power(tl.maximum(lowest - before, -126))
-                    context_total = _end_product(d1, c, context_total, ratio, BN, Q, LOW, EXACT, EXACT)
+                        end_total *= power(tl.maximum(lowest - before, -126))
+                    end_total = _end_product(d1, y, end_total, ratio, BN, P, LOW, EXACT, EXACT)
+                    if Q > 0:
+                        if EXACT:
+                            context_total *= power(tl.maximum(lowest - before, -126))
+                        context_total = _end_product(d1, c, context_total, ratio, BN, Q, LOW, EXACT, EXACT)
 
     across_m, across_n = M * B + tl.arange(0, B), N * B + tl.arange(0, B)
     slot = part * groups + group
@@ -430,5 +430,5 @@ def weight_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
     """Meta-parameters: BN rows a tile, few where there are few; KEEP as in `chain_options`, beside a tile's factors of one block."""
     rows = 128 if sizes.rows * sizes.steps > 128 * _PROGRAMS else 64
     staged = rows * (min(sizes.hidden, 128) * (12 if two else 6) + 32)
-    keep = arch >= 90 and sizes.resident_bytes(two, 0) + staged <= 227 << 10
-    return {"BN": rows, "KEEP": keep, "num_warps": 8, "num_stages": 1}
+    keep = from_shared(arch) and sizes.resident_bytes(two, 0) + staged <= 227 << 10
+    return {"BN": rows, "KEEP": keep, "TENSOR_MEMORY": in_tensor_memory(arch), "num_warps": 8, "num_stages": 1}

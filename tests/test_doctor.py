@@ -75,11 +75,12 @@ def test_where_cuda_cannot_run_triton_is_used_and_the_reason_given(gpu, monkeypa
     assert finding.status == "note" and finding.detail.startswith("triton for float32") and reason in finding.detail
 
 
-@pytest.mark.parametrize("operation", ["chain", "sleep"])
-def test_a_device_that_is_too_new_runs_the_reference_and_the_reason_is_given(gpu, operation) -> None:
-    gpu[0] = (10, 0)
-    finding = find(inspect(), "backends", f"{operation} on cuda")
-    assert finding.status == "note" and finding.detail.startswith("reference") and "below 10.0, got 10.0" in finding.detail
+@pytest.mark.parametrize("capability", [(10, 0), (12, 0)])
+def test_newer_devices_run_the_same_kernels(gpu, capability) -> None:
+    gpu[0] = capability
+    chain_on_cuda, sleep = (find(inspect(), "backends", f"{operation} on cuda") for operation in ("chain", "sleep"))
+    assert chain_on_cuda.status == "ok" and "3552 rows in bf16" in chain_on_cuda.detail
+    assert sleep.status == "ok" and sleep.detail.startswith("triton for float32")
 
 
 def test_cuda_asked_for_by_name_without_a_gpu_is_a_problem(monkeypatch) -> None:

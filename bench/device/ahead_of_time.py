@@ -35,6 +35,8 @@ CUDA_MODULE = "cuda"  # stands for ddvi_fast/cuda/chain.py
 KERNELS = records.RESULTS.parents[1] / "kernels"
 # Largest shared memory of a program in bytes (CUDA C++ Programming Guide, technical specifications per compute capability).
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+# Columns of tensor memory of a multiprocessor (PTX ISA, tcgen05).
+TENSOR_LIMIT = 512
 
 # What is counted in the main loop -> opcodes.
 COUNTED = {"barriers": ("BAR",), "loads": ("LDG", "LDGSTS"), "stores": ("STG", "RED", "ATOM", "ATOMG")}
@@ -64,7 +66,7 @@ SPILLS = {
 
 _TRAP = 4  # most registers of a kernel of which the compiler left a single instruction
 
-Usage = dict[str, int]  # registers, local, shared; in the main loop: barriers, loads, stores
+Usage = dict[str, int]  # registers, local, shared, tensor where there is any; in the main loop: barriers, loads, stores
 Table = dict[str, dict[str, Usage]]  # by variant, then by architecture as in "sm_90"
 
 
@@ -201,7 +203,7 @@ def _cuda_compilations() -> list[Any]:
 
 
 def compile_one(job: tuple[str, int]) -> Usage:
-    """Registers and bytes of local memory of a thread, bytes of shared memory of a program, and what stands in the main loop."""
+    """Registers and bytes of local memory of a thread, shared and tensor memory of a program, and what stands in the main loop."""
     wanted, (_, capability) = listed()[job], job
     return usage(predictions.binary(wanted, capability))
 
@@ -210,8 +212,8 @@ def usage(compiled: predictions.Binary) -> Usage:
     """What a kernel takes."""
     used, program = sass.resources(compiled.cubin), sass.disassembled(compiled.cubin)
     counts = {what: program.count(program.main_loop, *names) for what, names in COUNTED.items()}
-    shared = compiled.shared(used["SHARED"])
-    return {"registers": used["REG"], "local": used["STACK"] + used["LOCAL"], "shared": shared, **counts}
+    memory = {"shared": compiled.shared(used["SHARED"]), **({"tensor": compiled.tensor} if compiled.tensor else {})}
+    return {"registers": used["REG"], "local": used["STACK"] + used["LOCAL"], **memory, **counts}
 
 
 def timed() -> list[tuple[str, str]]:
@@ -238,7 +240,7 @@ def predict_one(job: tuple[str, str]) -> list[dict[str, Any]]:
 
 
 def faults(table: Table) -> list[str]:
-    """Spills, kernels without content, and programs with more shared memory than the architecture has."""
+    """Spills, kernels without content, and programs with more shared or tensor memory than the architecture has."""
     found = []
     for name, by_architecture in table.items():
         for architecture, used in by_architecture.items():
@@ -250,6 +252,8 @@ def faults(table: Table) -> list[str]:
                 found.append(f"{name} on {architecture}: {used['local']} bytes of local memory a thread, expected at most {most}")
             if used["shared"] > limit:
                 found.append(f"{name} on {architecture}: {used['shared']} bytes of shared memory, expected at most {limit}")
+            if used.get("tensor", 0) > TENSOR_LIMIT:
+                found.append(f"{name} on {architecture}: {used['tensor']} columns of tensor memory, expected at most {TENSOR_LIMIT}")
     return found
 
 
@@ -293,8 +297,8 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         f"Triton {record['triton']}{_nvrtc(record)}, written by `python -m bench.device.ahead_of_time`.",
         "Registers a thread; shared memory a program in bytes; barriers and global accesses (loads + stores) in the main loop, which is that over",
-        "steps where a kernel has one. Local memory, where spilled registers go, is 0 bytes a thread unless the row says otherwise. A variant has",
-        "no numbers where it is not launched.",
+        "steps where a kernel has one. Local memory, where spilled registers go, is 0 bytes a thread unless the row says otherwise; so is tensor",
+        "memory, where products sum on sm_100, of whose 512 columns a program takes some. Less common sizes are compiled for one architecture.",
         "",
         *([f"Not compiled yet: {', '.join(record['missing'])}.", ""] if record.get("missing") else []),
         _markdown.table(headings, rows, align="lr"),
@@ -313,7 +317,8 @@ def _cells(used: Usage | None) -> tuple[str, ...]:
         return "", "", "", ""
     local = f" (local {used['local']})" if used["local"] else ""
     in_loop = (str(used["barriers"]), f"{used['loads']} + {used['stores']}") if "barriers" in used else ("", "")
-    return f"{used['registers']}{local}", str(used["shared"]), *in_loop
+    tensor = f" (tensor {used['tensor']})" if used.get("tensor") else ""
+    return f"{used['registers']}{local}", f"{used['shared']}{tensor}", *in_loop
 
 
 def _times(rows: list[dict[str, Any]]) -> list[str]:

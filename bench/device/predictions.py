@@ -155,12 +155,16 @@ def prediction(kernel: Kernel, name: str, grid: int, turns: int) -> Prediction |
 
 @dataclass(frozen=True)
 class Binary:
-    """A compiled kernel: its binary, its warps, and the shared memory that its launch asks for; Triton's includes what the binary states."""
+    """A compiled kernel: its binary, its warps, and the shared memory that its launch asks for; Triton's includes what the binary states.
+
+    `tensor` is the number of columns of tensor memory.
+    """
 
     cubin: bytes
     warps: int
     asked: int
     of_triton: bool
+    tensor: int = 0
 
     def shared(self, stated: int) -> int:
         """Bytes of shared memory of a program, from those that the binary states."""
@@ -177,7 +181,7 @@ def binary(wanted: Any, architecture: int) -> Binary:
 
     options = {"num_warps": wanted.num_warps, "num_stages": wanted.num_stages}
     result = triton.compile(wanted.source(), target=GPUTarget("cuda", architecture, 32), options=options)
-    return Binary(result.asm["cubin"], wanted.num_warps, result.metadata.shared, True)
+    return Binary(result.asm["cubin"], wanted.num_warps, result.metadata.shared, True, result.metadata.tmem_size or 0)
 
 
 def compiled(wanted: Any) -> Kernel:

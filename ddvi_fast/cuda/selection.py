@@ -14,6 +14,8 @@ ROWS = 8  # of a program of the CUDA C++ kernels
 _PROCESSORS = {8: 108, 9: 132, 10: 148}
 # Largest shared memory of a program in KiB (CUDA C++ Programming Guide, technical specifications per compute capability).
 _SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+# Architectures whose products sum in tensor memory in Triton, as in kernels/chain_options.py: those of wider networks do not fit.
+_TENSOR_MEMORY = range(100, 110)
 
 
 class Sizes(NamedTuple):
@@ -37,7 +39,6 @@ class Range(NamedTuple):
     context: int  # most context columns
     steps: int  # most steps
     architecture: int  # the oldest
-    before: int  # the first that is too new
     split_matrices: bool  # whether a program of float32 or tf32 has three hidden matrices of 2-byte numbers in shared memory
     waves: dict[str, int]  # by precision: waves of programs up to which no later kernel is faster; 0 for no limit
 
@@ -47,6 +48,8 @@ class Range(NamedTuple):
             return f"precision: expected {' or '.join(self.waves)}, got {sizes.precision}"
         if sizes.hidden not in self.hidden:
             return f"hidden width: expected {' or '.join(map(str, self.hidden))}, got {sizes.hidden}"
+        if sizes.hidden > 128 and sizes.architecture in _TENSOR_MEMORY:
+            return f"hidden width: expected at most 128 on compute capability {sizes.architecture / 10}, got {sizes.hidden}"
         for name, most, got in (
             ("latent dimensions", self.latent, sizes.latent),
             ("context columns", self.context, sizes.context),
@@ -56,8 +59,6 @@ class Range(NamedTuple):
                 return f"{name}: expected at most {most}, got {got}"
         if sizes.architecture < self.architecture:
             return f"device: expected compute capability {self.architecture / 10} or later, got {sizes.architecture / 10}"
-        if sizes.architecture >= self.before:
-            return f"device: expected a compute capability below {self.before / 10}, got {sizes.architecture / 10}"
         needed, there = self._shared_needed(sizes), _SHARED.get(sizes.architecture, min(_SHARED.values()))
         return f"device: expected {needed} KiB of shared memory for a program, got {there} KiB" if there < needed else ""
 
@@ -73,13 +74,11 @@ class Range(NamedTuple):
 
 
 ANY = 1 << 30
-# As in kernels/chain_options.py: Triton's kernels are refused from here on, and with them the weight gradients of the CUDA C++ kernels.
-_TENSOR_MEMORY = 100
 OTHER_SHARED = 48  # KiB of a program for everything but hidden matrices, at most
 TABLE = (
-    #     kernel    H               D   C   T     from, before
-    Range("cuda", (64, 128), 16, 16, 1000, 80, _TENSOR_MEMORY, True, {"float32": 5, "tf32": 5, "bf16": 3, "fp16": 3}),
-    Range("triton", (64, 128, 256), 64, 64, ANY, 0, _TENSOR_MEMORY, False, {"float32": 0, "tf32": 0, "bf16": 0, "fp16": 0}),
+    #     kernel    H               D   C   T     from
+    Range("cuda", (64, 128), 16, 16, 1000, 80, True, {"float32": 5, "tf32": 5, "bf16": 3, "fp16": 3}),
+    Range("triton", (64, 128, 256), 64, 64, ANY, 0, False, {"float32": 0, "tf32": 0, "bf16": 0, "fp16": 0}),
 )
 
 

@@ -139,9 +139,6 @@ def _used(operation: str, device: torch.device) -> Finding:
     if why:
         return judged("backends", name, f"reference, which is slower: {why}", _REPAIR[fused])
     if _backend.fused(device) == fused:
-        too_new = _refused_by_triton(device) if fused == "triton" and operation in _DENOISING else ""
-        if too_new:
-            return judged("backends", name, f"reference; neither Triton nor CUDA C++: {too_new}", "nothing to do: results are the same")
         if fused == "triton" and operation in _backend.CUDA_OPERATIONS:
             return _few_rows(name, device)
         return judged("backends", name, f"{fused} for float32, reference for float64 and for sizes that the kernels do not support")
@@ -158,16 +155,8 @@ def _few_rows(name: str, device: torch.device) -> Finding:
     return judged("backends", name, f"cuda up to {most}, triton for more, {rest}")
 
 
-def _refused_by_triton(device: torch.device) -> str:
-    """Why Triton cannot run the denoiser on a device, whatever its sizes."""
-    return selection.row_of("triton").refusal(selection.Sizes(2, 2, 64, 1, 1, "bf16", architecture(_index(device))))
-
-
 def _index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
-
-
-_DENOISING = ("chain", "sleep")  # operations that run the denoiser
 
 
 _REPAIR = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 
@@ -69,6 +71,41 @@ def test_spills_are_named_unless_they_are_known(monkeypatch):
 def test_a_kernel_that_only_traps_is_named():
     table = {"a_kernel D=2": {"sm_100": {"registers": 4, "local": 0, "shared": 0}}}
     assert ahead_of_time.faults(table) == ["a_kernel D=2 on sm_100: the compiled kernel does nothing but trap"]
+
+
+_DENOISERS = ("chain_fwd_kernel", "chain_bwd_kernel", "denoiser_bwd_kernel_weights", "sleep_fwd_kernel")
+_COMPILED = """
+import json, sys
+from bench.device import ahead_of_time
+print(json.dumps(ahead_of_time.compile_all([tuple(job) for job in json.loads(sys.argv[1])], 2)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_products_of_the_denoiser_share_tensor_memory(precision):
+    """Triton would give each product of a loop its own part, more than there is, and the kernel would be a trap."""
+    pytest.importorskip("triton")
+    jobs = [(f"{kernel} D=2 C=2 H=128 {precision}", 100) for kernel in _DENOISERS]
+    command = [sys.executable, "-c", _COMPILED, json.dumps(jobs)]
+    compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ahead_of_time.KERNELS.parent, env=compiling)
+    assert done.returncode == 0, done.stderr
+    _assert_in_tensor_memory(json.loads(done.stdout), [name for name, _ in jobs])
+
+
+def _assert_in_tensor_memory(table, names):
+    assert ahead_of_time.faults({name: table[name] for name in names}) == []
+    for name in names:
+        used = table[name]["sm_100"]
+        assert used["registers"] > 32 and 0 < used["tensor"] <= 512 and used["shared"] <= 227 << 10, (name, used)
+
+
+def test_too_much_tensor_memory_is_named():
+    table = {"a_kernel D=2": {"sm_100": {"registers": 32, "local": 0, "shared": 0, "tensor": 704}}}
+    assert ahead_of_time.faults(table) == ["a_kernel D=2 on sm_100: 704 columns of tensor memory, expected at most 512"]
+    table["a_kernel D=2"]["sm_100"]["tensor"] = 512
+    assert ahead_of_time.faults(table) == []
 
 
 def test_the_table_has_counts_and_times():

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ddvi_fast import _backend, _operands, parity, testing
 from ddvi_fast._operands import Differentiable
-from ddvi_fast.kernels import chain, weight_gradient
+from ddvi_fast.kernels import chain, chain_options, weight_gradient
 from ddvi_fast.kernels.chain_options import Sizes, prepared
 from ddvi_fast.parity import normals
 from ddvi_fast.reference import chain as reference
@@ -88,6 +88,15 @@ def test_signs_that_would_not_fit_are_made_again_in_pieces(monkeypatch):
             assert torch.equal(value, whole[name]), name
         else:
             testing.assert_close(value, whole[name], rtol=0, atol=1e-6 * float(whole[name].abs().max()), name=name)
+
+
+def test_the_condition_of_tensor_memory_leaves_every_bit(monkeypatch):
+    case = parity.chain_case((40, 3, 2, 2, 64, 2), "given", indexed=True)
+    without = run_triton(case)
+    monkeypatch.setattr(chain_options, "_TENSOR_MEMORY", 90)  # as if products of the assumed architecture summed there
+    assert chain_options.in_tensor_memory(90)
+    for name, value in run_triton(case).items():
+        assert torch.equal(value, without[name]), name
 
 
 def test_signs_take_four_bits_for_each_hidden_unit_and_at_most_their_bound(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddvi_fast import _operands, parity, testing
-from ddvi_fast.kernels import common, sleep, sleep_common
+from ddvi_fast.kernels import chain_options, common, sleep, sleep_common
 from ddvi_fast.kernels.chain_options import Sizes
 from tests.operands import TRITON_DEVICE, call, check_triton, exact_regression, largest_relative_error, sleep_operands
 
@@ -141,6 +141,19 @@ def test_gradients_are_linear_in_the_upstream_and_repeat_their_bits():
     for factor in (2.0**-40, 2.0**10):
         for one, scaled in zip(first, sleep.backward(operands, kept, factor * upstream, needed), strict=True):
             assert torch.equal(factor * one, scaled)
+
+
+def test_the_condition_of_tensor_memory_leaves_every_bit(monkeypatch):
+    operands, needed = sleep_operands((70, 4, 3, 2, 64, 2), device=TRITON_DEVICE), _operands.Differentiable(*[True] * 9)
+
+    def everything():
+        kept = sleep.forward(operands, 31)
+        return [*kept, *sleep.backward(operands, kept, testing.upstream_gradient(kept.loss), needed)]
+
+    without = everything()
+    monkeypatch.setattr(chain_options, "_TENSOR_MEMORY", 90)  # as if products of the assumed architecture summed there
+    assert chain_options.in_tensor_memory(90)
+    assert all(torch.equal(value, before) for value, before in zip(everything(), without, strict=True))
 
 
 def test_unsupported_operands_are_named():
