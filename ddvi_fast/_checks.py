@@ -8,8 +8,10 @@ import importlib
 import inspect
 import math
 import numbers
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -104,6 +106,13 @@ def instance(value: Any, kind: type | tuple[type, ...], argument: str, expected:
     return value
 
 
+def path(value: Any, argument: str = "path") -> Path:
+    """Check that `value` names a file or a folder and return its path."""
+    instance(value, (str, os.PathLike), argument, "a path")
+    require(os.fspath(value) != "", argument, "a path", value)
+    return Path(value)
+
+
 def device(value: Any, argument: str = "device") -> torch.device:
     """Check that `value` names a device of this machine and return it."""
     import torch
@@ -133,7 +142,7 @@ def typed(function: Checked) -> Checked:
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.empty)
     named = {name: each.annotation for name, each in signature.parameters.items() if not {each.kind, each.annotation} & set(several)}
     kinds: dict[str, Callable[[Any, str], Any]] = {}
-    run = _outside_inference_mode(function) if function.__name__ == "__init__" else function
+    run = outside_inference_mode(function) if function.__name__ == "__init__" else function
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -146,6 +155,36 @@ def typed(function: Checked) -> Checked:
         return run(*given.args, **given.kwargs)
 
     return call
+
+
+def outside_inference_mode(function: Checked) -> Checked:
+    """Decorate a function whose results are kept, or that needs gradients: tensors made in inference mode have none and are copied."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return function(*args, **kwargs)
+        gradients = torch.is_grad_enabled()  # which leaving inference mode would switch on
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            return function(*map(out_of_inference, args), **{name: out_of_inference(value) for name, value in kwargs.items()})
+
+    return run
+
+
+def out_of_inference(value: Any) -> Any:
+    """A copy of a tensor that was made in `torch.inference_mode`, also within a tuple; anything else is returned as it is."""
+    import torch
+
+    if isinstance(value, tuple):
+        parts = tuple(map(out_of_inference, value))
+        return (
+            value if all(new is old for new, old in zip(parts, value, strict=True)) else type(value)(*parts) if hasattr(value, "_fields") else parts
+        )
+    if not isinstance(value, torch.Tensor) or not value.is_inference():
+        return value
+    with torch.inference_mode(False):
+        return value.clone()
 
 
 def tensor(value: Any, argument: str, shape: tuple[int | None, ...] | None = None, floating: bool = True) -> torch.Tensor:
@@ -213,20 +252,6 @@ def readable(value: torch.Tensor) -> bool:
     import torch
 
     return value.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _outside_inference_mode(function: Callable) -> Callable:
-    """The function with results that can be kept: tensors made in inference mode never have a gradient."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        torch = sys.modules.get("torch")
-        if torch is None or not torch.is_inference_mode_enabled():
-            return function(*args, **kwargs)
-        with torch.inference_mode(False):
-            return function(*args, **kwargs)
-
-    return run
 
 
 def _kind(annotation: Any, names: dict[str, Any]) -> Callable[[Any, str], Any]:

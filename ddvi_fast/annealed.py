@@ -37,6 +37,7 @@ class AnnealedEvidence(NamedTuple):
     acceptance: Tensor
 
 
+@_checks.outside_inference_mode
 @torch.no_grad()
 def log_evidence_annealed(
     model: LatentVariableModel, x: Tensor, num_samples: int = 16, num_temperatures: int = 1000, num_leapfrog: int = 10, draws: Draws = Draws(0)

@@ -74,6 +74,7 @@ class Gap(NamedTuple):
         return {"amortisation": self.amortisation, "family": self.family, **steps}
 
 
+@_checks.outside_inference_mode
 @torch.no_grad()
 def split_gap(
     model: LatentVariableModel, posterior: Posterior, x: Tensor, *, resolution: int | None = 200, num_samples: int = 100, draws: Draws | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -191,16 +192,23 @@ def evaluation(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+_DEFAULTS = threading.Lock()
+_dtypes: list[torch.dtype] = []  # defaults before each context of `usual_defaults` that is open in any thread
+
+
 @contextmanager
 def usual_defaults() -> Iterator[None]:
     """Context in which new tensors are in single precision and on the CPU, whatever torch's default dtype and device are."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
+    with _DEFAULTS:
+        _dtypes.append(torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
     try:
         with torch.device("cpu"):
             yield
     finally:
-        torch.set_default_dtype(before)
+        with _DEFAULTS:
+            last = _dtypes.pop()  # the first one that was put here is the caller's, and threads leave in any order
+            torch.set_default_dtype(last if not _dtypes else torch.float32)
 
 
 @contextmanager

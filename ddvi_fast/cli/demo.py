@@ -30,6 +30,9 @@ def main(arguments: Sequence[str]) -> None:
     names.check_overrides(settings)
     for setting in settings:
         _checks.require(setting.partition("=")[0] not in _OWN, "demo", f"settings other than {', '.join(_OWN)}", setting)
+    if settings:  # the import of torch takes seconds, in which an unchanged demo says already what it will do
+        register()
+        _configs(settings, Path("runs"))
     count = max(1, len(os.sched_getaffinity(0)))
     at_once = "one after the other" if count == 1 else "both at a time"
     print(f"demo: two trainings of {EPOCHS} epochs on digits, {at_once}, then one table and pictures; a few minutes on two processors", flush=True)
@@ -40,20 +43,29 @@ def main(arguments: Sequence[str]) -> None:
 def demo(settings: Sequence[str]) -> None:
     """Train both posteriors with further settings, print one table and the paths of the pictures."""
     from ddvi_fast.cli.tables import print_table
-    from ddvi_fast.config.compose import compose
     from ddvi_fast.training.jobs import in_processes
 
     folder = _vacant(Path("runs"), "demo")
-    configs = [
-        compose([f"epochs={EPOCHS}", *settings, f"method={method}", f"method.coordinates={coordinates}", f"run_dir={folder / method}"])
-        for method, coordinates in METHODS.values()
-    ]
+    configs = _configs(settings, folder)
     print(f"training {' and '.join(METHODS)} on {configs[0].dataset.name}, {configs[0].prior.name} prior, into {folder}", flush=True)
     results: dict[int, Result] = dict(in_processes(_train, configs))
     ordered = [results[number] for number in range(len(configs))]
     print_table([(label, result.metrics) for label, result in zip(METHODS, ordered, strict=True)])
     for path in [_compare(ordered, folder), *(path for result in ordered for path in result.figures)]:
         print(f"figure: {path}")
+
+
+def _configs(settings: Sequence[str], folder: Path) -> list[Config]:
+    """The configurations of both runs, at least one of which honours each setting."""
+    from ddvi_fast.config.compose import compose
+    from ddvi_fast.training.honoured import check_some
+
+    configs = [
+        compose([f"epochs={EPOCHS}", *settings, f"method={method}", f"method.coordinates={coordinates}", f"run_dir={folder / method}"])
+        for method, coordinates in METHODS.values()
+    ]
+    check_some([setting.partition("=")[0] for setting in settings], configs)
+    return configs
 
 
 def _train(config: Config) -> Result:

@@ -47,7 +47,7 @@ def check_choice(group: str, name: str, further: Sequence[str] = ()) -> str:
         Traceback (most recent call last):
         ddvi_fast._checks.InputError: prior=swiss_roll is now prior=swiss_roll_noisy: the swiss roll with noise 0.1, which has a density
     """
-    if (group, name) in _RENAMED:
+    if isinstance(name, str) and (group, name) in _RENAMED:
         raise _checks.InputError(_RENAMED[group, name])
     return _checks.choice(name, [*further, *choices(group)], group)
 

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ddvi_fast import distributed
@@ -82,6 +83,14 @@ def train(
     Raises:
         NonFinite: A loss or gradient is not finite; the error holds the `StepInfo` of the step as its `info`, where it is known.
     """
+    with torch.inference_mode(False), torch.enable_grad():
+        _train(phases, dataset, batch_size, seed, make_engine, callbacks, augment, start)
+
+
+def _train(
+    phases: Sequence[Phase], dataset: Dataset, batch_size: int, seed: int, make_engine: Callable[[Objective, Optimisation], Engine],
+    callbacks: Sequence[Callback], augment: Callable[[Tensor, Draws], Tensor] | None, start: Start | None,
+) -> None:  # fmt: skip
     done, first = 0 if start is None else start.step, 0
     rows = Part(distributed.rank(), distributed.world_size()).rows(batch_size)
     for number, phase in enumerate(phases):

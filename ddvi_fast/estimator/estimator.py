@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, check_random_state, validate_data
 from torch import Tensor
 
 from ddvi_fast import _checks
@@ -145,11 +145,14 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             self.__dict__ = before
             raise
 
+    @torch.inference_mode(False)
     def _fit(self, X: Any) -> DDVI:
         parameters = checked(self.get_params(deep=False))
         state = self.random_state
         whole = isinstance(state, numbers.Integral)
-        self.seed_ = _checks.integer(state, "random_state", 0) if whole else int(check_random_state(state).randint(1 << 31))
+        known = whole or state is None or isinstance(state, np.random.RandomState)
+        _checks.require(known, "random_state", "an integer, None or a numpy.random.RandomState", state)
+        self.seed_ = _checks.integer(state, "random_state", 0, 1 << 64) if whole else int(check_random_state(state).randint(1 << 31))
         self.features_, dataset = self._features(X, parameters)
         self.config_ = configure(parameters, self.seed_, dataset)
         self.model_, self.posterior_, self.loss_curve_ = fit_model(self.config_, dataset, parameters["verbose"])
@@ -207,8 +210,9 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Mean of ``p(x | z)`` for latents [N, D], float64 [N, P]."""
         check_is_fitted(self)
-        latents, size = torch.as_tensor(np.asarray(X, np.float32), device="cpu"), self.config_.latent_dim
-        _checks.require(latents.dim() == 2 and latents.shape[1] == size, "X", f"latents of shape [N, {size}]", latents)
+        size = self.config_.latent_dim
+        latents = torch.from_numpy(np.array(check_array(_plain(X), dtype=np.float64, ensure_all_finite=False))).float()
+        _checks.require(latents.shape[1] == size, "X", f"latents of shape [N, {size}]", latents)
         _checks.finite(latents, "X")
         output = self.model_.decoder(latents.to(self.config_.device))
         return self.features_.back(self.model_.likelihood.mean(output))
@@ -216,7 +220,8 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Save the fitted model as a folder of safetensors and JSON; raises InputError if the folder exists, unless `overwrite`."""
         check_is_fitted(self)
-        _checks.require(overwrite or not Path(path).exists(), "path", "a new folder", str(path), "overwrite=True replaces a model")
+        path = _checks.path(path)
+        _checks.require(overwrite or not path.exists(), "path", "a new folder", str(path), "overwrite=True replaces a model")
         names = getattr(self, "feature_names_in_", None)
         now = {name: value for name, value in self.get_params(deep=False).items() if name in _LATER}
         state = Saved(
@@ -224,13 +229,15 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             dataclasses.asdict(self.config_), features_of.class_name(self.features_), None if names is None else list(names),
         )  # fmt: skip
         tensors = {**checkpoint.module_tensors({"model": self.model_, "posterior": self.posterior_}), **self.features_.tensors()}
-        checkpoint.save(Path(path).absolute(), tensors, dataclasses.asdict(state), self.features_.save, earlier=features_of.EARLIER)
-        return Path(path)
+        checkpoint.save(path.absolute(), tensors, dataclasses.asdict(state), self.features_.save, earlier=features_of.EARLIER)
+        return path
 
     @classmethod
+    @torch.inference_mode(False)
     def load(cls, path: str | Path, device: str = "cpu") -> DDVI:
         """Load a model from the folder that `save` wrote; raises InputError for any other folder."""
         device = str(_checks.device(device))
+        path = _checks.path(path)
         tensors, state = checkpoint.load(path, device)
         _checks.require(state.get("kind") == _FORMAT, "path", "a model written by DDVI.save", str(path))
         saved = from_mapping(Saved, state, str(path))
@@ -243,7 +250,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         made.n_features_in_, made.loss_curve_ = saved.n_features_in, saved.loss_curve
         if saved.feature_names_in is not None:
             made.feature_names_in_ = np.array(saved.feature_names_in, dtype=object)
-        made.features_ = features_of.load(Path(path), {name: value.cpu() for name, value in tensors.items()}, saved.features)
+        made.features_ = features_of.load(path, {name: value.cpu() for name, value in tensors.items()}, saved.features)
         made.config_ = dataclasses.replace(from_dict(saved.config), device=device)
         made.model_, made.posterior_ = _built(made.config_, made.features_.stand_in())
         checkpoint.load_modules(tensors, {"model": made.model_, "posterior": made.posterior_})
@@ -271,7 +278,9 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _rows(self, X: Any, likelihood: str, reset: bool = False) -> np.ndarray:
         """A checked matrix with values in the support of the likelihood."""
         finite = "allow-nan" if likelihood == "binomial" else True
-        rows = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=2 if reset else 1, ensure_all_finite=finite)
+        rows = validate_data(
+            self, _plain(X), reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=2 if reset else 1, ensure_all_finite=finite
+        )
         if likelihood != "gaussian":
             top = 1 if likelihood == "bernoulli" else 2
             called = rows[~np.isnan(rows)]
@@ -311,8 +320,17 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     @staticmethod
     def _kind(X: Any, latents: Tensor) -> np.ndarray:
         """Latents in the floating-point type of `X`."""
-        single = isinstance(X, Store) or getattr(X, "dtype", None) == np.float32
+        single = isinstance(X, Store) or getattr(X, "dtype", None) in (np.float32, torch.float32)
         return latents.cpu().numpy().astype(np.float32 if single else np.float64)
+
+
+def _plain(X: Any) -> Any:
+    """A tensor as an array; anything else but an array with masked values, whose masks scikit-learn ignores, is returned as it is."""
+    _checks.require(not np.ma.is_masked(X), "X", "values without a mask", "masked ones")
+    if not isinstance(X, Tensor):
+        return X
+    held = _checks.valued(_checks.tensor(X, "X", floating=False), "X").detach().cpu()
+    return (held.float() if held.dtype in (torch.float16, torch.bfloat16) else held).numpy()
 
 
 def _built(config: Config, dataset: Dataset) -> tuple[LatentVariableModel, Posterior]:

@@ -73,6 +73,8 @@ class Features:
             if differs.any():
                 tell(f"X: {listed(torch.from_numpy(differs))} did not vary in the fit and differs from it here; left out of the features")
             scaled = scaled[:, self.kept]
+        beyond = np.abs(scaled) > np.finfo(np.float32).max
+        _checks.require(not beyond.any(), "X", "values that single precision holds after scaling", f"{int(beyond.sum())} others")
         return torch.from_numpy(scaled.astype(np.float32))
 
     def of_rows(self, store: Store, rows: np.ndarray) -> Tensor:
@@ -160,7 +162,7 @@ def of_matrix(x: np.ndarray, standardise: str) -> tuple[Features, Dataset]:
     _checks.choice(standardise, STANDARDISE, "standardise")
     features = Features(np.zeros(x.shape[1]), np.ones(x.shape[1]))
     if standardise != "none":
-        columns = Columns.of(torch.from_numpy(x if x.flags.writeable else x.copy()), robust=False)
+        columns = Columns.of(torch.from_numpy(np.array(x)), robust=False)
         varies, scale = columns.varies.numpy(), columns.scale.numpy()
         _checks.require(varies.any(), "X", "columns that vary", "constant columns only", 'standardise="none" takes them')
         if standardise == "matrix":

@@ -24,6 +24,7 @@ from ddvi_fast.posteriors import Posterior
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.mapping import plain, updated
 from ddvi_fast.recipes.settings import check_settings
+from ddvi_fast.training.honoured import check_honoured
 
 # The settings of method=ddvi_clustering; `config/conf/method/ddvi_clustering.yaml` has the same.
 CLUSTERING = {
@@ -101,6 +102,7 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
         },
     )
     check_settings(stated, config)
+    check_honoured(stated, config)
     method, task = config.method, "unsupervised" if clusters is None else "clustering"
     _checks.require(method.posterior == "diffusion", "settings", "method.posterior=diffusion", method.posterior)
     _checks.require(method.task == task, "settings", f"method.task={task}, by n_clusters", method.task)

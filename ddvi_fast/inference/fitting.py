@@ -23,7 +23,6 @@ from ddvi_fast.inference.model import (
     Simulator,
     as_needed,
     offers,
-    out_of_inference,
     seeded,
     simulate,
 )
@@ -138,7 +137,7 @@ def fit_posterior(
     if objective == "bound":
         for argument, value in (("num_simulations", num_simulations), ("embedding", embedding)):
             _checks.require(value is None, argument, "None, for a fit to log_joint alone", value)
-    request = _Request(model, out_of_inference(x), architecture, training, seed, device)
+    request = _Request(model, _checks.out_of_inference(x), architecture, training, seed, device)
     # Simulators, embeddings and densities may draw from global generators, and the caller may be inside torch.no_grad or inference_mode.
     with torch.inference_mode(False), torch.enable_grad(), seeded(Draws(seed).lane("looked_at").importance(1), device):
         if objective == "bound":

@@ -125,7 +125,7 @@ class Simulator:
 def as_real(value: Tensor, argument: str) -> Tensor:
     """Return real data in single precision if they are floating-point numbers of at most that, otherwise in double."""
     _checks.require(not _checks.valued(value, argument).is_complex(), argument, "real numbers", value)
-    value = out_of_inference(value.detach())
+    value = _checks.out_of_inference(value.detach())
     return value.to(torch.float32 if value.dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.float64)
 
 
@@ -133,12 +133,6 @@ def as_needed(x: Tensor) -> Tensor:
     """Return real data in single precision if that changes no value, otherwise as they are, in double."""
     single = x.float()
     return single if bool((single == x).all()) else x
-
-
-def out_of_inference(value: Any) -> Any:
-    """A copy of a tensor that was made in `torch.inference_mode`, which takes part in no gradient; anything else is returned as it is."""
-    with torch.inference_mode(False):
-        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 class FlatModel:

@@ -224,7 +224,7 @@ class FittedPosterior:
         Raises:
             InputError: If the folder exists and `overwrite` is False.
         """
-        path = Path(path)
+        path = _checks.path(path)
         _checks.require(overwrite or not path.exists(), "path", "a new folder", str(path), "overwrite=True replaces a posterior")
         tensors = checkpoint.module_tensors({"posterior": self.posterior, "whitening": self.whitening})
         if self.conditional and self.x is not None:
@@ -245,6 +245,7 @@ class FittedPosterior:
         return path
 
     @classmethod
+    @torch.inference_mode(False)
     def load(
         cls, path: str | Path, model: Any = None, x: Any = None, *, embedding: nn.Module | None = None, device: torch.device | str = "cpu"
     ) -> FittedPosterior:
@@ -263,7 +264,7 @@ class FittedPosterior:
         Raises:
             InputError: If the folder does not exist, is corrupt or was written by an earlier version, or if `embedding` does not fit.
         """
-        tensors, state = checkpoint.load(path, device := _checks.device(device))
+        tensors, state = checkpoint.load(_checks.path(path), device := _checks.device(device))
         earlier, hint = state.get("kind") in _EARLIER, "fit the model again"
         _checks.require(not earlier, "path", "a posterior written by this version", f"{path} of an earlier version", hint)
         _checks.require(state.get("kind") == _FORMAT, "path", "a posterior written by FittedPosterior.save", str(path))

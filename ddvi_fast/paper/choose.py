@@ -13,6 +13,7 @@ from ddvi_fast.paper import table_spec as grid
 from ddvi_fast.paper.choices import FIRST_SEED, VALIDATION, Trial
 from ddvi_fast.paper.reproduce import run_cell
 from ddvi_fast.paper.table_spec import Cell, Table
+from ddvi_fast.training.honoured import check_some
 from ddvi_fast.training.jobs import in_processes
 
 
@@ -59,7 +60,8 @@ def choose(
     spec = grid.part(spec, columns=own)
     length = spec.choose_epochs if epochs is None and max_minutes is None else epochs
     folder = Path("runs/reproduce" if runs is None else runs) / spec.name
-    grid.cells(spec, 1, folder, overrides, length, max_minutes)  # whatever is wrong with these is not the fault of a choice
+    cells = grid.cells(spec, 1, folder, overrides, length, max_minutes)  # whatever is wrong with these is not the fault of a choice
+    check_some([override.partition("=")[0] for override in overrides], [cell.config for cell in cells])
     trials = [
         choices.trial(spec, row, column, choice, folder, overrides, length, max_minutes)
         for row in spec.rows

@@ -22,6 +22,7 @@ from ddvi_fast.paper.embedding_baselines import LATENTS, read_latents, write_lat
 from ddvi_fast.paper.table_spec import FAILURE, Cell, Table
 from ddvi_fast.plots.run import draw_run
 from ddvi_fast.training.evaluate import evaluated, sample_prior
+from ddvi_fast.training.honoured import check_some
 from ddvi_fast.training.jobs import in_processes
 from ddvi_fast.training.run import Run, load_dataset, run
 
@@ -73,6 +74,7 @@ def reproduce(
     chosen = {place: spec.choices[name].overrides for place, name in used.items() if name is not None}
     spec = dataclasses.replace(spec, note=f"{spec.note} {choices.note(spec, record)}".strip())
     cells = grid.cells(spec, seeds, folder, overrides, epochs, max_minutes, chosen)
+    check_some([override.partition("=")[0] for override in overrides], [cell.config for cell in cells if cell.seed == 0])
     with _files.locked(folder, "reproduce"):
         missing = sorted((cell for cell in cells if not cell.finished), key=lambda cell: cell.seed)  # soon a whole table of fewer seeds
         report(f"{len(cells) - len(missing)} of {len(cells)} runs already finished")

@@ -141,6 +141,7 @@ class Hamiltonian(AuxiliaryPosterior):
             v = v + (0.5 if last else 1.0) * size * self.force(encoded, z)
         return z, v
 
+    @_checks.outside_inference_mode
     def force(self, encoded: EncodedData, z: Tensor) -> Tensor:
         """Compute the force: the gradient of the log joint density with bounded norm, differentiable if gradients are enabled.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ddvi_fast import _checks
-from ddvi_fast.networks import uniform_
+from ddvi_fast.networks import uniform_, usual_defaults
 from ddvi_fast.posteriors.flows import Flow
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
@@ -117,7 +117,7 @@ def _zuko_steps(name: str, latent_dim: int, context_dim: int, draws: Draws, num_
     _checks.require(num_steps >= 1, "num_steps", "at least 1", num_steps)
     options |= {"transforms": num_steps, "hidden_features": (hidden_dim, hidden_dim)}
     flows = _import_flows()
-    with torch.random.fork_rng(devices=[]):  # zuko draws initial weights from the global generator; they are replaced below
+    with usual_defaults(), torch.random.fork_rng(devices=[]):  # zuko draws initial weights from the global generator; they are replaced below
         transforms = list(getattr(flows, name)(latent_dim, context_dim, **options).transform.transforms)
     for number, transform in enumerate(transforms):
         _initialize(transform, draws.importance(number))

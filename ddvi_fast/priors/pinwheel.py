@@ -72,6 +72,7 @@ class Pinwheel(Prior):
         """Map `f` [.., 2] in the frame of arm `labels` [..] to latents [.., 2]."""
         radius, phi = torch.hypot(f[..., 0], f[..., 1]), torch.atan2(f[..., 1], f[..., 0])
         winding = self._winding(radius.clamp(max=self.core_radius) * torch.cos(phi)) + self._outer_winding(radius)
+        labels = labels if labels.is_floating_point() else labels.float()  # a product with a whole number has torch's default type
         theta = phi - winding - 2 * math.pi * labels / self.num_classes
         return torch.stack((radius * torch.cos(theta), radius * torch.sin(theta)), -1)
 

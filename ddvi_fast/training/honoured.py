@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, priors
 from ddvi_fast.config.schema import Config
+from ddvi_fast.recipes.families import FAMILIES
+from ddvi_fast.recipes.settings import check_settings
 from ddvi_fast.training.engines import engine_name
 
 _GENOTYPES = ("1kg", "genomes")
@@ -42,6 +44,16 @@ RULES = (
     Rule(("recipe.kl", "recipe.prior_blur"), lambda config: _has_kl(config), "an objective with a KL term"),
     Rule(("recipe.context_dropout",), lambda c: c.recipe.name == "released" or c.recipe.shared_context is False, "recipe.shared_context=false"),
     Rule(_CHAIN, lambda config: config.method.posterior == "diffusion", "method.posterior=diffusion"),
+    Rule(("recipe.sigmoid_variances",), lambda config: _has_sigmoid(config), "an encoder that returns variances, for all classes at once"),
+    Rule(("recipe.defects.log_var_twice",), lambda config: config.method.objective == "elbo" or _released_bound(config), "the objective elbo"),
+    Rule(("evaluation.elbo_samples", "evaluation.iwae_samples"), lambda config: _has_density(config), "a posterior with a density"),
+    Rule(("evaluation.gap",), lambda config: not config.evaluation.gap or _has_density(config), "a posterior with a density"),
+    Rule(("evaluation.evidence",), lambda config: not config.evaluation.evidence or config.latent_dim <= 2, "up to two latents"),
+    Rule(
+        ("evaluation.evidence_blur",),
+        lambda config: _has_density(config) or (config.evaluation.evidence and config.latent_dim <= 2),
+        "a posterior with a density, or evaluation.evidence and up to two latents",
+    ),
     Rule(("method.discrete_class",), lambda config: _in_the_prior(config) and config.method.task == "unsupervised", "the prior's coordinates"),
     Rule(("method.weight",), lambda config: config.method.objective in ("adversarial", "wae"), "method.objective=adversarial or wae"),
     Rule(("method.doubly_reparametrised",), lambda c: not c.method.doubly_reparametrised or c.method.objective == "iwae", "method.objective=iwae"),
@@ -54,6 +66,31 @@ RULES = (
     Rule(("capture",), lambda config: not config.capture or (_local(config) and config.device.startswith("cuda")), "engine=local on a GPU"),
     Rule(("compile_networks",), lambda config: not config.compile_networks or _local(config), "engine=local"),
 )
+
+
+def check_some(stated: Iterable[str], configs: Sequence[Config]) -> None:
+    """Check that at least one of several runs has and honours each setting that was stated for all of them.
+
+    Args:
+        stated: Dotted names of settings.
+        configs: Configurations of the runs.
+
+    Raises:
+        InputError: A setting that would change no run; the message is that of the first run.
+    """
+    for name in stated:
+        refusals = [refusal for config in configs if (refusal := _refusal(name, config)) is not None]
+        if len(refusals) == len(configs) and refusals:
+            raise refusals[0]
+
+
+def _refusal(name: str, config: Config) -> _checks.InputError | None:
+    try:
+        check_settings([name], config)
+        check_honoured([name], config)
+    except _checks.InputError as refused:
+        return refused
+    return None
 
 
 def check_honoured(stated: Iterable[str], config: Config) -> None:
@@ -85,6 +122,40 @@ def _has_kl(config: Config) -> bool:
     return config.method.objective not in ("adversarial", "wae") or config.method.task != "unsupervised"
 
 
+def _coordinates(config: Config) -> str:
+    return config.method.coordinates or ("latent" if config.recipe.name == "released" else "prior+encoder")
+
+
 def _in_the_prior(config: Config) -> bool:
-    default = "latent" if config.recipe.name == "released" else "prior+encoder"
-    return (config.method.coordinates or default).startswith("prior")
+    return _coordinates(config).startswith("prior")
+
+
+def _in_stages(config: Config) -> bool:
+    """Whether a run is the released DDVI, in stages with chains of their own."""
+    return config.recipe.name == "released" and config.method.task == "unsupervised" and config.method.objective == "ddvi"
+
+
+def _released_bound(config: Config) -> bool:
+    """Whether a run has the released loss of a posterior without a chain."""
+    return config.recipe.name == "released" and config.method.task == "unsupervised" and config.method.objective in ("elbo", "iwae")
+
+
+def _has_density(config: Config) -> bool:
+    method = config.method
+    return method.posterior != "adversarial" and not _in_stages(config) and not (method.posterior == "diffusion" and method.chain.eta == 0)
+
+
+def _has_sigmoid(config: Config) -> bool:
+    """Whether an encoder of the run returns the log-variances that `recipe.sigmoid_variances` changes, and not by a head for each class."""
+    method = config.method
+    if method.task == "m2" or (FAMILIES[method.posterior].location_only and "encoder" not in _coordinates(config)):
+        return False
+    drawn = method.task != "semi" and not _in_stages(config) and method.discrete_class and _in_the_prior(config)
+    return not (drawn and FAMILIES[method.posterior].per_class and _has_classes(config) and config.dataset.encoder.hidden)
+
+
+def _has_classes(config: Config) -> bool:
+    if config.method.task == "clustering":
+        return True
+    sized = {"dim": config.latent_dim} if config.prior.name == "gaussian" else {}
+    return priors.make(config.prior.name, **sized, **config.prior.options).num_classes is not None

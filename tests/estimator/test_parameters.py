@@ -12,6 +12,7 @@ from sklearn.utils import validation
 
 from ddvi_fast import DDVI
 from ddvi_fast.genomes.convert import store_from_codes
+from tests.stress.settings import STATES
 
 SMALL = {"epochs": 1, "hidden": (4,), "num_steps": 2, "n_samples": 2}
 X = np.random.default_rng(0).normal(size=(40, 3))
@@ -70,6 +71,41 @@ def test_a_grid_of_numpys_numbers_is_searched():
     assert np.isfinite(found.cv_results_["mean_test_score"]).all()
 
 
+@pytest.mark.parametrize("state", STATES)
+def test_states_of_torch_change_nothing(state, fitted, tmp_path):
+    z = fitted.transform(X)
+    with STATES[state]():
+        model = DDVI(**SMALL).fit(X)
+        again = DDVI.load(model.save(tmp_path / "model"))
+        for other in (model, again, fitted):
+            assert np.array_equal(other.transform(X), z) and np.array_equal(other.score_samples(X), fitted.score_samples(X))
+            assert np.array_equal(other.sample(3), fitted.sample(3)) and np.array_equal(other.inverse_transform(z), fitted.inverse_transform(z))
+    again.model_.decoder(torch.zeros(1, 2)).sum().backward()
+
+
+def test_rows_of_any_kind(fitted, one_line):
+    z = fitted.transform(X)
+    for rows in (X[::-1], X.astype(">f8"), torch.from_numpy(X), torch.from_numpy(X).requires_grad_(), np.asfortranarray(X), X.tolist()):
+        model = DDVI(**SMALL).fit(rows)
+        assert model.transform(X).dtype == np.float64 and model.n_features_in_ == 3
+    assert fitted.transform(torch.from_numpy(X).float()).dtype == np.float32
+    masked = np.ma.masked_array(X, mask=X > 1)
+    for call in (lambda: DDVI(**SMALL).fit(masked), lambda: fitted.transform(masked), lambda: fitted.inverse_transform(masked[:, :2])):
+        one_line(call, "X: expected values without a mask")
+    one_line(lambda: fitted.transform(1e300 * X), "X: expected values that single precision holds after scaling")
+    one_line(lambda: fitted.transform(torch.zeros(2, 3, device="meta")), "X: expected a tensor with values")
+    one_line(lambda: fitted.inverse_transform(np.full((2, 2), np.nan)), "X: expected finite values")
+    for latents in (z + 1j, [["a", "b"]]):
+        with pytest.raises(ValueError):
+            fitted.inverse_transform(latents)
+
+
+@pytest.mark.parametrize("path", [None, 3, "", b"x"])
+def test_what_is_no_path_is_refused(path, fitted, one_line):
+    one_line(lambda: fitted.save(path, overwrite=True), "path: expected a path")
+    one_line(lambda: DDVI.load(path), "path: expected a path")
+
+
 def test_threads_fit_at_once():
     import joblib
 
@@ -96,7 +132,10 @@ def test_threads_fit_at_once():
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"device": "gpu"}, "device"),
         ({"random_state": -1}, "random_state"),
+        ({"random_state": 2**64}, "random_state"),
+        ({"random_state": np.random.default_rng(0)}, "random_state: expected an integer, None or"),
         ({"prior": 3}, "prior: expected one of"),
+        ({"prior": ["pinwheel"]}, "prior: expected one of"),
         ({"settings": "recipe.lr=1"}, "settings: expected a mapping, or strings"),
         ({"settings": 3}, "settings: expected a mapping, or strings"),
         ({"settings": (3,)}, "settings: expected a mapping, or strings"),
@@ -114,7 +153,9 @@ def test_impossible_parameters_are_refused_in_one_line(parameters, words, one_li
      "dataset.name=mnist", "dataset.flip=true", "dataset.labels=3", "dataset.likelihood=bernoulli", "dataset.genotypes.label=x", "split_seed=1",
      "capture=true", "overwrite=true", "accumulation=2", "prior.resolution=10", "prior.name=square", "recipe.average_decay=0.9", "recipe.epochs=3",
      "recipe.defects.dropout_at_evaluation=true", "method.posterior=gaussian", "method.task=semi", "method.name=vae", "method.chain.num_steps=4",
-     "method.clustering.num_clusters=4", "method.flow.num_levels=3", "method.map.perplexity=3", "method.semi.noise=1", "method.clustering.eta=1"],
+     "method.clustering.num_clusters=4", "method.flow.num_levels=3", "method.map.perplexity=3", "method.semi.noise=1", "method.clustering.eta=1",
+     "recipe.kl.fraction=0.3", "recipe.prior_blur_fraction=0.2", "recipe.context_dropout=0.3", "recipe.sigmoid_variances=true", "method.weight=3",
+     "recipe.defects.log_var_twice=true"],
 )  # fmt: skip
 def test_settings_that_would_do_nothing_are_refused(setting, one_line):
     one_line(lambda: DDVI(**SMALL, settings=(setting,)).fit(X))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -19,6 +20,24 @@ def examples(count: int) -> settings:
     """Settings of a test with `count` examples."""
     quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
     return settings(max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=quiet)
+
+
+@contextlib.contextmanager
+def _default(setting: Callable, value: object, usual: object) -> Iterator[None]:
+    setting(value)
+    try:
+        yield
+    finally:
+        setting(usual)
+
+
+# Unusual states of torch.
+STATES = {
+    "float64": lambda: _default(torch.set_default_dtype, torch.float64, torch.float32),
+    "meta": lambda: _default(torch.set_default_device, "meta", None),
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+}
 
 
 def _wide(value: Tensor) -> Tensor:

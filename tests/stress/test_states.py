@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,25 +23,11 @@ from ddvi_fast import (
 )
 from ddvi_fast.parity import normals
 from ddvi_fast.rng import Draws
+from tests.linear_gaussian import make_model, observations
+from tests.posteriors.families import ALL
+from tests.stress.settings import STATES
 
 X = normals(3, 6, 5).sigmoid()
-
-
-@contextlib.contextmanager
-def _default(setting: Callable, value: object, usual: object) -> Iterator[None]:
-    setting(value)
-    try:
-        yield
-    finally:
-        setting(usual)
-
-
-STATES = {
-    "float64": lambda: _default(torch.set_default_dtype, torch.float64, torch.float32),
-    "meta": lambda: _default(torch.set_default_device, "meta", None),
-    "no_grad": torch.no_grad,
-    "inference": torch.inference_mode,
-}
 
 
 def _model() -> models.LatentVariableModel:
@@ -60,7 +45,8 @@ def _chain() -> posteriors.Posterior:
 def _prior(prior: priors.Prior) -> list[Tensor]:
     z = prior.sample(4)
     densities = [prior.log_prob(z), prior.blurred(0.1).log_prob(z), prior.log_prob_kde(z, 30)] if prior.has_density else []
-    return [z, prior.integration_nodes(4)[0], *densities]
+    pushed = [prior.push(X[:, : prior.noise_dim], None if prior.num_classes is None else torch.arange(6, device="cpu") % 2)]
+    return [z, prior.integration_nodes(4)[0], *pushed, *densities]
 
 
 def _operations() -> list[Tensor]:
@@ -80,7 +66,18 @@ def _objective(family: Callable[..., objectives.Objective]) -> list[Tensor]:
     return [family(_model(), _gaussian())(X, objectives.Progress(0, 1), Draws(0))]
 
 
+def _family(make: Callable[..., posteriors.Posterior]) -> list[Tensor]:
+    """Latents and weights; none of the weights where there is no density."""
+    with networks.usual_defaults():
+        model, x = make_model(), observations(5)
+    with torch.inference_mode(False):  # copies of modules within it are the caller's
+        posterior = make(model)
+    sample = posterior.sample(x, 2)
+    return [part for part in (sample.z, sample.log_ratio) if part is not None]
+
+
 USES: dict[str, Callable[[], list[Tensor]]] = {
+    **{f"posterior {make.__name__}": lambda make=make: _family(make) for make in ALL},
     **{f"prior {name}": lambda name=name: _prior(priors.make(name)) for name in ("gaussian", "mixture", "pinwheel", "square", "swiss_roll_noisy")},
     "prior centres": lambda: _prior(priors.Centres(num_centres=3, learnable=False)),
     "chain": lambda: [_chain().sample(X).z, _chain().log_weights(_model(), X)],
@@ -128,6 +125,18 @@ def test_what_was_made_or_used_in_a_state_can_be_trained(posterior, state):
     model.prior.log_prob_kde(z, 30).sum().backward()
     model.prior.blurred(0.3).log_prob(z).sum().backward()
     assert z.grad.isfinite().all()
+
+
+def test_threads_leave_the_default_type_as_it_was():
+    """Whatever the order in which they leave, and even if the default is another one."""
+    first, second = networks.usual_defaults(), networks.usual_defaults()
+    with STATES["float64"]():
+        first.__enter__()
+        second.__enter__()
+        assert torch.get_default_dtype() == torch.float32
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        assert torch.get_default_dtype() == torch.float64
 
 
 def test_a_cached_density_follows_its_prior(forked_generator):

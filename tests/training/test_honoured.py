@@ -7,7 +7,7 @@ import pytest
 from ddvi_fast.config.compose import compose
 from ddvi_fast.config.names import setting_names
 from ddvi_fast.training.engines import engine_line
-from ddvi_fast.training.honoured import RULES, check_honoured
+from ddvi_fast.training.honoured import RULES, check_honoured, check_some
 
 
 def check(*overrides: str) -> None:
@@ -27,6 +27,14 @@ def check(*overrides: str) -> None:
         ["dataset=mnist", "dataset.genotypes.held_out=0.3"], ["download=true"], ["dataset=genomes", "download=true"],
         ["dataset=mnist", "split_seed=3"],
         ["data_dir=x"], ["checkpoint_steps=null", "checkpoint_keep=3"], ["capture=true"], ["capture=true", "engine=parallel", "device=cuda"],
+        ["recipe.sigmoid_variances=true"], ["method=aae", "method.coordinates=latent", "recipe.sigmoid_variances=true"],
+        ["method=m2", "prior=gaussian", "recipe.sigmoid_variances=true"],
+        ["method=vae_clustering", "method.coordinates=prior", "recipe.sigmoid_variances=true"],
+        ["method=wae", "recipe.defects.log_var_twice=true"], ["method=aae", "recipe.defects.log_var_twice=true"],
+        ["method=iwae", "recipe.defects.log_var_twice=true"], ["method=wae", "evaluation.elbo_samples=3"],
+        ["method=aae", "evaluation.iwae_samples=3"],
+        ["recipe=released", "evaluation.elbo_samples=3"], ["method.chain.eta=0", "evaluation.gap=true"],
+        ["latent_dim=3", "prior=gaussian", "evaluation.evidence=true"], ["method=wae", "evaluation.evidence=false", "evaluation.evidence_blur=1"],
         ["compile_networks=true", "engine=parallel"], ["compile_networks=true", "precision=fp16"], ["compile_networks=true", "accumulation=2"],
     ],
     ids=" ".join,
@@ -45,12 +53,29 @@ def test_a_setting_without_effect_is_refused_by_name(overrides, one_line):
         ["method=iwae", "method.doubly_reparametrised=true"], ["dataset=genomes", "dataset.genotypes.label=x"],
         ["dataset=mnist", "data_dir=x", "download=true"],
         ["split_seed=3"], ["checkpoint_keep=3"], ["capture=false"], ["capture=true", "device=cuda"], ["compile_networks=true"],
-        ["method=aae_semi", "recipe.kl.weight=1"],
+        ["method=aae_semi", "recipe.kl.weight=1"], ["prior=gaussian", "recipe.sigmoid_variances=true"],
+        ["dataset.encoder.hidden=[]", "recipe.sigmoid_variances=true"],
+        ["method=vae", "recipe=released", "recipe.sigmoid_variances=true"], ["method=vae_semi", "recipe.sigmoid_variances=true"],
+        ["method=vae", "recipe.defects.log_var_twice=true"], ["method=iwae", "recipe=released", "recipe.defects.log_var_twice=true"],
+        ["method=wae", "evaluation.evidence_blur=1"], ["evaluation.gap=true", "evaluation.elbo_samples=3"],
     ],
     ids=" ".join,
 )  # fmt: skip
 def test_a_setting_with_effect_is_taken(overrides):
     check(*overrides)
+
+
+def test_a_setting_of_several_runs_must_have_an_effect_in_one(one_line):
+    runs = [compose(["method=vae"]), compose(["method=ddvi"])]
+    check_some(["method.chain.num_steps", "recipe.lr"], runs)
+    one_line(lambda: check_some(["recipe.lr", "recipe.kl.fraction"], runs), "recipe.kl.fraction: expected a run with another recipe.kl.kind")
+    one_line(lambda: check_some(["method.semi.noise"], runs), "method.semi.noise: expected a run with method.task=semi")
+
+
+@pytest.mark.parametrize("command", [["demo"], ["reproduce", "digits"], ["reproduce", "digits", "--choose"]], ids=" ".join)
+def test_commands_of_several_runs_refuse_before_they_train(command, shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "recipe.kl.fraction: expected a run with another recipe.kl.kind" in shell(*command, "recipe.kl.fraction=0.1", code=2)
 
 
 def test_rules_are_of_settings_that_exist():
