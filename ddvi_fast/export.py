@@ -57,7 +57,8 @@ def sampler(posterior: Posterior, example: Tensor, *, num_samples: int = 1) -> t
         The exported program.
 
     Raises:
-        InputError: If `example` does not fit, or if the posterior cannot be traced (`Hamiltonian`, which computes gradients while it samples).
+        InputError: If `example` does not fit, or if the posterior cannot be traced (`Hamiltonian`, and chains with informed steps, which compute
+            gradients while they sample).
 
     Example:
         >>> from ddvi_fast import networks, posteriors
@@ -70,6 +71,9 @@ def sampler(posterior: Posterior, example: Tensor, *, num_samples: int = 1) -> t
     _checks.tensor(example, "example")
     _checks.require(example.dim() >= 2 and len(example) >= 2, "example", "at least two rows, [N, ...]", example)
     _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
+    informed = max((getattr(part, "informed_steps", 0) for part in posterior.modules()), default=0)
+    hint = "its samples need gradients of the model"
+    _checks.require(informed == 0, "posterior", "one without informed steps, for export", f"{informed} informed steps", hint)
     position, wrapped = Draws(0).state(example.device), Sampler(posterior, num_samples)
     with evaluation(wrapped), torch.no_grad(), use_backend("reference"):
         program = _traced(wrapped, example, position)

@@ -250,7 +250,8 @@ def _with_parts(function: Callable[..., Tensor], encoded: Any, *others: Any) -> 
         return encoded
     names = getattr(encoded, "_fields", range(len(encoded)))
     columns = zip(names, encoded, *others, strict=True)
-    parts = [values[0] if name == "x" else _with_parts(function, *values) for name, *values in columns]  # the data themselves stay
+    fixed = ("x", "labels")  # the data themselves, and the classes
+    parts = [values[0] if name in fixed else _with_parts(function, *values) for name, *values in columns]
     return type(encoded)(*parts) if hasattr(encoded, "_fields") else tuple(parts)
 
 

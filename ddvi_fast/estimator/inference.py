@@ -83,7 +83,7 @@ def _run(family: Any, encoded: Any, noise: Noise) -> tuple[Tensor, Tensor]:
     """The end of the chain [K, N, D] in its own coordinates, and its log-ratio [K, N]."""
     mean, log_var = family.start(encoded)
     start = mean + torch.exp(0.5 * log_var) * noise.start
-    chain = ops.sample_chain(start, encoded.context, family.active_denoiser(), family.coefficients(), noise=noise.chain)
+    chain = family.run(encoded, start, noise=noise.chain)
     return chain.z, chain.path - ops.gaussian_log_prob(start, mean, log_var)
 
 

@@ -121,7 +121,7 @@ class Simulated(Objective):
         t = even_timesteps(draws, len(u), self.posterior.schedule.num_steps, u.device)
         v = self.posterior.whitened(encoded, u).detach()
         start = self.posterior.log_scale(encoded).detach() - self.posterior.top_log_prob(*self.posterior.start(encoded), v, draws)
-        return {"chain": self.posterior.step_divergence(encoded.context, v, t, draws), "start": start}
+        return {"chain": self.posterior.step_divergence(encoded.context, v, t, draws, encoded), "start": start}
 
     def _bound(self, x: Tensor, draws: Draws) -> Tensor:
         with evaluation(self.posterior):  # observed data are few, so that statistics of their batch would be wrong

@@ -14,6 +14,7 @@ from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Terms
 from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.posteriors.base import Encoded
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, of_class
 from ddvi_fast.precision import without_autocast
 from ddvi_fast.rng import Draws
@@ -165,8 +166,8 @@ class PairFit:
         count = self.sleep.timesteps
         v, draws = v.repeat_interleave(count, 0), draws.spread(count)
         t = uniform_timesteps(draws, len(v), family.schedule.num_steps, v.device)
-        context = None if encoded.context is None else encoded.context.repeat_interleave(count, 0)
-        return chain_loss(family, context, v, t, draws, self.sleep.loss).view(-1, count).mean(1)
+        encoded = type(encoded)(*(None if part is None else part.repeat_interleave(count, 0) for part in encoded))
+        return chain_loss(family, encoded, v, t, draws, self.sleep.loss).view(-1, count).mean(1)
 
     def _fantasies(self, like: Tensor, draws: Draws) -> Pairs:
         """`batch_factor` fantasies per row of `like`."""
@@ -194,9 +195,12 @@ class PairFit:
         return Pairs(z, data, u, candidates.labels[chosen], shares @ one_hot(candidates.labels, self.posterior.num_classes).to(shares))
 
 
-def chain_loss(posterior: Diffusion, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws, loss: str) -> Tensor:
+def chain_loss(posterior: Diffusion, encoded: Encoded, z: Tensor, t: Tensor, draws: Draws, loss: str) -> Tensor:
     """Compute the loss `Sleep.loss` [N] of the chain on latents `z` [N, D] at 0-based timesteps `t` [N]."""
-    return posterior.step_divergence(context, z, t, draws) if loss == "kl" else posterior.denoising_loss(context, z, t, draws, loss)
+    more = {"encoded": encoded} if posterior.informed_steps else {}
+    if loss == "kl":
+        return posterior.step_divergence(encoded.context, z, t, draws, **more)
+    return posterior.denoising_loss(encoded.context, z, t, draws, loss, **more)
 
 
 def uniform_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:

@@ -42,11 +42,15 @@ class Encoded(NamedTuple):
         mean: Mean of the first Gaussian [N, D].
         log_var: Its log-variance [N, D].
         context: Context vector of the data [N, C], or None.
+        x: The data [N, ...], for families that look at the model. Default: None.
+        labels: Classes of the parts, int64, which broadcast to the rows, for families that look at the model. Default: None.
     """
 
     mean: Tensor
     log_var: Tensor
     context: Tensor | None
+    x: Tensor | None = None
+    labels: Tensor | None = None
 
 
 class Posterior(nn.Module):
@@ -155,6 +159,10 @@ class Posterior(nn.Module):
     def encode(self, x: Tensor, draws: Draws | None = None) -> Any:
         """Compute everything that depends on data `x` [N, ...] only; `draws` are used for dropout in training mode."""
         raise NotImplementedError
+
+    def with_data(self, encoded: Any, x: Tensor, labels: Tensor | None = None) -> Any:
+        """Return the output of `encode` with data `x` [N, ...], and classes that broadcast to its rows, if the family needs them after encoding."""
+        return encoded
 
     def draw(self, encoded: Any, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Draw `y` [K, N, D] in the family's coordinates, and its log-ratio [K, N] in nats or None; the arguments are those of `latent_path`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ddvi_fast import ops
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.posteriors.base import Encoded, Posterior, draw_start
+from ddvi_fast.reference.chain import step_log_ratio
 from ddvi_fast.rng import Draws
 
 
@@ -29,13 +31,13 @@ class ChainPosterior(Posterior):
     def draw(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Draw samples as in `Posterior`; the chain accumulates the log-ratio of the path."""
         start = draw_start(*self.start(encoded), num_samples, draws)
-        chain = self._run(encoded, start, draws, return_trajectory=False)
+        chain = self.run(encoded, start, draws=draws)
         return chain.z, self._with_start(chain.path, start, encoded)
 
     def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
         """Draw the trajectory [T + 1, K, N, D], the start first."""
         start = draw_start(*self.start(encoded), num_samples, draws)
-        return self._run(encoded, start, draws, return_trajectory=True).trajectory
+        return self.run(encoded, start, draws=draws, return_trajectory=True).trajectory
 
     def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
         self.require_density()
@@ -59,9 +61,40 @@ class ChainPosterior(Posterior):
         along = ops.trajectory_log_ratio(path, encoded.context, self.active_denoiser(), table)
         return along - ops.gaussian_log_prob(path[0], *self.start(encoded))
 
-    def _run(self, encoded: Encoded, start: Tensor, draws: Draws, return_trajectory: bool) -> ops.ChainSample:
-        options = {"draws": draws if self.has_density else None, "return_trajectory": return_trajectory}
+    def run(
+        self, encoded: Encoded, start: Tensor, *, draws: Draws | None = None, noise: Tensor | None = None, return_trajectory: bool = False
+    ) -> ops.ChainSample:
+        """Run the chain from given starts.
+
+        Args:
+            encoded: Output of `encode`.
+            start: Starts [K, N, D] in the chain's coordinates.
+            draws: Position of the first row in the random stream; a chain without a density ignores it.
+            noise: Standard normals [T, K, N, D] in place of `draws`.
+            return_trajectory: Return all states too (bool, default False).
+        """
+        options = {"draws": draws if self.has_density else None, "noise": noise, "return_trajectory": return_trajectory}
         return ops.sample_chain(start, encoded.context, self.active_denoiser(), self.coefficients(), **options)
+
+    def step_mean(self, encoded: Encoded, v: Tensor, step: int, table: Tensor) -> Tensor:
+        """Compute the mean [.., N, D] of the 0-based active step `step` at states `v` [.., N, D], given the table of the chain [T, 5]."""
+        output = self.active_denoiser()(v, encoded.context, torch.full(v.shape[:-1], step, device=v.device))
+        return table[step, 0] * v + table[step, 1] * output
+
+    def step_log_ratio(self, encoded: Encoded, v: Tensor, following: Tensor, step: int, table: Tensor) -> Tensor:
+        """Compute `log r(y_t | y_{t-1}) - log q(y_{t-1} | y_t, x)` [.., N] in nats of one step (docs/method.md, section 2).
+
+        Args:
+            encoded: Output of `encode`.
+            v: States before the step [.., N, D].
+            following: States after it.
+            step: 0-based number of the step among the active ones.
+            table: Table of the chain [T, 5].
+        """
+        table = table.to(v)
+        deviation, scale, beta = table[step, 2:].unbind()
+        noise = (following - self.step_mean(encoded, v, step, table)) / deviation
+        return step_log_ratio(v, following, noise, deviation, scale, beta)
 
     def _with_start(self, path: Tensor | None, start: Tensor, encoded: Encoded) -> Tensor | None:
         """The log-ratio of the chain, `path`, plus that of the start."""

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, ops, rng
+from ddvi_fast import _checks, rng
 from ddvi_fast.denoisers import ResidualMLP, StepView
+from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import ACTIVATIONS, MLP, linear
 from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_sample_arguments, draw_start
 from ddvi_fast.posteriors.diffusion import Diffusion
@@ -103,10 +104,10 @@ class ClassDiffusion(Diffusion):
     def draw(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Draw samples [K, C, N, D] of every class and their log-ratios [K, C, N] in one grouped call."""
         y_T = draw_start(*self.start(encoded), num_samples, draws)
-        context = encoded.context
-        if context is not None and context.dim() == 3:
-            context = context.unsqueeze(1)
-        chain = self._grouped_chain(y_T.transpose(0, 1), context, draws=draws if self.has_density else None)
+        of_rows = Encoded(*(part if part is None or part.dim() == 2 else part.unsqueeze(1) for part in encoded[:3]), encoded.x, encoded.labels)
+        if of_rows.labels is not None:
+            of_rows = of_rows._replace(labels=of_rows.labels.unsqueeze(1))
+        chain = self.run(of_rows, y_T.transpose(0, 1), draws=draws)
         path = None if chain.path is None else chain.path.transpose(0, 1)
         return chain.z.transpose(0, 1), self._with_start(path, y_T, encoded)
 
@@ -122,17 +123,12 @@ class ClassDiffusion(Diffusion):
             Samples [K, N, D] and their log-ratios [K, N] or None.
         """
         y_T = draw_start(*self.start(encoded), 1, draws)[0]
-        chain = self._grouped_chain(y_T, encoded.context, draws=draws if self.has_density else None, groups=labels)
+        chain = self.run(encoded, y_T, draws=draws, groups=labels)
         return chain.z, self._with_start(chain.path, y_T, encoded)
 
-    def regression(self, context: Tensor | None, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
-        """Compute the regression loss as in `Diffusion` for class-major rows; the noise of a row does not depend on its class."""
-        classes = self.denoiser.groups
-        labels = class_major(classes, len(z) // classes, z.device)
-        return ops.regression(z, t, context, super().active_denoiser(), table, loss=loss, draws=draws, groups=labels)
-
-    def _grouped_chain(self, y_T: Tensor, context: Tensor | None, **source: Any) -> ops.ChainSample:
-        return ops.sample_chain(y_T, context, super().active_denoiser(), self.coefficients(), **source)
+    def _groups_of(self, z: Tensor) -> Tensor:
+        """The classes of class-major rows; the noise of a row does not depend on its class."""
+        return class_major(self.denoiser.groups, len(z) // self.denoiser.groups, z.device)
 
 
 class FlatGroups:
@@ -205,7 +201,18 @@ class ClassConditional(Posterior):
     def encode(self, x: Tensor, draws: Draws | None = None) -> ClassEncoded:
         """Return log q(c | x) [N, C] and the output of the family's encoders for every class."""
         features = self.features(x, draws)
-        return ClassEncoded(self._log_class_probs(features, draws), self.family.encode(features, draws))
+        return ClassEncoded(self._log_class_probs(features, draws), self._encode_family(x, features, draws))
+
+    def _encode_family(self, x: Tensor, features: Tensor, draws: Draws | None) -> Any:
+        """The output of the family's encoders for the features of data `x` and every class."""
+        every = torch.arange(self.num_classes, device=x.device).unsqueeze(1)
+        return self.family.with_data(self.family.encode(features, draws), x, every)
+
+    def inform(self, target: LatentVariableModel) -> ClassConditional:
+        """Give the model to the informed steps of the family, see `Diffusion.inform`; returns the posterior."""
+        _checks.require(isinstance(self.family, Diffusion), "posterior", "one with a chain, for informed steps", type(self.family).__name__)
+        self.family.inform(target)
+        return self
 
     def log_class_probs(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """Compute log q(c | x) [N, C] of data `x` [N, ...]; `draws` are used for dropout in training mode."""
@@ -227,7 +234,7 @@ class ClassConditional(Posterior):
             Samples `z` [C, K, N, D] and their ratios given the class [C, K, N] in nats, or None; `log_prior_ratio` has no class terms.
         """
         draws = check_sample_arguments(x, num_samples, draws, self)
-        return self.sample_classes_encoded(self.family.encode(self.features(x, draws), draws), num_samples, draws)
+        return self.sample_classes_encoded(self._encode_family(x, self.features(x, draws), draws), num_samples, draws)
 
     def sample_classes_encoded(self, encoded: Any, num_samples: int, draws: Draws) -> PosteriorSample:
         """Draw samples as `sample_classes` does, given the output of the family's encoders."""
@@ -237,7 +244,7 @@ class ClassConditional(Posterior):
 
     def encode_of_class(self, x: Tensor, labels: Tensor, draws: Draws | None = None) -> Any:
         """Return the output of the family's encoders, parts [.., N, W], for each row of `x` [N, ...] and its class, `labels` [.., N]."""
-        return of_class(self.family.encode(self.features(x, draws), draws), labels)
+        return of_class(self._encode_family(x, self.features(x, draws), draws), labels)
 
     def sample_of_class(self, x: Tensor, labels: Tensor, draws: Draws) -> PosteriorSample:
         """Draw one sample of `q(z | x, c)` for each class of `labels`.
@@ -316,5 +323,7 @@ def rows_per_class(rows: int, num_classes: int) -> int:
 def of_class(encoded: Any, labels: Tensor) -> Any:
     """Select the classes `labels` [.., N] from the parts [C, N, W] of `encoded`; parts that classes share, [N, W] or None, are unchanged."""
     rows = torch.arange(labels.shape[-1], device=labels.device)
+    if isinstance(encoded, Encoded) and encoded.x is not None:
+        return of_class(encoded._replace(x=None, labels=None), labels)._replace(x=encoded.x, labels=labels)
     parts = [part[labels, rows] if part is not None and part.dim() == 3 else part for part in encoded]
     return type(encoded)(*parts) if hasattr(encoded, "_fields") else tuple(parts)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, ops
+from ddvi_fast import _checks, ops, rng
 from ddvi_fast.denoisers import ResidualMLP, StepView
+from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import take_rows
 from ddvi_fast.posteriors.base import Encoded, encode_with_context, require_encoders, split_mean_log_var
 from ddvi_fast.posteriors.chain import ChainPosterior
+from ddvi_fast.posteriors.informed import HasLogJoint, Target, clipped
 from ddvi_fast.precision import as_float32
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
@@ -39,6 +43,9 @@ class Diffusion(ChainPosterior):
         learn_variances: Train a factor `exp(delta_t)` of each step variance (bool, default True; False if `eta` is 0).
         coordinates: Coordinates of the chain, see `Posterior` (default ``latent``).
         prior: Prior of the latents, for the prior's coordinates.
+        informed_steps: Number of steps, the last ones, that see the gradient of the model at the latents they predict (int, default 0, at most
+            T). They need the encoder's frame. The denoiser has D inputs more, `context_dim = C + D`. See `inform`.
+        target: The model of the informed steps, see `inform`. Default: None, to be given before the first sample.
 
     Raises:
         InputError: If the parts do not fit together, or if `eta` is 0 and the schedule or variances are learned.
@@ -63,6 +70,7 @@ class Diffusion(ChainPosterior):
         self, encoder: nn.Module, denoiser: ResidualMLP, schedule: NoiseSchedule, *, context_encoder: nn.Module | None = None,
         parametrisation: str | None = None, eta: float = 1.0, final_variance: float | None = None,
         learn_schedule: bool | None = None, learn_variances: bool = True, coordinates: str = "latent", prior: Prior | None = None,
+        informed_steps: int = 0, target: LatentVariableModel | HasLogJoint | None = None,
     ) -> None:  # fmt: skip
         super().__init__(coordinates, prior)
         parametrisation = parametrisation or ("increment" if self.whitens else "v")
@@ -70,7 +78,9 @@ class Diffusion(ChainPosterior):
         possible = ("increment", "v") if self.whitens else ("eps", "x0", "v", "mean")
         _checks.require(parametrisation in possible, "parametrisation", f"{' or '.join(possible)} with coordinates={coordinates}", parametrisation)
         _checks.require(schedule.num_steps == denoiser.num_steps, "schedule", f"{denoiser.num_steps} steps, as the denoiser has", schedule.num_steps)
-        fits = context_encoder is None or denoiser.context_dim > 0
+        self._check_informed(informed_steps, denoiser, eta)
+        self.informed_steps, self.context_dim = informed_steps, denoiser.context_dim - (denoiser.latent_dim if informed_steps else 0)
+        fits = context_encoder is None or self.context_dim > 0
         _checks.require(fits, "context_encoder", "None, for a denoiser without a context", context_encoder)
         learned, hint = learn_variances or learn_schedule, "pass learn_variances=False"
         _checks.require(eta > 0 or not learned, "eta", "above 0 to learn variances or a schedule", eta, hint)
@@ -82,7 +92,44 @@ class Diffusion(ChainPosterior):
         self.schedule_kind = schedule.kind
         self.register_buffer("betas", schedule.betas.clone())
         self.log_variance_factors = nn.Parameter(torch.zeros(schedule.num_steps, **as_float32)) if learn_variances else None
+        self.direction_gains = nn.Parameter(torch.zeros(schedule.num_steps, **as_float32)) if informed_steps else None
         self.num_active_steps = schedule.num_steps
+        self._target: Target | None = None
+        if target is not None:
+            self.inform(target)
+
+    def _check_informed(self, number: int, denoiser: ResidualMLP, eta: float) -> None:
+        """Refuse a number of informed steps that the chain cannot have."""
+        name = "informed_steps"
+        _checks.require(0 <= number <= denoiser.num_steps, name, f"from 0 to {denoiser.num_steps}, the denoiser's steps", number)
+        _checks.require(self.whitens or number == 0, name, f"0 with coordinates={self.coordinates}", number, "they need the encoder's frame")
+        _checks.require(eta == 1 or number == 0, name, "0 unless eta is 1", number)
+        wide = number == 0 or denoiser.context_dim >= denoiser.latent_dim
+        expected = f"one with a context of at least {denoiser.latent_dim} columns, those of the direction"
+        _checks.require(wide, "denoiser", expected, f"context_dim = {denoiser.context_dim}")
+
+    def inform(self, target: LatentVariableModel | HasLogJoint) -> Diffusion:
+        """Give the informed steps their model (docs/method.md, section 7).
+
+        An informed step has the mean `A_t v_t + B_t f(v_t, [c(x), d_t], t) + gamma_t sqrt(alpha_bar_{t-1}) beta_t d_t`, where `d_t` is the
+        gradient of the log-weight of the encoder's Gaussian, in its frame, at the latents that `v_t` predicts: that of
+        `log p(x | g(u)) + log p(u)`, or of `log p(x, z)` outside the prior's coordinates, less that of the Gaussian. Its norm is bounded row by
+        row, the model is in evaluation mode, and no gradient passes through `d_t`, so that it costs the model one pass forward and backward. The
+        model is not a submodule: it is trained, moved and saved in its own place.
+
+        Args:
+            target: The model: a `LatentVariableModel`, or in `encoder` coordinates any object with `log_joint(x, z)`, which returns the
+                log-densities [.., N] of data [N, ...] and latents [.., N, D].
+
+        Returns:
+            The posterior.
+
+        Raises:
+            InputError: If the posterior has no informed steps, or if the model does not fit its coordinates.
+        """
+        _checks.require(self.informed_steps > 0, "informed_steps", "at least 1, for a posterior that is given a model", self.informed_steps)
+        self._target = Target(target, self.prior)
+        return self
 
     @property
     def has_density(self) -> bool:
@@ -127,7 +174,11 @@ class Diffusion(ChainPosterior):
 
     def active_denoiser(self) -> ResidualMLP | StepView:
         """Return the denoiser at the active steps."""
-        return self.denoiser if self.num_active_steps == self.denoiser.num_steps else StepView(self.denoiser, self._active())
+        return self.denoiser if self.num_active_steps == self.denoiser.num_steps else self._denoiser_at(slice(None))
+
+    def _denoiser_at(self, part: slice) -> StepView:
+        """The denoiser at a part of the active steps."""
+        return StepView(self.denoiser, self._active()[part])
 
     def coefficients(self) -> Tensor:
         """Return the table of the chain, float32 [T, 5] (docs/method.md, section 1), with the learned variances."""
@@ -139,7 +190,11 @@ class Diffusion(ChainPosterior):
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
         """Return mean and log-variance [N, D] of `y_T`, and the context [N, C] or None."""
-        return encode_with_context(self, x, draws) if self.denoiser.context_dim else Encoded(*self.encode_top(x, draws), None)
+        encoded = encode_with_context(self, x, draws) if self.context_dim else Encoded(*self.encode_top(x, draws), None)
+        return self.with_data(encoded, x)
+
+    def with_data(self, encoded: Encoded, x: Tensor, labels: Tensor | None = None) -> Encoded:
+        return encoded._replace(x=x, labels=labels) if self.informed_steps else encoded
 
     def encode_top(self, x: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, D] of `y_T` for data `x` [N, ...]."""
@@ -152,6 +207,114 @@ class Diffusion(ChainPosterior):
         # The dropout of the two encoders must not share its draws.
         return self.context_encoder(x, draws.lane("context") if self.training and draws is not None else None)
 
+    def run(
+        self, encoded: Encoded, start: Tensor, *, draws: Draws | None = None, noise: Tensor | None = None, return_trajectory: bool = False,
+        groups: Tensor | None = None,
+    ) -> ops.ChainSample:  # fmt: skip
+        """Run the chain as in `ChainPosterior`; `groups` are the classes of the rows for a grouped denoiser, int64 [N] or [.., N]."""
+        draws, table = draws if self.has_density else None, self.coefficients()
+        if self.informed_steps:
+            return self._run_informed(encoded, start, table.to(start), draws, noise, return_trajectory, groups)
+        options = {"draws": draws, "noise": noise, "return_trajectory": return_trajectory, "groups": groups}
+        return ops.sample_chain(start, encoded.context, Diffusion.active_denoiser(self), table, **options)
+
+    def _run_informed(
+        self, encoded: Encoded, start: Tensor, table: Tensor, draws: Draws | None, noise: Tensor | None, return_trajectory: bool,
+        groups: Tensor | None,
+    ) -> ops.ChainSample:  # fmt: skip
+        """Run the first steps as one chain, then each informed one as a chain of one step; informed steps draw from the last streams."""
+        informed, count = self._num_informed(), len(table)
+        v, path, states = start, start.new_zeros(start.shape[:-1]), start.unsqueeze(0)
+        if informed < count:
+            source = {"draws": draws, "noise": None if noise is None else noise[informed:]}
+            blind = self._denoiser_at(slice(informed, None))
+            options = {"return_trajectory": return_trajectory, "groups": groups}
+            chain = ops.sample_chain(start, self._blind_context(encoded.context, start), blind, table[informed:], **source, **options)
+            v, path, states = chain.z, chain.path, chain.trajectory
+        signals, gains = self._signals(start), self._gains(start)
+        for step in reversed(range(informed)):
+            stream = rng.CHAIN + count - informed + step
+            added = rng.normal(draws, tuple(v.shape), stream, device=v.device, dtype=v.dtype) if noise is None else noise[step]
+            direction = self.direction(encoded, v, signals[step])
+            # The direction's part of the mean, in units of the noise: the chain of one step then needs nothing but another noise.
+            shift = gains[step] / table[step, 2] * direction
+            context, network = self._informed_context(encoded.context, direction), self._denoiser_at(slice(step, step + 1))
+            chain = ops.sample_chain(v, context, network, table[step : step + 1], noise=(added + shift).unsqueeze(0), groups=groups)
+            v, path = chain.z, path + chain.path - (shift * (added + 0.5 * shift)).sum(-1)
+            states = torch.cat((states, v.unsqueeze(0))) if return_trajectory else None
+        return ops.ChainSample(v, path, states if return_trajectory else None)
+
+    def direction(self, encoded: Encoded, v: Tensor, signal: Tensor) -> Tensor:
+        """Compute the directions of informed steps: the gradients of the log-weight of the encoder's Gaussian, in its frame.
+
+        Args:
+            encoded: Output of `encode`, with the data.
+            v: States [.., N, D].
+            signal: Square root of `alpha_bar_t`, which broadcasts to [.., N, 1].
+
+        Returns:
+            `d_t` [.., N, D] in nats, constants with bounded norm: the gradient of the target at `mean + scale signal v`, times the scale, less
+            that of the Gaussian, `-signal v`.
+
+        Raises:
+            InputError: If the posterior was not given a model.
+        """
+        if self._target is None:
+            _checks.fail("target", "the model of the informed steps", None, "call posterior.inform(model)")
+        mean, scale, predicted = encoded.mean.detach(), torch.exp(0.5 * encoded.log_var.detach()), signal * v.detach()
+        return clipped(scale * self._target.gradient(encoded.x, mean + scale * predicted, encoded.labels) + predicted).to(v)
+
+    def _num_informed(self) -> int:
+        """Number of informed steps among the active ones."""
+        return min(self.informed_steps, self.num_active_steps)
+
+    def _signals(self, like: Tensor) -> Tensor:
+        """Square roots of `alpha_bar_t` at the active steps, constants [T]."""
+        return self.schedule.detach().alpha_bars.sqrt().to(like)
+
+    def _gains(self, like: Tensor) -> Tensor:
+        """The factors of the directions in the means of the active steps, `gamma_t sqrt(alpha_bar_{t-1}) beta_t`, [T]."""
+        schedule = self.schedule.detach()
+        return self.direction_gains[self._active()].to(like) * (schedule.posterior_mean_weights()[0] * schedule.noise_variances).to(like)
+
+    def _blind_context(self, context: Tensor | None, like: Tensor) -> Tensor:
+        """The context of steps that see no direction: zeros [.., N, D] behind c(x)."""
+        return self._informed_context(context, like.new_zeros(like.shape[-2:]))
+
+    def _informed_context(self, context: Tensor | None, direction: Tensor) -> Tensor:
+        """The context [.., N, C + D] of the denoiser: c(x) [.., N, C], and the directions [.., N, D]."""
+        if context is None:
+            return direction
+        rows = torch.broadcast_shapes(context.shape[:-1], direction.shape[:-1])
+        return torch.cat((context.expand(*rows, -1), direction.expand(*rows, -1)), -1)
+
+    def _path_log_ratio(self, encoded: Encoded, path: Tensor, table: Tensor) -> Tensor:
+        if not self.informed_steps:
+            return super()._path_log_ratio(encoded, path, table)
+        informed, count = self._num_informed(), len(table)
+        total = self._informed_log_ratio(encoded, path[count - informed :], table[:informed])
+        if informed < count:
+            context, blind = self._blind_context(encoded.context, path[0]), self._denoiser_at(slice(informed, None))
+            total = total + ops.trajectory_log_ratio(path[: count - informed + 1], context, blind, table[informed:])
+        return total - ops.gaussian_log_prob(path[0], *self.start(encoded))
+
+    def _informed_log_ratio(self, encoded: Encoded, states: Tensor, table: Tensor) -> Tensor:
+        """The log-ratio [K, N] of the informed steps, the rows of `table` [k, 5], along states [k + 1, K, N, D]."""
+        total = states.new_zeros(states.shape[1:-1])
+        for place, step in enumerate(reversed(range(len(table)))):
+            total = total + self.step_log_ratio(encoded, states[place], states[place + 1], step, table)
+        return total
+
+    def step_mean(self, encoded: Encoded, v: Tensor, step: int, table: Tensor) -> Tensor:
+        if not self.informed_steps:
+            return super().step_mean(encoded, v, step, table)
+        if step >= self._num_informed():
+            blind = self._blind_context(encoded.context, v).expand(*v.shape[:-1], -1)
+            return super().step_mean(encoded._replace(context=blind), v, step, table)
+        direction = self.direction(encoded, v, self._signals(v)[step])
+        mean = super().step_mean(encoded._replace(context=self._informed_context(encoded.context, direction)), v, step, table)
+        return mean + self._gains(v)[step] * direction
+
     def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
         """Compute the log-ratio as in `Posterior`.
 
@@ -161,7 +324,9 @@ class Diffusion(ChainPosterior):
         _checks.require(self.learned_schedule is None, "learn_schedule", "false with doubly reparametrised gradients", True)
         return super().frozen_log_ratio(x, path, draws)
 
-    def denoising_loss(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws, loss: str = "squared") -> Tensor:
+    def denoising_loss(
+        self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws, loss: str = "squared", encoded: Encoded | None = None
+    ) -> Tensor:
         """Compute the regression loss of the denoiser (docs/method.md, section 3).
 
         Args:
@@ -170,14 +335,15 @@ class Diffusion(ChainPosterior):
             t: 0-based timesteps, int64 [N].
             draws: Position of the first row in the random stream.
             loss: ``squared`` (default), ``absolute`` or ``huber``.
+            encoded: Output of `encode` for these rows, which informed steps need (default None).
 
         Returns:
             Losses [N], averaged over latent dimensions.
         """
         table = self.schedule.detach().regression_table(self.parametrisation, 1 / self.latent_dim, dtype=z.dtype)
-        return self.regression(context, z, t, table, draws, loss)
+        return self.regression(context, z, t, table, draws, loss, encoded)
 
-    def step_divergence(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws) -> Tensor:
+    def step_divergence(self, context: Tensor | None, z: Tensor, t: Tensor, draws: Draws, encoded: Encoded | None = None) -> Tensor:
         """Compute `T KL( r(y_{t-1} | y_t, z) || q(y_{t-1} | y_t, x) )` minus the entropy of `r` (docs/method.md, section 3).
 
         Its average over uniform timesteps is the chain's part of the sleep term. At the first step, where `r` is a point mass, it is
@@ -188,18 +354,46 @@ class Diffusion(ChainPosterior):
             z: Latents [N, D].
             t: 0-based timesteps, int64 [N].
             draws: Position of the first row in the random stream.
+            encoded: Output of `encode` for these rows, which informed steps need (default None).
 
         Returns:
             Divergences [N] in nats.
         """
         deviations = self.coefficients()[:, 2]
         table, constant = self.schedule.divergence_table(self.parametrisation, self.eta, deviations, dtype=z.dtype)
-        error = self.regression(context, z, t, table, draws, "squared")
+        error = self.regression(context, z, t, table, draws, "squared", encoded)
         return error + self.latent_dim * take_rows(constant.unsqueeze(1), t).squeeze(1)
 
-    def regression(self, context: Tensor | None, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str) -> Tensor:
-        """Compute `ops.regression` of the denoiser at latents `z` [N, D] and 0-based timesteps `t` [N]; returns [N]."""
-        return ops.regression(z, t, context, self.active_denoiser(), table, loss=loss, draws=draws)
+    def regression(
+        self, context: Tensor | None, z: Tensor, t: Tensor, table: Tensor, draws: Draws, loss: str, encoded: Encoded | None = None
+    ) -> Tensor:
+        """Compute `ops.regression` of the steps' outputs at latents `z` [N, D] and 0-based timesteps `t` [N]; returns [N]."""
+        source: dict[str, Any] = {"draws": draws}
+        if self.informed_steps:
+            z, context, noise = self._informed_regression(context, z, t, table, draws, encoded)
+            source = {"noise": noise}
+        return ops.regression(z, t, context, Diffusion.active_denoiser(self), table, loss=loss, groups=self._groups_of(z), **source)
+
+    def _groups_of(self, z: Tensor) -> Tensor | None:
+        """The group of each row of the regression, for a grouped denoiser."""
+        return None
+
+    def _informed_regression(
+        self, context: Tensor | None, z: Tensor, t: Tensor, table: Tensor, draws: Draws, encoded: Encoded | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, context and noise of a regression of the denoiser alone that is the one of its output with the direction.
+
+        A step's mean with the direction is the one whose clean latent is moved by `e_t = gamma_t (1 - alpha_bar_t) d_t`. So the denoiser alone
+        learns the latents `z - e_t`, at the same states: those of the noise `eps + signal / deviation e_t`.
+        """
+        _checks.require(encoded is not None and encoded.x is not None, "encoded", "the output of encode for these rows, for informed steps", encoded)
+        noise = rng.normal(draws, tuple(z.shape), rng.NOISE, device=z.device, dtype=z.dtype)
+        signal, deviation = take_rows(table.detach()[:, :2], t).split(1, -1)
+        direction = self.direction(encoded, signal * z + deviation * noise, signal)
+        direction = direction * (t < self._num_informed()).unsqueeze(1)
+        gains = self.direction_gains[self._active()].to(z)
+        shift = take_rows(gains.unsqueeze(1), t) * deviation.square() * direction
+        return z - shift, self._informed_context(context, direction), noise + signal / deviation * shift
 
     def step_means(self, context: Tensor | None, y: Tensor, z: Tensor, t: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the means of `q(y_{t-1} | y_t, x)` and of `r(y_{t-1} | y_t, z)`.
@@ -213,7 +407,11 @@ class Diffusion(ChainPosterior):
 
         Returns:
             Both means, [N, D] each.
+
+        Raises:
+            InputError: If the chain has informed steps, which need more than the context.
         """
+        _checks.require(self.informed_steps == 0, "informed_steps", "0, for the means of the released code's scale", self.informed_steps)
         weight_z, weight_y = (column[t].to(y).unsqueeze(1) for column in self.schedule.detach().posterior_mean_weights())
         weight_state, weight_output = take_rows(coefficients[:, :2], t).split(1, dim=1)
         return weight_state * y + weight_output * self.active_denoiser()(y, context, t), weight_z * z + weight_y * y
@@ -234,8 +432,10 @@ class Diffusion(ChainPosterior):
     def facts(self) -> dict[str, object]:
         parts = {"schedule": self.learned_schedule, "variances": self.log_variance_factors}
         learned = " and ".join(name for name, part in parts.items() if part is not None) or "nothing of the schedule"
-        chain = {"steps": self.denoiser.num_steps, "predicts": self.parametrisation, "schedule": self.schedule_kind, "learned": learned}
+        informed = {"informed steps": self.informed_steps} if self.informed_steps else {}
+        chain = {"steps": self.denoiser.num_steps, **informed, "predicts": self.parametrisation, "schedule": self.schedule_kind, "learned": learned}
         return {**super().facts(), **chain}
 
     def extra_repr(self) -> str:
-        return f"num_steps={self.denoiser.num_steps}, parametrisation={self.parametrisation}, eta={self.eta}"
+        informed = f", informed_steps={self.informed_steps}" if self.informed_steps else ""
+        return f"num_steps={self.denoiser.num_steps}, parametrisation={self.parametrisation}, eta={self.eta}{informed}"

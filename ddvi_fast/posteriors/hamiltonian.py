@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +11,10 @@ from ddvi_fast import _backend, _checks, ops, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.posteriors.auxiliary import AuxiliaryPosterior
-from ddvi_fast.posteriors.base import draw_start, encode_with_context, require_encoders, split_mean_log_var, standard_log_prob, with_context
+from ddvi_fast.posteriors.base import Encoded, draw_start, encode_with_context, require_encoders, split_mean_log_var, standard_log_prob, with_context
 from ddvi_fast.precision import as_float32
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
-
-
-class EncodedData(NamedTuple):
-    """Mean and log-variance [N, D] of the Gaussian, the context [N, C], and the data [N, ...]."""
-
-    mean: Tensor
-    log_var: Tensor
-    context: Tensor
-    x: Tensor
 
 
 class Hamiltonian(AuxiliaryPosterior):
@@ -87,26 +78,26 @@ class Hamiltonian(AuxiliaryPosterior):
         self.register_state_dict_post_hook(_remove_model_from_state)
         self.register_load_state_dict_post_hook(_ignore_missing_model)
 
-    def encode(self, x: Tensor, draws: Draws | None = None) -> EncodedData:
+    def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
         """Return mean, log-variance and context, and the data, on which the force depends."""
-        return EncodedData(*encode_with_context(self, x, draws), x)
+        return encode_with_context(self, x, draws)._replace(x=x)
 
-    def draw(self, encoded: EncodedData, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor]:
+    def draw(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor]:
         """Draw samples as in `Posterior`, without reversing the leapfrog steps."""
         return self._move(encoded, num_samples, draws)[1:]
 
-    def latent_path(self, encoded: EncodedData, num_samples: int, draws: Draws) -> Tensor:
+    def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
         """Draw the momenta after each step, then `z`, [S + 1, K, N, D]: a volume-preserving bijection of the latent variables."""
         return self._move(encoded, num_samples, draws)[0]
 
-    def path_log_prob(self, encoded: EncodedData, path: Tensor) -> Tensor:
+    def path_log_prob(self, encoded: Encoded, path: Tensor) -> Tensor:
         z, total = path[-1], torch.zeros_like(path[-1][..., 0])
         for step in reversed(range(len(self.momentum))):
             z, turned = self._leapfrog(encoded, step, z, -path[step])
             total = total + self._log_prob(self.momentum[step], encoded, z, -turned)
         return total + ops.gaussian_log_prob(z, *self.start(encoded))
 
-    def reverse_log_prob(self, encoded: EncodedData, path: Tensor) -> Tensor:
+    def reverse_log_prob(self, encoded: Encoded, path: Tensor) -> Tensor:
         z, total = path[-1], torch.zeros_like(path[-1][..., 0])
         for step in reversed(range(len(self.momentum))):
             total = total + self._log_prob(self.reverse[step], encoded, z, path[step])
@@ -114,7 +105,7 @@ class Hamiltonian(AuxiliaryPosterior):
                 z, _ = self._leapfrog(encoded, step, z, -path[step])
         return total
 
-    def _move(self, encoded: EncodedData, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    def _move(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """The path [S + 1, K, N, D], its end `z` [K, N, D], and its log-ratio [K, N]."""
         z = draw_start(*self.start(encoded), num_samples, draws)
         total, path = -ops.gaussian_log_prob(z, *self.start(encoded)), []
@@ -128,10 +119,10 @@ class Hamiltonian(AuxiliaryPosterior):
             path.append(v)
         return torch.stack([*path, z]), z, total
 
-    def _log_prob(self, net: MLP, encoded: EncodedData, z: Tensor, v: Tensor) -> Tensor:
+    def _log_prob(self, net: MLP, encoded: Encoded, z: Tensor, v: Tensor) -> Tensor:
         return ops.gaussian_log_prob(v, *split_mean_log_var(net(with_context(z, encoded.context))))
 
-    def _leapfrog(self, encoded: EncodedData, step: int, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _leapfrog(self, encoded: Encoded, step: int, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Position and momentum [K, N, D] after `num_leapfrog` leapfrog steps. With the momentum negated it is its own inverse."""
         size = self.log_step_sizes[step].exp()
         v = v + 0.5 * size * self.force(encoded, z)
@@ -142,7 +133,7 @@ class Hamiltonian(AuxiliaryPosterior):
         return z, v
 
     @_checks.outside_inference_mode
-    def force(self, encoded: EncodedData, z: Tensor) -> Tensor:
+    def force(self, encoded: Encoded, z: Tensor) -> Tensor:
         """Compute the force: the gradient of the log joint density with bounded norm, differentiable if gradients are enabled.
 
         Args:
@@ -160,7 +151,7 @@ class Hamiltonian(AuxiliaryPosterior):
             (force,) = torch.autograd.grad(log_joint.sum(), point, create_graph=differentiable)
         return force / torch.sqrt(1 + force.square().sum(-1, keepdim=True) / self.max_force**2)
 
-    def _log_joint(self, encoded: EncodedData, u: Tensor) -> Tensor:
+    def _log_joint(self, encoded: Encoded, u: Tensor) -> Tensor:
         """The log joint density [K, N] at `u`, noise in the prior's coordinates and latents, under the blurred prior, otherwise."""
         if self.pushes:
             return self.model.log_likelihood(encoded.x, self.prior.push(u)) + standard_log_prob(u)

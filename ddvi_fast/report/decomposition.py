@@ -19,7 +19,6 @@ from ddvi_fast.posteriors.chain import ChainPosterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional, draw_classes, of_class
 from ddvi_fast.priors import Prior
 from ddvi_fast.recipes.phases import Experiment
-from ddvi_fast.reference.chain import step_log_ratio
 from ddvi_fast.rng import Draws
 
 _REPEATS = 7
@@ -85,24 +84,18 @@ def ratio_terms(family: Posterior, encoded: Any, path: Tensor) -> tuple[dict[str
     name = "u" if family.pushes else "z"
     log_scale = family.log_scale(encoded) if family.whitens else path.new_zeros(path.shape[2])
     if isinstance(family, ChainPosterior):
-        steps, start = step_ratios(family, encoded.context, path[:, 0]), "v_T" if family.whitens else "y_T"
+        steps, start = step_ratios(family, encoded, path[:, 0]), "v_T" if family.whitens else "y_T"
         scale = {f"log |d{name} / dv|": log_scale} if family.whitens else {}
         return {**scale, "path": steps.sum(0), f"−log q({start} | x)": -ops.gaussian_log_prob(path[0, 0], *family.start(encoded))}, steps
     ratio = family.log_ratio(encoded, path)[0] + log_scale
     return {f"−log q({name} | x)" if family.tractable else "log-ratio": ratio}, ratio.new_zeros((0, len(ratio)))
 
 
-def step_ratios(family: ChainPosterior, context: Tensor | None, path: Tensor) -> Tensor:
+def step_ratios(family: ChainPosterior, encoded: Any, path: Tensor) -> Tensor:
     """Log-ratio of each step of a path [T + 1, N, D], start first: nats [T, N], step T first (docs/method.md, section 2)."""
-    table, network = family.coefficients().to(path), family.active_denoiser()
-    ratios = []
-    for place, step in enumerate(reversed(range(len(table)))):
-        weight_state, weight_output, deviation, scale, beta = table[step].unbind()
-        at = torch.full(path.shape[1:2], step, device=path.device)
-        mean = weight_state * path[place] + weight_output * network(path[place], context, at)
-        noise = (path[place + 1] - mean) / deviation
-        ratios.append(step_log_ratio(path[place], path[place + 1], noise, deviation, scale, beta))
-    return torch.stack(ratios)
+    table = family.coefficients()
+    steps = enumerate(reversed(range(len(table))))
+    return torch.stack([family.step_log_ratio(encoded, path[place], path[place + 1], step, table) for place, step in steps])
 
 
 def timings(experiment: Experiment, x: Tensor, draws: Draws) -> dict[str, float]:

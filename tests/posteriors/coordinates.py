@@ -84,8 +84,8 @@ def head(dim: int, outputs: int, classes: int | None, place: int, spread: float 
     return network if classes is None else PerClass(network, classes)
 
 
-def chain_network(dim: int, classes: int | None = None) -> ResidualMLP:
-    network = ResidualMLP(dim, CONTEXT, STEPS, WIDTH, classes, draws=Draws(23))
+def chain_network(dim: int, classes: int | None = None, further: int = 0) -> ResidualMLP:
+    network = ResidualMLP(dim, CONTEXT + further, STEPS, WIDTH, classes, draws=Draws(23))
     with torch.no_grad():
         network.last.mul_(0.2)
         network.last_bias.mul_(0.2)
@@ -109,8 +109,12 @@ def _family(name, dim, spread, top, context, classes, whitens, model, options) -
     kind, groups = (ClassDiffusion, classes) if name == "class_diffusion" else (Diffusion, None)
     schedule = make_schedule("linear", STEPS, start=0.05, end=0.3)
     options |= {} if whitens else {"parametrisation": "eps"}
-    posterior = kind(top, chain_network(dim, groups), schedule, context_encoder=context, **options)
+    informed = options.get("informed_steps", 0)
+    options |= {"target": model} if informed else {}
+    posterior = kind(top, chain_network(dim, groups, dim if informed else 0), schedule, context_encoder=context, **options)
     with torch.no_grad():  # the steps of an untrained chain should not be narrower than those back along the noising process
         wide = schedule.betas if whitens else schedule.betas / schedule.alphas
         posterior.log_variance_factors += torch.log(wide / posterior.coefficients()[:, 2].square()) + torch.linspace(0.05, 0.15, STEPS)
+        if informed:
+            posterior.direction_gains.copy_(torch.linspace(0.5, 0.8, STEPS))
     return posterior

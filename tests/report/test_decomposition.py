@@ -48,7 +48,7 @@ def test_steps_add_up_to_the_path_of_every_example_and_the_first_sampled_step_is
     posterior = experiment("diffusion").posterior
     encoded = posterior.encode(x)
     path = posterior.latent_path(encoded, 1, Draws(5))[:, 0]
-    steps = step_ratios(posterior, encoded.context, path)
+    steps = step_ratios(posterior, encoded, path)
     assert steps.shape == (5, 12)
     whole = ops.trajectory_log_ratio(path, encoded.context, posterior.denoiser, posterior.coefficients())
     torch.testing.assert_close(steps.sum(0), whole, atol=1e-4, rtol=1e-4)
