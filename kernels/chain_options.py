@@ -35,12 +35,17 @@ def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
     has 64 rows on one warp group; otherwise one has 128 on two. What does not fit reads weights from the cache, and so do sm_80 and sm_120,
     whose products take operands from registers. TENSOR_MEMORY as in `in_tensor_memory`.
     """
-    common = {"TENSOR_MEMORY": in_tensor_memory(arch), "num_stages": 1}
+    common = {"TENSOR_MEMORY": in_tensor_memory(arch), "num_stages": 1, **_assembler(arch, two)}
     shared = from_shared(arch)
     for rows, most in ((64, _HALF), (128, _SHARED)):
         if shared and sizes.resident_bytes(two, rows) <= most:
             return {"BN": rows, "KEEP": True, "num_warps": rows // 16, **common}
     return {"BN": 128 if shared else 64, "KEEP": False, "num_warps": 8 if shared else 4, **common}
+
+
+def _assembler(arch: int, two: bool) -> dict[str, str]:
+    """Options of the assembler, which with all its optimizations gives kernels of two planes 32 registers on sm_80 and spills the rest."""
+    return {"ptx_options": "--opt-level=1"} if two and arch < _FROM_SHARED else {}
 
 
 def from_shared(arch: int) -> bool:

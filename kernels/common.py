@@ -17,6 +17,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 ARCHITECTURES = (80, 90, 100)  # compute capabilities that every kernel is compiled for ahead of time
 MODELED = (90,)  # that of the GPU whose times are predicted: the only one for which variants of less common sizes are compiled
+_COMPILER = ("num_warps", "num_stages", "ptx_options")  # options of a launch that are the compiler's
 
 # Names of element types in Triton's signatures.
 _TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32"}
@@ -33,8 +34,7 @@ class Compilation:
     kernel: Any  # JITFunction
     signature: dict[str, str]
     constexprs: dict[str, Any]
-    num_warps: int
-    num_stages: int
+    options: dict[str, Any]  # of the compiler
     architecture: int
 
     def source(self) -> ASTSource:
@@ -105,7 +105,7 @@ def launches(variant: str, architecture: int, call: Callable[..., object], *argu
 
 
 def _launch(variant: str, architecture: int, kernel: Any, grid: tuple[int, ...], arguments: tuple, options: dict[str, Any]) -> Launch:
-    compiled = {name: value for name, value in options.items() if name not in ("num_warps", "num_stages")}
+    compiled = {name: value for name, value in options.items() if name not in _COMPILER}
     signature, constexprs, values, shapes = {}, {}, {}, {}
     parameters = inspect.signature(kernel.fn).parameters
     for name, value in inspect.signature(kernel.fn).bind(*arguments, **compiled).arguments.items():
@@ -116,8 +116,8 @@ def _launch(variant: str, architecture: int, kernel: Any, grid: tuple[int, ...],
         else:
             signature[name], values[name] = "fp32" if isinstance(value, float) else "i32", value
     name = f"{kernel.__name__} {variant}"
-    num_warps, num_stages = options.get("num_warps", 4), options.get("num_stages", 3)
-    return Launch(Compilation(name, kernel, signature, constexprs, num_warps, num_stages, architecture), grid, values, shapes)
+    of_compiler = {"num_warps": 4, "num_stages": 3} | {name: options[name] for name in _COMPILER if name in options}
+    return Launch(Compilation(name, kernel, signature, constexprs, of_compiler, architecture), grid, values, shapes)
 
 
 def _distinct(variants: list[Compilation]) -> Iterator[Compilation]:

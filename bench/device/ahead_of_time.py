@@ -42,26 +42,27 @@ TENSOR_LIMIT = 512
 COUNTED = {"barriers": ("BAR",), "loads": ("LDG", "LDGSTS"), "stores": ("STG", "RED", "ATOM", "ATOMG")}
 
 # Most bytes of local memory a thread of kernels that spill, of some variants, and of some on one architecture, as compiled by Triton 3.7.1: their
-# time with the spills is in the predictions. Where forward kernels of float32 have kilobytes on sm_80, ptxas gave them 32 registers.
+# time with the spills is in the predictions.
 SPILLS = {
     "chain_fwd_kernel": 760,
     "chain_fwd_kernel D=2 C=2 H=128 bf16": 40,
     "chain_fwd_kernel D=2 C=2 H=128 bf16 on sm_80": 352,
     "chain_fwd_kernel D=2 C=2 H=128 float32": 592,
-    "chain_fwd_kernel D=2 C=2 H=128 float32 on sm_80": 14024,
-    "chain_fwd_kernel D=3 C=32 H=128 float32 indexed on sm_80": 15152,
+    "chain_fwd_kernel D=2 C=2 H=128 float32 on sm_80": 2080,
+    "chain_fwd_kernel D=3 C=32 H=128 float32 indexed on sm_80": 2272,
     "chain_bwd_kernel": 312,
     "chain_bwd_kernel D=2 C=2 H=128 bf16": 0,
     "chain_bwd_kernel D=2 C=2 H=128 bf16 on sm_80": 32,
-    "chain_bwd_kernel D=2 C=2 H=128 float32 on sm_80": 1088,
-    "chain_bwd_kernel D=3 C=32 H=128 float32 indexed on sm_80": 632,
+    "chain_bwd_kernel D=2 C=2 H=128 float32 on sm_80": 792,
+    "chain_bwd_kernel D=3 C=32 H=128 float32 indexed on sm_80": 344,
     "denoiser_bwd_kernel_weights": 1168,
     "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16": 280,
     "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16, LAYER=1": 0,
     "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16, LAYER=2": 448,
     "sleep_fwd_kernel": 1128,
     "sleep_fwd_kernel D=2 C=2 H=128 bf16": 392,
-    "sleep_fwd_kernel D=2 C=2 H=128 float32 on sm_80": 18856,
+    "sleep_fwd_kernel D=2 C=2 H=128 float32 on sm_80": 2304,
+    "sleep_fwd_kernel D=3 C=32 H=128 float32 indexed on sm_80": 4360,
 }
 
 _TRAP = 4  # most registers of a kernel of which the compiler left a single instruction
@@ -151,7 +152,7 @@ def digest(wanted: Any, capability: int, versions: dict[str, str | None]) -> str
     if hasattr(wanted, "variant"):
         source, flags = compiler.folder() / wanted.variant.kernel.source, compiler.options(capability, dict(wanted.variant.macros))
         return compiler.key(source.read_text(encoding="utf-8"), compiler.headers(), flags, str(versions["nvrtc"]))[:16]
-    parts = (wanted.kernel.cache_key, wanted.signature, sorted(wanted.constexprs.items(), key=str), wanted.num_warps, wanted.num_stages, capability)
+    parts = (wanted.kernel.cache_key, wanted.signature, sorted(wanted.constexprs.items(), key=str), *wanted.options.values(), capability)
     return hashlib.sha256(f"{versions['triton']} {parts}".encode()).hexdigest()[:16]
 
 

@@ -179,9 +179,8 @@ def binary(wanted: Any, architecture: int) -> Binary:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    options = {"num_warps": wanted.num_warps, "num_stages": wanted.num_stages}
-    result = triton.compile(wanted.source(), target=GPUTarget("cuda", architecture, 32), options=options)
-    return Binary(result.asm["cubin"], wanted.num_warps, result.metadata.shared, True, result.metadata.tmem_size or 0)
+    result = triton.compile(wanted.source(), target=GPUTarget("cuda", architecture, 32), options=wanted.options)
+    return Binary(result.asm["cubin"], wanted.options["num_warps"], result.metadata.shared, True, result.metadata.tmem_size or 0)
 
 
 def compiled(wanted: Any) -> Kernel:
