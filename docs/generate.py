@@ -271,6 +271,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "mnist-released": study("mnist-released/table.md", "method", *_RELEASED),
     "released-flow": study("released_flow.md"),
     "genomes": study("genomes/table.md", *_GENOMES),
+    "genomes-everybody": study("genomes-everybody/table.md", *_GENOMES[1:]),
     "genomes-minutes": study("genomes-minutes/table.md"),
     "own-models": study("own_models.md", "model", "posterior", "C2ST", "coverage 50 / 80 / 90 %", "worst, s.e.", "ESS", "CPU seconds"),
     "speed": speed,
