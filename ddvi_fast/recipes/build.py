@@ -86,7 +86,10 @@ def build(options: Options, dataset: Dataset) -> Experiment:
     _checks.require(options.recipe.batch_size >= 1, "recipe.batch_size", "at least 1", options.recipe.batch_size)
     staged = options.method.name != "diff_vae" or recipe.staged
     _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", options.recipe.name)
-    return recipe.build(Builder(options, dataset)).to(dataset.device)
+    experiment = recipe.build(Builder(options, dataset))
+    if options.method.posterior == "diffusion" and options.method.chain.informed_steps:
+        experiment.posterior.inform(experiment.model)
+    return experiment.to(dataset.device)
 
 
 def build_default(builder: Builder) -> Experiment:

@@ -42,8 +42,9 @@ class Family:
 def make_diffusion(builder: Builder, encoder: nn.Module, context: nn.Module | None, chain: ChainOptions, groups: int | None = None, **more: Any):
     """A diffusion posterior over `encoder`, with one chain, or with `groups` chains side by side."""
     kind: type[Posterior] = more.pop("kind", Diffusion)
+    directions = builder.latent_dim if chain.informed_steps else 0
     denoiser = ResidualMLP(
-        builder.latent_dim, chain.context_dim, chain.num_steps, chain.hidden_dim, groups,
+        builder.latent_dim, chain.context_dim + directions, chain.num_steps, chain.hidden_dim, groups,
         zero_output=builder.starts_at_prior, draws=builder.weights("denoiser"),
     )  # fmt: skip
     return kind(
@@ -56,6 +57,7 @@ def make_diffusion(builder: Builder, encoder: nn.Module, context: nn.Module | No
         final_variance=chain.final_variance,
         learn_schedule=chain.learn_schedule,
         learn_variances=chain.learn_variances,
+        informed_steps=chain.informed_steps,
         **builder.place,
     )
 

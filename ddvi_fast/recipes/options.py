@@ -72,6 +72,7 @@ class ChainOptions:
     final_variance: float | None = None  # s_1^2; the posterior variance of step 2 if null
     learn_schedule: bool | None = None  # train the betas; if null, only in the encoder's frame
     learn_variances: bool = True  # train a factor of each step variance
+    informed_steps: int = 0  # last steps that see the gradient of the model at the latents they predict; only in the encoder's frame
 
 
 @dataclass

@@ -10,11 +10,12 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, MultivariateNormal, Normal
 
 from ddvi_fast import export, likelihoods, ops, priors, rng
 from ddvi_fast._checks import InputError
 from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast.engine.engine import Engine
 from ddvi_fast.evidence import log_evidence_quadrature
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
@@ -24,6 +25,7 @@ from ddvi_fast.objectives.pairs import PairFit, Sleep
 from ddvi_fast.posteriors import Diffusion, Gaussian
 from ddvi_fast.posteriors.class_conditional import class_major, of_class
 from ddvi_fast.posteriors.informed import MAX_NORM
+from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.reference.chain import denoise, time_rows
 from ddvi_fast.rng import Draws
 from ddvi_fast.schedules import make
@@ -376,6 +378,70 @@ def test_a_density_of_ones_own_is_that_of_the_model():
     assert torch.equal(posterior.inform(Own()).sample(x, 2, Draws(1)).z, expected)
 
 
+DIM, WIDE, NOISE = 20, 30, 1.5
+
+
+def conjugate() -> tuple[LatentVariableModel, Tensor, Tensor, Tensor]:
+    """A linear-Gaussian model in 20 dimensions, its log p(x) [N] of data [N, 30], and the posterior's covariance [20, 20]."""
+    decoder = MLP(DIM, [], WIDE, draws=Draws(1))
+    model = LatentVariableModel(priors.make("gaussian", dim=DIM), decoder, likelihoods.make("gaussian", scale=NOISE)).requires_grad_(False)
+    x = model.simulate(32, Draws(2)).x
+    weight, bias = decoder.layers[0].weight.double(), decoder.layers[0].bias.double()
+    evidence = MultivariateNormal(bias, weight @ weight.mT + NOISE**2 * torch.eye(WIDE, dtype=F64)).log_prob(x.double())
+    return model, x, evidence, torch.linalg.inv(torch.eye(DIM, dtype=F64) + weight.mT @ weight / NOISE**2)
+
+
+def in_the_best_diagonal_frame(model: LatentVariableModel, covariance: Tensor, num_steps: int = 4, beta: float = 0.3) -> Diffusion:
+    """A chain that starts as the best diagonal Gaussian: the exact mean, and the variances of each coordinate given the others."""
+    weight, bias = (part.double() for part in (model.decoder.layers[0].weight, model.decoder.layers[0].bias))
+    encoder = MLP(WIDE, [], 2 * DIM)
+    layer, slope = encoder.layers[0], covariance @ weight.mT / NOISE**2
+    with torch.no_grad():
+        layer.weight.copy_(torch.cat((slope, torch.zeros_like(slope))))
+        layer.bias.copy_(torch.cat((-slope @ bias, -torch.linalg.inv(covariance).diagonal().log())))
+    denoiser = ResidualMLP(DIM, DIM, num_steps, 16, zero_output=True, draws=Draws(3))
+    schedule = make("constant", num_steps, beta=beta)
+    return Diffusion(encoder.requires_grad_(False), denoiser, schedule, coordinates="encoder", informed_steps=num_steps, target=model)
+
+
+def gap_to(evidence: Tensor, posterior: Diffusion, model: LatentVariableModel, x: Tensor, samples: int) -> tuple[float, float]:
+    """Nats by which the bound is below the evidence, and the standard error."""
+    with torch.no_grad():
+        short = evidence - posterior.log_weights(model, x, samples, Draws(8)).double()
+    return float(short.mean()), float(short.std() / short.numel() ** 0.5)
+
+
+@pytest.mark.parametrize(("num_steps", "beta"), [(4, 0.3), (8, 0.15)])
+def test_with_gains_of_one_a_chain_without_output_is_the_posterior_up_to_second_order(num_steps, beta):
+    """With the covariance `I + E` in the frame a step loses `alpha_bar_{t-1}^2 beta^2 |E|^2 / 4`, and the start `alpha_bar_T^2 |E|^2 / 4`."""
+    model, x, evidence, covariance = conjugate()
+    posterior = in_the_best_diagonal_frame(model, covariance, num_steps, beta)
+    with torch.no_grad():
+        posterior.direction_gains.fill_(1.0)
+    precisions = torch.linalg.inv(covariance).diagonal()
+    size = float((covariance * torch.sqrt(precisions * precisions.unsqueeze(1)) - torch.eye(DIM, dtype=F64)).square().sum())
+    signals = (1 - beta) ** torch.arange(num_steps + 1, dtype=F64)
+    expected = size / 4 * (beta**2 * float(signals[:-1].square().sum()) + float(signals[-1] ** 2))
+    best_diagonal = float(torch.logdet(covariance) + precisions.log().sum()) / 2
+    found, error = gap_to(evidence, posterior, model, x, 1000)
+    assert found == pytest.approx(expected, abs=4 * error + 0.3 * expected)
+    assert found < 0.4 * best_diagonal
+
+
+def test_a_conjugate_posterior_in_20_dimensions_is_recovered():
+    model, x, evidence, covariance = conjugate()
+    posterior = in_the_best_diagonal_frame(model, covariance)
+    before, _ = gap_to(evidence, posterior, model, x, 500)
+    objective = ELBO(model, posterior, KLSchedule("constant"), num_samples=8, guide=linear_gaussian.EXACT_PRIOR)
+    engine = Engine(objective, Optimisation(lr=1e-2, max_norm=None, factors={"direction_gains": 5.0}))
+    for step in range(60):
+        engine.run(x, Progress(step, 60), Draws(5, len(x) * step))
+    after, error = gap_to(evidence, posterior, model, x, 2000)
+    assert before > 0.08
+    assert -4 * error < after < 0.05
+    assert bool(((posterior.direction_gains - 1).abs() < 0.25).all())
+
+
 def test_gaussian_densities_of_a_known_posterior_are_found_by_importance_weights():
     x = linear_gaussian.observations(6)
     model = linear_gaussian.make_model()
@@ -473,3 +539,17 @@ def test_class_major_rows_of_the_regression_have_their_labels():
         output = output + torch.stack([gain(family, step) for step in t[rows].tolist()]).unsqueeze(1) * direction
         c0, c1 = (column[t[rows]].unsqueeze(1) for column in family.schedule.target_weights("increment"))
         torch.testing.assert_close(whole[label], (output - c0 * v[rows] - c1 * noise).square().mean(1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_command_line_gives_the_steps_the_model_of_the_experiment(built, steps):
+    made = built(f"method.chain.informed_steps={steps}", "dataset.encoder.hidden=[8]", "dataset.decoder.hidden=[8]", "method.chain.hidden_dim=16")
+    family = made.posterior.family
+    assert family.denoiser.context_dim == 32 + steps * (family.latent_dim // 2)
+    assert ("family.direction_gains" in made.posterior.state_dict()) == (steps > 0)
+    assert (family._target is not None) == (steps > 0)
+    if steps:
+        assert family._target.model is made.model
+        objective = made.phases[0].objective
+        assert len(set(map(id, objective.parameters()))) == len(list(objective.parameters()))
+        assert len(list(objective.parameters())) == len([*made.model.parameters(), *made.posterior.parameters()])
