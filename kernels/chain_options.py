@@ -24,6 +24,9 @@ _FROM_SHARED, _TENSOR_MEMORY, _FROM_REGISTERS = 90, 100, 110
 # Most columns of latents and contexts.
 _WIDEST = 64
 
+# Architectures with 99 KiB of shared memory for a program; others have 163 KiB, or 227 KiB if products take operands from it.
+SMALL = (86, 89, 120, 121)
+
 # Largest shared memory of a program, and half a multiprocessor's, less what each program has of its own.
 _SHARED, _HALF = 227 << 10, 113 << 10
 

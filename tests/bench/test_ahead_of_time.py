@@ -81,17 +81,46 @@ print(json.dumps(ahead_of_time.compile_all([tuple(job) for job in json.loads(sys
 """
 
 
+_SHARED = """
+import json, sys
+from bench import cases
+from bench.device import predictions
+from ddvi_fast.kernels import common
+case = next(each for each in cases.in_set("device") if each.operation == "chain" and each.backward and dict(each.shape)["N"] == 1 << 16)
+launched = [each.compilation for call, arguments in predictions.calls(case, sys.argv[1]) for each in common.launches("", 86, call, *arguments)]
+print(json.dumps([predictions.binary(each, 86).asked for each in launched if each.kernel.__name__ == "denoiser_bwd_kernel_weights"]))
+"""
+
+
+def _compiled(script, argument):
+    """What a script prints as JSON, in a process whose Triton compiles."""
+    compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", script, argument]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ahead_of_time.KERNELS.parent, env=compiling)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_weight_gradients_fit_in_99_kib_of_shared_memory(precision):
+    pytest.importorskip("triton")
+    shared = _compiled(_SHARED, precision)
+    assert len(shared) == 3 and all(0 < each <= 99 << 10 for each in shared), shared
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
 def test_products_of_the_denoiser_share_tensor_memory(precision):
     """Triton would give each product of a loop its own part, more than there is, and the kernel would be a trap."""
     pytest.importorskip("triton")
     jobs = [(f"{kernel} D=2 C=2 H=128 {precision}", 100) for kernel in _DENOISERS]
-    command = [sys.executable, "-c", _COMPILED, json.dumps(jobs)]
-    compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ahead_of_time.KERNELS.parent, env=compiling)
-    assert done.returncode == 0, done.stderr
-    _assert_in_tensor_memory(json.loads(done.stdout), [name for name, _ in jobs])
+    _assert_in_tensor_memory(_compiled(_COMPILED, json.dumps(jobs)), [name for name, _ in jobs])
+
+
+def test_the_table_has_the_denoiser_in_tensor_memory():
+    sizes = ("D=2 C=2 H=128 bf16", "D=2 C=2 H=128 float32", "D=3 C=32 H=128 bf16 indexed", "D=3 C=32 H=128 float32 indexed")
+    _assert_in_tensor_memory(records.read(ahead_of_time.RESULTS)["kernels"], [f"{kernel} {size}" for kernel in _DENOISERS for size in sizes])
 
 
 def _assert_in_tensor_memory(table, names):

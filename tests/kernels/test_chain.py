@@ -90,6 +90,14 @@ def test_signs_that_would_not_fit_are_made_again_in_pieces(monkeypatch):
             testing.assert_close(value, whole[name], rtol=0, atol=1e-6 * float(whole[name].abs().max()), name=name)
 
 
+@pytest.mark.parametrize(
+    ("arch", "latent", "context", "rows"),
+    [(80, 3, 32, 128), (80, 32, 32, 64), (86, 2, 2, 64), (90, 3, 32, 128), (90, 32, 32, 128), (90, 64, 64, 64), (100, 64, 64, 64), (120, 2, 2, 64)],
+)
+def test_weight_gradients_take_small_tiles_where_shared_memory_is_little(arch, latent, context, rows):
+    assert weight_gradient.weight_options(arch, Sizes(1, 1 << 16, latent, context, 128, 40), True)["BN"] == rows
+
+
 def test_the_condition_of_tensor_memory_leaves_every_bit(monkeypatch):
     case = parity.chain_case((40, 3, 2, 2, 64, 2), "given", indexed=True)
     without = run_triton(case)
