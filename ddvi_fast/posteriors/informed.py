@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -65,7 +65,7 @@ class Target:
 
     @_checks.outside_inference_mode
     def _gradient(self, x: Tensor, u: Tensor, labels: Tensor | None) -> Tensor:
-        with _evaluated(self.model), torch.enable_grad():
+        with _constant(self.model), torch.enable_grad():
             point = u.detach().requires_grad_()
             return torch.autograd.grad(self.log_density(x, point, labels).sum(), point)[0]
 
@@ -78,10 +78,17 @@ def clipped(direction: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluated(model: Any) -> Iterator[None]:
-    """Context in which a model is in evaluation mode, if it is a module in training."""
-    if not isinstance(model, nn.Module) or not model.training:
+def _constant(model: Any) -> Iterator[None]:
+    """Context in which a model that is a module is in evaluation mode, and its parameters take no gradients, which kernels would compute in vain."""
+    if not isinstance(model, nn.Module):
         yield
         return
-    with evaluation(model):
-        yield
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluation(model) if any(part.training for part in model.modules()) else nullcontext():
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)

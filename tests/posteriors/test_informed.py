@@ -317,6 +317,40 @@ def test_the_model_is_in_evaluation_mode_for_the_directions_and_stays_in_its_own
     assert torch.equal(found.z, posterior.sample(x, 2, Draws(1)).z)
 
 
+ASKED: list[tuple[bool, ...]] = []
+
+
+class Product(torch.autograd.Function):
+    """A product that keeps in `ASKED` which gradients were asked for."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(z, weight)
+        return z @ weight
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        ASKED.append(ctx.needs_input_grad)
+        return upstream @ ctx.saved_tensors[1].mT, None
+
+
+class Asking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(small.WEIGHT).T.contiguous())
+
+    def forward(self, z: Tensor) -> Tensor:
+        return Product.apply(z, self.weight)
+
+
+def test_the_directions_ask_for_no_gradient_of_the_models_parameters():
+    model = LatentVariableModel(priors.make("gaussian", dim=2), Asking(), likelihoods.make("gaussian"))
+    ASKED.clear()
+    informed(model, steps=2).sample(data(5), 2, Draws(1))
+    assert ASKED == [(True, False)] * 2
+    assert all(part.requires_grad == (part is model.decoder.weight) for part in model.parameters())
+
+
 @pytest.mark.parametrize("state", [torch.no_grad, torch.inference_mode])
 def test_samples_are_the_same_in_any_grad_mode(state):
     model, x = small.make_model("gaussian"), data(5)
