@@ -42,7 +42,7 @@ def choice(value: Any, valid: Iterable[str], argument: str) -> str:
     names = [str(name) for name in valid]
     if isinstance(value, str) and value in names:
         return value
-    fail(argument, f"one of {', '.join(names)}", value, nearest(value, names))
+    fail(argument, f"one of {', '.join(names)}" if names else "none", value, nearest(value, names))
 
 
 def nearest(value: Any, names: Iterable[str]) -> str:
@@ -63,11 +63,19 @@ def number(
     value: Any, argument: str, *, above: float | None = None, at_least: float | None = None, below: float | None = None, at_most: float | None = None
 ) -> float:
     """Check that `value` is a finite real number in the range and return it as Python's; NumPy's numbers are numbers, booleans are not."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool) and _has_float(value)
     fits = real and math.isfinite(value) and (above is None or value > above) and (at_least is None or value >= at_least)
     if not fits or (below is not None and value >= below) or (at_most is not None and value > at_most):
         fail(argument, _interval(above, at_least, below, at_most), value)
-    return value if isinstance(value, (int, float)) and type(value) in (int, float) else float(value)
+    return value if type(value) is float or (type(value) is int and abs(value) < 1 << 53) else float(value)  # torch takes no longer integers
+
+
+def _has_float(value: numbers.Real) -> bool:
+    try:
+        float(value)
+    except OverflowError:  # of an integer or a fraction
+        return False
+    return True
 
 
 def at_least(low: int, **sizes: Any) -> None:
@@ -109,7 +117,7 @@ def instance(value: Any, kind: type | tuple[type, ...], argument: str, expected:
 def path(value: Any, argument: str = "path") -> Path:
     """Check that `value` names a file or a folder and return its path."""
     instance(value, (str, os.PathLike), argument, "a path")
-    require(os.fspath(value) != "", argument, "a path", value)
+    require(isinstance(os.fspath(value), str) and os.fspath(value) != "" and "\0" not in os.fspath(value), argument, "a path", value)
     return Path(value)
 
 

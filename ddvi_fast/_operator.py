@@ -138,8 +138,8 @@ def positive_tensor(values: Sequence[float] | Tensor, argument: str, like: Tenso
     """
     expected = "a sequence of positive numbers"
     if isinstance(values, Tensor):
-        made = values.to(like)
-    elif isinstance(values, (str, dict)) or not hasattr(values, "__len__") or not all(_positive(value) for value in values):
+        made = _checks.valued(_checks.tensor(values, argument, floating=False), argument).to(like)
+    elif isinstance(values, (str, bytes, dict, set, frozenset)) or not hasattr(values, "__len__") or not all(_positive(value) for value in values):
         _checks.fail(argument, expected, values)
     elif len(values) == 0 or like.device.type == "cpu":
         made = torch.tensor(values, dtype=like.dtype, device=like.device)

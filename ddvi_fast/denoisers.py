@@ -57,6 +57,7 @@ class ResidualMLP(nn.Module):
     ) -> None:
         super().__init__()
         _checks.require(latent_dim >= 1, "latent_dim", "at least 1", latent_dim)
+        _checks.at_least(1, hidden_dim=hidden_dim)
         _checks.require(context_dim >= 0, "context_dim", "at least 0", context_dim)
         _checks.require(num_steps >= 2, "num_steps", "at least 2", num_steps)
         _checks.require(groups is None or groups >= 1, "groups", "None or at least 1", groups)
@@ -98,7 +99,8 @@ class ResidualMLP(nn.Module):
             _checks.require(context is None, "context", "None, for a denoiser without context", context)
         else:
             _checks.tensor(context, "context")
-            _checks.require(context.shape[-1] == self.context_dim, "context", f"shape [.., N, {self.context_dim}]", context)
+            fits = context.dim() >= 1 and context.shape[-1] == self.context_dim
+            _checks.require(fits, "context", f"shape [.., N, {self.context_dim}]", context)
 
     def forward(self, y: Tensor, context: Tensor | None, t: Tensor) -> Tensor:
         """Predict at given states and timesteps.

@@ -202,7 +202,8 @@ def latent_nll(latents: Tensor, prior_samples: Tensor, bandwidths: Sequence[floa
         Nats; NaN if any value is not finite.
     """
     _checks.tensor(latents, "latents", (None, None))
-    _checks.tensor(prior_samples, "prior_samples", (None, latents.shape[1]))
+    _checks.valued(_checks.tensor(prior_samples, "prior_samples", (None, latents.shape[1])), "prior_samples")
+    _checks.same_device("latents", latents, prior_samples)
     _checks.require(len(prior_samples) > 0, "prior_samples", "at least one row", prior_samples)
     if not bool(latents.isfinite().all() & prior_samples.isfinite().all()):
         return math.nan  # latents at infinity would only be left out of the density
@@ -294,4 +295,6 @@ def _same_partition(labels: Labels, clusters: Labels) -> None:
 
 
 def _array(values: Labels) -> Any:
-    return values.cpu().numpy() if isinstance(values, Tensor) else values
+    if not isinstance(values, Tensor):
+        return values
+    return _checks.valued(_checks.tensor(values, "labels, clusters", floating=False), "labels, clusters").detach().cpu().numpy()

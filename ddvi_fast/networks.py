@@ -82,8 +82,10 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = _checks.choice(activation, ACTIVATIONS, "activation")
         _checks.require(0 <= dropout < 1, "dropout", "a rate in [0, 1)", dropout)
+        _checks.at_least(1, inputs=inputs)
+        _checks.at_least(0, outputs=outputs)
         self.dropout, self.inputs = dropout, inputs
-        widths = [inputs, *hidden, outputs]
+        widths = [inputs, *_checks.integers(hidden, "hidden", at_least=1), outputs]
         last = len(widths) - 2
         self.layers = nn.ModuleList(
             linear(before, after, draws, layer, zero=zero_output and layer == last)

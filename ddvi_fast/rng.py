@@ -306,6 +306,8 @@ def _numbers(kind: str, draws: Draws | DeviceDraws, shape: tuple[int, ...], stre
     _checks.require(isinstance(shape, (tuple, list)) and len(shape) >= 2, "shape", "[..., N, D]", shape)
     shape = tuple(size if isinstance(size, torch.SymInt) else _checks.integer(size, f"shape[{axis}]", 0) for axis, size in enumerate(shape))
     planes = planes if planes is None else _checks.integer(planes, "planes", 0)
+    if not any(isinstance(size, torch.SymInt) for size in shape):
+        _checks.require(math.prod(shape) * (planes or 1) < 1 << 60, "shape", "fewer than 2^60 numbers", (planes, *shape))
     _checks.integer(stream, "stream", 0)
     device = torch.device(device)
     backend, count = _backend.fused(device), 1 if planes is None else planes

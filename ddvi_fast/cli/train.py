@@ -19,6 +19,7 @@ from ddvi_fast.config import names
 if TYPE_CHECKING:
     from ddvi_fast.config.schema import Config
 
+_MANY = 1 << 10  # more threads than any machine has use for
 EPILOG = """Settings are written name=value: dataset, prior, method and recipe choose a file each, --settings lists the run's remaining settings.
   ddvi-fast train dataset=mnist prior=pinwheel epochs=5
   ddvi-fast train --paper mnist diff_vae_warmup pinwheel epochs=1
@@ -79,8 +80,8 @@ def _use_threads(threads: int | None) -> None:
     if threads is not None:
         import torch
 
-        _checks.require(threads >= 1, "threads", "at least 1", threads)
-        torch.set_num_threads(threads)
+        # More of them than a system can start would end the process.
+        torch.set_num_threads(_checks.integer(threads, "threads", 1, _MANY))
 
 
 def _train(config: Config) -> int:

@@ -147,7 +147,7 @@ def _integer(text: str) -> int:
 
 def _number(text: str) -> float:
     value = float(text.replace("_", " "))  # Python would take 1_0 for ten
-    if math.isnan(value):
+    if not math.isfinite(value):  # which JSON does not have
         raise ValueError(text)
     return value
 

@@ -55,6 +55,7 @@ class Dataset:
     validation: float = 0.0
 
     def __post_init__(self) -> None:
+        self._check_constants()
         for split in SPLITS:
             inputs, labels = self._split(split)
             _check_inputs(inputs, f"{split}_inputs")
@@ -66,6 +67,22 @@ class Dataset:
         _checks.require(named, "class_names", f"{self.num_classes} names, one for each class", len(self.class_names))
         if self.value_range is None:
             object.__setattr__(self, "value_range", self._seen_range())
+
+    def _check_constants(self) -> None:
+        """Check the numbers that are no data, and keep them as Python's."""
+        _checks.require(not isinstance(self.class_names, str), "class_names", "a sequence of names", self.class_names)
+        checked: dict[str, Any] = {
+            "num_classes": _checks.integer(self.num_classes, "num_classes", 0),
+            "scale": _checks.number(self.scale, "scale"),
+            "shift": _checks.number(self.shift, "shift"),
+        }
+        _checks.require(checked["scale"] != 0, "scale", "a number other than 0", self.scale)
+        if self.value_range is not None:
+            checked["value_range"] = _checks.numbers_of(self.value_range, "value_range")
+            ordered = len(checked["value_range"]) == 2 and checked["value_range"][0] <= checked["value_range"][1]
+            _checks.require(ordered, "value_range", "(low, high) with low <= high", self.value_range)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -174,6 +191,7 @@ def from_arrays(
         (7, 3, torch.uint8, 2)
     """
     train, train_classes = _numbers(inputs, "inputs"), _classes(labels, "labels")
+    _checks.require(not isinstance(class_names, str), "class_names", "a sequence of names", class_names)
     _checks.require(train.dim() >= 1 and len(train) > 0, "inputs", "at least one example", train)
     _check_labels(train_classes, "labels", len(train), num_classes)
     if test_inputs is None:
@@ -205,11 +223,19 @@ def random_split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, 
 
 def _numbers(value: Any, argument: str) -> Tensor:
     if isinstance(value, Tensor):
-        result = value.detach()
+        result = _checks.valued(_checks.tensor(value, argument, floating=False), argument).detach()
     else:
-        result = torch.from_numpy(_native(np.asarray(value), argument))
+        result = torch.from_numpy(_native(_array(value, argument), argument))
     _checks.require(not result.is_complex(), argument, "real numbers", result)
     return result.to(torch.uint8) if result.dtype == torch.bool else result
+
+
+def _array(value: Any, argument: str) -> np.ndarray:
+    _checks.require(not np.ma.is_masked(value), argument, "values without a mask", "masked ones")
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        _checks.fail(argument, "an array of numbers", " ".join(str(error).split()))
 
 
 def _native(array: np.ndarray, argument: str) -> np.ndarray:
@@ -231,12 +257,22 @@ def _classes(value: Any, argument: str) -> Tensor | None:
 
 def _smallest(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if any(part.is_floating_point() for part in parts):
-        return tuple(part.float().contiguous() for part in parts)
+        return tuple(_single(part).contiguous() for part in parts)
     values = [int(end) for part in parts if part.numel() for end in (part.amin(), part.amax())] or [0]
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
         if torch.iinfo(dtype).min <= min(values) and max(values) <= torch.iinfo(dtype).max:
             return tuple(part.to(dtype).contiguous() for part in parts)
     return tuple(part.long().contiguous() for part in parts)
+
+
+def _single(value: Tensor) -> Tensor:
+    """Numbers in single precision, which must not lose all of them."""
+    if value.dtype == torch.float64 and value.numel():
+        limits, largest = torch.finfo(torch.float32), float(value.nan_to_num().abs().max())
+        expected = f"numbers of a size from {limits.tiny:.0e} to {limits.max:.0e}, which single precision holds"
+        beyond = bool(value.isfinite().all()) and largest != 0 and not limits.tiny <= largest <= limits.max
+        _checks.require(not beyond, "inputs", expected, f"up to {largest:.3g}", "use other units")
+    return value.float()
 
 
 def _check_inputs(inputs: Tensor, argument: str) -> None:

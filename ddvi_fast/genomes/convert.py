@@ -79,7 +79,9 @@ def store_from_codes(
         >>> store_from_codes(np.array([[0, 1, 3], [2, 2, 0]]), Path(tempfile.mkdtemp()) / "tiny").genotypes().tolist()
         [[0, 1, 3], [2, 2, 0]]
     """
+    _checks.require(not np.ma.is_masked(codes), "codes", "values without a mask", "masked ones")
     codes = np.asarray(codes)
+    _checks.require(codes.dtype.kind != "c", "codes", "real numbers", f"dtype {codes.dtype}")
     _checks.require(codes.ndim == 2 and codes.size > 0, "codes", "a matrix [samples, variants]", f"an array of shape {list(codes.shape)}")
     _checks.require(bool(np.isin(codes, range(4)).all()), "codes", "whole numbers from 0 to 3", f"others of dtype {codes.dtype}")
     columns = {name: np.array(values, object) for name, values in (labels or {}).items()}

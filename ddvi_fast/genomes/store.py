@@ -48,7 +48,7 @@ class GenotypeStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = _checks.path(path).expanduser()
         header = _read_header(self.path)
         self.num_samples, self.num_variants = header["num_samples"], header["num_variants"]
         shape = (self.num_samples, packed_width(self.num_variants))

@@ -40,6 +40,7 @@ def kl_weight(kind: str, epoch: float, epochs: int, weight: float = 1.0, *, frac
         [0.0, 0.5, 1.0, 1.0]
     """
     _checks.choice(kind, KINDS, "kl_weight")
+    _checks.number(weight, "weight", at_least=0)
     _checks.require(0 <= hold < fraction <= 1, "hold, fraction", "0 <= hold < fraction <= 1", (hold, fraction))
     if kind == "constant":
         return weight

@@ -49,6 +49,7 @@ class ELBO(Objective):
     ) -> None:  # fmt: skip
         super().__init__()
         posterior.require_density(model.prior)
+        _checks.at_least(1, num_samples=num_samples)
         _checks.require(num_samples > 1 or not reweighted, "num_samples", "at least 2 with reweighted=True", num_samples)
         self.model, self.posterior, self.kl, self.num_samples, self.guide = model, posterior, kl, num_samples, guide
         self.reweighted = reweighted

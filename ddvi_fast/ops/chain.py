@@ -247,6 +247,8 @@ def check_chain(
     elif denoiser.groups is not None:
         _checks.require(y.dim() >= 3 and y.shape[0] == denoiser.groups, states, f"shape [{denoiser.groups}, .., N, D]", y)
     denoiser.check_context(context)
+    if context is not None:
+        _checks.same_device("context", context, y)
 
 
 def _check_groups(groups: Tensor, rows: torch.Size, count: int | None) -> None:

@@ -78,6 +78,10 @@ def gaussian_log_likelihood(mean: Tensor, x: Tensor, scale: Tensor | float) -> T
     """
     _same_width(mean, x, "mean", "x")
     if isinstance(scale, Tensor):
+        _checks.tensor(scale, "scale")
+        _checks.require(scale.device.type != "meta" or mean.device.type == "meta", "scale", "a tensor with values", scale)
+        fits = all(a in (b, 1) or b == 1 for a, b in zip(reversed(scale.shape), reversed(mean.shape), strict=False))
+        _checks.require(fits, "scale", f"a shape that broadcasts with {list(mean.shape)}", scale)
         _checks.require(not _checks.readable(scale) or not bool((scale < 0).any()), "scale", "positive numbers", "negative ones")
     else:
         scale = torch.full((), _checks.number(scale, "scale", above=0), dtype=mean.dtype, device=mean.device)

@@ -24,7 +24,7 @@ from ddvi_fast.precision import check_reference_precision, full_precision, hidde
 from ddvi_fast.reference import sleep as reference
 from ddvi_fast.reference.chain import ChainWeights
 from ddvi_fast.rng import DeviceDraws, Draws
-from ddvi_fast.schedules import NoiseSchedule
+from ddvi_fast.schedules import PARAMETRISATIONS, NoiseSchedule
 
 LOSSES = tuple(reference.ERRORS)
 
@@ -74,6 +74,7 @@ def denoising_loss(
     """
     _checks.instance(schedule, NoiseSchedule, "schedule", "a NoiseSchedule")
     check_denoiser(denoiser)
+    _checks.choice(parametrisation, PARAMETRISATIONS, "parametrisation")
     table = schedule.regression_table(parametrisation, 1 / denoiser.latent_dim, dtype=_checks.tensor(x0, "x0").dtype)
     return regression(x0, t, context, denoiser, table, loss=loss, noise=noise, draws=draws, groups=groups, precision=precision)
 

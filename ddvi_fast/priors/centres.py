@@ -52,6 +52,8 @@ class Centres(Prior):
         self.base.require_density()
         self.scale, self.num_classes, self.dim = scale, num_centres, self.base.dim
         self.noise_dim = self.base.joint_noise_dim
+        if raw is not None:
+            _checks.tensor(_checks.instance(raw, nn.Parameter, "raw", "a torch.nn.Parameter"), "raw", (num_centres, self.dim))
         self.raw = nn.Parameter(torch.atanh(_spread(num_centres, self.dim, draws)), requires_grad=learnable) if raw is None else raw
 
     @property

@@ -83,6 +83,7 @@ def build(options: Options, dataset: Dataset) -> Experiment:
     if recipe is None:
         _checks.choice(options.recipe.name, RECIPES, "recipe.name")
     _check_method(options.method)
+    _checks.integer(options.latent_dim, "latent_dim", 1)
     _checks.require(options.recipe.batch_size >= 1, "recipe.batch_size", "at least 1", options.recipe.batch_size)
     staged = options.method.name != "diff_vae" or recipe.staged
     _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", options.recipe.name)

@@ -128,6 +128,7 @@ class Builder:
     def prior(self) -> Prior:
         """The prior of the options."""
         stated = self.options.prior
+        _checks.require("dim" not in stated.options, "prior.options.dim", "the setting latent_dim", stated.options.get("dim"))
         sized = {"dim": self.latent_dim} if stated.name == "gaussian" else {}
         prior = priors.make(stated.name, **sized, **stated.options)
         _checks.require(prior.dim == self.latent_dim, "latent_dim", f"{prior.dim}, as the {stated.name} prior has", self.latent_dim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import numbers
 import types
 import typing
@@ -96,7 +97,10 @@ def plain(value: Any) -> Any:
         {'hidden': [8, 4], 'lr': 0.5, 'name': 'a'}
     """
     if hasattr(value, "tolist"):
-        return value.tolist()
+        try:
+            return value.tolist()
+        except (TypeError, RuntimeError):  # a class, or a tensor without values that can be read
+            return value
     if isinstance(value, Mapping):
         return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -180,7 +184,7 @@ def _scalar(kind: type, value: Any) -> Any:
     if not isinstance(value, (int, float, str)) or (kind is int and isinstance(value, float)):
         _refuse(value)
     converted = kind(value)
-    return converted if converted == converted else _refuse(value)  # not a number
+    return converted if kind is not float or math.isfinite(converted) else _refuse(value)
 
 
 def _required(field: dataclasses.Field) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import distributed, evidence, metrics
+from ddvi_fast import _checks, distributed, evidence, metrics
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.gap import Gap, split_gap
@@ -34,6 +34,8 @@ def evaluate(config: Config, experiment: Experiment, dataset: Dataset) -> dict[s
 
     Metrics that the posterior family or the latent size does not have are left out.
     """
+    limit = config.evaluation.limit
+    _checks.require(limit is None or limit >= 1, "evaluation.limit", "at least 1, or null", limit)
     with evaluated(config, experiment):
         return _Evaluation(config, experiment, dataset).metrics()
 

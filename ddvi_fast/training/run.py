@@ -172,6 +172,8 @@ def run_dir(config: Config) -> Path:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it has no memory")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason: Any = str(error).splitlines()[0]

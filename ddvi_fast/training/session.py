@@ -63,7 +63,7 @@ def processes(config: Config) -> Iterator[None]:
     """Context in which the processes of a run are joined and supervised."""
     if distributed.launched():
         _checks.require(config.max_minutes is None, "max_minutes", "null in several processes, whose clocks differ", config.max_minutes)
-    distributed.start(config.device, config.timeout)
+    distributed.start(config.device, _checks.number(config.timeout, "timeout", above=0))
     try:
         with Watchdog(config.timeout):
             yield
@@ -125,9 +125,10 @@ class Session:
         """
         first, started, earlier = distributed.is_first(), Clocks.now(), Clocks(0.0, 0.0)
         config, meter = self.config, TermMeter()
+        every = 1 if config.checkpoint_steps is None else config.checkpoint_steps
         with StopRequest() as stop:
             checkpoints = CheckpointCallback(
-                self.experiment.modules(), self.experiment.phases, meter, self._checkpoints(), config.checkpoint_steps or 1, stop,
+                self.experiment.modules(), self.experiment.phases, meter, self._checkpoints(), every, stop,
                 config.recipe.average_decay, about=lambda: started.until_now().plus(*earlier)._asdict(),
             )  # fmt: skip
             start = checkpoints.resume()

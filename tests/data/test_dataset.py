@@ -119,6 +119,34 @@ def test_integers_take_the_smallest_dtype_of_both_splits(top, dtype):
     assert data.train_inputs.dtype == data.test_inputs.dtype == dtype and data.test_inputs.item() == top
 
 
+X = np.random.default_rng(0).normal(size=(20, 3))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "words"),
+    [
+        (np.ma.masked_array(X, mask=X > 1), {}, "inputs: expected values without a mask"),
+        ([[1, 2], [3]], {}, "inputs: expected an array of numbers"),
+        (torch.zeros(20, 3).to_sparse(), {}, "inputs: expected a dense tensor"),
+        (torch.zeros(20, 3, device="meta"), {}, "inputs: expected a tensor with values"),
+        (1e-310 * X, {}, "inputs: expected numbers of a size from 1e-38 to 3e"),
+        (1e300 * X, {}, "inputs: expected numbers of a size from 1e-38 to 3e"),
+        (X, {"scale": 0.0}, "scale: expected a number other than 0"),
+        (X, {"scale": float("nan")}, "scale: expected a finite number"),
+        (X, {"scale": "1"}, "scale: expected a finite number"),
+        (X, {"shift": float("inf")}, "shift: expected a finite number"),
+        (X, {"value_range": (1.0, 0.0)}, r"value_range: expected \(low, high\)"),
+        (X, {"value_range": (0.0, float("nan"))}, "value_range"),
+        (X, {"value_range": (0.0, 1.0, 2.0)}, "value_range"),
+        (X, {"num_classes": -1}, "num_classes: expected an integer of at least 0"),
+        (X, {"num_classes": 2.5}, "num_classes: expected an integer"),
+        (X, {"class_names": "ab", "labels": np.arange(20) % 2}, "class_names: expected a sequence of names"),
+    ],
+)
+def test_arrays_and_constants_that_are_refused(inputs, options, words, one_line):
+    one_line(lambda: from_arrays("a", inputs, **options), words)
+
+
 @pytest.mark.parametrize("dtype", ["bool", "uint16", ">i4", ">f8", "float16", "longdouble"])
 def test_numpy_dtypes_that_torch_lacks_or_computes_badly(dtype):
     values = np.array([[0], [1], [1]], dtype=dtype)

@@ -59,7 +59,7 @@ def open_source(path: str | Path, *, multiallelic: str = "drop", passing_only: b
     Raises:
         InputError: No reader is known for the name, a file is missing or damaged, or a library is not installed.
     """
-    path = Path(path).expanduser()
+    path = _checks.path(path, "file").expanduser()
     _checks.choice(multiallelic, MULTIALLELIC, "multiallelic")
     ending = ending_of(path)
     if ending is None:
