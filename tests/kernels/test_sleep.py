@@ -37,6 +37,12 @@ def test_values_and_gradients(shape):
     check_triton(_case(shape))
 
 
+@pytest.mark.parametrize(("rows", "steps", "groups"), [(70, 3, 2), (11, 4, 5)])
+def test_values_and_gradients_of_rows_with_an_index_of_groups(rows, steps, groups):
+    """Those sorted by group and step; tiles longer and shorter than the rows of a segment."""
+    check_triton(replace(parity.sleep_case((rows, steps, 3, 2, 64, groups), "given", "huber", "random", indexed=True), floor=4e-6))
+
+
 @pytest.mark.parametrize("loss", ["absolute", "huber"])
 @pytest.mark.parametrize("residual", [False, True])
 def test_losses(loss, residual):
