@@ -153,6 +153,32 @@ class FittedPosterior:
         return ImportanceSample.of(z, torch.cat(weights))
 
     @torch.no_grad()
+    def elbo(self, x: Any = None, num_samples: int = 100, seed: int = 0) -> Tensor:
+        """Estimate the evidence lower bound of each data set, the mean log-weight of its samples.
+
+        Args:
+            x: One data set, or rows of data [M, ...]. Default: the data of the fit.
+            num_samples: Number of samples for each (int, default 100).
+            seed: Seed of the samples (int, default 0).
+
+        Returns:
+            Bound in nats, a scalar; for rows of data [M].
+
+        Raises:
+            InputError: If the model has no `log_joint`, or if the posterior does not accept `x`.
+        """
+        self._needs("log_joint", "bounds")
+        rows, many = self._rows(x)
+        flat, total = FlatModel(self.model, self.support, self.whitening), torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for y, log_ratio in self._drawn(rows, num_samples, seed):
+            if len(rows):
+                with seeded(Draws(seed), y.device):
+                    joint = flat.log_joint_of_rows(rows, y) if self.conditional else flat.log_joint(self.x, y[:, 0]).unsqueeze(1)
+                total = total + (joint + log_ratio).double().sum(0)
+        bound = total / num_samples
+        return bound if many else bound[0]
+
+    @torch.no_grad()
     def diagnostics(self, num_simulations: int = 500, num_samples: int = 199, seed: int = 0, *, reference: Latents | None = None) -> Diagnostics:
         """Check the calibration of the posterior by simulation-based calibration (Talts et al. 2018) and expected coverage.
 

@@ -94,6 +94,24 @@ def test_weights_of_a_known_posterior_are_all_the_evidence() -> None:
     assert sample.effective_sample_size > 999
 
 
+def test_the_bound_of_a_known_posterior_is_the_evidence_and_rows_have_their_own() -> None:
+    posterior = untrained(Support(constraints.real, 1))
+    posterior.model = Model(log_joint=lambda x, z: 2 + Normal(0.4, 0.7).log_prob(z[..., 0]))
+    assert posterior.elbo(num_samples=50).item() == pytest.approx(2.0, abs=2e-4)
+    several, rows = conditional(), torch.randn(3, 1, 3, generator=torch.Generator().manual_seed(2))
+    several.model = Model(log_joint=lambda x, z: Normal(0.0, 1.0).log_prob(z[..., 0]) + Normal(z.unsqueeze(-1), 1.0).log_prob(x).sum((-1, -2)))
+    bounds = several.elbo(rows, 200, seed=4)
+    assert bounds.shape == (3,)
+    for row, bound in zip(rows, bounds, strict=True):
+        evidence = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(row[0])
+        assert float(several.elbo(row, 200, seed=4)) == pytest.approx(several.importance_sample(200, row, seed=4).elbo, abs=1e-4)
+        assert float(bound) < float(evidence)
+    torch.testing.assert_close(bounds[0], several.elbo(rows[0], 200, seed=4), rtol=1e-4, atol=1e-4)
+    assert several.elbo(rows[:0]).shape == (0,)
+    with pytest.raises(InputError, match=r"^model: expected one with log_joint, for bounds[^\n]*$"):
+        conditional().elbo(rows)
+
+
 def test_draws_do_not_depend_on_how_many_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = conditional()
     rows = torch.randn(3, 1, 3, generator=torch.Generator().manual_seed(2))
