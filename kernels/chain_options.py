@@ -19,7 +19,7 @@ from ddvi_fast.kernels.signs import BLOCK
 HIDDEN, _IN_TENSOR_MEMORY = (64, 128, 256), (64, 128)
 
 # First architectures whose tensor cores take matrices from shared memory, whose products sum in tensor memory, and that have neither again.
-_FROM_SHARED, _TENSOR_MEMORY, _FROM_REGISTERS = 90, 100, 110
+_FROM_SHARED, _TENSOR_MEMORY, _FROM_REGISTERS = 90, 100, 120
 
 # Most columns of latents and contexts.
 _WIDEST = 64

@@ -15,7 +15,7 @@ _PROCESSORS = {8: 108, 9: 132, 10: 148}
 # Largest shared memory of a program in KiB (CUDA C++ Programming Guide, technical specifications per compute capability).
 _SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 # Architectures whose products sum in tensor memory in Triton, as in kernels/chain_options.py: those of wider networks do not fit.
-_TENSOR_MEMORY = range(100, 110)
+_TENSOR_MEMORY = range(100, 120)
 
 
 class Sizes(NamedTuple):

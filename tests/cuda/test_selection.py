@@ -12,7 +12,7 @@ from ddvi_fast.cuda import selection
 from ddvi_fast.cuda.selection import TABLE, Sizes
 
 BASE = Sizes(latent=2, context=2, hidden=128, steps=40, rows=128, precision="bf16", architecture=90)
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 103, 120)
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 103, 110, 120)
 ROWS = (0, 128, 2592, 2593, 3168, 3169, 3552, 3553, 4320, 4321, 5280, 5281, 5920, 5921, 65536)
 GRID = itertools.product((1, 16, 17, 64, 65), (0, 16, 17, 64, 65), (32, 64, 128, 256), (1, 1000, 1001), ROWS, precision.PRODUCTS, ARCHITECTURES)
 
@@ -26,10 +26,11 @@ def test_every_combination_has_exactly_one_kernel_which_takes_it():
         willing = [row.kernel for row in TABLE if row.kernel in able and not row.slower(sizes)]
         assert kernel == (willing[0] if willing else "reference"), sizes
         small = sizes.latent <= 16 and sizes.context <= 16 and sizes.hidden in (64, 128) and sizes.steps <= 1000 and sizes.architecture >= 80
-        wave = 8 * {8: 108, 9: 132, 10: 148, 12: 148}.get(sizes.architecture // 10, 0)
+        wave = 8 * {8: 108, 9: 132, 10: 148, 11: 148, 12: 148}.get(sizes.architecture // 10, 0)
         few = sizes.rows <= wave * (3 if sizes.precision in ("bf16", "fp16") else 5)
         fits = sizes.precision in ("bf16", "fp16") or sizes.hidden == 64 or sizes.architecture not in (86, 89, 120)
-        triton = sizes.latent <= 64 and sizes.context <= 64 and sizes.hidden in ((64, 128) if sizes.architecture in (100, 103) else (64, 128, 256))
+        widths = (64, 128) if sizes.architecture in (100, 103, 110) else (64, 128, 256)
+        triton = sizes.latent <= 64 and sizes.context <= 64 and sizes.hidden in widths
         assert kernel == ("cuda" if small and few and fits else "triton" if triton else "reference"), sizes
         seen.add(kernel)
     assert seen == {"cuda", "triton", "reference"}
@@ -82,7 +83,7 @@ def test_tritons_kernels_take_what_the_table_gives_them(latent, context, hidden,
     assert not selection.row_of("triton").refusal(BASE._replace(latent=latent, context=context, hidden=hidden))
     for name in precision.PRODUCTS:
         assert chain.unsupported(name, **tensors) is None
-    for newer in (100, 103, 120):
+    for newer in (100, 103, 110, 120):
         monkeypatch.setattr(chain_options, "architecture", lambda device, newer=newer: newer)
         refusal = selection.row_of("triton").refusal(BASE._replace(latent=latent, context=context, hidden=hidden, architecture=newer))
         assert (chain.unsupported("bf16", **tensors) is None) == (refusal == "") == (hidden < 256 or newer == 120), newer
