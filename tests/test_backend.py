@@ -137,7 +137,7 @@ def test_cuda_by_name_runs_what_it_can_and_says_what_it_cannot(gpu, one_line, ch
         assert _backend.choose("sleep", gpu) == "triton"
         one_line(lambda: _backend.choose("chain", gpu, **chain(gpu, **changed)), message)
         operands = chain(gpu) | {"noise": torch.empty(40, 128, 2)}
-        one_line(lambda: _backend.choose("chain", gpu, **operands), "noise: CUDA C.. takes tensors of one cuda device, got one on cpu")
+        one_line(lambda: _backend.choose("chain", gpu, **operands), "noise: expected a tensor on cuda:0, as the other operands, got a float32 tensor")
 
 
 @compiled
@@ -148,7 +148,7 @@ def test_auto_takes_the_kernels_for_what_they_can_run_and_the_reference_for_the_
     assert _backend.choose("kde", CPU, z=x, points=x, constants={"bandwidths": widths.clone().requires_grad_()}) == "reference"
     assert _backend.choose("chain", CPU, hidden=torch.zeros(3, 24, 24)) == "reference"
     assert _backend.choose("chain", CPU, hidden=torch.zeros(3, 64, 64), precision="fp16") == "reference"
-    assert _backend.choose("chain", torch.device("meta"), hidden=torch.zeros(3, 64, 64)) == "reference"
+    assert _backend.choose("chain", torch.device("meta"), hidden=torch.zeros(3, 64, 64, device="meta")) == "reference"
 
 
 @compiled

@@ -17,9 +17,9 @@ from ddvi_fast.recipes.build import build
 from ddvi_fast.rng import Draws
 
 SMALL = [
-    "epochs=1", "limit=256", "progress=off", "tensorboard=false", "evaluation.iwae_samples=5", "evaluation.elbo_samples=5", "evaluation.limit=50",
-    "dataset.encoder.hidden=[32]",
+    "epochs=1", "limit=256", "progress=off", "tensorboard=false", "evaluation.limit=50", "dataset.encoder.hidden=[32]",
 ]  # fmt: skip
+BOUNDS = ["evaluation.iwae_samples=5", "evaluation.elbo_samples=5"]  # of posteriors with a density
 SEMI = ["ddvi_semi", "vae_semi", "iaf_semi", "aae_semi"]
 CLUSTERING = ["ddvi_clustering", "vae_clustering", "iaf_clustering", "aae_clustering"]
 
@@ -29,7 +29,8 @@ def run(shell, tmp_path):
     """``run(*overrides)``: metrics of a short run of narrow networks."""
 
     def metrics(*overrides):
-        shell("train", *SMALL, f"run_dir={tmp_path / 'run'}", *overrides)
+        bounds = [] if any(override.startswith("method=aae") for override in overrides) else BOUNDS
+        shell("train", *SMALL, *bounds, f"run_dir={tmp_path / 'run'}", *overrides)
         return json.loads((tmp_path / "run" / "evaluation.json").read_text())
 
     return metrics
