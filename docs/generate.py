@@ -263,6 +263,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "digits-two": study("digits_posteriors.md"),
     "mnist-kde": study("mnist-kde-10epochs/table.md", *_MNIST),
     "mnist": study("mnist/table.md", *_MNIST),
+    "mnist-one-seed": study("mnist-one-seed/table.md", *_MNIST),
     "mnist-latent": study("mnist-10epochs/table.md", *_MNIST),
     "cifar10": study("cifar10-60epochs/table.md", *_CIFAR),
     "cifar10-semi": study("cifar10-semi-12epochs/table.md", *_SEMI),
