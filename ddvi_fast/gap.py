@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddvi_fast import _checks, rng
 from ddvi_fast.evidence import log_evidence_quadrature
 from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.networks import frozen
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.chain import ChainPosterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassEncoded, draw_classes, of_class
@@ -113,7 +113,7 @@ def split_gap(
     _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
     draws = Draws(0) if draws is None else draws
     encoded = posterior.encode(x, draws)
-    with _frozen(model, posterior):
+    with frozen(model, posterior):
         best = refine(model, posterior, x, encoded, draws)
     steps, steps_at_most = path_loss(posterior, x, best, draws.lane("paths"))
     exact = resolution is not None and model.prior.dim <= 2
@@ -264,16 +264,3 @@ def _leaf(part: Tensor, leaves: list[Tensor]) -> Tensor:
 def _normalized(encoded: Any) -> Any:
     """`encoded` with class probabilities that sum to one, if it has classes."""
     return encoded._replace(log_probs=torch.log_softmax(encoded.log_probs, -1)) if isinstance(encoded, ClassEncoded) else encoded
-
-
-@contextmanager
-def _frozen(*modules: nn.Module) -> Iterator[None]:
-    """Context in which the parameters of the modules take no gradients."""
-    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

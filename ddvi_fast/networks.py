@@ -194,6 +194,19 @@ def evaluation(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Context in which the parameters of the modules take no gradients."""
+    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 _DEFAULTS = threading.Lock()
 _dtypes: list[torch.dtype] = []  # defaults before each context of `usual_defaults` that is open in any thread
 

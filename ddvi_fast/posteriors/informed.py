@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.networks import evaluation
+from ddvi_fast.networks import evaluation, frozen
 from ddvi_fast.posteriors.base import standard_log_prob
 from ddvi_fast.priors import Prior
 
@@ -83,12 +83,5 @@ def _constant(model: Any) -> Iterator[None]:
     if not isinstance(model, nn.Module):
         yield
         return
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with evaluation(model) if any(part.training for part in model.modules()) else nullcontext():
-        try:
-            for parameter in trained:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
+    with evaluation(model), frozen(model):
+        yield
