@@ -235,6 +235,7 @@ WITHOUT = {
     "models.Fantasies",
     "networks.evaluation",
     "networks.fixed_statistics",
+    "networks.frozen",
     "networks.linear",
     "networks.take_rows",
     "networks.uniform_",
