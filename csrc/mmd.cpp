@@ -16,6 +16,7 @@ struct MmdArguments {
   const float* b_norm;  // (b_rows)
   float rate[kSigmas];  // -1 / (2 sigma)
   double* sums;         // one for each panel of b
+  float* lengths;       // (a_rows) squared lengths to be computed
   float factor;         // of the gradient
   float* d_a;           // (a_rows, P), added to
 };
@@ -25,13 +26,13 @@ struct MmdArguments {
 
 namespace {
 
-std::vector<float> squared_lengths(const float* rows, int64_t count, int64_t width) {
+// Squared lengths of `count` rows, as the distances of rows from themselves need them.
+std::vector<float> squared_lengths(const float* rows, int64_t count, int64_t width, int64_t threads) {
   std::vector<float> lengths((size_t)count);
-  for (int64_t i = 0; i < count; ++i) {
-    double total = 0.0;
-    for (int64_t p = 0; p < width; ++p) total += (double)rows[i * width + p] * rows[i * width + p];
-    lengths[(size_t)i] = (float)total;
-  }
+  MmdArguments m{};
+  m.a_rows = count, m.width = width, m.threads = threads;
+  m.a = rows, m.lengths = lengths.data();
+  DDVI_DISPATCH(mmd_lengths(m))
   return lengths;
 }
 
@@ -51,7 +52,7 @@ MmdArguments prepare(const float* a, int64_t a_rows, const float* b, int64_t b_r
 // distance of such a row from itself, which is not computed, would be.
 DDVI_EXPORT double ddvi_mmd_sum(const float* a, int64_t a_rows, const float* b, int64_t b_rows, int64_t width, const float* sigmas, int64_t widths,
                                 int64_t threads) {
-  const std::vector<float> a_norm = squared_lengths(a, a_rows, width), b_norm = squared_lengths(b, b_rows, width);
+  const std::vector<float> a_norm = squared_lengths(a, a_rows, width, threads), b_norm = squared_lengths(b, b_rows, width, threads);
   const auto broken = [](float length) { return !std::isfinite(length); };
   if (std::any_of(a_norm.begin(), a_norm.end(), broken) || std::any_of(b_norm.begin(), b_norm.end(), broken)) return std::nan("");
   MmdArguments m = prepare(a, a_rows, b, b_rows, width, sigmas, widths, threads, a_norm, b_norm);
@@ -66,7 +67,7 @@ DDVI_EXPORT double ddvi_mmd_sum(const float* a, int64_t a_rows, const float* b, 
 // Adds `factor` times the gradient of the sum by its first argument: twice that is the whole gradient where `a` is `b`.
 DDVI_EXPORT void ddvi_mmd_gradient(const float* a, int64_t a_rows, const float* b, int64_t b_rows, int64_t width, const float* sigmas, int64_t widths,
                                    int64_t threads, float factor, float* d_a) {
-  const std::vector<float> a_norm = squared_lengths(a, a_rows, width), b_norm = squared_lengths(b, b_rows, width);
+  const std::vector<float> a_norm = squared_lengths(a, a_rows, width, threads), b_norm = squared_lengths(b, b_rows, width, threads);
   MmdArguments m = prepare(a, a_rows, b, b_rows, width, sigmas, widths, threads, a_norm, b_norm);
   m.factor = factor;
   m.d_a = d_a;

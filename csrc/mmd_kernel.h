@@ -30,6 +30,31 @@ DDVI_INLINE void strip_products(const float* a, int64_t count, int64_t width, co
   }
 }
 
+// Squared lengths of the rows of a strip, added up in the order of `strip_products`: equal rows, however long, are at the distance 0.
+inline void strip_lengths(const MmdArguments& m, int64_t strip) {
+  const int64_t first = strip * kStrip, count = std::min(kStrip, m.a_rows - first);
+  float* turned = ddvi::scratch(ddvi::kTileSlot, (size_t)(kStrip * m.width));
+  turn(m.a, first, count, m.width, turned);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    vf total = {};
+    for (int64_t begin = 0; begin < m.width; begin += kDepth) {
+      vf part = {};
+      for (int64_t p = begin; p < std::min(begin + kDepth, m.width); ++p) {
+        const vf value = load(turned + p * kStrip + i);
+        part = MultiplyAdd::apply(part, value, value);
+      }
+      total = begin == 0 ? part : total + part;
+    }
+    float each[kLanes];
+    store(each, total);
+    std::copy(each, each + std::min<int64_t>(kLanes, count - i), m.lengths + first + i);
+  }
+}
+
+inline void mmd_lengths(const MmdArguments& m) {
+  ddvi::parallel_for(m.threads, (m.a_rows + kStrip - 1) / kStrip, [&](int64_t strip) { strip_lengths(m, strip); });
+}
+
 // sum_s scale_s exp(rate_s d) for d = max(0, |a|^2 + |b|^2 - 2 ab).
 DDVI_INLINE vf kernel(const MmdArguments& m, const float* scale, vf product, float a_norm, vf b_norm) {
   const vf distance = max(vf{}, a_norm + b_norm - 2.0f * product);

@@ -145,7 +145,7 @@ def condensed(program: Program) -> str:
     """A short text with all that the static model reads: one line an instruction, operands only where they matter."""
     lines = []
     for each in program.instructions:
-        operands = each.operands if each.name == "HGMMA" else ""
+        operands = each.operands if each.name in ("HGMMA", "DEPBAR") else ""
         target = "" if each.target is None else program.place.get(each.target, "")
         lines.append(f"{each.predicate} {each.opcode} {each.stall} {each.write} {each.read} {each.wait} {target} {operands}")
     return "\n".join(lines)

@@ -32,6 +32,7 @@ MEMORY = {"L1": 38, "L2": 290, "HBM": 720}  # latency of a global load in cycles
 BARRIER, BRANCH, PRODUCT = 22, 10, 40  # cycles after the last warp's arrival, after a branch, and after the last wgmma
 QUEUE = 256  # cycles of wgmma that wait in front of the tensor cores
 OPERAND_READ = 10  # cycles until a memory instruction has read its operands
+_MOST_GROUPS = 63  # of asynchronous copies that a warp has under way
 ALU_RESULT = 12  # cycles until a scoreboard without a pipe is released
 
 # Opcodes -> (pipe, cycles that it is taken, latency of the result). `lsu` is shared by the schedulers, every other pipe is one of each.
@@ -126,6 +127,7 @@ class _Step(NamedTuple):
     jump: int | None  # where the instruction branches to, if it does
     turns: int  # of the loop that ends here, else 0
     waits: tuple[int, ...]  # scoreboards
+    pending: int  # groups of asynchronous copies that may still be under way
     traffic: int  # bytes of a warp's global access
 
 
@@ -135,22 +137,31 @@ def _steps(program: Program, turns: Sequence[int]) -> list[_Step]:
     for place, each in enumerate(program.instructions):
         waits = tuple(board for board in range(6) if each.wait >> board & 1)
         traffic = 32 * each.width if each.name in ("LDG", "LDGSTS", "STG") else 0
-        found.append(_Step(each, timing(each), _jump(program, place), ends.get(place, 0), waits, traffic))
+        found.append(_Step(each, timing(each), _jump(program, place), ends.get(place, 0), waits, _pending(each), traffic))
     return found
+
+
+def _pending(instruction: Instruction) -> int:
+    """The number of groups of asynchronous copies for which a `DEPBAR.LE SB0, number` does not wait."""
+    number = re.search(r", 0x([0-9a-f]+)", instruction.operands) if instruction.name == "DEPBAR" else None
+    return int(number[1], 16) if number else 0
 
 
 def _jump(program: Program, place: int) -> int | None:
     """The branch's target if the model takes the branch.
 
     It takes backward and unconditional branches, and a conditional one if the instruction before its target is an unconditional branch: that is
-    `if p goto body; goto end` in front of a loop, whose body is run.
+    `if p goto body; goto end` in front of a loop, whose body is run. It takes no conditional branch past the main loop, which is for no turns.
     """
     each = program.instructions[place]
     goal = program.place.get(each.target) if each.name == "BRA" and each.target is not None else None
     if goal is None or goal == place:
         return None
-    before = program.instructions[goal - 1]
-    return goal if goal < place or not each.predicate or (before.name == "BRA" and not before.predicate) else None
+    if goal < place or not each.predicate:
+        return goal
+    before, main = program.instructions[goal - 1], program.main_loop
+    past = main is not None and place < main.first and main.last < goal
+    return goal if before.name == "BRA" and not before.predicate and not past else None
 
 
 @dataclass
@@ -163,7 +174,8 @@ class _Warp:
     boards: list[float] = field(default_factory=lambda: [0.0] * 6)
     turns: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     products: float = 0.0  # when the last wgmma is done
-    copies: float = 0.0  # when the last asynchronous copy is done
+    copies: float = 0.0  # when the asynchronous copies are done that belong to no group yet
+    groups: list[float] = field(default_factory=list)  # when each group of asynchronous copies is done
 
 
 class Multiprocessor:
@@ -217,7 +229,7 @@ class Multiprocessor:
         elif name == "WARPGROUP" and "DEPBAR" in step.instruction.opcode:
             time = max(time, warp.products)
         elif name == "DEPBAR":
-            time = max(time, warp.copies)
+            time = max([time, *warp.groups[: len(warp.groups) - step.pending]])
         return time
 
     def _issue(self, warp: _Warp, time: float) -> None:
@@ -232,6 +244,8 @@ class Multiprocessor:
             self._occupy(step, warp, time)
         elif each.write != NO_SCOREBOARD:
             warp.boards[each.write] = max(warp.boards[each.write], time + ALU_RESULT)
+        if each.name == "LDGDEPBAR":
+            warp.groups = [*warp.groups[-_MOST_GROUPS:], warp.copies]
         if each.name == "BAR":
             warp.place += 1
             self.waiting[warp.program].append(warp)

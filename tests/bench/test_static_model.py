@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from bench import records
@@ -83,6 +85,29 @@ def test_turns_are_extrapolated():
     many = Multiprocessor(body, 1, [50], "L2", 64.0).run()
     assert predict(body, 1, [50]).cycles == pytest.approx(many.cycles, rel=1e-2)
     assert predict(body, 1, [50]).turn == pytest.approx(many.cycles / 50, rel=5e-2)
+
+
+def test_a_wait_for_copies_leaves_the_newest_groups_under_way():
+    """Loads of the next turn overlap with this turn's work: `DEPBAR.LE SB0, 1` waits for all groups but the last."""
+    first, between, last = ["LDGSTS", "LDGDEPBAR"], ["FFMA 15"] * 20, ["LDGSTS", "LDGDEPBAR"]
+
+    def waiting(number):
+        program = sass.expanded("\n".join(f" {line} {'1 ' * (line.count(' ') == 0)}7 7 0  " for line in [*first, *between, *last]))
+        wait = sass.expanded(f" DEPBAR.LE 1 7 7 0  SB0, {number:#x}\n EXIT 1 7 7 0  ")
+        return Multiprocessor(Kernel(sass.Program((*program.instructions, *wait.instructions)), 1, 32, 0), 1, [], "L2", 64.0).run().cycles
+
+    assert waiting(0) > 20 * 15 + 290 and waiting(1) < 20 * 15 + 20
+    listed = sass.expanded(" DEPBAR.LE 1 7 7 0  SB0, 0x3")
+    assert sass.condensed(listed).endswith("SB0, 0x3"), "a condensed listing keeps the number"
+
+
+def test_a_branch_past_the_main_loop_is_not_taken():
+    """What follows the loop may begin with the values for no turns, which an unconditional branch from the loop's end skips."""
+    program = listing("MOV", "BRA 5 7 7 0 6", "HMMA.16816.F32", "BRA 5 7 7 0 2", "MOV", "BRA 5 7 7 0 7", "MOV", "EXIT")
+    empty = dataclasses.replace(program.instructions[1], predicate="@P0")
+    kernel = Kernel(sass.Program((program.instructions[0], empty, *program.instructions[2:])), 1, 32, 0)
+    assert kernel.program.main_loop == sass.Loop(2, 3)
+    assert predict(kernel, 1, [3]).cycles > predict(kernel, 1, [2]).cycles > predict(kernel, 1, [1]).cycles
 
 
 def test_programs_fill_the_device_in_waves():

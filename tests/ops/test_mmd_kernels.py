@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ddvi_fast import testing
@@ -28,3 +29,16 @@ def test_only_the_gradients_that_are_needed(implementation):
     given = (x, y, SIGMAS, implementation.forward(x, y, SIGMAS), torch.tensor(-1.7))
     none, to_y = implementation.backward(*given, [False, True])
     assert none is None and torch.equal(to_y, implementation.backward(*given, [True, True])[1])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6, 1e15])
+@pytest.mark.parametrize("width", [3, 130, 784])
+def test_equal_rows_of_any_size_have_no_distance(implementation, width, size):
+    """Squared lengths are sums in the order of the products. Of each set half the rows are in the other; other rows are far apart."""
+    if implementation.__name__.startswith("ddvi_fast.kernels"):
+        pytest.skip("lengths and products are summed in different orders")
+    rows = size * 100 * normals(1, 90, width)
+    x, y = rows[:60], rows[30:].flip(0)
+    found = implementation.forward(x, y, SIGMAS)
+    # Each row of a set is like itself, and like one of the other if it is in both.
+    testing.assert_close(found, torch.tensor(len(SIGMAS) * (2 / 60 - 2 * 30 / 60**2)).sqrt(), rtol=1e-6)
