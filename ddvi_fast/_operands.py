@@ -101,6 +101,17 @@ class DenseOptions(NamedTuple):
     stream: int = 0  # of the dropout
 
 
+class DecoderOptions(NamedTuple):
+    """Activation and likelihood of a decoder that is a multilayer perceptron."""
+
+    activation: str  # of the hidden layers: slope, tanh or silu
+    slope: float  # below zero: 1 for none, 0 for ReLU
+    likelihood: str  # bernoulli, gaussian or binomial
+    scale: Tensor | None = None  # [P] or one number: standard deviation of the Gaussian likelihood
+    value_range: tuple[float, float] | None = None  # of its mean, None for a mean that is the output
+    total: float = 0.0  # number of trials of the binomial likelihood
+
+
 class SleepOperands(NamedTuple):
     """Operands of `denoising_loss`; the noise is given or drawn as in `ChainOperands`."""
 

@@ -24,7 +24,7 @@ ACTIVATIONS = {
     "tanh": torch.tanh,
 }
 # Slopes below zero; an activation without a slope is applied to the kernel's output.
-_SLOPES = {"none": 1.0, "relu": 0.0, "leaky_relu": LEAKY_SLOPE}
+SLOPES = {"none": 1.0, "relu": 0.0, "leaky_relu": LEAKY_SLOPE}
 
 
 def dropout(x: Tensor, rate: float, draws: Draws | DeviceDraws | None, layer: int) -> Tensor:
@@ -67,7 +67,7 @@ def dense(
     precision = _fused_precision(linear, x)
     if precision is None:
         return dropout(ACTIVATIONS[activation](linear(x)), rate, draws, layer)
-    slope = _SLOPES.get(activation)
+    slope = SLOPES.get(activation)
     if slope is None:
         return dropout(ACTIVATIONS[activation](_apply(linear, x, DenseOptions(1.0, precision))), rate, draws, layer)
     if draws is None or rate == 0:

@@ -14,6 +14,7 @@ from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import evaluation, frozen
 from ddvi_fast.posteriors.base import standard_log_prob
+from ddvi_fast.posteriors.score import likelihood_gradient
 from ddvi_fast.priors import Prior
 
 MAX_NORM = 5.0  # largest norm of a direction, in units of the square root of the number of coordinates
@@ -48,6 +49,8 @@ class Target:
         same = prior is None or model.prior is prior
         _checks.require(same, "target", "a model with the prior of the posterior's coordinates", model)
         self.model, self.prior = model, prior
+        # Only the density of the class is known to be the sum of those of its parts.
+        self.plain = whole and type(model).log_joint is LatentVariableModel.log_joint
 
     def log_density(self, x: Tensor, u: Tensor, labels: Tensor | None) -> Tensor:
         """Compute the log-density [.., N] in nats at `u` [.., N, D] for data `x` [N, ...], given classes `labels` that broadcast to [.., N]."""
@@ -65,9 +68,24 @@ class Target:
 
     @_checks.outside_inference_mode
     def _gradient(self, x: Tensor, u: Tensor, labels: Tensor | None) -> Tensor:
+        point = u.detach().requires_grad_()
+        if self.plain:
+            gradient = self._fused_gradient(x, point, labels)
+            if gradient is not None:
+                return gradient
         with _constant(self.model), torch.enable_grad():
-            point = u.detach().requires_grad_()
             return torch.autograd.grad(self.log_density(x, point, labels).sum(), point)[0]
+
+    def _fused_gradient(self, x: Tensor, u: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The gradient with that of the log-likelihood from its kernel, or None where the kernel does not support the model."""
+        with _constant(self.model.prior), torch.enable_grad():
+            z = u if self.prior is None else self.prior.push(u, labels)
+            of_likelihood = likelihood_gradient(self.model, x, z)
+            if of_likelihood is None:
+                return None
+            if self.prior is not None:
+                return torch.autograd.grad(z, u, of_likelihood)[0] - u.detach()
+            return of_likelihood + torch.autograd.grad(self.model.prior.log_prob(u, labels).sum(), u)[0]
 
 
 def clipped(direction: Tensor) -> Tensor:

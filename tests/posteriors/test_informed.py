@@ -12,19 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from ddvi_fast import export, likelihoods, ops, priors, rng
+from ddvi_fast import export, likelihoods, ops, priors, rng, testing
 from ddvi_fast._checks import InputError
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.engine.engine import Engine
 from ddvi_fast.evidence import log_evidence_quadrature
 from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.native import loader
 from ddvi_fast.networks import MLP
 from ddvi_fast.objectives import ELBO, IWAE, Progress
 from ddvi_fast.objectives.annealing import KLSchedule
 from ddvi_fast.objectives.pairs import PairFit, Sleep
 from ddvi_fast.posteriors import Diffusion, Gaussian
 from ddvi_fast.posteriors.class_conditional import class_major, of_class
-from ddvi_fast.posteriors.informed import MAX_NORM
+from ddvi_fast.posteriors.informed import MAX_NORM, Target
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.reference.chain import denoise, time_rows
 from ddvi_fast.rng import Draws
@@ -409,7 +410,24 @@ def test_a_density_of_ones_own_is_that_of_the_model():
     model, x = small.make_model("gaussian"), data(5)
     posterior = informed(model)
     expected = posterior.sample(x, 2, Draws(1)).z
-    assert torch.equal(posterior.inform(Own()).sample(x, 2, Draws(1)).z, expected)
+    torch.testing.assert_close(posterior.inform(Own()).sample(x, 2, Draws(1)).z, expected, rtol=1e-4, atol=1e-5)
+
+
+@FRAMES
+@KINDS
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli", "binomial"])
+def test_directions_by_the_kernel_are_those_of_autograd(coordinates, kind, likelihood, monkeypatch):
+    prior = small.make_model("mixture").prior
+    model = LatentVariableModel(prior, MLP(2, [17], small.DATA_DIM, activation="tanh"), likelihoods.make(likelihood))
+    posterior, x = informed(model, coordinates, STEPS, kind), model.simulate(7, Draws(1)).x
+    target = posterior._target if kind == "joint" else posterior.family._target
+    labels = None if kind == "joint" else torch.arange(3).unsqueeze(1)
+    u = rng.normal(Draws(4), (3, 7, prior.joint_noise_dim if kind == "joint" and "prior" in coordinates else 2), 0)
+    exact = copy.deepcopy(model).double()
+    expected = Target(exact, target.prior and exact.prior).gradient(x.double(), u.double(), labels)
+    if loader.available()[0]:
+        monkeypatch.setattr(MLP, "forward", None)  # the kernel takes the decoder's place
+    testing.assert_within_budget(target.gradient(x, u, labels), expected.float(), expected, floor=1e-5)
 
 
 DIM, WIDE, NOISE = 20, 30, 1.5
