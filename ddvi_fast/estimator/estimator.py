@@ -64,6 +64,8 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             ``"none"``.
         n_principal: Number of principal components that represent the genotypes of a packed store, unless `likelihood` is binomial
             (int, default 20).
+        missing: Treatment of missing calls by these components, and of variants that a new store does not have: ``"least_squares"``
+            (default), or ``"mean"``, which draws a sample with many of them towards the origin.
         coordinates: Coordinates of the posterior, see `posteriors.Posterior`: ``"latent"``, ``"prior"``, ``"encoder"`` or ``"prior+encoder"``;
             None (default) for ``"prior+encoder"``, or ``"latent"`` with `n_clusters`.
         num_steps: Number of steps T of the chain; None (default) for 5.
@@ -104,6 +106,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         likelihood: str = "gaussian",
         standardise: str = "columns",
         n_principal: int = 20,
+        missing: str = "least_squares",
         coordinates: str | None = None,
         num_steps: int | None = None,
         hidden: tuple[int, ...] = (256, 256),
@@ -118,7 +121,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         verbose: bool = False,
     ) -> None:
         self.n_components, self.prior, self.n_clusters, self.likelihood = n_components, prior, n_clusters, likelihood
-        self.standardise, self.n_principal = standardise, n_principal
+        self.standardise, self.n_principal, self.missing = standardise, n_principal, missing
         self.coordinates, self.num_steps, self.hidden = coordinates, num_steps, hidden
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
         self.n_samples, self.output, self.settings = n_samples, output, settings
@@ -269,7 +272,9 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             _checks.require(likelihood != "bernoulli", "likelihood", "gaussian or binomial for genotypes", likelihood)
             self.n_features_in_ = X.num_variants
             self.__dict__.pop("feature_names_in_", None)  # of an earlier fit
-            return X.to_features(binomial=likelihood == "binomial", num_components=parameters["n_principal"], seed=self.seed_)
+            return X.to_features(
+                binomial=likelihood == "binomial", num_components=parameters["n_principal"], seed=self.seed_, missing=parameters["missing"]
+            )
         rows = self._rows(X, likelihood, reset=True)
         if likelihood == "binomial":
             return features_of.of_counts(rows)
@@ -293,7 +298,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _blocks(self, X: Any, rows: int) -> Iterator[Tensor]:
         if isinstance(X, Store):
             for start in range(0, len(X), rows):
-                yield self.features_.of_rows(X, np.arange(start, min(start + rows, len(X))))
+                yield self.features_.of_rows(X, np.arange(start, min(start + rows, len(X))), self._fitted["missing"])
             return
         _checks.require(self.features_.of_matrices, "X", "a store of genotypes, as was fitted", "a matrix")
         matrix = self._rows(X, self.config_.dataset.likelihood)

@@ -30,7 +30,7 @@ class Store(Protocol):
 
     num_variants: int
 
-    def to_features(self, *, binomial: bool, num_components: int, seed: int) -> tuple[Features, Dataset]: ...
+    def to_features(self, *, binomial: bool, num_components: int, seed: int, missing: str) -> tuple[Features, Dataset]: ...
 
     def genotypes(self, rows: np.ndarray) -> np.ndarray: ...
 
@@ -77,13 +77,13 @@ class Features:
         _checks.require(not beyond.any(), "X", "values that single precision holds after scaling", f"{int(beyond.sum())} others")
         return torch.from_numpy(scaled.astype(np.float32))
 
-    def of_rows(self, store: Store, rows: np.ndarray) -> Tensor:
+    def of_rows(self, store: Store, rows: np.ndarray, missing: str = "least_squares") -> Tensor:
         """Features of the samples `rows` of a store, float32 [R, P]; NaN where a call is missing."""
         _checks.require(self.counts is not None, "X", "a matrix, as was fitted", "a store")
         wanted = len(self.centre)
         _checks.require(store.num_variants == wanted, "store", f"the {wanted} variants that were fitted", f"{store.num_variants} variants")
-        codes = store.genotypes(rows).astype(np.float32)
-        return torch.from_numpy(np.where(codes == 3, np.float32("nan"), codes))
+        tell("store: the columns of the matrix that was fitted have no names; they are taken for the variants of the store in its order")
+        return with_nan(store.genotypes(rows))
 
     def back(self, x: Tensor) -> np.ndarray:
         """Rows whose features are `x`, float64 [N, P]."""
@@ -191,6 +191,11 @@ def of_counts(x: np.ndarray) -> tuple[Features, Dataset]:
     packed, scaling = torch.from_numpy(pack(codes)), Scaling.of(code_counts(codes.T))
     data = PackedDataset("genotypes", packed, None, packed, None, value_range=(0.0, 2.0), scaling=scaling)
     return features_of_counts(data), data
+
+
+def with_nan(codes: np.ndarray) -> Tensor:
+    """Codes as float32 counts, NaN where a call is missing."""
+    return torch.from_numpy(np.where(codes == 3, np.float32("nan"), codes.astype(np.float32)))
 
 
 def features_of_counts(data: PackedDataset) -> Features:

@@ -46,6 +46,7 @@ CLUSTERING = {
 }
 LIKELIHOODS = ("gaussian", "bernoulli", "binomial")
 OUTPUTS = ("mean", "sample")
+MISSING_CALLS = ("mean", "least_squares")
 # What `settings` may state, the settings that have a parameter of the estimator, and those of evaluations and checkpoints, which it does not have.
 _SETTINGS = ("dataset.encoder", "dataset.decoder", "dataset.likelihood_options", "prior", "method", "recipe", "precision")
 _PARAMETERS = {
@@ -118,7 +119,7 @@ def checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
         InputError: A parameter that is not possible.
     """
     given = {name: value if name in ("device", "random_state") else plain(value) for name, value in parameters.items()}
-    for name, valid in (("likelihood", LIKELIHOODS), ("output", OUTPUTS), ("standardise", STANDARDISE)):
+    for name, valid in (("likelihood", LIKELIHOODS), ("output", OUTPUTS), ("standardise", STANDARDISE), ("missing", MISSING_CALLS)):
         _checks.choice(given[name], valid, name)
     check_choice("prior", given["prior"], ("auto",))
     for name in ("n_components", "n_principal", "n_samples", "n_clusters", "num_steps", "epochs", "batch_size"):

@@ -15,6 +15,7 @@ from ddvi_fast import _checks
 from ddvi_fast.data.dataset import Dataset, from_arrays, random_split
 from ddvi_fast.data.folders import candidates, first, searched
 from ddvi_fast.data.packed import PackedDataset, Scaling
+from ddvi_fast.data.packing import MISSING
 from ddvi_fast.data.registry import register
 from ddvi_fast.data.validation import validation_split
 from ddvi_fast.genomes.cache import cached_store
@@ -69,10 +70,12 @@ def components_dataset(
     seed: int = 0,
     name: str = "genomes",
     validation: float = 0.0,
+    missing: str = "least_squares",
 ) -> tuple[Dataset, GenotypePCA]:
     """Principal components of the training samples, and projections of the test samples without shrinkage.
 
-    All values are divided by the standard deviation of the first component. Arguments as for `genotypes_dataset`.
+    All values are divided by the standard deviation of the first component. Arguments as for `genotypes_dataset`; `missing` is the
+    treatment of missing calls (see `GenotypePCA.transform`).
 
     Returns:
         The data set and the fitted components.
@@ -80,13 +83,20 @@ def components_dataset(
     train, test = _split(store, labels, test_size, seed, validation)
     pca = GenotypePCA(n_components, drop_constant=True, seed=seed)
     scores = pca.fit_transform(store, rows=train.numpy())
-    unit = float(scores[:, 0].std())
-    test_scores = scores if test is train else pca.transform(store, rows=test.numpy(), unshrunk=True)
+    if missing != "mean" and store.counts[:, MISSING].any():
+        scores = pca.scores_ = pca.transform(store, rows=train.numpy(), missing=missing)
+    unit = unit_of(pca)
+    test_scores = scores if test is train else pca.transform(store, rows=test.numpy(), missing=missing, unshrunk=True)
     train_labels, test_labels, names = _labels(store, labels, train, test)
     made = from_arrays(
         name, scores / unit, train_labels, test_inputs=test_scores / unit, test_labels=test_labels, num_classes=len(names), class_names=names
     )
     return replace(made, validation=validation), pca
+
+
+def unit_of(pca: GenotypePCA) -> float:
+    """Standard deviation of the first component of the fitted samples, the unit of features."""
+    return float(pca.scores_[:, 0].std())
 
 
 def _split(store: GenotypeStore, column: str | None, test_size: int | float, seed: int, validation: float) -> tuple[Tensor, Tensor]:

@@ -10,23 +10,26 @@ import numpy as np
 from torch import Tensor
 
 from ddvi_fast.data import Dataset
-from ddvi_fast.estimator.features import Features, features_of_counts
-from ddvi_fast.genomes.dataset import components_dataset, genotypes_dataset
-from ddvi_fast.genomes.pca import GenotypePCA
+from ddvi_fast.estimator.features import Features, features_of_counts, with_nan
+from ddvi_fast.genomes.align import Alignment, align, identity, matched_codes, same_variants
+from ddvi_fast.genomes.archive import loading, variant_arrays, variants_of
+from ddvi_fast.genomes.dataset import components_dataset, genotypes_dataset, unit_of
+from ddvi_fast.genomes.pca import NEW, GenotypePCA
 from ddvi_fast.genomes.store import GenotypeStore
+from ddvi_fast.genomes.tables import VariantTable
 
-_PCA = "components.npz"
+_PCA, _VARIANTS = "components.npz", "variants.npz"
 
 
 @dataclass
 class ComponentFeatures(Features):
-    """Principal components of genotypes, in units of the standard deviation of the first one."""
+    """Principal components of genotypes, in units of the standard deviation of the first one; new samples have unshrunk ones."""
 
     pca: GenotypePCA | None = None
     of_matrices: ClassVar[bool] = False
 
-    def of_rows(self, store: Any, rows: np.ndarray) -> Tensor:
-        return self.of(self.pca.transform(store, rows=rows))
+    def of_rows(self, store: Any, rows: np.ndarray, missing: str = "least_squares") -> Tensor:
+        return self.of(self.pca.transform(store, rows=rows, missing=missing, unshrunk=NEW))
 
     def save(self, folder: Path) -> None:
         self.pca.save(folder / _PCA, overwrite=True)
@@ -36,7 +39,39 @@ class ComponentFeatures(Features):
         return cls(**cls._arrays(tensors), pca=GenotypePCA.load(folder / _PCA))
 
 
-def to_features(store: GenotypeStore, *, binomial: bool, num_components: int, seed: int) -> tuple[Features, Dataset]:
+@dataclass
+class CountFeatures(Features):
+    """Counts of the variants of a store, with which those of other stores are matched."""
+
+    variants: VariantTable | None = None
+    _matched: tuple[Any, Alignment] | None = None  # the last store whose rows were read
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_matched": None}
+
+    def of_rows(self, store: Any, rows: np.ndarray, missing: str = "least_squares") -> Tensor:
+        if self._matched is None or self._matched[0] is not store:
+            self._matched = (store, self._match(store))
+        return with_nan(matched_codes(store, rows, self._matched[1], 0, len(self.variants)))
+
+    def _match(self, store: Any) -> Alignment:
+        if same_variants(store.variants, self.variants):
+            return identity(len(self.variants))
+        found = align(store.variants, self.variants, have_counts=store.counts, want_frequency=self.counts[0] / 2)
+        found.tell()
+        return found
+
+    def save(self, folder: Path) -> None:
+        with (folder / _VARIANTS).open("wb") as file:
+            np.savez(file, **variant_arrays(self.variants))
+
+    @classmethod
+    def load(cls, folder: Path, tensors: dict[str, Tensor]) -> CountFeatures:
+        with loading(folder / _VARIANTS, "the variants of a saved model") as archive:
+            return cls(**cls._arrays(tensors), variants=variants_of(archive))
+
+
+def to_features(store: GenotypeStore, *, binomial: bool, num_components: int, seed: int, missing: str = "least_squares") -> tuple[Features, Dataset]:
     """Features of a store, and the data set of all its samples.
 
     Args:
@@ -44,10 +79,11 @@ def to_features(store: GenotypeStore, *, binomial: bool, num_components: int, se
         binomial: Whether the features are the counts of the variants, for a binomial likelihood, instead of principal components.
         num_components: Number of principal components.
         seed: Seed of the principal components.
+        missing: Treatment of missing calls, see `GenotypePCA.transform`.
     """
     if binomial:
         packed = genotypes_dataset(store, test_size=0)
-        return features_of_counts(packed), packed
-    data, pca = components_dataset(store, n_components=num_components, test_size=0, seed=seed)
-    unit = np.full(num_components, np.sqrt(pca.explained_variance_[0] * (len(store) - 1) / len(store)))
+        return CountFeatures(**vars(features_of_counts(packed)), variants=store.variants), packed
+    data, pca = components_dataset(store, n_components=num_components, test_size=0, seed=seed, missing=missing)
+    unit = np.full(num_components, unit_of(pca))
     return ComponentFeatures(np.zeros(num_components), unit, pca=pca), data

@@ -14,7 +14,7 @@ from ddvi_fast import _checks
 from ddvi_fast.data.packed import frequencies
 from ddvi_fast.genomes.linkage import prune
 from ddvi_fast.genomes.staging import Staged
-from ddvi_fast.genomes.tables import VariantTable
+from ddvi_fast.genomes.tables import UNKNOWN_CHROMOSOMES, VariantTable
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ def _repeated(variants: VariantTable) -> np.ndarray:
     mask = np.zeros(len(variants), bool)
     columns = zip(variants.chromosome, variants.position.tolist(), variants.counted, variants.other, strict=True)
     for place, (chromosome, position, counted, other) in enumerate(columns):
-        key = (chromosome, position, *sorted((counted, other)))
+        if position <= 0 or chromosome in UNKNOWN_CHROMOSOMES:
+            continue  # an unknown position is none
+        key = (chromosome, position, *sorted((counted.upper(), other.upper())))
         mask[place] = key in seen
         seen.add(key)
     return mask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,17 @@ from torch import Tensor
 from ddvi_fast import _checks, _files, rng
 from ddvi_fast.data.packed import Scaling
 from ddvi_fast.data.packing import PER_BYTE, pack, packed_width
-from ddvi_fast.genomes.align import Alignment, align
+from ddvi_fast.genomes.align import Alignment, align, identity, matched_codes, same_variants
+from ddvi_fast.genomes.archive import loading, text_array, texts_of, variant_arrays, variants_of
 from ddvi_fast.genomes.krylov import leading_eigenpairs
 from ddvi_fast.genomes.projection import least_squares_scores, unshrunk_scores
 from ddvi_fast.genomes.standardise import StandardisedRows, total_square
 from ddvi_fast.genomes.store import GenotypeStore, count_codes
-from ddvi_fast.genomes.tables import VariantTable, require_file
 
 MISSING_CALLS = ("mean", "least_squares")
+NEW = "new"
+_NEAR = 0.1  # distance of a sample from the fitted one of its name, relative to its scores, that a repeated genotyping explains
+_EQUAL = 1e-3  # that rounding explains
 _ARRAYS = ("mean_", "scale_", "components_", "singular_values_", "explained_variance_", "explained_variance_ratio_")
 
 
@@ -44,7 +48,8 @@ class GenotypePCA:
         mean_, scale_: Scaling of the variants, float32 [M].
         singular_values_, explained_variance_, explained_variance_ratio_: As in scikit-learn, float64 [k].
         passes_: Number of passes over the store.
-        variants_: Variants with which those of new samples are aligned.
+        variants_: Variants with which those of new samples are matched.
+        scores_, samples_: Scores of the fitted samples, float32 [N, k], and their names.
 
     Example:
         >>> import tempfile
@@ -64,6 +69,10 @@ class GenotypePCA:
         self.tolerance, self.max_passes = _checks.number(tolerance, "tolerance", above=0, below=1), _checks.integer(max_passes, "max_passes", 1)
         self.drop_constant, self.seed = _checks.flag(drop_constant, "drop_constant"), _checks.integer(seed, "seed", 0)
         self.device = _checks.device(device)
+        self._matched: tuple[GenotypeStore, str, Alignment] | None = None  # the last store that was projected
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_matched": None}
 
     def fit(self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None) -> GenotypePCA:
         """Fit the samples `rows` (indices, default all) of a store.
@@ -89,68 +98,98 @@ class GenotypePCA:
         if not found.converged:
             warnings.warn(f"principal components: residuals are up to {float((found.residuals / found.values).max()):.2g} of the eigenvalue after "
                           f"{found.products} passes, above the tolerance of {self.tolerance:g} (see max_passes)", stacklevel=2)  # fmt: skip
-        return self._keep(store, scaling, matrix, found.vectors, found.values, found.products, total_square(counts, scaling))
+        return self._keep(store, chosen, scaling, matrix, found.vectors, found.values, found.products, total_square(counts, scaling))
 
     def transform(
-        self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None, missing: str = "mean", *, unshrunk: bool = False
+        self,
+        store: GenotypeStore,
+        rows: np.ndarray | list[int] | None = None,
+        missing: str = "least_squares",
+        *,
+        unshrunk: bool | str = False,
+        palindromes: str = "auto",
     ) -> np.ndarray:
         """Scores of samples of any store on the fitted components, with the fitted frequencies, float32 [N, k].
 
-        Variants of another store are matched with the fitted ones by position and alleles, swapped and complemented where needed (see
-        `align`); `alignment` returns their numbers. A fitted variant that the store does not have is a missing call.
+        Variants of another store are matched with the fitted ones by identifier, position and alleles (see `align`), and a warning of class
+        `MatchReport` says how many were found, by what, and how they were converted. A fitted variant that the store does not have is a
+        missing call.
 
         Args:
             store: Store of the samples.
             rows: Indices of the samples (default all).
-            missing: Treatment of missing calls. ``"mean"`` (default) replaces them by the mean, which shrinks a sample with many of them
-                towards the origin; ``"least_squares"`` computes the scores that fit the other calls best.
-            unshrunk: Whether to compute for samples that were not fitted the scores they would have if they had been (bool, default
-                False). Their projections shrink towards the origin, by half or more on weak components (see
-                `projection.unshrunk_scores`).
+            missing: Treatment of missing calls. ``"least_squares"`` (default) computes the scores that fit the other calls best;
+                ``"mean"`` replaces missing calls by the mean, as the fit does, which shrinks a sample with many of them towards the origin.
+            unshrunk: Whether to compute for samples that were not fitted the scores they would have if they had been (default False).
+                Their projections shrink towards the origin, by half or more on weak components (see `projection.unshrunk_scores`).
+                ``"new"`` does so for all but those that were fitted: samples with the same scores, or with the same name and similar ones.
+            palindromes: Treatment of variants with the alleles A/T or C/G: ``"auto"`` (default), ``"keep"``, ``"drop"``, ``"frequency"``.
 
         Raises:
-            InputError: Nothing was fitted, no variant is in common, or an index is out of range.
+            InputError: Nothing was fitted, the variants in common have less than half of the weight of the fitted ones on some component,
+                or an index is out of range.
         """
         self._require_fitted()
         _checks.choice(missing, MISSING_CALLS, "missing")
+        _checks.require(isinstance(unshrunk, (bool, np.bool_)) or unshrunk == NEW, "unshrunk", f"True, False or {NEW}", unshrunk)
         chosen = _indices(rows, len(store))
         scaling = Scaling(torch.from_numpy(self.mean_), torch.from_numpy(self.scale_))
-        matrix = StandardisedRows(self._aligned_tile(store, chosen), len(chosen), scaling, self.device)
+        matrix = StandardisedRows(self._matched_tile(store, chosen, palindromes), len(chosen), scaling, self.device)
         loadings = torch.from_numpy(self.components_.T.copy())
-        scores = least_squares_scores(matrix, loadings) if missing == "least_squares" else matrix.product(loadings).float()
-        if unshrunk:
-            scores = unshrunk_scores(scores, matrix.row_squares(), torch.from_numpy(self.singular_values_).to(self.device))
-        return scores.cpu().numpy()
+        if missing == "mean":
+            scores = plain = matrix.product(loadings).float()
+            called = torch.ones(len(scores))
+        else:
+            scores, plain, called = least_squares_scores(matrix, loadings)
+        if not unshrunk:
+            return scores.cpu().numpy()
+        # Squares of all variants are what the called ones would have been.
+        squares = matrix.row_squares() / called.clamp_min(torch.finfo(torch.float64).tiny).to(self.device)
+        far = unshrunk_scores(scores, squares, torch.from_numpy(self.singular_values_).to(self.device))
+        if unshrunk != NEW:
+            return far.cpu().numpy()
+        fitted = self._were_fitted(store.samples.name[chosen], scores.cpu(), plain.cpu())
+        return torch.where(fitted.unsqueeze(1), scores.cpu(), far.cpu()).numpy()
 
-    def alignment(self, store: GenotypeStore) -> Alignment:
+    def alignment(self, store: GenotypeStore, palindromes: str = "auto") -> Alignment:
         """Alignment of the variants of a store with the fitted ones."""
         self._require_fitted()
-        return align(store.variants, self.variants_)
+        if same_variants(store.variants, self.variants_):
+            return identity(store.num_variants)
+        return align(store.variants, self.variants_, palindromes=palindromes, have_counts=store.counts, want_frequency=self.mean_ / 2)
+
+    def match(self, store: GenotypeStore, palindromes: str = "auto") -> Alignment:
+        """`alignment`, with its report as a warning of class `MatchReport` unless the variants are those that were fitted.
+
+        Raises:
+            InputError: The variants in common have less than half of the weight of the fitted ones on some component.
+        """
+        found = self.alignment(store, palindromes)
+        if not same_variants(store.variants, self.variants_):
+            found.tell(self.components_**2 * self.explained_variance_[:, None])
+        return found
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the fitted components into one NumPy archive; `InputError` if the file exists, unless `overwrite`."""
         self._require_fitted()
         path = Path(path)
         _checks.require(overwrite or not path.exists(), "path", "a new file", str(path), "overwrite=True replaces it")
-        columns = {f"variants_{name}": np.frombuffer("\n".join(map(str, column)).encode(), np.uint8) for name, column in vars(self.variants_).items()}
+        arrays = {name: getattr(self, name) for name in (*_ARRAYS, "scores_")}
         with _files.replacing(path) as fresh, fresh.open("wb") as file:
-            np.savez(file, passes_=self.passes_, **{name: getattr(self, name) for name in _ARRAYS}, **columns)
+            np.savez(file, passes_=self.passes_, samples_=text_array(self.samples_), **arrays, **variant_arrays(self.variants_))
 
     @classmethod
     def load(cls, path: str | Path) -> GenotypePCA:
         """Load what `save` wrote; `InputError` if the file is something else."""
-        require_file(Path(path))
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in (*_ARRAYS, "passes_")}
-                columns = {name: bytes(archive[f"variants_{name}"]).decode().split("\n") for name in VariantTable.__dataclass_fields__}
-        except Exception as error:  # numpy and zipfile raise many classes
-            _checks.fail("path", "principal components written by save", f"{path}: {' '.join(str(error).split())}")
+        with loading(Path(path), "principal components written by save") as archive:
+            arrays = {name: archive[name] for name in (*_ARRAYS, "passes_")}
+            variants, known = variants_of(archive), "scores_" in archive  # not in files of earlier versions
+            scores = archive["scores_"] if known else np.zeros((0, len(arrays["components_"])), np.float32)
+            samples = texts_of(archive["samples_"]) if known else np.zeros(0, object)
         loaded = cls(n_components=len(arrays["components_"]))
         for name, value in arrays.items():
             setattr(loaded, name, value if value.ndim else int(value))
-        texts = {name: np.array(values, object) for name, values in columns.items() if name != "position"}
-        loaded.variants_ = VariantTable(position=np.array(columns["position"], np.int64), **texts)
+        loaded.variants_, loaded.scores_, loaded.samples_ = variants, scores, samples
         return loaded
 
     def _scaling(self, store: GenotypeStore, counts: np.ndarray) -> Scaling:
@@ -163,8 +202,9 @@ class GenotypePCA:
         return scaling
 
     def _keep(
-        self, store: GenotypeStore, scaling: Scaling, matrix: StandardisedRows, vectors: Tensor, values: Tensor, products: int, total: float
-    ) -> np.ndarray:
+        self, store: GenotypeStore, rows: np.ndarray, scaling: Scaling, matrix: StandardisedRows, vectors: Tensor, values: Tensor, products: int,
+        total: float,
+    ) -> np.ndarray:  # fmt: skip
         singular = values.clamp_min(0).sqrt()
         # A component without variance has no direction: its loadings are 0.
         inverse = torch.where(singular > 1e-6 * singular[0], 1 / singular, 0.0)
@@ -177,21 +217,31 @@ class GenotypePCA:
         self.singular_values_ = singular.cpu().numpy()
         self.explained_variance_ = self.singular_values_**2 / (matrix.num_rows - 1)
         self.explained_variance_ratio_ = self.singular_values_**2 / total
-        self.passes_, self.variants_ = products + 1, store.variants
-        return (vectors * singular * signs).float().cpu().numpy()
+        self.passes_, self.variants_, self.samples_ = products + 1, store.variants, store.samples.name[rows]
+        self._matched = None
+        self.scores_ = (vectors * singular * signs).float().cpu().numpy()
+        return self.scores_.copy()
 
-    def _aligned_tile(self, store: GenotypeStore, rows: np.ndarray) -> Callable[[slice, int, int], Tensor]:
-        if store.num_variants == len(self.variants_) and _same(store.variants, self.variants_):
+    def _matched_tile(self, store: GenotypeStore, rows: np.ndarray, palindromes: str) -> Callable[[slice, int, int], Tensor]:
+        if self._matched is None or self._matched[0] is not store or self._matched[1] != palindromes:  # rows come in blocks
+            self._matched = (store, palindromes, self.match(store, palindromes))
+        found = self._matched[2]
+        if np.array_equal(found.source, np.arange(store.num_variants)) and not found.swapped.any():
             return _tile_of(store, rows)
-        found = align(store.variants, self.variants_)
-        _checks.require(bool((found.source >= 0).any()), "store", "variants in common with the fitted ones", f"none of {store.num_variants}")
+        return lambda piece, first, count: torch.from_numpy(pack(matched_codes(store, rows[piece], found, first, count)))
 
-        def tile(piece: slice, first: int, count: int) -> Tensor:
-            places = np.maximum(found.source[first : first + count], 0)
-            codes = store.packed[np.ix_(rows[piece], places // PER_BYTE)] >> (2 * (places % PER_BYTE)).astype(np.uint8) & 3
-            return torch.from_numpy(pack(found.apply(codes, first)))
-
-        return tile
+    def _were_fitted(self, names: np.ndarray, *scores: Tensor) -> Tensor:
+        """Mask of the samples that were fitted, bool [N], given their scores in one or more ways."""
+        if not len(self.scores_):
+            return torch.ones(len(names), dtype=torch.bool)  # components of an earlier version do not tell
+        fitted, place = torch.from_numpy(self.scores_), {name: number for number, name in enumerate(self.samples_)}
+        named = torch.tensor([place.get(name, -1) for name in names])
+        found = torch.zeros(len(names), dtype=torch.bool)
+        for each in scores:
+            size = each.norm(dim=1)
+            found |= (named >= 0) & ((each - fitted[named]).norm(dim=1) <= _NEAR * size)
+            found |= torch.cdist(each.double(), fitted.double()).amin(1) <= _EQUAL * size
+        return found
 
     def _require_fitted(self) -> None:
         _checks.require(hasattr(self, "components_"), "GenotypePCA", "a fitted one", "one without components", "call fit first")
@@ -210,8 +260,3 @@ def _indices(rows: np.ndarray | list[int] | None, length: int) -> np.ndarray:
     good = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0 and chosen.min() >= 0 and chosen.max() < length
     _checks.require(bool(good), "rows", f"indices from 0 to {length - 1}", f"{chosen.dtype} of shape {list(chosen.shape)}")
     return chosen.astype(np.int64)
-
-
-def _same(one: VariantTable, other: VariantTable) -> bool:
-    names = ("chromosome", "position", "counted", "other")
-    return one is other or all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)

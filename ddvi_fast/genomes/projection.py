@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -12,22 +14,47 @@ _LEAST_SHARE = 1e-6
 _ROWS = 1 << 12  # eigenproblems at a time
 
 
-def least_squares_scores(matrix: StandardisedRows, loadings: Tensor) -> Tensor:
-    """Scores `y` of each row that minimize ``sum over its calls (x_j - loadings_j y)^2``, float32 [N, k].
+class Projected(NamedTuple):
+    """Scores of some samples.
+
+    Attributes:
+        scores: Least-squares scores, float32 [N, k].
+        plain: Scores with missing calls replaced by the mean, float32 [N, k].
+        called: Share of the varying variants with a call, float64 [N].
+    """
+
+    scores: Tensor
+    plain: Tensor
+    called: Tensor
+
+
+def least_squares_scores(matrix: StandardisedRows, loadings: Tensor) -> Projected:
+    """Scores `y` of each row that minimize ``sum over its calls (x_j - loadings_j y)^2``.
 
     Without missing calls and for orthonormal `loadings` [M, k] these are the projections.
     """
     right = loadings.to(matrix.device)
-    num_rows, count = matrix.num_rows, right.shape[1]
-    products = torch.zeros(num_rows, count, dtype=torch.float64, device=matrix.device)
-    normal = torch.zeros(num_rows, count * count, dtype=torch.float64, device=matrix.device)
+    num_rows, (upper, lower) = matrix.num_rows, torch.triu_indices(right.shape[1], right.shape[1], device=matrix.device)
+    products = torch.zeros(num_rows, right.shape[1], dtype=torch.float64, device=matrix.device)
+    normal = torch.zeros(num_rows, len(upper), dtype=torch.float64, device=matrix.device)
+    calls = torch.zeros(num_rows, dtype=torch.float64, device=matrix.device)
+    varying = matrix.varying()
     for first, width in matrix.chunks():
         part = right[first : first + width]
-        outer = (part.unsqueeze(2) * part.unsqueeze(1)).flatten(1)
+        outer = part[:, upper] * part[:, lower]
         for rows in matrix.row_slices():
             products[rows] += (matrix.values(rows, first, width) @ part).double()
-            normal[rows] += (matrix.called(rows, first, width) @ outer).double()
-    return _solve(normal.view(num_rows, count, count), products).float()
+            called = matrix.called(rows, first, width)
+            calls[rows] += called @ varying[first : first + width]
+            number = called.sum(0)
+            # Variants that all samples of the tile have, or none, need no product.
+            normal[rows] += outer[number == len(called)].double().sum(0)
+            some = (number > 0) & (number < len(called))
+            if some.any():
+                normal[rows] += (called[:, some] @ outer[some]).double()
+    full = torch.zeros(num_rows, right.shape[1], right.shape[1], dtype=torch.float64, device=matrix.device)
+    full[:, upper, lower] = full[:, lower, upper] = normal
+    return Projected(_solve(full, products).float(), products.float(), calls / varying.sum().clamp_min(1))
 
 
 def unshrunk_scores(scores: Tensor, squares: Tensor, singular_values: Tensor) -> Tensor:

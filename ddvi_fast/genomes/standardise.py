@@ -54,6 +54,10 @@ class StandardisedRows:
         """Mask of a tile, float32 [rows, count]: 1 for a call, 0 for a missing one."""
         return (unpack(self._tile(rows, first, count).to(self.device), count) != MISSING).float()
 
+    def varying(self) -> Tensor:
+        """1 for each variant that varied among the fitted samples, 0 for a constant one, float32 [M]."""
+        return (self._scale != 0).float()
+
     def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Rows, variants and values of each tile of X; the next tile overwrites the values."""
         for first, count in self.chunks():

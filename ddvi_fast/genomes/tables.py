@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +14,10 @@ import numpy as np
 
 from ddvi_fast import _checks
 
-_CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT", "90": "MT", "91": "XY"}
+_CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT", "90": "MT", "91": "XY", "PAR1": "XY", "PAR2": "XY"}
+_ACCESSION = re.compile(r"NC_0*(\d+)\.\d+")  # of the human reference in RefSeq
+_MITOCHONDRION = "12920"
+UNKNOWN_CHROMOSOMES = frozenset(("0", ".", ""))
 _AUTOSOMES = frozenset(str(number) for number in range(1, 23))
 
 
@@ -92,14 +97,21 @@ class SampleTable:
         return SampleTable(_strings(names))
 
 
+@functools.lru_cache(maxsize=4096)
 def plain_chromosome(name: str) -> str:
     """Name of a chromosome without prefix, the same for all of its spellings.
 
     Example:
-        >>> [plain_chromosome(name) for name in ("chr7", "7", "23", "chrM")]
-        ['7', '7', 'X', 'MT']
+        >>> [plain_chromosome(name) for name in ("chr7", "chr07", "NC_000007.14", "23", "chrM")]
+        ['7', '7', '7', 'X', 'MT']
     """
     bare = name[3:] if name[:3].lower() == "chr" else name
+    if (found := _ACCESSION.fullmatch(bare)) is not None:
+        bare = "MT" if found[1] == _MITOCHONDRION else found[1]
+    if bare.isdecimal():
+        bare = bare.lstrip("0") or "0"
+    elif bare.lower() in ("x", "y", "xy", "m", "mt"):
+        bare = bare.upper()
     return _CHROMOSOMES.get(bare, bare)
 
 

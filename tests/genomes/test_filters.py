@@ -40,6 +40,12 @@ def test_duplicates_are_the_same_position_and_alleles_whichever_is_counted(tmp_p
     assert list(store.variants.name) == ["a", "c", "d", "e"] and removed(store) == {"duplicates": 2}
 
 
+def test_variants_without_a_position_are_no_duplicates(tmp_path):
+    data = simulated(10, 4, missing=0)
+    data.variants = [("0", 0, "a", "A", "C"), ("0", 0, "b", "A", "C"), ("1", 0, "c", "A", "C"), ("1", 0, "d", "A", "C")]
+    assert imported(data, tmp_path, unique=True).num_variants == 4
+
+
 def test_missing_calls_of_variants_and_then_of_samples(tmp_path):
     data = simulated(20, 50, missing=0.0)
     data.codes[:, 3] = 3
