@@ -138,7 +138,7 @@ class GenotypePCA:
         loadings = torch.from_numpy(self.components_.T.copy())
         if missing == "mean":
             scores = plain = matrix.product(loadings).float()
-            called = torch.ones(len(scores))
+            called = torch.ones(len(scores), device=scores.device)
         else:
             scores, plain, called = least_squares_scores(matrix, loadings)
         if not unshrunk:
@@ -233,10 +233,10 @@ class GenotypePCA:
     def _were_fitted(self, names: np.ndarray, *scores: Tensor) -> Tensor:
         """Mask of the samples that were fitted, bool [N], given their scores in one or more ways."""
         if not len(self.scores_):
-            return torch.ones(len(names), dtype=torch.bool)  # components of an earlier version do not tell
+            return torch.ones(len(names), dtype=torch.bool, device="cpu")  # components of an earlier version do not tell
         fitted, place = torch.from_numpy(self.scores_), {name: number for number, name in enumerate(self.samples_)}
-        named = torch.tensor([place.get(name, -1) for name in names])
-        found = torch.zeros(len(names), dtype=torch.bool)
+        named = torch.tensor([place.get(name, -1) for name in names], device="cpu")
+        found = torch.zeros(len(names), dtype=torch.bool, device="cpu")
         for each in scores:
             size = each.norm(dim=1)
             found |= (named >= 0) & ((each - fitted[named]).norm(dim=1) <= _NEAR * size)
