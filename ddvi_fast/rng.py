@@ -38,6 +38,7 @@ STREAMS = {
     "OBSERVATION": Stream(5 << 16, 1 << 16, "fantasies x ~ p(x | z)"),
     "ORDER": Stream(6 << 16, 1, "order of the examples in an epoch; offset of systematic resampling"),
     "AUGMENT": Stream((6 << 16) + 1, 1, "mirrored images"),
+    "PIXELS": Stream((6 << 16) + 2, 1, "black and white pixels drawn from shades"),
     "LABELLED": Stream((6 << 16) + (1 << 15), 1, "labelled examples that join a batch"),
     "DROPOUT": Stream(7 << 16, 1 << 10, "dropout of layer i"),
     "INPUT_DROPOUT": Stream((7 << 16) + (1 << 10), 1, "dropout of a network's inputs"),
@@ -48,8 +49,8 @@ STREAMS = {
     "UPSTREAM": Stream(0xFFFF << 16, 1, "upstream gradients of tests"),
 }
 (
-    CHAIN, START, TIME, NOISE, PRIOR, OBSERVATION, ORDER, AUGMENT, LABELLED, DROPOUT, INPUT_DROPOUT, INPUT_NOISE, INITIAL, CLASSES, PCA_START,
-    UPSTREAM,
+    CHAIN, START, TIME, NOISE, PRIOR, OBSERVATION, ORDER, AUGMENT, PIXELS, LABELLED, DROPOUT, INPUT_DROPOUT, INPUT_NOISE, INITIAL, CLASSES,
+    PCA_START, UPSTREAM,
 ) = (stream.first for stream in STREAMS.values())  # fmt: skip
 
 # Distance in draws between two importance samples (or groups) of a row; it does not depend on their number.
@@ -94,6 +95,7 @@ LANES = {
     "split": Lane(1 << 62, (ORDER,), "split into training and test examples, beyond the order of every epoch"),
     "validation": Lane((1 << 62) + (1 << 60), (ORDER,), "split into training and validation examples, beyond that of the test examples"),
     "labels": Lane((1 << 62) + (1 << 61), (ORDER,), "choice of labelled examples, beyond those of the splits"),
+    "test_pixels": Lane(1 << 62, (PIXELS,), "pixels of test examples, drawn once, apart from those of training"),
 }
 
 # Pairs that are equal by mistake, with the reason why that is harmless. They stay equal so that results of earlier runs can be repeated.

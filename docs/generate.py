@@ -23,7 +23,7 @@ RESULTS = PROJECT / "bench" / "results"
 PAGES = (PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md")))
 REGION = re.compile(r"<!-- begin:([\w-]+) -->(.*?)<!-- end:\1 -->", re.S)
 # Headings that say whose number stands in a column; the metric is that of the column before.
-_OTHERS = ("paper", "released code", "Kingma et al.")
+_OTHERS = ("paper", "released code", "Kingma et al.", "Burda et al.")
 # Names of methods in the results, and shorter ones for narrow tables.
 _SHORT = {
     "Gaussian (AEVB)": "Gaussian",

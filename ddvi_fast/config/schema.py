@@ -30,6 +30,7 @@ class Config(Options):
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     split_seed: int = 0  # seed of the train and test split, where the data set has none
     max_minutes: float | None = None  # limit of the training time: the number of epochs that fit, by a timing of the first steps
+    max_passes: float | None = None  # limit of the rows that the decoder decodes in training, per training example: the number of epochs that fit
     data: str | None = None  # 1kg and genomes: path of a store or a genotype file
     labels: str | None = None  # 1kg and genomes: path of a table of its samples' labels
     data_dir: str | None = None  # folder of the data sets' files; the environment variable DDVI_FAST_DATA if null

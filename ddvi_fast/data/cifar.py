@@ -5,14 +5,13 @@ A record of the binary version is one label byte and 3,072 pixel bytes: the red,
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ddvi_fast import _checks
+from ddvi_fast.data.archives import read_arrays
 from ddvi_fast.data.dataset import Dataset
 from ddvi_fast.data.folders import candidates, first, searched
 
@@ -83,13 +82,7 @@ def _read_records(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _read_archive(path: Path) -> tuple[torch.Tensor, ...]:
     names = ("train_images", "train_labels", "test_images", "test_labels")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = [archive[name] for name in names]
-    except KeyError as error:
-        _checks.fail(str(path), f"the arrays {', '.join(names)}", str(error.args[0]))
-    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        _checks.fail(str(path), "a NumPy archive (.npz) without pickled objects", str(error).splitlines()[0] if str(error) else type(error).__name__)
+    arrays = read_arrays(path, names)
     return (*_split_of(path, "train", *arrays[:2]), *_split_of(path, "test", *arrays[2:]))
 
 

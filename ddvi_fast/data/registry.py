@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ddvi_fast import _checks
+from ddvi_fast.data.binarization import with_drawn_test
 from ddvi_fast.data.cifar import find_full, load_cifar10
 from ddvi_fast.data.dataset import Dataset
 from ddvi_fast.data.digits import load_digits
 from ddvi_fast.data.download import download_cifar10, download_idx
 from ddvi_fast.data.folders import folder_of
 from ddvi_fast.data.idx import find_folder, load_idx
+from ddvi_fast.data.omniglot import load_omniglot
 from ddvi_fast.data.validation import hold_out
 
 Loader = Callable[..., Dataset]  # called as `loader(name, data_dir=..., download=..., seed=..., options=...)`
@@ -26,11 +28,12 @@ def load(
     limit: int | None = None,
     genotypes: Mapping[str, Any] | None = None,
     validation: float = 0.0,
+    binarize: bool = False,
 ) -> Dataset:
     """Load a data set by name.
 
     Args:
-        name: ``"digits"`` (needs no files), ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"``, or after ``import ddvi_fast.genomes``
+        name: ``"digits"`` (needs no files), ``"mnist"``, ``"fashion_mnist"``, ``"omniglot"``, ``"cifar10"``, or after ``import ddvi_fast.genomes``
             genotypes, as principal components or counts: ``"1kg"`` and ``"genomes"`` (simulated, needs no files).
         data_dir: Folder of the files (default: the environment variable ``DDVI_FAST_DATA``).
         download: Whether to download missing files into `data_dir` (bool, default False). A subset of CIFAR-10 counts as missing.
@@ -39,10 +42,12 @@ def load(
         genotypes: Options of ``"1kg"`` and ``"genomes"``: the fields of `genomes.dataset.Genotypes`.
         validation: Fraction of the training examples that is held out and takes the place of the test set, in [0, 1) (float, default 0);
             always the same examples, with the classes in proportion.
+        binarize: Whether the test pixels are black and white, drawn once from their shades (bool, default False). Training examples keep
+            their shades; `binarize` draws the pixels of a batch.
 
     Raises:
         InputError: The name is unknown (the message names the nearest valid one) or not registered yet; files are missing or broken;
-            `validation` leaves no training examples or holds out none.
+            `validation` leaves no training examples or holds out none; `binarize` with other data than images.
 
     Example:
         >>> data = load("digits", limit=100)
@@ -58,6 +63,7 @@ def load(
     dataset = loader(name, data_dir=folder_of(data_dir), download=download, seed=seed, options={**options, "validation": validation})
     # Features that are fitted to the training examples are fitted after the split, by the loader.
     dataset = dataset if dataset.validation else hold_out(dataset, validation)
+    dataset = with_drawn_test(dataset) if binarize else dataset
     return dataset if limit is None else dataset.take(limit)
 
 
@@ -101,6 +107,12 @@ def _cifar10(name: str, *, data_dir: Path | None, download: bool, **_: Any) -> D
     return load_cifar10(data_dir)
 
 
+def _omniglot(name: str, *, data_dir: Path | None, download: bool, **_: Any) -> Dataset:
+    return load_omniglot(data_dir)
+
+
 # Data sets of other packages are named here, so that the message for one that is not registered can say what to import.
 _PROVIDERS = {"1kg": "ddvi_fast.genomes", "genomes": "ddvi_fast.genomes"}
-DATASETS: dict[str, Loader | None] = {"digits": _digits, "mnist": _idx, "fashion_mnist": _idx, "cifar10": _cifar10, **dict.fromkeys(_PROVIDERS)}
+DATASETS: dict[str, Loader | None] = {
+    "digits": _digits, "mnist": _idx, "fashion_mnist": _idx, "omniglot": _omniglot, "cifar10": _cifar10, **dict.fromkeys(_PROVIDERS),
+}  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 from ddvi_fast import __version__, _backend, _checks, precision
 from ddvi_fast.cuda import chain, selection
 from ddvi_fast.cuda.module import architecture
-from ddvi_fast.data import DATASETS, cifar, folder_of
+from ddvi_fast.data import DATASETS, cifar, folder_of, omniglot
 from ddvi_fast.data.folders import candidates, first
 from ddvi_fast.data.idx import find_folder
 from ddvi_fast.doctor.findings import Finding, judged
@@ -48,6 +48,7 @@ TORCH_SUPPORTED = (2, 8)
 _FILES = {
     "mnist": "mnist/train-images-idx3-ubyte.gz and the other three files",
     "fashion_mnist": "fashion_mnist/train-images-idx3-ubyte.gz and the other three files",
+    "omniglot": "omniglot/images_background.npz and images_evaluation.npz",
     "cifar10": "cifar10/cifar-10-batches-bin/",
     "1kg": "1kg/1kg_phase3.bed with its .bim, .fam and 1kg_phase3_samples.tsv",
 }
@@ -231,6 +232,7 @@ def _data(folder: Path | None) -> Iterator[Finding]:
     places = {
         "mnist": find_folder("mnist", folder),
         "fashion_mnist": find_folder("fashion_mnist", folder),
+        "omniglot": omniglot.find(folder),
         "cifar10": cifar.find(folder),
         "1kg": first(candidates(folder, "1kg", ""), "1kg_phase3.bed"),
     }
@@ -238,7 +240,7 @@ def _data(folder: Path | None) -> Iterator[Finding]:
         if name not in places:
             yield judged("data", name, "needs no files")
         elif places[name] is None:
-            fetched = "" if name == "1kg" else ", or download=true"
+            fetched = "" if name in ("1kg", "omniglot") else ", or download=true"
             where = folder or "a folder, and name it in DDVI_FAST_DATA"
             yield judged("data", name, "not found", f"put {_FILES[name]} into {where}{fetched}")
         else:

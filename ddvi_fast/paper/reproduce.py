@@ -6,7 +6,9 @@ A finished cell is never repeated, an interrupted one is started anew, and a cel
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -82,7 +84,7 @@ def reproduce(
             report(_outcome(missing[number], spec))
             _write(spec, cells, used, max_minutes, command, output)
         written = _write(spec, cells, used, max_minutes, command, output)
-    pictures = _people(spec, cells, output) or _picture(spec, cells, max_minutes, output)
+    pictures = [*(_people(spec, cells, output) or _picture(spec, cells, max_minutes, output)), *_curves(spec, cells, output)]
     return [written, written.with_suffix(".md"), written.with_suffix(".tex"), *pictures]
 
 
@@ -186,6 +188,24 @@ def _picture(table: Table, cells: Sequence[Cell], max_minutes: float | None, out
     columns = [*(entry.label for entry in table.rows.values()), "prior"]
     title = grid.title(table, cells[0].config.dataset.name)
     return [plots.grid(output / "latents.png", rows, columns, panels, title, class_names=names or None, overwrite=True)]
+
+
+def _curves(table: Table, cells: Sequence[Cell], output: Path) -> list[Path]:
+    """Plot the first metric of the table against those of `table.curves`: a row of panels a data set, a line a method through its columns."""
+    metric, datasets = table.figures[0], {cell.column: grid.dataset_name(cell.config.dataset.name) for cell in cells}
+    panels: dict[tuple[str, str], dict[str, tuple[list[float], list[float]]]] = {}
+    for row, column, cost in itertools.product(table.rows, table.columns, table.curves):
+        done = [cell.figures() for cell in cells if (cell.row, cell.column) == (row, column) and cell.finished]
+        found = [(figures[cost], figures[metric]) for figures in done if {cost, metric} <= figures.keys()]
+        if found:
+            lines = panels.setdefault((datasets[column], tables.COLUMNS[cost].heading), {})
+            for line, values in zip(lines.setdefault(table.rows[row].label, ([], [])), zip(*found, strict=True), strict=True):
+                line.append(statistics.fmean(values))
+    if not panels:
+        return []
+    rows, costs = list(dict.fromkeys(datasets.values())), [tables.COLUMNS[cost].heading for cost in table.curves]
+    title = grid.title(table, cells[0].config.dataset.name)
+    return [plots.curves(output / "curves.png", rows, costs, panels, title, ylabel=tables.COLUMNS[metric].heading, overwrite=True)]
 
 
 def _people(table: Table, cells: Sequence[Cell], output: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from ddvi_fast.paper.tables import COLUMNS
 FAILURE = "failure.txt"  # the reason why a run is impossible, in its folder
 _MADE = ("method", "prior", "seed", "run_dir")  # settings that the table makes itself
 _QUIET = ("progress=off", "tensorboard=false", "figures=false", "overwrite=true")
-_NAMES = {"digits": "Digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+_NAMES = {"digits": "Digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "omniglot": "Omniglot", "cifar10": "CIFAR-10"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Table:
         common: Overrides of all cells.
         epochs: Epochs of each run, unless its row or column has others; None for the recipe's.
         max_minutes: Time budget of the longest run in minutes; None for no limit.
+        curves: Metrics against which the first one of `figures` is drawn, one line a row through its columns (default none).
         note: A paragraph below the title.
         others: Heading of the published metrics beside ours, from `conf/paper_tables.yaml`.
         others_note: A sentence about these.
@@ -69,6 +70,7 @@ class Table:
     common: tuple[str, ...] = ()
     epochs: int | None = None
     max_minutes: float | None = None
+    curves: tuple[str, ...] = ()
     note: str = ""
     others: str = "paper"
     others_note: str = "The paper's own figures are those after 200 epochs."
@@ -141,7 +143,7 @@ def load(name: str) -> Table:
     """
     stated = _read(CONF / "reproduce" / f"{_checks.choice(name, names(), 'table')}.yaml")
     entries = {kind: _entries(stated.pop(kind, {})) for kind in ("rows", "columns", "choices")}
-    lists = {key: tuple(stated.pop(key)) for key in ("figures", "common", "choose_by", "choose_columns") if key in stated}
+    lists = {key: tuple(stated.pop(key)) for key in ("figures", "common", "curves", "choose_by", "choose_columns") if key in stated}
     for column in lists.get("choose_columns", ()):
         _checks.choice(column, entries["columns"], "choose_columns")
     return Table(name, **entries, **lists, **stated)
@@ -177,7 +179,12 @@ def title(table: Table, dataset: str) -> str:
         >>> title(load("ablation-sleep"), "digits")
         'Digits: what the sleep term is worth'
     """
-    return table.title.replace("{dataset}", _NAMES.get(dataset, dataset))
+    return table.title.replace("{dataset}", dataset_name(dataset))
+
+
+def dataset_name(name: str) -> str:
+    """Name of a data set in headings."""
+    return _NAMES.get(name, name)
 
 
 def cells(

@@ -33,6 +33,7 @@ COLUMNS = {
     "evidence_blurred": Column("evidence, prior blurred", paper="evidence_blurred"),
     "elbo": Column("ELBO"),
     "iwae": Column("IWAE"),
+    "nll": Column("NLL", higher=False, paper="nll"),
     "gap": Column("gap", higher=False),
     "gap_amortisation": Column("gap, amortisation", higher=False),
     "gap_family": Column("gap, family", higher=False),
@@ -52,6 +53,7 @@ COLUMNS = {
     "mmd": Column("MMD", 3, False, paper="mmd"),
     "elbo_released": Column("released ELBO", paper="elbo"),
     "seconds": Column("seconds", 0, None, paper="seconds"),
+    "decoder_rows": Column("decoder rows", 0, None),
     "cpu_seconds": Column("CPU seconds", 0, None),
 }
 

@@ -6,6 +6,7 @@ matplotlib is imported when a picture is drawn, without `pyplot`, its settings a
 from __future__ import annotations
 
 from ddvi_fast.plots.ancestry import population_colours, population_maps, uncertainty
+from ddvi_fast.plots.cost import curves
 from ddvi_fast.plots.images import decoded_grid
 from ddvi_fast.plots.interactive import interactive_map
 from ddvi_fast.plots.scatter import comparison, grid, latents, trajectory
@@ -13,6 +14,6 @@ from ddvi_fast.plots.style import PALETTE, UNLABELLED, class_colours
 from ddvi_fast.plots.training import loss_terms
 
 __all__ = [
-    "PALETTE", "UNLABELLED", "class_colours", "comparison", "decoded_grid", "grid", "interactive_map", "latents", "loss_terms",
+    "PALETTE", "UNLABELLED", "class_colours", "comparison", "curves", "decoded_grid", "grid", "interactive_map", "latents", "loss_terms",
     "population_colours", "population_maps", "trajectory", "uncertainty",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, likelihoods, priors, schedules
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.augment import flip
+from ddvi_fast.data.binarization import binarize
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import IMAGE_SHAPE, MLP, ConvDecoder, ConvEncoder, SigmoidVariances
 from ddvi_fast.objectives import ELBO, IWAE, WAE, Adversarial, Objective, WakeSleep
@@ -40,12 +42,15 @@ _TARGETS = 4096  # prior samples with which they are matched
 # Further classes of the bound by name; `ddvi_fast.paper` registers "defective", the released code's.
 BOUNDS: dict[str, type[ELBO]] = {"default": ELBO}
 
+Augmentation = Callable[[Tensor, Draws], Tensor]
 Network = MLP | ConvEncoder | ConvDecoder | SigmoidVariances
 
 
-def augmentation(options: Options):
+def augmentation(options: Options) -> Augmentation | None:
     """The augmentation of training data, a function of data and draws; None if there is none."""
-    return flip if options.dataset.flip else None
+    if options.dataset.flip and options.dataset.binarize:
+        return lambda x, draws: binarize(flip(x, draws), draws)
+    return flip if options.dataset.flip else binarize if options.dataset.binarize else None
 
 
 class Builder:

@@ -44,6 +44,7 @@ class DatasetOptions:
     decoder: NetworkOptions = field(default_factory=NetworkOptions)
     genotypes: GenotypeOptions = field(default_factory=GenotypeOptions)
     flip: bool = False  # mirror half of the training images
+    binarize: bool = False  # draw black and white pixels from the shades of images: of training images in every batch, of test images once
     validation: float = 0.0  # fraction of the training examples that is held out and evaluated in place of the test set; 0 for the test set
     labels: Any = 100  # labels that a semi-supervised method sees: a number, a fraction below 1, or "released" (11,000 of MNIST)
 

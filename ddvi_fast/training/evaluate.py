@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks, distributed, evidence, metrics
 from ddvi_fast.config.schema import Config
-from ddvi_fast.data import Dataset
+from ddvi_fast.data import Dataset, binarize
 from ddvi_fast.gap import Gap, split_gap
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
@@ -98,6 +98,7 @@ class _Evaluation:
             result |= {f"gap_{name}": float(value.mean()) for name, value in found.parts().items()}
         if posterior.has_density:
             result["iwae"] = self._mean(lambda x, draws: metrics.iwae_bound(model, posterior, x, options.iwae_samples, draws), x)
+            result["nll"] = -result["iwae"]
         if (posterior.has_density and model.prior.has_density) or isinstance(posterior, Diffusion):
             twice = self.config.recipe.defects.log_var_twice
             result["elbo_released"] = self._mean(lambda x, draws: metrics.elbo_released(model, posterior, x, draws, twice), x)
@@ -131,7 +132,13 @@ class _Evaluation:
         return metrics.mmd(model.likelihood.mean(decoded(model, prior_samples[: len(test)], self._draws(_PRIOR))), test)
 
     def _latents(self, split: str, draws: Draws) -> Tensor:
-        return _of_rows(lambda x, draws: metrics.encode(self.experiment.posterior, x, draws), self.dataset.inputs(split=split), draws)
+        """Posterior samples of a split; where pixels are drawn from shades, those of training images are drawn here."""
+        drawn = self.config.dataset.binarize and split == "train"
+
+        def latents(x: Tensor, draws: Draws) -> Tensor:
+            return metrics.encode(self.experiment.posterior, binarize(x, draws) if drawn else x, draws)
+
+        return _of_rows(latents, self.dataset.inputs(split=split), draws)
 
     def _mean(self, compute: Callable[[Tensor, Draws], Tensor], x: Tensor) -> float:
         return float(_of_rows(compute, x, self._draws(_BOUND)).mean())

@@ -12,7 +12,8 @@ from ddvi_fast.recipes.settings import check_settings
 from ddvi_fast.training.engines import engine_name
 
 _GENOTYPES = ("1kg", "genomes")
-_WITH_FILES = ("mnist", "fashion_mnist", "cifar10")  # and with a split of their own
+_DOWNLOADED = ("mnist", "fashion_mnist", "cifar10")
+_SPLIT = (*_DOWNLOADED, "omniglot")  # before they come here
 _CHAIN = ("recipe.defects.unscaled_noise", "recipe.defects.standard_normal_top")
 
 
@@ -31,9 +32,9 @@ class Rule(NamedTuple):
 
 
 _TRAINING = (
-    "recipe", "epochs", "max_minutes", "precision", "engine", "zero_stage", "accumulation", "optimiser", "capture", "compile_networks",
+    "recipe", "epochs", "max_minutes", "max_passes", "precision", "engine", "zero_stage", "accumulation", "optimiser", "capture", "compile_networks",
     "checkpoint_steps", "checkpoint_keep", "timeout", "tracker", "evaluation", "dataset.encoder", "dataset.decoder", "dataset.likelihood",
-    "dataset.likelihood_options", "dataset.flip", "prior.options", "prior.kernel_width", "prior.resolution", "method.coordinates",
+    "dataset.likelihood_options", "dataset.flip", "dataset.binarize", "prior.options", "prior.kernel_width", "prior.resolution", "method.coordinates",
     "method.num_samples", "method.reweighted", "method.doubly_reparametrised", "method.beta", "method.weight", "method.discrete_class",
 )  # fmt: skip
 RULES = (
@@ -59,8 +60,8 @@ RULES = (
     Rule(("method.doubly_reparametrised",), lambda c: not c.method.doubly_reparametrised or c.method.objective == "iwae", "method.objective=iwae"),
     Rule(("prior.resolution",), lambda config: config.latent_dim <= 2, "up to two latents"),
     Rule(("dataset.genotypes",), lambda config: config.dataset.name in _GENOTYPES, "dataset=genomes or dataset=1kg"),
-    Rule(("download",), lambda config: not config.download or config.dataset.name in _WITH_FILES, f"a data set among {', '.join(_WITH_FILES)}"),
-    Rule(("split_seed",), lambda config: config.dataset.name not in _WITH_FILES, "a data set without a split of its own"),
+    Rule(("download",), lambda config: not config.download or config.dataset.name in _DOWNLOADED, f"a data set among {', '.join(_DOWNLOADED)}"),
+    Rule(("split_seed",), lambda config: config.dataset.name not in _SPLIT, "a data set without a split of its own"),
     Rule(("data_dir",), lambda config: config.dataset.name != "digits", "a data set with files"),
     Rule(("checkpoint_keep",), lambda config: config.checkpoint_steps is not None, "checkpoint_steps"),
     Rule(("capture",), lambda config: not config.capture or (_local(config) and config.device.startswith("cuda")), "engine=local on a GPU"),

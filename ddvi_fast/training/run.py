@@ -20,6 +20,7 @@ from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
 from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.phases import Experiment
+from ddvi_fast.training.decoder_passes import decoder_rows, within_passes
 from ddvi_fast.training.engines import make_engines
 from ddvi_fast.training.evaluate import evaluate
 from ddvi_fast.training.session import Clocks, Session, prepared_folder, processes
@@ -93,7 +94,8 @@ class Run(Session):
         # A damaged file is told before the work is done.
         records = read_metrics(self.folder.metrics) if distributed.is_first() and draw is not None and self.config.figures else []
         metrics = evaluate(self.config, self.experiment, self.dataset)
-        metrics = {**metrics, "seconds": round(took.seconds, 1), "cpu_seconds": round(took.cpu_seconds, 1)}
+        counted = {} if self.config.max_passes is None else {"decoder_rows": decoder_rows(self.config, self.dataset)}
+        metrics = {**metrics, **counted, "seconds": round(took.seconds, 1), "cpu_seconds": round(took.cpu_seconds, 1)}
         if not distributed.is_first():
             return Result(self.folder, metrics, [])
         _files.write_json(self.folder.path / EVALUATION, metrics)
@@ -131,12 +133,18 @@ def train_run(config: Config, draw: Draw | None = None) -> Result:
     config = dataclasses.replace(config, device=distributed.local_device(config.device))
     with processes(config):
         dataset = load_dataset(config)
-        with prepared_folder(config, run_dir(config), lambda fresh: within_minutes(fresh, dataset, make_engines(fresh))) as (folder, config):
+        with prepared_folder(config, run_dir(config), lambda fresh: _within_budget(fresh, dataset)) as (folder, config):
             run = Run(config, dataset, build(config, dataset), folder)
             took = Clocks(*(round(value, 3) for value in run.train()))  # as saved, so that a later evaluation has the same figures
             if distributed.is_first():
                 run.save(took)
             return run.evaluate(took, draw)
+
+
+def _within_budget(config: Config, dataset: Dataset) -> Config:
+    """The configuration with as many epochs as its budgets of passes and of time allow."""
+    config = within_passes(config, dataset)
+    return within_minutes(config, dataset, make_engines(config))
 
 
 def evaluate_run(path: str | Path, overwrite: bool = False, draw: Draw | None = None) -> Result:
@@ -157,7 +165,11 @@ def load_dataset(config: Config) -> Dataset:
     """The data set of a configuration, on its device."""
     _checks.require(config.seed >= 0, "seed", "at least 0", config.seed)
     genotypes = {"path": config.data, "labels": config.labels, **dataclasses.asdict(config.dataset.genotypes)}
-    dataset = data.load(config.dataset.name, config.data_dir, config.download, config.split_seed, config.limit, genotypes, config.dataset.validation)
+    stated = config.dataset
+    binary = stated.likelihood == "bernoulli" or not stated.binarize
+    _checks.require(binary, "dataset.binarize", "false unless dataset.likelihood is bernoulli", f"true with {stated.likelihood}")
+    sizes = (config.limit, genotypes, stated.validation, stated.binarize)
+    dataset = data.load(stated.name, config.data_dir, config.download, config.split_seed, *sizes)
     return dataset.to(_device(config.device))
 
 

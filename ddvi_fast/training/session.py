@@ -89,9 +89,10 @@ def prepared_folder(config: Config, path: Path, shorten: Callable[[Config], Conf
 
 
 def _as_long_as(config: Config, path: Path) -> Config:
-    """`config` with the epochs of the run in a folder, if both have the same time budget."""
+    """`config` with the epochs of the run in a folder, if both have the same budget of time or passes."""
     begun = from_dict(RunFolder.open(path).config)
-    if config.max_minutes is None or config.max_minutes != begun.max_minutes:
+    budgets = [(one.max_minutes, one.max_passes) for one in (config, begun)]
+    if budgets[0] == (None, None) or budgets[0] != budgets[1]:
         return config
     lengths = {name: getattr(begun.recipe, name) for name in EPOCHS}
     return dataclasses.replace(config, epochs=begun.epochs, recipe=dataclasses.replace(config.recipe, **lengths))

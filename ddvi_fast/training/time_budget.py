@@ -33,10 +33,12 @@ def within_minutes(config: Config, dataset: Dataset, make_engine: MakeEngine) ->
     phases = build(config, dataset).phases
     seconds = sum(phase.num_steps(batches) * seconds_a_step(phase, config, dataset, make_engine) for phase in phases)
     share = 60 * config.max_minutes / seconds
-    return config if share >= 1 else _shortened(config, share)
+    return config if share >= 1 else shortened(config, share)
 
 
-def _shortened(config: Config, share: float) -> Config:
+def shortened(config: Config, share: float) -> Config:
+    """`config` with that share of the epochs of each stage, at least one."""
+
     def fewer(epochs: int) -> int:
         return min(epochs, max(1, int(share * epochs)))
 

@@ -15,6 +15,7 @@ METHODS = {
     "ddvi": ["method=ddvi", *CHAIN, *SMOOTH],
     "vae": ["method=vae", *SMOOTH],
     "iaf": ["method=iaf", *SMOOTH],
+    "binary": ["method=vae", *SMOOTH, "dataset.binarize=true"],
     "ddvi_semi": ["method=ddvi_semi", *CHAIN],
 }
 # Losses that couple the rows of a batch, and an update of an opponent.

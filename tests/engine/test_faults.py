@@ -64,7 +64,9 @@ ACCUMULATED = ["recipe.average_decay=0.9", "engine=parallel", "accumulation=2"]
 
 
 @pytest.mark.parametrize(
-    ("number", "options"), [(signal.SIGTERM, []), (signal.SIGINT, ACCUMULATED)], ids=["SIGTERM, local", "SIGINT, accumulated, averaged"]
+    ("number", "options"),
+    [(signal.SIGTERM, ["dataset.binarize=true"]), (signal.SIGINT, ACCUMULATED)],
+    ids=["SIGTERM, local, binary", "SIGINT, accumulated, averaged"],
 )
 def test_a_signal_ends_the_step_and_the_same_command_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys, number, options):
     assert train(tmp_path / "calm", *options) == 0

@@ -22,6 +22,7 @@ from ddvi_fast.engine.non_finite import NonFinite
 from ddvi_fast.engine.watchdog import Watchdog
 from ddvi_fast.precision import LossScale
 from ddvi_fast.recipes.build import build
+from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.training.run import load_dataset
 
 BATCH, EPOCHS = 128, 5
@@ -75,11 +76,11 @@ def follow(
     dataset = load_dataset(config)
     experiment = build(config, dataset)
     phases = [dataclasses.replace(phase, epochs=EPOCHS) for phase in experiment.phases][:1]
-    augment = None
+    augment = drawn = augmentation(config)
     if double:
         for phase in phases:
             phase.objective.double()
-        augment = lambda x, draws: x.double()  # noqa: E731
+        augment = lambda x, draws: (x if drawn is None else drawn(x, draws)).double()  # noqa: E731
     if spoil is not None:
         dataset = dataclasses.replace(dataset, train_inputs=dataset.train_inputs.float(), test_inputs=dataset.test_inputs.float())
         dataset.train_inputs[spoil] = float("nan")

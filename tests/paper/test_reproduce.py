@@ -1,5 +1,6 @@
 """Tests of a whole table in small: every cell is run once, and only unfinished cells are run again."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -83,6 +84,23 @@ def test_a_cell_cut_short_before_it_was_a_run_starts_again(tiny, tmp_path):
     (cells[0].folder / "checkpoints").mkdir(parents=True)
     reproduce.run_cell(cells[0])
     assert cells[0].finished
+
+
+def test_curves_go_through_the_columns_of_a_data_set(tiny, tmp_path, monkeypatch, shell):
+    spec, passes = grid.load("digits"), {"short": 6, "long": 12}  # a row, and five more for the pairs of data
+    columns = {name: Entry(name, ("prior=gaussian", f"max_passes={number}")) for name, number in passes.items()}
+    table = dataclasses.replace(spec, columns=columns, figures=("nll", "elbo", "decoder_rows"), curves=("decoder_rows", "cpu_seconds"))
+    monkeypatch.setattr(grid, "load", lambda name: table)
+    drawn = {}
+    monkeypatch.setattr(reproduce.plots, "curves", lambda path, rows, costs, panels, title, **_: drawn.update(panels) or path)
+    shell("reproduce", "digits", "--seeds", "2", "--rows", "vae,ddvi", *(setting for setting in SMALL if not setting.startswith("epochs")))
+    record = json.loads((tmp_path / "runs" / "reproduce" / "digits" / "table.json").read_text())
+    assert set(drawn) == {("Digits", "decoder rows"), ("Digits", "CPU seconds")}
+    x, y = drawn["Digits", "decoder rows"]["Gaussian"]
+    assert x == [6 * 256, 12 * 256]
+    own = [run["figures"]["nll"] for run in record["runs"] if (run["row"], run["column"]) == ("vae", "short")]
+    assert len(own) == 2 and y[0] == pytest.approx(sum(own) / 2)
+    assert list(drawn["Digits", "CPU seconds"]) == ["Gaussian", "diffusion"]
 
 
 def test_two_calls_do_not_share_a_folder(tmp_path):
