@@ -1,33 +1,40 @@
 """Reader of VCF and BCF files (plain, gzip or bgzip) by htslib. Genotypes count the alternate allele.
 
-- A call without alleles is missing; so is half a call (one allele of two), and these are counted.
+- A call without alleles is missing; so is half a call (one allele of two), and these are counted. A record without genotypes is missing.
 - A haploid call counts twice, as in PLINK: the chromosome of a male, or of an inbred line, is homozygous.
 - A site with several alternate alleles is dropped, or split: each of its alleles becomes a variant, and all others count as "other".
+  Where all but one are ``*`` or ``<NON_REF>``, that one is a variant, and calls of the others are missing.
 - Records without an alternate allele, and symbolic alleles (``<DEL>``, ``*``, breakends), are left out.
+- A call of an allele that the record does not have, and a second header inside the file, are refused.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, NoReturn, cast
 
 import numpy as np
 
 from ddvi_fast import _checks
-from ddvi_fast.data.packing import MISSING
-from ddvi_fast.genomes.formats.sources import Block, Source, block_rows
+from ddvi_fast.genomes.formats import htslib, sources
+from ddvi_fast.genomes.formats.htslib import DROPPED, FILTERED, HALF, OTHERS, SPLIT, SYMBOLIC, UNVARIED, WITHOUT_CALLS
+from ddvi_fast.genomes.formats.sources import Block, Source
 from ddvi_fast.genomes.tables import SampleTable, VariantTable, require_file
 
-SPLIT, DROPPED = "sites with several alternate alleles, split", "sites with several alternate alleles"
-UNVARIED, SYMBOLIC, FILTERED = "records without an alternate allele", "alleles that are no sequence", "records that do not pass their FILTER"
-HALF = "half calls, taken as missing"
+__all__ = ["DROPPED", "FILTERED", "HALF", "OTHERS", "SPLIT", "SYMBOLIC", "UNVARIED", "WITHOUT_CALLS", "open_file"]
 
-_NO_CALL, _NO_ALLELE = -1, -2  # in cyvcf2: a missing allele, and the second allele of a haploid call
-_BASES = frozenset("ACGTNacgtn")
 _BGZF_HEAD, _BGZF_END = b"\x1f\x8b\x08\x04", bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+_BOOT = "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+_COMPLAINT = re.compile(r"\[E::\w+\] *(.*)")  # of htslib
+_DUPLICATE = re.compile(r"Duplicated sample name '(.*)'")
 
 
 def open_file(path: Path, *, multiallelic: str = "drop", passing_only: bool = False) -> Source:
@@ -38,15 +45,12 @@ def open_file(path: Path, *, multiallelic: str = "drop", passing_only: bool = Fa
     """
     require_file(path)
     _check_end(path)
-    cyvcf2 = _checks.library("cyvcf2", "genomes")
-    try:
-        opened = cyvcf2.VCF(str(path))
-    except Exception as error:  # cyvcf2 raises OSError or Exception
-        _checks.fail(str(path), "a VCF or BCF file", _checks.one_line(error))
-    _checks.require(len(opened.samples) > 0, str(path), "a VCF with genotypes", "one without samples")
+    _checks.library("cyvcf2", "genomes")
+    reader = _Reader(path, multiallelic, passing_only)
+    names = json.loads(reader.message(b"S"))
+    _checks.require(len(names) > 0, str(path), "a VCF with genotypes", "one without samples")
     notes: Counter[str] = Counter()
-    records = _records(path, opened, notes, multiallelic, passing_only)
-    return Source(path, SampleTable.from_names(opened.samples, path), _blocks(records, len(opened.samples), notes), notes)
+    return Source(path, SampleTable.from_names(names, path), reader.blocks(len(names), notes), notes)
 
 
 def _check_end(path: Path) -> None:
@@ -59,65 +63,66 @@ def _check_end(path: Path) -> None:
         _checks.require(file.read() == _BGZF_END, str(path), "a whole bgzip file", "one that is truncated")
 
 
-def _records(path: Path, opened: Any, notes: Counter[str], multiallelic: str, passing_only: bool) -> Iterator[tuple[tuple, np.ndarray, int]]:
-    """For every allele to keep its row of the variant table, the alleles of its site, int16 [N, 2], and its number."""
-    records, last = iter(opened), "the header"
-    while True:
-        try:
-            record = next(records)
-        except StopIteration:
-            return
-        except Exception as error:  # as above
-            _checks.fail(str(path), "records that can be read", f"a damaged one after {last}: {_checks.one_line(error)}")
-        last = f"{record.CHROM}:{record.POS}"
-        alleles = list(_chosen(record, notes, multiallelic, passing_only))
-        calls = _calls(record, path, last) if alleles else None
-        for number in alleles:
-            name = record.ID or "."
-            yield (record.CHROM, record.POS, name, record.ALT[number - 1], record.REF), calls, number
+class _Reader:
+    """A process that reads a file, which ends with this object (see `formats.htslib`)."""
 
+    def __init__(self, path: Path, multiallelic: str, passing_only: bool) -> None:
+        self._path, self._complaints = path, tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
+        command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), htslib.__file__, str(path), multiallelic, str(passing_only)]
+        command.append(str(sources.BLOCK_CODES // 4))  # a call has two alleles of two bytes each
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._complaints)
 
-def _chosen(record: Any, notes: Counter[str], multiallelic: str, passing_only: bool) -> Iterator[int]:
-    """Numbers, from 1, of the alternate alleles that become variants."""
-    if passing_only and record.FILTER is not None:
-        notes[FILTERED] += 1
-        return
-    if not record.ALT:
-        notes[UNVARIED] += 1
-        return
-    if len(record.ALT) > 1:
-        notes[SPLIT if multiallelic == "split" else DROPPED] += 1
-        if multiallelic == "drop":
-            return
-    for number, allele in enumerate(record.ALT, 1):
-        if _BASES.issuperset(allele):
-            yield number
-        else:
-            notes[SYMBOLIC] += 1
+    def __del__(self) -> None:
+        if (process := getattr(self, "_process", None)) is not None:
+            process.kill()
+            process.communicate()
+            self._complaints.close()
 
+    def message(self, *kinds: bytes) -> bytes:
+        """Content of the next message, which must be one of `kinds`."""
+        return self._next(*kinds)[1]
 
-def _calls(record: Any, path: Path, where: str) -> np.ndarray:
-    if "GT" not in record.FORMAT:
-        _checks.fail(f"{path}, {where}", "genotypes (the field GT)", f"the fields {', '.join(record.FORMAT) or 'none'} alone")
-    alleles = record.genotype.array()[:, :-1]  # the last column tells whether the call is phased
-    _checks.require(alleles.shape[1] <= 2, f"{path}, {where}", "at most two alleles a call", alleles.shape[1])
-    if alleles.shape[1] == 1:
-        return np.concatenate((alleles, np.full_like(alleles, _NO_ALLELE)), axis=1)
-    return alleles
+    def blocks(self, num_samples: int, notes: Counter[str]) -> Iterator[Block]:
+        while True:
+            kind, content = self._next(b"V", b"N")
+            if kind == b"N":
+                break
+            codes = np.frombuffer(self.message(b"C"), np.uint8).reshape(-1, num_samples)
+            yield Block(VariantTable.from_rows([tuple(row) for row in json.loads(content)]), codes)
+        notes.update({reason: count for reason, count in json.loads(content).items() if count})
+        self._process.wait()
+        if complaint := self._complaint():
+            _checks.fail(str(self._path), "records that can be read", complaint)
 
+    def _next(self, *kinds: bytes) -> tuple[bytes, bytes]:
+        stream = cast(IO[bytes], self._process.stdout)
+        head = stream.read(9)
+        content = stream.read(int.from_bytes(head[1:], "little"))
+        kind = head[:1]
+        if kind == b"E":
+            self._refuse(*json.loads(content))
+        if kind not in kinds or len(head) < 9:
+            self._crashed()
+        return kind, content
 
-def _blocks(records: Iterator[tuple[tuple, np.ndarray, int]], num_samples: int, notes: Counter[str]) -> Iterator[Block]:
-    step = max(1, block_rows(num_samples) // 4)  # a call has two alleles of two bytes each
-    while batch := list(islice(records, step)):
-        yield _block(*zip(*batch, strict=True), notes)
+    def _refuse(self, where: str, expected: str, got: str, hint: str) -> NoReturn:
+        self._process.wait()
+        complaint = self._complaint()
+        if found := _DUPLICATE.search(complaint):
+            _checks.fail(str(self._path), "sample names that differ", f"{found[1]} more than once")
+        if "GT data" in complaint:
+            hint = "VCF 4.4 may write the phase of the first allele, |0|1, which htslib does not read: write 0|1"
+        _checks.fail(f"{self._path}{where}", expected, f"{got}: {complaint}" if complaint else got, hint)
 
+    def _crashed(self) -> NoReturn:
+        code = self._process.wait()
+        how = signal.Signals(-code).name if code < 0 else f"status {code}"
+        complaint = self._complaint(any_line=True) or "no reason given"
+        _checks.fail(str(self._path), "records that htslib can read", f"one on which it ended ({how}): {complaint}", "bcftools view shows where")
 
-def _block(rows: Sequence[tuple], calls: Sequence[np.ndarray], numbers: Sequence[int], notes: Counter[str]) -> Block:
-    first, second = np.moveaxis(np.stack(calls), 2, 0)
-    half = (second != _NO_ALLELE) & ((first == _NO_CALL) != (second == _NO_CALL))
-    second = np.where(second == _NO_ALLELE, first, second)
-    wanted = np.array(numbers)[:, None]
-    counts = (first == wanted).astype(np.uint8) + (second == wanted)
-    counts[(first < 0) | (second < 0)] = MISSING
-    notes[HALF] += int(half.sum())
-    return Block(VariantTable.from_rows(rows), counts)
+    def _complaint(self, any_line: bool = False) -> str:
+        """The last error that htslib wrote, or where there is none the last line of all."""
+        self._complaints.seek(0)
+        text = self._complaints.read().decode(errors="replace")
+        found = _COMPLAINT.findall(text) or (text.strip().splitlines() if any_line else [])
+        return found[-1].strip() if found else ""
