@@ -19,6 +19,7 @@ from ddvi_fast.inference.model import (
     FlatModel,
     HasLogJoint,
     HasSimulate,
+    RowTarget,
     Simulations,
     Simulator,
     as_needed,
@@ -27,7 +28,7 @@ from ddvi_fast.inference.model import (
     simulate,
 )
 from ddvi_fast.inference.networks import Architecture, build
-from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Simulated
+from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Rows, Simulated
 from ddvi_fast.inference.observation import Observation, column_names, observed_rows
 from ddvi_fast.inference.posterior import FittedPosterior
 from ddvi_fast.inference.start import gaussian_start, require_gradient, unfinished
@@ -45,6 +46,7 @@ _STANDARDIZING = 4096  # simulations from which parameters and data are standard
 _FRAME_STEPS = 0.25  # steps of the preceding fit of the encoder's frame, as a fraction of the training steps
 _WARMUP = 0.05  # fraction of the steps with a rising rate; without it wide networks can collapse to outputs that ignore the data
 _CHECKED = 8  # rows of data, and samples for each, at which the gradient of a density is checked
+_INFORMED_SHARE = 4  # batch size over the number of rows of the bound, for a chain with informed steps
 _HISTORY = 20  # length of the history of losses
 
 
@@ -54,7 +56,7 @@ class Training:
 
     Args:
         steps: Number of steps of Adam (int, default 8000).
-        batch_size: Simulations, or samples of the bound, per step (int, default 512).
+        batch_size: Simulations, or samples of the bound, per step (int, default 512). With informed steps the bound has a quarter of them.
         lr: Peak learning rate (float, default 5e-3). It rises linearly over the first 5% of the steps and falls to zero along a cosine.
         max_norm: Limit of the gradient's norm (float, default 10).
 
@@ -93,6 +95,10 @@ def fit_posterior(
     For a model with `simulate` the posterior accepts any data of the simulations' shape. It is trained on simulations: first the Gaussian of
     the encoder for a quarter of the steps, then the chain in its frame (docs/method.md, section 7). If the model also has `log_joint`, the
     evidence bound at `x` (at simulated data if `x` is None) is trained at the same time.
+
+    Rows of data `x` are what the posterior is for: its frame and its chain are trained by their evidence bound, on a random part of them in
+    each step, and by default all steps of a short chain see the gradient of `log_joint` (`Architecture.informed_steps`). Such rows may lie
+    outside of what the model simulates, as real images do for a fixed decoder.
 
     For a model with `log_joint` only the posterior is that of the single data set `x`. It is trained by the evidence bound, and from half of
     the steps on also by its own importance-weighted samples, which widen it where the bound (reverse KL) leaves it too narrow. Modes without
@@ -134,6 +140,8 @@ def fit_posterior(
         _checks.instance(value, kind, argument, f"an {kind.__name__}" if kind is Architecture else "a Training")
     _checks.instance(embedding, (nn.Module, type(None)), "embedding", "None or a torch.nn.Module")
     _check_methods(model, objective)
+    informed, used = architecture.informed_steps or 0, "log_joint of any data" if objective == "bound" else "log_joint"
+    _checks.require(informed == 0 or objective == "both", "architecture", f"informed_steps=0 for a fit without {used}", informed)
     if objective == "bound":
         for argument, value in (("num_simulations", num_simulations), ("embedding", embedding)):
             _checks.require(value is None, argument, "None, for a fit to log_joint alone", value)
@@ -212,12 +220,13 @@ class _Request:
     def for_one_data_set(self, support: Support) -> FittedPosterior:
         correlated = self.architecture.family != "gaussian"  # the mean field has no correlations
         whitening = gaussian_start(self.model, self.x, support, self.seed, self.device, correlated)
-        posterior = build(self.architecture, support.dim, None, self.seed).to(self.device)
+        architecture = self.architecture.settled()
+        posterior = build(architecture, support.dim, None, self.seed).to(self.device)
         flat, names = FlatModel(self.model, support, whitening), support.coordinates()
         lost = unfinished(flat, self.x, self.seed)
         goal = EvidenceBound(posterior, flat, self.x, self.training.batch_size)
         history = _train(goal, self.training, self.seed, self.device)
-        fitted = FittedPosterior(posterior, support, whitening, self.architecture, conditional=False, model=self.model, x=self.x)
+        fitted = FittedPosterior(posterior, support, whitening, architecture, conditional=False, model=self.model, x=self.x)
         fitted.history = history
         if lost.any():
             fitted.notices = [f"log_joint: the Gaussian from which the fit starts did not find {listed(lost, names)}; bring parameters to order 1"]
@@ -227,36 +236,47 @@ class _Request:
     def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> FittedPosterior:
         support, first = simulator.support, simulator.take(_STANDARDIZING, Draws(self.seed).lane("looked_at"))
         shape, names = tuple(first.x.shape[1:]), support.coordinates()
-        observed = None if self.x is None else observed_rows(self.x, shape)[0].to(self.device)
+        observed, many = (None, False) if self.x is None else observed_rows(self.x, shape)
+        observed = None if observed is None else observed.to(self.device)
+        _checks.require(not with_bound or observed is None or len(observed) >= 1, "x", "at least one row, for the evidence bound", observed)
+        many = many and with_bound
+        architecture = self.architecture.settled(for_rows=many)
         require_resolved(support, first.u)
-        observation, whitening = Observation.of(first.x, _in_training(embedding, self.device)), Whitening.of(first.u, names)
+        observation = Observation.of(first.x, _in_training(embedding, self.device), observed if many else None)
+        whitening = Whitening.of(first.u, names)
         density = self._density(support, whitening, first, observed) if with_bound else None
-        posterior = build(self.architecture, support.dim, observation, self.seed).to(self.device)
-        self._fit_frame(posterior, whitening, simulator)
-        goal = Simulated(posterior, whitening, simulator, self.training.batch_size, density, observed)
+        posterior = build(architecture, support.dim, observation, self.seed).to(self.device)
+        if architecture.informed_steps:
+            posterior.inform(RowTarget(density))
+        rows = None if density is None or observed is None else Rows(observed, self._bound_samples(architecture))
+        self._fit_frame(posterior, whitening, simulator, density if many else None, rows if many else None)
+        goal = Simulated(posterior, whitening, simulator, self.training.batch_size, density, rows)
         history = _train(goal, self.training, self.seed, self.device)
         gained = goal.information(first, Draws(self.seed).lane("looked_at"))
         uninformed = f"loss: {history[-1]:.3f} nats, that of the prior: data do not narrow the posterior, or the training was too short for it"
         notices = [*observation.notices(column_names(shape)), *spreads(support, first.u), *([] if gained > 0 else [uninformed])]
         fitted = FittedPosterior(
-            posterior, support, whitening, self.architecture, conditional=True, model=self.model, x=self.x, data_shape=shape
+            posterior, support, whitening, architecture, conditional=True, model=self.model, x=self.x, data_shape=shape
         )  # fmt: skip
         fitted.history, fitted.information, fitted.notices = history, gained, notices
         return fitted
 
     def _density(self, support: Support, whitening: Whitening, first: Simulations, observed: Tensor | None) -> FlatModel:
         """The density of the model, which is known to have a gradient."""
-        _checks.require(observed is None or len(observed) >= 1, "x", "at least one row, for the evidence bound", observed)
         rows = as_needed((first.x if observed is None else observed)[:_CHECKED])
         u = first.u[: len(rows) * _CHECKED].reshape(-1, len(rows), support.dim).to(rows.dtype)
         require_gradient(self.model, rows, support, u)
         return FlatModel(self.model, support, whitening)
 
-    def _fit_frame(self, posterior: Posterior, whitening: Whitening, simulator: Simulator) -> None:
-        """Fit the encoder's frame for a fraction of the steps; a chain is then trained in the frozen frame."""
+    def _bound_samples(self, architecture: Architecture) -> int:
+        """Samples of the bound per step: fewer where each of them costs several passes of the model."""
+        return max(1, self.training.batch_size // (_INFORMED_SHARE if architecture.informed_steps else 1))
+
+    def _fit_frame(self, posterior: Posterior, whitening: Whitening, simulator: Simulator, density: FlatModel | None, rows: Rows | None) -> None:
+        """Fit the encoder's frame for a fraction of the steps; a chain without informed steps is then trained in the frozen frame."""
         training = dataclasses.replace(self.training, steps=max(1, int(_FRAME_STEPS * self.training.steps)))
-        _train(FrameFit(posterior, whitening, simulator, training.batch_size), training, self.seed, self.device)
-        if isinstance(posterior, Diffusion):
+        _train(FrameFit(posterior, whitening, simulator, training.batch_size, density, rows), training, self.seed, self.device)
+        if isinstance(posterior, Diffusion) and not posterior.informed_steps:
             posterior.encoder.requires_grad_(False).eval()
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddvi_fast import _checks, rng
 from ddvi_fast.inference.kinds import called
 from ddvi_fast.inference.support import Latents, Support
 from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.models import Fantasies
+from ddvi_fast.networks import frozen
 from ddvi_fast.rng import Draws
 
 
@@ -166,11 +167,33 @@ class FlatModel:
 
     def _log_joint(self, x: Any, u: Tensor) -> Tensor:
         z, log_det = self.support.constrain(u)
-        log_joint = _checks.tensor(self.model.log_joint(x, z), "log_joint")
+        with frozen(self.model) if isinstance(self.model, nn.Module) else nullcontext():
+            log_joint = _checks.tensor(self.model.log_joint(x, z), "log_joint")
         precise = log_joint.dtype in (torch.float32, torch.float64)
         _checks.require(precise, "log_joint", "values in single or double precision", log_joint)
         _checks.require(log_joint.shape == u.shape[:-1], "log_joint", f"values of shape {list(u.shape[:-1])}", log_joint)
         return log_joint + log_det + self.whitening.log_det()
+
+
+class RowTarget:
+    """The density of a `FlatModel` at rows of data, as the model of informed steps (`posteriors.Diffusion.inform`)."""
+
+    def __init__(self, density: FlatModel) -> None:
+        self.density = density
+
+    def log_joint(self, x: Tensor, y: Tensor) -> Tensor:
+        """Compute log p(x, y) [.., N] in nats at rows of data [N, ...] and coordinates [.., N, D]."""
+        return self.density.log_joint_of_rows(x, y.reshape(-1, *y.shape[-2:])).reshape(y.shape[:-1])
+
+
+def for_coordinates(density: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """Compute a density [..] at coordinates `y` [.., D], with a gradient that reaches `y` only: parameters of a user's model take none."""
+    if not torch.is_grad_enabled():
+        return density(y)
+    leaf = y.detach().requires_grad_()
+    value = density(leaf)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach() + ((y - y.detach()) * gradient).sum(-1)
 
 
 def offers(model: Any, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,9 @@ from ddvi_fast.posteriors import Diffusion, Gaussian, Posterior, Spline
 from ddvi_fast.rng import Draws
 
 FAMILIES = ("diffusion", "flow", "gaussian")
+_FEW_STEPS, _MANY_STEPS = 8, 20  # default lengths of chains with and without informed steps
+_FOR_ROWS, _FOR_SIMULATIONS = (400,), (64, 64)  # default widths of encoders
+_INFORMED_BETA = 0.25  # initial beta of every step of a chain with informed steps
 
 
 @dataclass(frozen=True)
@@ -24,38 +28,58 @@ class Architecture:
 
     Args:
         family: ``diffusion`` (default), ``flow`` (autoregressive splines, which need zuko) or ``gaussian`` (mean field).
-        num_steps: Number of steps of the chain, T (int, default 20).
+        num_steps: Number of steps of the chain, T (int). Default: 8 with `informed_steps`, otherwise 20.
         width: Width of the hidden layers of the denoiser, or of a flow's steps (int, default 64).
-        hidden: Widths of the hidden layers of the encoders: of the frame, and of the context (default (64, 64)).
+        hidden: Widths of the hidden layers of the encoders: of the frame, and of the context. Default: (400,) for a fit to rows of data,
+            otherwise (64, 64).
         context_dim: Size of the context vector of the chain or flow (int, default 16).
         activation: Activation of the encoders (default ``silu``).
         time_features: Number of the denoiser's time features, see `denoisers.ResidualMLP` (int, default 16).
         start: Ratio of noise to signal after the first step of the noising process, see `schedules.make` (float, default 0.005).
         end: Ratio of noise to signal after its last step (float, default 3).
+        informed_steps: Number of steps, the last ones, that see the gradient of the model's `log_joint` (int, from 0 to `num_steps`), see
+            `posteriors.Diffusion`. Default: all of them for a fit to rows of data, otherwise 0.
 
     Raises:
-        InputError: If the family or the activation is unknown, if a size is no positive integer, or unless 0 < start < end.
+        InputError: If the family or the activation is unknown, if a size is no positive integer, if there are more informed steps than steps or
+            the family has none, or unless 0 < start < end.
     """
 
     family: str = "diffusion"
-    num_steps: int = 20
+    num_steps: int | None = None
     width: int = 64
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[int, ...] | None = None
     context_dim: int = 16
     activation: str = "silu"
     time_features: int = 16
     start: float = 0.005
     end: float = 3.0
+    informed_steps: int | None = None
 
     def __post_init__(self) -> None:
         _checks.choice(self.family, FAMILIES, "family")
         _checks.choice(self.activation, ACTIVATIONS, "activation")
-        for name in ("num_steps", "width", "context_dim", "time_features"):
-            object.__setattr__(self, name, _checks.integer(getattr(self, name), name, 1))
-        object.__setattr__(self, "hidden", _checks.integers(self.hidden, "hidden", 1))
+        for name, least in (("num_steps", 1), ("width", 1), ("context_dim", 1), ("time_features", 1), ("informed_steps", 0)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _checks.integer(getattr(self, name), name, least))
+        if self.hidden is not None:
+            object.__setattr__(self, "hidden", _checks.integers(self.hidden, "hidden", 1))
         for name in ("start", "end"):
             object.__setattr__(self, name, _checks.number(getattr(self, name), name))
         _checks.require(0 < self.start < self.end, "start, end", "0 < start < end", (self.start, self.end))
+        informed = self.informed_steps or 0
+        _checks.require(informed == 0 or self.family == "diffusion", "informed_steps", f"0 with family={self.family}", informed)
+        most = informed if self.num_steps is None else self.num_steps
+        _checks.require(informed <= most, "informed_steps", f"from 0 to num_steps, {most}", informed)
+
+    def settled(self, for_rows: bool = False) -> Architecture:
+        """Return the architecture with the defaults of a fit, to rows of data (`for_rows`) or of another kind, in place of None."""
+        informed = self.informed_steps
+        if informed is None:
+            informed = (self.num_steps or _FEW_STEPS) if for_rows and self.family == "diffusion" else 0
+        steps = self.num_steps or (max(_FEW_STEPS, informed) if informed else _MANY_STEPS)
+        hidden = (_FOR_ROWS if for_rows else _FOR_SIMULATIONS) if self.hidden is None else self.hidden
+        return dataclasses.replace(self, num_steps=steps, hidden=hidden, informed_steps=informed)
 
 
 class Constant(nn.Module):
@@ -106,7 +130,7 @@ def build(architecture: Architecture, dim: int, observation: Observation | None,
         seed: Seed of the initial weights (int).
     """
     with usual_defaults():
-        return _build(architecture, dim, observation, seed)
+        return _build(architecture.settled(), dim, observation, seed)
 
 
 def _build(architecture: Architecture, dim: int, observation: Observation | None, seed: int) -> Posterior:
@@ -119,10 +143,15 @@ def _build(architecture: Architecture, dim: int, observation: Observation | None
         context = context or Constant(1)
         options = {"context_dim": wide, "num_steps": 3, "hidden_dim": architecture.width, "draws": Draws(seed).importance(3)}
         return Spline(encoder, context, dim, **options, coordinates="encoder")
+    wide = (0 if context is None else architecture.context_dim) + (dim if architecture.informed_steps else 0)
     denoiser = ResidualMLP(
-        dim, 0 if context is None else architecture.context_dim, architecture.num_steps, architecture.width,
+        dim, wide, architecture.num_steps, architecture.width,
         zero_output=True, time_features=architecture.time_features, draws=Draws(seed).importance(3),
     )  # fmt: skip
+    if architecture.informed_steps:
+        schedule = schedules.make("constant", architecture.num_steps, beta=_INFORMED_BETA)
+        options = {"context_encoder": context, "coordinates": "encoder", "informed_steps": architecture.informed_steps}
+        return Diffusion(encoder, denoiser, schedule, **options)
     schedule = schedules.make("geometric", architecture.num_steps, start=architecture.start, end=architecture.end)
     posterior = Diffusion(
         encoder, denoiser, schedule, context_encoder=context, parametrisation="v", learn_schedule=False, coordinates="encoder"

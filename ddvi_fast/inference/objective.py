@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import ops, rng
-from ddvi_fast.inference.model import FlatModel, Simulations, Simulator
+from ddvi_fast.inference.model import FlatModel, Simulations, Simulator, for_coordinates
 from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.networks import evaluation
 from ddvi_fast.objectives import Objective, Progress, Terms
 from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.posteriors.base import draw_start
 from ddvi_fast.rng import Draws
 
 COVERING = "covering"
@@ -42,7 +43,7 @@ class EvidenceBound(Objective):
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         sample = self.posterior.sample(x, self.num_samples, draws)
-        log_weights = self.model.log_joint(self.data, sample.z[:, 0]) + sample.log_ratio[:, 0]
+        log_weights = for_coordinates(lambda y: self.model.log_joint(self.data, y), sample.z[:, 0]) + sample.log_ratio[:, 0]
         if not progress.fixed(_covers):
             return Terms({"bound": -log_weights}, {"bound": 1.0})
         shares = torch.softmax(log_weights.detach(), 0)
@@ -61,26 +62,59 @@ def _covers(progress: Progress) -> bool:
     return progress.fraction >= _COVERS_FROM
 
 
+class Rows:
+    """Rows of data for the evidence bound: all of them with several samples each, or a random part of them with one.
+
+    Args:
+        x: Data [M, ...].
+        count: Number of samples per step, over all rows (int).
+    """
+
+    def __init__(self, x: Tensor, count: int) -> None:
+        self.x, self.count, self.num_samples = x, min(count, len(x)), max(1, count // len(x))
+
+    def take(self, draws: Draws) -> Tensor:
+        """Return the rows of one step."""
+        if self.count == len(self.x):
+            return self.x
+        places = rng.uniform(draws, (self.count, 1), rng.ORDER).squeeze(1) * len(self.x)
+        return self.x[places.long().clamp(max=len(self.x) - 1).to(self.x.device)]
+
+
 class FrameFit(Objective):
     """Minus `log N(u; mean(x), scale(x))` over simulations, which fits the encoder's frame of a posterior (docs/method.md, section 7).
 
-    Term: `frame`, nats.
+    Terms, nats: `frame`, and `bound`, minus the evidence bound of the frame's Gaussian, if rows of data train it too.
 
     Args:
         posterior: Posterior whose encoder is trained.
         whitening: Map from the posterior's coordinates to unconstrained parameters.
         simulator: Source of the simulations.
         num_rows: Simulations per step (int).
+        model: Density of the model for the bound, or None (default) for no bound.
+        rows: Rows of data of the bound.
     """
 
-    def __init__(self, posterior: Posterior, whitening: Whitening, simulator: Simulator, num_rows: int) -> None:
+    def __init__(
+        self, posterior: Posterior, whitening: Whitening, simulator: Simulator, num_rows: int, model: FlatModel | None = None,
+        rows: Rows | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.posterior, self.whitening, self.simulator, self.num_rows = posterior, whitening, simulator, num_rows
+        self.model, self.rows = model, rows
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         u, x = self.simulator.take(self.num_rows, draws)
-        encoded = self.posterior.encode(x, draws)
-        return Terms({"frame": -frame_log_prob(encoded, self.whitening.inverse(u))}, {"frame": 1.0})
+        values = {"frame": -frame_log_prob(self.posterior.encode(x, draws), self.whitening.inverse(u))}
+        if self.rows is not None:
+            values["bound"] = self._bound(self.rows.take(draws.lane("bound")), draws.lane("bound"))
+        return Terms(values, dict.fromkeys(values, 1.0))
+
+    def _bound(self, x: Tensor, draws: Draws) -> Tensor:
+        with evaluation(self.posterior):
+            encoded = self.posterior.encode(x, draws)
+        y = draw_start(encoded.mean, encoded.log_var, self.rows.num_samples, draws)
+        return -_log_weights(self.model, x, y, -ops.gaussian_log_prob(y, encoded.mean, encoded.log_var))
 
 
 class Simulated(Objective):
@@ -88,7 +122,8 @@ class Simulated(Objective):
 
     For a diffusion posterior the two are the sleep term with exact weights and the wake term of docs/method.md, section 3, in the encoder's
     frame (section 7), which the first does not train. Terms, nats: `chain` (the steps of the chain) and `start` (`y_T`, and the scale of the
-    frame), up to the entropy of the noising process, or `density` for a family with a tractable density; and `bound`.
+    frame), up to the entropy of the noising process, or `density` for a family with a tractable density; `bound`; and `frame`, that of
+    `FrameFit`, if the frame is trained too.
 
     Args:
         posterior: Posterior with data as input, in the encoder's frame.
@@ -96,22 +131,23 @@ class Simulated(Objective):
         simulator: Source of the simulations.
         num_rows: Simulations per step (int).
         model: Density of the model for the bound, or None (default) for no bound.
-        observed: Data [M, ...] of the bound. Default: the simulated data.
+        rows: Rows of data of the bound. Default: the simulated data.
     """
 
     def __init__(
         self, posterior: Posterior, whitening: Whitening, simulator: Simulator, num_rows: int, model: FlatModel | None = None,
-        observed: Tensor | None = None,
+        rows: Rows | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.posterior, self.whitening, self.simulator, self.num_rows = posterior, whitening, simulator, num_rows
-        self.model, self.observed = model, observed
+        self.model, self.rows = model, rows
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         u, x = self.simulator.take(self.num_rows, draws)
         values = self._fit(self.whitening.inverse(u), x, draws)
         if self.model is not None:
-            values["bound"] = self._bound(x if self.observed is None else self.observed, draws.lane("bound"))
+            x = x if self.rows is None else self.rows.take(draws.lane("bound"))
+            values["bound"] = self._bound(x, 1 if self.rows is None else self.rows.num_samples, draws.lane("bound"))
         return Terms(values, dict.fromkeys(values, 1.0))
 
     def _fit(self, u: Tensor, x: Tensor, draws: Draws) -> dict[str, Tensor]:
@@ -121,12 +157,13 @@ class Simulated(Objective):
         t = even_timesteps(draws, len(u), self.posterior.schedule.num_steps, u.device)
         v = self.posterior.whitened(encoded, u).detach()
         start = self.posterior.log_scale(encoded).detach() - self.posterior.top_log_prob(*self.posterior.start(encoded), v, draws)
-        return {"chain": self.posterior.step_divergence(encoded.context, v, t, draws, encoded), "start": start}
+        frame = {"frame": -frame_log_prob(encoded, u)} if self.posterior.informed_steps and encoded.mean.requires_grad else {}
+        return {"chain": self.posterior.step_divergence(encoded.context, v, t, draws, encoded), "start": start, **frame}
 
-    def _bound(self, x: Tensor, draws: Draws) -> Tensor:
+    def _bound(self, x: Tensor, num_samples: int, draws: Draws) -> Tensor:
         with evaluation(self.posterior):  # observed data are few, so that statistics of their batch would be wrong
-            sample = self.posterior.sample_encoded(self.posterior.encode(x, draws), max(1, self.num_rows // len(x)), draws)
-        return -(self.model.log_joint_of_rows(x, sample.z) + sample.log_ratio).mean(0).to(sample.z.dtype)
+            sample = self.posterior.sample_encoded(self.posterior.encode(x, draws), num_samples, draws)
+        return -_log_weights(self.model, x, sample.z, sample.log_ratio)
 
     @torch.no_grad()
     def information(self, simulations: Simulations, draws: Draws) -> float:
@@ -139,6 +176,11 @@ class Simulated(Objective):
             with_own, with_other = (sum(self._fit(y, x, draws).values()) for x in (simulations.x, simulations.x.roll(1, 0)))
         gain = (with_other - with_own).double().clamp(-1, 1)
         return max(0.0, float(gain.mean() - 4 * gain.std() / math.sqrt(len(gain))))
+
+
+def _log_weights(model: FlatModel, x: Tensor, y: Tensor, log_ratio: Tensor) -> Tensor:
+    """Mean log-weights [N] over samples `y` [K, N, D] with their log-ratios [K, N], for data `x` [N, ...]."""
+    return (for_coordinates(lambda y: model.log_joint_of_rows(x, y), y) + log_ratio).mean(0).to(y.dtype)
 
 
 def frame_log_prob(encoded: Any, u: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -14,6 +15,7 @@ from ddvi_fast.standardization import FAR, Columns, listed
 
 _KNOTS = 257  # quantiles of a column with heavy tails, evenly spaced in normal scores
 _FLAT = 1e-4  # spread of an embedding's features, relative to their size, below which it is taken to ignore the data
+_OBSERVED = 4096  # largest number of rows of data that are used beside simulations
 _SAME = 1e-6  # relative difference from a constant column that rounding explains
 
 
@@ -62,12 +64,17 @@ class Observation(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, x: Tensor, embedding: nn.Module | None) -> Observation:
-        """Make the standardization of data like the simulations `x` [n, ...].
+    def of(cls, x: Tensor, embedding: nn.Module | None, observed: Tensor | None = None) -> Observation:
+        """Make the standardization of data like the simulations `x` [n, ...], and like the rows `observed` [M, ...] if there are any.
+
+        If simulations take two values only, like the pixels of binary images, and rows lie between them, all columns have one unit and scale.
 
         Raises:
             InputError: If no feature varies, or if the embedding does not return finite features [n, P].
         """
+        simulated = x
+        if observed is not None:
+            x = torch.cat((x, observed[:: -(-len(observed) // _OBSERVED)].to(x)))
         features = embed(embedding, x)
         _checks.require(features.dim() == 2 and len(features) == len(x), "embedding", f"features [{len(x)}, P]", features)
         columns = Columns.of(_checks.finite(features, "embedding" if embedding is not None else "simulate, x"), robust=embedding is None)
@@ -78,6 +85,7 @@ class Observation(nn.Module):
             every, none = torch.arange(len(endless), device=x.device), torch.zeros(0, dtype=torch.long, device=x.device)
             empty = endless.new_zeros(0, _KNOTS)
             return cls(columns.center, columns.scale, -endless, endless, every, none, empty, empty, embedding)
+        columns = _of_one_unit(columns) if _binary(simulated, x) else columns
         scaled = columns(features)
         lowest, highest = scaled.amin(0), scaled.amax(0)
         reach = highest - lowest
@@ -125,6 +133,19 @@ class Observation(nn.Module):
         if far.any():
             found.append(f"x: {listed(far, names)} far outside of what was simulated; clipped")
         return found
+
+
+def _binary(simulated: Tensor, x: Tensor) -> bool:
+    """Whether simulations take two values only, and all of `x` lie between these."""
+    low, high = simulated.amin(), simulated.amax()
+    return bool(((simulated == low) | (simulated == high)).all()) and bool(((x >= low) & (x <= high)).all())
+
+
+def _of_one_unit(columns: Columns) -> Columns:
+    """The columns with one scale for all of them, and none left out or with heavy tails."""
+    scale = columns.scale[columns.varies].square().mean().sqrt()
+    no, yes = torch.zeros_like(columns.varies), torch.ones_like(columns.varies)
+    return dataclasses.replace(columns, scale=torch.full_like(columns.scale, scale), varies=yes, heavy=no, outlying=no)
 
 
 def embed(embedding: nn.Module | None, x: Tensor) -> Tensor:

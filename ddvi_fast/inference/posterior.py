@@ -17,7 +17,7 @@ from ddvi_fast.engine import checkpoint
 from ddvi_fast.inference.diagnosis import Diagnosis, diagnose
 from ddvi_fast.inference.diagnostics import Diagnostics
 from ddvi_fast.inference.importance import ImportanceSample
-from ddvi_fast.inference.model import FlatModel, Simulator, offers, seeded
+from ddvi_fast.inference.model import FlatModel, RowTarget, Simulator, offers, seeded
 from ddvi_fast.inference.networks import Architecture, build
 from ddvi_fast.inference.observation import Observation, column_names, observed_rows
 from ddvi_fast.inference.support import Latents, Support
@@ -30,6 +30,7 @@ from ddvi_fast.standardization import tell
 BOUNDS = ("iwae", "elbo")
 _FORMAT, _EARLIER = "ddvi_fast posterior 3", ("ddvi_fast posterior", "ddvi_fast posterior 2")
 _ROWS = 1 << 14  # posterior samples (rows of data times K) at a time
+_BLOCK = 1 << 12  # rows of data at a time
 
 
 class FittedPosterior:
@@ -126,31 +127,39 @@ class FittedPosterior:
 
     @torch.no_grad()
     def importance_sample(self, num_samples: int = 10_000, x: Any = None, seed: int = 0) -> ImportanceSample:
-        """Draw importance samples for one data set, with their weights under the model.
+        """Draw importance samples for one data set or for each row of data, with their weights under the model.
 
         Args:
-            num_samples: Number of samples, K (int, default 10,000, at least 100).
-            x: One data set. Default: the data of the fit.
+            num_samples: Number of samples for each, K (int, default 10,000, at least 100).
+            x: One data set, or rows of data [M, ...]. Default: the data of the fit.
             seed: Seed of the samples (int, default 0).
 
         Returns:
-            The samples with weights, effective sample size and Pareto k.
+            The samples with weights, effective sample size, estimate of the log-evidence and Pareto k; for rows of data one of each for every
+            row.
 
         Raises:
-            InputError: If the model has no `log_joint`, or if `x` has several rows.
+            InputError: If the model has no `log_joint`, or if the posterior does not accept `x`.
         """
         self._needs("log_joint", "weights")
         rows, many = self._rows(x)
-        _checks.require(not many, "x", "one data set", rows)
+        blocks = [self._weighted(block, first, num_samples, seed) for first, block in _blocks(rows)]
+        u, log_weights = torch.cat([u for u, _ in blocks], 1), torch.cat([weights for _, weights in blocks], 1)
+        z, _ = self.support.constrain(u if many else u[:, 0])
+        return ImportanceSample.of(z, log_weights if many else log_weights[:, 0])
+
+    def _weighted(self, rows: Tensor, first: int, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Unconstrained samples [K, M, D] and their log-weights [K, M] for rows [M, ...], the first of which is the row `first` of all."""
         flat = FlatModel(self.model, self.support, self.whitening)
         kept, weights = [], []
-        for y, log_ratio in self._drawn(rows, num_samples, seed):
-            with seeded(Draws(seed), y.device):
-                joint = flat.log_joint_of_rows(rows, y)[:, 0] if self.conditional else flat.log_joint(self.x, y[:, 0])
-            kept.append(self.whitening(y)[:, 0])
-            weights.append(joint + log_ratio[:, 0])
-        z, _ = self.support.constrain(torch.cat(kept))
-        return ImportanceSample.of(z, torch.cat(weights))
+        for y, log_ratio in self._drawn(rows, num_samples, seed, first):
+            if len(rows):
+                with seeded(Draws(seed), y.device):
+                    joint = flat.log_joint_of_rows(rows, y) if self.conditional else flat.log_joint(self.x, y[:, 0]).unsqueeze(1)
+                log_ratio = joint + log_ratio
+            kept.append(self.whitening(y))
+            weights.append(log_ratio)
+        return torch.cat(kept), torch.cat(weights)
 
     @torch.no_grad()
     def elbo(self, x: Any = None, num_samples: int = 100, seed: int = 0) -> Tensor:
@@ -169,13 +178,7 @@ class FittedPosterior:
         """
         self._needs("log_joint", "bounds")
         rows, many = self._rows(x)
-        flat, total = FlatModel(self.model, self.support, self.whitening), torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        for y, log_ratio in self._drawn(rows, num_samples, seed):
-            if len(rows):
-                with seeded(Draws(seed), y.device):
-                    joint = flat.log_joint_of_rows(rows, y) if self.conditional else flat.log_joint(self.x, y[:, 0]).unsqueeze(1)
-                total = total + (joint + log_ratio).double().sum(0)
-        bound = total / num_samples
+        bound = torch.cat([self._weighted(block, first, num_samples, seed)[1].double().mean(0) for first, block in _blocks(rows)])
         return bound if many else bound[0]
 
     @torch.no_grad()
@@ -279,7 +282,7 @@ class FittedPosterior:
 
         Args:
             path: The folder.
-            model: Model for weights and calibration; samples do not need it.
+            model: Model for weights and calibration; samples do not need it, unless the chain has informed steps.
             x: Observed data. Default: those that were saved.
             embedding: Network of the same architecture as the one that was trained, whose weights are replaced.
             device: Device of the posterior (default CPU).
@@ -288,7 +291,8 @@ class FittedPosterior:
             The posterior, in evaluation mode.
 
         Raises:
-            InputError: If the folder does not exist, is corrupt or was written by an earlier version, or if `embedding` does not fit.
+            InputError: If the folder does not exist, is corrupt or was written by an earlier version, if `embedding` does not fit, or if the
+                chain has informed steps and there is no model with `log_joint`.
         """
         tensors, state = checkpoint.load(_checks.path(path), device := _checks.device(device))
         earlier, hint = state.get("kind") in _EARLIER, "fit the model again"
@@ -307,6 +311,9 @@ class FittedPosterior:
         kept = tensors.get("x") if x is None else x
         options = {"conditional": state["conditional"], "model": model, "x": kept, "data_shape": state["data_shape"]}
         fitted = cls(posterior, support, whitening, architecture, **options)
+        if architecture.informed_steps:
+            fitted._needs("log_joint", "steps that see its gradient")
+            posterior.inform(RowTarget(FlatModel(model, support, whitening)))
         fitted.history, fitted.information, fitted.notices = state["history"], state["information"], state["notices"]
         return fitted
 
@@ -345,15 +352,16 @@ class FittedPosterior:
         """Samples in unconstrained coordinates [K, M, D]."""
         return self.whitening(torch.cat([y for y, _ in self._drawn(rows, num_samples, seed)]))
 
-    def _drawn(self, rows: Tensor, num_samples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Coordinates [K', M, D] and log-ratios [K', M] in chunks over K, equal to those of one large call."""
+    def _drawn(self, rows: Tensor, num_samples: int, seed: int, first_row: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Coordinates [K', M, D] and log-ratios [K', M] in chunks over K, equal to those of one large call; `first_row` is the place of the rows."""
         num_samples = _checks.integer(num_samples, "num_samples", 1)
         if not len(rows):
-            yield rows.new_zeros(num_samples, 0, self.posterior.latent_dim, dtype=torch.float32), None
+            empty = rows.new_zeros(num_samples, 0, self.posterior.latent_dim, dtype=torch.float32)
+            yield empty, empty.sum(-1)
             return
         encoded, chunk = self._encode(rows, seed), max(1, _ROWS // len(rows))
         for first in range(0, num_samples, chunk):
-            sample = self.posterior.sample_encoded(encoded, min(chunk, num_samples - first), Draws(seed).importance(first))
+            sample = self.posterior.sample_encoded(encoded, min(chunk, num_samples - first), Draws(seed, first_row).importance(first))
             yield sample.z, sample.log_ratio
 
     def _noised(self, encoded: Any, y: Tensor, num_samples: int, seed: int) -> Iterator[Tensor]:
@@ -381,6 +389,12 @@ class FittedPosterior:
         loss = {"last loss": f"{self.history[-1]:.3f} nats"} if self.history else {}
         rows = {"family": self.architecture.family, "parameters": ", ".join(self.support.entries()), "data": self._data(), **loss}
         return card("FittedPosterior", rows)
+
+
+def _blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of rows, each with the place of its first; one for no rows."""
+    for first in range(0, max(1, len(rows)), _BLOCK):
+        yield first, rows[first : first + _BLOCK]
 
 
 def _of_observation(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
