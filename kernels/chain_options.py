@@ -10,25 +10,20 @@ import torch
 import triton
 from torch import Tensor
 
-from ddvi_fast.kernels import layers
+from ddvi_fast.kernels import shared_memory
 from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, architecture, launch, unusable
 from ddvi_fast.kernels.layers import LOW_TYPES, denoiser_operands_kernel
+from ddvi_fast.kernels.shared_memory import PAIRED, available, from_shared, in_tensor_memory
 from ddvi_fast.kernels.signs import BLOCK
 
 # Hidden widths that the kernels are compiled for, and those whose sums fit in tensor memory.
 HIDDEN, _IN_TENSOR_MEMORY = (64, 128, 256), (64, 128)
 
-# First architectures whose tensor cores take matrices from shared memory, whose products sum in tensor memory, and that have neither again.
-_FROM_SHARED, _TENSOR_MEMORY, _FROM_REGISTERS = 90, 100, 120
-
 # Most columns of latents and contexts.
 _WIDEST = 64
 
-# Architectures with 99 KiB of shared memory for a program; others have 163 KiB, or 227 KiB if products take operands from it.
-SMALL = (86, 89, 120, 121)
-
-# Largest shared memory of a program, and half a multiprocessor's, less what each program has of its own.
-_SHARED, _HALF = 227 << 10, 113 << 10
+# Half a multiprocessor's shared memory, less what each program has of its own.
+_HALF = 113 << 10
 
 
 def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
@@ -40,7 +35,7 @@ def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
     """
     common = {"TENSOR_MEMORY": in_tensor_memory(arch), "num_stages": 1, **_assembler(arch, two)}
     shared = from_shared(arch)
-    for rows, most in ((64, _HALF), (128, _SHARED)):
+    for rows, most in ((64, _HALF), (128, available(arch))):
         if shared and sizes.resident_bytes(two, rows) <= most:
             return {"BN": rows, "KEEP": True, "num_warps": rows // 16, **common}
     return {"BN": 128 if shared else 64, "KEEP": False, "num_warps": 8 if shared else 4, **common}
@@ -48,22 +43,7 @@ def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
 
 def _assembler(arch: int, two: bool) -> dict[str, str]:
     """Options of the assembler, which with all its optimizations gives kernels of two planes 32 registers on sm_80 and spills the rest."""
-    return {"ptx_options": "--opt-level=1"} if two and arch < _FROM_SHARED else {}
-
-
-def from_shared(arch: int) -> bool:
-    """Whether products take operands from shared memory."""
-    return _FROM_SHARED <= arch < _FROM_REGISTERS
-
-
-def in_tensor_memory(arch: int) -> bool:
-    """Whether products sum in tensor memory.
-
-    Triton takes the sums of products that stand directly in a `for` out of it, so that each has its own part of tensor memory for the whole
-    loop. The parts of a denoiser are more than there is, and the compiled kernel is a trap. Under a condition products share parts: the loops
-    over steps and tiles have one that always holds, which is a constant elsewhere.
-    """
-    return _TENSOR_MEMORY <= arch < _FROM_REGISTERS
+    return {"ptx_options": "--opt-level=1"} if two and arch < 90 else {}
 
 
 @dataclass(frozen=True)
@@ -100,12 +80,11 @@ class Sizes:
     @property
     def joined(self) -> bool:
         """Whether contexts stand in the columns after those of the state, so that one narrow tile has both."""
-        return 0 < self.context <= layers.PAIRED - self.latent
+        return shared_memory.tiles(self.latent, self.context)[1] == 0 < self.context
 
     def layout(self) -> dict[str, int]:
         """Widths, those of the tiles of states and contexts (Q = 0 without tiles of contexts), and units of a block."""
-        p = layers.padded(self.latent + self.context if self.joined else self.latent)
-        q = 0 if self.joined or self.context == 0 else layers.padded(self.context)
+        p, q = shared_memory.tiles(self.latent, self.context)
         return {"D": self.latent, "C": self.context, "P": p, "Q": q, "H": self.hidden, "B": min(self.hidden, BLOCK)}
 
     def resident_bytes(self, two: bool, rows: int) -> int:
@@ -114,7 +93,7 @@ class Sizes:
         ends = sum(max(16, 2 * width) * (width > 0) for width in (layout["P"], layout["P"], layout["Q"]))
         resident = 2 * self.hidden * ((6 if two else 3) * self.hidden + ends + 16)
         contexts = 4 * rows * max(16, layout["Q"]) * (layout["Q"] > 0)
-        return resident + contexts + 32 * rows * (layout["P"] > layers.PAIRED)
+        return resident + contexts + 32 * rows * (layout["P"] > PAIRED)
 
     def meta_tensors(self) -> tuple[Tensor, ...]:
         """Latents, context, the five weights, a table and a state of these sizes, without memory: operands for `common.recorded`."""
@@ -212,4 +191,15 @@ def unusable_denoiser(kernel: Any, what: str, precision: str, **tensors: Tensor 
             return f"{name}: the Triton {what} takes at most {_WIDEST} columns, got {width}"
     if precision not in LOW_TYPES:
         return f"precision: expected one of {', '.join(LOW_TYPES)}, got {precision}"
-    return None
+    return _too_large(what, precision, **tensors) or None
+
+
+def _too_large(what: str, precision: str, **tensors: Tensor | None) -> str:
+    """That shared memory is too small for these operands, or the empty string."""
+    hidden, latents, context = tensors.get("hidden"), tensors.get("y_T", tensors.get("x0")), tensors.get("context")
+    if hidden is None or latents is None:
+        return ""
+    kernel, arch, width = "sleep" if "x0" in tensors else "chain", architecture(hidden.device), 0 if context is None else context.shape[-1]
+    two = LOW_TYPES[precision][1]
+    reason = shared_memory.refusal(shared_memory.most_bytes(kernel, arch, latents.shape[-1], width, hidden.shape[-1], two), arch)
+    return f"{reason} (in the Triton {what} of these sizes in {precision})" if reason else ""

@@ -25,7 +25,6 @@ import triton.language as tl
 from ddvi_fast.kernels.signs import pack_block, unpack_block
 from ddvi_fast.precision import NARROW
 
-PAIRED = 8  # most columns of a narrow side whose planes share a product
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 # float32: factors of activations and weights, exponent to which gradients are scaled
@@ -35,11 +34,6 @@ DOWN, WEIGHT_EXPONENT = tl.constexpr(1.0 / 256.0), tl.constexpr(8)
 
 # Precision of the hidden products -> low type, and whether they have two planes. tf32 gets more than it asks for.
 LOW_TYPES = {"float32": (torch.float16, True), "tf32": (torch.float16, True), **{name: (dtype, False) for name, dtype in NARROW.items()}}
-
-
-def padded(width: int) -> int:
-    """Columns of a narrow side's tile."""
-    return PAIRED if width <= PAIRED else max(16, triton.next_power_of_2(width))
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast._operands import ChainOperands
-from ddvi_fast.kernels.chain_options import SMALL, Prepared, Sizes, from_shared, in_tensor_memory, prepared
+from ddvi_fast.kernels.chain_options import Prepared, Sizes, prepared
 from ddvi_fast.kernels.common import architecture, launch
 from ddvi_fast.kernels.layers import (
     DOWN,
@@ -43,6 +43,7 @@ from ddvi_fast.kernels.layers import (
     widen,
     zeros,
 )
+from ddvi_fast.kernels.shared_memory import PAIRED, available, from_shared, in_tensor_memory, needed
 
 
 @triton.jit
@@ -429,11 +430,12 @@ _SEGMENTS = {"BLOCK": 512, "num_warps": 4}
 def weight_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
     """Meta-parameters: BN rows a tile, KEEP as in `chain_options`, beside a tile's factors of one block.
 
-    Tiles are small where there are few rows, or too little shared memory for 128 of them: wide ones of 128 rows take more than 163 or 227 KiB.
+    Tiles are small where there are few rows, or too little shared memory for 128 of them.
     """
     layout = sizes.layout()
     wide = layout["P"] + layout["Q"] > (64 if from_shared(arch) else 48)
-    rows = 128 if sizes.rows * sizes.steps > 128 * _PROGRAMS and not wide and arch not in SMALL else 64
-    staged = rows * (min(sizes.hidden, 128) * (12 if two else 6) + 32)
-    keep = from_shared(arch) and sizes.resident_bytes(two, 0) + staged <= 227 << 10
+    fits = needed("weights", arch, sizes.latent, sizes.context, sizes.hidden, two, 128) <= available(arch)
+    rows = 128 if sizes.rows * sizes.steps > 128 * _PROGRAMS and not wide and fits else 64
+    staged = rows * (min(sizes.hidden, 128) * (12 if two else 6) + 32 * (2 if layout["P"] > PAIRED else 1))
+    keep = from_shared(arch) and sizes.resident_bytes(two, 0) + staged <= available(arch)
     return {"BN": rows, "KEEP": keep, "TENSOR_MEMORY": in_tensor_memory(arch), "num_warps": 8, "num_stages": 1}

@@ -83,6 +83,15 @@ def test_newer_devices_run_the_same_kernels(gpu, capability) -> None:
     assert sleep.status == "ok" and sleep.detail.startswith("triton for float32")
 
 
+def test_little_shared_memory_is_named(gpu) -> None:
+    assert "shared memory" not in find(inspect(), "backends", "kde on cuda").detail
+    gpu[0] = (8, 6)
+    module.architecture.cache_clear()
+    chain_on_cuda, sleep = (find(inspect(), "backends", f"{operation} on cuda").detail for operation in ("chain", "sleep"))
+    assert "in 99 KiB of shared memory latents and context have at most 16 each (hidden width 128, float32)" in chain_on_cuda
+    assert "at most 32 each (hidden width 64, float32)" in sleep and "8 together (hidden width 256, float32)" in sleep
+
+
 def test_cuda_asked_for_by_name_without_a_gpu_is_a_problem(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("DDVI_FAST_BACKEND", "cuda")

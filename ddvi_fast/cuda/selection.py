@@ -3,19 +3,22 @@
 The CUDA C++ kernels give 8 rows to a program, and a multiprocessor runs one program at a time, so their time grows whenever the programs
 need another wave over the multiprocessors. Triton's kernels take many more rows at once and more time for few. By the static model of
 `bench/device` (predicted, not measured), Triton's passes at T = 40 take as long as 3.4 waves in bf16, its forward pass in float32 as 5.3.
+
+The model is that of an H200. From compute capability 10.0 on products sum in tensor memory, which it does not know, so other architectures have
+the same number of waves: on these the limits are neither measured nor predicted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
+
+from ddvi_fast.kernels.shared_memory import available, in_tensor_memory, most_bytes, refusal
 
 ROWS = 8  # of a program of the CUDA C++ kernels
 # Multiprocessors of the products with most of them, by family of architectures: A100, H100 and H200, B200.
 _PROCESSORS = {8: 108, 9: 132, 10: 148}
-# Largest shared memory of a program in KiB (CUDA C++ Programming Guide, technical specifications per compute capability).
-_SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
-# Architectures whose products sum in tensor memory in Triton, as in kernels/chain_options.py: those of wider networks do not fit.
-_TENSOR_MEMORY = range(100, 120)
+OTHER_SHARED = 48 << 10  # bytes of a program of the CUDA C++ kernels for everything but hidden matrices, at most
 
 
 class Sizes(NamedTuple):
@@ -29,6 +32,20 @@ class Sizes(NamedTuple):
     precision: str  # of the hidden products
     architecture: int  # compute capability times ten
 
+    @property
+    def two(self) -> bool:
+        """Whether the products are those of pairs of 2-byte numbers."""
+        return self.precision in ("float32", "tf32")
+
+
+def _of_cuda(sizes: Sizes) -> int:
+    """Bytes of shared memory: with pairs of numbers, those of three hidden matrices are in it."""
+    return (6 * sizes.hidden**2 if sizes.two else 0) + OTHER_SHARED
+
+
+def _of_triton(sizes: Sizes) -> int:
+    return most_bytes("chain", sizes.architecture, sizes.latent, sizes.context, sizes.hidden, sizes.two)
+
 
 class Range(NamedTuple):
     """What one kernel takes: a row of the table."""
@@ -39,7 +56,7 @@ class Range(NamedTuple):
     context: int  # most context columns
     steps: int  # most steps
     architecture: int  # the oldest
-    split_matrices: bool  # whether a program of float32 or tf32 has three hidden matrices of 2-byte numbers in shared memory
+    shared: Callable[[Sizes], int]  # bytes of shared memory that a program needs
     waves: dict[str, int]  # by precision: waves of programs up to which no later kernel is faster; 0 for no limit
 
     def refusal(self, sizes: Sizes) -> str:
@@ -48,7 +65,7 @@ class Range(NamedTuple):
             return f"precision: expected {' or '.join(self.waves)}, got {sizes.precision}"
         if sizes.hidden not in self.hidden:
             return f"hidden width: expected {' or '.join(map(str, self.hidden))}, got {sizes.hidden}"
-        if sizes.hidden > 128 and sizes.architecture in _TENSOR_MEMORY:
+        if sizes.hidden > 128 and in_tensor_memory(sizes.architecture):
             return f"hidden width: expected at most 128 on compute capability {sizes.architecture / 10}, got {sizes.hidden}"
         for name, most, got in (
             ("latent dimensions", self.latent, sizes.latent),
@@ -59,8 +76,7 @@ class Range(NamedTuple):
                 return f"{name}: expected at most {most}, got {got}"
         if sizes.architecture < self.architecture:
             return f"device: expected compute capability {self.architecture / 10} or later, got {sizes.architecture / 10}"
-        needed, there = self._shared_needed(sizes), _SHARED.get(sizes.architecture, min(_SHARED.values()))
-        return f"device: expected {needed} KiB of shared memory for a program, got {there} KiB" if there < needed else ""
+        return refusal(self.shared(sizes), sizes.architecture)
 
     def slower(self, sizes: Sizes) -> str:
         """Why a later kernel is faster, in words, or the empty string if none is."""
@@ -68,17 +84,12 @@ class Range(NamedTuple):
         most = most_rows(waves, sizes.architecture)
         return f"rows: expected at most {most}, got {sizes.rows}" if waves and sizes.rows > most else ""
 
-    def _shared_needed(self, sizes: Sizes) -> int:
-        split = self.split_matrices and sizes.precision in ("float32", "tf32")
-        return 3 * 2 * sizes.hidden**2 // 1024 + OTHER_SHARED if split else OTHER_SHARED
-
 
 ANY = 1 << 30
-OTHER_SHARED = 48  # KiB of a program for everything but hidden matrices, at most
 TABLE = (
     #     kernel    H               D   C   T     from
-    Range("cuda", (64, 128), 16, 16, 1000, 80, True, {"float32": 5, "tf32": 5, "bf16": 3, "fp16": 3}),
-    Range("triton", (64, 128, 256), 64, 64, ANY, 0, False, {"float32": 0, "tf32": 0, "bf16": 0, "fp16": 0}),
+    Range("cuda", (64, 128), 16, 16, 1000, 80, _of_cuda, {"float32": 5, "tf32": 5, "bf16": 3, "fp16": 3}),
+    Range("triton", (64, 128, 256), 64, 64, ANY, 0, _of_triton, {"float32": 0, "tf32": 0, "bf16": 0, "fp16": 0}),
 )
 
 
@@ -102,3 +113,24 @@ def limits(architecture: int) -> dict[str, int]:
 def most_rows(waves: int, architecture: int) -> int:
     """The rows of `waves` waves of programs on the largest device of an architecture's family."""
     return waves * ROWS * _PROCESSORS.get(architecture // 10, _PROCESSORS[10])
+
+
+def narrow(kernel: str, architecture: int) -> str:
+    """Sizes beyond which Triton's ``chain`` or ``sleep`` does not fit into shared memory, in words, or the empty string if all sizes do."""
+    found = []
+    for hidden in row_of("triton").hidden:
+        for precision in ("float32", "bf16"):
+            fits = [width for width in _COLUMNS if not _beyond(kernel, Sizes(width, width, hidden, 1, 1, precision, architecture))]
+            if fits != list(_COLUMNS) and not (hidden > 128 and in_tensor_memory(architecture)):
+                columns = f"{max(fits)} each" if fits else "8 together"
+                found.append(f"{columns} (hidden width {hidden}, {precision})")
+    there = available(architecture) >> 10
+    return f"in {there} KiB of shared memory latents and context have at most {', '.join(found)} columns" if found else ""
+
+
+_COLUMNS = (8, 16, 32, 64)
+
+
+def _beyond(kernel: str, sizes: Sizes) -> bool:
+    needed = most_bytes(kernel, sizes.architecture, sizes.latent, sizes.context, sizes.hidden, sizes.two)
+    return needed > available(sizes.architecture)

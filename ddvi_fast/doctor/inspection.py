@@ -142,18 +142,24 @@ def _used(operation: str, device: torch.device) -> Finding:
     if _backend.fused(device) == fused:
         if fused == "triton" and operation in _backend.CUDA_OPERATIONS:
             return _few_rows(name, device)
-        return judged("backends", name, f"{fused} for float32, reference for float64 and for sizes that the kernels do not support")
+        return judged("backends", name, f"{fused} for float32, {_rest(operation, device)}")
     return judged("backends", name, "reference, because it was chosen", "use_backend('auto'), or unset DDVI_FAST_BACKEND")
 
 
 def _few_rows(name: str, device: torch.device) -> Finding:
-    """Which of Triton and CUDA C++ computes an operation, and why."""
-    rest = "reference for float64 and for sizes that the kernels do not support"
+    """Which of Triton and CUDA C++ computes chains, and why."""
+    rest = _rest("chain", device)
     why = _backend.unavailable("cuda") or chain.why_not(_index(device))
     if why:
         return judged("backends", name, f"triton for float32, {rest}; no CUDA C++ for few rows: {why}", _REPAIR["cuda"])
     most = ", ".join(f"{rows} rows in {precision}" for precision, rows in selection.limits(architecture(_index(device))).items())
     return judged("backends", name, f"cuda up to {most}, triton for more, {rest}")
+
+
+def _rest(operation: str, device: torch.device) -> str:
+    """What the reference computes."""
+    narrow = selection.narrow(operation, architecture(_index(device))) if device.type == "cuda" and operation in ("chain", "sleep") else ""
+    return "reference for float64 and for sizes that the kernels do not support" + (f": {narrow}" if narrow else "")
 
 
 def _index(device: torch.device) -> int:

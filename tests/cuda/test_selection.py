@@ -10,6 +10,7 @@ import torch
 from ddvi_fast import precision
 from ddvi_fast.cuda import selection
 from ddvi_fast.cuda.selection import TABLE, Sizes
+from ddvi_fast.kernels import shared_memory
 
 BASE = Sizes(latent=2, context=2, hidden=128, steps=40, rows=128, precision="bf16", architecture=90)
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 103, 110, 120)
@@ -30,7 +31,8 @@ def test_every_combination_has_exactly_one_kernel_which_takes_it():
         few = sizes.rows <= wave * (3 if sizes.precision in ("bf16", "fp16") else 5)
         fits = sizes.precision in ("bf16", "fp16") or sizes.hidden == 64 or sizes.architecture not in (86, 89, 120)
         widths = (64, 128) if sizes.architecture in (100, 103, 110) else (64, 128, 256)
-        triton = sizes.latent <= 64 and sizes.context <= 64 and sizes.hidden in widths
+        needed = shared_memory.most_bytes("chain", sizes.architecture, sizes.latent, sizes.context, sizes.hidden, not sizes.precision.endswith("16"))
+        triton = sizes.latent <= 64 and sizes.context <= 64 and sizes.hidden in widths and needed <= shared_memory.available(sizes.architecture)
         assert kernel == ("cuda" if small and few and fits else "triton" if triton else "reference"), sizes
         seen.add(kernel)
     assert seen == {"cuda", "triton", "reference"}
@@ -80,12 +82,10 @@ def test_tritons_kernels_take_what_the_table_gives_them(latent, context, hidden,
     device = "cpu" if common.interpreted(chain.chain_fwd_kernel) else "cuda"
     tensors = {"y_T": torch.zeros(1, latent, device=device), "hidden": torch.zeros(3, hidden, hidden, device=device)}
     tensors["context"] = torch.zeros(1, context, device=device) if context else None
-    assert not selection.row_of("triton").refusal(BASE._replace(latent=latent, context=context, hidden=hidden))
-    for name in precision.PRODUCTS:
-        assert chain.unsupported(name, **tensors) is None
-    for newer in (100, 103, 110, 120):
+    for name, newer in itertools.product(precision.PRODUCTS, (80, 86, 90, 100, 103, 110, 120)):
         monkeypatch.setattr(chain_options, "architecture", lambda device, newer=newer: newer)
-        refusal = selection.row_of("triton").refusal(BASE._replace(latent=latent, context=context, hidden=hidden, architecture=newer))
-        assert (chain.unsupported("bf16", **tensors) is None) == (refusal == "") == (hidden < 256 or newer == 120), newer
+        refusal = selection.row_of("triton").refusal(Sizes(latent, context, hidden, 40, 65536, name, newer))
+        assert (chain.unsupported(name, **tensors) is None) == (refusal == ""), (name, newer)
+        assert refusal == "" or newer in (86, 120) or hidden == 256
     tensors["y_T"] = torch.zeros(1, 65, device=device)
     assert chain.unsupported("bf16", **tensors) is not None
