@@ -10,6 +10,7 @@ from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.training.decoder_passes import decoder_rows, within_passes
 from ddvi_fast.training.engines import make_engines
 from ddvi_fast.training.run import load_dataset, run
+from ddvi_fast.training.session import prepared_folder
 
 NARROW = ("limit=256", "recipe.batch_size=64", "dataset.encoder.hidden=[8]", "dataset.decoder.hidden=[8]")
 GAUSSIAN = ("prior=gaussian", "latent_dim=5", "evaluation.evidence=false")
@@ -67,3 +68,12 @@ def test_a_run_has_the_epochs_of_its_budget_and_tells_its_rows(tmp_path):
     assert result.folder.config["recipe"]["epochs"] == 2
     assert result.metrics["decoder_rows"] == 4 * 256 * 2 and result.metrics["nll"] == -result.metrics["iwae"]
     assert "decoder_rows" not in run(compose([*NARROW, *GAUSSIAN, *EVALUATION, "epochs=1", f"run_dir={tmp_path / 'other'}"])).metrics
+
+
+def test_a_resumed_run_keeps_the_epochs_of_its_budget(tmp_path):
+    settings = [*NARROW, *GAUSSIAN, "method=vae", f"run_dir={tmp_path / 'run'}"]
+    config = compose([*settings, "max_passes=9"])
+    with prepared_folder(config, tmp_path / "run", lambda fresh: within_passes(fresh, load_dataset(fresh))) as (_, begun):
+        assert begun.recipe.epochs == 9
+    with prepared_folder(config, tmp_path / "run", lambda fresh: pytest.fail("a run that is resumed has its epochs")) as (folder, resumed):
+        assert resumed.recipe.epochs == 9 and folder.config["recipe"]["epochs"] == 9

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from ddvi_fast import metrics
 from ddvi_fast.rng import Draws
 from ddvi_fast.training.evaluate import evaluate, split_of_gap
 
@@ -45,3 +46,15 @@ def test_the_parts_of_the_gap_add_up_to_that_of_the_first_rows(assembled):
     assert abs(sum(parts.values()) - float(whole.total.mean())) < 1e-3
     assert abs(float(whole.total.mean()) - figures["gap"]) < 4 * figures["elbo_error"] + 0.5  # other samples of the same rows
     assert parts["gap_amortisation"] > 0
+
+
+def test_the_neighbours_of_drawn_test_images_are_drawn_training_images(assembled, monkeypatch):
+    seen = {}
+    config, dataset, experiment = assembled("method=vae", "prior=gaussian", "evaluation.evidence=false", "dataset.binarize=true", "limit=90", *QUICK)
+    encode = metrics.encode
+    monkeypatch.setattr(metrics, "encode", lambda posterior, x, draws: seen.setdefault(len(seen), x) is x and encode(posterior, x, draws))
+    evaluate(config, experiment, dataset)
+    assert len(seen) == 2 and torch.equal(seen[0], dataset.inputs(split="test"))
+    shades = dataset.inputs()
+    assert set(seen[1].unique().tolist()) == {0.0, 1.0} and not torch.equal(seen[1], shades)
+    assert bool((seen[1] == shades)[(shades == 0) | (shades == 1)].all())
