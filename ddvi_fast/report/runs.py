@@ -58,7 +58,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             found |= flat(value, f"{prefix}{name}.")
-        elif prefix or name not in (*OUTPUT, "max_minutes"):
+        elif prefix or name not in (*OUTPUT, "max_minutes", "max_passes"):
             found[prefix + name] = value
     return found
 

@@ -155,7 +155,7 @@ def test_impossible_parameters_are_refused_in_one_line(parameters, words, one_li
      "recipe.defects.dropout_at_evaluation=true", "method.posterior=gaussian", "method.task=semi", "method.name=vae", "method.chain.num_steps=4",
      "method.clustering.num_clusters=4", "method.flow.num_levels=3", "method.map.perplexity=3", "method.semi.noise=1", "method.clustering.eta=1",
      "recipe.kl.fraction=0.3", "recipe.prior_blur_fraction=0.2", "recipe.context_dropout=0.3", "recipe.sigmoid_variances=true", "method.weight=3",
-     "recipe.defects.log_var_twice=true"],
+     "recipe.defects.log_var_twice=true", "dataset.binarize=true", "max_passes=1"],
 )  # fmt: skip
 def test_settings_that_would_do_nothing_are_refused(setting, one_line):
     one_line(lambda: DDVI(**SMALL, settings=(setting,)).fit(X))
