@@ -62,8 +62,9 @@ DDVI_INLINE void step_backward(const ChainArguments& c, const Tile& tile, int64_
     for (int i = 0; i < 5; ++i) d_coefficients[i] += sum(totals[i]);
 }
 
+// Each step has the context `context_stride` floats after that of the step before it; the gradient of the context is the sum over the steps.
 template <class P>
-void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& tile, const PartialLayout& layout, float* partial) {
+void backward_tile(const ChainArguments& c, int64_t context_stride, const Network<P>& net, const Tile& tile, const PartialLayout& layout, float* partial) {
   const int64_t width = c.latent, plane = c.rows * width;
   const int64_t floats = activation_floats<P>(net.inputs, net.hidden) + P::panel_floats(net.hidden) + backward_floats<P>(net.hidden) + ascent_floats(c) + 256;
   Carver carver{ddvi::scratch(ddvi::kTileSlot, (size_t)floats)};
@@ -83,7 +84,6 @@ void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& t
   for (int64_t i = 0; i < c.context_width * kTile; ++i) s.d_context[i] = 0.0f;
   if (c.z_upstream) add_upstream(c.z_upstream);
   for (int64_t i = 0; i < kTile; ++i) s.path_upstream[i] = c.path_upstream && i < tile.samples ? c.path_upstream[tile.row(i)] : 0.0f;
-  if (c.context_width) gather(c.context, tile, c.context_width, a.input + width * kTile);
   gather(c.trajectory + c.steps * plane, tile, width, a.input);
 
   for (int64_t step = 0; step < c.steps; ++step) {
@@ -91,6 +91,7 @@ void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& t
     if (c.trajectory_upstream) add_upstream(c.trajectory_upstream + entry * plane);
     std::memcpy(s.following, a.input, (size_t)(width * kTile) * sizeof(float));
     gather(c.trajectory + (entry - 1) * plane, tile, width, a.input);
+    if (c.context_width && (step == 0 || context_stride != 0)) gather(c.context + step * context_stride, tile, c.context_width, a.input + width * kTile);
     if (c.noise_source != kNoNoise) step_noise(c, tile, draws, step, s.noise);
     network_hidden(net, StepBias{c.time_table + (tile.group * c.steps + step) * 4 * net.hidden, net.hidden}, a, tile.columns);
     if (c.d_coefficients)
@@ -126,14 +127,14 @@ void backward_tile(const ChainArguments& c, const Network<P>& net, const Tile& t
 }
 
 template <class P>
-void backward_as(const ChainArguments& c) {
+void backward_as(const ChainArguments& c, int64_t context_stride) {
   const float* packed = pack_weights<P>(c, true);
   sum_over_tiles(c, c.d_coefficients, [&](const Tile& tile, const PartialLayout& layout, float* partial) {
-    backward_tile(c, group_network<P>(c, tile.group, packed), tile, layout, partial);
+    backward_tile(c, context_stride, group_network<P>(c, tile.group, packed), tile, layout, partial);
   });
 }
 
-inline void chain_backward(const ChainArguments& c) {
-  if (c.bf16) return backward_as<BFloat16>(c);
-  backward_as<Float32>(c);
+inline void chain_backward(const ChainArguments& c, int64_t context_stride) {
+  if (c.bf16) return backward_as<BFloat16>(c, context_stride);
+  backward_as<Float32>(c, context_stride);
 }

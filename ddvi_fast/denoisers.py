@@ -148,6 +148,10 @@ class StepView:
     def __getattr__(self, name: str):
         return getattr(self._denoiser, name)
 
+    def at(self, part: slice) -> StepView:
+        """The denoiser at a part of these steps."""
+        return StepView(self._denoiser, self._steps[part])
+
     def chain_weights(self) -> ChainWeights:
         """The weights of the whole denoiser, with the chosen rows of the time table."""
         weights = self._denoiser.chain_weights()

@@ -53,17 +53,20 @@ def forward(operands: ChainOperands, keep_trajectory: bool) -> tuple[Tensor, Ten
 
 
 def backward(
-    operands: ChainOperands, trajectory: Tensor, d_z: Tensor | None, d_path: Tensor | None, d_trajectory: Tensor | None, needed: Differentiable
-) -> Differentiable:
+    operands: ChainOperands, trajectory: Tensor, d_z: Tensor | None, d_path: Tensor | None, d_trajectory: Tensor | None, needed: Differentiable,
+    stepwise: bool = False,
+) -> Differentiable:  # fmt: skip
     """The gradients that are `needed`, from those of the three results of `forward`.
 
-    Sums over rows have one order, whatever the number of threads.
+    Sums over rows have one order, whatever the number of threads. A `stepwise` chain has a context for each step: that of `operands` is the
+    first of contiguous ones [T, .., R, C]. The gradient of the context is then the sum over the steps.
     """
     arguments = _arguments(operands)
     loader.fill(arguments, ("trajectory", *_UPSTREAM), (trajectory, d_z, d_path, d_trajectory))
     # The kernel carries the gradient of the start in any case.
     gradients = denoiser.new_gradients(arguments, _GRADIENTS, operands, needed, latents=True)
-    loader.library().ddvi_chain_backward(ctypes.byref(arguments))
+    library = loader.library()
+    (library.ddvi_chain_backward_stepwise if stepwise else library.ddvi_chain_backward)(ctypes.byref(arguments))
     return gradients.only(needed)
 
 

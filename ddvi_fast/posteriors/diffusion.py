@@ -14,6 +14,7 @@ from ddvi_fast.networks import take_rows
 from ddvi_fast.posteriors.base import Encoded, encode_with_context, require_encoders, split_mean_log_var
 from ddvi_fast.posteriors.chain import ChainPosterior
 from ddvi_fast.posteriors.informed import HasLogJoint, Target, clipped
+from ddvi_fast.posteriors.informed_chain import InformedSteps, joined
 from ddvi_fast.precision import as_float32
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
@@ -222,7 +223,7 @@ class Diffusion(ChainPosterior):
         self, encoded: Encoded, start: Tensor, table: Tensor, draws: Draws | None, noise: Tensor | None, return_trajectory: bool,
         groups: Tensor | None,
     ) -> ops.ChainSample:  # fmt: skip
-        """Run the first steps as one chain, then each informed one as a chain of one step; informed steps draw from the last streams."""
+        """Run the first steps as one chain, then the informed ones, which draw from the last streams."""
         informed, count = self._num_informed(), len(table)
         v, path, states = start, start.new_zeros(start.shape[:-1]), start.unsqueeze(0)
         if informed < count:
@@ -231,18 +232,14 @@ class Diffusion(ChainPosterior):
             options = {"return_trajectory": return_trajectory, "groups": groups}
             chain = ops.sample_chain(start, self._blind_context(encoded.context, start), blind, table[informed:], **source, **options)
             v, path, states = chain.z, chain.path, chain.trajectory
-        signals, gains = self._signals(start), self._gains(start)
-        for step in reversed(range(informed)):
-            stream = rng.CHAIN + count - informed + step
-            added = rng.normal(draws, tuple(v.shape), stream, device=v.device, dtype=v.dtype) if noise is None else noise[step]
-            direction = self.direction(encoded, v, signals[step])
-            # The direction's part of the mean, in units of the noise: the chain of one step then needs nothing but another noise.
-            shift = gains[step] / table[step, 2] * direction
-            context, network = self._informed_context(encoded.context, direction), self._denoiser_at(slice(step, step + 1))
-            chain = ops.sample_chain(v, context, network, table[step : step + 1], noise=(added + shift).unsqueeze(0), groups=groups)
-            v, path = chain.z, path + chain.path - (shift * (added + 0.5 * shift)).sum(-1)
-            states = torch.cat((states, v.unsqueeze(0))) if return_trajectory else None
-        return ops.ChainSample(v, path, states if return_trajectory else None)
+        if noise is None:
+            stream = rng.CHAIN + count - informed
+            noise = rng.normal(draws, tuple(v.shape), stream, planes=informed, device=v.device, dtype=v.dtype)
+        signals, gains, last = self._signals(start), self._gains(start), slice(informed)
+        steps = InformedSteps(self._denoiser_at(last), table[last], gains[last], lambda v, step: self.direction(encoded, v, signals[step]))
+        chain = steps.run(v, encoded.context, noise[last], groups, return_trajectory)
+        states = torch.cat((states, chain.trajectory[1:])) if return_trajectory else None
+        return ops.ChainSample(chain.z, path + chain.path, states)
 
     def direction(self, encoded: Encoded, v: Tensor, signal: Tensor) -> Tensor:
         """Compute the directions of informed steps: the gradients of the log-weight of the encoder's Gaussian, in its frame.
@@ -279,14 +276,7 @@ class Diffusion(ChainPosterior):
 
     def _blind_context(self, context: Tensor | None, like: Tensor) -> Tensor:
         """The context of steps that see no direction: zeros [.., N, D] behind c(x)."""
-        return self._informed_context(context, like.new_zeros(like.shape[-2:]))
-
-    def _informed_context(self, context: Tensor | None, direction: Tensor) -> Tensor:
-        """The context [.., N, C + D] of the denoiser: c(x) [.., N, C], and the directions [.., N, D]."""
-        if context is None:
-            return direction
-        rows = torch.broadcast_shapes(context.shape[:-1], direction.shape[:-1])
-        return torch.cat((context.expand(*rows, -1), direction.expand(*rows, -1)), -1)
+        return joined(context, like.new_zeros(like.shape[-2:]))
 
     def _path_log_ratio(self, encoded: Encoded, path: Tensor, table: Tensor) -> Tensor:
         if not self.informed_steps:
@@ -312,7 +302,7 @@ class Diffusion(ChainPosterior):
             blind = self._blind_context(encoded.context, v).expand(*v.shape[:-1], -1)
             return super().step_mean(encoded._replace(context=blind), v, step, table)
         direction = self.direction(encoded, v, self._signals(v)[step])
-        mean = super().step_mean(encoded._replace(context=self._informed_context(encoded.context, direction)), v, step, table)
+        mean = super().step_mean(encoded._replace(context=joined(encoded.context, direction)), v, step, table)
         return mean + self._gains(v)[step] * direction
 
     def frozen_log_ratio(self, x: Tensor, path: Tensor, draws: Draws | None = None) -> Tensor:
@@ -393,7 +383,7 @@ class Diffusion(ChainPosterior):
         direction = direction * (t < self._num_informed()).unsqueeze(1)
         gains = self.direction_gains[self._active()].to(z)
         shift = take_rows(gains.unsqueeze(1), t) * deviation.square() * direction
-        return z - shift, self._informed_context(context, direction), noise + signal / deviation * shift
+        return z - shift, joined(context, direction), noise + signal / deviation * shift
 
     def step_means(self, context: Tensor | None, y: Tensor, z: Tensor, t: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the means of `q(y_{t-1} | y_t, x)` and of `r(y_{t-1} | y_t, z)`.
