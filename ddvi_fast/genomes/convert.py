@@ -17,7 +17,7 @@ from ddvi_fast.data.packed import code_counts
 from ddvi_fast.data.packing import PER_BYTE, pack, packed_width
 from ddvi_fast.genomes.filters import Filters, Kept, apply_filters
 from ddvi_fast.genomes.formats.sources import Block, Source, open_source
-from ddvi_fast.genomes.labels import attach, read_labels
+from ddvi_fast.genomes.labels import LabelTable, attach, read_labels
 from ddvi_fast.genomes.staging import Staged
 from ddvi_fast.genomes.store import GENOTYPES, GenotypeStore, is_store, write_tables
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
@@ -124,7 +124,7 @@ def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
 def write_store(
     source: Source,
     folder: Path,
-    table: dict[str, dict[str, str]] | None = None,
+    table: LabelTable | None = None,
     leave_out_unlabelled: bool = False,
     filters: Filters = Filters(),
     further: dict[str, Any] | None = None,

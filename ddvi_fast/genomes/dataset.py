@@ -28,6 +28,7 @@ from ddvi_fast.genomes.simulate import Simulation, simulated_genomes
 from ddvi_fast.genomes.store import GenotypeStore, count_codes
 from ddvi_fast.genomes.tables import SampleTable
 from ddvi_fast.plots.registry import register as register_pictures
+from ddvi_fast.standardization import tell
 
 FEATURES = ("components", "counts")
 _BED, _LABELS = "1kg_phase3.bed", "1kg_phase3_samples.tsv"
@@ -160,16 +161,17 @@ def load_genotypes(name: str, options: Genotypes, *, data_dir: Path | None = Non
         InputError: A file is missing or damaged, a sample has no label, or a column does not exist.
     """
     store = _store(name, options, data_dir, seed)
+    label = _label(store, options)
     parts = {"test_size": options.held_out, "seed": seed, "name": name, "validation": options.validation}
     if options.features == "counts":
-        return genotypes_dataset(store, options.label, **parts)
-    return components_dataset(store, options.label, n_components=options.num_components, **parts)[0]
+        return genotypes_dataset(store, label, **parts)
+    return components_dataset(store, label, n_components=options.num_components, **parts)[0]
 
 
 def sample_tables(name: str, options: Genotypes, *, data_dir: Path | None = None, seed: int = 0) -> tuple[SampleTable, SampleTable]:
     """Tables of the training and of the test samples of `load_genotypes`, in the same order."""
     store = _store(name, options, data_dir, seed)
-    train, test = _split(store, options.label, options.held_out, seed, options.validation)
+    train, test = _split(store, _label(store, options), options.held_out, seed, options.validation)
     return store.samples.take(train.numpy()), store.samples.take(test.numpy())
 
 
@@ -180,6 +182,18 @@ def _store(name: str, options: Genotypes, data_dir: Path | None, seed: int) -> G
         return store
     samples, _ = attach(store.samples, read_labels(options.labels))
     return store.with_samples(samples)
+
+
+def _label(store: GenotypeStore, options: Genotypes) -> str | None:
+    """Column of the labels; none for the default one of a store without any."""
+    known = store.samples.labels
+    if options.label in (None, *known):
+        return options.label
+    if not known and options.label == Genotypes.label:
+        tell("labels: the samples have none, so that nothing is compared with populations (labels=TABLE adds them)", level=4)
+        return None
+    _checks.choice(options.label, known, "dataset.genotypes.label")
+    return options.label
 
 
 def _bare_store(name: str, options: Genotypes, data_dir: Path | None, seed: int) -> GenotypeStore:

@@ -61,7 +61,8 @@ def draw(config: Config, experiment: Experiment, dataset: Dataset, folder: Path,
     x, posterior = dataset.inputs(split="test"), experiment.posterior
     samples = torch.stack([metrics.encode(posterior, x, Draws(config.seed).importance(number)) for number in range(_SAMPLES)]).cpu().numpy()
     means, spread = samples.mean(0), samples.std(0)
-    hover = {"sample": known.table.name, **known.table.labels, "spread": [f"{first:.3f}, {second:.3f}" for first, second in spread]}
+    own = {"name": known.table.name, "spread": [f"{first:.3f}, {second:.3f}" for first, second in spread]}
+    hover = {**own, **{f"label {name}" if name in (*own, "cluster") else name: values for name, values in known.table.labels.items()}}
     if config.method.task == "clustering":
         hover["cluster"] = assign(posterior, experiment.model.prior, x, Draws(config.seed), 25).tolist()
     named = (known.labels, known.names, known.groups)

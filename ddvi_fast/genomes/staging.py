@@ -11,8 +11,10 @@ import torch
 from ddvi_fast import _checks
 from ddvi_fast.data.packed import code_counts
 from ddvi_fast.data.packing import MISSING, pack, packed_width, unpack
-from ddvi_fast.genomes.formats.sources import Source, block_rows
+from ddvi_fast.genomes.formats.sources import Block, Source, block_rows
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
+
+NEGATIVE = "variants at a negative position"  # as PLINK marks those to leave out
 
 
 class Staged:
@@ -31,8 +33,12 @@ class Staged:
         parts = []
         with path.open("wb") as file:
             for block in source.blocks:
-                file.write(pack(block.codes).tobytes())
-                parts.append(block.variants)
+                placed = block.variants.position >= 0
+                whole = block if placed.all() else Block(block.variants.take(placed), block.codes[placed])
+                source.notes[NEGATIVE] += len(placed) - len(whole.variants)
+                if len(whole.variants):
+                    file.write(pack(whole.codes).tobytes())
+                    parts.append(whole.variants)
         hint = "; ".join(f"{count} {reason}" for reason, count in source.notes.items() if count)
         _checks.require(bool(parts), str(source.path), "at least one variant", "none", f"left out: {hint}" if hint else "")
         self.variants = VariantTable.join(parts)

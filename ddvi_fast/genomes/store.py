@@ -11,6 +11,7 @@ Two files with the same genotypes give stores that differ only in ``import.json`
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,8 @@ class GenotypeStore:
     @functools.cached_property
     def samples(self) -> SampleTable:
         """Names and labels of the samples."""
-        columns = _read_columns(self.path / SAMPLES, self.num_samples)
-        return SampleTable(columns.pop("sample"), columns)
+        (_, names), *labels = _read_columns(self.path / SAMPLES, self.num_samples)
+        return SampleTable(names, dict(labels))
 
     def with_samples(self, samples: SampleTable) -> GenotypeStore:
         """Return the same genotypes with other labels; the folder is not changed."""
@@ -83,7 +84,7 @@ class GenotypeStore:
     @functools.cached_property
     def variants(self) -> VariantTable:
         """Chromosome, position, name and alleles of the variants."""
-        columns = _read_columns(self.path / VARIANTS, self.num_variants)
+        columns = dict(_read_columns(self.path / VARIANTS, self.num_variants))
         columns["position"] = columns["position"].astype(np.int64)
         return VariantTable(*(columns[name] for name in _VARIANT_COLUMNS))
 
@@ -120,6 +121,7 @@ class GenotypeStore:
         Raises:
             InputError: There is no such column (the message names those that exist), or it is empty for some samples.
         """
+        _checks.require(bool(self.samples.labels), "labels", "a column of labels, of which this store has none", column)
         values = self.samples.labels[_checks.choice(column, self.samples.labels, "labels")]
         empty = self.samples.name[values == ""]
         got = f"none for {len(empty)}: {', '.join(empty[:5])}{', ..' if len(empty) > 5 else ''}"
@@ -137,8 +139,9 @@ class GenotypeStore:
 
 def write_tables(folder: Path, samples: SampleTable, variants: VariantTable, counts: np.ndarray, imported: dict[str, Any]) -> None:
     """Write all files of a store except the genotypes, the header last."""
-    _write_columns(folder / SAMPLES, {"sample": samples.name, **samples.labels})
-    _write_columns(folder / VARIANTS, {name: getattr(variants, name) for name in _VARIANT_COLUMNS})
+    # A label may be called "sample", too: the first column has the names, whatever the headings.
+    _write_columns(folder / SAMPLES, [("sample", samples.name), *samples.labels.items()])
+    _write_columns(folder / VARIANTS, [(name, getattr(variants, name)) for name in _VARIANT_COLUMNS])
     np.save(folder / COUNTS, counts)
     _files.write_json(folder / IMPORT, imported)
     header = {"kind": KIND, "version": VERSION, "num_samples": len(samples), "num_variants": len(variants)}
@@ -170,17 +173,17 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _write_columns(path: Path, columns: dict[str, np.ndarray]) -> None:
+def _write_columns(path: Path, columns: Sequence[tuple[str, np.ndarray]]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("\t".join(columns) + "\n")
-        file.writelines("\t".join(map(str, row)) + "\n" for row in zip(*columns.values(), strict=True))
+        file.write("\t".join(name for name, _ in columns) + "\n")
+        file.writelines("\t".join(map(str, row)) + "\n" for row in zip(*(column for _, column in columns), strict=True))
 
 
-def _read_columns(path: Path, length: int) -> dict[str, np.ndarray]:
+def _read_columns(path: Path, length: int) -> list[tuple[str, np.ndarray]]:
     lines = read_lines(path)
     names = next(lines, b"").decode().split("\t")
     rows = [line.decode().split("\t") for line in lines]
     whole = len(rows) == length and all(len(row) == len(names) for row in rows)
     _checks.require(whole, str(path), f"{length} rows of {len(names)} columns", f"{len(rows)} rows", "the store is damaged")
     table = np.array(rows, dtype=object).reshape(length, len(names))
-    return {name: table[:, place] for place, name in enumerate(names)}
+    return [(name, table[:, place]) for place, name in enumerate(names)]

@@ -17,6 +17,7 @@ from ddvi_fast import _checks
 _CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT", "90": "MT", "91": "XY", "PAR1": "XY", "PAR2": "XY"}
 _ACCESSION = re.compile(r"NC_0*(\d+)\.\d+")  # of the human reference in RefSeq
 _MITOCHONDRION = "12920"
+_ODD = b"\v\f\x1c\x1d\x1e\x1f"  # white space of Python in ASCII, besides spaces, tabs and line ends
 UNKNOWN_CHROMOSOMES = frozenset(("0", ".", ""))
 _AUTOSOMES = frozenset(str(number) for number in range(1, 23))
 
@@ -85,13 +86,15 @@ class SampleTable:
         return SampleTable(self.name[chosen], {key: column[chosen] for key, column in self.labels.items()})
 
     @staticmethod
-    def from_names(names: Sequence[str], path: Path) -> SampleTable:
-        """Table of the sample names of a file.
+    def from_names(names: Sequence[str], path: Path, families: Sequence[str] | None = None) -> SampleTable:
+        """Table of the sample names of a file; where two are the same, all are written ``family:name`` if `families` are given.
 
         Raises:
             InputError: There are none, or two are the same.
         """
         _checks.require(len(names) > 0, str(path), "at least one sample", 0)
+        if families is not None and len(set(names)) < len(names):
+            names = [f"{family}:{name}" for family, name in zip(families, names, strict=True)]
         unique, counts = np.unique(_strings(names).astype(str), return_counts=True)
         _checks.require(len(unique) == len(names), str(path), "sample names that differ", f"{unique[counts.argmax()]} {counts.max()} times")
         return SampleTable(_strings(names))
@@ -133,16 +136,27 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def read_fields(path: Path, least: int, what: str) -> Iterator[list[str]]:
-    """Fields of each line that has any, split at white space.
+    """Fields of each line that has any, split at spaces and tabs; lines that start with # are comments.
 
     Raises:
         InputError: A line has fewer than `least` fields; `what` describes them.
     """
     for number, line in enumerate(read_lines(path), 1):
-        fields = as_text(line, path, number).split()
-        if fields:
+        text = as_text(line, path, number)
+        fields = text.split() if line.isascii() and len(line.translate(None, _ODD)) == len(line) else split_fields(text)
+        if fields and not fields[0].startswith("#"):
             _checks.require(len(fields) >= least, f"{path}, line {number}", what, f"{len(fields)} fields")
             yield fields
+
+
+def split_fields(line: str) -> list[str]:
+    """Split a line at spaces and tabs, but not at other characters that Python calls white space, which occur in names.
+
+    Example:
+        >>> split_fields("1\\tA\\u00a0B  C")
+        ['1', 'A\\xa0B', 'C']
+    """
+    return [field for field in line.replace("\t", " ").split(" ") if field]
 
 
 def as_text(line: bytes, path: Path, number: int) -> str:
@@ -158,20 +172,23 @@ def require_file(path: Path) -> None:
     _checks.require(path.is_file(), "file", "an existing file", f"{path}, which is {'a folder' if path.is_dir() else 'missing'}")
 
 
-def read_variants(path: Path, columns: Mapping[str, int], what: str) -> VariantTable:
+def read_variants(path: Path, columns: Mapping[str, int], what: str, without_morgans: bool = False) -> VariantTable:
     """Variants of a text file with a line for each.
 
     Args:
         path: The file.
         columns: Index of the field of each column of the table.
         what: Description of the six fields of a line.
+        without_morgans: Whether the third field may be left out (bool, default False).
 
     Raises:
         InputError: There is no variant, a line has fewer fields, or a position is not a whole number.
     """
     rows = []
-    for number, fields in enumerate(read_fields(path, 6, what), 1):
-        chromosome, position, name, counted, other = (fields[columns[column]] for column in VariantTable.__dataclass_fields__)
+    places = [columns[column] for column in VariantTable.__dataclass_fields__]
+    short = [place - (place > 2) for place in places]
+    for number, fields in enumerate(read_fields(path, 5 if without_morgans else 6, what), 1):
+        chromosome, position, name, counted, other = (fields[place] for place in (short if len(fields) == 5 else places))
         rows.append((chromosome, _position(position, path, number), name, counted, other))
     _checks.require(len(rows) > 0, str(path), "at least one variant", 0)
     return VariantTable.from_rows(rows)

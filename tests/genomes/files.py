@@ -69,6 +69,25 @@ def write_eigenstrat(data: Genotypes, base: Path, end: str = "\n", packed: bool 
     return geno
 
 
+def write_transposed(data: Genotypes, base: Path) -> Path:
+    """The transposed packed file of EIGENSOFT, with the hashes of the names (see `test_eigenstrat`), and its tables."""
+    geno = write_eigenstrat(data, base)
+    codes = np.zeros((len(data.samples), -(-len(data.variants) // 4) * 4), np.uint8)
+    codes[:, : len(data.variants)] = data.codes
+    records = codes.reshape(len(data.samples), -1, 4) @ np.array([64, 16, 4, 1], np.uint8)
+    hashes = f"{java_like(data.samples):x} {java_like([row[2] for row in data.variants]):x}"
+    geno.write_bytes(f"TGENO {len(data.samples):6d} {len(data.variants):7d} {hashes}".encode().ljust(48, b"\0") + records.tobytes())
+    return geno
+
+
+def java_like(names: list[str]) -> int:
+    """EIGENSOFT's hash of ASCII names, by powers."""
+    total = 0
+    for name in names:
+        total = (17 * total % 2**32) ^ (sum(ord(each) * 23**power for power, each in enumerate(reversed(name))) % 2**32)
+    return total
+
+
 def vcf_text(samples: list[str], records: list[list[str]], header: str = HEADER + GT, end: str = "\n") -> bytes:
     """Records are columns without FORMAT: the eight fixed ones, then the calls."""
     columns = COLUMNS + (["FORMAT", *samples] if samples else [])
@@ -128,4 +147,5 @@ WRITERS = {
     "eigenstrat": lambda data, folder: write_eigenstrat(data, folder / "e"),
     "eigenstrat windows": lambda data, folder: write_eigenstrat(data, folder / "ew", "\r\n"),
     "eigenstrat packed": lambda data, folder: write_eigenstrat(data, folder / "ep", packed=True),
+    "eigenstrat transposed": lambda data, folder: write_transposed(data, folder / "et"),
 }

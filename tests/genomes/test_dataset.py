@@ -113,6 +113,22 @@ def test_a_store_and_a_table_of_labels_beside_it(store, tmp_path):
     assert unlabelled.train_labels is None and unlabelled.input_shape == (3,)
 
 
+@pytest.mark.parametrize("features", ["counts", "components"])
+def test_a_cohort_without_labels_loads_and_is_told(tmp_path, one_line, features):
+    bare = store_from_codes(np.random.default_rng(0).choice(3, (50, 37)), tmp_path / "bare")
+    with pytest.warns(UserWarning, match="labels=TABLE"):
+        loaded = load_genotypes("genomes", Genotypes(str(bare.path), num_components=3, features=features))
+    assert loaded.train_labels is None and loaded.num_classes == 0
+    text = one_line(lambda: load_genotypes("genomes", Genotypes(str(bare.path), num_components=3, features=features, label="region")))
+    assert "dataset.genotypes.label" in text
+    assert "of which this store has none" in one_line(lambda: bare.labels("population"))
+
+
+def test_a_column_that_a_store_does_not_have_is_named_with_its_setting(store, one_line):
+    text = one_line(lambda: load_genotypes("genomes", Genotypes(str(store.path), num_components=3)))
+    assert "dataset.genotypes.label" in text and "side" in text
+
+
 def test_a_file_is_read_once(tmp_path, monkeypatch):
     pytest.importorskip("bed_reader")
     monkeypatch.setenv("DDVI_FAST_CACHE", str(tmp_path / "cache"))

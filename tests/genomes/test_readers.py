@@ -45,7 +45,7 @@ def test_every_format_gives_the_same_store(stores, name):
 
 
 @pytest.mark.parametrize("samples, variants", [(1, 1), (4, 5), (5, 4), (64, 33)])
-@pytest.mark.parametrize("name", ["plink", "vcf bgzip", "bcf", "eigenstrat", "eigenstrat packed"])
+@pytest.mark.parametrize("name", ["plink", "vcf bgzip", "bcf", "eigenstrat", "eigenstrat packed", "eigenstrat transposed"])
 def test_odd_sizes_and_small_blocks(tmp_path, monkeypatch, name, samples, variants):
     monkeypatch.setattr(sources, "BLOCK_CODES", 7 * samples)
     data = simulated(samples, variants, missing=0.2)

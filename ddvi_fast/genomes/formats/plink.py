@@ -1,4 +1,7 @@
-"""Reader of PLINK 1 binary files: .bed, .bim and .fam. Genotypes count the allele A1 (fifth column of .bim)."""
+"""Reader of PLINK 1 binary files: .bed, .bim and .fam (EIGENSOFT: .pedsnp and .pedind). Genotypes count the allele A1 (fifth column of .bim).
+
+Samples are named by their individual names, or by ``family:individual`` where two families have a member of the same name.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,10 @@ def open_file(path: Path) -> Source:
         InputError: A file is missing, or `.bed` is not a PLINK 1 file or does not have the length that `.bim` and `.fam` imply.
     """
     require_file(path)
-    bed, bim, fam = siblings(path, (".bed", ".bim", ".fam"))
-    samples = SampleTable.from_names([fields[1] for fields in read_fields(fam, 2, "a family and a sample name")], fam)
-    variants = read_variants(bim, _COLUMNS, "six fields: chromosome, name, morgans, position, A1, A2")
+    bed, bim, fam = siblings(path, (".bed", (".bim", ".pedsnp"), (".fam", ".pedind")))
+    rows = [fields[:2] for fields in read_fields(fam, 2, "a family and a sample name")]
+    samples = SampleTable.from_names([name for _, name in rows], fam, [family for family, _ in rows])
+    variants = read_variants(bim, _COLUMNS, "six fields: chromosome, name, morgans, position, A1, A2", without_morgans=True)
     _check_bed(bed, len(samples), len(variants))
     return Source(bed, samples, _blocks(_checks.library("bed_reader", "genomes"), bed, len(samples), variants))
 

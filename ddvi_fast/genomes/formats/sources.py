@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,10 @@ MULTIALLELIC = ("drop", "split")
 _READERS = {
     ".bed": "plink", ".bim": "plink", ".fam": "plink",
     ".vcf": "vcf", ".vcf.gz": "vcf", ".vcf.bgz": "vcf", ".bcf": "vcf",
+    ".pedsnp": "plink", ".pedind": "plink",
     ".geno": "eigenstrat", ".snp": "eigenstrat", ".ind": "eigenstrat", ".geno.gz": "eigenstrat", ".eigenstratgeno": "eigenstrat",
+    ".eigenstratgeno.gz": "eigenstrat", ".ancestrymapgeno": "eigenstrat", ".ancestrymapgeno.gz": "eigenstrat",
+    ".packedancestrymapgeno": "eigenstrat",
 }  # fmt: skip
 
 
@@ -74,18 +77,25 @@ def ending_of(path: Path) -> str | None:
     return max((ending for ending in _READERS if path.name.lower().endswith(ending)), key=len, default=None)
 
 
-def siblings(path: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Files that belong to `path`: its name with each of `endings`, or with that and ".gz".
+def siblings(path: Path, endings: Sequence[str | tuple[str, ...]]) -> list[Path]:
+    """Files that belong to `path`: its name with each of `endings`, in lower or upper case, or with that and ".gz".
+
+    Args:
+        path: One of the files, which is the one of its ending.
+        endings: Endings; where there are several for one file, the first that exists.
 
     Raises:
-        InputError: One of them is missing.
+        InputError: One of the files is missing.
     """
-    base = str(path)[: -len(ending_of(path) or "")]
+    ending = ending_of(path) or ""
+    base = str(path)[: -len(ending)]
     found = []
-    for ending in endings:
-        plain, zipped = Path(base + ending), Path(base + ending + ".gz")
-        found.append(zipped if zipped.is_file() and not plain.is_file() else plain)
-        _checks.require(found[-1].is_file(), "file", f"{plain.name} beside {path.name}", f"no such file in {path.parent}")
+    for each in endings:
+        names = (each,) if isinstance(each, str) else each
+        possible = [Path(base + form + packed) for name in names for form in (name, name.upper()) for packed in ("", ".gz")]
+        there = path if ending.removesuffix(".gz") in names else next((file for file in possible if file.is_file()), None)
+        _checks.require(there is not None, "file", f"{Path(base).name}{names[0]} beside {path.name}", f"no such file in {path.parent}")
+        found.append(there)
     return found
 
 

@@ -1,0 +1,115 @@
+"""Tests of the tables beside PLINK's and EIGENSOFT's genotypes: what people write into them, and what they must not mean."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from ddvi_fast.genomes.convert import import_genotypes
+from ddvi_fast.genomes.formats.sources import open_source
+from tests.genomes.files import Genotypes, simulated, write_eigenstrat, write_plink, write_transposed
+
+pytest.importorskip("bed_reader")
+# The five people and seven variants of EIGENSOFT's example, as its own EIGENSTRAT file has them.
+EXAMPLE = ["11100", "01212", "21101", "00122", "21100", "00111", "22110"]
+
+
+def codes_of(path):
+    return np.concatenate([block.codes for block in open_source(path).blocks])
+
+
+@pytest.mark.parametrize("ending", ["eigenstratgeno", "ancestrymapgeno", "packedancestrymapgeno", "bed", "pedsnp", "snp"])
+def test_eigensofts_formats_of_one_data_set(shared_data, ending):
+    path = shared_data(f"eigenstrat/example.{ending}")
+    assert ["".join(map(str, row)) for row in codes_of(path)] == EXAMPLE
+    assert list(open_source(path).samples.name) == [f"SAMPLE{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize("ending", [".ind", ".snp"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_names_in_another_order_than_the_packed_genotypes_are_refused(shared_data, tmp_path, one_line, ending, transposed):
+    if transposed:
+        path = write_transposed(simulated(6, 9), tmp_path / "a")
+    else:
+        path = tmp_path / "a.geno"
+        path.write_bytes(shared_data("eigenstrat/example.packedancestrymapgeno").read_bytes())
+        for each in (".snp", ".ind"):
+            path.with_suffix(each).write_bytes(shared_data(f"eigenstrat/example{each}").read_bytes())
+    assert codes_of(path).shape == ((9, 6) if transposed else (7, 5))
+    table = path.with_suffix(ending)
+    table.write_bytes(b"".join(reversed(table.read_bytes().splitlines(keepends=True))))
+    assert f"the hash of the names in {ending}" in one_line(lambda: import_genotypes(path, tmp_path / "store"))
+
+
+def test_calls_in_any_order_and_those_that_are_not_there(shared_data, tmp_path, one_line):
+    base = tmp_path / "a.ancestrymapgeno"
+    lines = shared_data("eigenstrat/example.ancestrymapgeno").read_text().splitlines(keepends=True)
+    for each in (".snp", ".ind"):
+        base.with_suffix(each).write_bytes(shared_data(f"eigenstrat/example{each}").read_bytes())
+    base.write_text("".join(reversed(lines[1:])))
+    assert ["".join(map(str, row)) for row in codes_of(base)] == ["3" + EXAMPLE[0][1:], *EXAMPLE[1:]]
+    base.write_text(lines[0].replace("SAMPLE0", "nobody"))
+    assert "line 1" in one_line(lambda: codes_of(base)) and "nobody" in one_line(lambda: codes_of(base))
+
+
+def test_samples_of_the_population_ignore_are_left_out_and_told(tmp_path):
+    path = write_eigenstrat(simulated(6, 9), tmp_path / "a")
+    table = path.with_suffix(".ind")
+    table.write_text("# a comment\n" + table.read_text().replace("P002 U Somewhere", "P002 U Ignore"))
+    store = import_genotypes(path, tmp_path / "store")
+    assert list(store.samples.name) == ["P000", "P001", "P003", "P004", "P005"]
+    assert (store.genotypes() == np.delete(simulated(6, 9).codes, 2, axis=0)).all()
+    assert store.imported["reader"] == {"samples of the population Ignore": 1}
+
+
+def test_names_are_split_at_spaces_and_tabs_alone(tmp_path):
+    data = simulated(3, 4)
+    data.samples = ["A\u00a0B", "C\u3000D", "E\u2003F"]
+    for write in (write_plink, write_eigenstrat):
+        assert list(open_source(write(data, tmp_path / "a")).samples.name) == data.samples
+    data.variants[0] = ("1", 5, "rs\u00a01", "A", "C")
+    for write in (write_plink, write_eigenstrat):
+        store = import_genotypes(write(data, tmp_path / "a"), tmp_path / f"store {write.__name__}")
+        assert (store.variants.name[0], store.variants.position[0], store.variants.counted[0]) == ("rs\u00a01", 5, "A")
+
+
+def test_names_that_families_share_are_written_with_them(tmp_path, one_line):
+    path = write_plink(simulated(3, 4), tmp_path / "a")
+    fam = path.with_suffix(".fam")
+    fam.write_text("f1 1 0 0 0 -9\nf1 2 0 0 0 -9\nf2 1 0 0 0 -9\n")
+    assert list(open_source(path).samples.name) == ["f1:1", "f1:2", "f2:1"]
+    fam.write_text("f1 1 0 0 0 -9\nf1 1 0 0 0 -9\nf2 1 0 0 0 -9\n")
+    assert "f1:1 2 times" in one_line(lambda: open_source(path))
+
+
+def test_endings_in_capitals_and_of_eigensoft_and_five_columns(tmp_path):
+    data = simulated(5, 6)
+    path = write_plink(data, tmp_path / "a")
+    path.with_suffix(".bim").write_text(
+        "".join(f"{c}\t{n}\t{p}\t{a}\t{o}\n" for c, n, p, a, o in ((c, n, p, a, o) for c, p, n, a, o in data.variants))
+    )
+    assert (codes_of(path) == data.codes.T).all()
+    assert [block.variants.position.tolist() for block in open_source(path).blocks] == [[row[1] for row in data.variants]]
+    for old, new in ((".bed", ".BED"), (".bim", ".pedsnp"), (".fam", ".pedind")):
+        path.with_suffix(old).rename(path.with_suffix(new))
+    for ending in (".BED", ".pedsnp"):
+        assert (codes_of(path.with_suffix(ending)) == data.codes.T).all()
+
+
+def test_variants_at_negative_positions_are_left_out_and_told(tmp_path):
+    data = simulated(5, 6)
+    data.variants = [(c, -p if number in (1, 4) else p, n, a, o) for number, (c, p, n, a, o) in enumerate(data.variants)]
+    for write in (write_plink, write_eigenstrat):
+        store = import_genotypes(write(data, tmp_path / "a"), tmp_path / f"store {write.__name__}")
+        assert (store.genotypes() == np.delete(data.codes, [1, 4], axis=1)).all()
+        assert store.imported["reader"] == {"variants at a negative position": 2}
+        assert store.imported["read"] == {"samples": 5, "variants": 4}
+
+
+def test_compressed_calls(tmp_path):
+    data = Genotypes(simulated(4, 5).codes)
+    path = write_eigenstrat(data, tmp_path / "a")
+    calls = [(row[2], name, "0129"[data.codes[i, j]]) for j, row in enumerate(data.variants) for i, name in enumerate(data.samples)]
+    path.unlink()
+    (tmp_path / "a.ancestrymapgeno.gz").write_bytes(gzip.compress("".join(" ".join(call) + "\n" for call in calls).encode()))
+    assert (codes_of(tmp_path / "a.snp") == data.codes.T).all()
