@@ -91,6 +91,40 @@ def integers(value: Any, argument: str, at_least: int | None = None) -> tuple[in
     return tuple(integer(each, f"{argument}[{i}]", at_least) for i, each in enumerate(_members(value, argument, expected)))
 
 
+def rows(value: Any, size: int, argument: str = "rows") -> Any:
+    """Check that `value` selects rows out of `size` and return it: a slice, indices of -size to size - 1, or a mask; lists become arrays.
+
+    Indices on a device are not read.
+    """
+    import numpy
+    import torch
+
+    expected = f"a slice, a mask of length {size} or indices from {-size} to {size - 1}"
+    if isinstance(value, slice):
+        try:
+            value.indices(size)
+        except (TypeError, ValueError) as error:
+            fail(argument, expected, value, one_line(error))
+        return value
+    found = value
+    if not isinstance(value, torch.Tensor):
+        try:
+            found = numpy.asarray(value)
+        except (TypeError, ValueError):  # lists of different lengths
+            fail(argument, expected, value)
+        found = found.astype(numpy.int64) if found.shape == (0,) else found
+    numpys, kind = isinstance(found, numpy.ndarray), str(found.dtype).removeprefix("torch.").rstrip("0123456789")
+    # torch takes unsigned indices for a mask.
+    require(found.ndim == 1 and (kind in ("int", "bool") or (kind == "uint" and numpys)), argument, expected, value)
+    if kind == "bool":
+        require(len(found) == size, argument, expected, value)
+        return found
+    if len(found) and (numpys or readable(found)):
+        low, high = int(found.min()), int(found.max())
+        require(-size <= low and high < size, argument, expected, low if low < -size else high)
+    return found.astype(numpy.int64, copy=False) if numpys else found
+
+
 def numbers_of(value: Any, argument: str) -> tuple[float, ...]:
     """Check that `value` is a sequence of finite real numbers and return them as a tuple of Python's."""
     return tuple(number(each, f"{argument}[{i}]") for i, each in enumerate(_members(value, argument, "a sequence of numbers")))
@@ -240,6 +274,14 @@ def finite(value: torch.Tensor, argument: str) -> torch.Tensor:
         where = tuple(int(i) for i in bad.nonzero()[0])
         fail(argument, "finite values", f"{value[where].item()} at index {where}, {int(bad.sum())} such values in all")
     return value
+
+
+def outside() -> int:
+    """Stack level, for the caller's warning, of the innermost frame outside of this package and of what calls it for the user."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("ddvi_fast", "torch", "contextlib", "sklearn"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def one_line(error: BaseException) -> str:

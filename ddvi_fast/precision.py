@@ -15,8 +15,8 @@ step whose gradients overflow, which is left out, and doubles after 2,000 steps 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def products_in(precision: str, device: torch.device) -> Callable[[], AbstractCo
     """
     support(precision, device)
     if precision == "float32":
-        return nullcontext
+        return lambda: without_autocast(device)
     # Without autocast's cache of narrow weights, which an optimizer step makes stale.
     return lambda: torch.autocast(device.type, NARROW[precision], cache_enabled=False)
 
@@ -110,6 +110,13 @@ def full_precision(*values: Tensor | None) -> list[Tensor | None]:
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """A context in which plain PyTorch keeps the precision of its operands."""
     return torch.autocast(device.type, enabled=False) if _autocasting(device) else nullcontext()
+
+
+@contextmanager
+def without_callers_autocast() -> Iterator[None]:
+    """A context, or a decorator of a function, in which no autocast is in force on any device: the precision is what the settings name."""
+    with without_autocast(torch.device("cpu")), without_autocast(torch.device("cuda")):
+        yield
 
 
 @dataclass

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddvi_fast import _checks
+
 FAR = 10.0  # standard deviations from the mean beyond which a value is far out
 _NARROW = 3.0  # ratio of the standard deviation to that of the quartiles from which far-out values rule it
 _QUARTILES = 1.3489795  # interquartile range of a standard normal variable
@@ -99,6 +101,6 @@ def listed(columns: Tensor, names: list[str] | None = None) -> str:
     return head + ", ".join(words[:_LISTED]) + rest
 
 
-def tell(message: str, level: int = 3) -> None:
-    """Warn the user, with the place of the caller's caller, or one `level` further up."""
-    warnings.warn(message, UserWarning, stacklevel=level)
+def tell(message: str) -> None:
+    """Warn the user, with the place of the call from outside of this package."""
+    warnings.warn(message, UserWarning, stacklevel=_checks.outside())

@@ -77,12 +77,19 @@ def cell(example: str, method: str, seed: int, data: Path) -> dict[str, Any]:
         posterior = own_models_npse.fit(SIMULATORS[example], seed)
     elif example in SIMULATORS:
         training = Training(batch_size=512, **TRAINING[method])
-        posterior = SIMULATORS[example].fit(training=training, architecture=Architecture(family=method, **SIZES, **CHAINS[example]), seed=seed)
+        posterior = SIMULATORS[example].fit(training=training, architecture=_architecture(method, example), seed=seed)
     else:
         posterior = SINGLE[example].fit(training=SINGLE_TRAINING, architecture=Architecture(family=method), seed=seed)
     seconds = time.process_time() - start
     compare = _simulator if example in SIMULATORS else _single
     return {**compare(example, posterior, data), "seconds": seconds}
+
+
+def _architecture(method: str, example: str) -> Architecture:
+    """The same sizes for every family, as far as it has them."""
+    sizes = SIZES | CHAINS[example]
+    names = {"diffusion": tuple(sizes), "flow": ("width", "hidden"), "gaussian": ("hidden",)}[method]
+    return Architecture(family=method, **{name: sizes[name] for name in names})
 
 
 def _simulator(example: str, posterior: Any, data: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class Dataset:
         The raw dtype is gathered, and nothing waits for the device.
         """
         raw = self._split(split)[0]
-        chosen = raw if indices is None else raw[indices]
+        chosen = raw if indices is None else raw[rows_of(indices, len(raw))]
         floats = chosen.float() * self.scale
         return floats + self.shift if self.shift else floats
 
@@ -122,7 +122,7 @@ class Dataset:
         """Labels of the examples `indices` (default all), int64 [B]; `InputError` if the split has none."""
         labels = self._split(split)[1]
         _checks.require(labels is not None, f"{split}_labels", f"labels of {self.name}", None)
-        return labels if indices is None else labels[indices]
+        return labels if indices is None else labels[rows_of(indices, len(labels))]
 
     def wrap_encoder(self, network: nn.Module) -> nn.Module:
         """`network`, with whatever preprocessing examples of this data set need in front of it (here none)."""
@@ -219,6 +219,14 @@ def random_split(size: int, test_size: int | float, seed: int) -> tuple[Tensor, 
     _checks.require(0 < count < size, "test_size", wanted, test_size)
     order = rng.permutation(rng.Draws(seed).lane("split"), size)
     return order[: size - count], order[size - count :]
+
+
+def rows_of(indices: Tensor | slice, size: int) -> Tensor | slice:
+    """Checked indices; torch takes no negative step."""
+    chosen = _checks.rows(indices, size, "indices")
+    backward = isinstance(chosen, slice) and chosen.step is not None and chosen.step < 0
+    _checks.require(not backward, "indices", "a slice with a positive step", indices)
+    return torch.from_numpy(chosen) if isinstance(chosen, np.ndarray) else chosen
 
 
 def _numbers(value: Any, argument: str) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
-from ddvi_fast.data.dataset import Dataset
+from ddvi_fast.data.dataset import Dataset, rows_of
 from ddvi_fast.data.packing import packed_width, unpack_scaled
 from ddvi_fast.rng import Draws
 
@@ -82,7 +82,7 @@ class PackedDataset(Dataset):
     def inputs(self, indices: Tensor | slice | None = None, split: str = "train") -> Tensor:
         """Counts of the examples `indices`, float32 [B, M], unpacked on the device of the packed rows; NaN where a call is missing."""
         raw = self._split(split)[0]
-        rows = raw if indices is None else raw[indices]
+        rows = raw if indices is None else raw[rows_of(indices, len(raw))]
         nothing = torch.zeros_like(self.scaling.mean)
         return unpack_scaled(rows, nothing, torch.ones_like(nothing), torch.full_like(nothing, torch.nan))
 

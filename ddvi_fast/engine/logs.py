@@ -17,6 +17,7 @@ from ddvi_fast import _checks, _files
 from ddvi_fast.engine.progress import display, numbers
 from ddvi_fast.engine.trackers import Tracker
 
+PROGRESS = ("auto", "on", "off")
 RESERVED = ("step", "epoch", "phase", "seconds", "non_finite")
 
 
@@ -62,7 +63,7 @@ class RunLog:
         stream: TextIO | None = None,
     ) -> None:
         folder = Path(folder)
-        _checks.choice(progress, ("auto", "on", "off"), "progress")
+        _checks.choice(progress, PROGRESS, "progress")
         metrics = folder / "metrics.jsonl"
         fresh = resume_from is not None or not metrics.exists()
         _checks.require(fresh, "run folder", f"a folder without {metrics.name}", str(folder))

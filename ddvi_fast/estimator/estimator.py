@@ -25,6 +25,7 @@ from ddvi_fast.estimator.inference import Drawn, draw, rows_at_a_time
 from ddvi_fast.estimator.training import OUTPUTS, checked, configure, fit_model
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Posterior
+from ddvi_fast.precision import without_callers_autocast
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.mapping import from_mapping
 from ddvi_fast.rng import Draws
@@ -148,6 +149,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             self.__dict__ = before
             raise
 
+    @without_callers_autocast()
     @torch.inference_mode(False)
     def _fit(self, X: Any) -> DDVI:
         parameters = checked(self.get_params(deep=False))
@@ -163,6 +165,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._fitted = {**parameters, "random_state": self.seed_}
         return self
 
+    @without_callers_autocast()
     def transform(self, X: Any) -> np.ndarray:
         """Latents of each row, [N, D]: the posterior mean, or one posterior sample (see `output`)."""
         check_is_fitted(self)
@@ -170,6 +173,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return self._kind(X, torch.cat([drawn.sample.z[0] for drawn in self._drawn(X, 1)]))
         return self._kind(X, torch.cat([drawn.sample.z.mean(0) for drawn in self._drawn(X)]))
 
+    @without_callers_autocast()
     def posterior_samples(self, X: Any, n_samples: int | None = None) -> np.ndarray:
         """Posterior samples of each row, float32 [K, N, D]; K is `n_samples`."""
         check_is_fitted(self)
@@ -179,6 +183,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Most probable cluster of each row, int64 [N]; raises InputError for a prior without classes."""
         return self.cluster_probabilities(X).argmax(1)
 
+    @without_callers_autocast()
     @torch.no_grad()
     def cluster_probabilities(self, X: Any) -> np.ndarray:
         """Probability of each cluster, float64 [N, C]: ``p(c | z)`` averaged over posterior samples."""
@@ -187,6 +192,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         _checks.require(bool(count), "prior", "one with classes, or n_clusters", f"a {type(self.model_.prior).__name__} prior")
         return torch.cat([self._responsibilities(drawn.sample.z).mean(0) for drawn in self._drawn(X)]).double().cpu().numpy()
 
+    @without_callers_autocast()
     @torch.no_grad()
     def score_samples(self, X: Any) -> np.ndarray:
         """Evidence lower bound of each row in nats, float64 [N], in the units of the data.
@@ -201,6 +207,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Mean of `score_samples`, nats per row."""
         return float(self.score_samples(X).mean())
 
+    @without_callers_autocast()
     @torch.no_grad()
     def sample(self, n_samples: int = 1, seed: int = 0) -> np.ndarray:
         """Samples of the model, float64 [n, P]: ``z ~ p(z)``, ``x ~ p(x | z)``."""
@@ -209,6 +216,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         fantasies = self.model_.simulate(n_samples, Draws(self.seed_ + (seed << 32)))
         return self.features_.back(fantasies.x)
 
+    @without_callers_autocast()
     @torch.no_grad()
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Mean of ``p(x | z)`` for latents [N, D], float64 [N, P]."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
 import warnings
 from dataclasses import dataclass
 
@@ -109,15 +108,7 @@ class Alignment:
         _checks.require(share >= LEAST_SHARE, argument, wanted, report, hint)
         part = "" if weights is None else " on some component"
         warning = f"; only {least:.1%}{part}, so that positions are uncertain" if least < USUAL_SHARE else ""
-        warnings.warn(f"{argument}: {report}{warning}", MatchReport, stacklevel=_outside())
-
-
-def _outside() -> int:
-    """Stack level, for the caller's warning, of the innermost frame outside of this package and torch."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("ddvi_fast", "torch"):
-        frame, level = frame.f_back, level + 1
-    return level
+        warnings.warn(f"{argument}: {report}{warning}", MatchReport, stacklevel=_checks.outside())
 
 
 def identity(count: int) -> Alignment:

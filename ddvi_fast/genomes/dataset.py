@@ -190,7 +190,7 @@ def _label(store: GenotypeStore, options: Genotypes) -> str | None:
     if options.label in (None, *known):
         return options.label
     if not known and options.label == Genotypes.label:
-        tell("labels: the samples have none, so that nothing is compared with populations (labels=TABLE adds them)", level=4)
+        tell("labels: the samples have none, so that nothing is compared with populations (labels=TABLE adds them)")
         return None
     _checks.choice(options.label, known, "dataset.genotypes.label")
     return options.label

@@ -171,7 +171,7 @@ def _header(keyed: _Keyed, table: LabelTable, samples: SampleTable) -> tuple[lis
     if keyed.names[0] in set(samples.name) or repeated:
         header = [f"column{number}" for number in range(1, len(rows[0]) + 1)]
         header[others[-1]] = "population"
-        tell(f"labels: {table.path} has no heading; its labels are named {', '.join(header[place] for place in others)}", level=6)
+        tell(f"labels: {table.path} has no heading; its labels are named {', '.join(header[place] for place in others)}")
         return header, 0
     header = [name or f"column{number}" for number, name in enumerate(rows[0], 1)]
     _checks.require(len(set(header)) == len(header), str(table.path), "columns of different names", ", ".join(header) + " ")
@@ -192,5 +192,5 @@ def _by_sample(samples: SampleTable, keyed: _Keyed, path: Path, first: int) -> d
         without.update(value for value in values if value and value in NO_LABEL)
         found[name] = ["" if value in NO_LABEL else value for value in values]
     if without:
-        tell(f"labels: taken as no label: {', '.join(f'{value} ({count} times)' for value, count in without.items())}", level=6)
+        tell(f"labels: taken as no label: {', '.join(f'{value} ({count} times)' for value, count in without.items())}")
     return found

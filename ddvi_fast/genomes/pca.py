@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from ddvi_fast.genomes.krylov import leading_eigenpairs
 from ddvi_fast.genomes.projection import least_squares_scores, unshrunk_scores
 from ddvi_fast.genomes.standardise import StandardisedRows, total_square
 from ddvi_fast.genomes.store import GenotypeStore, count_codes
+from ddvi_fast.precision import without_callers_autocast
+from ddvi_fast.standardization import tell
 
 MISSING_CALLS = ("mean", "least_squares")
 NEW = "new"
@@ -83,6 +84,7 @@ class GenotypePCA:
         self.fit_transform(store, rows)
         return self
 
+    @without_callers_autocast()
     def fit_transform(self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None) -> np.ndarray:
         """Fit, and return the scores of the fitted samples, float32 [N, k]."""
         chosen = _indices(rows, len(store))
@@ -96,10 +98,11 @@ class GenotypePCA:
         start = rng.normal(rng.Draws(self.seed), (len(chosen), width), rng.PCA_START).double().to(self.device)
         found = leading_eigenpairs(matrix.gram_product, start, self.n_components, self.tolerance, self.max_passes)
         if not found.converged:
-            warnings.warn(f"principal components: residuals are up to {float((found.residuals / found.values).max()):.2g} of the eigenvalue after "
-                          f"{found.products} passes, above the tolerance of {self.tolerance:g} (see max_passes)", stacklevel=2)  # fmt: skip
+            tell(f"principal components: residuals are up to {float((found.residuals / found.values).max()):.2g} of the eigenvalue after "
+                 f"{found.products} passes, above the tolerance of {self.tolerance:g} (see max_passes)")  # fmt: skip
         return self._keep(store, chosen, scaling, matrix, found.vectors, found.values, found.products, total_square(counts, scaling))
 
+    @without_callers_autocast()
     def transform(
         self,
         store: GenotypeStore,
@@ -256,7 +259,6 @@ def _tile_of(store: GenotypeStore, rows: np.ndarray) -> Callable[[slice, int, in
 def _indices(rows: np.ndarray | list[int] | None, length: int) -> np.ndarray:
     if rows is None:
         return np.arange(length)
-    chosen = np.asarray(rows)
-    good = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0 and chosen.min() >= 0 and chosen.max() < length
-    _checks.require(bool(good), "rows", f"indices from 0 to {length - 1}", f"{chosen.dtype} of shape {list(chosen.shape)}")
-    return chosen.astype(np.int64)
+    chosen = np.arange(length)[_checks.rows(rows, length)]
+    _checks.require(len(chosen) > 0, "rows", "at least one sample", rows)
+    return chosen

@@ -107,11 +107,19 @@ class GenotypeStore:
 
     def tile(self, rows: np.ndarray | slice, first: int, count: int) -> Tensor:
         """Packed codes of some samples at `count` variants from `first` on (a multiple of 4), in memory: uint8 [R, ceil(count / 4)]."""
+        rows, width = _checks.rows(rows, self.num_samples), self.packed.shape[1]
+        inside = first >= 0 and first % PER_BYTE == 0 and count >= 0 and packed_width(first + count) <= width
+        _checks.require(inside, "first, count", f"a multiple of {PER_BYTE}, and codes among the {PER_BYTE * width} of a row", (first, count))
         return torch.from_numpy(np.ascontiguousarray(self.packed[rows, first // PER_BYTE : packed_width(first + count)]))
 
     def genotypes(self, rows: np.ndarray | slice = slice(None), first: int = 0, count: int | None = None) -> np.ndarray:
-        """Codes of some samples at `count` variants (default all) from `first` on, uint8 [R, count]; 3 is a missing call."""
-        count = self.num_variants - first if count is None else count
+        """Codes of some samples at `count` variants (default all) from `first` on, uint8 [R, count]; 3 is a missing call.
+
+        Raises:
+            InputError: `rows` are no slice, mask or indices of samples, or there are no such variants.
+        """
+        first = _checks.integer(first, "first", 0, self.num_variants + 1)
+        count = self.num_variants - first if count is None else _checks.integer(count, "count", 0, self.num_variants - first + 1)
         skipped = first % PER_BYTE
         return unpack(self.tile(rows, first - skipped, count + skipped), count + skipped).numpy()[:, skipped:]
 

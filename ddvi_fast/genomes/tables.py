@@ -45,6 +45,7 @@ class VariantTable:
 
     def take(self, chosen: np.ndarray | slice) -> VariantTable:
         """The variants `chosen`: indices, a mask or a slice."""
+        chosen = _checks.rows(chosen, len(self), "chosen")
         return VariantTable(*(column[chosen] for column in vars(self).values()))
 
     def autosomal(self) -> np.ndarray:
@@ -83,6 +84,7 @@ class SampleTable:
 
     def take(self, chosen: np.ndarray) -> SampleTable:
         """The samples `chosen`, indices or a mask."""
+        chosen = _checks.rows(chosen, len(self), "chosen")
         return SampleTable(self.name[chosen], {key: column[chosen] for key, column in self.labels.items()})
 
     @staticmethod

@@ -27,7 +27,7 @@ from ddvi_fast.inference.model import (
     seeded,
     simulate,
 )
-from ddvi_fast.inference.networks import Architecture, build
+from ddvi_fast.inference.networks import Architecture, build, require_effect
 from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Rows, Simulated
 from ddvi_fast.inference.observation import Observation, column_names, observed_rows
 from ddvi_fast.inference.posterior import FittedPosterior
@@ -37,6 +37,7 @@ from ddvi_fast.inference.whitening import Whitening, coarse, require_resolved
 from ddvi_fast.inference.whitening import notices as spreads
 from ddvi_fast.objectives import Objective, Progress
 from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.precision import without_callers_autocast
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 from ddvi_fast.standardization import listed, tell
@@ -122,7 +123,8 @@ def fit_posterior(
         The fitted posterior, in evaluation mode.
 
     Raises:
-        InputError: If the model lacks a method that the objective needs, if shapes do not fit, or if values are not finite.
+        InputError: If the model lacks a method that the objective needs, if shapes do not fit, if values are not finite, or if a setting of the
+            architecture would have no effect.
 
     Example:
         >>> from ddvi_fast.inference import Model
@@ -145,9 +147,11 @@ def fit_posterior(
     if objective == "bound":
         for argument, value in (("num_simulations", num_simulations), ("embedding", embedding)):
             _checks.require(value is None, argument, "None, for a fit to log_joint alone", value)
+    require_effect(architecture, for_any_data=objective != "bound")
     request = _Request(model, _checks.out_of_inference(x), architecture, training, seed, device)
-    # Simulators, embeddings and densities may draw from global generators, and the caller may be inside torch.no_grad or inference_mode.
-    with torch.inference_mode(False), torch.enable_grad(), seeded(Draws(seed).lane("looked_at").importance(1), device):
+    # Simulators, embeddings and densities may draw from global generators, and the caller may be inside torch.no_grad, inference_mode or
+    # autocast.
+    with torch.inference_mode(False), torch.enable_grad(), without_callers_autocast(), seeded(Draws(seed).lane("looked_at").importance(1), device):
         if objective == "bound":
             fitted = request.for_one_data_set(_support_to_save(_support(support, dim)))
         else:
@@ -163,7 +167,7 @@ def _support_to_save(support: Support) -> Support:
     try:
         support.state()
     except _checks.InputError as error:
-        tell(f"{str(error).split(':')[0]}: cannot be saved, so that save will refuse the posterior", level=4)
+        tell(f"{str(error).split(':')[0]}: cannot be saved, so that save will refuse the posterior")
     return support
 
 

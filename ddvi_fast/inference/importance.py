@@ -57,7 +57,7 @@ class ImportanceSample:
         _checks.require(usable, "log_joint", "numbers below infinity, some of them finite", "NaN, infinity or zero probability everywhere")
         rounding = float(log_ratios[log_ratios.isfinite()].abs().amax()) * torch.finfo(log_ratios.dtype).eps if log_ratios.numel() else 0.0
         if rounding > _COARSE:
-            tell(f"log_joint: rounded to {rounding:.2g} nats, too coarse for weights; compute it in double precision, or leave out a constant", 4)
+            tell(f"log_joint: rounded to {rounding:.2g} nats, too coarse for weights; compute it in double precision, or leave out a constant")
         if log_ratios.dim() == 1:
             return cls(z, log_ratios, *smooth(log_ratios))
         smoothed = [smooth(one) for one in log_ratios.unbind(1)]

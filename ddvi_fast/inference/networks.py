@@ -82,6 +82,24 @@ class Architecture:
         return dataclasses.replace(self, num_steps=steps, hidden=hidden, informed_steps=informed)
 
 
+# Setting, the families that have it, and whether only a posterior that reads data does.
+_EFFECTS = (
+    *((name, ("diffusion",), False) for name in ("num_steps", "time_features", "start", "end")),
+    ("width", ("diffusion", "flow"), False),
+    ("context_dim", ("diffusion", "flow"), True),
+    *((name, FAMILIES, True) for name in ("hidden", "activation")),
+)
+
+
+def require_effect(architecture: Architecture, for_any_data: bool) -> None:
+    """Refuse settings other than the defaults that would change nothing in a posterior for any data, or in one of a single data set."""
+    for name, families, reads_data in _EFFECTS:
+        default, value = Architecture.__dataclass_fields__[name].default, getattr(architecture, name)
+        has = architecture.family in families and (for_any_data or not reads_data)
+        whose = f"family={architecture.family}" if architecture.family not in families else "a posterior of one data set"
+        _checks.require(has or value == default, f"architecture.{name}", f"{default}, the default, for {whose}", value, "it would have no effect")
+
+
 class Constant(nn.Module):
     """Encoder without inputs: a learned vector, the same for every row.
 

@@ -24,6 +24,7 @@ from ddvi_fast.inference.support import Latents, Support
 from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.networks import evaluation
 from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.precision import without_callers_autocast
 from ddvi_fast.rng import Draws
 from ddvi_fast.standardization import tell
 
@@ -63,6 +64,7 @@ class FittedPosterior:
         self.information: float | None = None
         self.notices: list[str] = []
 
+    @without_callers_autocast()
     @torch.no_grad()
     def sample(self, num_samples: int = 1000, x: Tensor | None = None, seed: int = 0) -> Latents:
         """Draw samples.
@@ -84,6 +86,7 @@ class FittedPosterior:
         z, _ = self.support.constrain(u if many else u[:, 0])
         return z
 
+    @without_callers_autocast()
     @torch.no_grad()
     def log_prob(self, z: Latents, x: Tensor | None = None, *, bound: str = "iwae", num_samples: int = 64, seed: int = 0) -> Tensor:
         """Estimate a lower bound on `log q(z | x)`.
@@ -125,6 +128,7 @@ class FittedPosterior:
         log_q = log_q - self.whitening.log_det() - log_det.to(log_q.device)
         return torch.where(inside.to(log_q.device), log_q, torch.where(self.support.missing(z).to(log_q.device), math.nan, -math.inf))
 
+    @without_callers_autocast()
     @torch.no_grad()
     def importance_sample(self, num_samples: int = 10_000, x: Any = None, seed: int = 0) -> ImportanceSample:
         """Draw importance samples for one data set or for each row of data, with their weights under the model.
@@ -161,6 +165,7 @@ class FittedPosterior:
             weights.append(log_ratio)
         return torch.cat(kept), torch.cat(weights)
 
+    @without_callers_autocast()
     @torch.no_grad()
     def elbo(self, x: Any = None, num_samples: int = 100, seed: int = 0) -> Tensor:
         """Estimate the evidence lower bound of each data set, the mean log-weight of its samples.
@@ -181,6 +186,7 @@ class FittedPosterior:
         bound = torch.cat([self._weighted(block, first, num_samples, seed)[1].double().mean(0) for first, block in _blocks(rows)])
         return bound if many else bound[0]
 
+    @without_callers_autocast()
     @torch.no_grad()
     def diagnostics(self, num_simulations: int = 500, num_samples: int = 199, seed: int = 0, *, reference: Latents | None = None) -> Diagnostics:
         """Check the calibration of the posterior by simulation-based calibration (Talts et al. 2018) and expected coverage.
@@ -214,6 +220,7 @@ class FittedPosterior:
             draws = self._unconstrained(num_samples, x, seed)
         return Diagnostics.of(truth.to(draws), draws, self.support.coordinates())
 
+    @without_callers_autocast()
     def diagnose(self, x: Tensor | None = None, *, num_samples: int = 1000, num_simulations: int = 200, seed: int = 0) -> Diagnosis:
         """Collect what there is to check about the posterior in one table.
 
@@ -339,7 +346,7 @@ class FittedPosterior:
         rows, many = observed_rows(x, self.data_shape)
         rows = rows.to(device)
         for surprise in self.observation.surprises(rows, column_names(self.data_shape)):
-            tell(surprise, level=5)
+            tell(surprise)
         return rows, many
 
     @torch.no_grad()

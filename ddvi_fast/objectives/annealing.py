@@ -70,6 +70,9 @@ class KLSchedule:
         hold: Fraction of the epochs with the full weight before the ramp starts (float, default 0).
         whole_epochs: Change the weight once an epoch instead of at every step (bool, default False).
 
+    Raises:
+        InputError: As for `kl_weight`.
+
     Example:
         >>> KLSchedule("linear", weight=0.5).at(Progress(epoch=20, epochs=100))
         0.25
@@ -80,6 +83,9 @@ class KLSchedule:
     fraction: float = 0.4
     hold: float = 0.0
     whole_epochs: bool = False
+
+    def __post_init__(self) -> None:
+        kl_weight(self.kind, 0.0, 1, self.weight, fraction=self.fraction, hold=self.hold)
 
     def at(self, progress: Progress) -> float | Tensor:
         """Return the weight at `progress`: a float, or a scalar tensor on the device in a recorded step."""

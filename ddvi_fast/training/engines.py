@@ -13,7 +13,7 @@ from ddvi_fast.config.schema import Config
 from ddvi_fast.engine.engine import Engine
 from ddvi_fast.engine.optimizers import choose
 from ddvi_fast.objectives import Objective
-from ddvi_fast.precision import SCALED, in_force
+from ddvi_fast.precision import SCALED, in_force, support
 from ddvi_fast.recipes.phases import Optimisation
 
 ENGINES = ("auto", "local", "parallel", "deepspeed")
@@ -44,6 +44,17 @@ def make_engines(config: Config) -> MakeEngine:
     from ddvi_fast.engine.deepspeed_engine import DeepSpeedEngine
 
     return lambda objective, optimisation: DeepSpeedEngine(objective, optimisation, config.device, zero_stage=config.zero_stage, **options)
+
+
+def check_engine(config: Config) -> None:
+    """Refuse settings that an engine would refuse, before there is one."""
+    from ddvi_fast.engine.deepspeed_engine import STAGES
+
+    _checks.require(config.zero_stage in STAGES, "zero_stage", "0, 1, 2 or 3", config.zero_stage)
+    device = _checks.device(config.device)
+    support(config.precision, device)
+    choose(config.optimiser, device)
+    make_engines(config)
 
 
 def engine_line(config: Config) -> str | None:

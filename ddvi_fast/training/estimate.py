@@ -21,6 +21,7 @@ from ddvi_fast.rng import Draws
 from ddvi_fast.training.engines import make_engines
 from ddvi_fast.training.run import load_dataset, run_dir
 from ddvi_fast.training.time_budget import seconds_a_step
+from ddvi_fast.training.values import check_batches, check_values
 
 _STEPS = 10
 _ADAM_STATES = 2  # a first and a second moment for each parameter
@@ -38,7 +39,9 @@ def dry_run(config: Config) -> dict[str, Any]:
         InputError: Everything that the run itself would refuse before its first step.
     """
     config = dataclasses.replace(config, device=distributed.local_device(config.device))
+    check_values(config)
     dataset = load_dataset(config)
+    check_batches(config, dataset)
     experiment = build(config, dataset)
     counts, held = parameters(experiment), memory(experiment, dataset, config.recipe.batch_size)
     batches = num_batches(dataset.size(), config.recipe.batch_size)

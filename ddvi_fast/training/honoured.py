@@ -58,7 +58,7 @@ RULES = (
     Rule(("method.discrete_class",), lambda config: _in_the_prior(config) and config.method.task == "unsupervised", "the prior's coordinates"),
     Rule(("method.weight",), lambda config: config.method.objective in ("adversarial", "wae"), "method.objective=adversarial or wae"),
     Rule(("method.doubly_reparametrised",), lambda c: not c.method.doubly_reparametrised or c.method.objective == "iwae", "method.objective=iwae"),
-    Rule(("prior.resolution",), lambda config: config.latent_dim <= 2, "up to two latents"),
+    Rule(("prior.resolution",), lambda c: c.evaluation.evidence and c.latent_dim <= 2, "evaluation.evidence and up to two latents"),
     Rule(("dataset.genotypes",), lambda config: config.dataset.name in _GENOTYPES, "dataset=genomes or dataset=1kg"),
     Rule(("download",), lambda config: not config.download or config.dataset.name in _DOWNLOADED, f"a data set among {', '.join(_DOWNLOADED)}"),
     Rule(("split_seed",), lambda config: config.dataset.name not in _SPLIT, "a data set without a split of its own"),

@@ -18,6 +18,7 @@ from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.logs import read_metrics
 from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
 from ddvi_fast.engine.trackers import open_tracker
+from ddvi_fast.precision import without_callers_autocast
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.training.decoder_passes import decoder_rows, within_passes
@@ -25,6 +26,7 @@ from ddvi_fast.training.engines import make_engines
 from ddvi_fast.training.evaluate import evaluate
 from ddvi_fast.training.session import Clocks, Session, prepared_folder, processes
 from ddvi_fast.training.time_budget import within_minutes
+from ddvi_fast.training.values import check_batches, check_values
 
 FINAL = "final"
 
@@ -131,10 +133,13 @@ def train_run(config: Config, draw: Draw | None = None) -> Result:
         Stopped: A signal asked the run to stop.
     """
     config = dataclasses.replace(config, device=distributed.local_device(config.device))
-    with processes(config):
+    with processes(config), without_callers_autocast():
+        check_values(config)
         dataset = load_dataset(config)
+        check_batches(config, dataset)
+        asked, experiment = config, build(config, dataset)  # also to refuse it before there is a folder
         with prepared_folder(config, run_dir(config), lambda fresh: _within_budget(fresh, dataset)) as (folder, config):
-            run = Run(config, dataset, build(config, dataset), folder)
+            run = Run(config, dataset, experiment if config == asked else build(config, dataset), folder)
             took = Clocks(*(round(value, 3) for value in run.train()))  # as saved, so that a later evaluation has the same figures
             if distributed.is_first():
                 run.save(took)
@@ -158,7 +163,8 @@ def evaluate_run(path: str | Path, overwrite: bool = False, draw: Draw | None = 
     _checks.require(fresh, f"run folder {path}", "one not evaluated yet", "evaluation.json", "--overwrite replaces it")
     run = Run.untrained(folder)
     state = run.restore()
-    return run.evaluate(Clocks.of(state, str(folder.checkpoints / FINAL)), draw)
+    with without_callers_autocast():
+        return run.evaluate(Clocks.of(state, str(folder.checkpoints / FINAL)), draw)
 
 
 def load_dataset(config: Config) -> Dataset:

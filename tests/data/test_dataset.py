@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ddvi_fast.data import Dataset, from_arrays
+from ddvi_fast.data.packed import PackedDataset, Scaling
 
 NAN, INF = float("nan"), float("inf")
 
@@ -36,6 +37,29 @@ def test_labels_sizes_and_shapes():
     assert data.labels(torch.tensor([1, 3])).tolist() == [1, 0]
     assert data.labels(split="test").tolist() == [1, 0]
     assert (data.size(), data.size("test"), data.input_shape, data.num_dimensions) == (4, 2, (3,), 3)
+
+
+PACKED = PackedDataset(
+    "packed", torch.zeros(4, 1, dtype=torch.uint8), torch.tensor([0, 1, 1, 0]), torch.zeros(2, 1, dtype=torch.uint8), torch.tensor([1, 0]),
+    num_classes=2, value_range=(0.0, 2.0), scaling=Scaling(torch.ones(4), torch.ones(4)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("data", [tiny(), PACKED], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    "indices", [torch.tensor([4]), torch.tensor([-5]), torch.tensor([0.0]), torch.tensor([True]), torch.zeros(1, 1).long(), 2, "all", slice(0, "b"),
+                slice(3, 0, -1), torch.tensor([1], dtype=torch.uint8), np.array([9])], ids=repr,
+)  # fmt: skip
+def test_indices_that_are_none_of_the_examples_are_refused(data, indices, one_line):
+    one_line(lambda: data.inputs(indices), "^indices: expected a slice")
+    one_line(lambda: data.labels(indices), "^indices: expected a slice")
+
+
+@pytest.mark.parametrize("indices", [[1, 3], np.array([1, 3], np.uint8), torch.tensor([1, -1]), torch.tensor([False, True, False, True])], ids=repr)
+def test_indices_of_every_kind_choose_the_same_examples(indices):
+    for data in (tiny(), PACKED):
+        assert torch.equal(data.inputs(indices).nan_to_num(), data.inputs(slice(1, 4, 2)).nan_to_num())
+        assert data.labels(indices).tolist() == [1, 0]
 
 
 def test_range_is_seen_over_both_splits_or_given():

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,10 +87,27 @@ def plain_adam(start, gradients, lr):
     return value
 
 
-@pytest.mark.parametrize("name", ["torch", pytest.param("deepspeed_cpu", marks=pytest.mark.slow)])
-def test_each_is_plain_adam(name):
-    if name == "deepspeed_cpu" and not (importlib.util.find_spec("deepspeed") and shutil.which("g++") and shutil.which("ninja")):
+@pytest.fixture
+def quickly_compiled(request, monkeypatch):
+    """DeepSpeed compiles its CPU Adam at the first use: here as one source without optimization, in a folder that is not the user's."""
+    if not (importlib.util.find_spec("deepspeed") and shutil.which("g++") and shutil.which("ninja")):
         pytest.skip("DeepSpeed's CPU Adam is compiled at its first use, with g++ and ninja")
+    builder = importlib.import_module("deepspeed.ops.op_builder").CPUAdamBuilder
+    sources, arguments = builder.sources, builder.cxx_args
+    folder = request.config.cache.mkdir("torch_extensions")
+    together = folder / "together.cpp"
+    text = "".join(f'#include "{Path(builder().deepspeed_src_path(source)).resolve()}"\n' for source in reversed(sources(builder())))
+    if not together.exists() or together.read_text() != text:
+        together.write_text(text)
+    monkeypatch.setattr(builder, "sources", lambda self: [str(together)])
+    monkeypatch.setattr(builder, "cxx_args", lambda self: [*arguments(self), "-O0", "-g0"])
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+
+
+@pytest.mark.parametrize("name", ["torch", pytest.param("deepspeed_cpu", marks=pytest.mark.slow)])
+def test_each_is_plain_adam(name, request):
+    if name == "deepspeed_cpu":
+        request.getfixturevalue("quickly_compiled")
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(37, generator=generator)
     gradients = [torch.randn(37, generator=generator) for _ in range(STEPS)]

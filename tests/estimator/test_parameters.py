@@ -12,7 +12,7 @@ from sklearn.utils import validation
 
 from ddvi_fast import DDVI
 from ddvi_fast.genomes.convert import store_from_codes
-from tests.stress.settings import STATES
+from tests.stress.settings import AUTOCAST, STATES
 
 SMALL = {"epochs": 1, "hidden": (4,), "num_steps": 2, "n_samples": 2}
 X = np.random.default_rng(0).normal(size=(40, 3))
@@ -71,10 +71,10 @@ def test_a_grid_of_numpys_numbers_is_searched():
     assert np.isfinite(found.cv_results_["mean_test_score"]).all()
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", STATES | AUTOCAST)
 def test_states_of_torch_change_nothing(state, fitted, tmp_path):
     z = fitted.transform(X)
-    with STATES[state]():
+    with (STATES | AUTOCAST)[state]():
         model = DDVI(**SMALL).fit(X)
         again = DDVI.load(model.save(tmp_path / "model"))
         for other in (model, again, fitted):

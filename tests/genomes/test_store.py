@@ -34,6 +34,39 @@ def test_any_part_can_be_read(store):
     assert "23 samples, 41 variants" in repr(store)
 
 
+ROWS = [np.array([23]), [-24], np.array([0.0]), np.array([True]), 3, "all", [[0]], [[0], [1, 2]], slice("a", None), torch.tensor([23]), None]
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=repr)
+def test_rows_that_are_none_of_the_samples_are_refused(rows, store, one_line):
+    expected = "expected a slice, a mask of length 23 or indices from -23 to 22, got"
+    one_line(lambda: store.genotypes(rows), f"^rows: {expected}")
+    one_line(lambda: store.tile(rows, 0, 4), f"^rows: {expected}")
+    one_line(lambda: store.samples.take(rows), f"^chosen: {expected}")
+    one_line(lambda: store.variants.take(np.arange(23)).take(rows), f"^chosen: {expected}")
+    if rows is not None:  # all of them
+        one_line(lambda: GenotypePCA(2).fit(store, rows), f"^rows: {expected}")
+
+
+@pytest.mark.parametrize(("first", "count"), [(-1, 2), (0, 42), (40, 2), (42, None), (1.5, 2), (0, -1), (0, "all")])
+def test_variants_that_are_none_of_the_store_are_refused(first, count, store, one_line):
+    one_line(lambda: store.genotypes(slice(None), first, count), "^(first|count): expected an integer in")
+
+
+@pytest.mark.parametrize(("first", "count"), [(1, 4), (-4, 4), (0, 45), (44, 4)])
+def test_tiles_outside_of_the_store_are_refused(first, count, store, one_line):
+    one_line(lambda: store.tile(slice(None), first, count), "^first, count: expected a multiple of 4")
+
+
+def test_rows_are_chosen_by_indices_masks_and_slices_alike(store):
+    mask = np.zeros(23, bool)
+    mask[[2, 22]] = True
+    expected = store.genotypes(np.array([2, 22]))
+    for rows in (mask, [2, -1], np.array([2, 22], np.uint8), torch.tensor([2, 22]), slice(2, 23, 20), (2, 22)):
+        assert np.array_equal(store.genotypes(rows), expected)
+    assert store.genotypes([]).shape == (0, 41)
+
+
 def test_counts_and_frequencies(store):
     codes = simulated(23, 41).codes
     expected = (codes[..., None] == np.arange(4)).sum(0)

@@ -20,6 +20,7 @@ from ddvi_fast.rng import Draws
 
 FAMILIES = [pytest.param("flow", marks=pytest.mark.skipif(find_spec("zuko") is None, reason="zuko is not installed")), "gaussian"]
 SMALL = Architecture(num_steps=8, hidden=(32,), context_dim=8)
+SINGLE = Architecture(num_steps=8)  # for one data set there is nothing to encode
 QUICK = Training(steps=300, batch_size=128)
 
 
@@ -48,7 +49,7 @@ X = torch.tensor([1.0, -0.6, 0.3])
 
 def test_a_density_alone_gives_the_posterior_of_one_data_set() -> None:
     model = Regression()
-    posterior = fit_posterior(Model(log_joint=model.log_joint), X, dim=2, architecture=SMALL, training=QUICK)
+    posterior = fit_posterior(Model(log_joint=model.log_joint), X, dim=2, architecture=SINGLE, training=QUICK)
     weighted, exact = posterior.importance_sample(5000), model.exact(X)
     assert abs(weighted.log_evidence - model.log_evidence(X)) < 0.02
     assert 0 <= weighted.log_evidence - weighted.elbo < 0.05 and weighted.effective_sample_size > 3500
@@ -72,7 +73,7 @@ def test_simulations_give_the_posterior_of_any_data(objective: str) -> None:
 def test_a_constrained_parameter_follows_its_conjugate_posterior() -> None:
     counts = torch.tensor([3.0, 5.0, 1.0])
     model = Model(log_joint=lambda x, z: Gamma(2, 1).log_prob(z["rate"]) + Poisson(z["rate"].unsqueeze(-1)).log_prob(x).sum(-1))
-    posterior = fit_posterior(model, counts, support={"rate": constraints.positive}, architecture=SMALL, training=QUICK)
+    posterior = fit_posterior(model, counts, support={"rate": constraints.positive}, architecture=SINGLE, training=QUICK)
     exact, draws = Gamma(2 + counts.sum(), torch.tensor(4.0)), posterior.sample(20_000)["rate"]
     assert draws.shape == (20_000,) and bool((draws > 0).all())
     assert abs(float(draws.mean() - exact.mean)) < 0.1 and abs(float(draws.std() / exact.stddev) - 1) < 0.1
@@ -127,7 +128,7 @@ def test_the_seed_covers_generators_of_numpy_and_python() -> None:
 def test_a_parameter_of_which_only_its_bounds_are_known_is_uniform() -> None:
     support = {"a": constraints.real, "b": constraints.unit_interval}
     model = Model(log_joint=lambda x, z: -0.5 * z["a"].square())
-    posterior = fit_posterior(model, support=support, architecture=SMALL, training=Training(steps=20, batch_size=32))
+    posterior = fit_posterior(model, support=support, architecture=SINGLE, training=Training(steps=20, batch_size=32))
     assert posterior.sample(5)["b"].shape == (5,)
 
 
@@ -139,7 +140,8 @@ def test_a_box_is_saved(family: str, tmp_path) -> None:
         z = low + (high - low) * torch.rand(n, 2)
         return z, z + torch.randn(n, 2)
 
-    options = {"architecture": Architecture(family=family, num_steps=4, hidden=(8,)), "training": Training(steps=3, batch_size=16)}
+    chain = {"num_steps": 4} if family == "diffusion" else {}
+    options = {"architecture": Architecture(family=family, hidden=(8,), **chain), "training": Training(steps=3, batch_size=16)}
     posterior = fit_posterior(Model(simulate=simulate), torch.zeros(2), support=constraints.interval(low, high), **options)
     again = load(posterior.save(tmp_path / "kept"))
     assert torch.equal(again.sample(7), posterior.sample(7))
@@ -155,7 +157,7 @@ def test_a_support_that_cannot_be_saved_is_told_before_the_training() -> None:
     biject_to.register(Odd, lambda kind: biject_to(constraints.real))
     with pytest.warns(UserWarning, match="support, w: cannot be saved"):
         fit_posterior(
-            Model(log_joint=lambda x, z: -0.5 * z["w"].square()), support={"w": Odd()}, architecture=SMALL, training=Training(steps=1, batch_size=4)
+            Model(log_joint=lambda x, z: -0.5 * z["w"].square()), support={"w": Odd()}, architecture=SINGLE, training=Training(steps=1, batch_size=4)
         )
 
 
@@ -183,12 +185,16 @@ def meta_by_default() -> Iterator[None]:
         torch.set_default_device(None)
 
 
+def autocast() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
 @pytest.mark.usefixtures("quick_start")
-@pytest.mark.parametrize("state", [double_by_default, meta_by_default, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("state", [double_by_default, meta_by_default, torch.no_grad, torch.inference_mode, autocast])
 @pytest.mark.parametrize("family", ["diffusion", "gaussian"])
 def test_states_of_torch_change_nothing(state, family: str, tmp_path) -> None:
-    architecture = Architecture(family=family, num_steps=4, hidden=(8,), context_dim=4, width=8)
-    options = {"architecture": architecture, "training": Training(steps=8, batch_size=32)}
+    chain, context = ({"num_steps": 4, "width": 8}, {"context_dim": 4}) if family == "diffusion" else ({}, {})
+    options = {"architecture": Architecture(family=family, hidden=(8,), **chain, **context), "training": Training(steps=8, batch_size=32)}
 
     def simulate(n: int) -> tuple[Tensor, Tensor]:
         z = torch.randn(n, 2, dtype=torch.float32, device="cpu")
@@ -197,12 +203,13 @@ def test_states_of_torch_change_nothing(state, family: str, tmp_path) -> None:
     def density(x: Tensor, z: Tensor) -> Tensor:
         return -0.5 * z.square().sum(-1) - 0.5 * (x - z).square().sum(-1)
 
-    cases = [(Model(simulate=simulate), {}), (Model(simulate=simulate, log_joint=density), {}), (Model(log_joint=density), {"dim": 2})]
+    single = {"dim": 2, "architecture": Architecture(family, **chain)}
+    cases = [(Model(simulate=simulate), {}), (Model(simulate=simulate, log_joint=density), {}), (Model(log_joint=density), single)]
     x = torch.ones(2)
     for number, (model, more) in enumerate(cases):
-        usual = fit_posterior(model, x, **options, **more)
+        usual = fit_posterior(model, x, **options | more)
         with state():
-            other = fit_posterior(model, torch.ones(2, dtype=torch.float32, device="cpu"), **options, **more)
+            other = fit_posterior(model, torch.ones(2, dtype=torch.float32, device="cpu"), **options | more)
             draws, again = other.sample(5), load(other.save(tmp_path / str(number))).sample(5)
         assert torch.equal(usual.sample(5), other.sample(5)) and torch.equal(draws, usual.sample(5)) and torch.equal(again, draws)
         assert draws.dtype == torch.float32
@@ -271,14 +278,33 @@ def test_a_budget_of_simulations_is_kept() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_families_to_compare_with_are_trained_alike(family: str) -> None:
-    architecture, model = Architecture(family=family, width=16, hidden=(32,), context_dim=8), Regression()
+    model, width, context = Regression(), {} if family == "gaussian" else {"width": 16}, {} if family == "gaussian" else {"context_dim": 8}
+    architecture = Architecture(family=family, hidden=(32,), **width, **context)
     amortised = fit_posterior(model, X, objective="simulations", architecture=architecture, training=Training(steps=250, batch_size=128))
     torch.testing.assert_close(amortised.sample(5000).mean(0), model.exact(X).mean, rtol=0, atol=0.2)
+    architecture = Architecture(family=family, **width)
     single = fit_posterior(Model(log_joint=model.log_joint), X, dim=2, architecture=architecture, training=Training(steps=100, batch_size=64))
     # Mean-field: the deviations of the conditionals, which are the inverse roots of the precision's diagonal.
     precision = model.exact(X).precision_matrix
     wanted = precision.diagonal().rsqrt() if family == "gaussian" else model.exact(X).stddev
     torch.testing.assert_close(single.sample(5000).std(0), wanted, rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "single"),
+    [
+        ("gaussian", {"width": 32}, False), ("gaussian", {"num_steps": 5}, False), ("gaussian", {"end": 5.0}, True),
+        ("gaussian", {"time_features": 4}, True), ("gaussian", {"context_dim": 3}, False), ("flow", {"num_steps": 5}, False),
+        ("flow", {"start": 0.1}, True), ("flow", {"context_dim": 3}, True), ("diffusion", {"hidden": (8,)}, True),
+        ("diffusion", {"activation": "relu"}, True), ("diffusion", {"context_dim": 3}, True), ("gaussian", {"hidden": (8,)}, True),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_sizes_without_effect_are_refused_by_name(family: str, sizes: dict, single: bool, one_line) -> None:
+    model = Model(log_joint=Regression().log_joint) if single else Model(simulate=Regression().simulate)
+    options = {"architecture": Architecture(family=family, **sizes), "dim": 2, "training": Training(steps=1, batch_size=4)}
+    (name,) = sizes
+    assert "it would have no effect" in one_line(lambda: fit_posterior(model, X, **options), rf"^architecture\.{name}: expected ")
 
 
 @pytest.mark.parametrize(
@@ -363,4 +389,4 @@ def test_the_families_to_compare_with_are_trained_alike(family: str) -> None:
 )
 def test_what_cannot_be_fitted_is_named(model, options, message) -> None:
     with pytest.raises(InputError, match=message):
-        fit_posterior(model, architecture=SMALL, training=Training(steps=2, batch_size=8), **options)
+        fit_posterior(model, architecture=SINGLE, training=Training(steps=2, batch_size=8), **options)

@@ -202,7 +202,8 @@ def layers(kind: str) -> nn.Module:
 @pytest.mark.parametrize("family", ["diffusion", "gaussian"])
 @pytest.mark.parametrize("kind", ["normalization", "dropout", "both"])
 def test_everything_fitted_or_loaded_is_in_evaluation_mode(kind: str, family: str, tmp_path) -> None:
-    options = {"architecture": Architecture(family=family, num_steps=4, hidden=(8,), context_dim=3), "training": Training(steps=30, batch_size=64)}
+    chain = {"num_steps": 4, "context_dim": 3} if family == "diffusion" else {}
+    options = {"architecture": Architecture(family=family, hidden=(8,), **chain), "training": Training(steps=30, batch_size=64)}
 
     def simulate(n: int) -> tuple[Tensor, Tensor]:
         z = torch.randn(n, 1)

@@ -38,6 +38,7 @@ STATES = {
     "no_grad": torch.no_grad,
     "inference": torch.inference_mode,
 }
+AUTOCAST = {"autocast": lambda: torch.autocast("cpu", torch.bfloat16)}  # which networks and operations follow, and fitted models do not
 
 
 def _wide(value: Tensor) -> Tensor:
