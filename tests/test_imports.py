@@ -25,7 +25,7 @@ RINGS = {
     ),
     "library": (
         ("dense", "networks", "denoisers", "standardization"),
-        ("ops",),
+        ("langevin", "ops"),
         ("likelihoods", "parity", "priors", "models"),
         ("posteriors",),
         ("annealed", "data", "evidence", "export", "objectives", "released_scale"),

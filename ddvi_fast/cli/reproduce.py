@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from ddvi_fast import _checks
 from ddvi_fast.cli._registrations import register
 from ddvi_fast.cli.arguments import Parser
 from ddvi_fast.config import names
 
+FIXED_DECODER = "fixed-decoder"
 DESCRIPTION = """Train every missing run of a table, then write the table and the picture of all runs.
 
 A finished run is never repeated, an interrupted one is started anew, and a run that is impossible has its reason in the table.
@@ -22,23 +25,40 @@ later calls with the same --output use."""
 def main(arguments: Sequence[str]) -> None:
     """Run `ddvi-fast reproduce`."""
     options = _parse(arguments)
-    names.check_overrides(options.overrides)
+    if options.table != FIXED_DECODER:
+        names.check_overrides(options.overrides)
     register()
-    from ddvi_fast.paper.choose import choose
-    from ddvi_fast.paper.reproduce import reproduce
-
     # The folder of the data is a matter of this machine, and no part of the recorded command.
     command = " ".join(["ddvi-fast", "reproduce", *(shlex.quote(word) for word in arguments if not word.startswith("data_dir="))])
     stated = {**vars(options), "command": command, "report": lambda line: print(line, flush=True)}
-    seeds = stated.pop("seeds")
-    written = choose(**stated) if stated.pop("choose") else reproduce(**stated, seeds=seeds)
+    written = _of_one_decoder(stated) if options.table == FIXED_DECODER else _of_runs(stated)
     print(written[0].with_suffix(".md").read_text(encoding="utf-8"))
     for path in written:
         print(f"written: {path}")
 
 
+def _of_runs(stated: dict[str, Any]) -> list[Path]:
+    """Write a table of training runs."""
+    from ddvi_fast.paper.choose import choose
+    from ddvi_fast.paper.reproduce import reproduce
+
+    seeds = stated.pop("seeds")
+    return choose(**stated) if stated.pop("choose") else reproduce(**stated, seeds=seeds)
+
+
+def _of_one_decoder(stated: dict[str, Any]) -> list[Path]:
+    """Write the table of posteriors of one frozen decoder."""
+    from ddvi_fast.paper.fixed_decoder import reproduce
+
+    for name in ("choose", "epochs", "max_minutes", "jobs", "columns"):
+        hint = "its settings are those of paper.fixed_decoder.Settings"
+        _checks.require(not stated.pop(name), f"--{name.replace('_', '-')}", f"no such option for {FIXED_DECODER}", "one", hint)
+    del stated["table"]
+    return reproduce(**stated)
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    tables = names.choices("reproduce")
+    tables = sorted([*names.choices("reproduce"), FIXED_DECODER])
     parser = Parser(prog="ddvi-fast reproduce", description=DESCRIPTION)
     parser.add_argument("table", metavar="TABLE", choices=tables, help=", ".join(tables))
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings of all runs, such as data_dir=... or evaluation.limit=500")

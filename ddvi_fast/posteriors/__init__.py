@@ -3,6 +3,7 @@
 from ddvi_fast.posteriors.adversarial import Adversarial
 from ddvi_fast.posteriors.base import Posterior, PosteriorSample
 from ddvi_fast.posteriors.diffusion import Diffusion
+from ddvi_fast.posteriors.full_gaussian import FullGaussian
 from ddvi_fast.posteriors.gaussian import Gaussian
 from ddvi_fast.posteriors.hamiltonian import Hamiltonian
 from ddvi_fast.posteriors.hierarchical_iaf import HierarchicalIAF
@@ -15,6 +16,7 @@ __all__ = [
     "IAF",
     "Adversarial",
     "Diffusion",
+    "FullGaussian",
     "Gaussian",
     "Hamiltonian",
     "HierarchicalIAF",
