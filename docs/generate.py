@@ -33,6 +33,7 @@ _SHORT = {
     "path integral (PIS)": "path integral",
     "IWAE, 10 samples": "Gaussian, IWAE loss (K = 10)",
     "diffusion (DDVI)": "diffusion",
+    "diffusion, informed (DDVI)": "diffusion, informed",
 }
 
 
@@ -122,16 +123,18 @@ def digits_summary() -> str:
 
 
 def digits_cost() -> str:
-    """CPU seconds of the diffusion relative to the Gaussian, under the priors for which both are finished."""
+    """CPU seconds of the diffusion, blind and informed, relative to the Gaussian, under the priors for which both are finished."""
     table = digits()
     priors = dict.fromkeys(row[0] for row in table.rows)
-    cells = [[table.cell("CPU seconds", prior=prior, method=method) for method in ("diffusion", "Gaussian")] for prior in priors]
+    methods = ("diffusion", "diffusion, informed")
+    cells = [[table.cell("CPU seconds", prior=prior, method=name) for name in (method, "Gaussian")] for prior in priors for method in methods]
     return ratios([number(ours) / number(gaussian) for ours, gaussian in cells if "-" not in (ours, gaussian)])
 
 
 def gaussian_or_diffusion() -> str:
-    """Bound, gap and cost of the Gaussian and the diffusion under the three priors."""
-    pair = digits().where(method=("Gaussian", "diffusion")).select("prior", "method", "evidence", "ELBO", "gap", "latent NLL", "CPU seconds")
+    """Bound, gap and cost of the Gaussian and of both diffusions under the three priors."""
+    methods = ("Gaussian", "diffusion", "diffusion, informed")
+    pair = digits().where(method=methods).select("prior", "method", "evidence", "ELBO", "gap", "latent NLL", "CPU seconds")
     return _markdown.table(pair.headings, [[cell.strip("*") for cell in row] for row in pair.rows], "llr")
 
 
