@@ -10,4 +10,4 @@
 #include "each_isa.h"
 
 // Gradient of log p(x | z) for z, where the likelihood's parameters are the output of a multilayer perceptron.
-DDVI_EXPORT void ddvi_decoder_gradient(const DecoderArguments* arguments) { DDVI_DISPATCH(decoder_gradient(*arguments)) }
+DDVI_EXPORT void ddvi_likelihood_gradient(const DecoderArguments* arguments) { DDVI_DISPATCH(decoder_gradient(*arguments)) }

@@ -16,11 +16,12 @@ struct DecoderArguments {
   double total;          // number of trials of the binomial likelihood
   double low, span;
 
-  const int64_t* widths;          // (L + 1): D, hidden widths, P
-  const float* const* weights;    // (L) of (outputs, inputs)
-  const float* const* biases;     // (L) of (outputs)
-  const float* z;                 // (R, D)
-  const float* x;                 // (N, P)
-  const float* scale;             // standard deviations, (P) or (1), or null
-  float* d_z;                     // (R, D)
+  const int64_t* widths;        // (L + 1): D, hidden widths, P
+  const float* const* weights;  // (L) of (outputs, inputs)
+  const float* const* turned;   // (L) of (inputs, outputs), the same transposed
+  const float* const* biases;   // (L) of (outputs)
+  const float* z;               // (R, D)
+  const float* x;               // (N, P)
+  const float* scale;           // standard deviations, (P) or (1), or null
+  float* d_z;                   // (R, D)
 };

@@ -92,14 +92,6 @@ inline void data_columns(const DecoderArguments& d, const Tile& tile, int64_t wi
   }
 }
 
-// Transpose (inputs, outputs) of a weight (outputs, inputs).
-inline void turn_weight(const float* weight, int64_t outputs, int64_t inputs, float* out) {
-  const int64_t whole_rows = outputs / 16 * 16, whole_columns = inputs / 16 * 16;
-  if (whole_rows && whole_columns) transpose(weight, inputs, whole_rows, whole_columns, out, outputs);
-  for (int64_t m = 0; m < outputs; ++m)
-    for (int64_t i = m < whole_rows ? whole_columns : 0; i < inputs; ++i) out[i * outputs + m] = weight[m * inputs + i];
-}
-
 template <class Function>
 void activate(const Function& function, int64_t width, const Tile& tile, float* values, float* derivatives) {
   for (int64_t h = 0; h < width; ++h)
@@ -117,9 +109,8 @@ inline void tall_product(const float* a, const float* b, int64_t rows, int64_t d
   gemm<MultiplyAdd, kTallRows, kTallVectors>(a, depth, 1, b, kTile, rows, depth, tile.columns, epilogue);
 }
 
-// `turned` is the end of the transposed weights, which follow each other.
 template <class Function>
-void gradient_of_tile(const DecoderArguments& d, const Function& function, const float* turned, const Tile& tile) {
+void gradient_of_tile(const DecoderArguments& d, const Function& function, const Tile& tile) {
   const int64_t* widths = d.widths;
   int64_t widest = 0, hidden = 0;
   for (int64_t layer = 0; layer <= d.layers; ++layer) widest = std::max(widest, (widths[layer] + 15) / 16 * 16);
@@ -144,8 +135,7 @@ void gradient_of_tile(const DecoderArguments& d, const Function& function, const
     }
   for (int64_t layer = d.layers - 1; layer >= 0; --layer) {
     if (layer > 0) derivatives -= widths[layer] * kTile;
-    turned -= widths[layer] * widths[layer + 1];
-    tall_product(turned, in, widths[layer], widths[layer + 1], tile, Scale{layer > 0 ? derivatives : nullptr, out});
+    tall_product(d.turned[layer], in, widths[layer], widths[layer + 1], tile, Scale{layer > 0 ? derivatives : nullptr, out});
     std::swap(in, out);
   }
   scatter(in, tile, widths[0], d.d_z);
@@ -153,15 +143,10 @@ void gradient_of_tile(const DecoderArguments& d, const Function& function, const
 
 template <class Function>
 void gradient(const DecoderArguments& d, const Function& function) {
-  int64_t floats = 0;
-  for (int64_t layer = 0; layer < d.layers; ++layer) floats += d.widths[layer] * d.widths[layer + 1];
-  float* turned = ddvi::scratch(ddvi::kPackSlot, (size_t)floats);
-  for (int64_t layer = 0; layer < d.layers; turned += d.widths[layer] * d.widths[layer + 1], ++layer)
-    turn_weight(d.weights[layer], d.widths[layer + 1], d.widths[layer], turned);
   const int64_t size = tile_size_by_threads(d);
   ddvi::parallel_for(d.threads, (d.rows + size - 1) / size, [&](int64_t item) {
     const int64_t begin = item * size, samples = std::min(size, d.rows - begin);
-    gradient_of_tile(d, function, turned, Tile{0, begin, samples, (samples + kLanes - 1) / kLanes * kLanes, nullptr});
+    gradient_of_tile(d, function, Tile{0, begin, samples, (samples + kLanes - 1) / kLanes * kLanes, nullptr});
   });
 }
 

@@ -126,6 +126,19 @@ def contiguous(*values: Any) -> list[Any]:
     return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
 
 
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """`torch.broadcast_shapes` without its cost, which is that of many tensor operations."""
+    if torch.compiler.is_compiling():
+        return torch.broadcast_shapes(*shapes)
+    result = [1] * max(map(len, shapes), default=0)
+    for shape in shapes:
+        for axis in range(-len(shape), 0):
+            if shape[axis] != 1 and result[axis] not in (1, shape[axis]):
+                return torch.broadcast_shapes(*shapes)  # which raises
+            result[axis] = shape[axis] if result[axis] == 1 else result[axis]
+    return torch.Size(result)
+
+
 def needs_dispatch(*inputs: Any) -> bool:
     """Whether operators must run through torch's dispatcher: under a compiler, a dispatch mode, or with tensors that are not plain ones."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or any(map(_unusual, inputs))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
-from ddvi_fast._operator import Operator
+from ddvi_fast._operator import Operator, broadcast_shapes
 from ddvi_fast.precision import full_precision
 from ddvi_fast.reference import elbo as reference
 
@@ -138,7 +138,7 @@ def _reduce(kind: str, plain: Callable[..., Tensor], operands: dict[str, Tensor]
         return plain(*values)
     shape, periodic = values[0].shape, values
     if any(value.shape != shape for value in values):
-        shape = torch.broadcast_shapes(*(value.shape for value in values))
+        shape = broadcast_shapes(*(value.shape for value in values))
         periodic = [_periodic(value, shape) for value in values]
     return _elbo(kind, *periodic, *[None] * (3 - len(periodic)), shape, total, backend)
 

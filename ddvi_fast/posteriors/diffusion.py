@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -236,7 +237,8 @@ class Diffusion(ChainPosterior):
             stream = rng.CHAIN + count - informed
             noise = rng.normal(draws, tuple(v.shape), stream, planes=informed, device=v.device, dtype=v.dtype)
         signals, gains, last = self._signals(start), self._gains(start), slice(informed)
-        steps = InformedSteps(self._denoiser_at(last), table[last], gains[last], lambda v, step: self.direction(encoded, v, signals[step]))
+        directions = self.directions(encoded)
+        steps = InformedSteps(self._denoiser_at(last), table[last], gains[last], lambda v, step: directions(v, signals[step]))
         chain = steps.run(v, encoded.context, noise[last], groups, return_trajectory)
         states = torch.cat((states, chain.trajectory[1:])) if return_trajectory else None
         return ops.ChainSample(chain.z, path + chain.path, states)
@@ -256,10 +258,20 @@ class Diffusion(ChainPosterior):
         Raises:
             InputError: If the posterior was not given a model.
         """
+        return self.directions(encoded)(v, signal)
+
+    def directions(self, encoded: Encoded) -> Callable[[Tensor, Tensor], Tensor]:
+        """Prepare `direction` for several states of the same data: a function of `v` and `signal`, for as long as the model does not change."""
         if self._target is None:
             _checks.fail("target", "the model of the informed steps", None, "call posterior.inform(model)")
-        mean, scale, predicted = encoded.mean.detach(), torch.exp(0.5 * encoded.log_var.detach()), signal * v.detach()
-        return clipped(scale * self._target.gradient(encoded.x, mean + scale * predicted, encoded.labels) + predicted).to(v)
+        mean, scale = encoded.mean.detach(), torch.exp(0.5 * encoded.log_var.detach())
+        gradient = self._target.at(encoded.x, encoded.labels)
+
+        def direction(v: Tensor, signal: Tensor) -> Tensor:
+            predicted = signal * v.detach()
+            return clipped(scale * gradient(mean + scale * predicted) + predicted).to(v)
+
+        return direction
 
     def _num_informed(self) -> int:
         """Number of informed steps among the active ones."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import evaluation, frozen
 from ddvi_fast.posteriors.base import standard_log_prob
-from ddvi_fast.posteriors.score import likelihood_gradient
+from ddvi_fast.posteriors.score import LikelihoodGradient
 from ddvi_fast.priors import Prior
 
 MAX_NORM = 5.0  # largest norm of a direction, in units of the square root of the number of coordinates
@@ -60,32 +60,33 @@ class Target:
             return self.model.log_likelihood(x, u) + self.model.prior.log_prob(u, labels)
         return self.model.log_joint(x, u)
 
-    def gradient(self, x: Tensor, u: Tensor, labels: Tensor | None) -> Tensor:
-        """Compute the gradient [.., N, D] of `log_density` for `u`, a constant in any grad mode; the model is in evaluation mode."""
+    def at(self, x: Tensor, labels: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """Prepare the gradient of `log_density` for data `x` [N, ...] and classes `labels` that broadcast to [.., N].
+
+        Returns:
+            Function of `u` [.., N, D] that returns the gradient for `u` [.., N, D], a constant in any grad mode, with the model in evaluation
+            mode. The model must not change between its calls.
+        """
         if torch.compiler.is_compiling():  # a compiler leaves it to PyTorch: it does not differentiate any density within a graph
-            return torch.compiler.disable(Target._gradient)(self, x, u, labels)
-        return self._gradient(x, u, labels)
+            return lambda u: torch.compiler.disable(Target._gradient)(self, x, u, labels, None)
+        fused = LikelihoodGradient.of(self.model, x) if self.plain else None
+        return lambda u: self._gradient(x, u, labels, fused)
 
     @_checks.outside_inference_mode
-    def _gradient(self, x: Tensor, u: Tensor, labels: Tensor | None) -> Tensor:
+    def _gradient(self, x: Tensor, u: Tensor, labels: Tensor | None, fused: LikelihoodGradient | None) -> Tensor:
         point = u.detach().requires_grad_()
-        if self.plain:
-            gradient = self._fused_gradient(x, point, labels)
-            if gradient is not None:
-                return gradient
+        if fused is not None and fused.takes(u):
+            return self._fused_gradient(fused, point, labels)
         with _constant(self.model), torch.enable_grad():
             return torch.autograd.grad(self.log_density(x, point, labels).sum(), point)[0]
 
-    def _fused_gradient(self, x: Tensor, u: Tensor, labels: Tensor | None) -> Tensor | None:
-        """The gradient with that of the log-likelihood from its kernel, or None where the kernel does not support the model."""
+    def _fused_gradient(self, of_likelihood: LikelihoodGradient, u: Tensor, labels: Tensor | None) -> Tensor:
+        """The gradient with that of the log-likelihood from its kernel."""
         with _constant(self.model.prior), torch.enable_grad():
-            z = u if self.prior is None else self.prior.push(u, labels)
-            of_likelihood = likelihood_gradient(self.model, x, z)
-            if of_likelihood is None:
-                return None
-            if self.prior is not None:
-                return torch.autograd.grad(z, u, of_likelihood)[0] - u.detach()
-            return of_likelihood + torch.autograd.grad(self.model.prior.log_prob(u, labels).sum(), u)[0]
+            if self.prior is None:
+                return of_likelihood(u) + torch.autograd.grad(self.model.prior.log_prob(u, labels).sum(), u)[0]
+            z = self.prior.push(u, labels)
+            return torch.autograd.grad(z, u, of_likelihood(z))[0] - u.detach()
 
 
 def clipped(direction: Tensor) -> Tensor:

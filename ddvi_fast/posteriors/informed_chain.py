@@ -158,5 +158,5 @@ def joined(context: Tensor | None, direction: Tensor) -> Tensor:
     """The context [.., N, C + D] of the denoiser: c(x) [.., N, C], and the directions [.., N, D]."""
     if context is None:
         return direction
-    rows = torch.broadcast_shapes(context.shape[:-1], direction.shape[:-1])
+    rows = _operator.broadcast_shapes(context.shape[:-1], direction.shape[:-1])
     return torch.cat((context.expand(*rows, -1), direction.expand(*rows, -1)), -1)

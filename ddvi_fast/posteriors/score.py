@@ -26,43 +26,61 @@ _LIKELIHOODS: dict[type[Likelihood], Callable[..., dict]] = {
 }
 
 
-def likelihood_gradient(model: LatentVariableModel, x: Tensor, z: Tensor) -> Tensor | None:
-    """Compute the gradient of `model.log_likelihood(x, z)` for the latents without an autograd graph.
+class LikelihoodGradient:
+    """The gradient of `model.log_likelihood(x, z)` for the latents without an autograd graph, for as long as the model does not change.
 
     The model is as in evaluation mode. The gradient is a constant, and a row's does not depend on the other rows.
 
     Args:
-        model: The model.
         x: Data [N, ...].
-        z: Latents [.., N, D].
-
-    Returns:
-        The gradient [.., N, D], or None where the kernel does not support the model or the tensors: it takes an `MLP` as decoder and the
-        likelihoods of `likelihoods`, in float32 on the CPU.
-
-    Example:
-        >>> from ddvi_fast import likelihoods, networks, priors
-        >>> model = LatentVariableModel(priors.make("gaussian", dim=2), networks.MLP(2, [8], 5), likelihoods.make("bernoulli"))
-        >>> gradient = likelihood_gradient(model, torch.zeros(3, 5), torch.zeros(7, 3, 2))
-        >>> gradient is None or gradient.shape == (7, 3, 2)
-        True
+        kernel: The kernel, given the model and the data.
     """
-    decoder, likelihood = model.decoder, model.likelihood
-    if not _takes_types(model) or _operator.needs_dispatch(x, z) or _backend.fused(z.device) != "cpp":
-        return None
-    if hidden_precision(None, z.device) != "float32":
-        return None
-    weights, biases = [layer.weight.detach() for layer in decoder.layers], [layer.bias.detach() for layer in decoder.layers]
-    options = DecoderOptions(*_activation(decoder), **_LIKELIHOODS[type(likelihood)](likelihood))
-    data = x.detach().flatten(1)
-    fits = z.shape[-1] == decoder.inputs and data.shape[1] == len(biases[-1]) and len(data) in (1, z.shape[-2])
-    kernel = _backend.implementation("cpp", "decoder")
-    named = {str(number): value for number, value in enumerate((*weights, *biases))}
-    if not fits or kernel.unsupported(z=z, x=data, scale=options.scale, **named):
-        return None
-    z, data, *tensors = _operator.contiguous(z.detach(), data, *weights, *biases)
-    flat = kernel.gradient(z.reshape(-1, z.shape[-1]), data, tensors[: len(weights)], tensors[len(weights) :], options)
-    return flat.view(z.shape)
+
+    def __init__(self, x: Tensor, kernel: Callable[[Tensor], Tensor]) -> None:
+        self.x, self._kernel = x, kernel
+
+    @classmethod
+    def of(cls, model: LatentVariableModel, x: Tensor) -> LikelihoodGradient | None:
+        """Prepare the gradient.
+
+        Args:
+            model: The model.
+            x: Data [N, ...].
+
+        Returns:
+            The gradient, or None where the kernel does not support the model or the data: it takes an `MLP` as decoder and the likelihoods
+            of `likelihoods`, in float32 on the CPU.
+
+        Example:
+            >>> from ddvi_fast import likelihoods, networks, priors
+            >>> model = LatentVariableModel(priors.make("gaussian", dim=2), networks.MLP(2, [8], 5), likelihoods.make("bernoulli"))
+            >>> gradient = LikelihoodGradient.of(model, torch.zeros(3, 5))
+            >>> gradient is None or gradient(torch.zeros(7, 3, 2)).shape == (7, 3, 2)
+            True
+        """
+        if (
+            not _takes_types(model)
+            or _operator.needs_dispatch(x)
+            or _backend.fused(x.device) != "cpp"
+            or hidden_precision(None, x.device) != "float32"
+        ):
+            return None
+        layers, data = model.decoder.layers, x.detach().flatten(1)
+        options = DecoderOptions(*_activation(model.decoder), **_LIKELIHOODS[type(model.likelihood)](model.likelihood))
+        tensors = [part.detach() for part in (*(layer.weight for layer in layers), *(layer.bias for layer in layers))]
+        kernel = _backend.implementation("cpp", "decoder")
+        if data.shape[1] != len(tensors[-1]) or kernel.unsupported(x=data, scale=options.scale, **{str(i): part for i, part in enumerate(tensors)}):
+            return None
+        data, *tensors = _operator.contiguous(data, *tensors)
+        return cls(x, kernel.Gradient(data, tensors[: len(layers)], tensors[len(layers) :], options))
+
+    def takes(self, z: Tensor) -> bool:
+        """Whether latents fit the data and the kernel."""
+        return z.dtype == self.x.dtype and z.device == self.x.device and len(self.x) in (1, z.shape[-2]) and not _operator.needs_dispatch(z)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Compute the gradient [.., N, D] at latents `z` [.., N, D]."""
+        return self._kernel(z.detach().reshape(-1, z.shape[-1]).contiguous()).view(z.shape)
 
 
 def _takes_types(model: LatentVariableModel) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops, rng
+from ddvi_fast._operator import broadcast_shapes
 from ddvi_fast.priors.curve import along_curve
 from ddvi_fast.priors.quadrature import normal_grid
 from ddvi_fast.rng import Draws
@@ -88,7 +89,7 @@ class Prior(nn.Module):
         _checks.require(u.dim() >= 1 and u.shape[-1] == width, "u", f"shape [..., {width}]", u)
         if labels is not None:
             self._check_labels(labels)
-            shape = torch.broadcast_shapes(u.shape[:-1], labels.shape)
+            shape = broadcast_shapes(u.shape[:-1], labels.shape)
             u, labels = u.expand(*shape, -1), labels.expand(shape)
         elif self._has_class_coordinate():
             # A class is an integer, so NaN would be lost with its coordinate.
@@ -323,8 +324,8 @@ class Prior(nn.Module):
         _checks.require(self.num_classes is not None, "labels", f"None for a {type(self).__name__} prior, which has no classes", labels)
         _checks.require(not labels.is_floating_point(), "labels", "integers", labels)
         if _checks.readable(labels) and labels.numel():
-            inside = bool(labels.min() >= 0 and labels.max() < self.num_classes)
-            _checks.require(inside, "labels", f"classes in [0, {self.num_classes})", f"{int(labels.min())} to {int(labels.max())}")
+            low, high = (int(end) for end in torch.aminmax(labels))
+            _checks.require(low >= 0 and high < self.num_classes, "labels", f"classes in [0, {self.num_classes})", f"{low} to {high}")
 
 
 def select_class(log_probs: Tensor, labels: Tensor | None) -> Tensor:

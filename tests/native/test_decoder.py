@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import ddvi_fast
 from ddvi_fast import likelihoods, networks, priors, rng, testing
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.posteriors.score import likelihood_gradient
+from ddvi_fast.posteriors.score import LikelihoodGradient
 from ddvi_fast.rng import Draws
 
 # D, hidden widths, P: no hidden layer, single ones, below and above every block size, the digits' decoder.
@@ -22,6 +22,12 @@ LIKELIHOODS = {
     "gaussian of a scale for each dimension and a range": {"scale": 0.5, "value_range": (-1, 2)},
     "binomial": {"total": 3},
 }
+
+
+def likelihood_gradient(model: LatentVariableModel, x: Tensor, z: Tensor) -> Tensor | None:
+    """The kernel's gradient, or None where it supports the model or the tensors not."""
+    gradient = LikelihoodGradient.of(model, x)
+    return None if gradient is None or not gradient.takes(z) else gradient(z)
 
 
 def made(shape: tuple, likelihood: str = "bernoulli", activation: str = "relu") -> LatentVariableModel:

@@ -424,10 +424,10 @@ def test_directions_by_the_kernel_are_those_of_autograd(coordinates, kind, likel
     labels = None if kind == "joint" else torch.arange(3).unsqueeze(1)
     u = rng.normal(Draws(4), (3, 7, prior.joint_noise_dim if kind == "joint" and "prior" in coordinates else 2), 0)
     exact = copy.deepcopy(model).double()
-    expected = Target(exact, target.prior and exact.prior).gradient(x.double(), u.double(), labels)
+    expected = Target(exact, target.prior and exact.prior).at(x.double(), labels)(u.double())
     if loader.available()[0]:
         monkeypatch.setattr(MLP, "forward", None)  # the kernel takes the decoder's place
-    testing.assert_within_budget(target.gradient(x, u, labels), expected.float(), expected, floor=1e-5)
+    testing.assert_within_budget(target.at(x, labels)(u), expected.float(), expected, floor=1e-5)
 
 
 DIM, WIDE, NOISE = 20, 30, 1.5
