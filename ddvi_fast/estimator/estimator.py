@@ -21,7 +21,7 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.estimator import features as features_of
 from ddvi_fast.estimator.features import Features, Store
-from ddvi_fast.estimator.inference import Drawn, draw, rows_at_a_time
+from ddvi_fast.estimator.inference import Drawn, draw, responsibilities, rows_at_a_time
 from ddvi_fast.estimator.training import OUTPUTS, checked, configure, fit_model
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Posterior
@@ -190,7 +190,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         count = self.model_.prior.num_classes
         _checks.require(bool(count), "prior", "one with classes, or n_clusters", f"a {type(self.model_.prior).__name__} prior")
-        return torch.cat([self._responsibilities(drawn.sample.z).mean(0) for drawn in self._drawn(X)]).double().cpu().numpy()
+        return torch.cat([responsibilities(self.model_.prior, drawn.sample.z).mean(0) for drawn in self._drawn(X)]).double().cpu().numpy()
 
     @without_callers_autocast()
     @torch.no_grad()
@@ -323,12 +323,6 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Log importance weights [K, N] of the samples of a block, in nats."""
         log_prior_ratio = self.posterior_.log_prior_ratio(self.model_.prior, drawn.sample)
         return self.model_.log_likelihood(drawn.x, drawn.sample.z) + log_prior_ratio
-
-    def _responsibilities(self, z: Tensor) -> Tensor:
-        """``p(c | z)`` [..., C] under equally likely classes."""
-        prior = self.model_.prior
-        classes = torch.arange(prior.num_classes, device=z.device)
-        return torch.stack([prior.log_prob(z, label.expand(z.shape[:-1])) for label in classes], -1).softmax(-1)
 
     @staticmethod
     def _kind(X: Any, latents: Tensor) -> np.ndarray:

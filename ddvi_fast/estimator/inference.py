@@ -11,6 +11,7 @@ from torch import Tensor
 from ddvi_fast import ops, rng
 from ddvi_fast.posteriors import Diffusion, Posterior, PosteriorSample
 from ddvi_fast.posteriors.class_conditional import ClassConditional, classes_at, of_class
+from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
 _ROWS = 1 << 14  # chain rows (examples times samples) at a time
@@ -85,6 +86,12 @@ def _run(family: Any, encoded: Any, noise: Noise) -> tuple[Tensor, Tensor]:
     start = mean + torch.exp(0.5 * log_var) * noise.start
     chain = family.run(encoded, start, noise=noise.chain)
     return chain.z, chain.path - ops.gaussian_log_prob(start, mean, log_var)
+
+
+def responsibilities(prior: Prior, z: Tensor) -> Tensor:
+    """``p(c | z)`` [..., C] under equally likely classes."""
+    classes = torch.arange(prior.num_classes, device=z.device)
+    return torch.stack([prior.log_prob(z, label.expand(z.shape[:-1])) for label in classes], -1).softmax(-1)
 
 
 def rows_at_a_time(num_samples: int) -> int:

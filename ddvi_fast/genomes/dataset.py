@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,27 @@ from ddvi_fast.genomes.labels import attach, read_labels
 from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.simulate import Simulation, simulated_genomes
 from ddvi_fast.genomes.store import GenotypeStore, count_codes
-from ddvi_fast.genomes.tables import SampleTable
+from ddvi_fast.genomes.tables import SampleTable, VariantTable
 from ddvi_fast.plots.registry import register as register_pictures
 from ddvi_fast.standardization import tell
+from ddvi_fast.training.keeping import register as register_files
 
 FEATURES = ("components", "counts")
 _BED, _LABELS = "1kg_phase3.bed", "1kg_phase3_samples.tsv"
+
+
+@dataclass(frozen=True, eq=False)
+class ComponentsDataset(Dataset):
+    """Principal components of genotypes; `pca` are the fitted ones."""
+
+    pca: GenotypePCA | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CountsDataset(PackedDataset):
+    """Packed genotypes; `variants` are their columns."""
+
+    variants: VariantTable | None = None
 
 
 def genotypes_dataset(
@@ -42,7 +57,7 @@ def genotypes_dataset(
     seed: int = 0,
     name: str = "genomes",
     validation: float = 0.0,
-) -> PackedDataset:
+) -> CountsDataset:
     """Genotypes of a store, split at random into training and test samples.
 
     Args:
@@ -56,9 +71,10 @@ def genotypes_dataset(
     train, test = _split(store, labels, test_size, seed, validation)
     packed, scaling = torch.from_numpy(np.array(store.packed)), Scaling.of(count_codes(store, train.numpy()))
     train_labels, test_labels, names = _labels(store, labels, train, test)
-    return PackedDataset(
+    return CountsDataset(
         name, packed[train], train_labels, packed[test], test_labels,
         num_classes=len(names), value_range=(0.0, 2.0), class_names=names, validation=validation, scaling=scaling,
+        variants=store.variants,
     )  # fmt: skip
 
 
@@ -72,7 +88,7 @@ def components_dataset(
     name: str = "genomes",
     validation: float = 0.0,
     missing: str = "least_squares",
-) -> tuple[Dataset, GenotypePCA]:
+) -> tuple[ComponentsDataset, GenotypePCA]:
     """Principal components of the training samples, and projections of the test samples without shrinkage.
 
     All values are divided by the standard deviation of the first component. Arguments as for `genotypes_dataset`; `missing` is the
@@ -92,7 +108,7 @@ def components_dataset(
     made = from_arrays(
         name, scores / unit, train_labels, test_inputs=test_scores / unit, test_labels=test_labels, num_classes=len(names), class_names=names
     )
-    return replace(made, validation=validation), pca
+    return ComponentsDataset(**{**vars(made), "validation": validation}, pca=pca), pca
 
 
 def unit_of(pca: GenotypePCA) -> float:
@@ -233,7 +249,15 @@ def _draw(*arguments: Any) -> list[Path]:
     return draw(*arguments)
 
 
+def _keep(*arguments: Any) -> None:
+    # Not at the top, as above.
+    from ddvi_fast.genomes.people import keep
+
+    keep(*arguments)
+
+
 DATASETS = ("1kg", "genomes")
 for _name in DATASETS:
     register(_name, _load)
     register_pictures(_name, _draw)
+    register_files(_name, _keep)

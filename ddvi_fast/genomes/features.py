@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from ddvi_fast import _checks
 from ddvi_fast.data import Dataset
 from ddvi_fast.estimator.features import Features, features_of_counts, with_nan
 from ddvi_fast.genomes.align import Alignment, align, identity, matched_codes, same_variants
 from ddvi_fast.genomes.archive import loading, variant_arrays, variants_of
-from ddvi_fast.genomes.dataset import components_dataset, genotypes_dataset, unit_of
+from ddvi_fast.genomes.dataset import ComponentsDataset, CountsDataset, components_dataset, genotypes_dataset, unit_of
 from ddvi_fast.genomes.pca import NEW, GenotypePCA
 from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.genomes.tables import VariantTable
@@ -30,6 +31,10 @@ class ComponentFeatures(Features):
 
     def of_rows(self, store: Any, rows: np.ndarray, missing: str = "least_squares") -> Tensor:
         return self.of(self.pca.transform(store, rows=rows, missing=missing, unshrunk=NEW))
+
+    def called(self, store: Any, rows: np.ndarray) -> np.ndarray:
+        """Share of the fitted variants for which each of the samples `rows` has a call, float64 [R]."""
+        return self.pca.called(store, rows)
 
     def save(self, folder: Path) -> None:
         self.pca.save(folder / _PCA, overwrite=True)
@@ -54,6 +59,10 @@ class CountFeatures(Features):
             self._matched = (store, self._match(store))
         return with_nan(matched_codes(store, rows, self._matched[1], 0, len(self.variants)))
 
+    def called(self, store: Any, rows: np.ndarray) -> np.ndarray:
+        """Share of the fitted variants for which each of the samples `rows` has a call, float64 [R]."""
+        return 1 - self.of_rows(store, rows).isnan().double().mean(1).numpy()
+
     def _match(self, store: Any) -> Alignment:
         if same_variants(store.variants, self.variants):
             return identity(len(self.variants))
@@ -71,6 +80,14 @@ class CountFeatures(Features):
             return cls(**cls._arrays(tensors), variants=variants_of(archive))
 
 
+def features_of_dataset(dataset: Dataset) -> Features:
+    """Features of a data set of `genomes.dataset`, with which people of other stores are projected."""
+    if isinstance(dataset, ComponentsDataset) and dataset.pca is not None:
+        return ComponentFeatures(np.zeros(dataset.num_dimensions), np.full(dataset.num_dimensions, unit_of(dataset.pca)), pca=dataset.pca)
+    counts: CountsDataset = _checks.instance(dataset, CountsDataset, "dataset", "genotypes")
+    return CountFeatures(**vars(features_of_counts(counts)), variants=counts.variants)
+
+
 def to_features(store: GenotypeStore, *, binomial: bool, num_components: int, seed: int, missing: str = "least_squares") -> tuple[Features, Dataset]:
     """Features of a store, and the data set of all its samples.
 
@@ -83,7 +100,6 @@ def to_features(store: GenotypeStore, *, binomial: bool, num_components: int, se
     """
     if binomial:
         packed = genotypes_dataset(store, test_size=0)
-        return CountFeatures(**vars(features_of_counts(packed)), variants=store.variants), packed
-    data, pca = components_dataset(store, n_components=num_components, test_size=0, seed=seed, missing=missing)
-    unit = np.full(num_components, unit_of(pca))
-    return ComponentFeatures(np.zeros(num_components), unit, pca=pca), data
+        return features_of_dataset(packed), packed
+    data, _ = components_dataset(store, n_components=num_components, test_size=0, seed=seed, missing=missing)
+    return features_of_dataset(data), data

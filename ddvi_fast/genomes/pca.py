@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddvi_fast import _checks, _files, rng
 from ddvi_fast.data.packed import Scaling
-from ddvi_fast.data.packing import PER_BYTE, pack, packed_width
+from ddvi_fast.data.packing import MISSING, PER_BYTE, pack, packed_width
 from ddvi_fast.genomes.align import Alignment, align, identity, matched_codes, same_variants
 from ddvi_fast.genomes.archive import loading, text_array, texts_of, variant_arrays, variants_of
 from ddvi_fast.genomes.krylov import leading_eigenpairs
@@ -26,6 +26,7 @@ MISSING_CALLS = ("mean", "least_squares")
 NEW = "new"
 _NEAR = 0.1  # distance of a sample from the fitted one of its name, relative to its scores, that a repeated genotyping explains
 _EQUAL = 1e-3  # that rounding explains
+_COLUMNS = 1 << 14  # variants at a time
 _ARRAYS = ("mean_", "scale_", "components_", "singular_values_", "explained_variance_", "explained_variance_ratio_")
 
 
@@ -154,6 +155,15 @@ class GenotypePCA:
         fitted = self._were_fitted(store.samples.name[chosen], scores.cpu(), plain.cpu())
         return torch.where(fitted.unsqueeze(1), scores.cpu(), far.cpu()).numpy()
 
+    def called(self, store: GenotypeStore, rows: np.ndarray | list[int] | None = None) -> np.ndarray:
+        """Share of the fitted variants for which each of the samples `rows` (default all) has a call, float64 [N]."""
+        self._require_fitted()
+        chosen, found = _indices(rows, len(store)), self._match_once(store, "auto")
+        total = np.zeros(len(chosen))
+        for first in range(0, len(self.mean_), _COLUMNS):
+            total += (matched_codes(store, chosen, found, first, min(_COLUMNS, len(self.mean_) - first)) != MISSING).sum(1)
+        return total / len(self.mean_)
+
     def alignment(self, store: GenotypeStore, palindromes: str = "auto") -> Alignment:
         """Alignment of the variants of a store with the fitted ones."""
         self._require_fitted()
@@ -226,12 +236,16 @@ class GenotypePCA:
         return self.scores_.copy()
 
     def _matched_tile(self, store: GenotypeStore, rows: np.ndarray, palindromes: str) -> Callable[[slice, int, int], Tensor]:
-        if self._matched is None or self._matched[0] is not store or self._matched[1] != palindromes:  # rows come in blocks
-            self._matched = (store, palindromes, self.match(store, palindromes))
-        found = self._matched[2]
+        found = self._match_once(store, palindromes)
         if np.array_equal(found.source, np.arange(store.num_variants)) and not found.swapped.any():
             return _tile_of(store, rows)
         return lambda piece, first, count: torch.from_numpy(pack(matched_codes(store, rows[piece], found, first, count)))
+
+    def _match_once(self, store: GenotypeStore, palindromes: str) -> Alignment:
+        """The match of a store, which is told once, though rows come in blocks."""
+        if self._matched is None or self._matched[0] is not store or self._matched[1] != palindromes:
+            self._matched = (store, palindromes, self.match(store, palindromes))
+        return self._matched[2]
 
     def _were_fitted(self, names: np.ndarray, *scores: Tensor) -> Tensor:
         """Mask of the samples that were fitted, bool [N], given their scores in one or more ways."""

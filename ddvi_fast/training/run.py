@@ -24,6 +24,7 @@ from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.training.decoder_passes import decoder_rows, within_passes
 from ddvi_fast.training.engines import make_engines
 from ddvi_fast.training.evaluate import evaluate
+from ddvi_fast.training.keeping import further_files
 from ddvi_fast.training.session import Clocks, Session, prepared_folder, processes
 from ddvi_fast.training.time_budget import within_minutes
 from ddvi_fast.training.values import check_batches, check_values
@@ -100,6 +101,7 @@ class Run(Session):
         metrics = {**metrics, **counted, "seconds": round(took.seconds, 1), "cpu_seconds": round(took.cpu_seconds, 1)}
         if not distributed.is_first():
             return Result(self.folder, metrics, [])
+        further_files(self.config.dataset.name)(self.config, self.experiment, self.dataset, self.folder)
         _files.write_json(self.folder.path / EVALUATION, metrics)
         if (tracker := open_tracker(self.config.tracker, self.folder.path, self.folder.config)) is not None:
             tracker.summarise(metrics)
