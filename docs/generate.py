@@ -272,6 +272,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "cifar10-semi": study("cifar10-semi-12epochs/table.md", *_SEMI),
     "mnist-semi": study("mnist-semi-5epochs/table.md", *_SEMI),
     "m2": study("m2/table.md"),
+    "ablation-sleep": study("ablation-sleep-digits/table.md"),
+    "ablation-released": study("ablation-released-digits/table.md"),
     "mnist-released": study("mnist-released/table.md", "method", *_RELEASED),
     "released-flow": study("released_flow.md"),
     "genomes": study("genomes/table.md", *_GENOMES),
