@@ -40,7 +40,8 @@ RING = {name: ring for ring, layers in RINGS.items() for layer in layers for nam
 # `kernels/` and `csrc/` know nothing of the package above `rng`.
 KERNELS_MAY_IMPORT = {"_checks", "_operands", "precision", "rng", "kernels"}
 OPTIONAL = (
-    "triton", "deepspeed", "torchvision", "matplotlib", "tensorboard", "bed_reader", "cyvcf2", "msprime", "pyro", "arviz_stats", "wandb", "mlflow",
+    "triton", "deepspeed", "torchvision", "matplotlib", "tensorboard", "bed_reader", "cyvcf2", "pgenlib", "msprime", "pyro", "arviz_stats", "wandb",
+    "mlflow",
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="ddvi-fast data", description="Import genotype files into packed stores, describe stores, simulate genomes.")
     commands = parser.add_subparsers(required=True, metavar="import|info|simulate", parser_class=Parser)
-    _add_import(commands.add_parser("import", help="import a PLINK 1, VCF, BCF or EIGENSTRAT file into a store"))
+    _add_import(commands.add_parser("import", help="import a PLINK, VCF, BCF or EIGENSOFT file into a store"))
     info = commands.add_parser("info", help="describe a store")
     info.add_argument("store", metavar="STORE", help="folder of the store")
     info.set_defaults(run=_info)
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a file of PLINK 1 (.bed) or EIGENSTRAT (.geno), or a VCF or BCF file")
+    parser.add_argument("file", metavar="FILE", help="a file of PLINK (.bed, .pgen) or EIGENSOFT (.geno), or a VCF or BCF file")
     _add_output(parser)
     parser.add_argument("--labels", metavar="TABLE", help="table with a header line and a row for each sample")
     parser.add_argument("--leave-out-unlabelled", action="store_true", help="leave out samples without a label instead of stopping")

@@ -38,6 +38,7 @@ OPTIONAL = (
     ("zuko", "zuko", "spline flows", "flows"),
     ("bed-reader", "bed_reader", "PLINK files", "genomes"),
     ("cyvcf2", "cyvcf2", "VCF and BCF files", "genomes"),
+    ("pgenlib", "pgenlib", "PLINK 2 files", "pgen"),
     ("msprime", "msprime", "simulated genomes", "genomes"),
     ("openTSNE", "openTSNE", "t-SNE of many samples", "maps"),
     ("umap-learn", "umap", "maps to compare with", "maps"),

@@ -103,15 +103,15 @@ def _chosen(record: Any, notes: Counter[str], multiallelic: str, passing_only: b
         notes[UNVARIED] += 1
         return []
     if _with_placeholders(record.ALT):
-        return [number for number, allele in enumerate(record.ALT, 1) if allele not in _PLACEHOLDERS and _sequence(allele, notes)]
+        return [number for number, allele in enumerate(record.ALT, 1) if allele not in _PLACEHOLDERS and is_sequence(allele, notes)]
     if len(record.ALT) > 1:
         notes[SPLIT if multiallelic == "split" else DROPPED] += 1
         if multiallelic == "drop":
             return []
-    return [number for number, allele in enumerate(record.ALT, 1) if _sequence(allele, notes)]
+    return [number for number, allele in enumerate(record.ALT, 1) if is_sequence(allele, notes)]
 
 
-def _sequence(allele: str, notes: Counter[str]) -> bool:
+def is_sequence(allele: str, notes: Counter[str]) -> bool:
     """Whether an allele is a sequence, or a number, as msprime writes them; others are counted."""
     if _BASES.issuperset(allele) or (len(allele) == 1 and allele.isdecimal()):
         return True

@@ -21,6 +21,7 @@ _READERS = {
     ".bed": "plink", ".bim": "plink", ".fam": "plink",
     ".vcf": "vcf", ".vcf.gz": "vcf", ".vcf.bgz": "vcf", ".bcf": "vcf",
     ".pedsnp": "plink", ".pedind": "plink",
+    ".pgen": "pgen", ".pvar": "pgen", ".psam": "pgen", ".pvar.zst": "pgen",
     ".geno": "eigenstrat", ".snp": "eigenstrat", ".ind": "eigenstrat", ".geno.gz": "eigenstrat", ".eigenstratgeno": "eigenstrat",
     ".eigenstratgeno.gz": "eigenstrat", ".ancestrymapgeno": "eigenstrat", ".ancestrymapgeno.gz": "eigenstrat",
     ".packedancestrymapgeno": "eigenstrat",
@@ -50,14 +51,25 @@ class Source:
         self.notes: Counter[str] = Counter() if notes is None else notes
 
 
+# Endings of other formats, and the command that makes one of the formats above.
+_CONVERSIONS = {
+    ".ped": "plink --file NAME --make-bed", ".map": "plink --file NAME --make-bed", ".tped": "plink --tfile NAME --make-bed",
+    ".tfam": "plink --tfile NAME --make-bed", ".bgen": "plink2 --bgen FILE ref-first --sample NAME.sample --make-pgen",
+    ".gen": "plink2 --gen FILE ref-first --sample NAME.sample --make-pgen", ".gen.gz": "plink2 --gen FILE ref-first --sample NAME.sample --make-pgen",
+    ".haps": "plink2 --haps FILE --make-pgen", ".gds": "SeqArray::seqGDS2VCF", ".vcz": "vcztools view FILE -Oz -o NAME.vcf.gz",
+    ".zarr": "vcztools view FILE -Oz -o NAME.vcf.gz", ".hmp.txt": "TASSEL's run_pipeline.pl -h FILE -export NAME -exportType VCF",
+    ".ds": "beagle's VCF output", ".txt": "plink --23file FILE --make-bed, for a file of 23andMe", ".trees": "TreeSequence.write_vcf of tskit",
+}  # fmt: skip
+
+
 def open_source(path: str | Path, *, multiallelic: str = "drop", passing_only: bool = False) -> Source:
-    """Open a PLINK 1, VCF, BCF or EIGENSTRAT file, which the ending of its name tells apart.
+    """Open a PLINK 1 or 2, VCF, BCF or EIGENSOFT file, which the ending of its name tells apart.
 
     Args:
-        path: Any of the three files of PLINK or EIGENSTRAT, their common name without an ending, or a VCF or BCF file.
-        multiallelic: Treatment of sites of a VCF with several alternate alleles: ``"drop"`` (default; they are counted), or ``"split"``
+        path: Any of the three files of PLINK or EIGENSOFT, their common name without an ending, or a VCF or BCF file.
+        multiallelic: Treatment of sites of a VCF or .pgen with several alternate alleles: ``"drop"`` (default; they are counted), or ``"split"``
             into a variant for each allele, which counts its copies.
-        passing_only: Whether to leave out records of a VCF whose FILTER is neither PASS nor empty (bool, default False).
+        passing_only: Whether to leave out records of a VCF or .pvar whose FILTER is neither PASS nor empty (bool, default False).
 
     Raises:
         InputError: No reader is known for the name, a file is missing or damaged, or a library is not installed.
@@ -68,7 +80,7 @@ def open_source(path: str | Path, *, multiallelic: str = "drop", passing_only: b
     if ending is None:
         path, ending = _completed(path)
     reader = importlib.import_module(f"ddvi_fast.genomes.formats.{_READERS[ending]}")
-    options = {"multiallelic": multiallelic, "passing_only": passing_only} if _READERS[ending] == "vcf" else {}
+    options = {"multiallelic": multiallelic, "passing_only": passing_only} if _READERS[ending] in ("vcf", "pgen") else {}
     return reader.open_file(path, **options)
 
 
@@ -105,8 +117,10 @@ def block_rows(num_samples: int) -> int:
 
 
 def _completed(path: Path) -> tuple[Path, str]:
-    for ending in (".bed", ".geno", ".vcf.gz", ".vcf", ".bcf"):
+    for ending in (".bed", ".pgen", ".geno", ".vcf.gz", ".vcf", ".bcf"):
         whole = path.with_name(path.name + ending)
         if whole.is_file():
             return whole, ending
-    _checks.fail("file", f"a name that ends in one of {', '.join(_READERS)}", str(path))
+    known = max((ending for ending in _CONVERSIONS if path.name.lower().endswith(ending)), key=len, default="")
+    hint = f"convert it: {_CONVERSIONS[known]}" if known else ""
+    _checks.fail("file", f"a name that ends in one of {', '.join(_READERS)}", str(path), hint)
