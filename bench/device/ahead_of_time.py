@@ -3,7 +3,7 @@
     python -m bench.device.ahead_of_time            # writes bench/results/ahead_of_time.json and .md
     python -m bench.device.ahead_of_time --all      # the same, and compiles again what has not changed
     python -m bench.device.ahead_of_time --check    # compiles again and compares with the table
-    python -m bench.device.ahead_of_time --check --first-variants    # only the first variant of each kernel
+    python -m bench.device.ahead_of_time --check --first-variants    # only the first variant of each kernel; loops on sm_90 only
     python -m bench.device.ahead_of_time --module kde    # prints the rows of one module
 
 Every module in kernels/ lists the variants that it launches (`compilations()`), and so does ddvi_fast/cuda/chain.py, whose CUDA C++ is compiled by
@@ -20,9 +20,9 @@ import importlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from bench import cases, records
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 1 if the check finds a fault."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
-    parser.add_argument("--first-variants", action="store_true", help="with --check: the first variant of each kernel only")
+    parser.add_argument("--first-variants", action="store_true", help="with --check: the first variant of each kernel only, its loop on sm_90")
     parser.add_argument("--module", help=f"print the rows of one module of kernels/, or of {CUDA_MODULE}, and write nothing")
     parser.add_argument("--all", action="store_true", help="also compile the variants whose sources have not changed since the table was written")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not (versions["nvrtc"] or options.check or options.module):
         parser.error(f"the table needs NVRTC: {nvrtc.available()[1]}")
     if options.check:
-        table = compile_all(jobs(first_variants=options.first_variants), options.processes)
+        table = compile_all(jobs(first_variants=options.first_variants), options.processes, everywhere=not options.first_variants)
         problems = check(records.read(RESULTS), versions, table, sorted({name for name, _ in listed()}))
     elif options.module:
         table = compile_all(jobs(options.module), options.processes)
@@ -167,12 +167,19 @@ def jobs(module: str = "*", first_variants: bool = False) -> list[tuple[str, int
     return chosen
 
 
-def compile_all(chosen: list[tuple[str, int]], processes: int) -> Table:
-    """Compile variants, on several processes; results stay in Triton's cache."""
-    table: Table = {}
+def compile_all(chosen: list[tuple[str, int]], processes: int, everywhere: bool = True) -> Table:
+    """Compile variants, on several processes; results stay in Triton's cache. Unless `everywhere`, main loops are read on sm_90 only."""
+    compiled = partial(compile_one, everywhere=everywhere)
+    if processes == 1:
+        return _table(chosen, map(compiled, chosen))
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for (name, capability), used in zip(chosen, pool.map(compile_one, chosen), strict=True):
-            table.setdefault(name, {})[f"sm_{capability}"] = used
+        return _table(chosen, pool.map(compiled, chosen))
+
+
+def _table(chosen: list[tuple[str, int]], compiled: Iterable[Usage]) -> Table:
+    table: Table = {}
+    for (name, capability), used in zip(chosen, compiled, strict=True):
+        table.setdefault(name, {})[f"sm_{capability}"] = used
     return table
 
 
@@ -203,16 +210,21 @@ def _cuda_compilations() -> list[Any]:
     return list(chain.compilations()) if usable else []
 
 
-def compile_one(job: tuple[str, int]) -> Usage:
-    """Registers and bytes of local memory of a thread, shared and tensor memory of a program, and what stands in the main loop."""
+def compile_one(job: tuple[str, int], everywhere: bool = True) -> Usage:
+    """Registers and bytes of local memory of a thread, shared and tensor memory of a program, and what stands in the main loop.
+
+    The loop is left out on other architectures than sm_90 unless `everywhere`: disassembling takes as long as all the rest.
+    """
     wanted, (_, capability) = listed()[job], job
-    return usage(predictions.binary(wanted, capability))
+    return usage(predictions.binary(wanted, capability), loop=everywhere or capability == predictions.ARCHITECTURE)
 
 
-def usage(compiled: predictions.Binary) -> Usage:
-    """What a kernel takes."""
-    used, program = sass.resources(compiled.cubin), sass.disassembled(compiled.cubin)
-    counts = {what: program.count(program.main_loop, *names) for what, names in COUNTED.items()}
+def usage(compiled: predictions.Binary, loop: bool = True) -> Usage:
+    """What a kernel takes, and what stands in its main `loop`."""
+    used, counts = sass.resources(compiled.cubin), {}
+    if loop:
+        program = sass.disassembled(compiled.cubin)
+        counts = {what: program.count(program.main_loop, *names) for what, names in COUNTED.items()}
     memory = {"shared": compiled.shared(used["SHARED"]), **({"tensor": compiled.tensor} if compiled.tensor else {})}
     return {"registers": used["REG"], "local": used["STACK"] + used["LOCAL"], **memory, **counts}
 
@@ -277,7 +289,7 @@ def check(committed: dict[str, Any], versions: dict[str, str | None], table: Tab
         if committed.get(compiler_of(name)) == versions[compiler_of(name)]:
             for architecture, used in table[name].items():
                 row = committed["kernels"][name].get(architecture, {})
-                if f"{name} on {architecture}" not in missing and (not row or any(used[what] != number for what, number in row.items())):
+                if f"{name} on {architecture}" not in missing and (not row or any(used.get(what, number) != number for what, number in row.items())):
                     found.append(f"{name} on {architecture}: {used}, the table has {row}")
     return found
 

@@ -15,9 +15,9 @@ from bench.device import ahead_of_time
 
 @pytest.mark.slow
 def test_kernels_compile_as_the_table_says():
-    """The first variant of each kernel on each architecture; all variants are what the command itself compiles."""
+    """The first variant of each kernel on each architecture, their main loops on one; everything is what the command itself compiles."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "bench.device.ahead_of_time", "--check", "--first-variants"]
+    command = [sys.executable, "-m", "bench.device.ahead_of_time", "--check", "--first-variants", "--processes", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ahead_of_time.KERNELS.parent)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -76,26 +76,30 @@ def test_a_kernel_that_only_traps_is_named():
 _DENOISERS = ("chain_fwd_kernel", "chain_bwd_kernel", "denoiser_bwd_kernel_weights", "sleep_fwd_kernel")
 _COMPILED = """
 import json, sys
-from bench.device import ahead_of_time
-print(json.dumps(ahead_of_time.compile_all([tuple(job) for job in json.loads(sys.argv[1])], 2)))
-"""
-
-
-_SHARED = """
-import json, sys
 from bench import cases
-from bench.device import predictions
+from bench.device import ahead_of_time, predictions
 from ddvi_fast.kernels import common
 case = next(each for each in cases.in_set("device") if each.operation == "chain" and each.backward and dict(each.shape)["N"] == 1 << 16)
-launched = [each.compilation for call, arguments in predictions.calls(case, sys.argv[1]) for each in common.launches("", 86, call, *arguments)]
-print(json.dumps([predictions.binary(each, 86).asked for each in launched if each.kernel.__name__ == "denoiser_bwd_kernel_weights"]))
+shared = {}
+for precision in ("bf16", "float32"):
+    launched = [each.compilation for call, arguments in predictions.calls(case, precision) for each in common.launches("", 86, call, *arguments)]
+    kernels = [each for each in launched if each.kernel.__name__ == "denoiser_bwd_kernel_weights"]
+    shared[precision] = [predictions.binary(each, 86).asked for each in kernels]
+jobs = [(name, 100) for name in json.loads(sys.argv[1])]
+print(json.dumps({"shared": shared, "table": ahead_of_time.compile_all(jobs, 1, everywhere=False)}))
 """
 
 
-def _compiled(script, argument):
-    """What a script prints as JSON, in a process whose Triton compiles."""
+def _of_precision(precision):
+    return [f"{kernel} D=2 C=2 H=128 {precision}" for kernel in _DENOISERS]
+
+
+@pytest.fixture(scope="module")
+def denoisers():
+    """Shared memory and rows of kernels around the denoiser, from one process whose Triton compiles."""
+    pytest.importorskip("triton")
     compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", script, argument]
+    command = [sys.executable, "-c", _COMPILED, json.dumps([name for precision in ("bf16", "float32") for name in _of_precision(precision)])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ahead_of_time.KERNELS.parent, env=compiling)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -103,19 +107,16 @@ def _compiled(script, argument):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
-def test_weight_gradients_fit_in_99_kib_of_shared_memory(precision):
-    pytest.importorskip("triton")
-    shared = _compiled(_SHARED, precision)
+def test_weight_gradients_fit_in_99_kib_of_shared_memory(precision, denoisers):
+    shared = denoisers["shared"][precision]
     assert len(shared) == 3 and all(0 < each <= 99 << 10 for each in shared), shared
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
-def test_products_of_the_denoiser_share_tensor_memory(precision):
+def test_products_of_the_denoiser_share_tensor_memory(precision, denoisers):
     """Triton would give each product of a loop its own part, more than there is, and the kernel would be a trap."""
-    pytest.importorskip("triton")
-    jobs = [(f"{kernel} D=2 C=2 H=128 {precision}", 100) for kernel in _DENOISERS]
-    _assert_in_tensor_memory(_compiled(_COMPILED, json.dumps(jobs)), [name for name, _ in jobs])
+    _assert_in_tensor_memory(denoisers["table"], _of_precision(precision))
 
 
 def test_the_table_has_the_denoiser_in_tensor_memory():

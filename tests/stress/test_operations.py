@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddvi_fast import _backend, denoisers, ops, schedules, use_backend
+from ddvi_fast import InputError, _backend, denoisers, ops, schedules, use_backend
 from ddvi_fast.parity import free_table, normals
 from ddvi_fast.rng import Draws
 from tests.stress.public import functions_of
@@ -172,6 +172,9 @@ DENOISERS, DENOISER_RANGE = ("denoising_loss", "regression", "sample_chain"), 10
 DISTANCE_RANGE = 100.0
 
 
+_SMALL = 100.0  # far from the largest number of a type
+
+
 def test_every_operation_is_here():
     assert set(OPERATIONS) == set(functions_of("ops"))
 
@@ -218,6 +221,32 @@ def test_a_nan_is_never_answered_by_a_finite_number(name):
                 changed = kinds(value) != kinds(before[result])
                 assert value.isnan().any() or not value.numel(), f"{result} of {backend} is finite"
                 assert not (changed & ~value.isnan()).any(), f"{result} of {backend} lost a NaN"
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_half_precision_is_refused_or_answered_within_its_rounding(name, dtype):
+    """Each backend, and the choice of one; the specification is the reference in float64 on the same rounded operands."""
+
+    @examples(12)
+    @given(OPERATIONS[name], st.sampled_from(sorted(LAYOUTS)))
+    def check(case, layout):
+        made, call = case
+        half = {name: value.to(dtype) for name, value in made.items()}
+        with use_backend("reference"):
+            exact = call({name: value.double() for name, value in half.items()})
+        answers = {}
+        for backend in ("auto", "reference", *FUSED):
+            try:
+                with use_backend(backend):
+                    answers[backend] = call({name: LAYOUTS[layout](value) for name, value in half.items()})
+            except InputError as refused:
+                assert backend in FUSED and "float32" in str(refused) and "\n" not in str(refused)
+        for answer in answers.values():
+            for result, value in answer.items():
+                _assert_rounded(value, exact[result], dtype)
 
     check()
 
@@ -273,6 +302,18 @@ def _assert_alike(got: Tensor, plain: Tensor, exact: Tensor, overflows: bool, cl
         return
     off, allowed = (got.double() - exact).abs()[finite], _budget(plain, exact)[finite]
     assert (off <= allowed).all(), f"off by {off[off > allowed][:3].tolist()}, allowed {allowed[off > allowed][:3].tolist()}"
+
+
+def _assert_rounded(got: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    """In the type `dtype`, finite only where float64 is, and there near it in units of the largest result."""
+    assert got.dtype == dtype and got.shape == exact.shape
+    here, truth, limits = kinds(got), kinds(exact), torch.finfo(dtype)
+    assert not ((truth > 0) & (here == 0)).any(), "finite where float64 is not"
+    assert not ((truth == 0) & (here > 0) & (exact.abs() < _SMALL)).any(), "lost, and no large number"
+    finite = (here == 0) & (truth == 0)
+    if finite.any():
+        off, size = (got.double() - exact).abs()[finite].max(), exact[finite].abs().max()
+        assert off <= 4 * limits.eps * (size + 1), f"off by {off}, with a largest result of {size}"
 
 
 def _budget(plain: Tensor, exact: Tensor) -> Tensor:
