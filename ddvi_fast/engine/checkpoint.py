@@ -80,7 +80,8 @@ def link(source: str | Path, path: str | Path) -> None:
 
 
 def _put(path: Path, write: Callable[[Path], Any], earlier: Sequence[str] = ()) -> None:
-    """Call `write` with a new folder, and move that to `path`."""
+    """Call `write` with a new folder, and move that to `path`, or to where a link of that name points."""
+    path = path.resolve() if path.is_symlink() else path
     _refuse_foreign(path, earlier)
     fresh, previous = partial(path), _beside(path, "previous")
     if previous.is_dir() and not path.exists():  # a crash between the two renames below
@@ -218,8 +219,11 @@ def _standing(path: Path) -> Path:
 def _refuse_foreign(path: Path, earlier: Sequence[str]) -> None:
     if not path.exists():
         return
-    foreign = not path.is_dir() or any(entry.name not in (WEIGHTS, STATE, *earlier, *_files_of(path)) for entry in path.iterdir())
-    _checks.require(not foreign, str(path), "a new folder or a checkpoint to replace", "a folder or file of another kind")
+    expected, own = "a new folder or a checkpoint to replace", (WEIGHTS, STATE, *earlier, *_files_of(path))
+    _checks.require(path.is_dir(), str(path), expected, "a file of another kind")
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in own)
+    names = ", ".join(foreign[:3]) + (", .." if len(foreign) > 3 else "")
+    _checks.require(not foreign, str(path), expected, f"a folder with files of another kind: {names}")
 
 
 def _files_of(path: Path) -> Sequence[str]:

@@ -29,7 +29,7 @@ from ddvi_fast.inference.model import (
 )
 from ddvi_fast.inference.networks import Architecture, build, require_effect
 from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Rows, Simulated
-from ddvi_fast.inference.observation import Observation, column_names, observed_rows
+from ddvi_fast.inference.observation import Observation, column_names, observed_rows, require_apart
 from ddvi_fast.inference.posterior import FittedPosterior
 from ddvi_fast.inference.start import gaussian_start, require_gradient, unfinished
 from ddvi_fast.inference.support import Support
@@ -247,6 +247,8 @@ class _Request:
         architecture = self.architecture.settled(for_rows=many)
         require_resolved(support, first.u)
         observation = Observation.of(first.x, _in_training(embedding, self.device), observed if many else None)
+        if embedding is not None:
+            require_apart(embedding, first.x)
         whitening = Whitening.of(first.u, names)
         density = self._density(support, whitening, first, observed) if with_bound else None
         posterior = build(architecture, support.dim, observation, self.seed).to(self.device)

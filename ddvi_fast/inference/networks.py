@@ -191,5 +191,14 @@ def _constant_encoders(architecture: Architecture, dim: int, observation: None, 
 def _readers(architecture: Architecture, dim: int, observation: Observation, seed: int) -> tuple[nn.Module, nn.Module]:
     start, context = (Draws(seed).importance(place) for place in (4, 6))
     # The frame of a chain is frozen while the chain is trained, and an embedding with it.
-    own = copy.deepcopy(observation) if architecture.family == "diffusion" else observation
+    own = _copied(observation) if architecture.family == "diffusion" else observation
     return Reader(own, 2 * dim, architecture, start), Reader(observation, architecture.context_dim, architecture, context)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy whose parameters can be trained, also of scripted modules, which torch copies with a graph."""
+    with torch.no_grad():
+        made = copy.deepcopy(module)
+    for mine, theirs in zip(made.parameters(), module.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)
+    return made

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
-from ddvi_fast.inference.model import as_real
+from ddvi_fast.inference.model import as_real, seeded
+from ddvi_fast.networks import evaluation
+from ddvi_fast.rng import Draws
 from ddvi_fast.standardization import FAR, Columns, listed
 
 _KNOTS = 257  # quantiles of a column with heavy tails, evenly spaced in normal scores
 _FLAT = 1e-4  # spread of an embedding's features, relative to their size, below which it is taken to ignore the data
+_APART = 3  # rows at which an embedding is compared with itself
 _OBSERVED = 4096  # largest number of rows of data that are used beside simulations
 _SAME = 1e-6  # relative difference from a constant column that rounding explains
 
@@ -146,6 +149,24 @@ def _of_one_unit(columns: Columns) -> Columns:
     scale = columns.scale[columns.varies].square().mean().sqrt()
     no, yes = torch.zeros_like(columns.varies), torch.ones_like(columns.varies)
     return dataclasses.replace(columns, scale=torch.full_like(columns.scale, scale), varies=yes, heavy=no, outlying=no)
+
+
+@torch.no_grad()
+def require_apart(embedding: nn.Module, x: Tensor) -> None:
+    """Refuse an embedding whose features of a row in evaluation mode depend on the other rows, or on chance."""
+    expected = "a network that treats rows apart and without chance in evaluation mode"
+    with evaluation(embedding):
+        try:
+            together, *alone = (_seeded_features(embedding, part) for part in (x[:_APART], *x[:_APART].split(1)))
+        except (RuntimeError, ValueError, IndexError) as error:
+            _checks.fail("embedding", expected, _checks.one_line(error))
+    off = (together - torch.cat(alone)).abs().max()
+    _checks.require(bool(off <= 1e-3 * (1 + together.abs().max())), "embedding", expected, f"features of a row that differ by {float(off):.2g}")
+
+
+def _seeded_features(embedding: nn.Module, x: Tensor) -> Tensor:
+    with seeded(Draws(0), x.device):
+        return embed(embedding, x)
 
 
 def embed(embedding: nn.Module | None, x: Tensor) -> Tensor:

@@ -307,6 +307,8 @@ class FittedPosterior:
         _checks.require(state.get("kind") == _FORMAT, "path", "a posterior written by FittedPosterior.save", str(path))
         has = embedding is not None
         _checks.require(has == state["embedded"], "embedding", "the network that was trained with it" if state["embedded"] else "None", embedding)
+        lazy = embedding is not None and any(map(nn.parameter.is_lazy, (*embedding.parameters(), *embedding.buffers())))
+        _checks.require(not lazy, "embedding", "a network with initialized parameters", "lazy ones", "call it once with data")
         support = Support.from_state(state["support"])
         sizes = {**state["architecture"], "hidden": tuple(state["architecture"]["hidden"])}
         architecture, dim = Architecture(**sizes), support.dim

@@ -198,3 +198,17 @@ def test_modules_round_trip_and_say_what_does_not_fit():
     assert torch.equal(other.weight, untouched)
     with pytest.raises(InputError, match="without a dot"):
         checkpoint.module_tensors({"a.b": decoder})
+
+
+def test_a_link_to_a_checkpoint_stays_one(tmp_path):
+    checkpoint.save(tmp_path / "real", {"w": torch.zeros(2)}, {})
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    checkpoint.save(tmp_path / "link", {"w": torch.ones(2)}, {})
+    assert (tmp_path / "link").is_symlink() and torch.equal(checkpoint.load(tmp_path / "real")[0]["w"], torch.ones(2))
+
+
+def test_files_of_others_in_a_checkpoint_are_named_and_kept(tmp_path, one_line):
+    checkpoint.save(tmp_path / "kept", {"w": torch.zeros(2)}, {})
+    (tmp_path / "kept" / "notes.txt").write_text("mine")
+    one_line(lambda: checkpoint.save(tmp_path / "kept", {"w": torch.ones(2)}, {}), "files of another kind: notes.txt$")
+    assert (tmp_path / "kept" / "notes.txt").read_text() == "mine"

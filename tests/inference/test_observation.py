@@ -198,6 +198,52 @@ def layers(kind: str) -> nn.Module:
     return nn.Sequential(nn.Linear(2, 8), inner, nn.SiLU(), nn.Linear(8, 3))
 
 
+class Restless(nn.Module):
+    """An embedding that is never in evaluation mode: it goes back to training, or its part is not registered."""
+
+    def __init__(self, registered: bool) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.BatchNorm1d(2)]) if registered else [nn.BatchNorm1d(2)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.train().parts[0](x)
+
+
+class Chancy(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(x), 0.5)
+
+
+class MeanOfRows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+RESTLESS = {
+    "trains again": lambda: Restless(True), "not registered": lambda: Restless(False), "dropout at all times": lambda: Chancy(2, 3),
+    "no running statistics": lambda: nn.BatchNorm1d(2, track_running_stats=False), "mean of the rows": MeanOfRows,
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("forked_generator")
+@pytest.mark.parametrize("kind", RESTLESS)
+def test_an_embedding_whose_rows_depend_on_their_company_is_refused(kind: str, one_line) -> None:
+    model = Model(simulate=lambda n: (torch.randn(n, 1), torch.randn(n, 2)))
+    options = {"architecture": SMALL, "training": Training(steps=1, batch_size=8)}
+    one_line(lambda: fit_posterior(model, embedding=RESTLESS[kind](), **options), "^embedding: expected a network that treats rows apart")
+
+
+@pytest.mark.usefixtures("forked_generator")
+def test_scripted_and_lazy_embeddings_are_fitted_and_kept(tmp_path, one_line) -> None:
+    model = Model(simulate=lambda n: (torch.randn(n, 1), torch.randn(n, 2)))
+    options = {"architecture": SMALL, "training": Training(steps=3, batch_size=8)}
+    scripted = fit_posterior(model, torch.ones(2), embedding=torch.jit.script(layers("both")), **options)
+    assert torch.equal(load(scripted.save(tmp_path / "scripted"), embedding=torch.jit.script(layers("both"))).sample(4), scripted.sample(4))
+    lazy = fit_posterior(model, torch.ones(2), embedding=nn.LazyLinear(3), **options).save(tmp_path / "lazy")
+    one_line(lambda: load(lazy, embedding=nn.LazyLinear(3)), "^embedding: expected a network with initialized parameters")
+    assert load(lazy, embedding=nn.Linear(2, 3)).sample(4).shape == (4, 1)
+
+
 @pytest.mark.usefixtures("forked_generator")
 @pytest.mark.parametrize("family", ["diffusion", "gaussian"])
 @pytest.mark.parametrize("kind", ["normalization", "dropout", "both"])
