@@ -55,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a file of PLINK (.bed, .pgen) or EIGENSOFT (.geno), or a VCF or BCF file")
+    several = "several files of the same samples, as 'chr{1..22}.vcf.gz', follow each other"
+    parser.add_argument("file", nargs="+", metavar="FILE", help=f"a file of PLINK (.bed, .pgen) or EIGENSOFT (.geno), VCF or BCF; {several}")
     _add_output(parser)
     parser.add_argument("--labels", metavar="TABLE", help="table with a header line and a row for each sample")
     parser.add_argument("--leave-out-unlabelled", action="store_true", help="leave out samples without a label instead of stopping")

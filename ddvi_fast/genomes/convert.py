@@ -16,7 +16,7 @@ from ddvi_fast import _checks
 from ddvi_fast.data.packed import code_counts
 from ddvi_fast.data.packing import PER_BYTE, pack, packed_width
 from ddvi_fast.genomes.filters import Filters, Kept, apply_filters
-from ddvi_fast.genomes.formats.sources import Block, Source, open_source
+from ddvi_fast.genomes.formats.sources import Block, Source, open_sources
 from ddvi_fast.genomes.labels import LabelTable, attach, read_labels
 from ddvi_fast.genomes.staging import Staged
 from ddvi_fast.genomes.store import GENOTYPES, GenotypeStore, is_store, write_tables
@@ -26,7 +26,7 @@ _STAGING = "variants.tmp"
 
 
 def import_genotypes(
-    file: str | Path,
+    file: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     labels: str | Path | None = None,
@@ -36,13 +36,13 @@ def import_genotypes(
     passing_only: bool = False,
     overwrite: bool = False,
 ) -> GenotypeStore:
-    """Write the store `out` from a PLINK 1, VCF, BCF or EIGENSTRAT file.
+    """Write the store `out` from a PLINK, VCF, BCF or EIGENSOFT file, or from several of one cohort.
 
     Memory is bounded by some tens of megabytes and the tables, for any number of genotypes; the disk holds the packed genotypes twice
     during the conversion.
 
     Args:
-        file: Any of the files (see `sources.open_source`).
+        file: Any of the files (see `sources.open_source`); a pattern as ``chr{1..22}.vcf.gz`` or several for files of the same samples.
         out: Folder of the store, which must not exist, or be a store with `overwrite`.
         labels: Table with a row for each sample (see `labels.read_labels`), whose columns are stored (default none).
         leave_out_unlabelled: Whether to leave out samples without a label instead of refusing them (bool, default False).
@@ -55,7 +55,7 @@ def import_genotypes(
     """
     with new_folder(Path(out).expanduser(), overwrite) as folder:
         table = None if labels is None else read_labels(labels)
-        source = open_source(file, multiallelic=multiallelic, passing_only=passing_only)
+        source = open_sources(file, multiallelic=multiallelic, passing_only=passing_only)
         write_store(source, folder, table, leave_out_unlabelled, filters, {} if labels is None else {"labels": str(labels)})
     return GenotypeStore(out)
 

@@ -219,7 +219,7 @@ def _bare_store(name: str, options: Genotypes, data_dir: Path | None, seed: int)
     path = Path(options.path).expanduser()
     if path.is_dir():
         return GenotypeStore(path)
-    return _imported(open_source(path).path.stem, path, None, options.min_frequency)
+    return _imported(path.name.split(".")[0], path, None, options.min_frequency)
 
 
 def _store_of_1kg(data_dir: Path | None, least: float) -> GenotypeStore:

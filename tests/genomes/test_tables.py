@@ -113,3 +113,30 @@ def test_compressed_calls(tmp_path):
     path.unlink()
     (tmp_path / "a.ancestrymapgeno.gz").write_bytes(gzip.compress("".join(" ".join(call) + "\n" for call in calls).encode()))
     assert (codes_of(tmp_path / "a.snp") == data.codes.T).all()
+
+
+def test_files_of_one_cohort_follow_each_other(tmp_path, one_line):
+    data = simulated(6, 20)
+    parts = [Genotypes(data.codes[:, start : start + 7], data.samples, data.variants[start : start + 7]) for start in (0, 7, 14)]
+    order = [3, 1, 0, 2, 5, 4]
+    parts[1] = Genotypes(parts[1].codes[order], [data.samples[place] for place in order], parts[1].variants)
+    for number, part in enumerate(parts):
+        write_eigenstrat(part, tmp_path / f"chr{number + 1}")
+    whole = import_genotypes(write_eigenstrat(data, tmp_path / "whole"), tmp_path / "store")
+    for number, files in enumerate((tmp_path / "chr{1..3}.geno", [tmp_path / f"chr{each}.geno" for each in (1, 2, 3)])):
+        store = import_genotypes(files, tmp_path / f"store {number}")
+        for file in ("genotypes.bin", "counts.npy", "samples.tsv", "variants.tsv"):
+            assert (store.path / file).read_bytes() == (whole.path / file).read_bytes(), file
+        assert store.imported["file"].endswith("chr1.geno and 2 others")
+    write_eigenstrat(Genotypes(parts[2].codes[:5], data.samples[:5], parts[2].variants), tmp_path / "chr3")
+    text = one_line(lambda: import_genotypes(tmp_path / "chr{1..3}.geno", tmp_path / "x"))
+    assert "chr3.geno" in text and "1 missing" in text and not (tmp_path / "x").exists()
+    assert "missing" in one_line(lambda: import_genotypes(tmp_path / "chr{1..4}.geno", tmp_path / "x"))
+
+
+def test_notes_of_several_files_are_summed(tmp_path):
+    for name in ("chr1", "chr2"):
+        path = write_eigenstrat(simulated(6, 5), tmp_path / name)
+        path.with_suffix(".ind").write_text(path.with_suffix(".ind").read_text().replace("P002 U Somewhere", "P002 U Ignore"))
+    store = import_genotypes([tmp_path / "chr{1,2}.geno"], tmp_path / "store")
+    assert store.shape == (5, 10)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from ddvi_fast.genomes.tables import SampleTable, VariantTable
 # Number of codes of one block, which are in memory at a time.
 BLOCK_CODES = 1 << 22
 
+_BRACES, _RANGE = re.compile(r"\{([^{}]*)\}"), re.compile(r"(\d+)\.\.(\d+)")
 MULTIALLELIC = ("drop", "split")
 _READERS = {
     ".bed": "plink", ".bim": "plink", ".fam": "plink",
@@ -60,6 +63,63 @@ _CONVERSIONS = {
     ".zarr": "vcztools view FILE -Oz -o NAME.vcf.gz", ".hmp.txt": "TASSEL's run_pipeline.pl -h FILE -export NAME -exportType VCF",
     ".ds": "beagle's VCF output", ".txt": "plink --23file FILE --make-bed, for a file of 23andMe", ".trees": "TreeSequence.write_vcf of tskit",
 }  # fmt: skip
+
+
+def open_sources(files: str | Path | Sequence[str | Path], *, multiallelic: str = "drop", passing_only: bool = False) -> Source:
+    """Open one file or several of one cohort, such as one for each chromosome, whose variants follow each other.
+
+    Args:
+        files: A file, a pattern as ``chr{1..22}.vcf.gz``, or several of either.
+        multiallelic, passing_only: See `open_source`.
+
+    Raises:
+        InputError: As for `open_source`; or the files do not have the same samples. Samples may be in any order.
+    """
+    options = {"multiallelic": multiallelic, "passing_only": passing_only}
+    given = [files] if isinstance(files, (str, Path)) else list(files)
+    paths = [Path(name) for each in given for name in expanded(str(_checks.path(each, "file")))]
+    _checks.require(len(paths) > 0, "file", "at least one file", "none")
+    first = open_source(paths[0], **options)
+    if len(paths) == 1:
+        return first
+    notes: Counter[str] = Counter()
+    whole = Path(f"{paths[0]} and {len(paths) - 1} others")
+    return Source(whole, first.samples, _chained(first, paths[1:], options, notes), notes)
+
+
+def expanded(pattern: str) -> list[str]:
+    """Names that a pattern with braces stands for.
+
+    Example:
+        >>> expanded("chr{1..3,X}.vcf")
+        ['chr1.vcf', 'chr2.vcf', 'chr3.vcf', 'chrX.vcf']
+    """
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    words = []
+    for part in found[1].split(","):
+        ends = _RANGE.fullmatch(part)
+        words += [part] if ends is None else [str(number) for number in range(int(ends[1]), int(ends[2]) + 1)]
+    return [name for word in words for name in expanded(pattern[: found.start()] + word + pattern[found.end() :])]
+
+
+def _chained(first: Source, further: list[Path], options: dict[str, Any], notes: Counter[str]) -> Iterator[Block]:
+    """Blocks of several files with the samples of the first one; each is opened when the one before is read."""
+    place = {name: number for number, name in enumerate(first.samples.name)}
+    yield from first.blocks
+    notes.update(first.notes)
+    for path in further:
+        source = open_source(path, **options)
+        order = np.array([place.get(name, -1) for name in source.samples.name])
+        lacking = len(set(first.samples.name) - set(source.samples.name))
+        same = lacking == 0 and bool((order >= 0).all())
+        got = f"{int((order < 0).sum())} others, and {lacking} missing"
+        _checks.require(same, str(path), f"the {len(place)} samples of {first.path}", got, "bcftools merge joins files of different samples")
+        back = np.argsort(order)
+        for block in source.blocks:
+            yield Block(block.variants, np.ascontiguousarray(block.codes[:, back]))
+        notes.update(source.notes)
 
 
 def open_source(path: str | Path, *, multiallelic: str = "drop", passing_only: bool = False) -> Source:
