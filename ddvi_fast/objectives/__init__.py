@@ -3,6 +3,7 @@
 from ddvi_fast.objectives.adversarial import Adversarial
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide, kl_weight
 from ddvi_fast.objectives.base import Objective, Progress, Terms, Update
+from ddvi_fast.objectives.covering import Covering
 from ddvi_fast.objectives.elbo import ELBO
 from ddvi_fast.objectives.iwae import IWAE
 from ddvi_fast.objectives.wae import WAE
@@ -14,6 +15,7 @@ __all__ = [
     "IWAE",
     "WAE",
     "Adversarial",
+    "Covering",
     "KLSchedule",
     "Objective",
     "PriorGuide",
