@@ -70,6 +70,11 @@ def number(
     return value if type(value) is float or (type(value) is int and abs(value) < 1 << 53) else float(value)  # torch takes no longer integers
 
 
+def width(value: Any, argument: str, double: bool = False) -> float:
+    """Check that `value` is a positive number whose square, and the inverse of it, single (or double) precision holds, and return it."""
+    return number(value, argument, at_least=1e-150 if double else 1e-18, at_most=1e150 if double else 1e18)
+
+
 def _has_float(value: numbers.Real) -> bool:
     try:
         float(value)

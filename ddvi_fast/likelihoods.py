@@ -77,7 +77,7 @@ class Gaussian(Likelihood):
     def __init__(self, scale: float = 1.0, learn_scale: bool = False, value_range: Sequence[float] | None = None, width: int | None = None) -> None:
         super().__init__()
         width = None if width is None else _checks.integer(width, "width", at_least=1)
-        scale = _checks.number(scale, "scale", above=0)
+        scale = _checks.width(scale, "scale")
         self.value_range = None if value_range is None else _range(value_range)
         self.log_scale = nn.Parameter(torch.full(() if width is None else (width,), math.log(scale), **as_float32), requires_grad=learn_scale)
 

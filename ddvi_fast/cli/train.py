@@ -59,10 +59,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _of_paper(arguments: Sequence[str]) -> list[str]:
     """The settings that three names of the paper stand for, with the further settings among the arguments."""
-    from ddvi_fast.paper.commands import overrides_of
-
     given = [argument for argument in arguments if "=" not in argument]
     _checks.require(len(given) == 3, "--paper", "DATASET METHOD PRIOR [name=value ...]", " ".join(arguments) or "nothing at all")
+    from ddvi_fast.paper.commands import overrides_of
+
     dataset, method, prior = given
     return overrides_of(dataset, method, prior, [argument for argument in arguments if "=" in argument])
 

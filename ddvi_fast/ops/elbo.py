@@ -84,7 +84,7 @@ def gaussian_log_likelihood(mean: Tensor, x: Tensor, scale: Tensor | float) -> T
         _checks.require(fits, "scale", f"a shape that broadcasts with {list(mean.shape)}", scale)
         _checks.require(not _checks.readable(scale) or not bool((scale < 0).any()), "scale", "positive numbers", "negative ones")
     else:
-        scale = torch.full((), _checks.number(scale, "scale", above=0), dtype=mean.dtype, device=mean.device)
+        scale = torch.full((), _checks.width(scale, "scale", double=mean.dtype == torch.float64), dtype=mean.dtype, device=mean.device)
     return _reduce("gaussian", reference.gaussian_log_likelihood, {"mean": mean, "x": x, "scale": scale.to(mean)})
 
 

@@ -47,7 +47,7 @@ class Centres(Prior):
     ) -> None:  # fmt: skip
         super().__init__()
         num_centres = _checks.integer(num_centres, "num_centres", at_least=1)
-        scale = _checks.number(scale, "scale", above=0)
+        scale = _checks.width(scale, "scale")
         self.base = Gaussian(2, BASE_SCALE) if base is None else base
         self.base.require_density()
         self.scale, self.num_classes, self.dim = scale, num_centres, self.base.dim

@@ -31,7 +31,7 @@ class Gaussian(Prior):
     def __init__(self, dim: int = 2, scale: float = 1.0) -> None:
         super().__init__()
         dim = _checks.integer(dim, "dim", at_least=1)
-        scale = _checks.number(scale, "scale", above=0)
+        scale = _checks.width(scale, "scale")
         self.dim, self.noise_dim, self.scale = dim, dim, scale
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:

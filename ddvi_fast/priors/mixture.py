@@ -34,7 +34,7 @@ class Mixture(Prior):
     @_checks.typed
     def __init__(self, means: Tensor | None = None, scale: float = 0.3, num_classes: int = 10, radius: float = 2.0, learnable: bool = False) -> None:
         super().__init__()
-        scale = _checks.number(scale, "scale", above=0)
+        scale = _checks.width(scale, "scale")
         if means is None:
             num_classes = _checks.integer(num_classes, "num_classes", at_least=1)
             angles = 2 * math.pi * torch.arange(num_classes, **as_float32) / num_classes

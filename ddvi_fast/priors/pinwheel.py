@@ -48,7 +48,7 @@ class Pinwheel(Prior):
     def __init__(self, num_classes: int = 10, radial_std: float = 0.15, tangential_std: float = 0.005, rate: float = 0.25) -> None:
         super().__init__()
         num_classes = _checks.integer(num_classes, "num_classes", at_least=1)
-        radial_std, tangential_std = _checks.number(radial_std, "radial_std", above=0), _checks.number(tangential_std, "tangential_std", above=0)
+        radial_std, tangential_std = _checks.width(radial_std, "radial_std"), _checks.width(tangential_std, "tangential_std")
         rate = _checks.number(rate, "rate", at_least=0)
         self.num_classes, self.radial_std, self.tangential_std, self.rate = num_classes, radial_std, tangential_std, rate
         grid = torch.linspace(-math.pi, math.pi, _TABLE_SIZE, **as_float64)

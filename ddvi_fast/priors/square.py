@@ -44,7 +44,7 @@ class Square(Prior):
     @_checks.typed
     def __init__(self, noise_level: float = 3.0, num_classes: int = 10, corner_width: float = 0.01) -> None:
         super().__init__()
-        noise_level = _checks.number(noise_level, "noise_level", above=0)
+        noise_level = _checks.width(noise_level, "noise_level")
         num_classes = _checks.integer(num_classes, "num_classes", at_least=1)
         corner_width = _checks.number(corner_width, "corner_width", at_least=0)
         self.noise_level, self.noise, self.num_classes, self.corner_width = noise_level, noise_level / 50, num_classes, corner_width

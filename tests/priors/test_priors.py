@@ -281,6 +281,16 @@ def test_a_blurred_learned_prior_is_made_anew():
     assert prior.blurred(0.1) is not prior.blurred(0.1)
 
 
+@pytest.mark.parametrize(
+    ("prior", "name"),
+    [(priors.Gaussian, "scale"), (priors.Mixture, "scale"), (priors.Centres, "scale"), (priors.Pinwheel, "radial_std"),
+     (priors.Pinwheel, "tangential_std"), (priors.Square, "noise_level")],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [0.0, 1e-46, 1e39])
+def test_a_width_that_single_precision_does_not_hold_is_refused(prior, name, value, one_line):
+    one_line(lambda: prior(**{name: value}), rf"{name}: expected a number in \[1e-18, 1e\+18\]")
+
+
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", None])
 @pytest.mark.parametrize(
     ("prior", "name"),
