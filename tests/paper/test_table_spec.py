@@ -8,6 +8,8 @@ import pytest
 
 from ddvi_fast.config.names import choices
 from ddvi_fast.paper import table_spec as grid
+from ddvi_fast.training.decoder_passes import decoder_rows, within_passes
+from ddvi_fast.training.run import load_dataset
 
 
 def cells(name, *overrides, seeds=2, **options):
@@ -112,3 +114,17 @@ def test_what_the_table_sets_cannot_be_set(square_alone, override, one_line):
 
 def test_unknown_tables_name_the_nearest(one_line):
     one_line(lambda: grid.load("digit"), "did you mean digits")
+
+
+def test_the_rows_of_mnist_50_differ_in_the_method_alone_and_have_equal_passes():
+    rows = {cell.row: cell.config for cell in cells("mnist-50", "dataset.name=digits", "max_passes=50", seeds=1) if cell.column == "mnist"}
+    for config in rows.values():
+        assert config.latent_dim == 50 and config.dataset.binarize and config.prior.name == "gaussian"
+        assert all(network.hidden == [200, 200] and network.activation == "tanh" for network in (config.dataset.encoder, config.dataset.decoder))
+        assert replace(config, method=rows["vae"].method, run_dir=None) == replace(rows["vae"], run_dir=None)
+    dataset = load_dataset(rows["vae"])
+    fitted = {row: within_passes(config, dataset) for row, config in rows.items()}
+    assert {row: config.recipe.epochs for row, config in fitted.items()} == {
+        "vae": 50, "ddvi": 50, "informed": 10, "iwae_5": 10, "iaf": 50, "iwae_50": 1,
+    }  # fmt: skip
+    assert {decoder_rows(config, dataset) for config in fitted.values()} == {50 * dataset.size()}
