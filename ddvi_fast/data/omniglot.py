@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, rng
 from ddvi_fast.data.archives import read_arrays
 from ddvi_fast.data.dataset import Dataset
 from ddvi_fast.data.folders import candidates, first, searched
@@ -19,6 +19,7 @@ TRAIN, TEST = "images_background.npz", "images_evaluation.npz"
 
 _FOLDERS = ("omniglot", "")
 _MEASURED, _SIZE = 105, 28  # pixels of a side
+_SEED = 0  # the same order in every run
 _ROWS = 1024  # images rescaled at a time
 
 
@@ -28,7 +29,7 @@ def load_omniglot(data_dir: Path | None) -> Dataset:
     The 19,280 drawings of the 964 background characters are the training set, and the 13,180 of the 659 evaluation characters, all of them
     other characters, the test set, as Lake et al. divide them. It is not the division of Burda et al. (2016), 24,345 and 8,070 drawings, whose
     indices these files do not have: bounds are not comparable with those published on it. Images are averaged down by PyTorch's bilinear
-    interpolation with antialiasing.
+    interpolation with antialiasing, and stand in a fixed random order, so that the first ones are of all characters.
 
     Searches ``data_dir/omniglot`` and `data_dir` for ``images_background.npz`` and ``images_evaluation.npz``.
 
@@ -55,7 +56,8 @@ def _read(path: Path) -> Tensor:
     expected = f"boolean of shape [characters, drawings, {_MEASURED}, {_MEASURED}]"
     _checks.require(right, f"{path}: images", expected, f"{images.dtype} of shape {list(images.shape)}")
     strokes = ~torch.from_numpy(images).flatten(0, 1)
-    return torch.cat([_rescaled(part) for part in strokes.split(_ROWS)])
+    order = rng.permutation(rng.Draws(_SEED).lane("split"), len(strokes))
+    return torch.cat([_rescaled(strokes[part]) for part in order.split(_ROWS)])
 
 
 def _rescaled(strokes: Tensor) -> Tensor:
