@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ddvi_fast.genomes import GenotypeStore
 
 MULTIALLELIC = ("drop", "split")
+PALINDROMES = ("auto", "keep", "drop", "frequency")
 # Option, its field of `genomes.Filters` and type, help. Options that are not given keep the defaults of the library.
 FILTERS = (
     ("--autosomes", "autosomes", None, "keep chromosomes 1 to 22 only"),
@@ -41,9 +42,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="ddvi-fast data", description="Import genotype files into packed stores, describe stores, simulate genomes.")
-    commands = parser.add_subparsers(required=True, metavar="import|info|simulate", parser_class=Parser)
+    parser = Parser(prog="ddvi-fast data", description="Import genotype files into packed stores, merge and describe stores, simulate genomes.")
+    commands = parser.add_subparsers(required=True, metavar="import|merge|info|simulate", parser_class=Parser)
     _add_import(commands.add_parser("import", help="import a PLINK, VCF, BCF or EIGENSOFT file into a store"))
+    _add_merge(commands.add_parser("merge", help="merge the people of several stores on the variants that they have in common"))
     info = commands.add_parser("info", help="describe a store")
     info.add_argument("store", metavar="STORE", help="folder of the store")
     info.set_defaults(run=_info)
@@ -64,6 +66,14 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pass-only", action="store_true", help="leave out records of a VCF that do not pass their FILTER")
     _add_fields(parser, FILTERS)
     parser.set_defaults(run=_import)
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stores", nargs="+", metavar="STORE", help="folders of the stores; variants are those of the first")
+    _add_output(parser)
+    parser.add_argument("--palindromes", choices=PALINDROMES, default="auto", help="treatment of variants with the alleles A/T or C/G")
+    _add_fields(parser, FILTERS)
+    parser.set_defaults(run=_merge)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +99,14 @@ def _import(options: argparse.Namespace) -> None:
         filters=Filters(**_given(options, FILTERS)), multiallelic=options.multiallelic, passing_only=options.pass_only, overwrite=options.overwrite,
     )  # fmt: skip
     _describe(store)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from ddvi_fast.genomes import Filters, GenotypeStore, merge_stores
+
+    stores = [GenotypeStore(path) for path in options.stores]
+    filters = Filters(**_given(options, FILTERS))
+    _describe(merge_stores(stores, options.out, palindromes=options.palindromes, filters=filters, overwrite=options.overwrite))
 
 
 def _simulate(options: argparse.Namespace) -> None:

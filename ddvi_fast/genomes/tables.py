@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ _CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT", "90": "
 _ACCESSION = re.compile(r"NC_0*(\d+)\.\d+")  # of the human reference in RefSeq
 _MITOCHONDRION = "12920"
 _ODD = b"\v\f\x1c\x1d\x1e\x1f"  # white space of Python in ASCII, besides spaces, tabs and line ends
+_LINES = 4096  # of a block that is searched for them
 UNKNOWN_CHROMOSOMES = frozenset(("0", ".", ""))
 _AUTOSOMES = frozenset(str(number) for number in range(1, 23))
 
@@ -143,12 +145,17 @@ def read_fields(path: Path, least: int, what: str) -> Iterator[list[str]]:
     Raises:
         InputError: A line has fewer than `least` fields; `what` describes them.
     """
-    for number, line in enumerate(read_lines(path), 1):
-        text = as_text(line, path, number)
-        fields = text.split() if line.isascii() and len(line.translate(None, _ODD)) == len(line) else split_fields(text)
-        if fields and not fields[0].startswith("#"):
-            _checks.require(len(fields) >= least, f"{path}, line {number}", what, f"{len(fields)} fields")
-            yield fields
+    lines, first = read_lines(path), 1
+    while block := list(islice(lines, _LINES)):
+        whole = b"".join(block)
+        plain = whole.isascii() and len(whole.translate(None, _ODD)) == len(whole)
+        for number, line in enumerate(block, first):
+            text = as_text(line, path, number)
+            fields = text.split() if plain else split_fields(text)
+            if fields and not fields[0].startswith("#"):
+                _checks.require(len(fields) >= least, f"{path}, line {number}", what, f"{len(fields)} fields")
+                yield fields
+        first += len(block)
 
 
 def split_fields(line: str) -> list[str]:
