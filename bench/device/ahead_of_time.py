@@ -59,6 +59,8 @@ SPILLS = {
     "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16": 280,
     "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16, LAYER=1": 0,
     "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16, LAYER=2": 448,
+    "mmd_fwd_kernel P 784, S 6 on sm_80": 32,
+    "mmd_bwd_kernel_coefficients P 784, S 6 on sm_80": 16,
     "sleep_fwd_kernel": 1128,
     "sleep_fwd_kernel D=2 C=2 H=128 bf16": 392,
     "sleep_fwd_kernel D=2 C=2 H=128 float32 on sm_80": 2304,

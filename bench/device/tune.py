@@ -63,11 +63,8 @@ class Sweep:
 
 _ROWS = tuple({"BN": rows, "num_warps": warps} for rows, warps in ((32, 4), (64, 4), (64, 8), (128, 4), (128, 8)))
 _MMD = tuple(
-    {"PRODUCT": product, "TILE": tile, "DEPTH": depth, "num_warps": warps, "num_stages": stages}
-    for product, tile, depth, warps, stages in (
-        ("tf32x3", 64, 32, 4, 2), ("tf32x3", 128, 16, 8, 2), ("tf32x3", 128, 32, 8, 2), ("tf32x3", 128, 32, 8, 3), ("ieee", 128, 16, 8, 3),
-    )
-)  # fmt: skip
+    {"DEPTH": depth, "STAGES": stages, "num_warps": warps} for depth, stages, warps in ((32, 2, 8), (32, 4, 8), (64, 2, 8), (64, 3, 8), (32, 3, 4))
+)
 _KDE = tuple({"ROWS": rows, "POINTS": points, "num_warps": rows // 32} for rows, points in ((128, 16), (64, 32), (64, 16), (256, 16), (256, 32)))
 
 SWEEPS = (
@@ -86,11 +83,8 @@ SWEEPS = (
         Sweep("sleep", "sleep", {**_LARGE, "T": 40, "D": 2}, True, "ours_bf16", "sleep", attribute, candidates)
         for attribute, candidates in (("chain_options", _ROWS), ("_PROGRAMS", (132, 528)))
     ),
-    Sweep("discrepancy", "mmd", {"N": 10_000, "M": 10_000, "P": 784}, False, "ours", "mmd", "sum_options", _MMD),
-    Sweep(
-        "discrepancy, its gradient", "mmd", {"N": 10_000, "M": 10_000, "P": 784}, True, "ours", "mmd", "gradient_options",
-        tuple({**options, "FEATURES": features} for options in _MMD for features in (64, 128)),
-    ),
+    Sweep("discrepancy", "mmd", {"N": 10_000, "M": 10_000, "P": 784}, False, "ours", "mmd", "product_options", _MMD),
+    Sweep("discrepancy, its gradient", "mmd", {"N": 10_000, "M": 10_000, "P": 784}, True, "ours", "mmd", "product_options", _MMD),
     Sweep("density", "kde", {"N": 8192, "M": 10_000, "D": 2}, True, "ours", "kde", "launch_options", _KDE),
     Sweep("density, its gradient", "kde", {"N": 8192, "M": 10_000, "D": 2}, True, "ours", "kde_backward", "launch_options", _KDE),
 )  # fmt: skip

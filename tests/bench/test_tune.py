@@ -15,18 +15,18 @@ from bench.device import tune
 from ddvi_fast import _backend, use_backend
 
 pytestmark = pytest.mark.skipif(bool(_backend.unavailable("triton")), reason="Triton is not installed")
-TINY = tune.Sweep("tiny", "mmd", {"N": 12, "M": 9, "P": 5}, False, "ours", "mmd", "sum_options", ({"TILE": 16}, {"DEPTH": 32}))
+TINY = tune.Sweep("tiny", "mmd", {"N": 12, "M": 9, "P": 5}, False, "ours", "mmd", "product_options", ({"DEPTH": 64}, {"STAGES": 2}))
 
 
 def test_a_candidate_takes_the_place_of_options_and_leaves():
     from ddvi_fast.kernels import kde_common, mmd
 
-    before = mmd.sum_options
-    with tune.replaced(TINY, {"TILE": 16}):
-        assert mmd.sum_options(6) == {**before(6), "TILE": 16}
+    before = mmd.product_options
+    with tune.replaced(TINY, {"DEPTH": 64}):
+        assert mmd.product_options() == {**before(), "DEPTH": 64}
     with tune.replaced(replace(TINY, module="kde_common", attribute="MOST_SHARES"), 7):
         assert kde_common.MOST_SHARES == 7
-    assert mmd.sum_options is before and kde_common.MOST_SHARES != 7
+    assert mmd.product_options is before and kde_common.MOST_SHARES != 7
 
 
 def test_candidates_are_timed_and_the_wrong_and_the_failed_are_named(capsys):
@@ -36,7 +36,7 @@ def test_candidates_are_timed_and_the_wrong_and_the_failed_are_named(capsys):
         failed = tune.compile_one((replace(TINY, candidates=({"TILE": 17},)), 0, device.type))
         tune.run(replace(TINY, candidates=(*TINY.candidates, {"TILE": 17})), ["", "", failed], device, 0.01)
     first, *lines = capsys.readouterr().out.strip().splitlines()
-    assert first.startswith("tiny (sum_options): ") and first.endswith(" ms in use")
+    assert first.startswith("tiny (product_options): ") and first.endswith(" ms in use")
     assert sorted(line.split("  ")[-1] for line in lines[:2]) == ["{'DEPTH': 32}", "{'TILE': 16}"]
     assert failed and "17" in lines[2] and failed in lines[2]
 
@@ -56,7 +56,7 @@ def test_predictions_need_no_device():
     """In a process without the interpreter; a candidate has a time of its own."""
     script = (
         "from bench.device import tune\n"
-        "sweep = tune.Sweep('tiny', 'mmd', {'N': 100, 'M': 90, 'P': 784}, False, 'ours', 'mmd', 'sum_options', ({'DEPTH': 32},))\n"
+        "sweep = tune.Sweep('tiny', 'mmd', {'N': 100, 'M': 90, 'P': 784}, False, 'ours', 'mmd', 'product_options', ({'STAGES': 2},))\n"
         "print(tune.predict_one((sweep, None)), tune.predict_one((sweep, 0)))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
