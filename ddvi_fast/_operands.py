@@ -6,6 +6,7 @@ gives each row its group, weights have the group axis and rows have none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,30 @@ NOTHING, TRAJECTORY, SIGNS, OUTPUTS = range(4)
 # Largest memory for the ReLUs' signs of one call of Triton's kernels. A longer chain keeps its states alone, and its backward pass makes the signs
 # again in pieces of at most this size.
 SIGN_BYTES = 1 << 30
+
+
+# Largest power of a kernel that stands for another's exponential.
+MOST_POWER = 36
+
+
+def kernel_powers(bandwidths: Sequence[float]) -> list[int]:
+    """For each bandwidth of a kernel density the number of another one, and the power of that one's Gaussian kernel which is its own.
+
+    `exp(-d / 2 h^2)` is the kernel of a bandwidth b to the power of `(b / h)^2`, where that is a whole number. Without such a bandwidth it is its
+    own, to the power 1.
+
+    Example:
+        >>> kernel_powers([0.005, 0.008, 0.01, 0.03, 0.05])
+        [3, 36, 1, 1, 4, 25, 3, 1, 4, 1]
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for s in sorted(range(len(bandwidths)), key=lambda s: -bandwidths[s]):
+        squares = {base: (bandwidths[base] / bandwidths[s]) ** 2 for base, (other, _) in found.items() if other == base}
+        fitting = [
+            (round(square), base) for base, square in squares.items() if 1.5 < square < MOST_POWER + 0.5 and abs(square / round(square) - 1) < 1e-7
+        ]
+        found[s] = (min(fitting)[1], min(fitting)[0]) if fitting else (s, 1)
+    return [number for s in range(len(bandwidths)) for number in found[s]]
 
 
 class Differentiable(NamedTuple):

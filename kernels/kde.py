@@ -1,29 +1,33 @@
 """Kernel density in Triton: an online log-sum-exp over points, every bandwidth in one pass of distances.
 
 Every thread owns a row and loops over points that all threads of its program read at once: sums stay in its registers, threads exchange
-nothing, and almost all the work is exponentials. Distances are sums of squared differences in float32, which do not cancel; exponents of
-all bandwidths are relative to the nearest point so far. With few rows and many points each program takes a share of the points; shares
-are combined in a fixed order.
+nothing, and almost all the work is exponentials. A bandwidth whose kernel is a whole power of a wider one's takes products instead: three
+exponentials are enough for the five bandwidths of the paper. Distances are sums of squared differences in float32, which do not cancel;
+exponents of all bandwidths are relative to the nearest point so far. With few rows and many points each program takes a share of the points;
+shares are combined in a fixed order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ddvi_fast._operands import kernel_powers
 from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, launch, recorded, unusable
 from ddvi_fast.kernels.kde_backward import backward
 from ddvi_fast.kernels.kde_common import (
     FARTHEST,
     clip_value,
+    coded,
     exponent_rate,
     launch_options,
     log_constant,
     padded_columns,
+    power_of,
     split_tiles,
     squared_distances,
 )
@@ -32,9 +36,10 @@ __all__ = ["backward", "compilations", "forward", "unsupported"]
 
 _MOST_BANDWIDTHS, _MOST_DIMENSIONS = 32, 64
 _FINISHED_AT_ONCE = 8
+RELEASED = (0.005, 0.008, 0.01, 0.03, 0.05)  # the paper's bandwidths
 
 
-def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float, powers: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     """Log-density at `z` [N, D] under kernels on `points` [M, D], in nats.
 
     Args:
@@ -42,6 +47,8 @@ def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tupl
         points: Centers of the kernels, float32 [M, D].
         bandwidths: Standard deviations of the kernels, float32 [S], S up to 32.
         clamp: Limit to which each bandwidth's value is clipped first; infinite for none.
+        powers: Which kernels are powers of others, as in `kde_common.coded`. Their logarithms are off by as many times the error of an
+            exponential, about 4e-6 nats for the power 36.
 
     Returns:
         The mean over bandwidths in probability [N], and each bandwidth's value before clipping [N, S].
@@ -58,7 +65,7 @@ def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tupl
     nearest, sums = (z.new_empty((shares, rows)), z.new_empty((shares, count, rows))) if split else (None, None)
     finish = (bandwidths, log_density, each, rows, clamp, log_constant(points))
     grid = (triton.cdiv(rows, options["ROWS"]), shares)
-    launch(kde_fwd_kernel, grid, z, columns, *finish, nearest, sums, tiles, share, SPLIT=split, **options)
+    launch(kde_fwd_kernel, grid, z, columns, *finish, nearest, sums, tiles, share, SPLIT=split, **coded(powers, count), **options)
     if split:
         combined = combine_options(shares, width, count)
         launch(kde_fwd_kernel_combine, (triton.cdiv(rows, combined["ROWS"]),), nearest, sums, *finish, shares, **combined)
@@ -86,9 +93,10 @@ def compilations() -> Iterator[Compilation]:
     for (rows, count), width, widths, architectures in ((many, 2, 5, ARCHITECTURES), (few, 2, 5, MODELED), (many, 64, 1, MODELED)):
         z, points, bandwidths = (torch.empty(shape, device="meta") for shape in ((rows, width), (count, width), (widths,)))
         name = f"{rows} rows, {count} points, D {width}, S {widths}"
-        yield from recorded(name, forward, z, points, bandwidths, 1000.0, architectures=architectures)
+        powers = kernel_powers(RELEASED) if widths == len(RELEASED) else ()
+        yield from recorded(name, forward, z, points, bandwidths, 1000.0, powers, architectures=architectures)
         each, upstream = z.new_empty(rows, widths), z.new_empty(rows)
-        call = z, points, bandwidths, each, upstream, 1000.0, [True, True]
+        call = z, points, bandwidths, each, upstream, 1000.0, [True, True], powers
         yield from recorded(name, backward, *call, architectures=architectures)
 
 
@@ -122,7 +130,7 @@ def kde_fwd_kernel(
     rows, clamp, constant,
     nearest,  # [shares, N] or None
     sums,  # [shares, S, N] or None
-    tiles, share, SPLIT: tl.constexpr,
+    tiles, share, SPLIT: tl.constexpr, BASES: tl.constexpr, POWERS: tl.constexpr,
     WIDTH: tl.constexpr, COUNT: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, POINTS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -137,10 +145,14 @@ def kde_fwd_kernel(
         # Relative to 0 where every distance is infinite: the kernels are 0 then, not NaN.
         reference = tl.where(closer == float("inf"), 0.0, closer)
         squared -= reference[None, :]
-        for s in tl.static_range(COUNT):
-            rate = exponent_rate(bandwidths, s)
-            grown = total * tl.exp2((closest - reference) * rate)[None, :] + tl.sum(tl.exp2(squared * rate), axis=0)[None, :]
-            total = tl.where(s_index == s, grown, total)
+        for base in tl.static_range(COUNT):
+            if (BASES >> (5 * base)) & 31 == base:
+                kernel = tl.exp2(squared * exponent_rate(bandwidths, base))
+                for s in tl.static_range(COUNT):
+                    if (BASES >> (5 * s)) & 31 == base:
+                        before = tl.exp2((closest - reference) * exponent_rate(bandwidths, s))
+                        grown = total * before[None, :] + tl.sum(power_of(kernel, s, POWERS), axis=0)[None, :]
+                        total = tl.where(s_index == s, grown, total)
         closest = closer
     if SPLIT:
         share_index = tl.program_id(1).to(tl.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import triton
 import triton.language as tl
@@ -61,6 +62,36 @@ def squared_distances(own, columns, row, inside, column, stride, UNROLL: tl.cons
             away = coordinate_away(own, columns, row, inside, column, stride, d, WIDTH)
             total += away * away
     return total
+
+
+def coded(powers: Sequence[int], count: int) -> dict[str, int]:
+    """`powers` as two numbers for the compiler, BASES and POWERS, with a field of bits for each bandwidth.
+
+    Args:
+        powers: For each of the `count` bandwidths the number of another, and the power of that one's kernel which is its own (1 for itself); empty
+            if each has an exponential of its own. See `ddvi_fast._operands.kernel_powers`.
+        count: Number of bandwidths.
+    """
+    pairs = list(zip(powers[::2], powers[1::2], strict=True)) or [(s, 1) for s in range(count)]
+    return {
+        "BASES": sum(base << 5 * s for s, (base, _) in enumerate(pairs)),
+        "POWERS": sum(power << 6 * s for s, (_, power) in enumerate(pairs)),
+    }
+
+
+@triton.jit
+def power_of(x, s: tl.constexpr, POWERS: tl.constexpr):
+    """`x` to the power of bandwidth `s`, by squares: the relative error grows by that factor."""
+    EXPONENT: tl.constexpr = (POWERS >> (6 * s)) & 63
+    result, square = x, x
+    for bit in tl.static_range(6):
+        if (EXPONENT >> bit) & 1:
+            if EXPONENT & ((1 << bit) - 1):
+                result = result * square
+            else:
+                result = square
+        square = square * square
+    return result
 
 
 @triton.jit

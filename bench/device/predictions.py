@@ -17,12 +17,13 @@ from torch import Tensor
 from bench import cases
 from bench.device import sass
 from bench.device.static_model import Kernel, Prediction, predict
+from ddvi_fast._operands import kernel_powers
 from ddvi_fast.cuda import chain as cuda_chain
 from ddvi_fast.cuda import compiler, nvrtc
 
 ARCHITECTURE = 90
 PRECISIONS = {"ours": "float32", "ours_bf16": "bf16"}
-_BANDWIDTHS, _WIDTHS, _HIDDEN = 5, 6, 128  # of the benchmark's kernel densities, discrepancies and denoisers
+_WIDTHS, _HIDDEN = 6, 128  # of the benchmark's discrepancies and denoisers
 
 Call = tuple[Callable[..., object], tuple[Any, ...]]  # a function that launches kernels, and its arguments
 Values = Mapping[str, Any]  # numeric arguments and constants of a launch
@@ -278,10 +279,10 @@ def _mmd(precision: str, backward: bool, N: int, M: int, P: int) -> Iterator[Cal
 
 def _kde(precision: str, backward: bool, N: int, M: int, D: int) -> Iterator[Call]:
     kde = _kernels("kde")
-    z, points, bandwidths = _meta(N, D), _meta(M, D), _meta(_BANDWIDTHS)
-    yield kde.forward, (z, points, bandwidths, 1000.0)
+    z, points, bandwidths, powers = _meta(N, D), _meta(M, D), _meta(len(kde.RELEASED)), kernel_powers(kde.RELEASED)
+    yield kde.forward, (z, points, bandwidths, 1000.0, powers)
     if backward:
-        yield kde.backward, (z, points, bandwidths, _meta(N, _BANDWIDTHS), _meta(N), 1000.0, [True, False])
+        yield kde.backward, (z, points, bandwidths, _meta(N, len(kde.RELEASED)), _meta(N), 1000.0, [True, False], powers)
 
 
 def _elbo(precision: str, backward: bool, kind: str, N: int, P: int) -> Iterator[Call]:

@@ -21,8 +21,11 @@ def unsupported(*, z: Tensor, points: Tensor, bandwidths: Tensor) -> str | None:
     return reason
 
 
-def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
-    """`reference.kde.kde_log_density` [N] at `z` [N, D] under kernels on `points` [M, D], and each bandwidth's value [N, S] before clamping."""
+def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float, powers: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """`reference.kde.kde_log_density` [N] at `z` [N, D] under kernels on `points` [M, D], and each bandwidth's value [N, S] before clamping.
+
+    `powers` says which kernels are powers of others; here each has its own exponential.
+    """
     columns = points.mT.contiguous()
     each = z.new_empty((len(z), len(bandwidths)))
     loader.library().ddvi_kde_forward(*_sizes(z, columns, bandwidths), *loader.pointers(z, columns, bandwidths, each))
@@ -30,7 +33,7 @@ def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float) -> tupl
 
 
 def backward(
-    z: Tensor, points: Tensor, bandwidths: Tensor, each: Tensor, upstream: Tensor, clamp: float, needed: Sequence[bool]
+    z: Tensor, points: Tensor, bandwidths: Tensor, each: Tensor, upstream: Tensor, clamp: float, needed: Sequence[bool], powers: Sequence[int] = ()
 ) -> list[Tensor | None]:
     """Gradients of z and points under `upstream` [N], None where not needed; clamped values have none."""
     columns = points.mT.contiguous()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks
+from ddvi_fast._operands import kernel_powers
 from ddvi_fast._operator import Operator, positive_tensor
 from ddvi_fast.precision import full_precision, without_autocast
 from ddvi_fast.reference import kde as reference
@@ -45,23 +46,25 @@ def kde_log_density(z: Tensor, points: Tensor, bandwidths: Sequence[float] | Ten
     if backend == "reference":
         with without_autocast(z.device):
             return reference.kde_log_density(z, points, widths, clamp)
-    return _kde(z, points, widths, math.inf if clamp is None else float(clamp), backend)[0]
+    # Which kernels are powers of others is known of numbers on the host alone: those on a device would have to be waited for.
+    powers = [] if isinstance(bandwidths, Tensor) else kernel_powers(bandwidths)
+    return _kde(z, points, widths, powers, math.inf if clamp is None else float(clamp), backend)[0]
 
 
-def _compute(z, points, bandwidths, clamp, backend):
-    return _backend.implementation(backend, "kde").forward(z, points, bandwidths, clamp)
+def _compute(z, points, bandwidths, powers, clamp, backend):
+    return _backend.implementation(backend, "kde").forward(z, points, bandwidths, clamp, powers)
 
 
-def _fake(z, points, bandwidths, clamp, backend):
+def _fake(z, points, bandwidths, powers, clamp, backend):
     return z.new_empty(len(z)), z.new_empty(len(z), len(bandwidths))
 
 
-def _compute_backward(z, points, bandwidths, clamp, each, upstream, needed, backend):
-    return _backend.implementation(backend, "kde").backward(z, points, bandwidths, each, upstream, clamp, needed)
+def _compute_backward(z, points, bandwidths, powers, clamp, each, upstream, needed, backend):
+    return _backend.implementation(backend, "kde").backward(z, points, bandwidths, each, upstream, clamp, needed, powers)
 
 
 _kde = Operator(
-    "kde(Tensor z, Tensor points, Tensor bandwidths, float clamp, str backend) -> (Tensor, Tensor)",
+    "kde(Tensor z, Tensor points, Tensor bandwidths, int[] powers, float clamp, str backend) -> (Tensor, Tensor)",
     _compute,
     _fake,
     _compute_backward,

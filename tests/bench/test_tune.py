@@ -37,7 +37,7 @@ def test_candidates_are_timed_and_the_wrong_and_the_failed_are_named(capsys):
         tune.run(replace(TINY, candidates=(*TINY.candidates, {"TILE": 17})), ["", "", failed], device, 0.01)
     first, *lines = capsys.readouterr().out.strip().splitlines()
     assert first.startswith("tiny (product_options): ") and first.endswith(" ms in use")
-    assert sorted(line.split("  ")[-1] for line in lines[:2]) == ["{'DEPTH': 32}", "{'TILE': 16}"]
+    assert sorted(line.split("  ")[-1] for line in lines[:2]) == ["{'DEPTH': 64}", "{'STAGES': 2}"]
     assert failed and "17" in lines[2] and failed in lines[2]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ddvi_fast import parity, testing
+from ddvi_fast._operands import kernel_powers
 from ddvi_fast.kernels import kde, kde_common
 from ddvi_fast.parity import normals
 from ddvi_fast.reference import kde as reference
@@ -83,3 +84,35 @@ def test_unsupported_operands_are_named():
     assert "bandwidths" in kde.unsupported(z=z, points=points, bandwidths=bandwidths.clone().requires_grad_())
     assert "dimensions" in kde.unsupported(z=torch.ones(1, 65), points=torch.ones(1, 65), bandwidths=bandwidths)
     assert "float32" in kde.unsupported(z=z.double(), points=points, bandwidths=bandwidths)
+
+
+# Three exponentials for the five bandwidths of the paper, and sets without a common power.
+@pytest.mark.parametrize(
+    ("bandwidths", "exponentials"),
+    [(kde.RELEASED, 3), ((0.1, 0.3, 1.0, 3.0), 2), ((0.3, 0.4, 0.5), 3), ((1.0, 1.0), 2), ((0.1, 0.1000001), 2), ((2.0,), 1), ((0.1, 6.2, 0.01), 3)],
+)
+def test_powers_are_whole_and_of_bandwidths_with_an_exponential(bandwidths, exponentials):
+    found = kernel_powers(bandwidths)
+    pairs = list(zip(found[::2], found[1::2], strict=True))
+    assert sum(power == 1 for _, power in pairs) == exponentials
+    for s, (base, power) in enumerate(pairs):
+        assert pairs[base] == (base, 1) and (bandwidths[base] / bandwidths[s]) ** 2 == pytest.approx(power, rel=1e-7)
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.05])
+def test_kernels_that_are_powers(scale):
+    """Values and gradients of each bandwidth are off by at most as many units in the last place as its power, and the mean over them by less."""
+    z, points, upstream = scale * normals(1, 30, 2), scale * normals(2, 200, 2), normals(3, 30)
+    bandwidths, powers = torch.tensor(kde.RELEASED), kernel_powers(kde.RELEASED)
+    exact = reference.kde_log_density(z.double(), points.double(), bandwidths.double(), None)
+    apart = {}
+    for name, chosen in (("powers", powers), ("exponentials", ())):
+        value, each = kde.forward(z, points, bandwidths, torch.inf, chosen)
+        apart[name] = (value.double() - exact).abs().max()
+        assert (each - kde.forward(z, points, bandwidths, torch.inf)[1]).abs().max() < 1e-5 + 1e-7 * each.abs().max()
+        gradients = kde.backward(z, points, bandwidths, each, upstream, torch.inf, [True, True], chosen)
+        wide = z.double().requires_grad_(), points.double().requires_grad_()
+        expected = torch.autograd.grad(reference.kde_log_density(*wide, bandwidths.double(), None), wide, upstream.double())
+        for got, true in zip(gradients, expected, strict=True):
+            assert (got.double() - true).norm() / true.norm() < 3e-6
+    assert apart["powers"] < 2 * apart["exponentials"] + 2e-6
