@@ -27,7 +27,8 @@ _TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", 
 class Compilation:
     """One variant of a kernel for one architecture, with everything that `triton.compile(self.source(), ...)` needs.
 
-    `signature` has every parameter of the kernel, constexprs as "constexpr". An absent (None) tensor is a constexpr as well.
+    `signature` has every parameter of the kernel, constexprs as "constexpr". An absent (None) tensor is a constexpr as well. `multiples` are the
+    numbers that are multiples of 16, for which a launch compiles a variant of its own.
     """
 
     name: str
@@ -36,10 +37,12 @@ class Compilation:
     constexprs: dict[str, Any]
     options: dict[str, Any]  # of the compiler
     architecture: int
+    multiples: tuple[str, ...] = ()
 
     def source(self) -> ASTSource:
         """The source for `triton.compile`; pointers are aligned to 16 bytes, as those of new tensors are."""
-        aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(self.signature.values()) if kind.startswith("*")}
+        known = [kind.startswith("*") or name in self.multiples for name, kind in self.signature.items()]
+        aligned = {(i,): [["tt.divisibility", 16]] for i, yes in enumerate(known) if yes}
         return ASTSource(self.kernel, self.signature, self.constexprs, aligned)
 
 
@@ -117,7 +120,13 @@ def _launch(variant: str, architecture: int, kernel: Any, grid: tuple[int, ...],
             signature[name], values[name] = "fp32" if isinstance(value, float) else "i32", value
     name = f"{kernel.__name__} {variant}"
     of_compiler = {"num_warps": 4, "num_stages": 3} | {name: options[name] for name in _COMPILER if name in options}
-    return Launch(Compilation(name, kernel, signature, constexprs, of_compiler, architecture), grid, values, shapes)
+    specialized = [name for name, value in values.items() if isinstance(value, int) and value % 16 == 0 and _specialized(kernel, name)]
+    return Launch(Compilation(name, kernel, signature, constexprs, of_compiler, architecture, tuple(specialized)), grid, values, shapes)
+
+
+def _specialized(kernel: Any, name: str) -> bool:
+    """Whether launches with other values of a number may be compiled anew."""
+    return not next(parameter.do_not_specialize for parameter in kernel.params if parameter.name == name)
 
 
 def _distinct(variants: list[Compilation]) -> Iterator[Compilation]:

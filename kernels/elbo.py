@@ -1,7 +1,7 @@
 """Reductions of the bound in Triton: log-likelihoods, Gaussian terms and the log-mean-exp, one pass over the data each way.
 
-A program owns a few rows and loops along them in blocks, so any width runs in fixed registers. Lanes collect terms in float32
-and are added in float64: the sum over an image's pixels cancels in part.
+A warp owns rows of its own and goes along them in blocks of 16 bytes a lane, so any width runs in fixed registers and warps exchange nothing.
+Lanes collect terms in float32 and are added in float64: the sum over an image's pixels cancels in part.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = ("bernoulli", "gaussian", "binomial", "gaussian_kl", "gaussian_log_prob"
 # Layouts of an operand against the rows of the result.
 _ABSENT, _NUMBER, _FULL, _PERIODIC = range(4)
 
-_TILE = 1024  # elements a program holds at a time
+_TILE, _BLOCK = 1024, 128  # elements and columns that a program of four warps holds at a time
 
 
 def forward(kind: str, operands: list[Tensor], shape: list[int], total: float) -> Tensor:
@@ -86,7 +86,7 @@ def unsupported(*, counts: Tensor | None = None, **operands: Tensor | None) -> s
 
 def launch_options(width: int) -> dict[str, int]:
     """Rows and columns of a program's tile, and its warps: whole rows while they are short."""
-    block = min(triton.next_power_of_2(max(1, width)), _TILE)
+    block = min(triton.next_power_of_2(max(1, width)), _BLOCK)
     return {"ROWS": _TILE // block, "WIDTH": block, "num_warps": 4}
 
 
@@ -128,10 +128,18 @@ def _trials(kind: str, total: float) -> tuple[float, float]:
 
 @triton.jit
 def softplus(x):
-    """`log(1 + exp(x))`, accurate where it is tiny: the rounding error of `1 + e` is corrected to first order."""
+    """`log(1 + exp(x))`, accurate where it is tiny: `log(1 + s)` is `s` times a polynomial, fitted for the least relative error in `[0, 1]`."""
     small = tl.exp(-tl.abs(x))
-    one_more = 1.0 + small
-    return tl.maximum(x, 0.0) + (tl.log(one_more) + (small - (one_more - 1.0)) / one_more)
+    series = small * -0.0032439046 + 0.019850919
+    series = series * small - 0.05695851
+    series = series * small + 0.106035516
+    series = series * small - 0.15305531
+    series = series * small + 0.19675918
+    series = series * small - 0.2495413
+    series = series * small + 0.3332996
+    series = series * small - 0.49999902
+    series = series * small + 1.0
+    return tl.maximum(x, 0.0) + series * small
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddvi_fast import rng
 from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, launch, recorded, tile_place, unusable
-from ddvi_fast.kernels.rng import draw_index, number_tile
+from ddvi_fast.kernels.rng import draw_index, number_tile, row_noise
 
 KINDS = ("words", "uniform", "normal")
 
@@ -57,7 +57,7 @@ def add_noise(
         grid = (triton.cdiv(rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"]))
         draws = (state, offset, rows_per_sample) if noise is None else (None, 0, rows)
         call = (x0, t, signal, deviation, used, *draws, out, rows, width)
-        launch(noise_fwd_kernel, grid, *call, STREAM=rng.NOISE, SAMPLES=rows > rows_per_sample, **options)
+        launch(noise_fwd_kernel, grid, *call, STREAM=rng.NOISE, SAMPLES=rows > rows_per_sample, WHOLE=width == options["WIDTH"] <= 4, **options)
     return out, used
 
 
@@ -89,7 +89,7 @@ def unsupported(
 def launch_options(width: int) -> dict[str, int]:
     """Rows and columns of a program's tile, and its warps."""
     block = min(triton.next_power_of_2(max(1, width)), _WIDEST)
-    return {"ROWS": _TILE // max(4, block), "WIDTH": block, "num_warps": 4}
+    return {"ROWS": 512 if block <= 4 else _TILE // block, "WIDTH": block, "num_warps": 4}
 
 
 def compilations() -> Iterator[Compilation]:
@@ -155,21 +155,33 @@ def noise_fwd_kernel(
     offset, rows_per_sample,
     out,  # [R, D]
     rows, width,
-    STREAM: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    STREAM: tl.constexpr, SAMPLES: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * ROWS
     row = first + tl.arange(0, ROWS)
-    place, mask = tile_place(first, tl.program_id(1) * WIDTH, rows, width, ROWS, WIDTH)
     step = tl.load(t + row, mask=row < rows, other=0)
-    clean = tl.load(x0 + first * width + place, mask=mask, other=0.0)
+    if WHOLE:  # rows follow each other without a gap: a thread takes whole ones, four numbers at a time
+        place = first * WIDTH + tl.arange(0, ROWS * WIDTH)
+        mask = place < tl.cast(rows, tl.int64) * WIDTH
+    else:
+        within, mask = tile_place(first, tl.program_id(1) * WIDTH, rows, width, ROWS, WIDTH)
+        place = first * width + within
+    clean = tl.load(x0 + place, mask=mask, other=0.0)
     if state is None:
-        added = tl.load(noise + first * width + place, mask=mask, other=0.0)
+        added = tl.load(noise + place, mask=mask, other=0.0)
     else:
         index = _index(state, offset, row, rows_per_sample, SAMPLES)
-        added = number_tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), STREAM, tl.load(state), 2, ROWS, WIDTH)
-        tl.store(noise + first * width + place, added, mask=mask)
-    noised = tl.load(signal + step)[:, None] * clean + tl.load(deviation + step)[:, None] * added
-    tl.store(out + first * width + place, noised, mask=mask)
+        if WHOLE:
+            added = tl.reshape(row_noise(index, STREAM, tl.load(state), WIDTH, WIDTH), (ROWS * WIDTH,))
+        else:
+            added = number_tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), STREAM, tl.load(state), 2, ROWS, WIDTH)
+        tl.store(noise + place, added, mask=mask)
+    of_signal, of_noise = tl.load(signal + step)[:, None], tl.load(deviation + step)[:, None]
+    if WHOLE:
+        noised = tl.reshape(of_signal * tl.reshape(clean, (ROWS, WIDTH)) + of_noise * tl.reshape(added, (ROWS, WIDTH)), (ROWS * WIDTH,))
+    else:
+        noised = of_signal * clean + of_noise * added
+    tl.store(out + place, noised, mask=mask)
 
 
 @triton.jit

@@ -155,6 +155,7 @@ def digest(wanted: Any, capability: int, versions: dict[str, str | None]) -> str
         source, flags = compiler.folder() / wanted.variant.kernel.source, compiler.options(capability, dict(wanted.variant.macros))
         return compiler.key(source.read_text(encoding="utf-8"), compiler.headers(), flags, str(versions["nvrtc"]))[:16]
     parts = (wanted.kernel.cache_key, wanted.signature, sorted(wanted.constexprs.items(), key=str), *wanted.options.values(), capability)
+    parts += (wanted.multiples,) if wanted.multiples else ()
     return hashlib.sha256(f"{versions['triton']} {parts}".encode()).hexdigest()[:16]
 
 
