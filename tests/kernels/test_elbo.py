@@ -38,6 +38,17 @@ def test_rows_longer_than_a_block(width):
     _compare(ops.gaussian_log_likelihood, mean=first, x=second, scale=torch.tensor(0.3))
 
 
+def test_softplus_has_a_small_relative_error():
+    """Of tiny probabilities as of large ones; a logit that is not finite stays so."""
+    logits = torch.cat((torch.linspace(-87, 87, 3001), torch.linspace(-1, 1, 501), torch.tensor([0.0, torch.inf, -torch.inf]))).unsqueeze(1)
+    exact = torch.nn.functional.softplus(logits.double(), threshold=100).squeeze(1)
+    got = -elbo.forward("bernoulli", [logits, torch.zeros_like(logits)], list(logits.shape), 0.0).double()
+    finite = logits.squeeze(1).isfinite()
+    assert ((got - exact).abs() <= 4e-7 * exact)[finite].all() and got[-1].isnan() and got[-2].isnan()
+    tiny = elbo.forward("bernoulli", [torch.tensor([[torch.nan]]), torch.ones(1, 1)], [1, 1], 0.0)
+    assert tiny.isnan().all()
+
+
 def test_no_columns():
     """A sum over nothing is 0."""
     assert torch.equal(elbo.forward("gaussian_kl", [torch.zeros(3, 0)] * 2, [3, 0], 0.0), torch.zeros(3))

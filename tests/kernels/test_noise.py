@@ -38,7 +38,7 @@ def test_offset_is_part_of_the_draw():
     assert torch.equal(got, rng.words(DRAWS.advance((1 << 40) + 7), (5, 6), 3))
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (2, 2), (63, 5), (65, 16), (129, 3), (4, 33), (3, 64), (2, 70)])
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (2, 2), (63, 5), (65, 16), (129, 3), (4, 33), (3, 64), (2, 70), (1030, 2), (515, 4), (700, 1)])
 @pytest.mark.parametrize("source", ["given", "drawn"])
 def test_noising_matches_the_reference(shape, source):
     check_triton(replace(parity.noise_case(shape, source), floor=1e-6))
