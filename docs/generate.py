@@ -273,6 +273,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "mnist-semi": study("mnist-semi-5epochs/table.md", *_SEMI),
     "m2": study("m2/table.md"),
     "ablation-sleep": study("ablation-sleep-digits/table.md"),
+    "timesteps": study("timesteps-digits/table.md", "prior", "method", "evidence", "ELBO", "gap", "KNN accuracy", "seconds", "CPU seconds"),
+    "mnist-50": study("mnist-50/table.md", "prior", "method", "NLL", "ELBO", "decoder rows", "CPU seconds"),
     "ablation-released": study("ablation-released-digits/table.md"),
     "mnist-released": study("mnist-released/table.md", "method", *_RELEASED),
     "released-flow": study("released_flow.md"),

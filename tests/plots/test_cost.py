@@ -25,6 +25,8 @@ def test_each_panel_has_its_lines_in_the_order_of_x_and_a_method_one_colour(draw
     assert one.lines[0].get_ydata().tolist() == [9, 8, 7] and two.lines[0].get_xdata().tolist() == [30] and not empty.lines
     assert one.lines[0].get_color() == three.lines[0].get_color() != one.lines[1].get_color() == two.lines[0].get_color()
     assert one.get_xlabel() == "rows" and one.get_ylabel() == "NLL" and one.get_xscale() == "log" and one.get_title() == "MNIST"
+    shown = {f"{10**power * factor:g}" for power in range(3) for factor in (1, 2, 5)}
+    assert {tick.get_text() for axes in (one, two) for tick in axes.get_xticklabels()} - {""} <= shown | {"0.5", "500m", "200m", "100m", "1k"}
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["a", "b"]
 
 
