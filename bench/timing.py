@@ -27,8 +27,9 @@ class Timing:
 
 
 def time_together(
-    providers: Mapping[str, Callable[[], object]], device: torch.device, *, seconds: float = 2.0, least_rounds: int = 3, warm_up: int = 2
-) -> dict[str, Timing]:
+    providers: Mapping[str, Callable[[], object]], device: torch.device, *, seconds: float = 2.0, least_rounds: int = 3, warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:  # fmt: skip
     """Time each provider for about `seconds`, in turns: one measurement of each, then the next round.
 
     A turn begins with an untimed call, because the provider before has filled the caches with its own data; turns of long calls do not.
@@ -39,10 +40,11 @@ def time_together(
         seconds: Seconds of measurements for each provider (float, default 2). A longer call is still measured `least_rounds` times.
         least_rounds: Smallest number of measurements of each provider (int, default 3).
         warm_up: Calls before the first measurement (int, default 2); the last one determines the number of calls in a measurement.
+        clock: Clock in seconds of work on the CPU. Default: the wall clock; `time.process_time` leaves out the time that other programs take.
     """
     calls, estimates = {}, {}
     for name, provider in providers.items():
-        estimates[name] = [measure(provider, device, 1) for _ in range(warm_up)][-1]
+        estimates[name] = [measure(provider, device, 1, clock) for _ in range(warm_up)][-1]
         calls[name] = max(1, math.ceil(SHORTEST_MS / max(estimates[name], 1e-4)))
     samples: dict[str, list[float]] = {name: [] for name in providers}
     wanted = {name: min(MOST_ROUNDS, max(least_rounds, int(seconds * 1000 / max(estimates[name] * calls[name], 1e-4)))) for name in providers}
@@ -52,18 +54,18 @@ def time_together(
             if (number + 1) * wanted[name] // max(wanted.values()) > len(samples[name]):
                 if estimates[name] < LONGEST_SETTLING_MS:
                     provider()
-                samples[name].append(measure(provider, device, calls[name]))
+                samples[name].append(measure(provider, device, calls[name], clock))
     return {name: summarize(values, calls[name]) for name, values in samples.items()}
 
 
-def measure(provider: Callable[[], object], device: torch.device, calls: int) -> float:
-    """Milliseconds per call over `calls` calls in a row."""
+def measure(provider: Callable[[], object], device: torch.device, calls: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Milliseconds per call over `calls` calls in a row; `clock` as in `time_together`."""
     if device.type == "cuda":
         return _measure_events(provider, device, calls)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         provider()
-    return (time.perf_counter() - start) * 1000 / calls
+    return (clock() - start) * 1000 / calls
 
 
 def _measure_events(provider: Callable[[], object], device: torch.device, calls: int) -> float:

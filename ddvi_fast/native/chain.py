@@ -52,6 +52,35 @@ def forward(operands: ChainOperands, keep_trajectory: bool) -> tuple[Tensor, Ten
     return z, path, trajectory
 
 
+class SingleSteps:
+    """The steps of a chain with given noise one at a time: the context and the noise of a step need to exist when it is run.
+
+    Args:
+        operands: Operands of the chain; their context is not read.
+        contexts: Memory of the contexts [T, .., R, C].
+        trajectory: Memory of the states [T + 1, .., R, D], with the start.
+        paths: Memory of the steps' log-ratios [T, .., R], the first one run first.
+    """
+
+    def __init__(self, operands: ChainOperands, contexts: Tensor, trajectory: Tensor, paths: Tensor) -> None:
+        biases = operands.time_table.movedim(-3, 0).contiguous()  # those of all groups at one step stand together
+        self._count, self._kept = len(paths), (operands, contexts, trajectory, paths, biases)
+        self._arguments = _arguments(operands._replace(context=contexts[0]))
+        self._arguments.steps = 1
+        of_step = {"context": contexts, "time_table": biases, "coefficients": operands.coefficients, "noise": operands.noise}
+        self._of_step = {name: (value.data_ptr(), _bytes(value[0])) for name, value in of_step.items()}
+        self._states, self._paths = (trajectory.data_ptr(), _bytes(trajectory[0])), (paths.data_ptr(), _bytes(paths[0]))
+
+    def run(self, step: int) -> None:
+        """Run the 0-based step `step`: fill its entries of the trajectory and of the paths."""
+        arguments, place = self._arguments, self._count - 1 - step
+        for name, (address, size) in self._of_step.items():
+            setattr(arguments, name, address + step * size)
+        (states, state), (paths, path) = self._states, self._paths
+        arguments.start, arguments.z, arguments.path = states + place * state, states + (place + 1) * state, paths + place * path
+        loader.library().ddvi_chain_forward(ctypes.byref(arguments))
+
+
 def backward(
     operands: ChainOperands, trajectory: Tensor, d_z: Tensor | None, d_path: Tensor | None, d_trajectory: Tensor | None, needed: Differentiable,
     stepwise: bool = False,
@@ -73,3 +102,7 @@ def backward(
 def _arguments(operands: ChainOperands) -> ctypes.Structure:
     source = _GIVEN_NOISE if operands.noise is not None else _NO_NOISE if operands.state is None else _DRAWN_NOISE
     return denoiser.arguments(ChainArguments, _INPUTS, operands, source)
+
+
+def _bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()

@@ -112,19 +112,16 @@ class _FusedSteps(torch.autograd.Function):
         contexts, moved = start.new_empty(count, *start.shape[:-1], width + start.shape[-1]), torch.empty_like(noise)
         if context is not None:
             contexts[..., :width] = context
-        directions, path = contexts[..., width:], start.new_zeros(start.shape[:-1])
+        directions, paths = contexts[..., width:], start.new_empty(count, *start.shape[:-1])
         factors = (gains / table[:, 2]).tolist()
+        operands = steps.operands(start, None, first, hidden, last, last_bias, time_table, table, moved)
+        single = kernel.SingleSteps(operands, contexts, trajectory, paths)
         for place, step in enumerate(reversed(range(count))):
-            row = slice(step, step + 1)
             directions[step] = steps.direct(trajectory[place], step)
             torch.add(noise[step], directions[step], alpha=factors[step], out=moved[step])
-            biases = time_table[..., row, :, :].contiguous()
-            operands = steps.operands(trajectory[place], contexts[step], first, hidden, last, last_bias, biases, table[row], moved[row])
-            z, part, _ = kernel.forward(operands, keep_trajectory=False)
-            trajectory[place + 1] = z
-            path += part
+            single.run(step)
         # The kernel's path has the squares of the moved noise, |xi + e|^2 / 2, in place of those of the noise.
-        path -= 0.5 * (moved.square() - noise.square()).sum((0, -1))
+        path = paths.sum(0) - 0.5 * (moved.square() - noise.square()).sum((0, -1))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(contexts, first, hidden, last, last_bias, time_table, table, noise, gains, moved, trajectory)
         ctx.steps, ctx.width = steps, width

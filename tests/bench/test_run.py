@@ -51,7 +51,7 @@ def test_providers_take_turns_and_slow_ones_are_measured_often_enough(monkeypatc
     order = []
     cost = {"quick": 0.5, "slow": 40.0}
 
-    def measure(provider, device, calls):
+    def measure(provider, device, calls, clock):
         order.append(provider())
         return cost[provider()]
 
@@ -66,7 +66,7 @@ def test_providers_take_turns_and_slow_ones_are_measured_often_enough(monkeypatc
 def test_a_turn_begins_with_a_call_that_is_not_counted_unless_calls_are_long(monkeypatch):
     called = []
     cost = {"short": 1.0, "long": 2 * timing.LONGEST_SETTLING_MS}
-    monkeypatch.setattr(timing, "measure", lambda provider, device, calls: cost[provider()])
+    monkeypatch.setattr(timing, "measure", lambda provider, device, calls, clock: cost[provider()])
     providers = {name: (lambda name=name: called.append(name) or name) for name in cost}
     found = timing.time_together(providers, CPU, seconds=0.01, warm_up=1)
     assert called.count("short") == 1 + 2 * found["short"].rounds, "once to warm up; then each measurement and the call before it"
@@ -194,3 +194,8 @@ def test_pytest_collects_the_cases_and_runs_each_once():
     command = [sys.executable, "-m", "pytest", "bench/bench_kde.py", "-q", "-k", "ours", "-p", "no:cacheprovider"]
     ran = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=3600)
     assert ran.returncode == 0 and "1 passed, 2 deselected" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_a_clock_of_ones_own_measures_the_calls():
+    ticks = itertools.count(step=3.0)
+    assert timing.measure(lambda: None, CPU, 2, lambda: next(ticks)) == 1500.0
