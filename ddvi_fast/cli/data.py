@@ -16,7 +16,7 @@ MULTIALLELIC = ("drop", "split")
 PALINDROMES = ("auto", "keep", "drop", "frequency")
 # Option, its field of `genomes.Filters` and type, help. Options that are not given keep the defaults of the library.
 FILTERS = (
-    ("--autosomes", "autosomes", None, "keep chromosomes 1 to 22 only"),
+    ("--autosomes", "autosomes", None, "keep autosomes only (chromosomes 1 to 22, or see --chr-set)"),
     ("--unique", "unique", None, "keep the first of the variants with the same position and alleles"),
     ("--varying", "varying", None, "leave out constant variants"),
     ("--max-missing", "max_missing", float, "largest fraction of missing calls of a variant"),
@@ -64,6 +64,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--leave-out-unlabelled", action="store_true", help="leave out samples without a label instead of stopping")
     parser.add_argument("--multiallelic", choices=MULTIALLELIC, default="drop", help="drop or split sites of a VCF with several alternate alleles")
     parser.add_argument("--pass-only", action="store_true", help="leave out records of a VCF that do not pass their FILTER")
+    parser.add_argument("--chr-set", type=int, default=22, metavar="N", help="number of autosomes of the species (default 22)")
     _add_fields(parser, FILTERS)
     parser.set_defaults(run=_import)
 
@@ -96,7 +97,8 @@ def _import(options: argparse.Namespace) -> None:
 
     store = import_genotypes(
         options.file, options.out, labels=options.labels, leave_out_unlabelled=options.leave_out_unlabelled,
-        filters=Filters(**_given(options, FILTERS)), multiallelic=options.multiallelic, passing_only=options.pass_only, overwrite=options.overwrite,
+        filters=Filters(**_given(options, FILTERS)), multiallelic=options.multiallelic, passing_only=options.pass_only,
+        num_autosomes=options.chr_set, overwrite=options.overwrite,
     )  # fmt: skip
     _describe(store)
 

@@ -20,7 +20,7 @@ from ddvi_fast.genomes.formats.sources import Block, Source, open_sources
 from ddvi_fast.genomes.labels import LabelTable, attach, read_labels
 from ddvi_fast.genomes.staging import Staged
 from ddvi_fast.genomes.store import GENOTYPES, GenotypeStore, is_store, write_tables
-from ddvi_fast.genomes.tables import SampleTable, VariantTable
+from ddvi_fast.genomes.tables import HUMAN, SampleTable, VariantTable, chromosome_set
 
 _STAGING = "variants.tmp"
 
@@ -34,6 +34,7 @@ def import_genotypes(
     filters: Filters = Filters(),
     multiallelic: str = "drop",
     passing_only: bool = False,
+    num_autosomes: int = HUMAN,
     overwrite: bool = False,
 ) -> GenotypeStore:
     """Write the store `out` from a PLINK, VCF, BCF or EIGENSOFT file, or from several of one cohort.
@@ -48,12 +49,13 @@ def import_genotypes(
         leave_out_unlabelled: Whether to leave out samples without a label instead of refusing them (bool, default False).
         filters: Further filters of variants and samples (default none).
         multiallelic, passing_only: Options of VCF files (see `sources.open_source`).
+        num_autosomes: Number of autosomes of the species, after which PLINK numbers X, Y, XY and MT (int, default 22).
         overwrite: Whether to replace the store `out` (bool, default False).
 
     Raises:
         InputError: `out` exists; a file is damaged or does not fit; the filters leave nothing. Then nothing is written or replaced.
     """
-    with new_folder(Path(out).expanduser(), overwrite) as folder:
+    with chromosome_set(num_autosomes), new_folder(Path(out).expanduser(), overwrite) as folder:
         table = None if labels is None else read_labels(labels)
         source = open_sources(file, multiallelic=multiallelic, passing_only=passing_only)
         write_store(source, folder, table, leave_out_unlabelled, filters, {} if labels is None else {"labels": str(labels)})

@@ -7,6 +7,8 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,13 +17,15 @@ import numpy as np
 
 from ddvi_fast import _checks
 
-_CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT", "90": "MT", "91": "XY", "PAR1": "XY", "PAR2": "XY"}
+_CHROMOSOMES = {"M": "MT", "90": "MT", "91": "XY", "PAR1": "XY", "PAR2": "XY"}
+_AFTER_AUTOSOMES = ("X", "Y", "XY", "MT")  # of PLINK's numbers
+HUMAN = 22
 _ACCESSION = re.compile(r"NC_0*(\d+)\.\d+")  # of the human reference in RefSeq
 _MITOCHONDRION = "12920"
 _ODD = b"\v\f\x1c\x1d\x1e\x1f"  # white space of Python in ASCII, besides spaces, tabs and line ends
 _LINES = 4096  # of a block that is searched for them
 UNKNOWN_CHROMOSOMES = frozenset(("0", ".", ""))
-_AUTOSOMES = frozenset(str(number) for number in range(1, 23))
+_NUM_AUTOSOMES = ContextVar("num_autosomes", default=HUMAN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +55,16 @@ class VariantTable:
         return VariantTable(*(column[chosen] for column in vars(self).values()))
 
     def autosomal(self) -> np.ndarray:
-        """Mask of the variants on chromosomes 1 to 22, bool [M]."""
-        return np.fromiter((name in _AUTOSOMES for name in self.chromosome), bool, len(self))
+        """Mask of the variants on autosomes, for humans chromosomes 1 to 22, bool [M]."""
+        names = frozenset(str(number) for number in range(1, _NUM_AUTOSOMES.get() + 1))
+        return np.fromiter((name in names for name in self.chromosome), bool, len(self))
 
     @staticmethod
     def from_rows(rows: Sequence[tuple[str, int, str, str, str]]) -> VariantTable:
         """Table of the rows ``(chromosome, position, name, counted, other)`` of a file."""
         chromosome, position, name, counted, other = zip(*rows, strict=True) if rows else ((),) * 5
-        chromosome = [plain_chromosome(value) for value in chromosome]
+        number = _NUM_AUTOSOMES.get()
+        chromosome = [plain_chromosome(value, number) for value in chromosome]
         parts = zip(name, chromosome, position, other, counted, strict=True)
         named = [f"{c}:{p}:{o}:{a}" if n in (".", "") else n for n, c, p, o, a in parts]
         return VariantTable(_strings(chromosome), np.array(position, np.int64), _strings(named), _strings(counted), _strings(other))
@@ -104,19 +110,34 @@ class SampleTable:
         return SampleTable(_strings(names))
 
 
+@contextmanager
+def chromosome_set(num_autosomes: int) -> Iterator[None]:
+    """A context in which tables are read as those of a species with this number of autosomes."""
+    token = _NUM_AUTOSOMES.set(_checks.integer(num_autosomes, "num_autosomes", 1, 90))
+    try:
+        yield
+    finally:
+        _NUM_AUTOSOMES.reset(token)
+
+
 @functools.lru_cache(maxsize=4096)
-def plain_chromosome(name: str) -> str:
-    """Name of a chromosome without prefix, the same for all of its spellings.
+def plain_chromosome(name: str, num_autosomes: int = HUMAN) -> str:
+    """Name of a chromosome without prefix, the same for all of its spellings; the numbers after the autosomes are X, Y, XY and MT.
 
     Example:
         >>> [plain_chromosome(name) for name in ("chr7", "chr07", "NC_000007.14", "23", "chrM")]
         ['7', '7', '7', 'X', 'MT']
+        >>> plain_chromosome("23", num_autosomes=29)
+        '23'
     """
     bare = name[3:] if name[:3].lower() == "chr" else name
-    if (found := _ACCESSION.fullmatch(bare)) is not None:
+    if num_autosomes == HUMAN and (found := _ACCESSION.fullmatch(bare)) is not None:
         bare = "MT" if found[1] == _MITOCHONDRION else found[1]
     if bare.isdecimal():
         bare = bare.lstrip("0") or "0"
+        after = int(bare) - num_autosomes
+        if 1 <= after <= len(_AFTER_AUTOSOMES):
+            return _AFTER_AUTOSOMES[after - 1]
     elif bare.lower() in ("x", "y", "xy", "m", "mt"):
         bare = bare.upper()
     return _CHROMOSOMES.get(bare, bare)

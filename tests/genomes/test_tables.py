@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ddvi_fast.genomes.convert import import_genotypes
+from ddvi_fast.genomes.filters import Filters
 from ddvi_fast.genomes.formats.sources import open_source
 from tests.genomes.files import Genotypes, simulated, write_eigenstrat, write_plink, write_transposed
 
@@ -140,3 +141,16 @@ def test_notes_of_several_files_are_summed(tmp_path):
         path.with_suffix(".ind").write_text(path.with_suffix(".ind").read_text().replace("P002 U Somewhere", "P002 U Ignore"))
     store = import_genotypes([tmp_path / "chr{1,2}.geno"], tmp_path / "store")
     assert store.shape == (5, 10)
+
+
+def test_chromosomes_of_other_species(tmp_path, one_line):
+    data = simulated(6, 8)
+    names = ("1", "23", "chr29", "30", "31", "32", "33", "X")
+    data.variants = [(name, *row[1:]) for name, row in zip(names, data.variants, strict=True)]
+    path = write_plink(data, tmp_path / "cattle")
+    store = import_genotypes(path, tmp_path / "store", num_autosomes=29)
+    assert list(store.variants.chromosome) == ["1", "23", "29", "X", "Y", "XY", "MT", "X"]
+    autosomes = import_genotypes(path, tmp_path / "autosomes", num_autosomes=29, filters=Filters(autosomes=True))
+    assert list(autosomes.variants.chromosome) == ["1", "23", "29"]
+    assert list(import_genotypes(path, tmp_path / "human").variants.chromosome[:2]) == ["1", "X"]
+    assert "num_autosomes" in one_line(lambda: import_genotypes(path, tmp_path / "x", num_autosomes=0))
