@@ -39,6 +39,8 @@ class Covering(Objective):
         InputError: If the posterior is in the prior's coordinates, or has no tractable density and no chain.
     """
 
+    recordable = False  # which rows start a chain is read on the host
+
     @_checks.typed
     def __init__(
         self, model: LatentVariableModel, posterior: Posterior, x: Tensor, num_rows: int = 32, num_steps: int = 2, weight: float = 1.0
@@ -63,7 +65,8 @@ class Covering(Objective):
         """States [N, D] of the chains of rows `x` after this visit, constants."""
         (model,) = self._model
         with torch.no_grad(), evaluation(model), frozen(model):
-            start = self.posterior.sample_encoded(encoded, 1, draws.lane("candidates")).z[0]
+            known = bool(self.memory.seen[places].all())  # then no chain starts
+            start = self.memory.states[places] if known else self.posterior.sample_encoded(encoded, 1, draws.lane("candidates")).z[0]
             mean, scale = encoded.mean.detach(), torch.exp(0.5 * encoded.log_var.detach())
             return self.memory.move(places, start, mean, scale, lambda z: model.log_joint(x, z), self.num_steps, draws.lane("levels"))
 

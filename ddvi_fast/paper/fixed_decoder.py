@@ -29,7 +29,7 @@ from ddvi_fast.evidence import log_evidence_annealed
 from ddvi_fast.likelihoods import make as make_likelihood
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP, take_rows
-from ddvi_fast.objectives import Objective, Progress, Terms
+from ddvi_fast.objectives import Covering, Objective, Progress, Terms
 from ddvi_fast.posteriors import IAF, Diffusion, FullGaussian, Gaussian, Posterior, Spline
 from ddvi_fast.priors import make as make_prior
 from ddvi_fast.recipes.phases import Optimisation
@@ -53,6 +53,7 @@ NOT_TRAINED = ("encoder", "annealed")
 STEPS, BETA = 8, 0.25  # length of the chains, and their initial betas
 _CONTEXT, _WIDTH = 32, 128  # size of the context of chains and flows, width of the denoiser
 _BLOCK = 50  # images, or samples for each, at a time
+_COVERED, _COVERED_ROWS = 1000, 32  # images of the covering term, and how many of them take part in a step
 _FEW = 10  # samples of the smaller importance-weighted bound
 _ACTIVE = 0.01  # variance of a mean over the data from which a latent is active (Burda et al. 2016)
 
@@ -69,6 +70,7 @@ class Settings:
         epochs: Epochs of the autoencoder (default 20).
         seconds: CPU seconds of training of the informed chain (default 600).
         batch_size: Images per training step (default 128).
+        covering: Weight of the covering term of the informed chain, on latents of data from Langevin chains (default 0.1; 0 for none).
         lr: Peak learning rate of the posteriors, which falls to zero along a cosine (default 1e-3).
         optimized_steps: Steps of the optimization per image, with ten samples each (default 500).
         samples: Samples per image of bounds and effective sample sizes (default 500).
@@ -84,6 +86,7 @@ class Settings:
     epochs: int = 20
     seconds: float = 600.0
     batch_size: int = 128
+    covering: float = 0.1
     lr: float = 1e-3
     optimized_steps: int = 500
     samples: int = 500
@@ -259,6 +262,9 @@ class Study:
             return optimize(self.model, posterior, self.test, settings.optimized_steps, seed)
         objective = Bound(self.model, posterior)
         if row == "informed":
+            if settings.covering:
+                covered = binarized(self.train[:_COVERED], Draws(seed).lane("looked_at"))
+                objective.cover(Covering(self.model, posterior, covered, _COVERED_ROWS, weight=settings.covering))
             return fit(objective, self.train, settings, seed, lambda spent: spent.seconds / settings.seconds)
         informed = self.found("informed", seed)
         limits = Budget(informed["seconds"], informed["passes"])
@@ -356,21 +362,34 @@ class Bound(Objective):
         self._model = (model,)  # no submodule, so that it is not trained
         informed = posterior.informed_steps if isinstance(posterior, Diffusion) else 0
         self.passes = num_samples * (1 + informed)  # of the decoder, per row
+        self.more_passes = 0  # of the decoder, per step
+        self._covering: Covering | None = None
+
+    def cover(self, covering: Covering) -> None:
+        """Add a covering term, which is trained beside the bound."""
+        self._covering = covering
+        self.more_passes = covering.num_rows * (covering.num_steps + 2)  # the first density of the chains, and the direction of the regression
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
-        return Terms({"bound": -self.posterior.log_weights(self._model[0], x, self.num_samples, draws).mean(0)}, {"bound": 1.0})
+        values = {"bound": -self.posterior.log_weights(self._model[0], x, self.num_samples, draws).mean(0)}
+        if self._covering is None:
+            return Terms(values, {"bound": 1.0})
+        more = self._covering.terms(x, progress, draws.lane("candidates"))
+        return Terms({**values, **more.values}, {"bound": 1.0, **more.weights})
 
 
 def fit(objective: Bound, images: Tensor, settings: Settings, seed: int, fraction: Callable[[Budget], float]) -> Budget:
     """Train on random images, binarized anew in each step, until `fraction` of what was spent is 1; returns what was spent."""
     engine = Engine(objective, Optimisation(lr=settings.lr, max_norm=100.0), capture=False, exchange=False)
     spent, start, rows = Budget(0.0, 0), time.process_time(), settings.batch_size
+    step = 0
     while (done := fraction(spent)) < 1:
-        draws = Draws(seed, spent.passes // objective.passes)
+        draws = Draws(seed, step * rows)
         places = (rng.uniform(draws, (rows, 1), rng.ORDER).squeeze(1) * len(images)).long().clamp(max=len(images) - 1)
         x = binarized(take_rows(images, places), draws.lane("looked_at"))
         engine.run(x, Progress(done, 1), draws)
-        spent = Budget(time.process_time() - start, spent.passes + rows * objective.passes)
+        step += 1
+        spent = Budget(time.process_time() - start, step * (rows * objective.passes + objective.more_passes))
     return spent
 
 
@@ -446,8 +465,9 @@ def markdown(record: dict[str, Any]) -> str:
         f"A variational autoencoder on binarized {settings['dataset']} ({settings['hidden']} hidden units, {settings['epochs']} epochs,"
         f" {record['active_units']} active latents), its decoder frozen. Means over {count} {split} images, nats per image,"
         " ± the standard deviation over seeds where there are several.",
-        "All amortized posteriors start from the encoder of the autoencoder. The informed chain is trained for a given time, every other one until it"
-        " has had as many seconds and as many passes of the decoder. Gap: the largest estimate of the evidence below, less the ELBO."
+        "All amortized posteriors start from the encoder of the autoencoder. The informed chain is trained for a given time, with a covering term of"
+        f" weight {settings['covering']:g} on latents of data from Langevin chains, every other one until it has had as many seconds and as many"
+        " passes of the decoder. Gap: the largest estimate of the evidence below, less the ELBO."
         f" ESS: median share of effective samples among {settings['samples']}.",
         "",
         _markdown.table(headings, rows),
