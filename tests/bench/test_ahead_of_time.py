@@ -179,3 +179,33 @@ def test_only_what_has_changed_is_compiled(monkeypatch, tmp_path):
     asked.clear()
     ahead_of_time.update(stored, {**versions, "triton": "3.8.0"}, 1)
     assert set(asked) == set(variants)
+
+
+_COUNTED = """
+import json
+from bench import cases
+from bench.device import predictions
+from ddvi_fast.kernels import common
+case = next(each for each in cases.in_set("device") if each.operation == "kde")
+found = {}
+for call, arguments in predictions.calls(case):
+    for compilation in (launched.compilation for launched in common.launches("", 90, call, *arguments)):
+        if compilation.kernel.__name__ in ("kde_fwd_kernel", "kde_bwd_kernel"):
+            program = predictions.compiled(compilation).program
+            exponentials = sum(each.opcode.startswith("MUFU.EX2") for each in program.body(program.main_loop))
+            found[compilation.kernel.__name__] = exponentials, compilation.constexprs["POINTS"]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_five_bandwidths_take_three_exponentials_a_pair():
+    """A thread has one row and loops over tiles of points; the forward pass also rescales its five sums once a tile."""
+    pytest.importorskip("triton")
+    compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", _COUNTED], capture_output=True, text=True, cwd=ahead_of_time.KERNELS.parent, env=compiling)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"kde_fwd_kernel", "kde_bwd_kernel"}
+    for name, (exponentials, points) in found.items():
+        assert exponentials == 3 * points + (5 if name == "kde_fwd_kernel" else 0), (name, exponentials, points)
