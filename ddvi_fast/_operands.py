@@ -38,7 +38,9 @@ def kernel_powers(bandwidths: Sequence[float]) -> list[int]:
     """
     found: dict[int, tuple[int, int]] = {}
     for s in sorted(range(len(bandwidths)), key=lambda s: -bandwidths[s]):
-        squares = {base: (bandwidths[base] / bandwidths[s]) ** 2 for base, (other, _) in found.items() if other == base}
+        squares = {
+            base: (bandwidths[base] / bandwidths[s]) * (bandwidths[base] / bandwidths[s]) for base, (other, _) in found.items() if other == base
+        }
         fitting = [
             (round(square), base) for base, square in squares.items() if 1.5 < square < MOST_POWER + 0.5 and abs(square / round(square) - 1) < 1e-7
         ]

@@ -99,6 +99,11 @@ def test_powers_are_whole_and_of_bandwidths_with_an_exponential(bandwidths, expo
         assert pairs[base] == (base, 1) and (bandwidths[base] / bandwidths[s]) ** 2 == pytest.approx(power, rel=1e-7)
 
 
+def test_bandwidths_of_any_size_have_powers():
+    """A square beyond the range of numbers is no power."""
+    assert kernel_powers((1e-200, 1e200)) == [0, 1, 1, 1] and kernel_powers((1e-160, 1.0)) == [0, 1, 1, 1]
+
+
 @pytest.mark.parametrize("scale", [0.01, 0.05])
 def test_kernels_that_are_powers(scale):
     """Values and gradients of each bandwidth are off by at most as many units in the last place as its power, and the mean over them by less."""
