@@ -64,16 +64,19 @@ class InformedSteps(NamedTuple):
 
     def _fused(self, start: Tensor, context: Tensor | None, noise: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
         """The steps with one backward pass for all of them, or None where the C++ kernel does not support them."""
-        if _operator.needs_dispatch(start, context, noise, self.table):
+        if _backend.fused(start.device) != "cpp":
             return None
         start, context, noise = full_precision(start, context, noise)
         weights, shape, width = self.denoiser.chain_weights(), start.shape, start.shape[-1]
-        precision, index = hidden_precision(None, start.device), row_index(groups, shape[:-1], self.denoiser.groups)
+        if _operator.needs_dispatch(start, context, noise, self.table, self.gains, *weights):
+            return None
+        precision = hidden_precision(None, start.device)
         tensors = {"y_T": start, "context": context, **weights._asdict(), "coefficients": self.table, "noise": noise}
         if _backend.choose("chain", start.device, precision=precision, **tensors) != "cpp":
             return None
         check_chain(start, joined(context, start), self.denoiser, self.table, groups=groups)
         check_types(weights, y_T=start, context=context)
+        index = row_index(groups, shape[:-1], self.denoiser.groups)
         grouped = weights.grouped and index.order is None
         spread = None if context is None else flat(spread_context(context, shape[:-1]), grouped)
         flat_start = flat(start, grouped)
