@@ -275,6 +275,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "ablation-sleep": study("ablation-sleep-digits/table.md"),
     "timesteps": study("timesteps-digits/table.md", "prior", "method", "evidence", "ELBO", "gap", "KNN accuracy", "seconds", "CPU seconds"),
     "mnist-50": study("mnist-50/table.md", "prior", "method", "NLL", "ELBO", "decoder rows", "CPU seconds"),
+    "mnist-50-seeds": study("mnist-50-seeds/table.md", "prior", "method", "NLL", "ELBO", "CPU seconds"),
+    "mnist-50-omniglot": study("mnist-50-omniglot/table.md", "prior", "method", "NLL", "ELBO", "CPU seconds"),
     "ablation-released": study("ablation-released-digits/table.md"),
     "mnist-released": study("mnist-released/table.md", "method", *_RELEASED),
     "released-flow": study("released_flow.md"),
