@@ -21,7 +21,7 @@ from ddvi_fast.data.validation import validation_split
 from ddvi_fast.genomes.cache import cached_store
 from ddvi_fast.genomes.convert import write_store
 from ddvi_fast.genomes.filters import Filters
-from ddvi_fast.genomes.formats.sources import open_source
+from ddvi_fast.genomes.formats.sources import located, open_source
 from ddvi_fast.genomes.labels import attach, read_labels
 from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.simulate import Simulation, simulated_genomes
@@ -219,7 +219,8 @@ def _bare_store(name: str, options: Genotypes, data_dir: Path | None, seed: int)
     path = Path(options.path).expanduser()
     if path.is_dir():
         return GenotypeStore(path)
-    return _imported(path.name.split(".")[0], path, None, options.min_frequency)
+    file, ending = located(path)
+    return _imported(file.name[: -len(ending)], file, None, options.min_frequency)
 
 
 def _store_of_1kg(data_dir: Path | None, least: float) -> GenotypeStore:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ddvi_fast import _checks
-from ddvi_fast.genomes.tables import SampleTable, VariantTable
+from ddvi_fast.genomes.tables import SampleTable, VariantTable, require_file
 
 # Number of codes of one block, which are in memory at a time.
 BLOCK_CODES = 1 << 22
@@ -134,14 +134,25 @@ def open_source(path: str | Path, *, multiallelic: str = "drop", passing_only: b
     Raises:
         InputError: No reader is known for the name, a file is missing or damaged, or a library is not installed.
     """
-    path = _checks.path(path, "file").expanduser()
     _checks.choice(multiallelic, MULTIALLELIC, "multiallelic")
-    ending = ending_of(path)
-    if ending is None:
-        path, ending = _completed(path)
+    path, ending = located(path)
     reader = importlib.import_module(f"ddvi_fast.genomes.formats.{_READERS[ending]}")
     options = {"multiallelic": multiallelic, "passing_only": passing_only} if _READERS[ending] in ("vcf", "pgen") else {}
     return reader.open_file(path, **options)
+
+
+def located(path: str | Path) -> tuple[Path, str]:
+    """A genotype file, whose name may lack its ending, and that ending.
+
+    Raises:
+        InputError: No reader is known for the name, or the file is missing.
+    """
+    path = _checks.path(path, "file").expanduser()
+    ending = ending_of(path)
+    if ending is None:
+        return _completed(path)
+    require_file(path)
+    return path, ending
 
 
 def ending_of(path: Path) -> str | None:
