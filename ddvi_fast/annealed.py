@@ -11,7 +11,7 @@ from torch import Tensor
 from ddvi_fast import _checks, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors.base import standard_log_prob
-from ddvi_fast.precision import as_float64
+from ddvi_fast.precision import as_float64, without_callers_autocast
 from ddvi_fast.rng import Draws
 
 __all__ = ["AnnealedEvidence", "log_evidence_annealed"]
@@ -38,6 +38,7 @@ class AnnealedEvidence(NamedTuple):
 
 
 @_checks.outside_inference_mode
+@without_callers_autocast()
 @torch.no_grad()
 def log_evidence_annealed(
     model: LatentVariableModel, x: Tensor, num_samples: int = 16, num_temperatures: int = 1000, num_leapfrog: int = 10, draws: Draws = Draws(0)

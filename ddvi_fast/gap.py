@@ -16,6 +16,7 @@ from ddvi_fast.networks import frozen
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.chain import ChainPosterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassEncoded, draw_classes, of_class
+from ddvi_fast.precision import without_callers_autocast
 from ddvi_fast.rng import Draws
 
 __all__ = ["Gap", "split_gap"]
@@ -75,6 +76,7 @@ class Gap(NamedTuple):
 
 
 @_checks.outside_inference_mode
+@without_callers_autocast()
 @torch.no_grad()
 def split_gap(
     model: LatentVariableModel, posterior: Posterior, x: Tensor, *, resolution: int | None = 200, num_samples: int = 100, draws: Draws | None = None

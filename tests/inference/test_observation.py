@@ -119,7 +119,7 @@ def test_an_interval_that_single_precision_does_not_resolve_is_told(monkeypatch:
 
     model = Model(simulate=simulate) if by == "simulations" else Model(log_joint=lambda x, z: -((z - 1e6 - 0.5) ** 2).sum(-1))
     with pytest.warns(UserWarning, match=r"z\[0\] vary too little around their mean for single precision"):
-        fit_posterior(model, support=kind, dim=1, architecture=SMALL, training=Training(steps=2, batch_size=16))
+        fit_posterior(model, support=kind, dim=1, architecture=Architecture(num_steps=6, width=32), training=Training(steps=2, batch_size=16))
 
 
 def test_pixels_that_hardly_vary_do_not_break_a_posterior() -> None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ddvi_fast import (
     denoisers,
+    evidence,
+    gap,
     likelihoods,
     metrics,
     models,
@@ -25,7 +27,7 @@ from ddvi_fast.parity import normals
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import make_model, observations
 from tests.posteriors.families import ALL
-from tests.stress.settings import STATES
+from tests.stress.settings import AUTOCAST, STATES
 
 X = normals(3, 6, 5).sigmoid()
 
@@ -104,6 +106,21 @@ def test_results_are_those_of_the_usual_state(name, state, usual):
     for value, wanted in zip(got, expected, strict=True):
         assert value.dtype == wanted.dtype and value.device == wanted.device
         torch.testing.assert_close(value.clone(), wanted, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def _parts_and_evidence() -> list[Tensor]:
+    """Parts of the gap and annealed evidence, with a model and a posterior made in the state."""
+    parts = gap.split_gap(_model(), _gaussian(), X, resolution=40, num_samples=3)
+    return [parts.evidence, parts.elbo, parts.refined, evidence.log_evidence_annealed(_model(), X, 3, 6, 2).log_evidence]
+
+
+@pytest.mark.parametrize("state", STATES | AUTOCAST)
+def test_the_gap_and_annealed_evidence_are_those_of_the_usual_state(state, monkeypatch):
+    monkeypatch.setattr(gap, "_UPDATES", 6)
+    expected = _parts_and_evidence()
+    with (STATES | AUTOCAST)[state]():
+        got = _parts_and_evidence()
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True)), state
 
 
 def _train(objective: nn.Module, x: Tensor) -> None:
