@@ -60,7 +60,7 @@ class Architecture:
         _checks.choice(self.family, FAMILIES, "family")
         _checks.choice(self.activation, ACTIVATIONS, "activation")
         for name, least in (("num_steps", 1), ("width", 1), ("context_dim", 1), ("time_features", 1), ("informed_steps", 0)):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None or name not in ("num_steps", "informed_steps"):
                 object.__setattr__(self, name, _checks.integer(getattr(self, name), name, least))
         if self.hidden is not None:
             object.__setattr__(self, "hidden", _checks.integers(self.hidden, "hidden", 1))

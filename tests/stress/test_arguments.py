@@ -364,6 +364,6 @@ SETTINGS = {inference.Training: ("steps", "batch_size", "lr"), inference.Archite
 
 @pytest.mark.parametrize(("family", "argument"), [(family, argument) for family, arguments in SETTINGS.items() for argument in arguments])
 def test_settings_of_a_fit(family, argument, one_line):
-    for kind in ("text", "none", "list", "nan", "negative", "flag", "zero", "complex", "object"):
+    for kind in ("text", "list", "nan", "negative", "flag", "zero", "complex", "object", *([] if argument == "num_steps" else ["none"])):
         one_line(lambda kind=kind: family(**{argument: POOL[kind]}), argument)
-    family(**{argument: np.asarray(getattr(family(), argument))[()]})
+    family(**{argument: np.asarray(getattr(family(), argument) or 3)[()]})
