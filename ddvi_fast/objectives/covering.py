@@ -49,7 +49,10 @@ class Covering(Objective):
         _checks.require(not posterior.pushes, "posterior", "one in the coordinates latent or encoder", posterior.coordinates)
         known = posterior.tractable or isinstance(posterior, Diffusion)
         _checks.require(known, "posterior", "a chain or a family with a tractable density", type(posterior).__name__)
+        _checks.tensor(x, "x")
+        _checks.require(x.dim() >= 2 and len(x) >= 1, "x", "shape [N, ...] with N >= 1", x)
         _checks.at_least(1, num_rows=num_rows, num_steps=num_steps)
+        _checks.number(weight, "weight", at_least=0)
         self.posterior, self.x, self.num_rows, self.num_steps, self.weight = posterior, x, min(num_rows, len(x)), num_steps, weight
         self._model = (model,)  # no submodule: it is not trained
         self.memory = ReplayMemory(len(x), posterior.latent_dim, x.device)

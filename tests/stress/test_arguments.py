@@ -102,6 +102,7 @@ def _posteriors() -> dict[str, Specimen]:
     return {
         "Adversarial": Specimen(posteriors.Adversarial, {"encoder": _mlp(3, 5), "latent_dim": 2, "context_dim": 3, "noise_dim": 2, "hidden_dim": 8}),
         "Diffusion": Specimen(posteriors.Diffusion, {**diffusion, "eta": 1.0, "parametrisation": "v", "learn_variances": False}),
+        "FullGaussian": Specimen(posteriors.FullGaussian, {"encoder": _mlp(3, 4), "context_encoder": _mlp(3, 1), "latent_dim": 2}),
         "Gaussian": Specimen(posteriors.Gaussian, {"encoder": _mlp(3, 4), "latent_dim": 2, "coordinates": "latent"}),
         "Hamiltonian": Specimen(posteriors.Hamiltonian, {**flow, **small, "model": model, "num_leapfrog": 1, "step_size": 0.1, "max_force": 9.0}),
         "HierarchicalIAF": Specimen(posteriors.HierarchicalIAF, {**flow, **small, "num_levels": 2, "open_gates": True}),
@@ -121,6 +122,7 @@ def _objectives() -> dict[str, Specimen]:
     implicit = {"model": model, "posterior": families.gaussian(model)}
     return {
         "Adversarial": Specimen(objectives.Adversarial, {**implicit, "discriminator": _mlp(2, 1), "weight": 1.0}),
+        "Covering": Specimen(objectives.Covering, {**pair, "x": normals(3, 6, 3), "num_rows": 2, "num_steps": 1, "weight": 1.0}),
         "DDVI": Specimen(objectives.DDVI, {"wake": bound, "sleep": sleep}),
         "ELBO": Specimen(objectives.ELBO, {**pair, "num_samples": 2, "reweighted": False}),
         "IWAE": Specimen(objectives.IWAE, {**pair, "num_samples": 2, "doubly_reparametrised": False}),
