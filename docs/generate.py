@@ -280,6 +280,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "ablation-released": study("ablation-released-digits/table.md"),
     "mnist-released": study("mnist-released/table.md", "method", *_RELEASED),
     "released-flow": study("released_flow.md"),
+    "fixed-decoder": study("fixed-decoder/table.md"),
+    "fixed-decoder-evidence": study("fixed-decoder/table.md", number=1),
     "genomes": study("genomes/table.md", *_GENOMES),
     "genomes-everybody": study("genomes-everybody/table.md", *_GENOMES[1:]),
     "genomes-minutes": study("genomes-minutes/table.md"),
