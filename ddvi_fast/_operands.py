@@ -34,7 +34,7 @@ def kernel_powers(bandwidths: Sequence[float]) -> list[int]:
 
     Example:
         >>> kernel_powers([0.005, 0.008, 0.01, 0.03, 0.05])
-        [3, 36, 1, 1, 4, 25, 3, 1, 4, 1]
+        [3, 36, 1, 1, 3, 9, 3, 1, 4, 1]
     """
     found: dict[int, tuple[int, int]] = {}
     for s in sorted(range(len(bandwidths)), key=lambda s: -bandwidths[s]):

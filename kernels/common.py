@@ -125,8 +125,8 @@ def _launch(variant: str, architecture: int, kernel: Any, grid: tuple[int, ...],
 
 
 def _specialized(kernel: Any, name: str) -> bool:
-    """Whether launches with other values of a number may be compiled anew."""
-    return not next(parameter.do_not_specialize for parameter in kernel.params if parameter.name == name)
+    """Whether launches with other values of a number may be compiled anew; the interpreter compiles nothing, and has no such parameters."""
+    return any(parameter.name == name and not parameter.do_not_specialize for parameter in getattr(kernel, "params", ()))
 
 
 def _distinct(variants: list[Compilation]) -> Iterator[Compilation]:

@@ -52,7 +52,9 @@ class LikelihoodGradient:
             of `likelihoods`, in float32 on the CPU.
 
         Example:
+            >>> import torch
             >>> from ddvi_fast import likelihoods, networks, priors
+            >>> from ddvi_fast.models import LatentVariableModel
             >>> model = LatentVariableModel(priors.make("gaussian", dim=2), networks.MLP(2, [8], 5), likelihoods.make("bernoulli"))
             >>> gradient = LikelihoodGradient.of(model, torch.zeros(3, 5))
             >>> gradient is None or gradient(torch.zeros(7, 3, 2)).shape == (7, 3, 2)

@@ -29,11 +29,11 @@ def test_every_case_has_launches_with_their_numbers(case):
 
 @pytest.mark.skipif(bool(_backend.unavailable("triton")), reason="Triton is not installed")
 def test_a_launch_is_that_of_the_sizes():
-    """16,777,216 x 2 numbers in tiles of 256 rows."""
+    """16,777,216 x 2 numbers in tiles of 512 rows."""
     common = importlib.import_module("ddvi_fast.kernels.common")
     ((call, arguments),) = predictions.calls(cases.by_name("noise N=16777216 D=2 forward"))
     (launched,) = common.launches("", 90, call, *arguments)
-    assert math.prod(launched.grid) == (1 << 24) // 256
+    assert math.prod(launched.grid) == (1 << 24) // 512
     assert launched.values["rows"] == 1 << 24 and launched.compilation.constexprs["WIDTH"] == 2
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ddvi_fast import _backend, _operands, parity, testing
 from ddvi_fast._operands import Differentiable
-from ddvi_fast.kernels import chain, chain_options, weight_gradient
+from ddvi_fast.kernels import chain, shared_memory, weight_gradient
 from ddvi_fast.kernels.chain_options import Sizes, prepared
 from ddvi_fast.parity import normals
 from ddvi_fast.reference import chain as reference
@@ -101,8 +101,8 @@ def test_weight_gradients_take_small_tiles_where_shared_memory_is_little(arch, l
 def test_the_condition_of_tensor_memory_leaves_every_bit(monkeypatch):
     case = parity.chain_case((40, 3, 2, 2, 64, 2), "given", indexed=True)
     without = run_triton(case)
-    monkeypatch.setattr(chain_options, "_TENSOR_MEMORY", 90)  # as if products of the assumed architecture summed there
-    assert chain_options.in_tensor_memory(90)
+    monkeypatch.setattr(shared_memory, "_TENSOR_MEMORY", 90)  # as if products of the assumed architecture summed there
+    assert shared_memory.in_tensor_memory(90)
     for name, value in run_triton(case).items():
         assert torch.equal(value, without[name]), name
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddvi_fast import _operands, parity, testing
-from ddvi_fast.kernels import chain_options, common, sleep, sleep_common
+from ddvi_fast.kernels import common, shared_memory, sleep, sleep_common
 from ddvi_fast.kernels.chain_options import Sizes
 from tests.operands import TRITON_DEVICE, call, check_triton, exact_regression, largest_relative_error, sleep_operands
 
@@ -157,8 +157,8 @@ def test_the_condition_of_tensor_memory_leaves_every_bit(monkeypatch):
         return [*kept, *sleep.backward(operands, kept, testing.upstream_gradient(kept.loss), needed)]
 
     without = everything()
-    monkeypatch.setattr(chain_options, "_TENSOR_MEMORY", 90)  # as if products of the assumed architecture summed there
-    assert chain_options.in_tensor_memory(90)
+    monkeypatch.setattr(shared_memory, "_TENSOR_MEMORY", 90)  # as if products of the assumed architecture summed there
+    assert shared_memory.in_tensor_memory(90)
     assert all(torch.equal(value, before) for value, before in zip(everything(), without, strict=True))
 
 

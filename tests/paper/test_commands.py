@@ -17,7 +17,7 @@ from tests.data.files import write_idx
 
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL = ("epochs=1", "limit=96", "recipe.batch_size=32", "progress=off", "tensorboard=false", "figures=false",
-         "evaluation.limit=10", "evaluation.prior_samples=100", "prior.resolution=10",
+         "evaluation.limit=10", "evaluation.prior_samples=100",
          "dataset.encoder.hidden=[16]")  # fmt: skip
 BOUNDS = ("evaluation.elbo_samples=2", "evaluation.iwae_samples=2")
 WITHOUT_DENSITY = ("aae", "aae_semi", "diff_vae", "diff_vae_warmup")
@@ -114,7 +114,7 @@ SAMPLE = [
 @pytest.mark.parametrize("names", SAMPLE, ids="-".join)
 def test_a_sample_of_the_commands_runs(shell, monkeypatch, tmp_path, tiny_data, names):
     monkeypatch.chdir(tmp_path)
-    narrow = ["dataset.decoder.hidden=[16]"] if names[0].startswith("mnist") else []
+    narrow = ["dataset.decoder.hidden=[16]", "prior.resolution=10"] if names[0].startswith("mnist") else []
     labels = ["dataset.labels=40"] if names[0].endswith("semi") else []
     # Quadrature decodes thousands of latents, which takes convolutions a while.
     evidence = [] if narrow else ["evaluation.evidence=false"]

@@ -100,7 +100,7 @@ def test_a_posterior_of_ones_own_model_stays_on_its_device(monkeypatch):
     monkeypatch.setattr("ddvi_fast.inference.start.STEPS", 3)
     with use_backend("reference"), PretendDevice():
         x = torch.tensor([1.0, 2.0]).to("cuda")
-        small = {"architecture": Architecture(num_steps=3, width=8, hidden=(8,)), "training": Training(steps=4, batch_size=8)}
+        small = {"architecture": Architecture(num_steps=3, width=8), "training": Training(steps=4, batch_size=8)}
         posterior = fit_posterior(Shifted(), x, dim=2, device="cuda", **small)
         assert posterior.sample(5).device == DEVICE
         assert np.isfinite(posterior.importance_sample(200).log_evidence)
