@@ -38,13 +38,14 @@ def kernel_powers(bandwidths: Sequence[float]) -> list[int]:
     """
     found: dict[int, tuple[int, int]] = {}
     for s in sorted(range(len(bandwidths)), key=lambda s: -bandwidths[s]):
-        squares = {
-            base: (bandwidths[base] / bandwidths[s]) * (bandwidths[base] / bandwidths[s]) for base, (other, _) in found.items() if other == base
-        }
-        fitting = [
-            (round(square), base) for base, square in squares.items() if 1.5 < square < MOST_POWER + 0.5 and abs(square / round(square) - 1) < 1e-7
-        ]
-        found[s] = (min(fitting)[1], min(fitting)[0]) if fitting else (s, 1)
+        fitting = []
+        for base in (base for base, (other, _) in found.items() if other == base):
+            ratio = bandwidths[base] / bandwidths[s]
+            square = ratio * ratio  # of any size, where ratio**2 would overflow
+            if 1.5 < square < MOST_POWER + 0.5 and abs(square / round(square) - 1) < 1e-7:
+                fitting.append((round(square), base))
+        power, base = min(fitting, default=(1, s))
+        found[s] = (base, power)
     return [number for s in range(len(bandwidths)) for number in found[s]]
 
 

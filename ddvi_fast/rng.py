@@ -274,6 +274,19 @@ def normal(
     return _numbers("normal", draws, shape, stream, device, planes).to(_checks.instance(dtype, torch.dtype, "dtype", "a torch.dtype"))
 
 
+def integers(draws: Draws | DeviceDraws, count: int, high: int, stream: int, device: torch.device | str = "cpu") -> Tensor:
+    """Uniform integers from 0 to `high` - 1, int64 [count]: number `i` is draw `first_index + i`.
+
+    Example:
+        >>> whole = integers(Draws(seed=1), 4, 10, ORDER)
+        >>> whole[2:].equal(integers(Draws(seed=1, first_index=2), 2, 10, ORDER)), bool((whole < 10).all())
+        (True, True)
+    """
+    _checks.integer(high, "high", 1)
+    places = uniform(draws, (count, 1), stream, device=device).squeeze(1) * high
+    return places.long().clamp(max=high - 1)
+
+
 def permutation(draws: Draws | DeviceDraws, size: int, device: torch.device | str = "cpu") -> Tensor:
     """A random order of `range(size)`, int64 [size], from the stream `ORDER`; ties are broken by position."""
     keys = words(draws, (_checks.integer(size, "size", 0), 2), ORDER, device)

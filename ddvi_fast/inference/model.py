@@ -103,8 +103,7 @@ class Simulator:
         """Return `n` simulations."""
         if self._pool is None:
             return self._new(n, draws)
-        size = len(self._pool.u)
-        rows = (rng.uniform(draws, (n, 1), rng.ORDER).squeeze(1) * size).long().clamp(max=size - 1).to(self.device)
+        rows = rng.integers(draws, n, len(self._pool.u), rng.ORDER).to(self.device)
         return Simulations(self._pool.u[rows], self._pool.x[rows])
 
     @torch.no_grad()

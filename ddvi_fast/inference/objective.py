@@ -77,8 +77,7 @@ class Rows:
         """Return the rows of one step."""
         if self.count == len(self.x):
             return self.x
-        places = rng.uniform(draws, (self.count, 1), rng.ORDER).squeeze(1) * len(self.x)
-        return self.x[places.long().clamp(max=len(self.x) - 1).to(self.x.device)]
+        return self.x[rng.integers(draws, self.count, len(self.x), rng.ORDER).to(self.x.device)]
 
 
 class FrameFit(Objective):

@@ -205,7 +205,7 @@ def chain_loss(posterior: Diffusion, encoded: Encoded, z: Tensor, t: Tensor, dra
 
 def uniform_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:
     """Draw uniform 0-based timesteps, int64 [rows]; row `i` depends on draw `first_index + i` only."""
-    return (rng.uniform(draws, (rows, 1), rng.TIME, device=device).squeeze(1) * num_steps).long().clamp(max=num_steps - 1)
+    return rng.integers(draws, rows, num_steps, rng.TIME, device)
 
 
 def with_pairs(terms: Terms, pair_fit: PairFit | None, x: Tensor, encoded: Any, draws: Draws) -> Terms:

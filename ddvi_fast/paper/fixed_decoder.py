@@ -385,8 +385,7 @@ def fit(objective: Bound, images: Tensor, settings: Settings, seed: int, fractio
     step = 0
     while (done := fraction(spent)) < 1:
         draws = Draws(seed, step * rows)
-        places = (rng.uniform(draws, (rows, 1), rng.ORDER).squeeze(1) * len(images)).long().clamp(max=len(images) - 1)
-        x = binarized(take_rows(images, places), draws.lane("looked_at"))
+        x = binarized(take_rows(images, rng.integers(draws, rows, len(images), rng.ORDER)), draws.lane("looked_at"))
         engine.run(x, Progress(done, 1), draws)
         step += 1
         spent = Budget(time.process_time() - start, step * (rows * objective.passes + objective.more_passes))

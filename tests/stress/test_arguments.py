@@ -223,6 +223,7 @@ def specimens() -> dict[str, Specimen]:
         "rng": {
             "Draws": Specimen(rng.Draws, {"seed": 0, "first_index": 3}),
             **{name: Specimen(getattr(rng, name), {"draws": Draws(0), "shape": (2, 3), "stream": 1}) for name in ("normal", "uniform", "words")},
+            "integers": Specimen(rng.integers, {"draws": Draws(0), "count": 3, "high": 5, "stream": 1}),
             "permutation": Specimen(rng.permutation, {"draws": Draws(0), "size": 3}),
         },
         "schedules": {"make": Specimen(schedules.make, {"name": "linear", "num_steps": 4, "kind": "vp", "rescale": False, "start": 0.1})},
