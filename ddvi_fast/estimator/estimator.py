@@ -128,12 +128,14 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.n_samples, self.output, self.settings = n_samples, output, settings
         self.device, self.random_state, self.verbose = device, random_state, verbose
 
-    def fit(self, X: Any, y: None = None) -> DDVI:
+    def fit(self, X: Any, y: None = None, rows: Any = None) -> DDVI:
         """Fit the model.
 
         Args:
             X: Rows of a matrix [N, P], or a `GenotypeStore`.
             y: Ignored.
+            rows: Samples of the store to fit: indices, a mask or a slice (default all). Later calls take any samples of any store, and
+                components of those that were not fitted are unshrunk. None for a matrix.
 
         Returns:
             The fitted estimator.
@@ -144,21 +146,21 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         before = dict(self.__dict__)
         try:
-            return self._fit(X)
+            return self._fit(X, rows)
         except BaseException:  # the model of an earlier fit stays whole
             self.__dict__ = before
             raise
 
     @without_callers_autocast()
     @torch.inference_mode(False)
-    def _fit(self, X: Any) -> DDVI:
+    def _fit(self, X: Any, rows: Any) -> DDVI:
         parameters = checked(self.get_params(deep=False))
         state = self.random_state
         whole = isinstance(state, numbers.Integral)
         known = whole or state is None or isinstance(state, np.random.RandomState)
         _checks.require(known, "random_state", "an integer, None or a numpy.random.RandomState", state)
         self.seed_ = _checks.integer(state, "random_state", 0, 1 << 64) if whole else int(check_random_state(state).randint(1 << 31))
-        self.features_, dataset = self._features(X, parameters)
+        self.features_, dataset = self._features(X, rows, parameters)
         self.config_ = configure(parameters, self.seed_, dataset)
         self.model_, self.posterior_, self.loss_curve_ = fit_model(self.config_, dataset, parameters["verbose"])
         self._n_features_out = self.config_.latent_dim
@@ -274,15 +276,19 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def _features(self, X: Any, parameters: Mapping[str, Any]) -> tuple[Features, Dataset]:
+    def _features(self, X: Any, chosen: Any, parameters: Mapping[str, Any]) -> tuple[Features, Dataset]:
         likelihood = parameters["likelihood"]
         if isinstance(X, Store):
             _checks.require(likelihood != "bernoulli", "likelihood", "gaussian or binomial for genotypes", likelihood)
+            kept = None if chosen is None else np.arange(len(X))[_checks.rows(chosen, len(X))]
+            _checks.require(kept is None or len(kept) > 1, "rows", "at least two samples", chosen)
             self.n_features_in_ = X.num_variants
             self.__dict__.pop("feature_names_in_", None)  # of an earlier fit
             return X.to_features(
-                binomial=likelihood == "binomial", num_components=parameters["n_principal"], seed=self.seed_, missing=parameters["missing"]
-            )
+                binomial=likelihood == "binomial", num_components=parameters["n_principal"], seed=self.seed_, missing=parameters["missing"],
+                rows=kept,
+            )  # fmt: skip
+        _checks.require(chosen is None, "rows", "None for a matrix, whose rows X[rows] selects", chosen)
         rows = self._rows(X, likelihood, reset=True)
         if likelihood == "binomial":
             return features_of.of_counts(rows)

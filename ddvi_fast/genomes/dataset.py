@@ -57,6 +57,7 @@ def genotypes_dataset(
     seed: int = 0,
     name: str = "genomes",
     validation: float = 0.0,
+    rows: np.ndarray | None = None,
 ) -> CountsDataset:
     """Genotypes of a store, split at random into training and test samples.
 
@@ -67,8 +68,9 @@ def genotypes_dataset(
         seed: Seed of the split (int, default 0).
         name: Name of the data set.
         validation: Fraction of the training samples that is held out and takes the place of the test samples (float, default 0).
+        rows: Indices of the samples to split (default all).
     """
-    train, test = _split(store, labels, test_size, seed, validation)
+    train, test = _split(store, labels, test_size, seed, validation, rows)
     packed, scaling = torch.from_numpy(np.array(store.packed)), Scaling.of(count_codes(store, train.numpy()))
     train_labels, test_labels, names = _labels(store, labels, train, test)
     return CountsDataset(
@@ -88,6 +90,7 @@ def components_dataset(
     name: str = "genomes",
     validation: float = 0.0,
     missing: str = "least_squares",
+    rows: np.ndarray | None = None,
 ) -> tuple[ComponentsDataset, GenotypePCA]:
     """Principal components of the training samples, and projections of the test samples without shrinkage.
 
@@ -97,7 +100,7 @@ def components_dataset(
     Returns:
         The data set and the fitted components.
     """
-    train, test = _split(store, labels, test_size, seed, validation)
+    train, test = _split(store, labels, test_size, seed, validation, rows)
     pca = GenotypePCA(n_components, drop_constant=True, seed=seed)
     scores = pca.fit_transform(store, rows=train.numpy())
     if missing != "mean" and store.counts[:, MISSING].any():
@@ -116,10 +119,15 @@ def unit_of(pca: GenotypePCA) -> float:
     return float(pca.scores_[:, 0].std())
 
 
-def _split(store: GenotypeStore, column: str | None, test_size: int | float, seed: int, validation: float) -> tuple[Tensor, Tensor]:
+def _split(
+    store: GenotypeStore, column: str | None, test_size: int | float, seed: int, validation: float, rows: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
     """Rows of the training and of the test samples: the same tensor if both are all samples."""
-    everybody = torch.arange(len(store), device="cpu")
-    train, test = (everybody, everybody) if test_size == 0 else random_split(len(store), test_size, seed)
+    everybody = torch.arange(len(store), device="cpu") if rows is None else torch.from_numpy(np.asarray(rows, np.int64))
+    if test_size == 0:
+        train = test = everybody
+    else:
+        train, test = (everybody[part] for part in random_split(len(everybody), test_size, seed))
     if not validation:
         return train, test
     kept, held = validation_split(len(train), None if column is None else store.labels(column)[0][train], validation)

@@ -88,8 +88,16 @@ def features_of_dataset(dataset: Dataset) -> Features:
     return CountFeatures(**vars(features_of_counts(counts)), variants=counts.variants)
 
 
-def to_features(store: GenotypeStore, *, binomial: bool, num_components: int, seed: int, missing: str = "least_squares") -> tuple[Features, Dataset]:
-    """Features of a store, and the data set of all its samples.
+def to_features(
+    store: GenotypeStore,
+    *,
+    binomial: bool,
+    num_components: int,
+    seed: int,
+    missing: str = "least_squares",
+    rows: np.ndarray | None = None,
+) -> tuple[Features, Dataset]:
+    """Features of samples of a store, and their data set.
 
     Args:
         store: Genotypes of N samples.
@@ -97,9 +105,10 @@ def to_features(store: GenotypeStore, *, binomial: bool, num_components: int, se
         num_components: Number of principal components.
         seed: Seed of the principal components.
         missing: Treatment of missing calls, see `GenotypePCA.transform`.
+        rows: Indices of the samples (default all).
     """
     if binomial:
-        packed = genotypes_dataset(store, test_size=0)
+        packed = genotypes_dataset(store, test_size=0, rows=rows)
         return features_of_dataset(packed), packed
-    data, _ = components_dataset(store, n_components=num_components, test_size=0, seed=seed, missing=missing)
+    data, _ = components_dataset(store, n_components=num_components, test_size=0, seed=seed, missing=missing, rows=rows)
     return features_of_dataset(data), data

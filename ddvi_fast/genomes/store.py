@@ -137,12 +137,14 @@ class GenotypeStore:
         names, numbers = np.unique(values.astype(str), return_inverse=True)
         return torch.from_numpy(numbers.astype(np.int64)), tuple(names.tolist())
 
-    def to_features(self, *, binomial: bool, num_components: int, seed: int, missing: str = "least_squares") -> tuple[Features, Dataset]:
-        """Features of all samples for the estimator, and their data set; see `genomes.features.to_features`."""
+    def to_features(
+        self, *, binomial: bool, num_components: int, seed: int, missing: str = "least_squares", rows: np.ndarray | None = None
+    ) -> tuple[Features, Dataset]:
+        """Features of the samples `rows` (default all) for the estimator, and their data set; see `genomes.features.to_features`."""
         # Not at the top: features import the estimator, and with it scikit-learn.
         from ddvi_fast.genomes.features import to_features
 
-        return to_features(self, binomial=binomial, num_components=num_components, seed=seed, missing=missing)
+        return to_features(self, binomial=binomial, num_components=num_components, seed=seed, missing=missing, rows=rows)
 
 
 def write_tables(folder: Path, samples: SampleTable, variants: VariantTable, counts: np.ndarray, imported: dict[str, Any]) -> None:

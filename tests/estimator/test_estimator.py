@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.pipeline import make_pipeline
@@ -183,6 +184,20 @@ def test_a_packed_store_is_as_good_as_a_matrix(likelihood, tmp_path, monkeypatch
     assert np.array_equal(DDVI.load(model.save(tmp_path / "earlier")).transform(store), model.transform(store))
     with pytest.raises(ValueError, match=r"store: expected"):
         model.transform(_elsewhere(tmp_path))
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "binomial"])
+def test_some_samples_of_a_store_are_fitted_as_a_store_of_theirs(likelihood, tmp_path, one_line):
+    codes = genotypes()
+    whole, part = store_from_codes(codes, tmp_path / "whole"), store_from_codes(codes[:60], tmp_path / "part")
+    model = DDVI(**SMALL, likelihood=likelihood, n_principal=3)
+    expected = clone(model).fit(part).posterior_samples(whole)
+    for rows in (np.arange(60), np.arange(80) < 60, slice(60), list(range(-80, -20))):
+        assert np.array_equal(clone(model).fit(whole, rows=rows).posterior_samples(whole), expected)
+    assert clone(model).fit_transform(whole, rows=slice(60)).shape == (80, 2)
+    one_line(lambda: model.fit(whole, rows=[80]), "rows: expected")
+    one_line(lambda: model.fit(whole, rows=[3]), "rows: expected at least two samples")
+    one_line(lambda: model.fit(codes.astype(float), rows=[3, 4]), "rows: expected None for a matrix")
 
 
 @pytest.mark.parametrize("name", ["os.system", "ddvi_fast.nowhere.Features", "ddvi_fast.data.Nothing", "ddvi_fast.data.load"])
