@@ -61,7 +61,7 @@ def _configs(settings: Sequence[str], folder: Path) -> list[Config]:
     from ddvi_fast.training.honoured import check_some
 
     configs = [
-        compose([f"epochs={EPOCHS}", *settings, f"method={method}", f"method.coordinates={coordinates}", f"run_dir={folder / method}"])
+        compose([*settings, f"method={method}", f"method.coordinates={coordinates}", f"run_dir={folder / method}"], [f"epochs={EPOCHS}"])
         for method, coordinates in METHODS.values()
     ]
     check_some([setting.partition("=")[0] for setting in settings], configs)

@@ -11,35 +11,34 @@ from typing import Any
 
 from ddvi_fast import _checks
 from ddvi_fast._checks import InputError
-from ddvi_fast.config.names import CONF, GROUPS, check_choice, choices, split, values_of
+from ddvi_fast.config.names import CONF, GROUPS, check_choice, choices, read
 from ddvi_fast.config.schema import Config
 from ddvi_fast.recipes.mapping import from_mapping, left_out, updated
 
 _HYDRA = threading.Lock()
 
 
-def compose(overrides: Sequence[str]) -> Config:
+def compose(overrides: Sequence[str], defaults: Sequence[str] = ()) -> Config:
     """Compose a configuration from `conf/` and overrides.
 
     Args:
         overrides: Settings as ``name=value``. The type of a setting decides how its value is read; strings are taken as they stand.
+        defaults: Settings in the same form, in force where `overrides` do not have them.
 
     Returns:
         The configuration, names and types checked.
 
     Raises:
-        InputError: An override without ``=``, an unknown setting or choice (the message has the nearest valid names), a value of another type;
-            or Hydra is not installed.
+        InputError: An override without ``=``, an unknown setting or choice (the message has the nearest valid names), a value of another type,
+            a setting with two values; or Hydra is not installed.
 
     Example:
         >>> compose(["prior=square", "recipe.epochs=3", "run_dir=runs/a #1"]).run_dir
         'runs/a #1'
     """
-    stated = [split(override) for override in overrides]
-    chosen = _released_of_method({name: check_choice(name, text) for name, text in stated if name in GROUPS})
-    values: dict[str, Any] = {}
-    for name, text in stated:
-        values |= {} if name in GROUPS else values_of(name, text)
+    stated = {**read(defaults), **read(overrides)}
+    chosen = _released_of_method({name: check_choice(name, value) for name, value in stated.items() if name in GROUPS})
+    values = {name: value for name, value in stated.items() if name not in GROUPS}
     return updated(from_mapping(Config, _resolved(chosen, values)), values)
 
 

@@ -56,14 +56,35 @@ def check_overrides(overrides: Iterable[str]) -> None:
     """Check the form ``name=value`` of overrides, names and values of their settings, and the choices of configuration groups.
 
     Raises:
-        InputError: the first override that is wrong, with the nearest valid names.
+        InputError: the first override that is wrong, with the nearest valid names, or a setting with two values.
     """
-    for override in overrides:
-        name, value = split(override)
+    for name, text in read(overrides).items():
         if name in GROUPS:
-            check_choice(name, value)
-        else:
-            values_of(name, value)
+            check_choice(name, text)
+
+
+def read(overrides: Iterable[str], argument: str = "override") -> dict[str, Any]:
+    """Values of settings by dotted name, and the names of the choices of configuration groups, from overrides ``name=value``.
+
+    Args:
+        overrides: The overrides, of which no two may give a setting different values.
+        argument: Name of the overrides in messages.
+
+    Raises:
+        InputError: An override of another form, an unknown setting, a value of another type, or a setting with two values.
+
+    Example:
+        >>> read(["prior=square", "epochs=3", "recipe.kl={weight: 0.5}"])
+        {'prior': 'square', 'epochs': 3, 'recipe.kl.weight': 0.5}
+    """
+    found: dict[str, Any] = {}
+    for override in overrides:
+        name, text = split(override, argument)
+        for setting, value in ({name: text} if name in GROUPS else values_of(name, text)).items():
+            once = setting not in found or repr(found[setting]) == repr(value)
+            _checks.require(once, setting, "one value", f"{found.get(setting)} and {value}")
+            found[setting] = value
+    return found
 
 
 def split(override: str, argument: str = "override") -> tuple[str, str]:
@@ -163,12 +184,25 @@ def _mapping(text: str) -> dict[str, Any]:
     """A mapping in YAML, whose values stay text."""
     yaml = _checks.library("yaml", "train")
     try:
+        node = yaml.compose(text, yaml.BaseLoader)
         value = yaml.load(text, yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise ValueError(text) from error
     if not isinstance(value, dict):
         raise ValueError(text)
+    _check_keys(node)
     return value
+
+
+def _check_keys(node: Any) -> None:
+    """Refuse a mapping, or one within it, that names a key twice: YAML's readers take the last one."""
+    entries = node.value if isinstance(node.value, list) else []
+    if node.id == "mapping":
+        keys = [key.value for key, _ in entries if isinstance(key.value, str)]
+        for key in keys:
+            _checks.require(keys.count(key) == 1, key, "one value", "two of them in a mapping")
+    for entry in entries:
+        _check_keys(entry[1] if node.id == "mapping" else entry)
 
 
 def _any(text: str) -> Any:

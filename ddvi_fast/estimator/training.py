@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ddvi_fast import _checks
-from ddvi_fast.config.names import GROUPS, check_choice, split, values_of
+from ddvi_fast.config.names import check_choice, read
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
@@ -146,7 +146,7 @@ def as_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     """Further settings of the estimator by name, from a mapping or from strings ``name=value`` as on the command line.
 
     Raises:
-        InputError: A string without ``=``, an unknown setting, or a value of another type.
+        InputError: A string without ``=``, an unknown setting, a value of another type, or a setting with two values.
 
     Example:
         >>> as_settings(("recipe.lr=1e-3", "method.sleep.loss=huber", "recipe.match_prior=false"))
@@ -158,12 +158,7 @@ def as_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
             _checks.instance(name, str, "settings", "names of settings")
         return dict(settings)
     _checks.require(isinstance(settings, Iterable) and not isinstance(settings, str), "settings", expected, settings)
-    found: dict[str, Any] = {}
-    for setting in settings:
-        _checks.instance(setting, str, "settings", expected)
-        name, text = split(setting, "settings")
-        found |= {name: text} if name in GROUPS else values_of(name, text)
-    return found
+    return read([_checks.instance(setting, str, "settings", expected) for setting in settings], "settings")
 
 
 def fit_model(config: Config, dataset: Dataset, verbose: bool) -> tuple[LatentVariableModel, Posterior, list[float]]:

@@ -51,9 +51,12 @@ def choose(
         The written files.
 
     Raises:
-        InputError: A table without choices, bad arguments or settings, or another call at work in the same folder.
+        InputError: A table without choices, bad arguments or settings, a cell's folder with a run of other settings, or another call at work in
+            the same folder.
     """
     spec = grid.part(grid.load(table), rows, columns)
+    own_validation = next((override for override in overrides if override.startswith("dataset.validation=")), None)
+    _checks.require(own_validation is None, "override", "a setting that --choose does not make itself", own_validation)
     _checks.require(bool(spec.choices), "--choose", "a table with choices", table)
     own = [column for column in spec.columns if choices.source(spec, column) == column]
     _checks.require(bool(own), "--columns", f"one of {', '.join(spec.choose_columns or ())}, on which settings are chosen", ", ".join(spec.columns))
@@ -72,6 +75,7 @@ def choose(
     record = _Record(spec, labels, trials, length, command, folder if output is None else Path(output))
     with _files.locked(folder, "reproduce"):
         # Choices with equal settings have one run.
+        grid.check_folders([cell for trial in trials for cell in trial.cells])
         runs_of = {cell.folder: (trial, cell) for trial in trials for cell in trial.cells}
         missing = sorted((pair for pair in runs_of.values() if not pair[1].finished), key=lambda pair: pair[1].seed)
         report(f"{len(runs_of) - len(missing)} of {len(runs_of)} runs already finished")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ddvi_fast import _checks
+from ddvi_fast.config.names import read
 
 UNSUPERVISED, SEMI = "unsupervised", "semi-supervised"
 
@@ -79,7 +80,7 @@ def overrides_of(dataset: str, method: str, prior: str, further: Sequence[str] =
     """The settings of the paper's three names as overrides, followed by `further` ones, which take precedence.
 
     Raises:
-        InputError: An unknown name, with the nearest valid ones, or a method of another task than the data set's.
+        InputError: An unknown name, with the nearest valid ones, a method of another task than the data set's, or bad further settings.
 
     Example:
         >>> overrides_of("mnist", "vae", "pinwheel", ["epochs=1"])[-5:]
@@ -90,8 +91,8 @@ def overrides_of(dataset: str, method: str, prior: str, further: Sequence[str] =
     our_prior = PRIORS[_checks.choice(prior, PRIORS, "PRIOR")]
     fitting = [name for name, other in METHODS.items() if other.task == data.task]
     _checks.require(ours.task == data.task, "METHOD", f"one of the {data.task} ones, for {dataset} ({', '.join(fitting)})", method)
-    seed = dict(override.partition("=")[::2] for override in further).get("seed", "0")
+    replaced = read(further)
+    seed = replaced.get("seed", 0)
     names = [*data.overrides, f"method={ours.method}", f"prior={our_prior}", "recipe=released", f"run_dir=runs/{dataset}-{method}-{prior}-seed{seed}"]
-    replaced = {override.partition("=")[0] for override in further}
     particular = _PARTICULAR.get((dataset, method), ())
     return [name for name in (*names[:-1], *particular, names[-1]) if name.partition("=")[0] not in replaced] + list(further)

@@ -64,7 +64,7 @@ def reproduce(
         The written files: table.json, table.md, table.tex and pictures.
 
     Raises:
-        InputError: bad arguments or settings, or another call at work in the same folder.
+        InputError: bad arguments or settings, a cell's folder with a run of other settings, or another call at work in the same folder.
     """
     spec = grid.part(grid.load(table), rows, columns)
     if epochs is not None:
@@ -78,6 +78,7 @@ def reproduce(
     cells = grid.cells(spec, seeds, folder, overrides, epochs, max_minutes, chosen)
     check_some([override.partition("=")[0] for override in overrides], [cell.config for cell in cells if cell.seed == 0])
     with _files.locked(folder, "reproduce"):
+        grid.check_folders(cells)
         missing = sorted((cell for cell in cells if not cell.finished), key=lambda cell: cell.seed)  # soon a whole table of fewer seeds
         report(f"{len(cells) - len(missing)} of {len(cells)} runs already finished")
         for number, _ in in_processes(run_cell, missing, jobs):

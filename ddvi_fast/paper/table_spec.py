@@ -1,6 +1,7 @@
 """Specifications of the tables in `conf/reproduce/`: rows, columns and the runs of their cells.
 
-A cell's folder carries a digest of its settings, so that a cell with other settings is another cell and nothing is ever overwritten.
+A cell's folder carries a digest of its settings that differ from the defaults, so that a cell with other settings is another cell, and a
+setting that a later version adds leaves the folder's name as it is. `check_folders` compares the settings of the runs that are there.
 """
 
 from __future__ import annotations
@@ -8,16 +9,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddvi_fast import _checks
+from ddvi_fast._files import read_json
 from ddvi_fast.config.compose import compose
 from ddvi_fast.config.names import CONF, GROUPS
 from ddvi_fast.config.schema import Config
-from ddvi_fast.engine.run_folder import evaluated, read_evaluation
+from ddvi_fast.engine.run_folder import CONFIG, evaluated, read_evaluation
 from ddvi_fast.engine.run_settings import MACHINE, OUTPUT
 from ddvi_fast.paper.tables import COLUMNS
 
@@ -225,9 +227,24 @@ def cells(
         settings += [] if epochs is None else [f"epochs={epochs}"]
         settings += [] if limit is None else [f"max_minutes={limit * (table.columns[column].minutes or 1.0)}"]
         stated = _last_of_each([*settings, *overrides])
-        config = compose(_last_of_each([*_QUIET, *stated]))
+        config = compose(overrides, _last_of_each([*_QUIET, *settings]))
         made += [_cell(row, column, seed, config, stated, folder) for seed in range(first_seed, first_seed + seeds)]
     return made
+
+
+def check_folders(cells: Sequence[Cell]) -> None:
+    """Check that the folders of cells hold runs with the settings of the cells, or none.
+
+    Raises:
+        InputError: A folder holds a run with other settings, as after a change of a default, or one whose settings cannot be read.
+    """
+    for cell in cells:
+        if not (cell.folder / CONFIG).exists() and not cell.finished:
+            continue
+        saved, own = differing(read_json(cell.folder / CONFIG)), differing(dataclasses.asdict(cell.config))
+        names = [name for name in {**saved, **own} if _text(saved, name) != _text(own, name)]
+        found = ", ".join(f"{name} {_text(saved, name)} (here {_text(own, name)})" for name in names)
+        _checks.require(not names, f"run folder {cell.folder}", "a run with the settings of this cell", found, "--runs takes another folder")
 
 
 def column_label(table: Table, column: str, max_minutes: float | None) -> str:
@@ -249,9 +266,30 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
     return sorted(last.values(), key=lambda override: override.partition("=")[0] not in GROUPS)
 
 
+def differing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a configuration by dotted name that differ from the defaults, apart from those of the output and the machine.
+
+    Example:
+        >>> differing({"epochs": 3, "seed": 0, "run_dir": "here", "recipe": {"lr": 0.5}})
+        {'epochs': 3, 'recipe.lr': 0.5}
+    """
+    return dict(_different({name: value for name, value in config.items() if name not in (*OUTPUT, *MACHINE)}, dataclasses.asdict(Config())))
+
+
+def _different(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict):
+            yield from _different(value, defaults[name], f"{prefix}{name}.")
+        elif name not in defaults or json.dumps(value) != json.dumps(defaults[name]):
+            yield f"{prefix}{name}", value
+
+
+def _text(settings: Mapping[str, Any], name: str) -> str:
+    return json.dumps(settings[name]) if name in settings else "at its default"
+
+
 def _digest(config: Config) -> str:
-    plain = {key: value for key, value in dataclasses.asdict(config).items() if key not in (*OUTPUT, *MACHINE)}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(differing(dataclasses.asdict(config)), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _entries(stated: Mapping[str, Mapping[str, Any]]) -> dict[str, Entry]:

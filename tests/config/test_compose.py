@@ -32,7 +32,7 @@ def test_settings_that_are_strings_are_taken_as_they_stand():
 
 
 def test_null_is_null_only_where_a_setting_may_be():
-    assert compose(["run_dir=x", "run_dir=null"]).run_dir is None
+    assert compose(["run_dir=null"], ["run_dir=x"]).run_dir is None
     assert compose(["device=null"]).device == "null", "a device of this name is refused where devices are known"
 
 
@@ -73,6 +73,26 @@ def test_a_mapping_sets_what_it_names_and_leaves_the_rest():
 )  # fmt: skip
 def test_a_value_of_another_type_is_refused_in_one_line(setting, one_line):
     one_line(lambda: compose([setting]))
+
+
+TWICE = [
+    ("epochs=3", "epochs=4"), ("prior=square", "prior=pinwheel"), ("recipe.kl.weight=1", "recipe.kl={weight: 2, kind: linear}"),
+    ("recipe.kl={kind: linear}", "recipe.kl={kind: constant}"), ("prior.options={noise: 0.1}", "prior.options.noise=0.2"),
+    ("recipe.kl={weight: 1, weight: 2}",), ("prior.options={widths: {a: 1, a: 2}}",), ("run_dir=a", "seed=1", "run_dir=b"),
+    ("recipe.max_norm=3", "recipe.max_norm=null"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", TWICE, ids=lambda overrides: overrides[0])
+def test_a_setting_has_one_value(overrides, one_line):
+    for read in (compose, names.check_overrides, as_settings):
+        one_line(lambda read=read: read(overrides), r"^[a-z_.]+: expected one value, got ")
+
+
+def test_a_setting_may_be_repeated_and_stands_before_a_default():
+    assert compose(["epochs=3", "seed=2", "epochs=03"]).epochs == 3
+    config = compose(["recipe.kl.weight=2", "dataset=mnist"], ["recipe.kl={weight: 1, kind: linear}", "dataset=digits", "epochs=9"])
+    assert (config.recipe.kl.weight, config.recipe.kl.kind, config.dataset.name, config.epochs) == (2.0, "linear", "mnist", 9)
 
 
 def test_files_refer_to_settings_that_overrides_change():

@@ -71,6 +71,16 @@ def test_a_table_is_resumed_and_never_repeated(tiny, tmp_path, shell):
         assert {**before.get("figures", {}), **UNTIMED} == {**after.get("figures", {}), **UNTIMED}
 
 
+def test_a_run_of_other_settings_in_a_cells_folder_stops_the_table(tiny, tmp_path, shell):
+    """Nothing is trained, and nothing is changed."""
+    cells = grid.cells(grid.load("digits"), 1, tmp_path / "runs" / "reproduce" / "digits", SMALL)
+    other = json.dumps({**dataclasses.asdict(cells[1].config), "latent_dim": 4})
+    cells[1].folder.mkdir(parents=True)
+    (cells[1].folder / "config.json").write_text(other)
+    assert "latent_dim 4 (here at its default)" in shell("reproduce", "digits", "--seeds", "1", *SMALL, code=2)
+    assert not tiny and (cells[1].folder / "config.json").read_text() == other and len(list(cells[1].folder.parent.glob("*-seed0-*"))) == 1
+
+
 def test_a_part_of_a_table_is_a_table(tiny, tmp_path, shell):
     shell("reproduce", "digits", "--seeds", "1", "--rows", "ddvi,vae", "--output", tmp_path / "part", *SMALL)
     record = json.loads((tmp_path / "part" / "table.json").read_text())

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ddvi_fast._files import write_json
 from ddvi_fast.config.names import choices
+from ddvi_fast.config.schema import Config
 from ddvi_fast.paper import table_spec as grid
 from ddvi_fast.training.decoder_passes import decoder_rows, within_passes
 from ddvi_fast.training.run import load_dataset
@@ -56,6 +58,52 @@ def test_epochs_of_a_column_stand_before_those_of_the_table_and_behind_those_ask
 def test_a_folder_follows_what_is_run_and_not_where(square_alone):
     first, here, other = (cells("digits", *overrides)[0].folder for overrides in ((), ("data_dir=there", "threads=1"), ("recipe.lr=0.01",)))
     assert first == here != other
+
+
+def test_a_setting_that_a_later_version_adds_leaves_folders_as_they_are(square_alone, monkeypatch, tmp_path):
+    (before,) = cells("digits", seeds=1)
+    saved = dataclasses.asdict(before.config)
+    later = dataclasses.make_dataclass("Later", [("added", int, dataclasses.field(default=3))], bases=(Config,))
+    monkeypatch.setattr(grid, "Config", later)
+    same, other = (replace(before, config=later(**vars(before.config), added=added)) for added in (3, 4))
+    assert grid._digest(same.config) == before.folder.name.rpartition("-")[2] != grid._digest(other.config)
+    folder = tmp_path / "run"
+    same.config.run_dir = str(folder)
+    write_json(folder / "config.json", saved)
+    grid.check_folders([same])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"latent_dim": 3}, r"expected a run with the settings of this cell, got latent_dim 3 \(here at its default\) \(--runs"),
+        ({"recipe": {"lr": 0.5}}, r"got .*recipe.lr 0.5 \(here "),
+        ({"gone": True}, r"got gone true \(here at its default\)"),
+        ({"seed": 1}, "got seed 1"),
+        (None, "config.json: expected"),
+    ],
+)
+def test_a_folder_with_other_settings_is_refused(square_alone, tmp_path, change, words, one_line):
+    """A default that was changed since, a setting that was removed, a run that was copied: never taken as the cell's, never replaced."""
+    (cell,) = grid.cells(grid.load("digits"), 1, tmp_path)
+    grid.check_folders([cell])
+    saved = dataclasses.asdict(cell.config)
+    write_json(cell.folder / "config.json", saved | {"threads": 7, "progress": "on", "data_dir": "elsewhere"})
+    grid.check_folders([cell])
+    if change is None:
+        (cell.folder / "config.json").unlink()
+        write_json(cell.folder / "evaluation.json", {"elbo": -1.0})
+    else:
+        changed = {name: {**saved[name], **value} if isinstance(value, dict) else value for name, value in change.items()}
+        write_json(cell.folder / "config.json", saved | changed)
+    one_line(lambda: grid.check_folders([cell]), words)
+
+
+def test_a_setting_of_all_runs_has_one_value(one_line):
+    whole = grid.load("mnist-50")
+    one_line(lambda: cells("mnist-50", "epochs=3", "epochs=4"), "epochs: expected one value, got 3 and 4")
+    (cell,) = grid.cells(grid.part(whole, ["vae"], ["mnist"]), 1, Path("runs"), ["dataset.encoder.activation=relu"])
+    assert (cell.config.dataset.encoder.activation, cell.config.dataset.encoder.hidden) == ("relu", [200, 200]), "the table's own stand behind"
 
 
 @pytest.mark.parametrize("name", ["mnist", "ablation-sleep", "ablation-released", "timesteps"])
