@@ -57,8 +57,8 @@ def sampler(posterior: Posterior, example: Tensor, *, num_samples: int = 1) -> t
         The exported program.
 
     Raises:
-        InputError: If `example` does not fit, or if the posterior cannot be traced (`Hamiltonian`, and chains with informed steps, which compute
-            gradients while they sample).
+        InputError: If `example` does not fit, or if the posterior cannot be traced (`Hamiltonian`, and chains with informed steps or frame
+            updates, which compute gradients while they sample).
 
     Example:
         >>> from ddvi_fast import networks, posteriors
@@ -71,9 +71,10 @@ def sampler(posterior: Posterior, example: Tensor, *, num_samples: int = 1) -> t
     _checks.tensor(example, "example")
     _checks.require(example.dim() >= 2 and len(example) >= 2, "example", "at least two rows, [N, ...]", example)
     _checks.require(num_samples >= 1, "num_samples", "at least 1", num_samples)
-    informed = max((getattr(part, "informed_steps", 0) for part in posterior.modules()), default=0)
-    hint = "its samples need gradients of the model"
-    _checks.require(informed == 0, "posterior", "one without informed steps, for export", f"{informed} informed steps", hint)
+    for name in ("informed_steps", "frame_updates"):
+        number, called = max((getattr(part, name, 0) for part in posterior.modules()), default=0), name.replace("_", " ")
+        hint = "its samples need gradients of the model"
+        _checks.require(number == 0, "posterior", f"one without {called}, for export", f"{number} {called}", hint)
     position, wrapped = Draws(0).state(example.device), Sampler(posterior, num_samples)
     with evaluation(wrapped), torch.no_grad(), use_backend("reference"):
         program = _traced(wrapped, example, position)

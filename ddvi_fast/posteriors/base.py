@@ -44,6 +44,7 @@ class Encoded(NamedTuple):
         context: Context vector of the data [N, C], or None.
         x: The data [N, ...], for families that look at the model. Default: None.
         labels: Classes of the parts, int64, which broadcast to the rows, for families that look at the model. Default: None.
+        frame_mean, frame_factor: Mean [N, D] and factor [N, D, D] of an updated frame. Default: None, for the frame of `mean` and `log_var`.
     """
 
     mean: Tensor
@@ -51,6 +52,8 @@ class Encoded(NamedTuple):
     context: Tensor | None
     x: Tensor | None = None
     labels: Tensor | None = None
+    frame_mean: Tensor | None = None
+    frame_factor: Tensor | None = None
 
 
 class Posterior(nn.Module):

@@ -185,6 +185,8 @@ class ClassConditional(Posterior):
     def __init__(self, classifier: nn.Module, family: Posterior, prior: Prior, trunk: nn.Module | None = None) -> None:
         super().__init__()
         self.num_classes = require_partitions(prior)
+        updates = getattr(family, "frame_updates", 0)
+        _checks.require(updates == 0, "frame_updates", "0 for a posterior with classes", updates)
         _checks.require(not family.pushes or family.prior is prior, "prior", "that of the family's coordinates", prior)
         self.trunk, self.classifier, self.family, self.prior, self.latent_dim = trunk, classifier, family, prior, prior.dim
         self.coordinates, self.pushes, self.recordable = family.coordinates, family.pushes, family.recordable

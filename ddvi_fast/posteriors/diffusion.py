@@ -12,6 +12,7 @@ from ddvi_fast import _checks, ops, rng
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import take_rows
+from ddvi_fast.posteriors import frames
 from ddvi_fast.posteriors.base import Encoded, encode_with_context, require_encoders, split_mean_log_var
 from ddvi_fast.posteriors.chain import ChainPosterior
 from ddvi_fast.posteriors.informed import HasLogJoint, Target, clipped
@@ -47,7 +48,9 @@ class Diffusion(ChainPosterior):
         prior: Prior of the latents, for the prior's coordinates.
         informed_steps: Number of steps, the last ones, that see the gradient of the model at the latents they predict (int, default 0, at most
             T). They need the encoder's frame. The denoiser has D inputs more, `context_dim = C + D`. See `inform`.
-        target: The model of the informed steps, see `inform`. Default: None, to be given before the first sample.
+        frame_updates: Number of updates of the encoder's frame with the gradient of the model (int, default 0), each at 2 D points for each row
+            of data: the frame of the chain then has the mean and the full covariance of (nearly) the best Gaussian. See `inform`.
+        target: The model of informed steps and frame updates, see `inform`. Default: None, to be given before the first sample.
 
     Raises:
         InputError: If the parts do not fit together, or if `eta` is 0 and the schedule or variances are learned.
@@ -72,7 +75,7 @@ class Diffusion(ChainPosterior):
         self, encoder: nn.Module, denoiser: ResidualMLP, schedule: NoiseSchedule, *, context_encoder: nn.Module | None = None,
         parametrisation: str | None = None, eta: float = 1.0, final_variance: float | None = None,
         learn_schedule: bool | None = None, learn_variances: bool = True, coordinates: str = "latent", prior: Prior | None = None,
-        informed_steps: int = 0, target: LatentVariableModel | HasLogJoint | None = None,
+        informed_steps: int = 0, frame_updates: int = 0, target: LatentVariableModel | HasLogJoint | None = None,
     ) -> None:  # fmt: skip
         super().__init__(coordinates, prior)
         parametrisation = parametrisation or ("increment" if self.whitens else "v")
@@ -81,7 +84,10 @@ class Diffusion(ChainPosterior):
         _checks.require(parametrisation in possible, "parametrisation", f"{' or '.join(possible)} with coordinates={coordinates}", parametrisation)
         _checks.require(schedule.num_steps == denoiser.num_steps, "schedule", f"{denoiser.num_steps} steps, as the denoiser has", schedule.num_steps)
         self._check_informed(informed_steps, denoiser, eta)
-        self.informed_steps, self.context_dim = informed_steps, denoiser.context_dim - (denoiser.latent_dim if informed_steps else 0)
+        _checks.at_least(0, frame_updates=frame_updates)
+        _checks.require(self.whitens or frame_updates == 0, "frame_updates", f"0 with coordinates={self.coordinates}", frame_updates)
+        self.informed_steps, self.frame_updates, self.recordable = informed_steps, frame_updates, frame_updates == 0
+        self.context_dim = denoiser.context_dim - (denoiser.latent_dim if informed_steps else 0)
         fits = context_encoder is None or self.context_dim > 0
         _checks.require(fits, "context_encoder", "None, for a denoiser without a context", context_encoder)
         learned, hint = learn_variances or learn_schedule, "pass learn_variances=False"
@@ -94,7 +100,9 @@ class Diffusion(ChainPosterior):
         self.schedule_kind = schedule.kind
         self.register_buffer("betas", schedule.betas.clone())
         self.log_variance_factors = nn.Parameter(torch.zeros(schedule.num_steps, **as_float32)) if learn_variances else None
-        self.direction_gains = nn.Parameter(torch.zeros(schedule.num_steps, **as_float32)) if informed_steps else None
+        # Near the best Gaussian, 1 is the value of theory (docs/method.md, section 7).
+        gains = torch.full((schedule.num_steps,), float(frame_updates > 0), **as_float32)
+        self.direction_gains = nn.Parameter(gains) if informed_steps else None
         self.num_active_steps = schedule.num_steps
         self._target: Target | None = None
         if target is not None:
@@ -116,8 +124,12 @@ class Diffusion(ChainPosterior):
         An informed step has the mean `A_t v_t + B_t f(v_t, [c(x), d_t], t) + gamma_t sqrt(alpha_bar_{t-1}) beta_t d_t`, where `d_t` is the
         gradient of the log-weight of the encoder's Gaussian, in its frame, at the latents that `v_t` predicts: that of
         `log p(x | g(u)) + log p(u)`, or of `log p(x, z)` outside the prior's coordinates, less that of the Gaussian. Its norm is bounded row by
-        row, the model is in evaluation mode, and no gradient passes through `d_t`, so that it costs the model one pass forward and backward. The
-        model is not a submodule: it is trained, moved and saved in its own place.
+        row, the model is in evaluation mode, and no gradient passes through `d_t`, so that it costs the model one pass forward and backward.
+
+        Each of the `frame_updates` moves the frame towards the Gaussian that minimizes `KL(q || p)` (`posteriors.frames.updated`), at the cost of
+        2 D passes forward and backward for each row of data. The updated frame is a constant: the bound does not train the encoder of its start.
+
+        The model is not a submodule: it is trained, moved and saved in its own place.
 
         Args:
             target: The model: a `LatentVariableModel`, or in `encoder` coordinates any object with `log_joint(x, z)`, which returns the
@@ -127,11 +139,16 @@ class Diffusion(ChainPosterior):
             The posterior.
 
         Raises:
-            InputError: If the posterior has no informed steps, or if the model does not fit its coordinates.
+            InputError: If the posterior has neither informed steps nor frame updates, or if the model does not fit its coordinates.
         """
-        _checks.require(self.informed_steps > 0, "informed_steps", "at least 1, for a posterior that is given a model", self.informed_steps)
+        _checks.require(self.sees_model, "informed_steps", "at least 1, for a posterior that is given a model", self.informed_steps)
         self._target = Target(target, self.prior)
         return self
+
+    @property
+    def sees_model(self) -> bool:
+        """Whether the posterior needs a model, for informed steps or frame updates."""
+        return self.informed_steps > 0 or self.frame_updates > 0
 
     @property
     def has_density(self) -> bool:
@@ -193,10 +210,37 @@ class Diffusion(ChainPosterior):
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
         """Return mean and log-variance [N, D] of `y_T`, and the context [N, C] or None."""
         encoded = encode_with_context(self, x, draws) if self.context_dim else Encoded(*self.encode_top(x, draws), None)
-        return self.with_data(encoded, x)
+        return self._with_updated_frame(self.with_data(encoded, x))
 
     def with_data(self, encoded: Encoded, x: Tensor, labels: Tensor | None = None) -> Encoded:
-        return encoded._replace(x=x, labels=labels) if self.informed_steps else encoded
+        return encoded._replace(x=x, labels=labels) if self.sees_model else encoded
+
+    @_checks.outside_inference_mode
+    def _with_updated_frame(self, encoded: Encoded) -> Encoded:
+        """The output of the encoders with their updated frame, if there are updates."""
+        if not self.frame_updates:
+            return encoded
+        target, x = self._known_target(), encoded.x
+        mean, scale = encoded.mean.detach(), torch.exp(0.5 * encoded.log_var.detach())
+        frame = frames.updated(mean, scale, lambda rows: target.at(x[rows], None), self.frame_updates)
+        return encoded._replace(frame_mean=frame.mean, frame_factor=frame.factor)
+
+    def _known_target(self) -> Target:
+        if self._target is None:
+            _checks.fail("target", "the model that the chain sees", None, "call posterior.inform(model)")
+        return self._target
+
+    def unwhitened(self, encoded: Encoded, y: Tensor) -> Tensor:
+        frame = _updated_frame(encoded)
+        return super().unwhitened(encoded, y) if frame is None else frame.place(y)
+
+    def whitened(self, encoded: Encoded, u: Tensor) -> Tensor:
+        frame = _updated_frame(encoded)
+        return super().whitened(encoded, u) if frame is None else frame.undo(u)
+
+    def log_scale(self, encoded: Encoded) -> Tensor:
+        frame = _updated_frame(encoded)
+        return super().log_scale(encoded) if frame is None else frame.log_det()
 
     def encode_top(self, x: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, D] of `y_T` for data `x` [N, ...]."""
@@ -253,7 +297,7 @@ class Diffusion(ChainPosterior):
 
         Returns:
             `d_t` [.., N, D] in nats, constants with bounded norm: the gradient of the target at `mean + scale signal v`, times the scale, less
-            that of the Gaussian, `-signal v`.
+            that of the Gaussian, `-signal v`. In an updated frame its factor takes the place of the scale.
 
         Raises:
             InputError: If the posterior was not given a model.
@@ -262,14 +306,16 @@ class Diffusion(ChainPosterior):
 
     def directions(self, encoded: Encoded) -> Callable[[Tensor, Tensor], Tensor]:
         """Prepare `direction` for several states of the same data: a function of `v` and `signal`, for as long as the model does not change."""
-        if self._target is None:
-            _checks.fail("target", "the model of the informed steps", None, "call posterior.inform(model)")
+        gradient, frame = self._known_target().at(encoded.x, encoded.labels), _updated_frame(encoded)
         mean, scale = encoded.mean.detach(), torch.exp(0.5 * encoded.log_var.detach())
-        gradient = self._target.at(encoded.x, encoded.labels)
 
         def direction(v: Tensor, signal: Tensor) -> Tensor:
             predicted = signal * v.detach()
-            return clipped(scale * gradient(mean + scale * predicted) + predicted).to(v)
+            if frame is None:
+                force = scale * gradient(mean + scale * predicted)
+            else:
+                force = frame.pull_back(gradient(frame.place(predicted)))
+            return clipped(force + predicted).to(v)
 
         return direction
 
@@ -434,10 +480,17 @@ class Diffusion(ChainPosterior):
     def facts(self) -> dict[str, object]:
         parts = {"schedule": self.learned_schedule, "variances": self.log_variance_factors}
         learned = " and ".join(name for name, part in parts.items() if part is not None) or "nothing of the schedule"
-        informed = {"informed steps": self.informed_steps} if self.informed_steps else {}
+        counts = {"informed steps": self.informed_steps, "frame updates": self.frame_updates}
+        informed = {name: count for name, count in counts.items() if count}
         chain = {"steps": self.denoiser.num_steps, **informed, "predicts": self.parametrisation, "schedule": self.schedule_kind, "learned": learned}
         return {**super().facts(), **chain}
 
     def extra_repr(self) -> str:
         informed = f", informed_steps={self.informed_steps}" if self.informed_steps else ""
+        informed += f", frame_updates={self.frame_updates}" if self.frame_updates else ""
         return f"num_steps={self.denoiser.num_steps}, parametrisation={self.parametrisation}, eta={self.eta}{informed}"
+
+
+def _updated_frame(encoded: Encoded) -> frames.Frame | None:
+    """The updated frame in the output of the encoders, if there is one."""
+    return None if encoded.frame_factor is None else frames.Frame(encoded.frame_mean, encoded.frame_factor)

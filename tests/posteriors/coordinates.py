@@ -110,7 +110,7 @@ def _family(name, dim, spread, top, context, classes, whitens, model, options) -
     schedule = make_schedule("linear", STEPS, start=0.05, end=0.3)
     options |= {} if whitens else {"parametrisation": "eps"}
     informed = options.get("informed_steps", 0)
-    options |= {"target": model} if informed else {}
+    options |= {"target": model} if informed or options.get("frame_updates") else {}
     posterior = kind(top, chain_network(dim, groups, dim if informed else 0), schedule, context_encoder=context, **options)
     with torch.no_grad():  # the steps of an untrained chain should not be narrower than those back along the noising process
         wide = schedule.betas if whitens else schedule.betas / schedule.alphas

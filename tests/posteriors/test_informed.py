@@ -539,7 +539,7 @@ def test_says_what_is_missing_or_impossible():
     model, x = small.make_model("gaussian"), data(3)
     encoder, denoiser = MLP(3, [], 4), ResidualMLP(2, 2, 6, 16)
     alone = Diffusion(encoder, denoiser, make("constant", 6, beta=0.3), coordinates="encoder", informed_steps=2)
-    with pytest.raises(InputError, match=r"^target: expected the model of the informed steps, got None \(call posterior.inform\(model\)\)$"):
+    with pytest.raises(InputError, match=r"^target: expected the model that the chain sees, got None \(call posterior.inform\(model\)\)$"):
         alone.sample(x)
     blind = small.make("diffusion", model, "encoder")
     with pytest.raises(InputError, match=r"^informed_steps: expected at least 1[^\n]*$"):
