@@ -58,7 +58,7 @@ class Covering(Objective):
         self.memory = ReplayMemory(len(x), posterior.latent_dim, x.device)
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
-        places = rng.uniform(draws, (1, len(self.x)), rng.ORDER, device=self.x.device)[0].argsort()[: self.num_rows]
+        places = rng.permutation(draws, len(self.x), self.x.device)[: self.num_rows]
         rows = self.x[places]
         encoded = self.posterior.encode(rows, draws)
         values = self._fit(encoded, self._latents(places, rows, encoded, draws), draws)

@@ -1,7 +1,7 @@
 """The table `ddvi-fast reproduce fixed-decoder`: amortized posteriors of one frozen decoder, compared with the evidence.
 
-A variational autoencoder is trained once, and its decoder frozen. Every posterior starts from its encoder. The informed chain is trained for a
-given time; every other amortized posterior until it has had as many seconds and as many passes of the decoder.
+A variational autoencoder is trained once, and its decoder frozen. Every posterior starts from its encoder. The informed chain in the updated frame
+is trained for a given time; every other amortized posterior until it has had as many seconds and as many passes of the decoder.
 """
 
 from __future__ import annotations
@@ -12,49 +12,30 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddvi_fast import _checks, _files, _json, _markdown, data, ops, rng, schedules
-from ddvi_fast.denoisers import ResidualMLP
+from ddvi_fast import _checks, _files, _json, data
 from ddvi_fast.engine import checkpoint
-from ddvi_fast.engine.engine import Engine
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.evidence import log_evidence_annealed
 from ddvi_fast.likelihoods import make as make_likelihood
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.networks import MLP, take_rows
-from ddvi_fast.objectives import Covering, Objective, Progress, Terms
-from ddvi_fast.posteriors import IAF, Diffusion, FullGaussian, Gaussian, Posterior, Spline
+from ddvi_fast.networks import MLP
+from ddvi_fast.paper import fixed_decoder_table
+from ddvi_fast.paper.fixed_decoder_posteriors import IMAGES, NOT_TRAINED, PER_IMAGE, ROWS, SAMPLES, Bound, Budget, fit, make, optimize
+from ddvi_fast.paper.fixed_decoder_table import FEW, figures_of, markdown
+from ddvi_fast.posteriors import Gaussian, Posterior
 from ddvi_fast.priors import make as make_prior
-from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
-NAME, KIND = "fixed-decoder", "ddvi_fast.paper.fixed_decoder"
-ROWS = {
-    "encoder": "encoder of the VAE",
-    "tuned": "encoder, trained on",
-    "full": "Gaussian, full covariance",
-    "iaf": "IAF",
-    "spline": "spline flow",
-    "blind": "diffusion, blind",
-    "informed": "diffusion, informed",
-    "optimized": "diagonal Gaussian, optimized per image",
-    "optimized-full": "full Gaussian, optimized per image",
-    "annealed": "annealed importance sampling",
-}
-PER_IMAGE = ("optimized", "optimized-full")
-NOT_TRAINED = ("encoder", "annealed")
-STEPS, BETA = 8, 0.25  # length of the chains, and their initial betas
-_CONTEXT, _WIDTH = 32, 128  # size of the context of chains and flows, width of the denoiser
+NAME = "fixed-decoder"
 _BLOCK = 50  # images, or samples for each, at a time
-_COVERED, _COVERED_ROWS = 1000, 32  # images of the covering term, and how many of them take part in a step
-_FEW = 10  # samples of the smaller importance-weighted bound
 _ACTIVE = 0.01  # variance of a mean over the data from which a latent is active (Burda et al. 2016)
 
 
@@ -68,13 +49,12 @@ class Settings:
         images: Number of test images, the first ones (default 1,000).
         latents, hidden: Number of latents, and width of the hidden layer of encoder and decoder (default 20 and 400).
         epochs: Epochs of the autoencoder (default 20).
-        seconds: CPU seconds of training of the informed chain (default 600).
-        batch_size: Images per training step (default 128).
-        covering: Weight of the covering term of the informed chain, on latents of data from Langevin chains (default 0.1; 0 for none).
+        seconds: CPU seconds of training of the informed chain in the updated frame (default 600).
+        batch_size: Images in a training step of the autoencoder (default 128).
         lr: Peak learning rate of the posteriors, which falls to zero along a cosine (default 1e-3).
         optimized_steps: Steps of the optimization per image, with ten samples each (default 500).
         samples: Samples per image of bounds and effective sample sizes (default 500).
-        evidence_samples: Samples per image of the evidence, from the best of all proposals (default 100,000).
+        evidence_samples: Samples per image of the evidence, from the Gaussian of the updated frame (default 100,000).
         chains, temperatures: Chains and exponents of annealed importance sampling (default 16 and 500).
     """
 
@@ -86,7 +66,6 @@ class Settings:
     epochs: int = 20
     seconds: float = 600.0
     batch_size: int = 128
-    covering: float = 0.1
     lr: float = 1e-3
     optimized_steps: int = 500
     samples: int = 500
@@ -96,7 +75,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _checks.at_least(1, **{name: getattr(self, name) for name in ("images", "latents", "hidden", "epochs", "batch_size", "optimized_steps")})
-        _checks.at_least(_FEW, samples=self.samples, evidence_samples=self.evidence_samples)
+        _checks.at_least(FEW, samples=self.samples, evidence_samples=self.evidence_samples)
         for name in ("seconds", "lr"):
             _checks.number(getattr(self, name), name, above=0)
 
@@ -121,13 +100,6 @@ def _digest(settings: Settings, names: Sequence[str] | None = None) -> str:
     """A digest of the settings `names` (default all), so that other settings have other folders."""
     stated = {name: value for name, value in dataclasses.asdict(settings).items() if names is None or name in names}
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:8]
-
-
-class Budget(NamedTuple):
-    """CPU seconds and passes of the decoder of a training."""
-
-    seconds: float
-    passes: int
 
 
 def reproduce(
@@ -158,7 +130,7 @@ def reproduce(
     data_dir = next((override.partition("=")[2] for override in overrides if override.startswith("data_dir=")), None)
     settings = Settings.of([override for override in overrides if not override.startswith("data_dir=")])
     wanted = list(ROWS) if rows is None else [_checks.choice(row, ROWS, "--rows") for row in rows]
-    if set(wanted) - {"encoder", "annealed", "informed", *PER_IMAGE}:  # their budget is that of the informed chain
+    if set(wanted) - {"informed", *NOT_TRAINED, *PER_IMAGE}:  # their budget is that of the informed chain
         wanted = ["informed", *wanted]
     folder = Path("runs/reproduce" if runs is None else runs) / NAME / f"posteriors-{_digest(settings)}"
     output = folder if output is None else Path(output)
@@ -169,8 +141,7 @@ def reproduce(
                 if study.run(row, seed):
                     report(f"{NAME} {row} seed {seed}: {_line(study.found(row, seed))}")
                     _write(study, output, command)
-        for seed in range(seeds):
-            study.weigh(seed)
+        study.weigh()
         return _write(study, output, command)
 
 
@@ -201,10 +172,10 @@ class Study:
         else:
             steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
             objective = Bound(model, Gaussian(encoder, settings.latents), model)
-            fit(objective, train, settings, 0, lambda spent: spent.passes / (steps * settings.batch_size))
+            fit(objective, train, settings.batch_size, settings.lr, 0, lambda spent: spent.passes / (steps * settings.batch_size))
             checkpoint.save(path, checkpoint.module_tensors(modules), {})
         model.requires_grad_(False).eval()
-        return cls(settings, folder, model, encoder, train, binarized(test[: settings.images], Draws(1)))
+        return cls(settings, folder, model, encoder, train, data.binarize(test[: settings.images], Draws(1)))
 
     def found(self, row: str, seed: int) -> dict[str, Any] | None:
         """The figures of a run, None if it is not there."""
@@ -228,30 +199,8 @@ class Study:
         return True
 
     def posterior(self, row: str, seed: int) -> Posterior:
-        """The posterior of a row before its training: the Gaussian of the autoencoder's encoder, or near it."""
-        dim, hidden, pixels = self.settings.latents, self.encoder.layers[0], self.test.shape[1]
-        if row in PER_IMAGE:
-            with torch.no_grad():
-                table = Table(self.encoder(self.test), dim * (dim - 1) // 2 if row == "optimized-full" else 0)
-            return Gaussian(table, dim, coordinates="encoder") if row == "optimized" else FullGaussian(table, None, dim)
-        encoder = MLP(pixels, [self.settings.hidden], 2 * dim)
-        encoder.load_state_dict(self.encoder.state_dict())
-        if row in ("encoder", "tuned"):
-            return Gaussian(encoder, dim, coordinates="encoder")
-        size = dim * (dim - 1) // 2 if row == "full" else _CONTEXT
-        context = MLP(pixels, [self.settings.hidden], size, zero_output=row == "full", draws=Draws(seed).importance(3))
-        context.layers[0].load_state_dict(hidden.state_dict())
-        if row == "full":
-            return FullGaussian(encoder, context, dim)
-        if row in ("iaf", "spline"):
-            options = {"context_dim": size, "draws": Draws(seed).importance(4), "coordinates": "encoder"}
-            return IAF(encoder, context, dim, **options) if row == "iaf" else Spline(encoder, context, dim, **options)
-        informed = STEPS if row == "informed" else 0
-        wide = size + (dim if informed else 0)
-        denoiser = ResidualMLP(dim, wide, STEPS, _WIDTH, zero_output=True, draws=Draws(seed).importance(4))
-        schedule = schedules.make("constant", STEPS, beta=BETA)
-        target = self.model if informed else None
-        return Diffusion(encoder, denoiser, schedule, context_encoder=context, coordinates="encoder", informed_steps=informed, target=target)
+        """The posterior of a row before its training."""
+        return make(row, self.model, self.encoder, self.test, seed)
 
     def _train(self, row: str, posterior: Posterior, seed: int) -> Budget:
         """Train the posterior of a row; returns what that has cost."""
@@ -260,28 +209,25 @@ class Study:
             return Budget(0.0, 0)
         if row in PER_IMAGE:
             return optimize(self.model, posterior, self.test, settings.optimized_steps, seed)
-        objective = Bound(self.model, posterior)
+        objective = Bound(self.model, posterior, None, SAMPLES)
         if row == "informed":
-            if settings.covering:
-                covered = binarized(self.train[:_COVERED], Draws(seed).lane("looked_at"))
-                objective.cover(Covering(self.model, posterior, covered, _COVERED_ROWS, weight=settings.covering))
-            return fit(objective, self.train, settings, seed, lambda spent: spent.seconds / settings.seconds)
+            return fit(objective, self.train, IMAGES, settings.lr, seed, lambda spent: spent.seconds / settings.seconds)
         informed = self.found("informed", seed)
-        limits = Budget(informed["seconds"], informed["passes"])
-        return fit(objective, self.train, settings, seed, lambda spent: min(now / most for now, most in zip(spent, limits, strict=True)))
+        return fit(objective, self.train, IMAGES, settings.lr, seed, Budget(informed["seconds"], informed["passes"]).share_in)
 
     @torch.no_grad()
     def _figures(self, posterior: Posterior) -> dict[str, Any]:
         """Bounds and effective sample sizes of the test images, and the CPU seconds of their computation."""
         start, posterior = time.process_time(), posterior.eval()
-        weights = self.log_weights(posterior, self.settings.samples)
-        return {**of_weights(weights), "evaluation_seconds": time.process_time() - start}
+        weights = torch.cat(list(self._log_weights(posterior, self.settings.samples, 2)))
+        return {**figures_of(weights), "evaluation_seconds": time.process_time() - start}
 
-    def log_weights(self, posterior: Posterior, samples: int) -> Tensor:
-        """Log-weights [samples, M] of the test images in float64, in blocks of samples."""
-        blocks = [(first, min(_BLOCK, samples - first)) for first in range(0, samples, _BLOCK)]
-        found = [posterior.log_weights(self.model, self.test, count, Draws(2).importance(first)).double() for first, count in blocks]
-        return torch.cat(found)
+    def _log_weights(self, posterior: Posterior, samples: int, seed: int) -> Iterator[Tensor]:
+        """Log-weights [n, M] of the test images in float64, in blocks of samples."""
+        encoded = posterior.encode(self.test)
+        for first in range(0, samples, _BLOCK):
+            sample = posterior.sample_encoded(encoded, min(_BLOCK, samples - first), Draws(seed).importance(first))
+            yield (self.model.log_likelihood(self.test, sample.z) + posterior.log_prior_ratio(self.model.prior, sample)).double()
 
     def _annealed(self) -> dict[str, Any]:
         """Evidence of the test images by annealed importance sampling."""
@@ -291,33 +237,27 @@ class Study:
         values = torch.cat([one.log_evidence for one in found]).tolist()
         return {"log_evidence": values, "evaluation_seconds": time.process_time() - start}
 
-    def weigh(self, seed: int) -> None:
-        """Importance-weighted evidence of the test images by the proposal with the best bound of all that need no pass of the decoder but one."""
-        path = self.folder / f"evidence-{seed}.json"
-        known = {row: self.found(row, seed) for row in PER_IMAGE}
-        if path.is_file() or any(one is None for one in known.values()):
+    @torch.no_grad()
+    def weigh(self) -> None:
+        """Importance-weighted evidence of the test images by the Gaussian of the updated frame."""
+        path = self.folder / "evidence.json"
+        if path.is_file():
             return
-        best = max(known, key=lambda row: known[row]["iwae"])
-        posterior = self.posterior(best, seed)
-        optimize(self.model, posterior, self.test, self.settings.optimized_steps, seed)
+        posterior = self.posterior("updated", 0).eval()
         total = self.test.new_full((len(self.test),), -math.inf, dtype=torch.float64)
-        with torch.no_grad():
-            for first in range(0, self.settings.evidence_samples, _BLOCK):
-                count = min(_BLOCK, self.settings.evidence_samples - first)
-                weights = posterior.log_weights(self.model, self.test, count, Draws(4).importance(first)).double()
-                total = torch.logaddexp(total, weights.logsumexp(0))
-        values = (total - math.log(self.settings.evidence_samples)).tolist()
-        _files.write_json(path, {"proposal": best, "log_evidence": values})
+        for weights in self._log_weights(posterior, self.settings.evidence_samples, 4):
+            total = torch.logaddexp(total, weights.logsumexp(0))
+        _files.write_json(path, {"log_evidence": (total - math.log(self.settings.evidence_samples)).tolist()})
 
     def evidence(self) -> dict[str, float]:
         """Mean log-evidence of the test images by every estimate that is there."""
         found = {}
         if (annealed := self.found("annealed", 0)) is not None:
             found["annealed importance sampling"] = statistics.fmean(annealed["log_evidence"])
-        for path in sorted(self.folder.glob("evidence-*.json")):
-            one = _files.read_json(path)
-            name = f"{self.settings.evidence_samples:,} samples, {ROWS[one['proposal']]}"
-            found[name] = max(statistics.fmean(one["log_evidence"]), found.get(name, -math.inf))
+        path = self.folder / "evidence.json"
+        if path.is_file():
+            name = f"{self.settings.evidence_samples:,} samples, {ROWS['updated']}"
+            found[name] = statistics.fmean(_files.read_json(path)["log_evidence"])
         bounds = {row: max(one["iwae"] for one in seeds) for row, seeds in self.all_figures().items() if row != "annealed"}
         if bounds:
             best = max(bounds, key=lambda row: bounds[row])
@@ -335,90 +275,6 @@ class Study:
             return int((self.encoder(self.test)[:, : self.settings.latents].var(0) > _ACTIVE).sum())
 
 
-class Table(nn.Module):
-    """Encoder of fixed rows: free outputs for each of them, which start from those of an encoder [M, 2 D] and zeros."""
-
-    def __init__(self, start: Tensor, zeros: int) -> None:
-        super().__init__()
-        self.output = nn.Parameter(torch.cat((start, start.new_zeros(len(start), zeros)), 1))
-
-    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.output
-
-
-class Bound(Objective):
-    """Minus the evidence bound, with one sample. Term: `bound`, nats.
-
-    Args:
-        model: The model.
-        posterior: The posterior, which is trained.
-        trained: The model if it is trained too, otherwise None.
-        num_samples: Samples per row (int, default 1).
-    """
-
-    def __init__(self, model: LatentVariableModel, posterior: Posterior, trained: nn.Module | None = None, num_samples: int = 1) -> None:
-        super().__init__()
-        self.posterior, self.trained, self.num_samples = posterior, trained, num_samples
-        self._model = (model,)  # no submodule, so that it is not trained
-        informed = posterior.informed_steps if isinstance(posterior, Diffusion) else 0
-        self.passes = num_samples * (1 + informed)  # of the decoder, per row
-        self.more_passes = 0  # of the decoder, per step
-        self._covering: Covering | None = None
-
-    def cover(self, covering: Covering) -> None:
-        """Add a covering term, which is trained beside the bound."""
-        self._covering = covering
-        self.more_passes = covering.num_rows * (covering.num_steps + 2)  # the first density of the chains, and the direction of the regression
-
-    def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
-        values = {"bound": -self.posterior.log_weights(self._model[0], x, self.num_samples, draws).mean(0)}
-        if self._covering is None:
-            return Terms(values, {"bound": 1.0})
-        more = self._covering.terms(x, progress, draws.lane("candidates"))
-        return Terms({**values, **more.values}, {"bound": 1.0, **more.weights})
-
-
-def fit(objective: Bound, images: Tensor, settings: Settings, seed: int, fraction: Callable[[Budget], float]) -> Budget:
-    """Train on random images, binarized anew in each step, until `fraction` of what was spent is 1; returns what was spent."""
-    engine = Engine(objective, Optimisation(lr=settings.lr, max_norm=100.0), capture=False, exchange=False)
-    spent, start, rows = Budget(0.0, 0), time.process_time(), settings.batch_size
-    step = 0
-    while (done := fraction(spent)) < 1:
-        draws = Draws(seed, step * rows)
-        x = binarized(take_rows(images, rng.integers(draws, rows, len(images), rng.ORDER)), draws.lane("looked_at"))
-        engine.run(x, Progress(done, 1), draws)
-        step += 1
-        spent = Budget(time.process_time() - start, step * (rows * objective.passes + objective.more_passes))
-    return spent
-
-
-def optimize(model: LatentVariableModel, posterior: Posterior, x: Tensor, steps: int, seed: int) -> Budget:
-    """Optimize a posterior with free parameters for each row of `x`, with `_FEW` samples in each step."""
-    start, objective = time.process_time(), Bound(model, posterior, None, _FEW)
-    engine = Engine(objective, Optimisation(lr=0.1, max_norm=None), capture=False, exchange=False)
-    for step in range(steps):
-        engine.run(x, Progress(step, steps), Draws(seed, step * len(x)))
-    return Budget(time.process_time() - start, steps * len(x) * objective.passes)
-
-
-def binarized(images: Tensor, draws: Draws) -> Tensor:
-    """Images [N, P] of zeros and ones, drawn with the values as probabilities."""
-    return (rng.uniform(draws, tuple(images.shape), rng.OBSERVATION) < images).float()
-
-
-def of_weights(log_weights: Tensor) -> dict[str, float]:
-    """Bounds, nats, and the median share of effective samples, of log-weights [K, M]."""
-    count = len(log_weights)
-    few = log_weights[: count // _FEW * _FEW].unflatten(0, (-1, _FEW))
-    size = torch.exp(-torch.logsumexp(2 * log_weights.log_softmax(0), 0)) / count
-    return {
-        "elbo": float(log_weights.mean()),
-        "iwae_few": float(ops.log_mean_exp(few, 1).mean()),
-        "iwae": float(ops.log_mean_exp(log_weights, 0).mean()),
-        "effective": float(size.median()),
-    }
-
-
 def _line(figures: dict[str, Any]) -> str:
     shown = (f"{name} {value:.4g}" for name, value in figures.items() if not isinstance(value, list))
     return ", ".join(shown)
@@ -428,7 +284,7 @@ def _write(study: Study, output: Path, command: str) -> list[Path]:
     """Write the table of all runs that are there."""
     made = environment()
     record = {
-        "kind": KIND,
+        "kind": fixed_decoder_table.__name__,
         "command": command,
         **{name: value for name, value in made.items() if name != "command"},
         "settings": dataclasses.asdict(study.settings),
@@ -445,46 +301,3 @@ def _write(study: Study, output: Path, command: str) -> list[Path]:
 
 def _without_lists(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: statistics.fmean(value) if isinstance(value, list) else value for name, value in figures.items()}
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The table of a record."""
-    settings, evidence = record["settings"], record["evidence"]
-    best = max(evidence.values())
-    few, samples = f"IWAE-{_FEW}", f"IWAE-{settings['samples']}"
-    headings = ["posterior", "ELBO", "gap", few, samples, "ESS", "decoder passes", "CPU seconds", "seeds"]
-    rows = [_row(ROWS[row], seeds, best) for row, seeds in record["runs"].items() if row != "annealed"]
-    count, processor = settings["images"], record["machine"]["processor"]
-    source = f"Commit {str(record['commit'])[:10]}, {processor}, torch {record['versions']['torch']}."
-    split = "validation" if settings["validation"] else "test"
-    lines = [
-        f"# Posteriors of a fixed decoder with {settings['latents']} latents",
-        "",
-        f"`{record['command']}`. {source}",
-        f"A variational autoencoder on binarized {settings['dataset']} ({settings['hidden']} hidden units, {settings['epochs']} epochs,"
-        f" {record['active_units']} active latents), its decoder frozen. Means over {count} {split} images, nats per image,"
-        " ± the standard deviation over seeds where there are several.",
-        "All amortized posteriors start from the encoder of the autoencoder. The informed chain is trained for a given time, with a covering term of"
-        f" weight {settings['covering']:g} on latents of data from Langevin chains, every other one until it has had as many seconds and as many"
-        " passes of the decoder. Gap: the largest estimate of the evidence below, less the ELBO."
-        f" ESS: median share of effective samples among {settings['samples']}.",
-        "",
-        _markdown.table(headings, rows),
-        "",
-        "Evidence, nats per image; each estimate is a lower bound in expectation:",
-        "",
-        _markdown.table(["estimate", "log p(x)"], [[name, f"{value:.2f}"] for name, value in evidence.items()]),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _row(label: str, seeds: list[dict[str, Any]], evidence: float) -> list[str]:
-    def mean(name: str, spec: str) -> str:
-        values = [one[name] for one in seeds]
-        return f"{statistics.fmean(values):{spec}}" + (f" ± {statistics.stdev(values):{spec}}" if len(values) > 1 else "")
-
-    gap = f"{evidence - statistics.fmean(one['elbo'] for one in seeds):.2f}"
-    bounds = [mean("elbo", ".2f"), gap, mean("iwae_few", ".2f"), mean("iwae", ".2f"), mean("effective", ".1%")]
-    cost = [f"{statistics.fmean(one['passes'] for one in seeds):,.0f}", f"{statistics.fmean(one['seconds'] for one in seeds):.0f}"]
-    return [label, *bounds, *cost, str(len(seeds))]

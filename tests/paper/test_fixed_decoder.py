@@ -15,8 +15,9 @@ from bench import records
 from ddvi_fast import InputError, likelihoods, models, networks, priors
 from ddvi_fast.cli.reproduce import main
 from ddvi_fast.objectives import Progress
-from ddvi_fast.paper import fixed_decoder
-from ddvi_fast.paper.fixed_decoder import Bound, Settings, Table, optimize
+from ddvi_fast.paper import fixed_decoder_table
+from ddvi_fast.paper.fixed_decoder import Settings
+from ddvi_fast.paper.fixed_decoder_posteriors import IMAGES, ROWS, SAMPLES, STEPS, UPDATES, Bound, Budget, Table, make, optimize
 from ddvi_fast.posteriors import FullGaussian, Gaussian
 from ddvi_fast.rng import Draws
 
@@ -26,7 +27,7 @@ TINY = ("dataset=digits", "images=10", "latents=3", "hidden=8", "epochs=1", "sec
 
 def test_figures_are_those_of_their_definitions() -> None:
     log_weights = torch.randn(40, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found, weights = fixed_decoder.of_weights(log_weights), log_weights.exp()
+    found, weights = fixed_decoder_table.figures_of(log_weights), log_weights.exp()
     assert found["elbo"] == pytest.approx(float(log_weights.mean()))
     assert found["iwae"] == pytest.approx(float(weights.mean(0).log().mean()))
     few = torch.stack([weights[first : first + 10].mean(0).log() for first in range(0, 40, 10)])
@@ -35,11 +36,11 @@ def test_figures_are_those_of_their_definitions() -> None:
     assert found["effective"] == pytest.approx(float(shares.median()))
 
 
-def linear_model() -> tuple[models.LatentVariableModel, torch.Tensor, torch.Tensor]:
+def linear_model(gain: float = 2.0) -> tuple[models.LatentVariableModel, torch.Tensor, torch.Tensor]:
     """A linear decoder with noise, data, and the exact evidence of each row."""
     decoder = networks.MLP(3, [], 6, draws=Draws(2))
     with torch.no_grad():
-        decoder.output_layer.weight.mul_(2.0)
+        decoder.output_layer.weight.mul_(gain)
     model = models.LatentVariableModel(priors.make("gaussian", dim=3), decoder, likelihoods.make("gaussian", scale=0.5)).requires_grad_(False)
     x, weight = model.simulate(8, Draws(4)).x, decoder.output_layer.weight
     evidence = MultivariateNormal(decoder.output_layer.bias, weight @ weight.T + 0.25 * torch.eye(6)).log_prob(x)
@@ -65,22 +66,40 @@ def test_the_bound_is_that_of_one_sample() -> None:
     torch.testing.assert_close(update.terms().values["bound"], -posterior.log_weights(model, x, 1, Draws(6))[0])
 
 
+def test_the_share_of_a_budget_is_that_of_the_scarcer_good() -> None:
+    assert Budget(10.0, 100).share_in(Budget(5.0, 80)) == 0.5 and Budget(10.0, 100).share_in(Budget(20.0, 80)) == 0.8
+
+
+@torch.no_grad()
+def test_untrained_chains_are_the_gaussians_of_their_frames() -> None:
+    """In an updated frame the exact posterior of a linear decoder, outside it the Gaussian of the encoder."""
+    model, x, evidence = linear_model(gain=0.7)  # for which two updates are enough
+    encoder = networks.MLP(6, [8], 6, draws=Draws(7))
+    weights = {row: make(row, model, encoder, x, 0).log_weights(model, x, 400, Draws(3)) for row in ("encoder", "blind", "updated", "informed")}
+    for row in ("updated", "informed"):
+        assert float((weights[row] - evidence).abs().max()) < 1e-2
+    bounds = {row: float(one.mean()) for row, one in weights.items()}
+    assert bounds["encoder"] < float(evidence.mean()) - 1 and bounds["blind"] == pytest.approx(bounds["encoder"], abs=0.5)
+
+
 @pytest.mark.skipif(find_spec("zuko") is None, reason="zuko is not installed")
 def test_the_command_makes_every_row_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["fixed-decoder", *TINY, "--seeds", "1", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
     main(call)
     first = capsys.readouterr().out
-    assert first.count("seed 0:") == len(fixed_decoder.ROWS)
+    assert first.count("seed 0:") == len(ROWS)
     main(call)
     second = capsys.readouterr().out
     assert "seed 0:" not in second  # nothing is done twice
     record = json.loads((tmp_path / "out" / "table.json").read_text(encoding="utf-8"))
     assert records.markdown_of(record) == (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     informed = record["runs"]["informed"][0]
-    for row in ("tuned", "full", "iaf", "spline", "blind"):
+    for row in ("tuned", "full", "iaf", "spline", "blind", "in-encoder"):
         (other,) = record["runs"][row]
         assert other["seconds"] >= informed["seconds"] and other["passes"] >= informed["passes"]
-    assert informed["passes"] % (64 * 9 + 32 * 4) == 0 and record["runs"]["encoder"][0]["passes"] == 0
+    step = IMAGES * (SAMPLES * (1 + STEPS) + UPDATES * 2 * 3)  # a frame update looks at 2 D points for each image
+    assert informed["passes"] > 0 and informed["passes"] % step == 0
+    assert all(record["runs"][row][0]["passes"] == 0 for row in ("encoder", "updated"))
     for seeds in record["runs"].values():
         assert all(math.isfinite(value) for one in seeds for value in one.values())
     assert all(one["elbo"] <= one["iwae_few"] <= one["iwae"] for row, (one,) in record["runs"].items() if row != "annealed")
