@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddvi_fast import _checks, ops, rng
 from ddvi_fast._operator import broadcast_shapes
 from ddvi_fast.priors.curve import along_curve
-from ddvi_fast.priors.quadrature import normal_grid
+from ddvi_fast.priors.quadrature import normal_grid, normal_quadrature
 from ddvi_fast.rng import Draws
 
 KDE_BANDWIDTHS = (0.005, 0.008, 0.01, 0.03, 0.05)  # of the released code's density estimate
@@ -276,7 +276,7 @@ class Prior(nn.Module):
         """
         self.require_noise()
         _checks.require(self.noise_dim <= 2, "prior", "at most 2 coordinates of noise, for integration nodes", str(self.noise_dim))
-        grid, log_weights = normal_grid(self.noise_dim, resolution, reach=15)
+        grid, log_weights = normal_grid(self.noise_dim, normal_quadrature(resolution, reach=15))
         if self.num_classes is None:
             return self.push(grid).detach(), log_weights
         classes = torch.arange(self.num_classes, device="cpu").unsqueeze(1)

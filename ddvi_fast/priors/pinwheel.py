@@ -10,7 +10,7 @@ from torch import Tensor
 from ddvi_fast import _checks
 from ddvi_fast.precision import as_float64
 from ddvi_fast.priors.base import Prior, select_class
-from ddvi_fast.priors.quadrature import nodes_across, normal_quadrature
+from ddvi_fast.priors.quadrature import normal_quadrature, quadrature_across
 
 _MIN_SLOPE = 0.12  # smallest slope of the map of angles up to the core radius; at 0 the map would fold
 _OUTER_RADIUS = 2.5  # radius beyond which the arms are straight, since exp would overflow
@@ -59,7 +59,7 @@ class Pinwheel(Prior):
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         radial, log_radial = normal_quadrature(resolution, reach=15)
-        tangential, log_tangential = normal_quadrature(nodes_across(resolution), reach=200)
+        tangential, log_tangential = quadrature_across(resolution, reach=200)
         labels = torch.arange(self.num_classes, **as_float64)
         first, second, label = torch.meshgrid(1 + self.radial_std * radial, self.tangential_std * tangential, labels, indexing="ij")
         log_weights = log_radial[:, None, None] + log_tangential[:, None] - math.log(self.num_classes) + torch.zeros(self.num_classes, **as_float64)
