@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, distributed, rng
-from ddvi_fast.dense import ACTIVATIONS, dense, dropout
+from ddvi_fast.dense import ACTIVATIONS, dense, dropout, narrow_matrices
 from ddvi_fast.precision import as_float32
 from ddvi_fast.rng import Draws
 
@@ -108,10 +108,11 @@ class MLP(nn.Module):
             Outputs [.., outputs], or [N, outputs].
         """
         hidden = x if x.shape[-1] == self.inputs else x.flatten(1)
+        matrices = narrow_matrices(self.layers, x)
         for index, layer in enumerate(self.layers[:-1]):
-            hidden = dense(layer, hidden, self.activation, self.dropout, draws, index)
+            hidden = dense(layer, hidden, self.activation, self.dropout, draws, index, matrices[index])
         # Autocast narrows the layers; their output enters densities.
-        return dense(self.layers[-1], hidden).to(x.dtype)
+        return dense(self.layers[-1], hidden, matrix=matrices[-1]).to(x.dtype)
 
 
 class NoisyInput(nn.Module):
