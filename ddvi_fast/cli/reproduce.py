@@ -14,9 +14,7 @@ from ddvi_fast.cli.arguments import Parser
 from ddvi_fast.config import names
 
 FIXED_DECODER = "fixed-decoder"
-JOBS = (
-    "runs at a time: each in a process with one thread (default: one a core), on a GPU all in one process, each on its own stream (default: 8)"
-)
+JOBS = "runs at a time: each in a process with one thread (default: one a core), on a GPU all in one process, each on its own stream (default: 8)"
 DESCRIPTION = """Train every missing run of a table, then write the table and the picture of all runs.
 
 A finished run is never repeated, an interrupted one is started anew, and a run that is impossible has its reason in the table.
