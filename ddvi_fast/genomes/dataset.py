@@ -258,6 +258,13 @@ def _draw(*arguments: Any) -> list[Path]:
     return draw(*arguments)
 
 
+def _colors(*arguments: Any) -> list[str] | None:
+    # Not at the top, as above.
+    from ddvi_fast.genomes.maps import colors
+
+    return colors(*arguments)
+
+
 def _keep(*arguments: Any) -> None:
     # Not at the top, as above.
     from ddvi_fast.genomes.people import keep
@@ -268,5 +275,5 @@ def _keep(*arguments: Any) -> None:
 DATASETS = ("1kg", "genomes")
 for _name in DATASETS:
     register(_name, _load)
-    register_pictures(_name, _draw)
+    register_pictures(_name, _draw, _colors)
     register_files(_name, _keep)

@@ -46,11 +46,13 @@ class Placed:
     """Where the posterior puts some people.
 
     Args:
+        samples: Posterior samples, float32 [K, N, D].
         mean, spread: Mean and standard deviation of posterior samples, float32 [N, D].
         cluster: Most probable cluster, int64 [N]; None for a prior without classes.
         probability: Its probability, float64 [N], or None.
     """
 
+    samples: np.ndarray
     mean: np.ndarray
     spread: np.ndarray
     cluster: np.ndarray | None
@@ -71,14 +73,21 @@ def place(experiment: Experiment, x: Tensor, seed: int) -> Placed:
     posterior, prior = experiment.posterior, experiment.model.prior
     draws = Draws(seed)
     z = torch.stack([metrics.encode(posterior, x, draws.importance(number)) for number in range(_SAMPLES)])
+    where = (z.cpu().numpy(), z.mean(0).cpu().numpy(), z.std(0).cpu().numpy())
     if isinstance(posterior, ClassConditional):
         found = torch.cat([posterior.log_class_probs(part).exp() for part in x.split(_ROWS)])
     elif prior.num_classes:
         found = torch.stack([responsibilities(prior, sample) for sample in z]).mean(0)
     else:
-        return Placed(z.mean(0).cpu().numpy(), z.std(0).cpu().numpy(), None, None)
+        return Placed(*where, None, None)
     best = found.double().max(-1)
-    return Placed(z.mean(0).cpu().numpy(), z.std(0).cpu().numpy(), best.indices.cpu().numpy(), best.values.cpu().numpy())
+    return Placed(*where, best.indices.cpu().numpy(), best.values.cpu().numpy())
+
+
+def sets_of(options: Genotypes) -> tuple[str, ...]:
+    """Names of the sets of people; one where both sets of the data set are the same people."""
+    held = "validation" if options.validation else "test"
+    return ("training", held) if options.held_out > 0 or options.validation > 0 else ("training",)
 
 
 def keep(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFolder) -> None:
@@ -86,11 +95,8 @@ def keep(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFo
     options = Genotypes(config.data, config.labels, **vars(config.dataset.genotypes), validation=config.dataset.validation)
     where = {"data_dir": folder_of(config.data_dir), "seed": config.split_seed}
     tables = sample_tables(config.dataset.name, options, **where)
-    words = ("training", "validation" if options.validation else "test")
-    # With no test set of its own both sets are the same people.
-    several = options.held_out > 0 or options.validation > 0
     parts = []
-    for split, word, table in list(zip(("train", "test"), words, tables, strict=True))[: 1 + several]:
+    for split, word, table in zip(("train", "test"), sets_of(options), tables, strict=False):
         shown = table.take(np.arange(dataset.size(split)))  # fewer with `limit`
         placed = place(experiment, dataset.inputs(split=split), config.seed)
         parts.append({"name": shown.name, "set": [word] * len(shown), **placed.columns(), **_labels(shown)})
