@@ -54,6 +54,7 @@ OTHERS = {"_fused_adam_": 12.0, "_foreach_add_": 2.5, "_foreach_sub_": 2.5}
 ELEMENTWISE = 2.5
 # A product of torch takes the larger of this, and of its operations at a third of the peak rate, because few programs have 128 rows.
 PRODUCT, RATES = 5.0, {"float32": 51e12 / 3, "bf16": 781e12 / 3}
+UNPREDICTED = 10.0  # of a launch of ours that the model cannot walk
 BETWEEN = 1.0  # microseconds between the end of an operation and the start of the next one in a graph
 
 
@@ -159,10 +160,11 @@ def default_step(*settings: str) -> Step:
     return recorded_step(phase.objective, phase.optimisation, torch.empty(ROWS, *dataset.input_shape, device=DEVICE))
 
 
-def rows_of(step: Step, precision: str) -> Iterator[tuple[str, int, float | None, str]]:
-    """Operations of a step: name, number, microseconds of all of them (None if there is no prediction), and where the time is from."""
+def rows_of(step: Step, precision: str) -> Iterator[tuple[str, int, float, str]]:
+    """Operations of a step: name, number, microseconds of all of them, and where the time is from."""
     for each in predictions.predicted_launches(step.launches):
-        yield each.kernel, each.launches, each.microseconds, "model"
+        known = each.microseconds is not None
+        yield each.kernel, each.launches, each.microseconds if known else UNPREDICTED * each.launches, "model" if known else "assumed"
     for each in step.in_cuda:
         yield each.name, 1, predictions.in_cuda_microseconds(each), "model"
     grouped: dict[str, list[float]] = {}
@@ -180,8 +182,8 @@ def record_of(precision: str) -> dict[str, Any]:
     step = benchmark_step(precision)
     rows = [list(row) for row in rows_of(step, precision)]
     rows.append(["between operations", step.count, BETWEEN * step.count, "assumed"])
-    known = sum(row[2] for row in rows if row[2] is not None)
-    return {"count": step.count, "names": dict(sorted(step.names().items())), "rows": rows, "microseconds": round(known, 1)}
+    total = round(sum(row[2] for row in rows), 1)
+    return {"count": step.count, "names": dict(sorted(step.names().items())), "rows": rows, "microseconds": total}
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -192,10 +194,10 @@ def markdown(record: dict[str, Any]) -> str:
         "captured graph. Nothing here was measured. `model`: the static model of each kernel's machine code. `assumed`: "
         f"{ELEMENTWISE:g} us for an elementwise operation or a sum,",
         f"{OTHERS['_fused_adam_']:g} us for Adam, for a matrix product the larger of {PRODUCT:g} us and its operations at a third of the peak rate, "
-        f"and {BETWEEN:g} us between two operations.", "",
+        f"{UNPREDICTED:g} us for a launch that the model cannot walk, and {BETWEEN:g} us between two operations.", "",
     ]  # fmt: skip
     for precision, found in record["steps"].items():
-        rows = [[name, str(number), "-" if micro is None else f"{micro:.1f}", source] for name, number, micro, source in found["rows"]]
+        rows = [[name, str(number), f"{micro:.1f}", source] for name, number, micro, source in found["rows"]]
         rows.append(["all", str(found["count"]), f"{found['microseconds']:.0f}", ""])
         lines += [f"## {precision}", "", _markdown.table(("operation", "number", "us", "from"), rows), ""]
     lines += [f"The default recipe's step (digits, `method=ddvi`) has {record['default_recipe']} operations.", ""]
