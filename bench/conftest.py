@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cases
+from bench import cases, gpu_figures
 from ddvi_fast.cli.bench import SETS
 
 
@@ -45,6 +45,17 @@ def call(case: cases.Case, provider: str, benchmark, pytestconfig: pytest.Config
     problem = case.build(torch.device(pytestconfig.getoption("--bench-device")))
     problem.check(provider)
     benchmark.group = case.name
+    was, model = gpu_figures.measured(case.name, provider), gpu_figures.predicted(case.name, provider)
+    benchmark.extra_info |= {"H200 measured ms": was, "H200 predicted ms": None if model is None else model[0]}
     run = problem.provider(provider)
     run()  # compilation and other first-time work are not timed
     return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show the figures of a GPU of the cases that were timed."""
+    timed = {report.nodeid for report in terminalreporter.getreports("passed")}
+    chosen = [case for case in cases.in_set(config.getoption("--bench-set")) if any(case.name in name for name in timed)]
+    if figures := gpu_figures.table(chosen):
+        terminalreporter.section("figures of a GPU")
+        terminalreporter.write_line(figures)

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -96,28 +96,34 @@ def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     chosen = DENOISER_PARTS if options.denoiser else options.parts
     wanted = [part for part in PARTS if chosen is None or part in chosen]
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        together = [part for part in wanted if not PARTS[part].alone]
-        # On a CPU one process is enough: there is no context that a failure could spoil, and starting takes longest.
-        groups = [[part] for part in together] if options.device == "cuda" else [together] * bool(together)
-        results: dict[str, dict[str, Any]] = {}
-        with ThreadPoolExecutor(max(1, len(groups))) as pool:
-            for found in pool.map(lambda group: _supervise(group, options, Path(folder), start), groups):
-                results |= found
-        for part in wanted:
-            if PARTS[part].alone:
-                results |= _supervise([part], options, Path(folder), start)
-    record = {
+    about = {
         "kind": records.DEVICE_KIND,
         **environment(),
         "command": " ".join(["python3", "bench/device_check.py", *sys.argv[1:]]),
         "device": name,
         "threads": torch.get_num_threads(),
         "quick": options.quick,
-        "seconds": round(time.monotonic() - start, 1),
-        "parts": {part: results[part] for part in wanted},
     }
-    print(records.write(path, record))
+    results: dict[str, dict[str, Any]] = {}
+
+    def keep(found: dict[str, dict[str, Any]]) -> str:
+        """Write the record with what has been found so far: a check that is stopped leaves it."""
+        results.update(found)
+        waiting = {"ok": None, "summary": "0 run, 0 passed; not run yet", "seconds": 0.0}
+        parts = {part: results.get(part, waiting) for part in wanted}
+        return records.write(path, {**about, "seconds": round(time.monotonic() - start, 1), "parts": parts})
+
+    with tempfile.TemporaryDirectory() as folder:
+        together = [part for part in wanted if not PARTS[part].alone]
+        # On a CPU one process is enough: there is no context that a failure could spoil, and starting takes longest.
+        groups = [[part] for part in together] if options.device == "cuda" else [together] * bool(together)
+        groups_alone = [[part] for part in wanted if PARTS[part].alone]
+        with ThreadPoolExecutor(max(1, len(groups))) as pool:
+            for done in as_completed([pool.submit(_supervise, group, options, Path(folder), start) for group in groups]):
+                keep(done.result())
+        for group in groups_alone:
+            keep(_supervise(group, options, Path(folder), start))
+    print(keep({}))
     return 1 if any(result["ok"] is False for result in results.values()) else 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench import cases
+from bench import cases, gpu_figures
 from bench.ceilings import measure_ceilings
 from bench.memory import peak_bytes, scaling
 from bench.problem import Problem
@@ -45,6 +45,8 @@ def main(options: argparse.Namespace, command: str) -> None:
     _checks.require(bool(chosen), "--only", "a part of a case's name", options.only)
     record = run(options.set, chosen, device, options.providers, options.seconds, memory=not options.no_memory, command=command)
     print(write(path, record))
+    if figures := gpu_figures.table(chosen):
+        print(figures)
     print(f"written: {path}\nwritten: {path.with_suffix('.md')}")
 
 

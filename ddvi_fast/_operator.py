@@ -92,6 +92,7 @@ class Operator:
             return tuple(gradients)
 
         def forward(ctx: Any, *inputs: Any) -> Any:
+            inputs = tuple(contiguous(*inputs))  # also kept, so that the backward pass need not copy again
             output = self._run(*inputs)
             self._save(ctx, inputs, output)
             return output

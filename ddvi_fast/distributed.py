@@ -218,7 +218,7 @@ def start(device: torch.device | str, timeout: float = TIMEOUT) -> None:
     """Join the other processes by the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); nothing happens in a run of one.
 
     Args:
-        device: Device of this process. Collectives use NCCL on a GPU and gloo elsewhere.
+        device: Device of this process. Collectives use NCCL if every process has a GPU of its own, and gloo elsewhere.
         timeout: Time in seconds after which a collective that a peer does not reach is given up.
     """
     if not launched() or _started():
@@ -229,9 +229,15 @@ def start(device: torch.device | str, timeout: float = TIMEOUT) -> None:
     importlib.import_module("torch.distributed.nn.functional")
     if str(device).startswith("cuda"):
         torch.cuda.set_device(device)
-    backend, limit = "nccl" if str(device).startswith("cuda") else "gloo", datetime.timedelta(seconds=timeout)
+    backend, limit = _backend_of(str(device)), datetime.timedelta(seconds=timeout)
     _store, number, size = next(dist.rendezvous("env://", timeout=limit))
     dist.init_process_group(backend, store=dist.PrefixStore("exchange", _store), rank=number, world_size=size, timeout=limit)
+
+
+def _backend_of(device: str) -> str:
+    """The library of the collectives: NCCL refuses two processes on one GPU."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return "nccl" if device.startswith("cuda") and here <= torch.cuda.device_count() else "gloo"
 
 
 def stop() -> None:
@@ -256,7 +262,10 @@ def local_device(name: str) -> str:
         >>> local_device("cpu")
         'cpu'
     """
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and launched() else name
+    if name != "cuda" or not launched():
+        return name
+    place, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    return f"cuda:{place % count if count else place}"
 
 
 def _started() -> bool:

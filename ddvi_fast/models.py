@@ -77,10 +77,12 @@ class LatentVariableModel(nn.Module):
         """
         reference = next(self.decoder.parameters()) if like is None else like
         _checks.require(num_sets is None or num_sets >= 1, "num_sets", "None or at least 1", num_sets)
-        options = {"joint": joint, "dtype": reference.dtype, "device": reference.device}
-        sets = [self.prior.draw(n, draws.importance(number), **options) for number in range(num_sets or 1)]
+        options = {"dtype": reference.dtype, "device": reference.device}
         if num_sets is None:
-            z, noise, labels = sets[0]
+            z, noise, labels = self.prior.draw(n, draws, joint=joint, **options)
+        elif joint:
+            each = [self.prior.draw(n, draws.importance(number), joint=True, **options).z for number in range(num_sets)]
+            z, noise, labels = torch.stack(each), None, None
         else:
-            z, noise, labels = torch.stack([one.z for one in sets]), None, None
+            z, noise, labels = self.prior._sample_sets(n, num_sets, draws, **options), None, None
         return Fantasies(z, self.likelihood.sample(self.decoder(z), draws), noise, labels)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, distributed, rng
-from ddvi_fast.dense import ACTIVATIONS, dense, dropout
+from ddvi_fast.dense import ACTIVATIONS, dense, dropout, narrow_matrices
 from ddvi_fast.precision import as_float32
 from ddvi_fast.rng import Draws
 
@@ -108,10 +108,11 @@ class MLP(nn.Module):
             Outputs [.., outputs], or [N, outputs].
         """
         hidden = x if x.shape[-1] == self.inputs else x.flatten(1)
+        matrices = narrow_matrices(self.layers, x)
         for index, layer in enumerate(self.layers[:-1]):
-            hidden = dense(layer, hidden, self.activation, self.dropout, draws, index)
+            hidden = dense(layer, hidden, self.activation, self.dropout, draws, index, matrices[index])
         # Autocast narrows the layers; their output enters densities.
-        return dense(self.layers[-1], hidden).to(x.dtype)
+        return dense(self.layers[-1], hidden, matrix=matrices[-1]).to(x.dtype)
 
 
 class NoisyInput(nn.Module):
@@ -284,7 +285,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """Outputs [N, outputs] for images [N, 3, 32, 32], or flattened [N, 3072]; `draws` are those of dropout."""
-        hidden = (x.reshape(-1, *IMAGE_SHAPE) - self.centre) / self.half
+        hidden = ((x.reshape(-1, *IMAGE_SHAPE) - self.centre) / self.half).to(memory_format=_FAST)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             hidden = torch.relu(norm(convolution(hidden)))
         return self.head(hidden.flatten(1), draws).to(x.dtype)
@@ -344,7 +345,7 @@ class ConvDecoder(nn.Module):
         """Unbounded outputs [.., 3072] for latents [.., D]; the likelihood limits their range."""
         hidden = self.first(z.reshape(-1, z.shape[-1]))[..., None, None]
         for convolution in self.convolutions:
-            hidden = convolution(torch.relu(hidden))
+            hidden = convolution(torch.relu(hidden)).to(memory_format=_FAST)
         return hidden.reshape(*z.shape[:-1], math.prod(IMAGE_SHAPE)).to(z.dtype)
 
 
@@ -355,4 +356,5 @@ def _convolution(family: type[nn.Module], inputs: int, outputs: int, kernel: int
     return _initialized(module, 1 / math.sqrt(inputs * reach), draws, _FIRST_CONVOLUTION + number)
 
 
+_FAST = torch.channels_last  # the layout of images in which torch's convolutions on the CPU are fastest
 _FIRST_CONVOLUTION = 64  # layers of an MLP with the same draws come before it

@@ -168,3 +168,8 @@ def _was_narrowed(value: Tensor | None) -> bool:
 def _autocasting(device: torch.device) -> bool:
     # Devices without autocast, such as meta, take the question itself for an error.
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def narrow_type(device: torch.device) -> torch.dtype | None:
+    """The type to which autocast narrows the operands of products on a device, None without autocast."""
+    return torch.get_autocast_dtype(device.type) if _autocasting(device) else None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ddvi_fast import _backend
+from ddvi_fast.dense import on_device
 from ddvi_fast.likelihoods import Gaussian
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
@@ -32,7 +36,7 @@ def pixel_mean(model: LatentVariableModel, x: Tensor, z: Tensor, draws: Draws | 
     if isinstance(likelihood, Gaussian) and likelihood.value_range is not None:
         low, high = likelihood.value_range
         return ((likelihood.mean(output) - flat) * (2 / (high - low))).square().mean(-1)
-    return -likelihood.log_prob(output, flat) / flat.shape[1]
+    return likelihood.log_prob(output, flat) * (-1 / flat.shape[1])
 
 
 def decoded(model: LatentVariableModel, z: Tensor, draws: Draws | None) -> Tensor:
@@ -54,7 +58,7 @@ def log_var_excess(log_var: Tensor) -> Tensor:
 
 
 def mean_matching(posterior: Diffusion, context: Tensor | None, trajectory: Tensor, t: Tensor) -> Tensor:
-    """Compute the Huber error between the means of the noising process and of the chain.
+    """Compute the Huber error between the means of the noising process and of the chain, averaged over dimensions.
 
     Args:
         posterior: The diffusion posterior.
@@ -63,9 +67,33 @@ def mean_matching(posterior: Diffusion, context: Tensor | None, trajectory: Tens
         t: 0-based timesteps, int64 [N].
 
     Returns:
-        Errors [N, D].
+        Errors [N].
     """
-    return functional.smooth_l1_loss(*_means(posterior, context, trajectory, t), reduction="none")
+    if posterior.eta > 0:
+        return functional.smooth_l1_loss(*_means(posterior, context, trajectory, t), reduction="none").mean(-1)
+    weights = posterior.schedule.detach()._posterior_mean_table(trajectory.dtype)
+    if on_device(trajectory) and trajectory.dtype == torch.float32:
+        return _Matching.apply(trajectory, t, weights)
+    # Each state of a deterministic chain is the mean of its step.
+    steps, rows = trajectory.shape[0] - 1, torch.arange(len(t), device=t.device)
+    weight_z, weight_y = weights[t].split(1, -1)
+    target = weight_z * trajectory[-1] + weight_y * trajectory[steps - 1 - t, rows]
+    return functional.smooth_l1_loss(target, trajectory[steps - t, rows], reduction="none").mean(-1)
+
+
+class _Matching(torch.autograd.Function):
+    """The kernels of the errors along a deterministic chain as an autograd function."""
+
+    @staticmethod
+    def forward(ctx: Any, trajectory: Tensor, t: Tensor, weights: Tensor) -> Tensor:
+        trajectory = trajectory.contiguous()
+        ctx.save_for_backward(trajectory, t, weights)
+        return _backend.implementation("triton", "matching").forward(trajectory, t, weights)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return _backend.implementation("triton", "matching").backward(upstream.contiguous(), *ctx.saved_tensors), None, None
 
 
 def kl_per_step(posterior: Diffusion, context: Tensor | None, trajectory: Tensor) -> Tensor:

@@ -274,8 +274,10 @@ def normal(
     return _numbers("normal", draws, shape, stream, device, planes).to(_checks.instance(dtype, torch.dtype, "dtype", "a torch.dtype"))
 
 
-def integers(draws: Draws | DeviceDraws, count: int, high: int, stream: int, device: torch.device | str = "cpu") -> Tensor:
+def integers(draws: Draws | DeviceDraws, count: int | tuple[int, ...], high: int, stream: int, device: torch.device | str = "cpu") -> Tensor:
     """Uniform integers from 0 to `high` - 1, int64 [count]: number `i` is draw `first_index + i`.
+
+    A `count` of several numbers is a shape whose leading axes are importance samples.
 
     Example:
         >>> whole = integers(Draws(seed=1), 4, 10, ORDER)
@@ -283,7 +285,10 @@ def integers(draws: Draws | DeviceDraws, count: int, high: int, stream: int, dev
         (True, True)
     """
     _checks.integer(high, "high", 1)
-    places = uniform(draws, (count, 1), stream, device=device).squeeze(1) * high
+    shape, device = count if isinstance(count, tuple) else (count,), torch.device(device)
+    if high < 1 << 24 and not _operator.needs_dispatch() and _backend.fused(device) == "triton":
+        return _backend.implementation("triton", "noise").integers(draws.state(device), draws.offset, shape, stream, high)
+    places = uniform(draws, (*shape, 1), stream, device=device).squeeze(-1) * high
     return places.long().clamp(max=high - 1)
 
 

@@ -106,6 +106,11 @@ class NoiseSchedule:
         previous_noise = _before(self.noise_variances, 0.0)
         return previous_signal * self.betas / self.noise_variances, self.alphas.sqrt() * previous_noise / self.noise_variances
 
+    @_cached
+    def _posterior_mean_table(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The `posterior_mean_weights` as the columns of a table, [T, 2]."""
+        return torch.stack(self.posterior_mean_weights(), dim=1).to(dtype)
+
     def terminal_snr(self) -> Tensor:
         """Signal-to-noise ratio `alpha_bar_T / var(y_T | y_0)`, a scalar."""
         return self.alpha_bars[-1] / self.noise_variances[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,8 @@ class _Recording:
     """Launches that are recorded instead of run, for one architecture."""
 
     architecture: int
-    launches: list[tuple[Any, tuple[int, ...], tuple, dict[str, Any]]]
+    variant: str
+    launches: list[Launch]
 
 
 _recording: _Recording | None = None
@@ -70,7 +71,7 @@ _recording: _Recording | None = None
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Launch a kernel on the device of its tensors: Triton itself launches on the current device, whatever the arguments are."""
     if _recording is not None:
-        _recording.launches.append((kernel, grid, arguments, options))
+        _recording.launches.append(_launch(_recording.variant, _recording.architecture, kernel, grid, arguments, options))
         return
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -98,11 +99,18 @@ def recorded(variant: str, call: Callable[..., object], *arguments: Any, archite
 
 def launches(variant: str, architecture: int, call: Callable[..., object], *arguments: Any) -> list[Launch]:
     """The launches of a call on one architecture, in order; arguments as in `recorded`."""
-    global _recording
-    _recording = _Recording(architecture, [])
-    try:
+    with recording(architecture, variant) as found:
         call(*arguments)
-        return [_launch(variant, architecture, *launched) for launched in _recording.launches]
+    return found
+
+
+@contextmanager
+def recording(architecture: int, variant: str = "") -> Iterator[list[Launch]]:
+    """Context in which launches are appended to the list that it yields, instead of run."""
+    global _recording
+    _recording = _Recording(architecture, variant, [])
+    try:
+        yield _recording.launches
     finally:
         _recording = None
 

@@ -38,7 +38,7 @@ def backward(
     call = (each, upstream, bandwidths, weights, nearest, rows, padded, clamp, log_constant(points))
     launch(kde_bwd_kernel_weights, (triton.cdiv(padded, options["ROWS"]),), *call, **options)
     # The pass for z also computes the rows' masses, which normalize both gradients.
-    mass = z.new_ones(padded)
+    mass = z.new_ones(padded) if needed[1] else z.new_empty(padded)
     of_rows = weights, nearest, mass, coded(powers, count)
     d_z = _pull(z, points, bandwidths, *of_rows, own=True)
     if needed[1]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddvi_fast import rng
 from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, launch, recorded, tile_place, unusable
-from ddvi_fast.kernels.rng import draw_index, number_tile, row_noise
+from ddvi_fast.kernels.rng import draw_index, number_tile, philox, row_noise, to_uniform
 
 KINDS = ("words", "uniform", "normal")
 
@@ -43,6 +43,14 @@ def fill(kind: str, state: Tensor, offset: int, shape: tuple[int, ...], stream: 
         grid = (triton.cdiv(rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"]), planes)
         call = (state, offset, out, rows, width, shape[-2], stream)
         launch(noise_fwd_kernel_fill, grid, *call, KIND=KINDS.index(kind), SAMPLES=rows > shape[-2], **options)
+    return out
+
+
+def integers(state: Tensor, offset: int, shape: tuple[int, ...], stream: int, high: int) -> Tensor:
+    """Uniform integers below `high`, int64 [*shape], as `ddvi_fast.rng.integers` draws them; arguments as in `fill`."""
+    out, rows = torch.empty(shape, dtype=torch.int64, device=state.device), math.prod(shape)
+    if rows > 0:
+        launch(noise_fwd_kernel_integers, (triton.cdiv(rows, _TILE),), state, offset, out, rows, shape[-1], stream, high, ROWS=_TILE, num_warps=4)
     return out
 
 
@@ -100,6 +108,8 @@ def compilations() -> Iterator[Compilation]:
         x0, shape = torch.empty(128, width, device="meta"), (2, 64, width) if width == 16 else (128, width)
         for kind in KINDS if width == 16 else ("normal",):
             yield from recorded(f"{kind}, D {width}", fill, kind, state, 0, shape, rng.NOISE, architectures=architectures)
+        if width == 2:
+            yield from recorded("integers", integers, state, 0, (128,), rng.TIME, 40, architectures=architectures)
         latents = (x0, t, table, table)
         yield from recorded(f"drawn, D {width}", add_noise, *latents, None, state, 0, shape[-2], architectures=architectures)
         yield from recorded(f"given, D {width}", add_noise, *latents, x0, None, 0, shape[-2], architectures=architectures)
@@ -143,6 +153,14 @@ def noise_fwd_kernel_fill(
     value = number_tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), stream + plane, tl.load(state), KIND, ROWS, WIDTH)
     place, mask = tile_place(first, tl.program_id(1) * WIDTH, rows, width, ROWS, WIDTH)
     tl.store(out + (plane * tl.cast(rows, tl.int64) + first) * width + place, value, mask=mask)
+
+
+@triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "stream", "high"])
+def noise_fwd_kernel_integers(state, offset, out, rows, rows_per_sample, stream, high, ROWS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    word, _, _, _ = philox(draw_index(state, offset, row, rows_per_sample), 0, stream, tl.load(state))
+    value = (to_uniform(word) * high).to(tl.int64)
+    tl.store(out + row, tl.minimum(value, high - 1), row < rows)
 
 
 @triton.jit

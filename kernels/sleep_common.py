@@ -71,10 +71,14 @@ def sleep_fwd_kernel_prepare(
     t,  # [G, R]
     order, starts,  # [R] and [G + 1], or None; with an index `t` has no axis G, and its rows count once
     counts,  # [parts, G T]
+    sorted_rows, sorted_starts,  # as in `sleep_fwd_kernel_sort`, or None
     count, table_rows, programs, rows, groups, steps, share,
-    H: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    H: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The denoiser's operands in the first `programs` programs; in the others the number of rows of each segment in a part of the rows."""
+    """The denoiser's operands in the first `programs` programs; in the others the number of rows of each segment in a part of the rows.
+
+    With `sorted_rows` there is one part, which is sorted, too.
+    """
     if tl.program_id(0) < programs:
         denoiser_operands_kernel(hidden, time_table, matrices, table, count, table_rows, H, BLOCK, EXACT)
     else:
@@ -86,6 +90,9 @@ def sleep_fwd_kernel_prepare(
                 _, segment = _block(t, order, starts, (part * share + i) * ROWS, rows, groups, steps, ROWS)
                 found += tl.sum((segment[:, None] == key[None, :]).to(tl.int32), axis=0)
             tl.store(counts + tl.cast(part, tl.int64) * (groups * steps) + key, found, key < groups * steps)
+        if sorted_rows is not None:
+            tl.debug_barrier()  # other threads wrote these counts
+            _sort(t, order, starts, counts, sorted_rows, sorted_starts, 0, 1, rows, groups, steps, share, ROWS, KEYS, PARTS)
 
 
 @triton.jit(do_not_specialize=["rows", "groups", "steps", "share"])
@@ -98,6 +105,14 @@ def sleep_fwd_kernel_sort(
 ):  # fmt: skip
     """Put the rows of a part behind those of earlier segments, and of the same segment in earlier parts."""
     part, parts = tl.program_id(0), tl.num_programs(0)
+    _sort(t, order, starts, counts, sorted_rows, sorted_starts, part, parts, rows, groups, steps, share, ROWS, KEYS, PARTS)
+
+
+@triton.jit
+def _sort(
+    t, order, starts, counts, sorted_rows, sorted_starts, part, parts, rows, groups, steps, share,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     across = tl.arange(0, ROWS)
     earlier_rows = tl.where(across[None, :] < across[:, None], 1.0, 0.0).to(tl.float16)
     before = tl.zeros((1,), tl.int32)
@@ -138,10 +153,12 @@ def prepared_and_sorted(operands: SleepOperands, sizes: Sizes) -> tuple[Prepared
     counts = t.new_empty((parts, sizes.groups * sizes.steps), dtype=torch.int32)
     places = sizes.rows, sizes.groups, sizes.steps, share
     weights, programs, numbers = preparation(operands.hidden, operands.time_table, operands.precision)
+    now = found if parts == 1 else (None, None)
     launch(
         sleep_fwd_kernel_prepare, (programs + parts,),
-        operands.hidden, operands.time_table, weights.matrices, weights.table, t, order, starts, counts, *numbers, programs, *places,
-        H=sizes.hidden, EXACT=weights.two, BLOCK=PREPARED["BLOCK"], **_OPTIONS,
+        operands.hidden, operands.time_table, weights.matrices, weights.table, t, order, starts, counts, *now, *numbers, programs, *places,
+        H=sizes.hidden, EXACT=weights.two, BLOCK=PREPARED["BLOCK"], PARTS=1 if parts == 1 else 64, **_OPTIONS,
     )  # fmt: skip
-    launch(sleep_fwd_kernel_sort, (parts,), t, order, starts, counts, *found, *places, PARTS=64, **_OPTIONS)
+    if parts > 1:
+        launch(sleep_fwd_kernel_sort, (parts,), t, order, starts, counts, *found, *places, PARTS=64, **_OPTIONS)
     return weights, found

@@ -1,7 +1,7 @@
 """Weight gradients of the denoiser in Triton: products of layer inputs and gradients before the ReLUs, summed over steps and rows.
 
 The backward passes of chain and sleep write the factors. Each program owns a slice of the entries and one part of the result, and adds to
-what it wrote in the calls before, so that sums have one order; the caller adds the slices.
+what it wrote in the calls before, so that sums have one order; one launch adds the slices and the tiles.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -310,22 +311,57 @@ def _store_sums(out, d, ones, exponent, more, B: tl.constexpr, EXACT: tl.constex
     tl.store(out, sums * power(-exponent) * power(-more) if EXACT else sums)
 
 
-@triton.jit(do_not_specialize=["steps", "tiles", "width"])
-def denoiser_bwd_kernel_segments(
-    sums,  # [steps, tiles, width]
-    starts,  # [S + 1]
-    total,  # [S, steps, width]
-    steps, tiles, width,
-    BN: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def _sum_slices(partial, out, block, count, slices, SLICES: tl.constexpr, BLOCK: tl.constexpr):
+    """A block of the sum [count] over slices [slices, count]."""
+    across, place = tl.arange(0, SLICES)[:, None], block * BLOCK + tl.arange(0, BLOCK)
+    found = tl.zeros((SLICES, BLOCK), tl.float32)
+    for first in range(0, slices, SLICES):
+        inside = (first + across < slices) & (place < count)[None, :]
+        found += tl.load(partial + (first + across).to(tl.int64) * count + place[None, :], inside, 0.0)
+    tl.store(out + place, tl.sum(found, axis=0), place < count)
+
+
+@triton.jit(do_not_specialize=["hidden_count", "first_count", "last_count", "bias_count", "slices", "groups", "steps", "begin", "count", "tiles"])
+def denoiser_bwd_kernel_finish(
+    hidden_sums, first_sums, last_sums, bias_sums,  # [slices, ..]
+    table_sums,  # [count, tiles, 4 H]
+    starts,  # as in `denoiser_bwd_kernel_weights`
+    hidden, first, last, last_bias,  # [..]
+    table,  # [G, T, 4 H]
+    hidden_count, first_count, last_count, bias_count, slices, groups, steps, begin, count, tiles,
+    WIDTH: tl.constexpr, BY_STEP: tl.constexpr, BN: tl.constexpr, SLICES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`total` gets the sums over the tiles of each segment, which are consecutive, at each step."""
-    segment, step = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    across = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    begin = tiles_before(starts, segment, BN)
-    found = tl.zeros((BLOCK,), tl.float32)
-    for tile in range(begin, begin + tiles_of(starts, segment, BN)):
-        found += tl.load(sums + (step * tiles + tile) * width + across, across < width, 0.0)
-    tl.store(total + (tl.cast(segment, tl.int64) * steps + step) * width + across, found, across < width)
+    """Sums over slices, in the first programs, and over the tiles of each group at each of the `count` steps from `begin` on."""
+    block = tl.program_id(0)
+    of_hidden, of_first = tl.cdiv(hidden_count, BLOCK), tl.cdiv(first_count, BLOCK)
+    of_last, of_bias = tl.cdiv(last_count, BLOCK), tl.cdiv(bias_count, BLOCK)
+    if block < of_hidden:
+        _sum_slices(hidden_sums, hidden, block, hidden_count, slices, SLICES, BLOCK)
+    elif block < of_hidden + of_first:
+        _sum_slices(first_sums, first, block - of_hidden, first_count, slices, SLICES, BLOCK)
+    elif block < of_hidden + of_first + of_last:
+        _sum_slices(last_sums, last, block - of_hidden - of_first, last_count, slices, SLICES, BLOCK)
+    elif block < of_hidden + of_first + of_last + of_bias:
+        _sum_slices(bias_sums, last_bias, block - of_hidden - of_first - of_last, bias_count, slices, SLICES, BLOCK)
+    else:
+        at = block - of_hidden - of_first - of_last - of_bias
+        row, place = at // tl.cdiv(WIDTH, BLOCK), at % tl.cdiv(WIDTH, BLOCK) * BLOCK + tl.arange(0, BLOCK)
+        if BY_STEP:
+            first_tile, number, into = tiles_before(starts, row, BN), tiles_of(starts, row, BN), row
+        else:
+            group, step = row // count, row % count
+            into = group * steps + begin + step
+            if starts is None:
+                first_tile, number = step * tiles + group * (tiles // groups), tiles // groups
+            else:
+                first_tile, number = step * tiles + tiles_before(starts, group, BN), tiles_of(starts, group, BN)
+        across = tl.arange(0, SLICES)[:, None]
+        found = tl.zeros((SLICES, BLOCK), tl.float32)
+        for tile in range(0, number, SLICES):
+            inside = (tile + across < number) & (place < WIDTH)[None, :]
+            found += tl.load(table_sums + (first_tile + tile + across).to(tl.int64) * WIDTH + place[None, :], inside, 0.0)
+        tl.store(table + tl.cast(into, tl.int64) * WIDTH + place, tl.sum(found, axis=0), place < WIDTH)
 
 
 class WeightSums:
@@ -364,7 +400,8 @@ class WeightSums:
         new = weights[0].new_empty if sizes.rows else weights[0].new_zeros
         slices = max(1, min(triton.cdiv(entries, g), _PROGRAMS // g))
         self.sums = new((slices, g, 3, h, h)), new((slices, g, h, d + c)), new((slices, g, d, h)), new((slices, g, d))
-        self.table = new((g, sizes.steps, 4, h))
+        first, hidden, last, last_bias, table = (weight.new_empty(weight.shape) if sizes.rows else torch.zeros_like(weight) for weight in weights)
+        self.results = hidden, first, last, last_bias, table
 
     def add(self, states: Tensor, context: Tensor | None, signs: Tensor, d_outputs: Tensor, begin: int = 0, count: int = 1) -> None:
         """Add the `count` steps from `begin` on, which `signs` has; all rows if they are sorted by step.
@@ -388,21 +425,20 @@ class WeightSums:
                 *self.sums, table_sums, s.rows, s.steps, begin, count, self.tiles,
                 LAYER=layer, M=m, N=n, RESIDUAL=self.residual, EXACT=self.prepared.two, BY_STEP=self.by_step, **s.layout(), **self.options,
             )  # fmt: skip
-        if self.starts is None:
-            self.table[:, begin : begin + count] = table_sums.view(count, s.groups, -1, 4, s.hidden).sum(2).transpose(0, 1)
-            return
-        total = table_sums.new_empty((self.segments, count, width))
-        grid = (triton.cdiv(width, _SEGMENTS["BLOCK"]), self.segments, count)
-        launch(denoiser_bwd_kernel_segments, grid, table_sums, self.starts, total, count, self.tiles, width, BN=self.options["BN"], **_SEGMENTS)
-        if self.by_step:
-            self.table = total.view(self.table.shape)
-        else:
-            self.table[:, begin : begin + count] = total.view(s.groups, count, 4, s.hidden)
+        whole = self.by_step or begin + count == s.steps  # nothing will be added
+        counts = [result.numel() if whole else 0 for result in self.results[:4]]
+        blocks = [triton.cdiv(number, _SUMS["BLOCK"]) for number in (*counts, width)]
+        lines = self.segments if self.by_step else s.groups * count
+        launch(
+            denoiser_bwd_kernel_finish, (sum(blocks[:4]) + lines * blocks[4],),
+            *self.sums, table_sums, self.starts, *self.results, *counts, self.sums[0].shape[0], s.groups, s.steps, begin, count, self.tiles,
+            WIDTH=width, BY_STEP=self.by_step, BN=self.options["BN"], **_SUMS,
+        )  # fmt: skip
 
     def result(self) -> tuple[Tensor, ...]:
         """Gradients of first, hidden, last, last_bias and time_table, in the shapes of the weights."""
-        hidden, first, last, last_bias = (partial.sum(0) for partial in self.sums)
-        return tuple(total.view(weight.shape) for total, weight in zip((first, hidden, last, last_bias, self.table), self.weights, strict=True))
+        hidden, first, last, last_bias, table = self.results
+        return first, hidden, last, last_bias, table
 
 
 def weight_gradients(operands: ChainOperands, trajectory: Tensor, signs: Tensor, d_outputs: Tensor) -> tuple[Tensor, ...]:
@@ -422,9 +458,9 @@ def weight_gradients(operands: ChainOperands, trajectory: Tensor, signs: Tensor,
     return sums.result()
 
 
-# Programs that fill a device, and options of the sums over segments.
+# Programs that fill a device, and options of the sums.
 _PROGRAMS = 132
-_SEGMENTS = {"BLOCK": 512, "num_warps": 4}
+_SUMS = {"SLICES": 8, "BLOCK": 256, "num_warps": 4}
 
 
 def weight_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:

@@ -110,3 +110,36 @@ def test_the_priors_nodes_reach_where_data_outweigh_the_prior(prior, x, bounds):
     x = torch.tensor(x, dtype=torch.float64)
     grid = log_evidence_quadrature(model, x, bounds, resolution=200)
     torch.testing.assert_close(log_evidence_quadrature(model, x, resolution=300), grid, rtol=0, atol=5e-3)
+
+
+class Observed(torch.nn.Module):
+    """A decoder that returns its latents and counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def forward(self, z):
+        self.count += len(z)
+        return z
+
+
+@pytest.mark.parametrize("name", ["pinwheel", "swiss_roll_noisy", "square", "mixture", "gaussian"])
+@pytest.mark.parametrize(("scale", "share"), [(0.5, 1.0), (0.1, 1.3), (0.004, 2.0)], ids=["wide", "narrow", "needle"])
+def test_adaptive_resolution_keeps_its_error_and_saves_nodes(name, scale, share):
+    """Observations of z itself with noise of this scale, of the prior's samples and off the prior."""
+    prior = priors.make(name).double()
+    model = LatentVariableModel(prior, Observed(), likelihoods.make("gaussian", scale=scale).double())
+    x = torch.cat((prior.sample(30, Draws(4), dtype=torch.float64), torch.tensor([[0.3, 0.1], [1.4, 1.3]], dtype=torch.float64)))
+    found, nodes = log_evidence_quadrature(model, x), model.decoder.count
+    latents, log_weights = prior.integration_nodes(200)
+    expected = torch.logsumexp(model.likelihood.pairwise(latents, x) + log_weights.unsqueeze(1), 0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    assert nodes < share * len(latents)
+
+
+def test_a_row_without_a_finite_likelihood_takes_all_nodes():
+    model = LatentVariableModel(priors.make("gaussian").double(), Observed(), likelihoods.make("bernoulli"))
+    x = torch.tensor([[0.0, 1.0], [math.nan, 0.0]], dtype=torch.float64)
+    found = log_evidence_quadrature(model, x)
+    assert found[0].isfinite() and found[1].isnan() and model.decoder.count > 200**2

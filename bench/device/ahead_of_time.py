@@ -3,7 +3,7 @@
     python -m bench.device.ahead_of_time            # writes bench/results/ahead_of_time.json and .md
     python -m bench.device.ahead_of_time --all      # the same, and compiles again what has not changed
     python -m bench.device.ahead_of_time --check    # compiles again and compares with the table
-    python -m bench.device.ahead_of_time --check --first-variants    # only the first variant of each kernel; loops on sm_90 only
+    python -m bench.device.ahead_of_time --check --first-variants    # the first variant of each kernel, on one architecture unless it changed
     python -m bench.device.ahead_of_time --module kde    # prints the rows of one module
 
 Every module in kernels/ lists the variants that it launches (`compilations()`), and so does ddvi_fast/cuda/chain.py, whose CUDA C++ is compiled by
@@ -77,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 1 if the check finds a fault."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
-    parser.add_argument("--first-variants", action="store_true", help="with --check: the first variant of each kernel only, its loop on sm_90")
+    parser.add_argument(
+        "--first-variants", action="store_true", help="with --check: the first variant of each kernel only, on one architecture unless it changed"
+    )
     parser.add_argument("--module", help=f"print the rows of one module of kernels/, or of {CUDA_MODULE}, and write nothing")
     parser.add_argument("--all", action="store_true", help="also compile the variants whose sources have not changed since the table was written")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -92,8 +94,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not (versions["nvrtc"] or options.check or options.module):
         parser.error(f"the table needs NVRTC: {nvrtc.available()[1]}")
     if options.check:
-        table = compile_all(jobs(first_variants=options.first_variants), options.processes, everywhere=not options.first_variants)
-        problems = check(records.read(RESULTS), versions, table, sorted({name for name, _ in listed()}))
+        committed = records.read(RESULTS)
+        chosen = first_variants(committed, versions) if options.first_variants else jobs()
+        table = compile_all(chosen, options.processes, everywhere=not options.first_variants)
+        problems = check(committed, versions, table, sorted({name for name, _ in listed()}))
     elif options.module:
         table = compile_all(jobs(options.module), options.processes)
         problems = faults(table)
@@ -114,8 +118,7 @@ def update(known: dict[str, Any], versions: dict[str, str | None], processes: in
     digests = {job: digest(listed()[job], job[1], versions) for job in jobs()}
     table: Table = {}
     for name, capability in jobs():
-        stored = known.get("digests", {}).get(name, {}).get(f"sm_{capability}")
-        if stored == digests[name, capability]:
+        if _stored(known, name, capability) == digests[name, capability]:
             table.setdefault(name, {})[f"sm_{capability}"] = known["kernels"][name][f"sm_{capability}"]
     record = {"kind": "bench.device.ahead_of_time", **versions, "predictions": known.get("predictions", [])}
 
@@ -159,15 +162,28 @@ def digest(wanted: Any, capability: int, versions: dict[str, str | None]) -> str
     return hashlib.sha256(f"{versions['triton']} {parts}".encode()).hexdigest()[:16]
 
 
-def jobs(module: str = "*", first_variants: bool = False) -> list[tuple[str, int]]:
-    """Name and architecture of every variant of a module, or of the first variant of each kernel."""
-    chosen, seen = [], set()
-    for name, capability in listed(module):
-        kernel = (name.split()[0], capability)
-        if not first_variants or kernel not in seen:
-            chosen.append((name, capability))
-        seen.add(kernel)
+def jobs(module: str = "*") -> list[tuple[str, int]]:
+    """Name and architecture of every variant of a module."""
+    return list(listed(module))
+
+
+def first_variants(known: dict[str, Any], versions: dict[str, str | None]) -> list[tuple[str, int]]:
+    """The first variant of each kernel: on one architecture, another for the next kernel, and wherever it changed since a table was written."""
+    first: dict[str, dict[int, str]] = {}
+    for name, capability in listed():
+        first.setdefault(name.split()[0], {}).setdefault(capability, name)
+    chosen = []
+    for number, variants in enumerate(first.values()):
+        turn = list(variants)[number % len(variants)]
+        for capability, name in variants.items():
+            if capability == turn or _stored(known, name, capability) != digest(listed()[name, capability], capability, versions):
+                chosen.append((name, capability))
     return chosen
+
+
+def _stored(known: dict[str, Any], name: str, capability: int) -> str | None:
+    """The digest of a row that a table has."""
+    return known.get("digests", {}).get(name, {}).get(f"sm_{capability}")
 
 
 def compile_all(chosen: list[tuple[str, int]], processes: int, everywhere: bool = True) -> Table:

@@ -22,7 +22,7 @@ import torch
 from bench import cases, records
 from bench.baselines.training import Sizes
 from bench.ceilings import measure_ceilings
-from bench.device import ahead_of_time, predictions
+from bench.device import ahead_of_time, predictions, runs
 from bench.run import run_case
 from bench.steps import OurStep, images
 from bench.timing import time_together
@@ -187,6 +187,8 @@ def ceilings(setting: Setting) -> Iterator[Result]:
 def timings(setting: Setting) -> Iterator[Result]:
     """Time every operation against eager PyTorch, then against torch.compile while there is time."""
     chosen = [case for case in cases.in_set("quick" if setting.quick else "device") if case.operation != "training"]
+    if setting.quick:  # one of each operation
+        chosen = list({case.operation: case for case in reversed(chosen)}.values())
     return _timed(setting, chosen, 0.02 if setting.quick else 0.5)
 
 
@@ -428,29 +430,34 @@ _BATCHES = 3  # of the parity cases of an operation with a denoiser, whose compi
 _DENOISERS = ("chain", "sleep")
 PARTS: dict[str, Part] = {
     "random numbers": Part(random_numbers, 60),
-    **{f"parity {operation}": Part(parity(operation), 150) for operation in _backend.OPERATIONS if operation not in _DENOISERS},
+    **{f"parity {operation}": Part(parity(operation), 120) for operation in _backend.OPERATIONS if operation not in _DENOISERS},
     **{
         " ".join(["parity", operation, *([precision] if precision else []), f"{batch + 1} of {_BATCHES}"]): Part(
-            parity(operation, precision, batch, _BATCHES), 150, cuda=precision in ("fp16", "tf32")
+            parity(operation, precision, batch, _BATCHES), 120, cuda=precision in ("fp16", "tf32")
         )
         for operation in _DENOISERS
         for precision in (None, *_TOLERANCES)
         for batch in range(_BATCHES)
     },
     **{
-        " ".join(["parity chain in CUDA C++", *([precision] if precision else [])]): Part(parity("chain", precision, backend="cuda"), 150, cuda=True)
+        " ".join(["parity chain in CUDA C++", *([precision] if precision else [])]): Part(parity("chain", precision, backend="cuda"), 120, cuda=True)
         for precision in (None, *_TOLERANCES)
     },
     "golden values": Part(golden, 60),
     "step": Part(step, 100),
     "host waits": Part(quiet_operations, 100, cuda=True),
     "kernels": Part(kernels, 100, cuda=True),
-    "replays": Part(replays, 60, alone=True, cuda=True),
-    "model": Part(model, 45, alone=True, cuda=True),
-    "races": Part(races, 45, alone=True, cuda=True),
-    "ceilings": Part(ceilings, 40, alone=True),
-    "training": Part(training, 100, alone=True),
-    "timings": Part(timings, 100, alone=True),
+    "run": Part(runs.one_run, 120),
+    "table": Part(runs.table, 120),
+    "launched": Part(runs.launched, 120),
+    # One after another, what matters first: what does not fit into the time is not run.
+    "ceilings": Part(ceilings, 20, alone=True),
+    "training": Part(training, 80, alone=True),
+    "side by side": Part(runs.side_by_side, 30, alone=True),
+    "replays": Part(replays, 45, alone=True, cuda=True),
+    "timings": Part(timings, 60, alone=True),
+    "model": Part(model, 30, alone=True, cuda=True),
+    "races": Part(races, 30, alone=True, cuda=True),
 }
 # The parts that cover the kernels around the denoiser: less than seven minutes on a GPU.
 DENOISER_PARTS = [

@@ -34,7 +34,7 @@ TURNS: dict[str, Callable[[Values], float]] = {
     "chain_bwd_kernel": lambda v: v["steps_here"],
     "denoiser_bwd_kernel_weights": lambda v: _sorted_turns(v) if v["BY_STEP"] else _weight_turns(**v),
     "sleep_fwd_kernel_prepare": lambda v: 1,
-    "denoiser_bwd_kernel_segments": lambda v: math.ceil(v["tiles"] / (v["starts"][0] - 1)),
+    "denoiser_bwd_kernel_finish": lambda v: math.ceil(v["slices"] / v["SLICES"]),
     "sleep_fwd_kernel_sort": lambda v: v["share"],
     "sleep_fwd_kernel": lambda v: _sorted_turns(v),
     "sleep_bwd_kernel": lambda v: math.ceil(v["order"][0] / v["grid"] / v["BN"]),
@@ -49,11 +49,14 @@ TURNS: dict[str, Callable[[Values], float]] = {
     "elbo_fwd_kernel": lambda v: math.ceil(v["width"] / v["WIDTH"]),
     "elbo_fwd_kernel_log_mean_exp": lambda v: math.ceil(v["width"] / v["WIDTH"]),
     "elbo_bwd_kernel_log_mean_exp": lambda v: math.ceil(v["width"] / v["WIDTH"]),
+    "terms_fwd_kernel": lambda v: v["count"],
+    "dense_bwd_kernel": lambda v: math.ceil(min(v["rows"], v["PART"]) / v["ROWS"]),
+    "start_bwd_kernel": lambda v: v["samples"],
 }
 
 
 # Kernels whose inner loops have one turn: they search for the segment of a tile, or count a few rows.
-SEARCHING = ("denoiser_bwd_kernel_weights", "sleep_fwd_kernel", "sleep_fwd_kernel_prepare")
+SEARCHING = ("denoiser_bwd_kernel_weights", "sleep_fwd_kernel", "sleep_fwd_kernel_prepare", "terms_fwd_kernel")
 
 
 def _sorted_turns(v: Values) -> int:
@@ -101,12 +104,16 @@ def precisions(case: cases.Case) -> list[str]:
 def predicted(calls: Iterable[Call], variant: str = "") -> list[Predicted]:
     """The launches of some calls on an H200, each with its time."""
     common = _kernels("common")
+    return predicted_launches(each for call, arguments in calls for each in common.launches(variant, ARCHITECTURE, call, *arguments))
+
+
+def predicted_launches(launches: Iterable[Any]) -> list[Predicted]:
+    """Some launches (`kernels.common.Launch`) on an H200, those of one variant with the same grid together, each with its time."""
     found: dict[tuple[str, int, int], list[Any]] = {}
-    for call, arguments in calls:
-        for launched in common.launches(variant, ARCHITECTURE, call, *arguments):
-            values = {**launched.shapes, **launched.compilation.constexprs, **launched.values, "grid": math.prod(launched.grid)}
-            key = (str(vars(launched.compilation)), math.prod(launched.grid), _turns(launched.compilation.kernel.__name__, values))
-            found.setdefault(key, []).append(launched)
+    for launched in launches:
+        values = {**launched.shapes, **launched.compilation.constexprs, **launched.values, "grid": math.prod(launched.grid)}
+        key = (str(vars(launched.compilation)), math.prod(launched.grid), _turns(launched.compilation.kernel.__name__, values))
+        found.setdefault(key, []).append(launched)
     return [_predicted(launches, grid, turns) for (_, grid, turns), launches in found.items()]
 
 
@@ -119,10 +126,14 @@ def predicted_in_cuda(case: cases.Case, precision: str) -> list[Predicted]:
     found = []
     for kernel in ("chain_forward", *(["chain_backward"] if case.backward else [])):
         each = named[f"{kernel} D={shape['D']} H={shape['H']} {precision}"]
-        grid = math.prod(each.grid)
-        seconds = predict(compiled(each), grid, _cuda_turns(compiled(each).program, each.steps)).seconds
-        found.append(Predicted(each.name, grid, 1, each.steps, round(1e6 * seconds, 2)))
+        found.append(Predicted(each.name, math.prod(each.grid), 1, each.steps, in_cuda_microseconds(each)))
     return found
+
+
+def in_cuda_microseconds(wanted: cuda_chain.Compilation) -> float:
+    """Time of a launch of a kernel in CUDA C++."""
+    kernel = compiled(wanted)
+    return round(1e6 * predict(kernel, math.prod(wanted.grid), _cuda_turns(kernel.program, wanted.steps)).seconds, 2)
 
 
 def _cuda_turns(program: sass.Program, steps: int) -> list[int]:

@@ -16,6 +16,9 @@ def markdown(record: dict[str, Any]) -> str:
     versions, small = record["versions"], ", small sizes" if record["quick"] else ""
     made = f"torch {versions['torch']}, Triton {versions.get('triton')}, commit {str(record.get('commit'))[:10]}, {record['seconds']:.0f} s{small}"
     parts = [[name, WORDS[part["ok"]], f"{part['seconds']:.0f}", part["summary"]] for name, part in record["parts"].items()]
+    outcomes = [part["ok"] for part in record["parts"].values()]
+    run = sum(outcome is not None for outcome in outcomes)
+    made += f"; parts: {run} run, {outcomes.count(True)} passed, {len(outcomes) - run} not run or not finished"
     lines = [f"# Device check on {record['device']}", "", made, "", _markdown.table(("part", "outcome", "seconds", ""), parts)]
     ceilings, timed = timed_cases(record)
     if timed:

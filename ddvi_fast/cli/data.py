@@ -16,11 +16,19 @@ MULTIALLELIC = ("drop", "split")
 PALINDROMES = ("auto", "keep", "drop", "frequency")
 # Option, its field of `genomes.Filters` and type, help. Options that are not given keep the defaults of the library.
 FILTERS = (
+    ("--keep", "keep", str, "file of the people to keep alone: a family and an individual a line, or the individual alone"),
+    ("--remove", "remove", str, "file of the people to leave out"),
+    ("--extract", "extract", str, "file of the identifiers of the variants to keep alone"),
+    ("--exclude", "exclude", str, "file of the identifiers of the variants to leave out"),
+    ("--region", "regions", list, "region to keep alone, chromosome:from-to; may be given several times"),
+    ("--exclude-region", "exclude_regions", list, "region to leave out"),
     ("--autosomes", "autosomes", None, "keep autosomes only (chromosomes 1 to 22, or see --chr-set)"),
     ("--unique", "unique", None, "keep the first of the variants with the same position and alleles"),
     ("--varying", "varying", None, "leave out constant variants"),
     ("--max-missing", "max_missing", float, "largest fraction of missing calls of a variant"),
     ("--max-sample-missing", "max_sample_missing", float, "largest fraction of missing calls of a sample"),
+    ("--hwe", "hardy_weinberg", float, "smallest p-value of the exact test of Hardy-Weinberg proportions"),
+    ("--keep-fewhet", "keep_few_heterozygotes", None, "let --hwe keep variants with fewer heterozygotes than expected, as populations cause them"),
     ("--maf", "min_frequency", float, "smallest frequency of the rarer allele"),
     ("--max-r2", "max_correlation", float, "largest squared correlation of two variants in a window"),
     ("--window", "window", int, "number of variants in a window of --max-r2"),
@@ -33,6 +41,13 @@ SIMULATION = (
     ("--maf", "min_frequency", float, "smallest frequency of the rarer allele"),
     ("--seed", "seed", int, "seed of the simulation"),
 )
+_ARGPARSE: dict[type | None, dict[str, Any]] = {
+    None: {"action": "store_true"},
+    int: {"type": int, "metavar": "N"},
+    float: {"type": float, "metavar": "X"},
+    str: {"metavar": "FILE"},
+    list: {"action": "append", "metavar": "REGION"},
+}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -42,10 +57,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="ddvi-fast data", description="Import genotype files into packed stores, merge and describe stores, simulate genomes.")
-    commands = parser.add_subparsers(required=True, metavar="import|merge|info|simulate", parser_class=Parser)
+    parser = Parser(
+        prog="ddvi-fast data", description="Import genotype files into packed stores, merge and describe stores, find relatives, simulate genomes."
+    )
+    commands = parser.add_subparsers(required=True, metavar="import|merge|relatives|info|simulate", parser_class=Parser)
     _add_import(commands.add_parser("import", help="import a PLINK, VCF, BCF or EIGENSOFT file into a store"))
     _add_merge(commands.add_parser("merge", help="merge the people of several stores on the variants that they have in common"))
+    _add_relatives(commands.add_parser("relatives", help="list duplicates and relatives among the people of a store"))
     info = commands.add_parser("info", help="describe a store")
     info.add_argument("store", metavar="STORE", help="folder of the store")
     info.set_defaults(run=_info)
@@ -77,6 +95,15 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_merge)
 
 
+def _add_relatives(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", help="folder of the store")
+    parser.add_argument("--least", type=float, default=argparse.SUPPRESS, metavar="X", help="smallest kinship (default 0.0884, of the second degree)")
+    parser.add_argument("--out", metavar="TABLE", help="write the pairs into a table, columns separated by tabs")
+    parser.add_argument("--list", metavar="FILE", help="write a list of people for --remove, without whom no pair is left")
+    parser.add_argument("--overwrite", action="store_true", help="replace these files")
+    parser.set_defaults(run=_relatives)
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="STORE", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace that store")
@@ -84,8 +111,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def _add_fields(parser: argparse.ArgumentParser, fields: Sequence[tuple[str, str, type | None, str]]) -> None:
     for name, field, kind, meaning in fields:
-        how = {"action": "store_true"} if kind is None else {"type": kind, "metavar": "N" if kind is int else "X"}
-        parser.add_argument(name, dest=field, default=argparse.SUPPRESS, help=meaning, **how)
+        parser.add_argument(name, dest=field, default=argparse.SUPPRESS, help=meaning, **_ARGPARSE[kind])
 
 
 def _given(options: argparse.Namespace, fields: Sequence[tuple[str, str, type | None, str]]) -> dict[str, Any]:
@@ -117,6 +143,21 @@ def _simulate(options: argparse.Namespace) -> None:
     _describe(write_simulation(Simulation(**_given(options, SIMULATION)), Path(options.out), options.overwrite))
 
 
+def _relatives(options: argparse.Namespace) -> None:
+    from ddvi_fast.genomes import GenotypeStore, relatives
+    from ddvi_fast.genomes.kinship import DEGREES, write
+
+    store = GenotypeStore(options.store)
+    found = relatives(store, **({"least": options.least} if hasattr(options, "least") else {}))
+    degrees = found.degrees()
+    lines = {"people": f"{len(store):,}"}
+    lines |= {name: f"{degrees.count(name):,} pairs" for name in [*DEGREES, "more distant"] if name in degrees}
+    lines["to remove, so that no pair is left"] = f"{len(found.to_remove()):,} people"
+    for path in write(found, store, options.out, options.list, options.overwrite):
+        lines[path.name] = "written"
+    _print(lines)
+
+
 def _info(options: argparse.Namespace) -> None:
     from ddvi_fast.genomes import GenotypeStore
 
@@ -146,6 +187,10 @@ def _describe(store: GenotypeStore) -> None:
         shown = ", ".join(f"{value} {count}" for value, count in zip(values, counts, strict=True)) if len(values) <= 30 else "many"
         lines[f"label {name}"] = f"{len(values)} values: {shown}"
     lines["size"] = f"{(store.path / GENOTYPES).stat().st_size:,} bytes of genotypes"
+    _print(lines)
+
+
+def _print(lines: dict[str, str]) -> None:
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")

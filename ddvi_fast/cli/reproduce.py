@@ -14,6 +14,7 @@ from ddvi_fast.cli.arguments import Parser
 from ddvi_fast.config import names
 
 FIXED_DECODER = "fixed-decoder"
+JOBS = "runs at a time: each in a process with one thread (default: one a core), on a GPU all in one process, each on its own stream (default: 8)"
 DESCRIPTION = """Train every missing run of a table, then write the table and the picture of all runs.
 
 A finished run is never repeated, an interrupted one is started anew, and a run that is impossible has its reason in the table.
@@ -68,7 +69,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="epochs of each run and stage")
     length.add_argument("--max-minutes", type=float, metavar="X", help="minutes of training of each run, estimated from its first steps")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, each in a process with one thread (default: one a core)")
+    parser.add_argument("--jobs", type=int, metavar="N", help=JOBS)
     parser.add_argument("--rows", type=_split, metavar="NAME,NAME", help="only these rows of the table")
     parser.add_argument("--columns", type=_split, metavar="NAME,NAME", help="only these columns of the table")
     parser.add_argument("--runs", metavar="FOLDER", help="folder of the runs (default runs/reproduce)")

@@ -150,9 +150,21 @@ def load_modules(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module]
     """Copy `tensors` into the modules in place; tensors of other modules (an optimizer's, say) are ignored.
 
     Raises:
-        InputError: A name is missing or unexpected, or a shape or dtype differs. Nothing is copied then.
+        InputError: A name is missing or unexpected, a shape or dtype differs, or a tensor holds NaN. Nothing is copied then.
     """
-    load_tensors({name: value for name, value in tensors.items() if name.split(".", 1)[0] in modules}, module_tensors(modules))
+    own = {name: value for name, value in tensors.items() if name.split(".", 1)[0] in modules}
+    require_numbers(own)
+    load_tensors(own, module_tensors(modules))
+
+
+def require_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Check that no tensor holds NaN, which training and evaluation would spread.
+
+    Raises:
+        InputError: A tensor does; the message names it.
+    """
+    for name, value in tensors.items():
+        _checks.require(not value.isnan().any(), "checkpoint", "numbers", f"NaN in {name}")
 
 
 def load_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -86,7 +86,9 @@ class CheckpointManager:
         """The newest checkpoint that is intact, or None; reports those that are not, and why."""
         for path in reversed(self._present()):
             try:
-                return Found(path.name, *checkpoint.load(path))
+                found = Found(path.name, *checkpoint.load(path))
+                checkpoint.require_numbers(found.tensors)
+                return found
             except InputError as error:
                 self._tell(f"checkpoint {path.name} is corrupt ({error}); falling back to the previous one")
         return None

@@ -65,21 +65,28 @@ class DeviceProgress:
         self._num_steps, self._epochs = num_steps, epochs
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._now = Progress(0, epochs, num_steps)
-        self._tables: dict[Callable, Tensor] = {}
+        self._tables: dict[Callable, float | Tensor] = {}
+        self._values: dict[Callable, Tensor] = {}  # of the current step
         self._fixed: dict[Callable, float] = {}
 
     def move_to(self, now: Progress) -> None:
         """Move to the position of `now`."""
         self._now = now
+        self._values.clear()
         self._step.fill_(min(self._num_steps - 1, round(now.fraction * self._num_steps)))
 
-    def varying(self, number: Callable[[Progress], float]) -> Tensor:
-        """`number` at the current step, a scalar on the device."""
+    def varying(self, number: Callable[[Progress], float]) -> float | Tensor:
+        """`number` at the current step: a scalar on the device, or on the host if it is the same at all steps."""
         if number not in self._tables:
             places = (self._epochs * step / self._num_steps for step in range(self._num_steps))
             values = [number(Progress(place, self._epochs, self._num_steps)) for place in places]
-            self._tables[number] = torch.tensor(values, device=self._step.device)
-        return self._tables[number].index_select(0, self._step).squeeze(0)
+            self._tables[number] = values[0] if len(set(values)) == 1 else torch.tensor(values, device=self._step.device)
+        table = self._tables[number]
+        if isinstance(table, float | int):
+            return table
+        if number not in self._values:
+            self._values[number] = table.index_select(0, self._step).squeeze(0)
+        return self._values[number]
 
     def fixed(self, number: Callable[[Progress], float]) -> float:
         """`number` now, a constant of the recording."""

@@ -15,6 +15,7 @@ from ddvi_fast import _checks, distributed, rng
 from ddvi_fast.distributed import Part, part_of_batch
 from ddvi_fast.engine.adam_state import AdamState
 from ddvi_fast.engine.cuda_graph import CapturedStep, CudaGraph, DeviceProgress, Recording
+from ddvi_fast.engine.finish import Finish
 from ddvi_fast.engine.non_finite import NonFinite, bad_rows, bad_terms
 from ddvi_fast.engine.optimizers import by_factor, choose
 from ddvi_fast.networks import MLP
@@ -22,8 +23,6 @@ from ddvi_fast.objectives import Objective, Progress, Terms, Update
 from ddvi_fast.precision import SCALED, LossScale, products_in
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
-
-_THE_SUM = "the sum"
 
 
 class Engine(AdamState):
@@ -76,10 +75,10 @@ class Engine(AdamState):
         self._alone = self._size == accumulation == 1 and self.loss_scale is None and self.adam.name == "torch" and self.watches_on_device
         capture = self._captures(capture)
         # Reading each loss back would stall a device, so there the losses are watched where they are.
-        self._watches = self._alone and (capture or self.device.type != "cpu")
+        watches = self._alone and (capture or self.device.type != "cpu")
         self._captured = CapturedStep(self._run, self.device, make_recording) if capture else None
         self._flat: Tensor | None = None
-        self._lost: dict[str, Tensor] = {}
+        self._finish = Finish(self.device) if watches else None
         self._share_from_first()
         self._make_optimizers()
         if compile_networks:
@@ -129,8 +128,8 @@ class Engine(AdamState):
 
     def check(self) -> None:
         """Raise `NonFinite` if a loss since the last check was not finite; where nothing is watched on the device, losses have raised it already."""
-        if self._lost and bool(torch.stack(list(self._lost.values())).any()):
-            raise NonFinite("loss", [name for name, lost in self._lost.items() if lost and name != _THE_SUM])
+        if self._finish is not None and self._finish.any_lost():
+            raise NonFinite("loss", self._finish.lost())
 
     def refresh(self) -> None:
         """Follow a change of the objective between steps, such as which modules are frozen: a recorded step is dropped and warmed up again."""
@@ -173,9 +172,10 @@ class Engine(AdamState):
             with part_of_batch(part):
                 with self._products():
                     terms = update.terms()
-                losses.append(self._loss(terms))
-                self._backward(losses[-1] * self._scale())
-            means.append(terms.means())
+                loss, mean = (self._loss(terms), terms.means()) if self._finish is None else self._finish(terms)
+                self._backward(self._scaled(loss))
+            losses.append(loss)
+            means.append(mean)
             computed.append(Terms({name: value.detach() for name, value in terms.values.items()}, terms.weights))
         self._look_at(computed, losses, group, rows)
         overflow = not self._move(group, progress.varying(self._rate))
@@ -197,28 +197,24 @@ class Engine(AdamState):
         """Factor on the loss of each part, so that gradients of parts add up to their mean."""
         return (1.0 if self.loss_scale is None else self.loss_scale.value) / self.accumulation
 
+    def _scaled(self, loss: Tensor) -> Tensor:
+        scale = self._scale()
+        return loss if scale == 1 else loss * scale
+
     def _backward(self, loss: Tensor) -> None:
         """Add the gradients of one part's loss, which has been scaled by `_scale`."""
-        loss.backward()
+        loss.backward(None if self._finish is None else self._finish.one)
 
     def _rate(self, progress: Progress) -> float:
         return self.optimisation.rate(progress.fraction)
 
     def _look_at(self, computed: Sequence[Terms], losses: Sequence[Tensor], group: str, rows: int) -> None:
         """Raise if a loss of any process is not finite, or note it on the device."""
-        if self._watches:
+        if self._finish is not None:
             optimizer = self._optimizers[group]
-            optimizer.found_inf, optimizer.grad_scale = self._watch(computed[0], losses[0].detach()), None
+            optimizer.found_inf, optimizer.grad_scale = self._finish.found, None
         elif self._anywhere(not bool(torch.isfinite(torch.stack(list(losses))).all())):
             self._refuse(computed, rows)
-
-    def _watch(self, terms: Terms, loss: Tensor) -> Tensor:
-        """Note which terms are not finite; 1.0 from the first such loss on, which makes Adam leave out its steps."""
-        for name, value in {**terms.values, _THE_SUM: loss}.items():
-            if name not in self._lost:
-                self._lost[name] = torch.zeros((), dtype=torch.bool, device=self.device)
-            self._lost[name].logical_or_(~torch.isfinite(value).all())
-        return torch.stack(list(self._lost.values())).any().float()
 
     def _anywhere(self, flag: bool) -> bool:
         return distributed.any_process(flag) if self._size > 1 else flag
@@ -241,7 +237,7 @@ class Engine(AdamState):
         if not self._average_and_clip(moving):
             return False
         for options in self._optimizers[group].param_groups:
-            options["lr"] = rate * options["factor"]
+            options["lr"] = rate if options["factor"] == 1 else rate * options["factor"]
         self._optimizers[group].step()
         return True
 
@@ -254,7 +250,7 @@ class Engine(AdamState):
         if max_norm is None and self._alone:
             return True
         norm = get_total_norm(gradients)
-        if not self._watches and not bool(torch.isfinite(norm)):
+        if self._finish is None and not bool(torch.isfinite(norm)):
             return False
         if max_norm is not None:
             clip_grads_with_norm_(moving, max_norm, norm)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import distributed
+from ddvi_fast import _checks, distributed
 from ddvi_fast.data.batches import epoch_batches, num_batches
 from ddvi_fast.data.dataset import Dataset
 from ddvi_fast.distributed import Part
@@ -82,6 +82,7 @@ def train(
 
     Raises:
         NonFinite: A loss or gradient is not finite; the error holds the `StepInfo` of the step as its `info`, where it is known.
+        InputError: `start` is no state of this run.
     """
     with torch.inference_mode(False), torch.enable_grad():
         _train(phases, dataset, batch_size, seed, make_engine, callbacks, augment, start)
@@ -91,13 +92,16 @@ def _train(
     phases: Sequence[Phase], dataset: Dataset, batch_size: int, seed: int, make_engine: Callable[[Objective, Optimisation], Engine],
     callbacks: Sequence[Callback], augment: Callable[[Tensor, Draws], Tensor] | None, start: Start | None,
 ) -> None:  # fmt: skip
-    done, first = 0 if start is None else start.step, 0
+    done, first, batches = 0 if start is None else start.step, 0, num_batches(dataset.size(), batch_size)
+    total = sum(phase.num_steps(batches) for phase in phases)
+    _checks.require(0 <= done <= total, "checkpoint, step", f"0 to {total}, the steps of the run", done)
     rows = Part(distributed.rank(), distributed.world_size()).rows(batch_size)
     for number, phase in enumerate(phases):
-        following = first + phase.num_steps(num_batches(dataset.size(), batch_size))
+        following = first + phase.num_steps(batches)
         if done < following:
             engine = make_engine(phase.objective, phase.optimisation)
             if done > first:
+                _checks.require(bool(start.adam), "checkpoint", f"the optimizer's state after {done} steps", "no state of it")
                 engine.load_state(start.adam)
             phase.objective.train()
             for info, epoch, last in _steps(phase, number, first, max(0, done - first), engine, dataset, batch_size, seed):

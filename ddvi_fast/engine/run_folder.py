@@ -39,6 +39,7 @@ OWNED = (
     "components.eigenvec",
     "components.eigenval",
     "figures/*.png",
+    "figures/map.html",
     "tensorboard/events.out.tfevents.*",
     f"checkpoints/*/{WEIGHTS}",
     f"checkpoints/*/{STATE}",

@@ -7,12 +7,13 @@ from ddvi_fast.genomes.align import MatchReport, align
 from ddvi_fast.genomes.convert import import_genotypes, store_from_codes
 from ddvi_fast.genomes.dataset import load_genotypes
 from ddvi_fast.genomes.filters import Filters
+from ddvi_fast.genomes.kinship import Relatives, relatives
 from ddvi_fast.genomes.merge import merge_stores
 from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.simulate import Simulation, simulated_genomes
 from ddvi_fast.genomes.store import GenotypeStore
 
 __all__ = [
-    "Filters", "GenotypePCA", "GenotypeStore", "MatchReport", "Simulation", "align", "import_genotypes", "load_genotypes", "merge_stores",
-    "simulated_genomes", "store_from_codes",
+    "Filters", "GenotypePCA", "GenotypeStore", "MatchReport", "Relatives", "Simulation", "align", "import_genotypes", "load_genotypes",
+    "merge_stores", "relatives", "simulated_genomes", "store_from_codes",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 from ddvi_fast import _checks
 from ddvi_fast.data.packed import code_counts
 from ddvi_fast.data.packing import PER_BYTE, pack, packed_width
+from ddvi_fast.genomes import tables
 from ddvi_fast.genomes.filters import Filters, Kept, apply_filters
 from ddvi_fast.genomes.formats.sources import Block, Source, open_sources
 from ddvi_fast.genomes.labels import LabelTable, attach, read_labels
@@ -143,6 +144,7 @@ def write_store(
     counts = _transpose(staged, kept, folder / GENOTYPES)
     imported = {
         "file": str(source.path),
+        "num_autosomes": tables.num_autosomes(),
         **(further or {}),
         "read": {"samples": len(samples), "variants": len(staged.variants)},
         "reader": {reason: count for reason, count in source.notes.items() if count},

@@ -184,7 +184,7 @@ def load_genotypes(name: str, options: Genotypes, *, data_dir: Path | None = Non
     Raises:
         InputError: A file is missing or damaged, a sample has no label, or a column does not exist.
     """
-    store = _store(name, options, data_dir, seed)
+    store = store_of(name, options, data_dir=data_dir, seed=seed)
     label = _label(store, options)
     parts = {"test_size": options.held_out, "seed": seed, "name": name, "validation": options.validation}
     if options.features == "counts":
@@ -194,13 +194,13 @@ def load_genotypes(name: str, options: Genotypes, *, data_dir: Path | None = Non
 
 def sample_tables(name: str, options: Genotypes, *, data_dir: Path | None = None, seed: int = 0) -> tuple[SampleTable, SampleTable]:
     """Tables of the training and of the test samples of `load_genotypes`, in the same order."""
-    store = _store(name, options, data_dir, seed)
+    store = store_of(name, options, data_dir=data_dir, seed=seed)
     train, test = _split(store, _label(store, options), options.held_out, seed, options.validation)
     return store.samples.take(train.numpy()), store.samples.take(test.numpy())
 
 
-def _store(name: str, options: Genotypes, data_dir: Path | None, seed: int) -> GenotypeStore:
-    """Store of the options, with the labels of their table."""
+def store_of(name: str, options: Genotypes, *, data_dir: Path | None = None, seed: int = 0) -> GenotypeStore:
+    """Store of `load_genotypes`, with the labels of the table of its options."""
     store = _bare_store(name, options, data_dir, seed)
     if options.path is None or options.labels is None:
         return store
@@ -258,6 +258,13 @@ def _draw(*arguments: Any) -> list[Path]:
     return draw(*arguments)
 
 
+def _colors(*arguments: Any) -> list[str] | None:
+    # Not at the top, as above.
+    from ddvi_fast.genomes.maps import colors
+
+    return colors(*arguments)
+
+
 def _keep(*arguments: Any) -> None:
     # Not at the top, as above.
     from ddvi_fast.genomes.people import keep
@@ -268,5 +275,5 @@ def _keep(*arguments: Any) -> None:
 DATASETS = ("1kg", "genomes")
 for _name in DATASETS:
     register(_name, _load)
-    register_pictures(_name, _draw)
+    register_pictures(_name, _draw, _colors)
     register_files(_name, _keep)

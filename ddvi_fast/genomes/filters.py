@@ -1,20 +1,26 @@
 """Filters of variants and samples in a fixed order, with the number that each removes.
 
-The order is: variants not on an autosome, duplicates, variants with few calls, samples with few calls (among the remaining variants),
-constant and rare variants (among the remaining samples), and last variants in linkage disequilibrium.
+The order is: lists of samples, lists of variants and regions, variants not on an autosome, duplicates, variants with few calls, samples with
+few calls (among the remaining variants), variants out of Hardy-Weinberg proportions, constant and rare ones (among the remaining samples), and
+last variants in linkage disequilibrium.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ddvi_fast import _checks
 from ddvi_fast.data.packed import frequencies
+from ddvi_fast.genomes.hardy_weinberg import exact_test, expected_heterozygotes
 from ddvi_fast.genomes.linkage import prune
+from ddvi_fast.genomes.selection import inside, people_of, region_of, variants_of
 from ddvi_fast.genomes.staging import Staged
 from ddvi_fast.genomes.tables import UNKNOWN_CHROMOSOMES, VariantTable
+
+_WORDS = {"keep": "not in", "remove": "in", "extract": "not in", "exclude": "in"}
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,17 @@ class Filters:
     """Filters of variants and samples. By default nothing is removed.
 
     Args:
-        autosomes: Whether to keep only chromosomes 1 to 22.
+        keep, remove: Files of the people to keep alone, and to leave out: a family and an individual a line, or the individual alone
+            (see `selection.people_of`).
+        extract, exclude: Files of the identifiers of the variants to keep alone, and to leave out.
+        regions, exclude_regions: Regions to keep alone, and to leave out, as ``("6", "2:135,000,000-137,000,000")``; both ends belong to it.
+        autosomes: Whether to keep only autosomes, for humans chromosomes 1 to 22.
         unique: Whether to keep only the first of the variants with the same position and pair of alleles, whichever is counted.
         max_missing: Largest fraction of missing calls of a variant (default 1).
         max_sample_missing: Largest fraction of missing calls of a sample (default 1).
+        hardy_weinberg: Smallest p-value of the exact test of Hardy-Weinberg proportions (default 0) of an autosomal variant, among all samples
+            that are left. Differences between populations alone give small ones.
+        keep_few_heterozygotes: Whether `hardy_weinberg` keeps variants with fewer heterozygotes than expected, as populations cause them.
         min_frequency: Smallest frequency of the rarer allele of a variant (default 0); above 0 constant variants are removed, too.
         varying: Whether to remove constant variants, and those without a call.
         max_correlation: Largest squared correlation of two variants in a window (default 1); of a pair above it the rarer is removed.
@@ -39,10 +52,18 @@ class Filters:
         0.01
     """
 
+    keep: str | Path | None = None
+    remove: str | Path | None = None
+    extract: str | Path | None = None
+    exclude: str | Path | None = None
+    regions: tuple[str, ...] = ()
+    exclude_regions: tuple[str, ...] = ()
     autosomes: bool = False
     unique: bool = False
     max_missing: float | None = None
     max_sample_missing: float | None = None
+    hardy_weinberg: float | None = None
+    keep_few_heterozygotes: bool = False
     min_frequency: float | None = None
     varying: bool = False
     max_correlation: float | None = None
@@ -50,10 +71,16 @@ class Filters:
     step: int = 50
 
     def __post_init__(self) -> None:
-        for name, top in (("max_missing", 1.0), ("max_sample_missing", 1.0), ("min_frequency", 0.5), ("max_correlation", 1.0)):
+        for name in ("regions", "exclude_regions"):
+            listed = _checks.instance(getattr(self, name), (tuple, list), name, "a tuple of regions")
+            for region in listed:
+                region_of(region)
+            object.__setattr__(self, name, tuple(listed))
+        tops = {"max_missing": 1.0, "max_sample_missing": 1.0, "hardy_weinberg": 1.0, "min_frequency": 0.5, "max_correlation": 1.0}
+        for name, top in tops.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _checks.number(getattr(self, name), name, at_least=0, at_most=top))
-        for name in ("autosomes", "unique", "varying"):
+        for name in ("autosomes", "unique", "keep_few_heterozygotes", "varying"):
             object.__setattr__(self, name, _checks.flag(getattr(self, name), name))
         for name in ("window", "step"):
             object.__setattr__(self, name, _checks.integer(getattr(self, name), name, 1))
@@ -99,6 +126,7 @@ def apply_filters(staged: Staged, filters: Filters, kept: Kept) -> Kept:
     Raises:
         InputError: Nothing is left; the message says how many each filter removed.
     """
+    kept = _listed(staged, filters, kept)
     if filters.autosomes:
         kept = kept.without("not on an autosome", variants=~staged.variants.take(kept.variants).autosomal())
     if filters.unique:
@@ -111,9 +139,35 @@ def apply_filters(staged: Staged, filters: Filters, kept: Kept) -> Kept:
         missing = staged.missing_of_samples(kept.variants)[kept.samples]
         reason = f"samples missing more than {filters.max_sample_missing:g} of variants"
         kept = kept.without(reason, samples=missing > filters.max_sample_missing * len(kept.variants))
+    if filters.hardy_weinberg:
+        kept = kept.without(f"Hardy-Weinberg p-value below {filters.hardy_weinberg:g}", variants=_unbalanced(staged, filters, kept))
     if filters.varying or filters.min_frequency or filters.max_correlation is not None:
         kept = _by_frequency(staged, filters, kept)
     return kept
+
+
+def _listed(staged: Staged, filters: Filters, kept: Kept) -> Kept:
+    """Apply lists of samples and variants, and regions."""
+    for name, path in (("keep", filters.keep), ("remove", filters.remove)):
+        if path is not None:
+            listed = people_of(path, staged.samples)[kept.samples]
+            kept = kept.without(f"samples {_WORDS[name]} {path}", samples=listed if name == "remove" else ~listed)
+    for name, path in (("extract", filters.extract), ("exclude", filters.exclude)):
+        if path is not None:
+            listed = variants_of(path, staged.variants.take(kept.variants))
+            kept = kept.without(f"variants {_WORDS[name]} {path}", variants=listed if name == "exclude" else ~listed)
+    for name, regions in (("extract", filters.regions), ("exclude", filters.exclude_regions)):
+        if regions:
+            listed = inside(regions, staged.variants.take(kept.variants))
+            kept = kept.without(f"variants {_WORDS[name]} {', '.join(regions)}", variants=listed if name == "exclude" else ~listed)
+    return kept
+
+
+def _unbalanced(staged: Staged, filters: Filters, kept: Kept) -> np.ndarray:
+    """Mask of the autosomal variants out of Hardy-Weinberg proportions."""
+    counts = staged.counts(kept.variants, kept.samples)
+    mask = (exact_test(counts) < filters.hardy_weinberg) & staged.variants.take(kept.variants).autosomal()
+    return mask & (counts[:, 1] > expected_heterozygotes(counts)) if filters.keep_few_heterozygotes else mask
 
 
 def _by_frequency(staged: Staged, filters: Filters, kept: Kept) -> Kept:

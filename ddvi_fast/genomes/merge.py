@@ -14,7 +14,7 @@ from ddvi_fast.genomes.convert import new_folder, write_store
 from ddvi_fast.genomes.filters import Filters
 from ddvi_fast.genomes.formats.sources import Block, Source, block_rows
 from ddvi_fast.genomes.store import GenotypeStore
-from ddvi_fast.genomes.tables import SampleTable
+from ddvi_fast.genomes.tables import SampleTable, chromosome_set
 
 COHORT = "cohort"
 
@@ -35,12 +35,15 @@ def merge_stores(
         overwrite: Whether to replace the store `out` (bool, default False).
 
     Raises:
-        InputError: There are fewer than two stores, two have the same folder's name, or one lacks half of the variants of the first one.
+        InputError: There are fewer than two stores, two have the same folder's name or different numbers of autosomes, or one lacks half of
+            the variants of the first one.
     """
     _checks.require(len(stores) >= 2, "stores", "at least two", len(stores))
     cohorts = [store.path.resolve().name for store in stores]
     _checks.require(len(set(cohorts)) == len(cohorts), "stores", "folders of different names", ", ".join(cohorts) + " ")
     first = stores[0]
+    species = sorted({store.num_autosomes for store in stores})
+    _checks.require(len(species) == 1, "stores", "one number of autosomes", " and ".join(map(str, species)))
     frequency = np.nan_to_num(frequencies(first.counts), nan=0.5)
     found = [identity(first.num_variants)]
     for store in stores[1:]:
@@ -48,7 +51,7 @@ def merge_stores(
         found[-1].tell(argument=str(store.path))
     kept = np.flatnonzero(np.all([each.matched for each in found], axis=0))
     source = Source(Path(" and ".join(str(store.path) for store in stores)), _samples(stores, cohorts), _blocks(stores, found, kept))
-    with new_folder(_checks.path(out, "out").expanduser(), overwrite) as folder:
+    with chromosome_set(first.num_autosomes), new_folder(_checks.path(out, "out").expanduser(), overwrite) as folder:
         write_store(source, folder, filters=filters)
     return GenotypeStore(out)
 

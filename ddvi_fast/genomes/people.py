@@ -22,13 +22,13 @@ from ddvi_fast.engine.run_folder import RunFolder
 from ddvi_fast.estimator import features as features_of
 from ddvi_fast.estimator.inference import responsibilities
 from ddvi_fast.genomes.convert import import_genotypes
-from ddvi_fast.genomes.dataset import ComponentsDataset, Genotypes, sample_tables
+from ddvi_fast.genomes.dataset import ComponentsDataset, Genotypes, sample_tables, store_of
 from ddvi_fast.genomes.features import ComponentFeatures, CountFeatures, features_of_dataset
 from ddvi_fast.genomes.formats.sources import MULTIALLELIC
 from ddvi_fast.genomes.labels import attach, read_labels
 from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.store import GenotypeStore, is_store
-from ddvi_fast.genomes.tables import SampleTable
+from ddvi_fast.genomes.tables import HUMAN, SampleTable
 from ddvi_fast.posteriors.class_conditional import ClassConditional
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.phases import Experiment
@@ -46,11 +46,13 @@ class Placed:
     """Where the posterior puts some people.
 
     Args:
+        samples: Posterior samples, float32 [K, N, D].
         mean, spread: Mean and standard deviation of posterior samples, float32 [N, D].
         cluster: Most probable cluster, int64 [N]; None for a prior without classes.
         probability: Its probability, float64 [N], or None.
     """
 
+    samples: np.ndarray
     mean: np.ndarray
     spread: np.ndarray
     cluster: np.ndarray | None
@@ -71,35 +73,41 @@ def place(experiment: Experiment, x: Tensor, seed: int) -> Placed:
     posterior, prior = experiment.posterior, experiment.model.prior
     draws = Draws(seed)
     z = torch.stack([metrics.encode(posterior, x, draws.importance(number)) for number in range(_SAMPLES)])
+    where = (z.cpu().numpy(), z.mean(0).cpu().numpy(), z.std(0).cpu().numpy())
     if isinstance(posterior, ClassConditional):
         found = torch.cat([posterior.log_class_probs(part).exp() for part in x.split(_ROWS)])
     elif prior.num_classes:
         found = torch.stack([responsibilities(prior, sample) for sample in z]).mean(0)
     else:
-        return Placed(z.mean(0).cpu().numpy(), z.std(0).cpu().numpy(), None, None)
+        return Placed(*where, None, None)
     best = found.double().max(-1)
-    return Placed(z.mean(0).cpu().numpy(), z.std(0).cpu().numpy(), best.indices.cpu().numpy(), best.values.cpu().numpy())
+    return Placed(*where, best.indices.cpu().numpy(), best.values.cpu().numpy())
+
+
+def sets_of(options: Genotypes) -> tuple[str, ...]:
+    """Names of the sets of people; one where both sets of the data set are the same people."""
+    held = "validation" if options.validation else "test"
+    return ("training", held) if options.held_out > 0 or options.validation > 0 else ("training",)
 
 
 def keep(config: Config, experiment: Experiment, dataset: Dataset, folder: RunFolder) -> None:
     """Write the table of all people of a run, its principal components, and the features with which new people are projected."""
     options = Genotypes(config.data, config.labels, **vars(config.dataset.genotypes), validation=config.dataset.validation)
-    tables = sample_tables(config.dataset.name, options, data_dir=folder_of(config.data_dir), seed=config.split_seed)
-    words = ("training", "validation" if options.validation else "test")
-    # With no test set of its own both sets are the same people.
-    several = options.held_out > 0 or options.validation > 0
+    where = {"data_dir": folder_of(config.data_dir), "seed": config.split_seed}
+    tables = sample_tables(config.dataset.name, options, **where)
     parts = []
-    for split, word, table in list(zip(("train", "test"), words, tables, strict=True))[: 1 + several]:
+    for split, word, table in zip(("train", "test"), sets_of(options), tables, strict=False):
         shown = table.take(np.arange(dataset.size(split)))  # fewer with `limit`
         placed = place(experiment, dataset.inputs(split=split), config.seed)
         parts.append({"name": shown.name, "set": [word] * len(shown), **placed.columns(), **_labels(shown)})
     whole = {name: [value for part in parts for value in part[name]] for name in parts[0]}
     write_table(folder.path / PEOPLE, whole)
     features = features_of_dataset(dataset)
-    checkpoint.save(
-        folder.checkpoints / FEATURES, features.tensors(), {"features": features_of.class_name(features), "num_classes": dataset.num_classes},
-        features.save, earlier=features_of.EARLIER,
-    )  # fmt: skip
+    state = {
+        "features": features_of.class_name(features), "num_classes": dataset.num_classes,
+        "num_autosomes": store_of(config.dataset.name, options, **where).num_autosomes,
+    }  # fmt: skip
+    checkpoint.save(folder.checkpoints / FEATURES, features.tensors(), state, features.save, earlier=features_of.EARLIER)
     if isinstance(dataset, ComponentsDataset) and dataset.pca is not None:
         write_eigenvectors(folder.path, dataset.pca)
 
@@ -149,9 +157,9 @@ def project(
     out = _checks.path(out, "out").expanduser()
     _checks.require(overwrite or not out.exists(), "out", "a new file", str(out), "overwrite (--overwrite) replaces it")
     _checks.choice(multiallelic, MULTIALLELIC, "multiallelic")
-    config, experiment, features = _loaded(RunFolder.open(run), device)
+    config, experiment, features, num_autosomes = _loaded(RunFolder.open(run), device)
     with tempfile.TemporaryDirectory() as folder:
-        store = _store(file, Path(folder) / "store", multiallelic)
+        store = _store(file, Path(folder) / "store", multiallelic, num_autosomes)
         samples = store.samples if labels is None else attach(store.samples, read_labels(labels), leave_out=True)[0]
         rows = [np.arange(start, min(start + _ROWS, len(store))) for start in range(0, len(store), _ROWS)]
         x = torch.cat([features.of_rows(store, part) for part in rows]).to(device)
@@ -161,8 +169,8 @@ def project(
     return out
 
 
-def _loaded(folder: RunFolder, device: str) -> tuple[Config, Experiment, ComponentFeatures | CountFeatures]:
-    """Configuration, networks and features of a finished run, without its data."""
+def _loaded(folder: RunFolder, device: str) -> tuple[Config, Experiment, ComponentFeatures | CountFeatures, int]:
+    """Configuration, networks and features of a finished run, without its data, and the number of autosomes of its species."""
     path = folder.checkpoints / FEATURES
     hint = f"ddvi-fast evaluate {folder.path} --overwrite writes them, for runs of an earlier version"
     _checks.require(path.is_dir(), f"run {folder.path}", "a run on genotypes with its features", "none", hint)
@@ -178,12 +186,15 @@ def _loaded(folder: RunFolder, device: str) -> tuple[Config, Experiment, Compone
     weights, _ = checkpoint.load(folder.checkpoints / FINAL, device)
     checkpoint.load_modules(weights, experiment.modules())
     experiment.eval()
-    return config, experiment, features
+    # Runs of earlier versions do not name it.
+    return config, experiment, features, _checks.integer(state.get("num_autosomes", HUMAN), f"{path}, num_autosomes", 1, 90)
 
 
-def _store(file: str | Path, folder: Path, multiallelic: str) -> GenotypeStore:
+def _store(file: str | Path, folder: Path, multiallelic: str, num_autosomes: int) -> GenotypeStore:
     path = _checks.path(file, "file").expanduser()
-    return GenotypeStore(path) if path.is_dir() and is_store(path) else import_genotypes(path, folder, multiallelic=multiallelic)
+    if path.is_dir() and is_store(path):
+        return GenotypeStore(path)
+    return import_genotypes(path, folder, multiallelic=multiallelic, num_autosomes=num_autosomes)
 
 
 def _labels(samples: SampleTable) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ddvi_fast import _checks, _files
 from ddvi_fast.data.packed import code_counts
 from ddvi_fast.data.packing import PER_BYTE, packed_width, unpack
-from ddvi_fast.genomes.tables import SampleTable, VariantTable, read_lines
+from ddvi_fast.genomes.tables import HUMAN, SampleTable, VariantTable, read_lines
 
 if TYPE_CHECKING:
     from ddvi_fast.data import Dataset
@@ -104,6 +104,11 @@ class GenotypeStore:
     def imported(self) -> dict[str, Any]:
         """Source file of the store, and numbers that the reader and the filters removed."""
         return _files.read_json(self.path / IMPORT, "the store is damaged")
+
+    @property
+    def num_autosomes(self) -> int:
+        """Number of autosomes of the species as which the genotypes were imported."""
+        return _checks.integer(self.imported.get("num_autosomes", HUMAN), f"{self.path / IMPORT}, num_autosomes", 1, 90)
 
     def tile(self, rows: np.ndarray | slice, first: int, count: int) -> Tensor:
         """Packed codes of some samples at `count` variants from `first` on (a multiple of 4), in memory: uint8 [R, ceil(count / 4)]."""

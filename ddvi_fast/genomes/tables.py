@@ -56,14 +56,14 @@ class VariantTable:
 
     def autosomal(self) -> np.ndarray:
         """Mask of the variants on autosomes, for humans chromosomes 1 to 22, bool [M]."""
-        names = frozenset(str(number) for number in range(1, _NUM_AUTOSOMES.get() + 1))
+        names = frozenset(str(number) for number in range(1, num_autosomes() + 1))
         return np.fromiter((name in names for name in self.chromosome), bool, len(self))
 
     @staticmethod
     def from_rows(rows: Sequence[tuple[str, int, str, str, str]]) -> VariantTable:
         """Table of the rows ``(chromosome, position, name, counted, other)`` of a file."""
         chromosome, position, name, counted, other = zip(*rows, strict=True) if rows else ((),) * 5
-        number = _NUM_AUTOSOMES.get()
+        number = num_autosomes()
         chromosome = [plain_chromosome(value, number) for value in chromosome]
         parts = zip(name, chromosome, position, other, counted, strict=True)
         named = [f"{c}:{p}:{o}:{a}" if n in (".", "") else n for n, c, p, o, a in parts]
@@ -111,31 +111,36 @@ class SampleTable:
 
 
 @contextmanager
-def chromosome_set(num_autosomes: int) -> Iterator[None]:
+def chromosome_set(number: int) -> Iterator[None]:
     """A context in which tables are read as those of a species with this number of autosomes."""
-    token = _NUM_AUTOSOMES.set(_checks.integer(num_autosomes, "num_autosomes", 1, 90))
+    token = _NUM_AUTOSOMES.set(_checks.integer(number, "num_autosomes", 1, 90))
     try:
         yield
     finally:
         _NUM_AUTOSOMES.reset(token)
 
 
+def num_autosomes() -> int:
+    """Number of autosomes of the species as which tables are read."""
+    return _NUM_AUTOSOMES.get()
+
+
 @functools.lru_cache(maxsize=4096)
-def plain_chromosome(name: str, num_autosomes: int = HUMAN) -> str:
+def plain_chromosome(name: str, autosomes: int = HUMAN) -> str:
     """Name of a chromosome without prefix, the same for all of its spellings; the numbers after the autosomes are X, Y, XY and MT.
 
     Example:
         >>> [plain_chromosome(name) for name in ("chr7", "chr07", "NC_000007.14", "23", "chrM")]
         ['7', '7', '7', 'X', 'MT']
-        >>> plain_chromosome("23", num_autosomes=29)
+        >>> plain_chromosome("23", autosomes=29)
         '23'
     """
     bare = name[3:] if name[:3].lower() == "chr" else name
-    if num_autosomes == HUMAN and (found := _ACCESSION.fullmatch(bare)) is not None:
+    if autosomes == HUMAN and (found := _ACCESSION.fullmatch(bare)) is not None:
         bare = "MT" if found[1] == _MITOCHONDRION else found[1]
     if bare.isdecimal():
         bare = bare.lstrip("0") or "0"
-        after = int(bare) - num_autosomes
+        after = int(bare) - autosomes
         if 1 <= after <= len(_AFTER_AUTOSOMES):
             return _AFTER_AUTOSOMES[after - 1]
     elif bare.lower() in ("x", "y", "xy", "m", "mt"):

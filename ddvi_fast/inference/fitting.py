@@ -47,7 +47,7 @@ _STANDARDIZING = 4096  # simulations from which parameters and data are standard
 _FRAME_STEPS = 0.25  # steps of the preceding fit of the encoder's frame, as a fraction of the training steps
 _WARMUP = 0.05  # fraction of the steps with a rising rate; without it wide networks can collapse to outputs that ignore the data
 _CHECKED = 8  # rows of data, and samples for each, at which the gradient of a density is checked
-_INFORMED_SHARE = 4  # batch size over the number of rows of the bound, for a chain with informed steps
+_INFORMED_SHARE = 4  # batch size over the number of samples of the bound, for a chain with informed steps
 _HISTORY = 20  # length of the history of losses
 
 
@@ -57,7 +57,8 @@ class Training:
 
     Args:
         steps: Number of steps of Adam (int, default 8000).
-        batch_size: Simulations, or samples of the bound, per step (int, default 512). With informed steps the bound has a quarter of them.
+        batch_size: Simulations, or samples of the bound, per step (int, default 512). With informed steps the bound has a quarter of them. With
+            frame updates there are as few simulations as rows of the bound, which have several samples each where there are many parameters.
         lr: Peak learning rate (float, default 5e-3). It rises linearly over the first 5% of the steps and falls to zero along a cosine.
         max_norm: Limit of the gradient's norm (float, default 10).
 
@@ -98,8 +99,9 @@ def fit_posterior(
     evidence bound at `x` (at simulated data if `x` is None) is trained at the same time.
 
     Rows of data `x` are what the posterior is for: its frame and its chain are trained by their evidence bound, on a random part of them in
-    each step, and by default all steps of a short chain see the gradient of `log_joint` (`Architecture.informed_steps`). Such rows may lie
-    outside of what the model simulates, as real images do for a fixed decoder.
+    each step, and by default all steps of a short chain see the gradient of `log_joint` (`Architecture.informed_steps`). For up to 32 parameters
+    that gradient also updates the frame of each row (`Architecture.frame_updates`), which costs most of the training. Such rows may lie outside
+    of what the model simulates, as real images do for a fixed decoder.
 
     For a model with `log_joint` only the posterior is that of the single data set `x`. It is trained by the evidence bound, and from half of
     the steps on also by its own importance-weighted samples, which widen it where the bound (reverse KL) leaves it too narrow. Modes without
@@ -142,8 +144,9 @@ def fit_posterior(
         _checks.instance(value, kind, argument, f"an {kind.__name__}" if kind is Architecture else "a Training")
     _checks.instance(embedding, (nn.Module, type(None)), "embedding", "None or a torch.nn.Module")
     _check_methods(model, objective)
-    informed, used = architecture.informed_steps or 0, "log_joint of any data" if objective == "bound" else "log_joint"
-    _checks.require(informed == 0 or objective == "both", "architecture", f"informed_steps=0 for a fit without {used}", informed)
+    used = "log_joint of any data" if objective == "bound" else "log_joint"
+    for name, number in architecture.looks().items():
+        _checks.require(number == 0 or objective == "both", "architecture", f"{name}=0 for a fit without {used}", number)
     if objective == "bound":
         for argument, value in (("num_simulations", num_simulations), ("embedding", embedding)):
             _checks.require(value is None, argument, "None, for a fit to log_joint alone", value)
@@ -244,7 +247,7 @@ class _Request:
         observed = None if observed is None else observed.to(self.device)
         _checks.require(not with_bound or observed is None or len(observed) >= 1, "x", "at least one row, for the evidence bound", observed)
         many = many and with_bound
-        architecture = self.architecture.settled(for_rows=many)
+        architecture = self.architecture.settled(many, support.dim)
         require_resolved(support, first.u)
         observation = Observation.of(first.x, _in_training(embedding, self.device), observed if many else None)
         if embedding is not None:
@@ -252,11 +255,14 @@ class _Request:
         whitening = Whitening.of(first.u, names)
         density = self._density(support, whitening, first, observed) if with_bound else None
         posterior = build(architecture, support.dim, observation, self.seed).to(self.device)
-        if architecture.informed_steps:
+        if any(architecture.looks().values()):
             posterior.inform(RowTarget(density))
-        rows = None if density is None or observed is None else Rows(observed, self._bound_samples(architecture))
+        rows = None if density is None or observed is None else self._rows_of_bound(observed, posterior)
         self._fit_frame(posterior, whitening, simulator, density if many else None, rows if many else None)
-        goal = Simulated(posterior, whitening, simulator, self.training.batch_size, density, rows)
+        fewer = _INFORMED_SHARE * _samples_of_a_row(posterior) if architecture.frame_updates else 1
+        # The bound of a chain does not reach the encoder of an updated frame.
+        start = Rows(observed, self.training.batch_size) if many and architecture.frame_updates else None
+        goal = Simulated(posterior, whitening, simulator, max(1, self.training.batch_size // fewer), density, rows, start)
         history = _train(goal, self.training, self.seed, self.device)
         gained = goal.information(first, Draws(self.seed).lane("looked_at"))
         uninformed = f"loss: {history[-1]:.3f} nats, that of the prior: data do not narrow the posterior, or the training was too short for it"
@@ -274,16 +280,24 @@ class _Request:
         require_gradient(self.model, rows, support, u)
         return FlatModel(self.model, support, whitening)
 
-    def _bound_samples(self, architecture: Architecture) -> int:
-        """Samples of the bound per step: fewer where each of them costs several passes of the model."""
-        return max(1, self.training.batch_size // (_INFORMED_SHARE if architecture.informed_steps else 1))
+    def _rows_of_bound(self, observed: Tensor, posterior: Posterior) -> Rows:
+        """Rows and samples of the bound: fewer where each of them costs several passes of the model."""
+        sees_model = isinstance(posterior, Diffusion) and posterior.sees_model
+        return Rows(observed, max(1, self.training.batch_size // (_INFORMED_SHARE if sees_model else 1)), _samples_of_a_row(posterior))
 
     def _fit_frame(self, posterior: Posterior, whitening: Whitening, simulator: Simulator, density: FlatModel | None, rows: Rows | None) -> None:
-        """Fit the encoder's frame for a fraction of the steps; a chain without informed steps is then trained in the frozen frame."""
+        """Fit the encoder's frame for a fraction of the steps; a chain that does not see the model is then trained in the frozen frame."""
         training = dataclasses.replace(self.training, steps=max(1, int(_FRAME_STEPS * self.training.steps)))
         _train(FrameFit(posterior, whitening, simulator, training.batch_size, density, rows), training, self.seed, self.device)
-        if isinstance(posterior, Diffusion) and not posterior.informed_steps:
+        if isinstance(posterior, Diffusion) and not posterior.sees_model:
             posterior.encoder.requires_grad_(False).eval()
+
+
+def _samples_of_a_row(posterior: Posterior) -> int:
+    """Samples for each row of the bound: so many that the updates of its frame cost no more than about twice their steps."""
+    if not isinstance(posterior, Diffusion) or not posterior.frame_updates:
+        return 1
+    return max(1, posterior.latent_dim * posterior.frame_updates // (1 + posterior.informed_steps))
 
 
 def _in_training(embedding: nn.Module | None, device: torch.device) -> nn.Module | None:

@@ -20,6 +20,7 @@ FAMILIES = ("diffusion", "flow", "gaussian")
 _FEW_STEPS, _MANY_STEPS = 8, 20  # default lengths of chains with and without informed steps
 _FOR_ROWS, _FOR_SIMULATIONS = (400,), (64, 64)  # default widths of encoders
 _INFORMED_BETA = 0.25  # initial beta of every step of a chain with informed steps
+_FRAME_UPDATES, _FEW_PARAMETERS = 2, 32  # default updates of the frame, and the largest number of parameters that has them
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Architecture:
         end: Ratio of noise to signal after its last step (float, default 3).
         informed_steps: Number of steps, the last ones, that see the gradient of the model's `log_joint` (int, from 0 to `num_steps`), see
             `posteriors.Diffusion`. Default: all of them for a fit to rows of data, otherwise 0.
+        frame_updates: Number of updates of the frame with the gradient of `log_joint` (int), each at 2 D points for each row of data, see
+            `posteriors.Diffusion`. Default: 2 for a fit of informed steps to rows of data with at most 32 parameters, otherwise 0.
 
     Raises:
         InputError: If the family or the activation is unknown, if a size is no positive integer, if there are more informed steps than steps or
@@ -55,12 +58,13 @@ class Architecture:
     start: float = 0.005
     end: float = 3.0
     informed_steps: int | None = None
+    frame_updates: int | None = None
 
     def __post_init__(self) -> None:
         _checks.choice(self.family, FAMILIES, "family")
         _checks.choice(self.activation, ACTIVATIONS, "activation")
-        for name, least in (("num_steps", 1), ("width", 1), ("context_dim", 1), ("time_features", 1), ("informed_steps", 0)):
-            if getattr(self, name) is not None or name not in ("num_steps", "informed_steps"):
+        for name, least in (("num_steps", 1), ("width", 1), ("context_dim", 1), ("time_features", 1), ("informed_steps", 0), ("frame_updates", 0)):
+            if getattr(self, name) is not None or name not in ("num_steps", "informed_steps", "frame_updates"):
                 object.__setattr__(self, name, _checks.integer(getattr(self, name), name, least))
         if self.hidden is not None:
             object.__setattr__(self, "hidden", _checks.integers(self.hidden, "hidden", 1))
@@ -68,18 +72,26 @@ class Architecture:
             object.__setattr__(self, name, _checks.number(getattr(self, name), name))
         _checks.require(0 < self.start < self.end, "start, end", "0 < start < end", (self.start, self.end))
         informed = self.informed_steps or 0
-        _checks.require(informed == 0 or self.family == "diffusion", "informed_steps", f"0 with family={self.family}", informed)
+        for name, number in self.looks().items():
+            _checks.require(number == 0 or self.family == "diffusion", name, f"0 with family={self.family}", number)
         most = informed if self.num_steps is None else self.num_steps
         _checks.require(informed <= most, "informed_steps", f"from 0 to num_steps, {most}", informed)
 
-    def settled(self, for_rows: bool = False) -> Architecture:
-        """Return the architecture with the defaults of a fit, to rows of data (`for_rows`) or of another kind, in place of None."""
+    def looks(self) -> dict[str, int]:
+        """Return by name how often a sample looks at the gradient of the model, in informed steps and in frame updates."""
+        return {"informed_steps": self.informed_steps or 0, "frame_updates": self.frame_updates or 0}
+
+    def settled(self, for_rows: bool = False, dim: int = 1) -> Architecture:
+        """Return the architecture with the defaults of a fit of `dim` parameters, to rows of data or of another kind, in place of None."""
         informed = self.informed_steps
         if informed is None:
             informed = (self.num_steps or _FEW_STEPS) if for_rows and self.family == "diffusion" else 0
         steps = self.num_steps or (max(_FEW_STEPS, informed) if informed else _MANY_STEPS)
         hidden = (_FOR_ROWS if for_rows else _FOR_SIMULATIONS) if self.hidden is None else self.hidden
-        return dataclasses.replace(self, num_steps=steps, hidden=hidden, informed_steps=informed)
+        updates = self.frame_updates
+        if updates is None:
+            updates = _FRAME_UPDATES if for_rows and informed and dim <= _FEW_PARAMETERS else 0
+        return dataclasses.replace(self, num_steps=steps, hidden=hidden, informed_steps=informed, frame_updates=updates)
 
 
 # Setting, the families that have it, and whether only a posterior that reads data does.
@@ -168,11 +180,12 @@ def _build(architecture: Architecture, dim: int, observation: Observation | None
     )  # fmt: skip
     if architecture.informed_steps:
         schedule = schedules.make("constant", architecture.num_steps, beta=_INFORMED_BETA)
-        options = {"context_encoder": context, "coordinates": "encoder", "informed_steps": architecture.informed_steps}
+        options = {"context_encoder": context, "coordinates": "encoder", **architecture.looks()}
         return Diffusion(encoder, denoiser, schedule, **options)
     schedule = schedules.make("geometric", architecture.num_steps, start=architecture.start, end=architecture.end)
     posterior = Diffusion(
-        encoder, denoiser, schedule, context_encoder=context, parametrisation="v", learn_schedule=False, coordinates="encoder"
+        encoder, denoiser, schedule, context_encoder=context, parametrisation="v", learn_schedule=False, coordinates="encoder",
+        frame_updates=architecture.frame_updates or 0,
     )  # fmt: skip
     _start_as_stationary(posterior)
     return posterior

@@ -18,6 +18,7 @@ from ddvi_fast.posteriors.base import draw_start
 from ddvi_fast.rng import Draws
 
 COVERING = "covering"
+_POINTS = 16384  # points of frame updates with whose simulations the information is estimated
 _COVERS_FROM = 0.5  # fraction of the steps after which the covering term is used
 
 
@@ -48,7 +49,8 @@ class EvidenceBound(Objective):
             return Terms({"bound": -log_weights}, {"bound": 1.0})
         shares = torch.softmax(log_weights.detach(), 0)
         effective = 1 / (self.num_samples * shares.square().sum())
-        covering = self.num_samples * shares * self._log_ratio_of_samples(x, draws)
+        # Equal weights carry nothing: E_q[grad log q] = 0, and less 1 the noise of its estimate vanishes with their differences.
+        covering = (self.num_samples * shares - 1) * self._log_ratio_of_samples(x, draws)
         return Terms({"bound": -log_weights, COVERING: covering}, {"bound": 1.0, COVERING: effective})
 
     def _log_ratio_of_samples(self, x: Tensor, draws: Draws) -> Tensor:
@@ -63,15 +65,16 @@ def _covers(progress: Progress) -> bool:
 
 
 class Rows:
-    """Rows of data for the evidence bound: all of them with several samples each, or a random part of them with one.
+    """Rows of data for the evidence bound: all of them, or a random part of them, with equally many samples each.
 
     Args:
         x: Data [M, ...].
         count: Number of samples per step, over all rows (int).
+        each: Least number of samples for each row (int, default 1).
     """
 
-    def __init__(self, x: Tensor, count: int) -> None:
-        self.x, self.count, self.num_samples = x, min(count, len(x)), max(1, count // len(x))
+    def __init__(self, x: Tensor, count: int, each: int = 1) -> None:
+        self.x, self.count, self.num_samples = x, min(max(1, count // each), len(x)), max(each, count // len(x))
 
     def take(self, draws: Draws) -> Tensor:
         """Return the rows of one step."""
@@ -104,16 +107,10 @@ class FrameFit(Objective):
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         u, x = self.simulator.take(self.num_rows, draws)
-        values = {"frame": -frame_log_prob(self.posterior.encode(x, draws), self.whitening.inverse(u))}
+        values = {"frame": -ops.gaussian_log_prob(self.whitening.inverse(u), *_gaussian(self.posterior, x, draws))}
         if self.rows is not None:
-            values["bound"] = self._bound(self.rows.take(draws.lane("bound")), draws.lane("bound"))
+            values["bound"] = frame_bound(self.posterior, self.model, self.rows, draws.lane("bound"))
         return Terms(values, dict.fromkeys(values, 1.0))
-
-    def _bound(self, x: Tensor, draws: Draws) -> Tensor:
-        with evaluation(self.posterior):
-            encoded = self.posterior.encode(x, draws)
-        y = draw_start(encoded.mean, encoded.log_var, self.rows.num_samples, draws)
-        return -_log_weights(self.model, x, y, -ops.gaussian_log_prob(y, encoded.mean, encoded.log_var))
 
 
 class Simulated(Objective):
@@ -121,8 +118,8 @@ class Simulated(Objective):
 
     For a diffusion posterior the two are the sleep term with exact weights and the wake term of docs/method.md, section 3, in the encoder's
     frame (section 7), which the first does not train. Terms, nats: `chain` (the steps of the chain) and `start` (`y_T`, and the scale of the
-    frame), up to the entropy of the noising process, or `density` for a family with a tractable density; `bound`; and `frame`, that of
-    `FrameFit`, if the frame is trained too.
+    frame), up to the entropy of the noising process, or `density` for a family with a tractable density; `bound`; `frame`, that of `FrameFit`, if
+    the frame is trained too; and `frame_bound`, the bound of `FrameFit`, which trains the encoder of a frame that is updated.
 
     Args:
         posterior: Posterior with data as input, in the encoder's frame.
@@ -131,15 +128,16 @@ class Simulated(Objective):
         num_rows: Simulations per step (int).
         model: Density of the model for the bound, or None (default) for no bound.
         rows: Rows of data of the bound. Default: the simulated data.
+        frame_rows: Rows of data of the bound of an updated frame's encoder. Default: no such bound.
     """
 
     def __init__(
         self, posterior: Posterior, whitening: Whitening, simulator: Simulator, num_rows: int, model: FlatModel | None = None,
-        rows: Rows | None = None,
+        rows: Rows | None = None, frame_rows: Rows | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.posterior, self.whitening, self.simulator, self.num_rows = posterior, whitening, simulator, num_rows
-        self.model, self.rows = model, rows
+        self.model, self.rows, self.frame_rows = model, rows, frame_rows
 
     def terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         u, x = self.simulator.take(self.num_rows, draws)
@@ -147,6 +145,8 @@ class Simulated(Objective):
         if self.model is not None:
             x = x if self.rows is None else self.rows.take(draws.lane("bound"))
             values["bound"] = self._bound(x, 1 if self.rows is None else self.rows.num_samples, draws.lane("bound"))
+        if self.frame_rows is not None:
+            values["frame_bound"] = frame_bound(self.posterior, self.model, self.frame_rows, draws.lane("levels"))
         return Terms(values, dict.fromkeys(values, 1.0))
 
     def _fit(self, u: Tensor, x: Tensor, draws: Draws) -> dict[str, Tensor]:
@@ -156,7 +156,8 @@ class Simulated(Objective):
         t = even_timesteps(draws, len(u), self.posterior.schedule.num_steps, u.device)
         v = self.posterior.whitened(encoded, u).detach()
         start = self.posterior.log_scale(encoded).detach() - self.posterior.top_log_prob(*self.posterior.start(encoded), v, draws)
-        frame = {"frame": -frame_log_prob(encoded, u)} if self.posterior.informed_steps and encoded.mean.requires_grad else {}
+        trained = self.posterior.sees_model and encoded.mean.requires_grad
+        frame = {"frame": -ops.gaussian_log_prob(u, encoded.mean, encoded.log_var)} if trained else {}
         return {"chain": self.posterior.step_divergence(encoded.context, v, t, draws, encoded), "start": start, **frame}
 
     def _bound(self, x: Tensor, num_samples: int, draws: Draws) -> Tensor:
@@ -170,6 +171,8 @@ class Simulated(Objective):
 
         Differences count as at most 1 nat each. The estimate is 0 if the posterior is the same for all data, as wide as the prior.
         """
+        if isinstance(self.posterior, Diffusion) and self.posterior.frame_updates:
+            simulations = Simulations(*(part[: _POINTS // (2 * self.posterior.latent_dim)] for part in simulations))
         with evaluation(self.posterior):
             y = self.whitening.inverse(simulations.u)
             with_own, with_other = (sum(self._fit(y, x, draws).values()) for x in (simulations.x, simulations.x.roll(1, 0)))
@@ -182,9 +185,18 @@ def _log_weights(model: FlatModel, x: Tensor, y: Tensor, log_ratio: Tensor) -> T
     return (for_coordinates(lambda y: model.log_joint_of_rows(x, y), y) + log_ratio).mean(0).to(y.dtype)
 
 
-def frame_log_prob(encoded: Any, u: Tensor) -> Tensor:
-    """Compute `log N(u; mean(x), diag exp(log_var(x)))` [N] in nats at `u` [N, D], given the output of the encoders."""
-    return ops.gaussian_log_prob(u, encoded.mean, encoded.log_var)
+def frame_bound(posterior: Posterior, model: FlatModel, rows: Rows, draws: Draws) -> Tensor:
+    """Compute minus the evidence bound [N] in nats of the Gaussian of the encoder at rows of data."""
+    x = rows.take(draws)
+    with evaluation(posterior):
+        mean, log_var = _gaussian(posterior, x, draws)
+    y = draw_start(mean, log_var, rows.num_samples, draws)
+    return -_log_weights(model, x, y, -ops.gaussian_log_prob(y, mean, log_var))
+
+
+def _gaussian(posterior: Posterior, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance [N, D] of the encoder's Gaussian, without updates of the frame."""
+    return posterior.encode_top(x, draws) if isinstance(posterior, Diffusion) else posterior.encode(x, draws)[:2]
 
 
 def even_timesteps(draws: Draws, rows: int, num_steps: int, device: torch.device) -> Tensor:

@@ -119,7 +119,7 @@ class FittedPosterior:
         y = self.whitening.inverse(u.to(self.whitening.shift.device))
         if not len(y):
             return y.new_zeros(0)
-        encoded = self._encode(rows.expand(len(y), *rows.shape[1:]), seed)
+        encoded = _repeated(self._encode(rows, seed), len(y))
         if isinstance(self.posterior, Diffusion):
             log_q = torch.stack([self._path_log_density(encoded, path) for path in self._noised(encoded, y, num_samples, seed)])
             log_q = log_q.mean(0) if bound == "elbo" else ops.log_mean_exp(log_q, 0)
@@ -320,7 +320,7 @@ class FittedPosterior:
         kept = tensors.get("x") if x is None else x
         options = {"conditional": state["conditional"], "model": model, "x": kept, "data_shape": state["data_shape"]}
         fitted = cls(posterior, support, whitening, architecture, **options)
-        if architecture.informed_steps:
+        if any(architecture.looks().values()):
             fitted._needs("log_joint", "steps that see its gradient")
             posterior.inform(RowTarget(FlatModel(model, support, whitening)))
         fitted.history, fitted.information, fitted.notices = state["history"], state["information"], state["notices"]
@@ -410,3 +410,8 @@ def _of_observation(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the standardization in a saved posterior, by their names in it."""
     head = "posterior.encoder.observation."
     return {name.removeprefix(head): value for name, value in tensors.items() if name.startswith(head)}
+
+
+def _repeated(encoded: Any, count: int) -> Any:
+    """The output of the encoders for one row of data, as for `count` rows of the same data."""
+    return type(encoded)(*(None if part is None else part.expand(count, *part.shape[1:]) for part in encoded))

@@ -36,12 +36,17 @@ def kde_log_density(z: Tensor, points: Tensor, bandwidths: Sequence[float] | Ten
         -0.9189
     """
     _checks.tensor(z, "z", (None, None))
+    return with_widths(z, points, bandwidths, positive_tensor(bandwidths, "bandwidths", z), clamp)
+
+
+def with_widths(z: Tensor, points: Tensor, bandwidths: Sequence[float] | Tensor, widths: Tensor, clamp: float | None) -> Tensor:
+    """`kde_log_density` of bandwidths that are a tensor already."""
+    _checks.tensor(z, "z", (None, None))
     _checks.tensor(points, "points", (None, z.shape[1]))
     _checks.require(points.shape[0] >= 1, "points", "at least one point", points)
     clamp = None if clamp is None else _checks.number(clamp, "clamp", above=0)
     _checks.same_dtype("points", points, z)
-    z, points = full_precision(z, points)
-    widths = positive_tensor(bandwidths, "bandwidths", z)
+    z, points, widths = full_precision(z, points, widths)
     backend = _backend.choose("kde", z.device, z=z, points=points, constants={"bandwidths": widths})
     if backend == "reference":
         with without_autocast(z.device):

@@ -14,7 +14,7 @@ from ddvi_fast.paper.choices import FIRST_SEED, VALIDATION, Trial
 from ddvi_fast.paper.reproduce import run_cell
 from ddvi_fast.paper.table_spec import Cell, Table
 from ddvi_fast.training.honoured import check_some
-from ddvi_fast.training.jobs import in_processes
+from ddvi_fast.training.jobs import side_by_side
 
 
 def choose(
@@ -40,7 +40,7 @@ def choose(
         overrides: Settings of all runs, ``name=value`` (list of str).
         epochs: Epochs of each run and stage (int, default: `choose_epochs` of the table, or the table's).
         max_minutes: Minutes of training of each run, instead of epochs (float, default: the table's).
-        jobs: Number of runs at a time (int, default: one a core).
+        jobs: Number of runs at a time (int, default: one a core, and eight on a GPU, which runs them side by side in one process).
         rows, columns: Names of the rows and columns to choose for (list of str, default: all). Others in the file remain.
         runs: Folder of the runs (path, default `runs/reproduce`).
         output: Folder of the files (path, default: beside the runs).
@@ -79,7 +79,7 @@ def choose(
         runs_of = {cell.folder: (trial, cell) for trial in trials for cell in trial.cells}
         missing = sorted((pair for pair in runs_of.values() if not pair[1].finished), key=lambda pair: pair[1].seed)
         report(f"{len(runs_of) - len(missing)} of {len(runs_of)} runs already finished")
-        for number, _ in in_processes(run_cell, [cell for _, cell in missing], jobs):
+        for number, _ in side_by_side(run_cell, [cell for _, cell in missing], jobs, cells[0].config.device):
             report(_outcome(spec, *missing[number]))
             record.write()
         return record.write()

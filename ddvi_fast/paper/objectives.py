@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, ops
+from ddvi_fast import _checks, ops, rng
 from ddvi_fast.models import Fantasies, LatentVariableModel
 from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.annealing import KLSchedule
@@ -93,26 +93,29 @@ class ReleasedDDVI(Objective):
     def updates(self, x: Tensor, progress: Progress, draws: Draws) -> Iterator[Update]:
         yield Update("wake", lambda: self._wake_terms(x, progress, draws))
         # The decoder stands still in the sleep updates, so it makes the fantasies of all of them in one pass.
-        fantasies = functools.cache(lambda: self.model.simulate(len(x), draws, x, self.num_sleep_updates))
-        for update in range(self.num_sleep_updates):
-            yield Update("sleep", lambda update=update: self._sleep_terms(x, fantasies().of(update), draws.importance(update)))
+        count, steps = self.num_sleep_updates, self.posterior.schedule.num_steps
+        fantasies = functools.cache(lambda: self.model.simulate(len(x), draws, x, count))
+        timesteps = functools.cache(lambda: rng.integers(draws, (count, len(x)), steps, rng.TIME, x.device))
+        for update in range(count):
+            made = lambda update=update: (x, fantasies().of(update), timesteps()[update], draws.importance(update))  # noqa: E731
+            yield Update("sleep", lambda made=made: self._sleep_terms(*made()))
 
     def _wake_terms(self, x: Tensor, progress: Progress, draws: Draws) -> Terms:
         encoded = self.posterior.encode(x, draws)
         trajectory = self.posterior.latent_path(encoded, 1, draws)[:, 0]
+        z = trajectory[-1]
         t = uniform_timesteps(draws, len(x), self.posterior.schedule.num_steps, x.device)
         values = {
-            "reconstruction": pixel_mean(self.model, x, trajectory[-1], draws),
+            "reconstruction": pixel_mean(self.model, x, z, draws),
             "kl": ops.gaussian_kl(encoded.mean, encoded.log_var),
-            "prior": -self.model.prior.log_prob_kde(trajectory[-1]),
-            "matching": mean_matching(self.posterior, encoded.context, trajectory, t).mean(-1),
+            "prior": -self.model.prior.log_prob_kde(z),
+            "matching": mean_matching(self.posterior, encoded.context, trajectory, t),
         }
         kl = self.kl.at(progress)
         return Terms(values, {"reconstruction": 1.0, "kl": kl, "prior": kl, "matching": 1.0})
 
-    def _sleep_terms(self, like: Tensor, fantasies: Fantasies, draws: Draws) -> Terms:
+    def _sleep_terms(self, like: Tensor, fantasies: Fantasies, t: Tensor, draws: Draws) -> Terms:
         z, x = fantasies.z, fantasies.x
-        t = uniform_timesteps(draws, len(z), self.posterior.schedule.num_steps, z.device)
         with fixed_statistics(self.posterior):  # fantasies are not data
             context = self.posterior.encode_context(x.view_as(like), draws)
         return Terms({"sleep": self.posterior.denoising_loss(context, z, t, draws, "huber")}, {"sleep": 1.0})

@@ -25,7 +25,7 @@ from ddvi_fast.paper.table_spec import FAILURE, Cell, Table
 from ddvi_fast.plots.run import draw_run
 from ddvi_fast.training.evaluate import evaluated, sample_prior
 from ddvi_fast.training.honoured import check_some
-from ddvi_fast.training.jobs import in_processes
+from ddvi_fast.training.jobs import side_by_side
 from ddvi_fast.training.run import Run, load_dataset, run
 
 
@@ -52,7 +52,7 @@ def reproduce(
         seeds: Number of runs of each cell, with seeds 0, 1, ... (int, default 3).
         epochs: Epochs of each run and stage (int, default: the table's).
         max_minutes: Minutes of training of each run, instead of epochs (float, default: the table's).
-        jobs: Number of runs at a time (int, default: one a core).
+        jobs: Number of runs at a time (int, default: one a core, and eight on a GPU, which runs them side by side in one process).
         rows, columns: Names of the rows and columns to run (list of str, default: all).
         runs: Folder of the runs (path, default `runs/reproduce`).
         output: Folder of the table and the picture (path, default: beside the runs). If `choose` has written choices.json there, every row
@@ -81,7 +81,7 @@ def reproduce(
         grid.check_folders(cells)
         missing = sorted((cell for cell in cells if not cell.finished), key=lambda cell: cell.seed)  # soon a whole table of fewer seeds
         report(f"{len(cells) - len(missing)} of {len(cells)} runs already finished")
-        for number, _ in in_processes(run_cell, missing, jobs):
+        for number, _ in side_by_side(run_cell, missing, jobs, cells[0].config.device):
             report(_outcome(missing[number], spec))
             _write(spec, cells, used, max_minutes, command, output)
         written = _write(spec, cells, used, max_minutes, command, output)

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ddvi_fast import _checks, _files
-from ddvi_fast.plots.ancestry import population_colours
+from ddvi_fast.plots.ancestry import LATENTS, population_colours, population_markers
+from ddvi_fast.plots.style import class_colours
 
+_MARKERS = "os^Dv"  # that the page draws; others are circles
 _PAGE = Path(__file__).with_suffix(".html")
 
 
@@ -25,9 +27,16 @@ def interactive_map(
     hover: Mapping[str, Sequence[object]],
     title: str = "",
     *,
+    sets: Sequence[str] | None = None,
+    cluster: Sequence[int] | None = None,
+    probability: Sequence[float] | None = None,
+    axes: tuple[str, str] = LATENTS,
     overwrite: bool = False,
 ) -> Path:
-    """Write an interactive map of people as one HTML file: zoom, move, hide populations, details under the pointer.
+    """Write an interactive map of people as one HTML file.
+
+    The page zooms, moves, searches, hides populations, colors by label, cluster or probability, shows details under the pointer, and saves the
+    people who are selected as a table.
 
     Args:
         path: File to write; its name ends in ``.html``.
@@ -36,6 +45,9 @@ def interactive_map(
         names, groups: Name of each population, and name of the group to which it belongs.
         hover: N values under each heading, shown as text for the person under the pointer.
         title: Title of the page.
+        sets: Set of each person, such as ``training`` and ``test`` (default one set); all but the first set are drawn with an outline.
+        cluster, probability: Most probable cluster of each person, and its probability (default none).
+        axes: Names of the axes.
         overwrite: Whether to replace the file (bool, default False).
 
     Raises:
@@ -52,8 +64,10 @@ def interactive_map(
     _checks.require(overwrite or not path.exists(), "path", "a new file", str(path), "overwrite=True replaces it")
     fits = places.shape == (len(labels), 2) and len(labels) > 0 and bool(np.isfinite(places).all())
     _checks.require(fits, "places", f"finite places of shape [{len(labels)}, 2]", f"shape {list(places.shape)}")
-    for heading, values in hover.items():
-        _checks.require(len(values) == len(labels), f"hover[{heading}]", f"{len(labels)} values", len(values))
+    further = {"sets": sets, "cluster": cluster, "probability": probability}
+    for heading, values in [*((f"hover[{heading}]", values) for heading, values in hover.items()), *further.items()]:
+        _checks.require(values is None or len(values) == len(labels), heading, f"{len(labels)} values", 0 if values is None else len(values))
+    clusters = None if cluster is None else [int(each) for each in cluster]
     data = {
         "x": places[:, 0].round(5).tolist(),
         "y": places[:, 1].round(5).tolist(),
@@ -61,6 +75,12 @@ def interactive_map(
         "names": [str(name) for name in names],
         "groups": [str(group) for group in groups],
         "colours": population_colours(names, groups),
+        "marker": [max(_MARKERS.find(marker), 0) for marker in population_markers(names, groups)],
+        "set": [""] * len(labels) if sets is None else [str(each) for each in sets],
+        "cluster": clusters,
+        "clusterColours": None if clusters is None else class_colours(max(clusters) + 1),
+        "probability": None if probability is None else [round(float(each), 4) for each in probability],
+        "axes": list(axes),
         "hover": {str(heading): [str(value) for value in values] for heading, values in hover.items()},
     }
     # A name may contain anything, even the end of a script.

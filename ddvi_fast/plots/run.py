@@ -13,7 +13,7 @@ from ddvi_fast import metrics, plots
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.plots.registry import further_pictures
+from ddvi_fast.plots.registry import colors_of, further_pictures
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.posteriors.class_conditional import ClassConditional, draw_classes, of_class
 from ddvi_fast.recipes.phases import Experiment
@@ -49,14 +49,16 @@ def draw_run(config: Config, experiment: Experiment, dataset: Dataset, folder: P
     draws = draws_of_test_set(config)
     prior_samples, prior_labels = sample_prior(config, model)
     latents = metrics.encode(posterior, x, draws)
-    names = dataset.class_names or None
-    paths.append(plots.latents(folder / "latents.png", latents, labels, prior_samples, prior_labels, title, class_names=names, overwrite=True))
+    colors = colors_of(config.dataset.name, config, dataset)
+    shown = prior_labels if colors is None else None  # classes of the prior have colors of their own, which are not those of the labels
+    look = {"class_names": dataset.class_names or None, "class_colors": colors, "overwrite": True}
+    paths.append(plots.latents(folder / "latents.png", latents, labels, prior_samples, shown, title, **look))
     if len(dataset.input_shape) > 1:
         paths.append(_decoded(model, dataset, prior_samples, folder, title))
     paths += further_pictures(config.dataset.name)(config, experiment, dataset, folder, title)
     if isinstance(posterior.family if isinstance(posterior, ClassConditional) else posterior, Diffusion):
         states = _states(posterior, x, draws)
-        paths.append(plots.trajectory(folder / "trajectory.png", states, labels, prior_samples, title, class_names=names, overwrite=True))
+        paths.append(plots.trajectory(folder / "trajectory.png", states, labels, prior_samples, title, **look))
     return paths
 
 

@@ -29,6 +29,7 @@ def latents(
     title: str = "",
     *,
     class_names: Sequence[str] | None = None,
+    class_colors: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Draw latents beside samples of the prior, on the same axes.
@@ -39,6 +40,7 @@ def latents(
         prior_samples, prior_labels: Samples of the prior [M, 2] and their classes [M].
         title: Title of the picture.
         class_names: Name of each class (default: its number).
+        class_colors: Color of each class (default those of `class_colours`).
         overwrite: Whether to replace the file (bool, default False).
 
     Raises:
@@ -51,7 +53,7 @@ def latents(
         'latents.png'
     """
     panels = [("posterior samples", latents, labels), ("prior", prior_samples, prior_labels)]
-    return _scatter_panels(path, panels, title, class_names, overwrite)
+    return _scatter_panels(path, panels, title, class_names, overwrite, colours=class_colors, counted=True)
 
 
 def comparison(
@@ -81,6 +83,7 @@ def trajectory(
     *,
     num_panels: int = 6,
     class_names: Sequence[str] | None = None,
+    class_colors: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Draw y_T to y_0 of a trajectory [T+1, N, 2], start first, in `num_panels` panels over samples of the prior in gray.
@@ -96,7 +99,7 @@ def trajectory(
     names[0], names[-1] = f"start, {names[0]}", "end, $z = y_0$"
     panels = [(name, trajectory[entry], labels) for name, entry in zip(names, entries, strict=True)]
     columns = -(-len(panels) // 2) if len(panels) > 4 else None  # two rows keep the panels legible
-    return _scatter_panels(path, panels, title, class_names, overwrite, backdrop=prior_samples, columns=columns, formulas=True)
+    return _scatter_panels(path, panels, title, class_names, overwrite, backdrop=prior_samples, columns=columns, formulas=True, colours=class_colors)
 
 
 def grid(
@@ -141,10 +144,14 @@ def _scatter_panels(
     backdrop: Tensor | None = None,
     columns: int | None = None,
     formulas: bool = False,
+    colours: Sequence[str] | None = None,
+    counted: bool = False,
 ) -> Path:
     drawn = [(name, _points(points, name), _classes(labels, len(points), name)) for name, points, labels in panels]
     behind = None if backdrop is None else _points(backdrop, "prior_samples")
     count = 1 + max(int(classes.max(initial=-1)) for _, _, classes in drawn)
+    paint = class_colours(count) if colours is None else list(colours)
+    _checks.require(len(paint) >= count, "class_colors", f"at least {count} colors", len(paint))
     limits = _limits([points for _, points, _ in drawn] + ([] if behind is None else [behind]))
     columns = min(columns or len(panels), len(panels))
     rows = -(-len(panels) // columns)
@@ -156,9 +163,10 @@ def _scatter_panels(
     for axes, (name, points, classes) in zip(grid.flat, drawn, strict=False):
         if behind is not None:
             axes.scatter(*_spread(behind).T, s=_size(len(behind), side), c=FAINT, alpha=0.5, linewidths=0, rasterized=True)
-        _scatter(axes, points, classes, class_colours(count), side)
-        _frame(axes, limits, name, points, formulas)
-    _class_legend(figure, count, class_names, bool(any((classes < 0).any() for _, _, classes in drawn)))
+        _scatter(axes, points, classes, paint, side)
+        _frame(axes, limits, f"{name}, {len(points):,}" if counted else name, points, formulas)
+    _name_axes(grid)
+    _class_legend(figure, count, class_names, bool(any((classes < 0).any() for _, _, classes in drawn)), paint)
     return write(figure, path, title, overwrite)
 
 
@@ -225,14 +233,22 @@ def _frame(axes: Axes, limits: tuple[tuple[float, float], tuple[float, float]], 
         axes.text(0.985, 0.015, f"{outside} outside", fontsize=7, color=GREY, **place)
 
 
-def _class_legend(figure: Figure, count: int, names: Sequence[str] | None, unlabelled: bool) -> None:
+def _name_axes(grid: np.ndarray) -> None:
+    for axes in grid[-1]:
+        axes.set_xlabel("latent 1", fontsize=9, color=GREY)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("latent 2", fontsize=9, color=GREY)
+
+
+def _class_legend(figure: Figure, count: int, names: Sequence[str] | None, unlabelled: bool, colours: Sequence[str] | None = None) -> None:
     if not count:
         return
     from matplotlib.lines import Line2D
 
     named = [str(index) for index in range(count)] if names is None else [str(name) for name in names]
     _checks.require(len(named) >= count, "class_names", f"at least {count} names", len(named))
-    entries = [*zip(named, class_colours(count), strict=False)] + ([("no class", UNLABELLED)] if unlabelled else [])
+    entries = list(zip(named, class_colours(count) if colours is None else colours, strict=False))[:count]
+    entries += [("no class", UNLABELLED)] if unlabelled else []
     dots = [Line2D([], [], marker="o", linestyle="", markersize=6.5, markeredgewidth=0, color=colour) for _, colour in entries]
     widest = max(len(name) for name, _ in entries)
     columns = max(1, min(len(entries), int(figure.get_figwidth() * 12 / (widest + 3.5))))

@@ -34,6 +34,21 @@ def class_colours(count: int) -> list[str]:
     return [shade(index) for index in range(count)]
 
 
+def oklch(lightness: float, hue: float, chroma: float = 0.17) -> str:
+    """Color of a hue (degrees) and lightness in the perceptually uniform space OKLCH, as strong as sRGB has it, up to `chroma`."""
+    from matplotlib.colors import to_hex
+
+    strengths = np.linspace(0, chroma, 64)
+    a, b = strengths * np.cos(np.radians(hue)), strengths * np.sin(np.radians(hue))
+    cones = np.stack([lightness + 0.3963377774 * a + 0.2158037573 * b, lightness - 0.1055613458 * a - 0.0638541728 * b,
+                      lightness - 0.0894841775 * a - 1.2914855480 * b]) ** 3  # fmt: skip
+    linear = np.array([[4.0767416621, -3.3077115913, 0.2309699292], [-1.2684380046, 2.6097574011, -0.3413193965],
+                       [-0.0041960863, -0.7034186147, 1.7076147010]]) @ cones  # fmt: skip
+    inside = np.flatnonzero(((linear >= 0) & (linear <= 1)).all(0))[-1]
+    found = linear[:, inside]
+    return to_hex(np.where(found <= 0.0031308, 12.92 * found, 1.055 * found ** (1 / 2.4) - 0.055))
+
+
 def new_figure(width: float, height: float) -> Figure:
     """A figure of this size in inches, without a display; `InputError` where matplotlib is not installed."""
     return _checks.library("matplotlib.figure", "train").Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, rng
+from ddvi_fast import _backend, _checks, rng
 from ddvi_fast._html import card
+from ddvi_fast.dense import on_device
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
@@ -308,7 +309,7 @@ def split_mean_log_var(output: Tensor, latent_dim: int | None = None) -> tuple[T
     if latent_dim is not None:
         _checks.require(output.shape[-1] == 2 * latent_dim, "encoder", f"an output [N, {2 * latent_dim}]", output)
     mean, log_var = output.chunk(2, dim=-1)
-    return mean, log_var.clamp(-20, 10)
+    return mean, nn.functional.hardtanh(log_var, -20, 10)  # as clamp, whose gradient would take five launches
 
 
 def encode_with_context(posterior: Any, x: Tensor, draws: Draws | None) -> Encoded:
@@ -337,5 +338,27 @@ def standard_log_prob(u: Tensor) -> Tensor:
 
 def draw_start(mean: Tensor, log_var: Tensor, num_samples: int, draws: Draws, stream: int = rng.START) -> Tensor:
     """Draw reparametrized samples [K, N, D] of the Gaussian with `mean` and `log_var` [N, D] from a random stream (default `START`)."""
+    if on_device(mean) and mean.dtype == log_var.dtype == torch.float32 and mean.dim() == 2 and mean.stride(1) == log_var.stride(1) == 1:
+        return _Start.apply(mean, log_var, draws.state(mean.device), draws.offset, num_samples, stream)
     noise = rng.normal(draws, (num_samples, *mean.shape), stream, device=mean.device, dtype=mean.dtype)
     return mean + torch.exp(0.5 * log_var) * noise
+
+
+class _Start(torch.autograd.Function):
+    """The kernels of reparametrized samples as an autograd function."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_var: Tensor, state: Tensor, offset: int, num_samples: int, stream: int) -> Tensor:
+        out = _backend.implementation("triton", "start").forward(mean, log_var, state, offset, num_samples, stream)
+        ctx.save_for_backward(mean, log_var, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        mean, log_var, out = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative needs plain products
+            noise = (out - mean).detach() * torch.exp(-0.5 * log_var.detach())
+            gradients = upstream.sum(0), 0.5 * (upstream * torch.exp(0.5 * log_var) * noise).sum(0)
+        else:
+            gradients = _backend.implementation("triton", "start").backward(upstream.contiguous(), mean, out)
+        return *gradients, None, None, None, None

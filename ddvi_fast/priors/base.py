@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, ops, rng
-from ddvi_fast._operator import broadcast_shapes
+from ddvi_fast import _checks, rng
+from ddvi_fast._operator import broadcast_shapes, positive_tensor
+from ddvi_fast.ops import kde
 from ddvi_fast.priors.curve import along_curve
-from ddvi_fast.priors.quadrature import normal_grid
+from ddvi_fast.priors.quadrature import normal_grid, normal_quadrature
 from ddvi_fast.rng import Draws
 
 KDE_BANDWIDTHS = (0.005, 0.008, 0.01, 0.03, 0.05)  # of the released code's density estimate
@@ -175,7 +176,16 @@ class Prior(nn.Module):
             InputError: If the prior has no classes.
         """
         _checks.require(self.num_classes is not None, "labels", "a prior with classes", type(self).__name__)
-        return self._class_at(rng.uniform(draws, (n, 1), rng.PRIOR, device=device).squeeze(1))
+        return rng.integers(draws, n, self.num_classes, rng.PRIOR, device)
+
+    def _sample_sets(self, n: int, num_sets: int, draws: Draws, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+        """Draw several sets of samples, [num_sets, n, D]: set `s` is what `sample` returns for `draws.importance(s)`."""
+        if self.noise_dim == 0 or type(self)._noise is not Prior._noise:
+            return torch.stack([self.sample(n, draws.importance(number), dtype=dtype, device=device) for number in range(num_sets)])
+        rows, device = (num_sets, n), torch.device(device)
+        labels = None if self.num_classes is None else rng.integers(draws, rows, self.num_classes, rng.PRIOR, device)
+        noise = rng.normal(draws, (*rows, self.noise_dim), rng.PRIOR + 1, device=device, dtype=dtype)
+        return self._push(noise.double(), labels).to(dtype)
 
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Compute the log-density; it is finite and differentiable far from the support too.
@@ -225,7 +235,17 @@ class Prior(nn.Module):
             Log-densities [N] in nats.
         """
         points = self._kde_points(_checks.integer(num_points, "num_points", 1), _checks.integer(seed, "seed", 0), z)
-        return ops.kde_log_density(z, points, bandwidths, clamp)
+        return kde.with_widths(z, points, bandwidths, self._kde_widths(bandwidths, z), clamp)
+
+    def _kde_widths(self, bandwidths: Sequence[float], like: Tensor) -> Tensor:
+        """The bandwidths as a tensor, which is kept."""
+        if isinstance(bandwidths, Tensor):
+            return positive_tensor(bandwidths, "bandwidths", like)
+        key = (str(bandwidths), like.dtype, like.device)
+        if getattr(self, "_kept_widths", (None,))[0] != key:
+            with torch.inference_mode(False):
+                self._kept_widths = (key, positive_tensor(bandwidths, "bandwidths", like))
+        return self._kept_widths[1]
 
     def _kde_points(self, num_points: int, seed: int, like: Tensor) -> Tensor:
         """Prior samples of the kernel estimate; those of a fixed prior are cached, in an order that makes kernels fast."""
@@ -276,7 +296,7 @@ class Prior(nn.Module):
         """
         self.require_noise()
         _checks.require(self.noise_dim <= 2, "prior", "at most 2 coordinates of noise, for integration nodes", str(self.noise_dim))
-        grid, log_weights = normal_grid(self.noise_dim, resolution, reach=15)
+        grid, log_weights = normal_grid(self.noise_dim, normal_quadrature(resolution, reach=15))
         if self.num_classes is None:
             return self.push(grid).detach(), log_weights
         classes = torch.arange(self.num_classes, device="cpu").unsqueeze(1)

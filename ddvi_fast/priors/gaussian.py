@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddvi_fast import _checks
 from ddvi_fast.priors.base import Prior
-from ddvi_fast.priors.quadrature import normal_grid
+from ddvi_fast.priors.quadrature import normal_grid, normal_quadrature
 
 
 class Gaussian(Prior):
@@ -35,7 +35,7 @@ class Gaussian(Prior):
         self.dim, self.noise_dim, self.scale = dim, dim, scale
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
-        nodes, log_weights = normal_grid(self.dim, resolution, reach=15)
+        nodes, log_weights = normal_grid(self.dim, normal_quadrature(resolution, reach=15))
         return self.scale * nodes, log_weights
 
     def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:

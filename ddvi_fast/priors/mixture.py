@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ddvi_fast import _checks
 from ddvi_fast.precision import as_float32
 from ddvi_fast.priors.base import Prior, select_class
-from ddvi_fast.priors.quadrature import nodes_across, normal_grid
+from ddvi_fast.priors.quadrature import normal_grid, quadrature_across
 
 
 class Mixture(Prior):
@@ -49,7 +49,7 @@ class Mixture(Prior):
         self.dim = self.noise_dim = means.shape[1]
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
-        grid, log_weights = normal_grid(self.dim, nodes_across(resolution), reach=30)
+        grid, log_weights = normal_grid(self.dim, quadrature_across(resolution, reach=30))
         centred = self.means.detach().double().cpu().unsqueeze(1) + self.scale * grid
         return centred.flatten(0, 1), log_weights.repeat(self.num_classes) - math.log(self.num_classes)
 

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks
+from ddvi_fast import _backend, _checks, _operator
 from ddvi_fast.precision import as_float64
 from ddvi_fast.priors.base import Prior, select_class
-from ddvi_fast.priors.quadrature import nodes_across, normal_quadrature
+from ddvi_fast.priors.quadrature import normal_quadrature, quadrature_across
+from ddvi_fast.rng import Draws
 
 _MIN_SLOPE = 0.12  # smallest slope of the map of angles up to the core radius; at 0 the map would fold
 _OUTER_RADIUS = 2.5  # radius beyond which the arms are straight, since exp would overflow
@@ -59,11 +60,19 @@ class Pinwheel(Prior):
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
         radial, log_radial = normal_quadrature(resolution, reach=15)
-        tangential, log_tangential = normal_quadrature(nodes_across(resolution), reach=200)
+        tangential, log_tangential = quadrature_across(resolution, reach=200)
         labels = torch.arange(self.num_classes, **as_float64)
         first, second, label = torch.meshgrid(1 + self.radial_std * radial, self.tangential_std * tangential, labels, indexing="ij")
         log_weights = log_radial[:, None, None] + log_tangential[:, None] - math.log(self.num_classes) + torch.zeros(self.num_classes, **as_float64)
         return self._place(torch.stack((first, second), -1), label).flatten(0, 2), log_weights.flatten()
+
+    def _sample_sets(self, n: int, num_sets: int, draws: Draws, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+        device = torch.device(device)
+        if dtype != torch.float32 or _operator.needs_dispatch() or _backend.fused(device) != "triton":
+            return super()._sample_sets(n, num_sets, draws, dtype, device)
+        constants = self.radial_std, self.tangential_std, self.rate, self.core_radius, _OUTER_RADIUS
+        kernel = _backend.implementation("triton", "pinwheel")
+        return kernel.sample(draws.state(device), draws.offset, (num_sets, n), self.num_classes, constants)
 
     def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:
         return self._place(torch.stack((1 + self.radial_std * u[..., 0], self.tangential_std * u[..., 1]), -1), labels)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddvi_fast import _checks
 from ddvi_fast.precision import as_float64
 from ddvi_fast.priors.base import Prior, curve_noise, select_class
-from ddvi_fast.priors.quadrature import nodes_across, normal_quadrature, uniform_quadrature
+from ddvi_fast.priors.quadrature import interval_quadrature, quadrature_across, uniform_quadrature
 from ddvi_fast.rng import Draws
 
 _PERIMETER, _EDGE = 8.0, 2.0
@@ -56,15 +56,22 @@ class Square(Prior):
         self.register_buffer("frames", frames, persistent=False)  # [3, 4, 2]: first corner of each edge, unit vectors along it and outwards
 
     def integration_nodes(self, resolution: int) -> tuple[Tensor, Tensor]:
-        nodes, log_nodes = uniform_quadrature(max(8, resolution // 4))
-        starts, ends, edges = self.starts.double().cpu(), self.ends.double().cpu(), self.edges.cpu()
-        lengths = (ends - starts).unsqueeze(1)
-        positions = starts.unsqueeze(1) + lengths * nodes
-        (around, log_around), (beside, log_beside) = normal_quadrature(1, reach=10), normal_quadrature(nodes_across(resolution), reach=40)
-        along = positions[..., None, None] + self.corner_width * around[:, None] + torch.zeros_like(beside)
-        points = self._place(edges[:, None, None, None], along, self.noise * beside)
-        log_weights = (log_nodes + torch.log(lengths / _PERIMETER))[..., None, None] + log_around[:, None] + log_beside
-        return points.flatten(0, 3), log_weights.flatten()
+        along, log_along = self._nodes_along(resolution)
+        across, log_across = quadrature_across(resolution, reach=40)
+        points = self._place(torch.arange(4, device="cpu")[:, None, None], along.unsqueeze(1), self.noise * across)
+        log_weights = log_along.unsqueeze(1) + log_across - math.log(4)
+        return points.flatten(0, 2), log_weights.expand(4, -1, -1).flatten()
+
+    def _nodes_along(self, resolution: int) -> tuple[Tensor, Tensor]:
+        """Positions along an edge, smoothed ends included, and their log-weights, whose exponentials sum to 1."""
+        if self.corner_width == 0:
+            nodes, log_weights = uniform_quadrature(resolution)
+            return _EDGE * nodes, log_weights
+        positions, log_spacing = interval_quadrature(_EDGE, self.corner_width, resolution, reach=10)
+        log_density = _log_normal_interval(
+            torch.minimum(positions, _EDGE - positions) / self.corner_width, torch.maximum(positions, _EDGE - positions) / self.corner_width
+        )
+        return positions, torch.log_softmax(log_density + log_spacing, 0)
 
     def _noise(self, n: int, draws: Draws, device: torch.device) -> Tensor:
         return curve_noise(n, draws, device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddvi_fast import _checks
 from ddvi_fast.precision import as_float64
 from ddvi_fast.priors.base import Prior, curve_noise, select_class
-from ddvi_fast.priors.quadrature import nodes_across, normal_grid, uniform_quadrature
+from ddvi_fast.priors.quadrature import normal_grid, quadrature_across, uniform_quadrature
 from ddvi_fast.rng import Draws
 
 _TURNS = 4.5 * math.pi
@@ -56,7 +56,7 @@ class SwissRoll(Prior):
         points, log_weights = self._curve_nodes(max(8, resolution // 4))
         if self.noise == 0:
             return points.flatten(0, 1), log_weights.flatten() - math.log(self.num_classes)
-        grid, log_grid = normal_grid(2, nodes_across(resolution) // 2 + 1, reach=25)
+        grid, log_grid = normal_grid(2, quadrature_across(max(1, resolution // 2), reach=25))
         nodes = points.unsqueeze(2) + self.noise * grid
         return nodes.flatten(0, 2), (log_weights.unsqueeze(2) + log_grid).flatten() - math.log(self.num_classes)
 

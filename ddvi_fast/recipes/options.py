@@ -56,7 +56,7 @@ class PriorOptions:
     name: str = "pinwheel"
     options: dict[str, Any] = field(default_factory=dict)  # arguments of the prior
     kernel_width: float = 0.0  # width of a Gaussian kernel that smooths the model's prior; the released code's estimate has about 0.03
-    resolution: int = 200  # quadrature nodes along each arm or edge
+    resolution: int = 200  # most quadrature nodes along each arm or edge
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Parallel runs, each in a process with one thread: the networks are too small to use several cores for one run."""
+"""Parallel runs: on a GPU in one process, otherwise each in a process with one thread, as the networks are too small for several cores."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ import torch
 
 from ddvi_fast import _checks, data
 from ddvi_fast.recipes.build import registered_modules
+from ddvi_fast.training.turns import in_turns
 
 Given, Made = TypeVar("Given"), TypeVar("Made")
+
+
+def side_by_side(
+    function: Callable[[Given], Made], items: Sequence[Given], jobs: int | None = None, device: str = "cpu"
+) -> Iterator[tuple[int, Made]]:
+    """Call `function` on every item: on a GPU in one process (`turns.in_turns`), otherwise in several (`in_processes`); arguments are theirs."""
+    return in_turns(function, items, jobs, torch.device(device)) if device.startswith("cuda") else in_processes(function, items, jobs)
 
 
 def in_processes(function: Callable[[Given], Made], items: Sequence[Given], jobs: int | None = None) -> Iterator[tuple[int, Made]]:

@@ -27,6 +27,7 @@ from ddvi_fast.training.evaluate import evaluate
 from ddvi_fast.training.keeping import further_files
 from ddvi_fast.training.session import Clocks, Session, prepared_folder, processes
 from ddvi_fast.training.time_budget import within_minutes
+from ddvi_fast.training.turns import shared_data
 from ddvi_fast.training.values import check_batches, check_values
 
 FINAL = "final"
@@ -177,8 +178,8 @@ def load_dataset(config: Config) -> Dataset:
     binary = stated.likelihood == "bernoulli" or not stated.binarize
     _checks.require(binary, "dataset.binarize", "false unless dataset.likelihood is bernoulli", f"true with {stated.likelihood}")
     sizes = (config.limit, genotypes, stated.validation, stated.binarize)
-    dataset = data.load(stated.name, config.data_dir, config.download, config.split_seed, *sizes)
-    return dataset.to(_device(config.device))
+    settings, device = (stated.name, config.data_dir, config.download, config.split_seed, *sizes), _device(config.device)
+    return shared_data((*settings, config.device), lambda: data.load(*settings).to(device))
 
 
 def run_dir(config: Config) -> Path:

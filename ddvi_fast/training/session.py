@@ -29,20 +29,21 @@ from ddvi_fast.engine.watchdog import Watchdog
 from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.rng import Draws
+from ddvi_fast.training import turns
 from ddvi_fast.training.engines import engine_line, make_engines
 
 EPOCHS = ("epochs", "prior_epochs", "warmup_epochs")  # lengths of a recipe
 
 
 class Clocks(NamedTuple):
-    """Wall-clock seconds and processor seconds of this process; the latter do not depend on other programs."""
+    """Wall-clock seconds and processor seconds of this process; the latter do not depend on other programs, nor on runs side by side."""
 
     seconds: float
     cpu_seconds: float
 
     @classmethod
     def now(cls) -> Clocks:
-        return cls(time.perf_counter(), time.process_time())
+        return cls(time.perf_counter(), time.process_time() - turns.seconds_of_others())
 
     @classmethod
     def of(cls, state: Mapping[str, Any], where: str) -> Clocks:
@@ -136,8 +137,9 @@ class Session:
             earlier = Clocks.of(checkpoints.about, "checkpoint") if start else earlier
             with self._log(start.step if start else None) if first else nullcontext() as meter.log:
                 try:
+                    callbacks = (meter, checkpoints, *turns.callbacks())
                     train(
-                        self.experiment.phases, self.dataset, config.recipe.batch_size, config.seed, make_engines(config), (meter, checkpoints),
+                        self.experiment.phases, self.dataset, config.recipe.batch_size, config.seed, make_engines(config), callbacks,
                         augmentation(config), start=start,
                     )  # fmt: skip
                 except NonFinite as error:

@@ -15,7 +15,7 @@ from bench.device import ahead_of_time
 
 @pytest.mark.slow
 def test_kernels_compile_as_the_table_says():
-    """The first variant of each kernel on each architecture, their main loops on one; everything is what the command itself compiles."""
+    """The first variant of each kernel, on all architectures where it changed; everything is what the command itself compiles."""
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "bench.device.ahead_of_time", "--check", "--first-variants", "--processes", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ahead_of_time.KERNELS.parent)
@@ -179,6 +179,19 @@ def test_only_what_has_changed_is_compiled(monkeypatch, tmp_path):
     asked.clear()
     ahead_of_time.update(stored, {**versions, "triton": "3.8.0"}, 1)
     assert set(asked) == set(variants)
+
+
+def test_first_variants_are_those_that_changed_and_one_of_each_kernel(monkeypatch):
+    listed = {(f"{kernel} D={size}", capability): None for kernel in ("a", "b", "c") for size in (2, 3) for capability in (80, 90, 100)}
+    monkeypatch.setattr(ahead_of_time, "listed", lambda: listed)
+    monkeypatch.setattr(ahead_of_time, "digest", lambda wanted, capability, versions: f"{capability}")
+    digests = {f"{kernel} D=2": {f"sm_{capability}": f"{capability}" for capability in (80, 90, 100)} for kernel in ("a", "b", "c")}
+    assert ahead_of_time.first_variants({"digests": digests}, {}) == [("a D=2", 80), ("b D=2", 90), ("c D=2", 100)]
+    digests["a D=2"]["sm_100"] = "another"
+    del digests["b D=2"]
+    chosen = ahead_of_time.first_variants({"digests": digests}, {})
+    assert chosen == [("a D=2", 80), ("a D=2", 100), ("b D=2", 80), ("b D=2", 90), ("b D=2", 100), ("c D=2", 100)]
+    assert len(ahead_of_time.first_variants({}, {})) == 9
 
 
 _COUNTED = """

@@ -113,6 +113,26 @@ def test_the_parts_of_the_denoiser_fit_into_seven_minutes():
     assert all(any(name.startswith(f"parity {operation}") for name in parts.DENOISER_PARTS) for operation in ("chain", "sleep"))
 
 
+def test_all_parts_fit_into_seven_minutes():
+    """Those that run side by side, and then the others one after another."""
+    found = parts.PARTS.values()
+    assert max(part.seconds for part in found if not part.alone) + sum(part.seconds for part in found if part.alone) <= device_check.LIMIT
+    assert {"run", "table", "launched", "side by side", "training"} <= set(parts.PARTS)
+
+
+def test_the_record_grows_with_every_part(tmp_path, monkeypatch):
+    """It counts what was run, what passed, and what was not run yet."""
+    written, write = [], records.write
+    monkeypatch.setattr(records, "write", lambda path, record: written.append(record["parts"]) or write(path, record))
+    outcome = {"ok": True, "summary": "1 run, 1 passed, 0 not run", "seconds": 1.0}
+    monkeypatch.setattr(device_check, "_supervise", lambda group, *_: dict.fromkeys(group, outcome))
+    monkeypatch.setattr(sys, "argv", ["device_check.py", "--device", "cpu", "--quick", "--output", str(tmp_path / "check.json")])
+    assert device_check.main() == 0
+    passed = [sum(part["ok"] is True for part in found.values()) for found in written]
+    assert passed == sorted(passed) and passed[0] < passed[-1] == len(parts.PARTS)
+    assert f"parts: {len(parts.PARTS)} run, {len(parts.PARTS)} passed, 0 not run" in (tmp_path / "check.md").read_text()
+
+
 def test_goals_are_those_of_cases_that_are_run():
     names = {case.name for case in cases.in_set("device")}
     assert {name for name, *_ in records.ROOFLINES} <= names

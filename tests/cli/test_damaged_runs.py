@@ -17,6 +17,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from ddvi_fast import DDVI, InputError, _files, cli
 from ddvi_fast.engine.run_folder import read_evaluation
@@ -174,6 +176,81 @@ def test_states_that_are_signed_and_wrong_are_refused(finished, tmp_path, reader
             else:
                 ends("evaluate", tmp_path / "copy/run", "--overwrite")
             shutil.rmtree(tmp_path / "copy")
+
+
+def signed_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Write other tensors into a checkpoint, with their checksum."""
+    data = safetensors.torch.save(change(safetensors.torch.load((path / "weights.safetensors").read_bytes())))
+    (path / "weights.safetensors").write_bytes(data)
+    envelope = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**envelope, "weights_sha256": hashlib.sha256(data).hexdigest()}))
+
+
+def nan_in(part: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: {
+        name: value * torch.nan if name.startswith(part) and value.is_floating_point() else value for name, value in tensors.items()
+    }
+
+
+def without(part: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: {name: value for name, value in tensors.items() if not name.startswith(part)}
+
+
+OTHER_TENSORS = {
+    "NaN in the optimizer's state": (nan_in("adam/"), "expected numbers, got NaN in adam/"),
+    "NaN in the weights": (nan_in("weights/model"), "expected numbers, got NaN in weights/model"),
+    "no optimizer's state": (without("adam/"), "expected the optimizer's state after 2 steps, got no state of it"),
+    "no weights of the model": (without("weights/model"), "got none for model.decoder"),
+    "other shapes": (lambda tensors: {name: value[..., :1].contiguous() if value.ndim == 2 else value for name, value in tensors.items()}, "shape"),
+    "another type": (lambda tensors: {name: value.double() for name, value in tensors.items()}, "float64"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TENSORS)
+def test_a_checkpoint_with_other_tensors_is_refused_or_passed_over(finished, tmp_path, name, readers_only, ends):
+    """Its checksums fit: nothing else tells that it is not the run's."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "evaluation.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "step-00000003")
+    change, words = OTHER_TENSORS[name]
+    signed_weights(folder / "checkpoints" / "step-00000002", change)
+    code, error = ends("train", *SETTINGS, f"run_dir={folder}")
+    assert words in error and code == (0 if "falling back" in error else cli.EXIT_BAD_INPUT)
+    assert (folder / FINAL / "weights.safetensors").read_bytes() == (finished / FINAL / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("step", [-1, 4, 10**9])
+def test_a_checkpoint_of_a_step_that_the_run_does_not_have_is_refused(finished, tmp_path, step, readers_only, ends):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "evaluation.json").unlink()
+    place = folder / "checkpoints" / "step-00000003"
+    signed(place, {**json.loads((place / "state.json").read_text())["state"], "step": step})
+    code, error = ends("train", *SETTINGS, f"run_dir={folder}")
+    assert code == cli.EXIT_BAD_INPUT and f"checkpoint, step: expected 0 to 3, the steps of the run, got {step}" in error
+
+
+def test_final_weights_with_nan_are_refused(finished, tmp_path, ends):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    signed_weights(folder / FINAL, nan_in("posterior."))
+    for command in ("evaluate", "export"):
+        code, error = ends(*commands(folder)[command])
+        assert code == cli.EXIT_BAD_INPUT and "checkpoint: expected numbers, got NaN in posterior.encoder" in error
+    assert ends(*commands(folder)["report"])[0] == 0
+    assert "got NaN in posterior.encoder" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling link"])
+@pytest.mark.parametrize("name", ["config.json", "environment.json", "metrics.jsonl", "state.json", "weights.safetensors"])
+def test_a_folder_or_a_dangling_link_in_place_of_a_file(finished, tmp_path, name, kind, readers_only, ends):
+    """A checkpoint is passed over; the run is the same at the end, or is left as it is."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "evaluation.json").unlink()
+    path = next((folder / "checkpoints").glob(f"step-00000003/{name}"), folder / name)
+    path.unlink()
+    path.mkdir() if kind == "folder" else path.symlink_to(tmp_path / "nowhere" / "file")
+    code = cli.main(["train", *SETTINGS, f"run_dir={folder}"])
+    assert code == (0 if "step" in path.parent.name else cli.EXIT_NOT_WRITTEN if (name, kind) == ("metrics.jsonl", "dangling link") else 2)
+    assert (folder / FINAL / "weights.safetensors").read_bytes() == (finished / FINAL / "weights.safetensors").read_bytes()
 
 
 def test_a_damaged_failed_step_ends_in_one_line(finished, tmp_path, ends):

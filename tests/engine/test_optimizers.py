@@ -87,9 +87,19 @@ def plain_adam(start, gradients, lr):
     return value
 
 
+HEADERS = """#pragma once
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/utils/pybind.h>
+namespace torch { using namespace at; constexpr auto kFloat32 = c10::kFloat; }
+"""
+
+
 @pytest.fixture
 def quickly_compiled(request, monkeypatch):
-    """DeepSpeed compiles its CPU Adam at the first use: here as one source without optimization, in a folder that is not the user's."""
+    """DeepSpeed compiles its CPU Adam at the first use: here as one source without optimization, in a folder that is not the user's.
+
+    It includes torch's headers as a whole, which take longest: here only those that it uses.
+    """
     if not (importlib.util.find_spec("deepspeed") and shutil.which("g++") and shutil.which("ninja")):
         pytest.skip("DeepSpeed's CPU Adam is compiled at its first use, with g++ and ninja")
     builder = importlib.import_module("deepspeed.ops.op_builder").CPUAdamBuilder
@@ -97,10 +107,13 @@ def quickly_compiled(request, monkeypatch):
     folder = request.config.cache.mkdir("torch_extensions")
     together = folder / "together.cpp"
     text = "".join(f'#include "{Path(builder().deepspeed_src_path(source)).resolve()}"\n' for source in reversed(sources(builder())))
-    if not together.exists() or together.read_text() != text:
-        together.write_text(text)
+    headers = folder / "headers" / "torch"
+    headers.mkdir(parents=True, exist_ok=True)
+    for path, content in ((together, text), (headers / "extension.h", HEADERS)):
+        if not path.exists() or path.read_text() != content:
+            path.write_text(content)
     monkeypatch.setattr(builder, "sources", lambda self: [str(together)])
-    monkeypatch.setattr(builder, "cxx_args", lambda self: [*arguments(self), "-O0", "-g0"])
+    monkeypatch.setattr(builder, "cxx_args", lambda self: [*arguments(self), "-O0", "-g0", f"-I{headers.parent}"])
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
 
 

@@ -1,6 +1,7 @@
 """Tests of runs on genotypes: data and labels by path, both kinds of features, embedding baselines, pictures."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -74,13 +75,40 @@ def test_everybody_trains_and_is_tested_as_in_the_paper(configured):
     assert groups.class_names == ("X", "Y") and groups.size("test") == 24
 
 
-def test_people_are_those_of_the_test_set(configured):
+def test_people_are_those_of_the_sets(configured):
     config = configured()
     dataset = load_dataset(config)
     known = genome_maps.people(config, dataset)
-    assert known.names == ("A", "B", "C") and known.groups == ("X", "X", "Y") and len(known.table) == dataset.size("test") == 24
-    assert [dataset.class_names[label] for label in known.labels] == list(known.table.labels["population"])
+    assert known.names == ("A", "B", "C") and known.groups == ("X", "X", "Y") and known.sets == ("training", "test")
+    for table, labels, split, size in zip(known.tables, known.labels, ("train", "test"), (96, 24), strict=True):
+        assert len(table) == dataset.size(split) == size
+        assert [dataset.class_names[label] for label in labels] == list(table.labels["population"])
     assert genome_maps.people(compose(["dataset=digits"]), data.load("digits")) is None
+    everybody = configured("dataset.genotypes.held_out=0")
+    assert genome_maps.people(everybody, load_dataset(everybody)).sets == ("training",)
+
+
+def test_colors_are_the_same_in_every_picture(configured, tmp_path, monkeypatch):
+    painted = []
+    drawn = genome_maps.plots.latents
+    monkeypatch.setattr(genome_maps.plots, "latents", lambda *given, **options: painted.append(options["class_colors"]) or drawn(*given, **options))
+    run(configured("method=ddvi_clustering", f"run_dir={tmp_path / 'run'}"), draw_run)
+    page = (tmp_path / "run" / "figures" / "map.html").read_text()
+    held = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)[1])
+    assert painted == [held["colours"]] and held["set"].count("test") == 24 and len(held["cluster"]) == len(held["probability"]) == 120
+    assert (tmp_path / "run" / "figures" / "components.png").is_file()
+
+
+def test_people_without_labels_are_drawn_by_cluster(configured, tmp_path):
+    folder = tmp_path / "run"
+    result = run(configured("method=ddvi_clustering", "dataset.genotypes.label=null", f"run_dir={folder}"), draw_run)
+    assert {"populations.png", "uncertainty.png", "components.png", "map.html"} <= {path.name for path in result.figures}
+    page = (folder / "figures" / "map.html").read_text()
+    held = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)[1])
+    assert [held["names"][label] for label in held["label"]] == [f"cluster {number}" for number in held["cluster"]]
+    # The page is one of the run's own files.
+    run(configured("method=ddvi", "prior=pinwheel", "figures=false", "overwrite=true", f"run_dir={folder}"))
+    assert not (folder / "figures" / "map.html").exists()
 
 
 @pytest.mark.parametrize("name", maps.MAPS)

@@ -6,9 +6,10 @@ import pytest
 from ddvi_fast import cli
 from ddvi_fast.genomes.align import MatchReport
 from ddvi_fast.genomes.convert import import_genotypes, store_from_codes
+from ddvi_fast.genomes.filters import Filters
 from ddvi_fast.genomes.merge import merge_stores
 from ddvi_fast.genomes.store import GenotypeStore
-from tests.genomes.files import Genotypes, write_eigenstrat
+from tests.genomes.files import Genotypes, write_eigenstrat, write_plink
 from tests.genomes.test_cohorts import rewritten
 from tests.genomes.test_pca import ancestry
 
@@ -59,3 +60,14 @@ def test_stores_with_little_in_common_are_refused(tmp_path, one_line):
     assert "at least two" in one_line(lambda: merge_stores([first], tmp_path / "out"))
     assert "different names" in one_line(lambda: merge_stores([first, first], tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_has_the_species_of_its_stores(tmp_path, one_line):
+    data = Genotypes(ancestry(20, 12, missing=0), variants=[(str(20 + j), 7, f"rs{j}", "A", "C") for j in range(12)])
+    path = write_plink(data, tmp_path / "file")
+    cows = [import_genotypes(path, tmp_path / name, num_autosomes=29) for name in ("one", "other")]
+    with pytest.warns(MatchReport):
+        merged = merge_stores(cows, tmp_path / "merged", filters=Filters(autosomes=True))
+    assert merged.num_autosomes == 29 and list(merged.variants.chromosome) == [str(20 + j) for j in range(10)]
+    people = import_genotypes(path, tmp_path / "people")
+    assert "one number of autosomes" in one_line(lambda: merge_stores([cows[0], people], tmp_path / "mixed"))

@@ -104,6 +104,15 @@ def test_a_projection_does_not_need_the_files_of_the_run(cohort, tmp_path):
     assert len(rows) == 7 and "cluster" in rows[0]
 
 
+def test_a_projection_reads_files_as_those_of_the_species_of_the_run(cohort, tmp_path):
+    data, _ = cohort
+    cows = Genotypes(data.codes, variants=[(str(20 + j // 15), 10 * j + 10, ".", "AC"[j % 2], "CA"[j % 2]) for j in range(150)])
+    path = write_plink(cows, tmp_path / "cows")
+    store = import_genotypes(path, tmp_path / "store", num_autosomes=29)
+    run(config_of(store, tmp_path / "run", "genomes", "dataset.genotypes.label=null", "method=ddvi", "prior=pinwheel"))
+    assert all(row["called"] == "1.0000" for row in read(project(tmp_path / "run", path, tmp_path / "new.tsv")))
+
+
 def test_bad_requests_are_one_line(cohort, finished, tmp_path, one_line):
     data, store = cohort
     table = tmp_path / "new.tsv"

@@ -57,13 +57,27 @@ def test_the_covering_term_is_the_weighted_fit_to_ones_own_samples():
     y = mean + torch.exp(log_var / 2) * noise
     log_q = -0.5 * (noise.square() + log_var + math.log(2 * math.pi)).sum(1)
     weights = torch.exp(CORRELATED.log_prob(y.float()).double() - log_q)
-    shares = weights / weights.sum()
+    shares = weights / weights.sum() - 1 / 50  # equal weights carry nothing
     # d(-log N) by mean and log-variance, by hand.
     by_mean = -(shares[:, None] * (y - mean) / log_var.exp()).sum(0)
     by_log_var = (shares[:, None] * 0.5 * (1 - noise.square())).sum(0)
     torch.testing.assert_close(posterior.encoder.values.grad.double(), torch.cat((by_mean, by_log_var)), rtol=1e-4, atol=1e-5)
     effective = float(weights.sum() ** 2 / weights.square().sum() / 50)
     assert abs(float(found.weights[COVERING]) - effective) < 1e-4
+
+
+def test_the_covering_term_of_an_exact_posterior_has_no_gradient():
+    class Own:
+        """The density of the posterior's own Gaussian."""
+
+        def log_joint(self, x: None, y: Tensor) -> Tensor:
+            mean, log_var = Free().values.detach().split(2)
+            return Normal(mean, torch.exp(0.5 * log_var)).log_prob(y).sum(-1)
+
+    posterior = Gaussian(Free(), 2)
+    (update,) = EvidenceBound(posterior, Own(), None, 50).updates(torch.zeros(1, 1), Progress(0.7, 1), Draws(4))
+    update.terms().values[COVERING].mean().backward()
+    assert float(posterior.encoder.values.grad.abs().max()) < 1e-5
 
 
 def test_the_covering_term_widens_the_posterior():

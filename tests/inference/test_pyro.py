@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from importlib.util import find_spec
 
@@ -68,7 +69,7 @@ def test_the_loss_comes_near_the_evidence_and_draws_near_the_posterior(store) ->
     assert -0.05 < sum(losses[-100:]) / 100 - evidence < 0.5
     draws = Predictive(guide, num_samples=4000, parallel=True)(X)
     assert abs(float(draws["mu"].mean()) - mu) < 0.2 and abs(float(draws["scale"].mean()) - scale) < 0.2
-    assert {name.split("$$$")[0] for name in store.get_param_store()} == {"AutoDDVI.chain", "AutoDDVI.ellipsoid"}
+    assert {name.split("$$$")[0] for name in store.get_param_store()} == {"AutoDDVI.chain"}
 
 
 @needs_pyro
@@ -102,6 +103,101 @@ def test_the_density_of_a_foreign_value_is_refused(store) -> None:
     assert posterior.log_prob(value).shape == (5,)
     with pytest.raises(InputError, match="value: expected the last sample"):
         posterior.log_prob(value + 1)
+
+
+def three():
+    import pyro
+    from pyro import distributions as dist
+
+    pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.LogNormal(0.0, 1.0))
+    pyro.sample("z", dist.Dirichlet(torch.ones(3)))
+
+
+@needs_pyro
+def test_an_untrained_guide_has_the_initial_location_as_median_and_the_initial_scale(store) -> None:
+    initial = {"x": torch.tensor(0.7), "y": torch.tensor(2.5), "z": torch.tensor([0.2, 0.5, 0.3])}
+    for scale in (0.3, 1e-4, 1e-8):
+        guide = ddvi_fast.pyro.AutoDDVI(three, init_loc_fn=lambda site: initial[site["name"]], init_scale=scale)
+        guide()
+        median = guide.median()
+        assert all(torch.allclose(median[name], initial[name], atol=1e-6) for name in initial)
+        assert 0.9 < float(guide._loc_scale()[1].square().mean().sqrt()) / scale < 1.1
+
+
+@needs_pyro
+def test_quantiles_are_those_of_the_samples(store) -> None:
+    from pyro.infer import Predictive
+
+    guide = ddvi_fast.pyro.AutoDDVI(three, init_scale=0.5)
+    guide()
+    with torch.no_grad():
+        for change in guide.chain.changes.values():
+            change.copy_(torch.randn_like(change))
+    found, draws = guide.quantiles([0.1, 0.5, 0.9]), Predictive(guide, num_samples=20_000, parallel=True)()
+    for name in ("x", "y"):
+        expected = torch.quantile(draws[name].flatten(), torch.tensor([0.1, 0.5, 0.9]))
+        assert torch.allclose(found[name].flatten(), expected, atol=0.03 * float(draws[name].std()) * 2)
+        assert torch.equal(found[name][1], guide.median()[name])
+
+
+@needs_pyro
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_gaussian_posterior_is_found_exactly(store, traced) -> None:
+    from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
+
+    def correlated(data):
+        from pyro import distributions as dist
+
+        x = store.sample("x", dist.Normal(0.0, 1.0))
+        y = store.sample("y", dist.Normal(x, 1.0))
+        store.sample("data", dist.Normal(y, 1.0), obs=data)
+
+    data, steps = torch.tensor(1.5), 40 if traced else 250
+    options = {"num_particles": 50, "vectorize_particles": True, "max_plate_nesting": 0}
+    elbo = JitTrace_ELBO(**options, ignore_jit_warnings=True) if traced else Trace_ELBO(**options)
+    guide = ddvi_fast.pyro.AutoDDVI(correlated, architecture=Architecture(num_steps=4))
+    optimizer = store.optim.ClippedAdam({"lr": 0.05, "lrd": 0.1 ** (1 / steps)})
+    svi = SVI(correlated, guide, optimizer, elbo)
+    losses = [svi.step(data) for _ in range(steps)]
+    if traced:  # the trace draws new noise in each step, so that the loss of one step is not that of another
+        assert len(set(losses)) == steps and losses[-1] < losses[0]
+        return
+    exact = -float(torch.distributions.Normal(0.0, math.sqrt(3)).log_prob(data))
+    with torch.no_grad():
+        final = torch.tensor([elbo.loss(correlated, guide, data) for _ in range(20)])
+    assert -4 * float(final.std()) / math.sqrt(20) < float(final.mean()) - exact < 0.02
+    deviations = guide._loc_scale()[1]
+    assert torch.allclose(deviations, torch.tensor([2 / 3, 2 / 3]).sqrt(), rtol=0.06)
+
+
+@needs_pyro
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_traced_guide_can_be_saved(store) -> None:
+    guide = ddvi_fast.pyro.AutoDDVI(three, architecture=Architecture(num_steps=4))
+    guide()
+    traced = torch.jit.trace_module(guide, {"call": ()}, check_trace=False)
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer)
+    buffer.seek(0)
+    loaded = torch.jit.load(buffer)
+    store.set_rng_seed(5)
+    expected = guide.call()
+    store.set_rng_seed(5)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(loaded.call(), expected, strict=True))
+    assert {name for name, _ in loaded.named_parameters()} == {name for name, _ in guide.named_parameters()}
+
+
+@needs_pyro
+@pytest.mark.parametrize("options, message", [
+    ({"init_scale": 0.0}, "init_scale: expected"),
+    ({"architecture": Architecture(family="gaussian")}, "architecture: expected family=diffusion without informed_steps"),
+    ({"architecture": Architecture(informed_steps=4)}, "architecture: expected family=diffusion without informed_steps"),
+])  # fmt: skip
+def test_settings_that_a_guide_cannot_use_are_refused(store, options, message) -> None:
+    with pytest.raises(InputError, match=message):
+        ddvi_fast.pyro.AutoDDVI(three, **options)
 
 
 def test_other_names_are_refused() -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Gamma, Normal, constraints
 
-from ddvi_fast import fit_posterior
+from ddvi_fast import fit_posterior, rng
 from ddvi_fast.inference import Architecture, Model, Support, Training, start
 from ddvi_fast.inference.model import FlatModel
 from ddvi_fast.inference.whitening import Whitening
+from ddvi_fast.rng import Draws
 
 CPU = torch.device("cpu")
 
@@ -66,3 +67,31 @@ def test_what_is_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"architecture": Architecture(family="gaussian"), "training": Training(steps=1, batch_size=8)}
     with pytest.warns(UserWarning, match="log_joint: the Gaussian from which the fit starts did not find mu; bring"):
         fit_posterior(density, support={"mu": constraints.real, "nu": constraints.real}, **options)
+
+
+def test_strong_correlations_do_not_slow_the_start_down() -> None:
+    """A Gaussian with a condition number of 10^8, which Adam alone leaves far from its place."""
+    draws = rng.normal(Draws(3), (12, 12), rng.START).double()
+    axes, _ = torch.linalg.qr(draws)
+    covariance = axes @ torch.diag(torch.logspace(-4, 4, 12).double()) @ axes.T
+    mean, precision = torch.linspace(-2, 2, 12).double(), torch.linalg.inv(covariance)
+
+    def log_joint(x, z):
+        away = z.double() - mean
+        return -0.5 * (away @ precision * away).sum(-1)
+
+    found = start.gaussian_start(Model(log_joint=log_joint), None, Support(constraints.real, 12), 0, CPU)
+    factor = found.factor.double()
+    ratio = torch.linalg.solve_triangular(factor, torch.linalg.cholesky(covariance), upper=False)
+    assert torch.allclose(ratio @ ratio.T, torch.eye(12, dtype=torch.float64), atol=0.05)
+    assert float(found.inverse(mean.float().unsqueeze(0)).abs().max()) < 0.1
+
+
+def test_a_density_without_values_at_other_scales_can_be_fitted() -> None:
+    def log_joint(x, z):
+        if bool((z.abs() > 1e4).any()):
+            raise ValueError("out of range")
+        return -0.5 * z.square().sum(-1)
+
+    found = start.gaussian_start(Model(log_joint=log_joint), None, Support(constraints.real, 2), 0, CPU)
+    assert torch.allclose(found.factor, torch.eye(2), atol=0.05)

@@ -72,3 +72,9 @@ def test_unsupported_operands_are_named():
     assert noise.unsupported(x0=x0, t=t) is None
     assert "int64" in noise.unsupported(x0=x0, t=t.int())
     assert "float32" in noise.unsupported(x0=x0.double(), t=t)
+
+
+@pytest.mark.parametrize("shape, high", [((300,), 7), ((3, 50), 1), ((2, 1030), (1 << 24) - 1)])
+def test_integers_are_those_of_the_specification(shape, high):
+    got = noise.integers(DRAWS.state(), 0, shape, rng.TIME, high)
+    assert torch.equal(got, rng.integers(DRAWS, shape, high, rng.TIME))

@@ -44,15 +44,15 @@ def calls(monkeypatch, tmp_path):
     class Calls:
         table, trained = TINY, []
 
-        def here(self, function, items, jobs):
+        def here(self, function, items, jobs, device):
             self.trained.extend(items)
             return enumerate(map(function, items))
 
     made = Calls()
     made.trained = []
     monkeypatch.setattr(grid, "load", lambda name: made.table)
-    monkeypatch.setattr(reproduce, "in_processes", made.here)
-    monkeypatch.setattr(choose, "in_processes", made.here)
+    monkeypatch.setattr(reproduce, "side_by_side", made.here)
+    monkeypatch.setattr(choose, "side_by_side", made.here)
     monkeypatch.chdir(tmp_path)
     return made
 

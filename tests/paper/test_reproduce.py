@@ -34,11 +34,11 @@ def tiny(monkeypatch, tmp_path):
     # Cells are run in this process, and recorded.
     trained = []
 
-    def here(function, items, jobs):
+    def here(function, items, jobs, device):
         trained.extend(items)
         return enumerate(map(function, items))
 
-    monkeypatch.setattr(reproduce, "in_processes", here)
+    monkeypatch.setattr(reproduce, "side_by_side", here)
     monkeypatch.chdir(tmp_path)
     return trained
 

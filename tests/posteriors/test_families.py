@@ -28,7 +28,7 @@ WITH_DENSITY = pytest.mark.parametrize("make", families.WITH_DENSITY, ids=lambda
 CONSTANT = KLSchedule("constant")
 
 # Training steps and learning rate. A diagonal Gaussian can recover only a diagonal posterior, so it gets a model that has one.
-TRAINING = {"diffusion": (700, 2e-2), "planar": (500, 2e-2), "path_integral": (700, 2e-2), "hamiltonian": (300, 2e-2), "gaussian": (300, 2e-2)}
+TRAINING = {"diffusion": (450, 3e-2), "planar": (300, 3e-2), "path_integral": (450, 3e-2), "hamiltonian": (150, 3e-2), "gaussian": (300, 2e-2)}
 USUAL_TRAINING = (300, 1e-2)
 WEIGHTS = {"gaussian": UNCORRELATED}
 BATCH = 128

@@ -248,6 +248,42 @@ def test_half_precision_is_refused_or_answered_within_its_rounding(name, dtype):
     check()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_gradients_in_half_precision_are_refused_or_within_their_rounding(name, dtype):
+    """Gradients of all operands that have some, for moderate operands; the specification is the reference in float64 on the same operands."""
+
+    @examples(8)
+    @given(OPERATIONS[name], st.sampled_from(sorted(LAYOUTS)))
+    def check(case, layout):
+        made, call = case
+        half = {name: value.nan_to_num(0.5, 0.5, 0.5).clamp(-2, 2).to(dtype) for name, value in made.items()}
+        with use_backend("reference"):
+            exact = _gradients(call, {name: value.double() for name, value in half.items()})
+        for backend in ("auto", "reference", *FUSED):
+            try:
+                with use_backend(backend):
+                    got = _gradients(call, {name: LAYOUTS[layout](value) for name, value in half.items()})
+            except InputError as refused:
+                assert backend in FUSED and any(word in str(refused) for word in ("float32", "no gradient")) and "\n" not in str(refused)
+                continue
+            assert got.keys() == exact.keys()
+            for operand, gradient in got.items():
+                _assert_rounded(gradient, exact[operand], dtype, units=16)  # sums of many rounded terms
+
+    check()
+
+
+def _gradients(call: Call, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of the operands by name, for an upstream gradient of one in every result; those that no result depends on are left out."""
+    leaves = {name: value.detach().requires_grad_() for name, value in given.items()}
+    results = [value for value in call(leaves).values() if value.requires_grad]
+    if not results:
+        return {}
+    found = torch.autograd.grad(results, list(leaves.values()), [torch.ones_like(value) for value in results], allow_unused=True)
+    return {name: gradient for name, gradient in zip(leaves, found, strict=True) if gradient is not None}
+
+
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("spoilt", ["y_T", "context", "upstream"])
 @pytest.mark.parametrize("backend", FUSED)
@@ -299,7 +335,7 @@ def _assert_alike(got: Tensor, plain: Tensor, exact: Tensor, overflows: bool) ->
     assert (off <= allowed).all(), f"off by {off[off > allowed][:3].tolist()}, allowed {allowed[off > allowed][:3].tolist()}"
 
 
-def _assert_rounded(got: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+def _assert_rounded(got: Tensor, exact: Tensor, dtype: torch.dtype, units: int = 4) -> None:
     """In the type `dtype`, finite only where float64 is, and there near it in units of the largest result."""
     assert got.dtype == dtype and got.shape == exact.shape
     here, truth, limits = kinds(got), kinds(exact), torch.finfo(dtype)
@@ -308,7 +344,7 @@ def _assert_rounded(got: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
     finite = (here == 0) & (truth == 0)
     if finite.any():
         off, size = (got.double() - exact).abs()[finite].max(), exact[finite].abs().max()
-        assert off <= 4 * limits.eps * (size + 1), f"off by {off}, with a largest result of {size}"
+        assert off <= units * limits.eps * (size + 1), f"off by {off}, with a largest result of {size}"
 
 
 def _budget(plain: Tensor, exact: Tensor) -> Tensor:
