@@ -130,7 +130,8 @@ def checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
     given["hidden"] = _checks.integers(given["hidden"], "hidden", at_least=1)
     settings = given["settings"]
     given["settings"] = settings if isinstance(settings, (str, Mapping)) or not isinstance(settings, Iterable) else tuple(settings)
-    return {**given, "device": str(_checks.device(given["device"])), "verbose": bool(given["verbose"])}
+    verbose = bool(_checks.instance(given["verbose"], (bool, int), "verbose", "true or false"))
+    return {**given, "device": str(_checks.device(given["device"])), "verbose": verbose}
 
 
 def _check_stated(stated: Mapping[str, Any], chosen: Mapping[str, str]) -> None:

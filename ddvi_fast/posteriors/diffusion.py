@@ -210,16 +210,16 @@ class Diffusion(ChainPosterior):
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
         """Return mean and log-variance [N, D] of `y_T`, and the context [N, C] or None."""
         encoded = encode_with_context(self, x, draws) if self.context_dim else Encoded(*self.encode_top(x, draws), None)
-        return self._with_updated_frame(self.with_data(encoded, x))
+        encoded = self.with_data(encoded, x)
+        return self._with_updated_frame(encoded) if self.frame_updates else encoded
 
     def with_data(self, encoded: Encoded, x: Tensor, labels: Tensor | None = None) -> Encoded:
         return encoded._replace(x=x, labels=labels) if self.sees_model else encoded
 
+    @torch.compiler.disable  # nothing in it is differentiated
     @_checks.outside_inference_mode
     def _with_updated_frame(self, encoded: Encoded) -> Encoded:
-        """The output of the encoders with their updated frame, if there are updates."""
-        if not self.frame_updates:
-            return encoded
+        """The output of the encoders with their updated frame."""
         target, x = self._known_target(), encoded.x
         mean, scale = encoded.mean.detach(), torch.exp(0.5 * encoded.log_var.detach())
         frame = frames.updated(mean, scale, lambda rows: target.at(x[rows], None), self.frame_updates)

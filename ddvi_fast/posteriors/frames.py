@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddvi_fast.precision import without_autocast
+
 NARROWER = 4.0  # largest factor by which an update divides or multiplies a variance
 _POINTS = 16384  # points at which gradients are computed at a time
 
@@ -26,7 +28,8 @@ class Frame(NamedTuple):
 
     def place(self, v: Tensor) -> Tensor:
         """Map `v` [.., N, D] out of the frame."""
-        return self.mean + torch.einsum("nij,...nj->...ni", self.factor, v)
+        with without_autocast(v.device):
+            return self.mean + torch.einsum("nij,...nj->...ni", self.factor, v)
 
     def undo(self, u: Tensor) -> Tensor:
         """Undo `place`."""
@@ -35,7 +38,8 @@ class Frame(NamedTuple):
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """Map gradients [.., N, D] for `u` to those for `v`."""
-        return torch.einsum("nij,...ni->...nj", self.factor, gradient)
+        with without_autocast(gradient.device):
+            return torch.einsum("nij,...ni->...nj", self.factor, gradient)
 
     def log_det(self) -> Tensor:
         """Compute the log-determinants [N] of `place`."""
@@ -73,8 +77,9 @@ def updated(mean: Tensor, scale: Tensor, gradient: Callable[[slice], Callable[[T
     for first in range(0, len(mean), size):
         rows = slice(first, first + size)
         part, of_rows = Frame(*(value[rows] for value in frame)), gradient(rows)
-        for _ in range(number):
-            part = _update(part, of_rows)
+        with without_autocast(mean.device):
+            for _ in range(number):
+                part = _update(part, of_rows)
         parts.append(part)
     return Frame(*map(torch.cat, zip(*parts, strict=True))) if parts else frame
 

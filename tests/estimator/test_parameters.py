@@ -270,3 +270,8 @@ def test_a_working_folder_is_no_place_for_a_model(tmp_path, monkeypatch, fitted,
     one_line(lambda: fitted.save("file", overwrite=True), "another kind")
     one_line(lambda: DDVI.load("."), "state.json")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("verbose", ["no", None, 0.5, []])
+def test_verbose_is_true_or_false(verbose, one_line):
+    one_line(lambda: DDVI(**SMALL, verbose=verbose).fit(X), "^verbose: expected true or false, got ")

@@ -147,6 +147,19 @@ def test_rows_do_not_depend_on_the_block_they_are_in(monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(found.frame_factor, whole.frame_factor[: len(found.frame_mean)])
 
 
+def test_autocast_changes_no_frame() -> None:
+    weight, mean, scale = normals(4, 30).float(), normals(3, 4, seed=1).float(), torch.full((3, 4), 0.8)
+
+    def found() -> tuple[Tensor, ...]:
+        frame = updated(mean, scale, lambda rows: lambda u: -0.1 * (u @ weight) @ weight.T - u, 2)
+        return *frame, frame.place(mean), frame.pull_back(mean), frame.undo(mean)
+
+    expected = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        for one, other in zip(found(), expected, strict=True):
+            assert torch.equal(one, other)
+
+
 def with_linear_decoder(dim: int, pixels: int) -> tuple[LatentVariableModel, Tensor, Tensor]:
     """A linear decoder with noise, data, and the exact evidence of each row."""
     decoder = networks.MLP(dim, [], pixels, draws=Draws(2))

@@ -551,9 +551,10 @@ def test_says_what_is_missing_or_impossible():
 
 
 @pytest.mark.slow
-def test_compiled_it_gives_the_same_bound_and_gradients(validation):
+@pytest.mark.parametrize("updates", [0, 2])
+def test_compiled_it_gives_the_same_bound_and_gradients(validation, updates):
     model, x = small.make_model("gaussian"), data(5)
-    posterior = informed(model)
+    posterior = informed(model, frame_updates=updates)
 
     def loss(x: Tensor) -> Tensor:
         return posterior.log_weights(model, x, 2, Draws(1)).mean()
