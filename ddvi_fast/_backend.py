@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -140,18 +141,22 @@ def fused(device: torch.device) -> str:
 _imported: dict[str, ModuleType] = {}
 
 
-def implementation(backend: str, operation: str) -> ModuleType:
-    """The module of a fused backend that computes `operation`."""
-    name = f"{_PACKAGES[backend]}.{operation}"
+def _module(name: str) -> ModuleType:
+    """A module by name, without the time that the import of one that is there takes."""
     if name not in _imported:  # a module that another thread is importing is in sys.modules before it is complete
         _imported[name] = importlib.import_module(name)
     return _imported[name]
 
 
+def implementation(backend: str, operation: str) -> ModuleType:
+    """The module of a fused backend that computes `operation`."""
+    return _module(f"{_PACKAGES[backend]}.{operation}")
+
+
 def unavailable(backend: str, operation: str | None = None) -> str:
     """The reason why a fused backend cannot be used, or the empty string if it can; then its module of `operation`, if named, is imported."""
     if backend == "cpp":
-        reason = importlib.import_module(f"{_PACKAGES[backend]}.loader").available()[1]
+        reason = _module(f"{_PACKAGES[backend]}.loader").available()[1]
     elif backend == "cuda":
         reason = _cuda_missing()
     else:
@@ -167,7 +172,8 @@ unavailable._dynamo_marked_constant = True
 
 def _triton_missing() -> str:
     try:
-        importlib.import_module("triton")
+        if sys.modules.get("triton") is None:
+            importlib.import_module("triton")
     except ImportError as error:
         return f"Triton cannot be imported: {str(error).splitlines()[0]}; install it, or use the cpp or reference backend"
     if not torch.cuda.is_available() and not interpreted():
@@ -179,12 +185,12 @@ def _cuda_missing() -> str:
     """The reason why CUDA C++ cannot be compiled and run, or the empty string; its weight gradients are Triton's."""
     if not torch.cuda.is_available():
         return "CUDA C++ needs a CUDA device; use cpp or reference"
-    return importlib.import_module(f"{_PACKAGES['cuda']}.nvrtc").available()[1] or _triton_missing()
+    return _module(f"{_PACKAGES['cuda']}.nvrtc").available()[1] or _triton_missing()
 
 
 def interpreted() -> bool:
     """Whether Triton was imported with its interpreter, which runs kernels on the CPU."""
-    return importlib.import_module("triton").knobs.runtime.interpret
+    return _module("triton").knobs.runtime.interpret
 
 
 interpreted._dynamo_marked_constant = True

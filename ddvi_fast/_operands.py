@@ -6,6 +6,7 @@ gives each row its group, weights have the group axis and rows have none.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,11 @@ def kernel_powers(bandwidths: Sequence[float]) -> list[int]:
         >>> kernel_powers([0.005, 0.008, 0.01, 0.03, 0.05])
         [3, 36, 1, 1, 3, 9, 3, 1, 4, 1]
     """
+    return list(_powers(tuple(bandwidths)))
+
+
+@functools.lru_cache(maxsize=64)
+def _powers(bandwidths: tuple[float, ...]) -> tuple[int, ...]:
     found: dict[int, tuple[int, int]] = {}
     for s in sorted(range(len(bandwidths)), key=lambda s: -bandwidths[s]):
         fitting = []
@@ -46,7 +52,7 @@ def kernel_powers(bandwidths: Sequence[float]) -> list[int]:
                 fitting.append((round(square), base))
         power, base = min(fitting, default=(1, s))
         found[s] = (base, power)
-    return [number for s in range(len(bandwidths)) for number in found[s]]
+    return tuple(number for s in range(len(bandwidths)) for number in found[s])
 
 
 class Differentiable(NamedTuple):

@@ -55,15 +55,17 @@ class Operator:
         if needs_dispatch(*inputs) or (self._refuses and torch.is_grad_enabled()):
             return self._overload(*inputs)
         if self._function is None or not torch.is_grad_enabled():
-            return self._run(*inputs)
+            return self._run(*inputs, share=True)
         return self._function.apply(*inputs)
 
-    def _run(self, *inputs: Any) -> Any:
+    def _run(self, *inputs: Any, share: bool = False) -> Any:
+        """The results; those that are missing may `share` one empty tensor where neither the dispatcher nor autograd sees them."""
         results = self._compute(*contiguous(*inputs))
-        if isinstance(results, Tensor):
+        if isinstance(results, Tensor) or all(value is not None for value in results):
             return results
         like = _first_tensor(inputs)
-        return type(results)(like.new_empty(0) if value is None else value for value in results)
+        empty = like.new_empty(0)
+        return type(results)((empty if share else like.new_empty(0)) if value is None else value for value in results)
 
     def _define_backward(self, name: str, arguments: list[str], backward: Callable, gradients_of: Sequence[str]) -> None:
         """Define the backward operator, and the autograd rule that calls it."""
@@ -142,7 +144,9 @@ def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
 
 def needs_dispatch(*inputs: Any) -> bool:
     """Whether operators must run through torch's dispatcher: under a compiler, a dispatch mode, or with tensors that are not plain ones."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or any(map(_unusual, inputs))
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return any(isinstance(value, Tensor) and (type(value) not in (Tensor, nn.Parameter) or value.is_meta) for value in inputs)
 
 
 def positive_tensor(values: Sequence[float] | Tensor, argument: str, like: Tensor) -> Tensor:
@@ -174,8 +178,3 @@ def _first_tensor(values: Sequence[Any]) -> Tensor:
 
 def _fake_gradient(value: Tensor, like: Tensor) -> Tensor:
     return torch.empty(value.shape, dtype=like.dtype, device=like.device)
-
-
-def _unusual(value: Any) -> bool:
-    """Whether a value is a tensor on the meta device or one with a dispatch of its own."""
-    return isinstance(value, Tensor) and (value.is_meta or type(value) not in (Tensor, nn.Parameter))

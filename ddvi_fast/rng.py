@@ -287,7 +287,7 @@ def integers(draws: Draws | DeviceDraws, count: int | tuple[int, ...], high: int
     _checks.integer(high, "high", 1)
     shape, device = count if isinstance(count, tuple) else (count,), torch.device(device)
     if high < 1 << 24 and not _operator.needs_dispatch() and _backend.fused(device) == "triton":
-        return _backend.implementation("triton", "noise").integers(draws.state(device), draws.offset, shape, stream, high)
+        return _backend.implementation("triton", "integers").integers(draws.state(device), draws.offset, shape, stream, high)
     places = uniform(draws, (*shape, 1), stream, device=device).squeeze(-1) * high
     return places.long().clamp(max=high - 1)
 

@@ -107,6 +107,11 @@ class NoiseSchedule:
         return previous_signal * self.betas / self.noise_variances, self.alphas.sqrt() * previous_noise / self.noise_variances
 
     @_cached
+    def _noising(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Signal and deviation of `y_t` given `y_0`, both [T]."""
+        return self.alpha_bars.sqrt().to(dtype), self.noise_variances.sqrt().to(dtype)
+
+    @_cached
     def _posterior_mean_table(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The `posterior_mean_weights` as the columns of a table, [T, 2]."""
         return torch.stack(self.posterior_mean_weights(), dim=1).to(dtype)

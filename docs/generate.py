@@ -285,6 +285,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "genomes": study("genomes/table.md", *_GENOMES),
     "genomes-everybody": study("genomes-everybody/table.md", *_GENOMES[1:]),
     "genomes-minutes": study("genomes-minutes/table.md"),
+    "two-cohorts": study("two-cohorts.md"),
+    "two-cohorts-unseen": study("two-cohorts-unseen.md"),
     "own-models": study("own_models.md", "model", "posterior", "C2ST", "coverage 50 / 80 / 90 %", "worst, s.e.", "ESS", "CPU seconds"),
     "speed": speed,
     "cpu-about": header("targets-cpu.md"),

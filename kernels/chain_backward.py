@@ -20,7 +20,7 @@ from ddvi_fast import _operands
 from ddvi_fast._operands import ChainOperands, Differentiable
 from ddvi_fast.kernels.chain_forward import run
 from ddvi_fast.kernels.chain_options import Prepared, Sizes, chain_options, prepared, variants
-from ddvi_fast.kernels.common import Compilation, architecture, launch, recorded, splits_of, tile_rows
+from ddvi_fast.kernels.common import Compilation, architecture, cdiv, launch, next_power_of_2, recorded, splits_of, tile_rows
 from ddvi_fast.kernels.layers import (
     DOWN,
     backward_layer,
@@ -267,8 +267,8 @@ def _elements(
     count: int,
 ) -> Tensor | None:
     """Write the gradient of the noise of some steps and return that of their coefficients [count, 5], if there are `outputs`."""
-    rows, width = sizes.lanes * sizes.rows, triton.next_power_of_2(sizes.latent)
-    tiles = triton.cdiv(rows, _ELEMENTS["BN"])
+    rows, width = sizes.lanes * sizes.rows, next_power_of_2(sizes.latent)
+    tiles = cdiv(rows, _ELEMENTS["BN"])
     sums = None if outputs is None else d_states.new_empty((tiles, count, 5))
     launch(
         chain_bwd_kernel_elements, (tiles, count),

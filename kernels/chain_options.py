@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ddvi_fast.kernels import shared_memory
-from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, architecture, launch, unusable
+from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, architecture, cdiv, launch, unusable
 from ddvi_fast.kernels.layers import LOW_TYPES, denoiser_operands_kernel
 from ddvi_fast.kernels.shared_memory import PAIRED, available, from_shared, in_tensor_memory
 from ddvi_fast.kernels.signs import BLOCK
@@ -33,6 +33,11 @@ def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
     has 64 rows on one warp group; otherwise one has 128 on two. What does not fit reads weights from the cache, and so do sm_80 and sm_120,
     whose products take operands from registers. TENSOR_MEMORY as in `in_tensor_memory`.
     """
+    return dict(_chain_options(arch, sizes, two))
+
+
+@functools.lru_cache(maxsize=256)
+def _chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
     common = {"TENSOR_MEMORY": in_tensor_memory(arch), "num_stages": 1, **_assembler(arch, two)}
     shared = from_shared(arch)
     for rows, most in ((64, _HALF), (128, available(arch))):
@@ -71,7 +76,7 @@ class Sizes:
 
     def tiles(self, rows: int, size: int) -> int:
         """Most tiles of `size` that `rows` rows of a lane fill, where no tile has rows of two groups."""
-        return min(rows, (rows + self.groups * (size - 1)) // size) if self.indexed else triton.cdiv(rows, size)
+        return min(rows, (rows + self.groups * (size - 1)) // size) if self.indexed else cdiv(rows, size)
 
     def empty(self, like: Tensor, *shape: int) -> Tensor:
         """Memory for results of rows: NaN for rows with an index, because a row whose group does not exist is never computed."""
@@ -131,8 +136,8 @@ def preparation(hidden: Tensor, time_table: Tensor, precision: str) -> tuple[Pre
     groups, rows = hidden.numel() // (3 * width * width), time_table.numel() // (4 * width)
     matrices = hidden.new_empty((groups, 2 if two else 1, 3, width, width), dtype=low)
     table = hidden.new_empty((groups, rows // groups, 16, width), dtype=low)
-    count = triton.cdiv(hidden.numel(), PREPARED["BLOCK"])
-    return Prepared(matrices, table, two), count + triton.cdiv(table.numel(), PREPARED["BLOCK"]), (count, rows)
+    count = cdiv(hidden.numel(), PREPARED["BLOCK"])
+    return Prepared(matrices, table, two), count + cdiv(table.numel(), PREPARED["BLOCK"]), (count, rows)
 
 
 PREPARED = {"BLOCK": 1024, "num_warps": 4}
@@ -199,7 +204,7 @@ def _too_large(what: str, precision: str, **tensors: Tensor | None) -> str:
     hidden, latents, context = tensors.get("hidden"), tensors.get("y_T", tensors.get("x0")), tensors.get("context")
     if hidden is None or latents is None:
         return ""
-    kernel, arch, width = "sleep" if "x0" in tensors else "chain", architecture(hidden.device), 0 if context is None else context.shape[-1]
-    two = LOW_TYPES[precision][1]
-    reason = shared_memory.refusal(shared_memory.most_bytes(kernel, arch, latents.shape[-1], width, hidden.shape[-1], two), arch)
+    width, arch = 0 if context is None else context.shape[-1], architecture(hidden.device)
+    sizes = "sleep" if "x0" in tensors else "chain", arch, latents.shape[-1], width, hidden.shape[-1], LOW_TYPES[precision][1]
+    reason = shared_memory.refusal(shared_memory.most_bytes(*sizes), arch)
     return f"{reason} (in the Triton {what} of these sizes in {precision})" if reason else ""

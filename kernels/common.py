@@ -98,21 +98,13 @@ def recorded(variant: str, call: Callable[..., object], *arguments: Any, archite
 
 
 def launches(variant: str, architecture: int, call: Callable[..., object], *arguments: Any) -> list[Launch]:
-    """The launches of a call on one architecture, in order; arguments as in `recorded`."""
+    """The launches of a call on one architecture, in order.
+
+    Arguments are those of `recorded`.
+    """
     with recording(architecture, variant) as found:
         call(*arguments)
     return found
-
-
-@contextmanager
-def recording(architecture: int, variant: str = "") -> Iterator[list[Launch]]:
-    """Context in which launches are appended to the list that it yields, instead of run."""
-    global _recording
-    _recording = _Recording(architecture, variant, [])
-    try:
-        yield _recording.launches
-    finally:
-        _recording = None
 
 
 def _launch(variant: str, architecture: int, kernel: Any, grid: tuple[int, ...], arguments: tuple, options: dict[str, Any]) -> Launch:
@@ -163,13 +155,13 @@ def architecture(device: torch.device) -> int:
 
 def unusable(kernel: Any, **tensors: Tensor | None) -> str | None:
     """The reason why Triton cannot take these tensors, or None if it can: it takes float32 of one CUDA device (interpreted: of the CPU)."""
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     expected = "cpu" if interpreted(kernel) else "cuda"
-    devices = {tensor.device for tensor in given.values()}
-    for name, tensor in given.items():
-        if tensor.device.type != expected or len(devices) > 1:
-            return f"{name}: Triton takes tensors of one {expected} device, got {', '.join(sorted(map(str, devices)))}"
-        if tensor.dtype != torch.float32:
+    devices = [tensor.device for tensor in tensors.values() if tensor is not None]
+    together = all(device == devices[0] for device in devices) and (not devices or devices[0].type == expected)
+    for name, tensor in tensors.items():
+        if not together and tensor is not None:
+            return f"{name}: Triton takes tensors of one {expected} device, got {', '.join(sorted(set(map(str, devices))))}"
+        if tensor is not None and tensor.dtype != torch.float32:
             return f"{name}: Triton kernels take float32, got {tensor.dtype}"
     return None
 
@@ -226,3 +218,24 @@ def tile_rows(order, starts, lane, groups, rows, begin, count, tile, BN: tl.cons
         group, first, here = indexed_tile(starts, groups, begin, count, tile, BN)
         present = across < here
         return group, first, first + across, present, tl.load(order + begin + first + across, present, 0)
+
+
+@contextmanager
+def recording(architecture: int, variant: str = "") -> Iterator[list[Launch]]:
+    """Context in which launches are appended to the list that it yields, instead of run."""
+    global _recording
+    _recording = _Recording(architecture, variant, [])
+    try:
+        yield _recording.launches
+    finally:
+        _recording = None
+
+
+def cdiv(total: int, size: int) -> int:
+    """Number of pieces of a size, the last perhaps smaller: Triton's own function takes a hundred times as long."""
+    return -(-total // size)
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of two that is not below a positive number; 0 for 0."""
+    return 1 << (number - 1).bit_length() if number else 0

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast._operands import DenseOptions
-from ddvi_fast.kernels.common import Compilation, launch, recorded, tile_place
+from ddvi_fast.kernels.common import Compilation, cdiv, launch, recorded, tile_place
 from ddvi_fast.kernels.rng import draw_index, number_tile
 
 _FORWARD = {"ROWS": 16, "WIDTH": 64, "num_warps": 4}
@@ -22,7 +22,7 @@ def forward(product: Tensor, bias: Tensor, options: DenseOptions, out_type: torc
     """`dropout(activation(product + bias))` of a product [R, H], computed in float32 and rounded to `out_type`."""
     rows, width = product.shape
     out = torch.empty((rows, width), dtype=out_type, device=product.device)
-    grid = triton.cdiv(rows, _FORWARD["ROWS"]), triton.cdiv(width, _FORWARD["WIDTH"])
+    grid = cdiv(rows, _FORWARD["ROWS"]), cdiv(width, _FORWARD["WIDTH"])
     if out.numel():
         launch(
             dense_fwd_kernel, grid, product, bias, options.state, out, options.slope, options.rate, 1 / (1 - options.rate), options.offset,
@@ -36,10 +36,10 @@ def backward(upstream: Tensor, out: Tensor, options: DenseOptions, product_type:
 
     The slope follows from the result: a dropped one is zero, and the others keep their sign.
     """
-    (rows, width), parts = out.shape, max(1, triton.cdiv(len(out), _PART))
+    (rows, width), parts = out.shape, max(1, cdiv(len(out), _PART))
     d_product = torch.empty((rows, width), dtype=product_type, device=out.device)
     d_bias = torch.empty((parts, width), dtype=torch.float32, device=out.device)
-    grid = triton.cdiv(width, _BACKWARD["WIDTH"]), parts
+    grid = cdiv(width, _BACKWARD["WIDTH"]), parts
     if width:
         launch(
             dense_bwd_kernel, grid, upstream, out, d_product, d_bias, options.slope, 0.0 if options.rate else options.slope,

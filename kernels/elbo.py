@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, launch, recorded, tile_place, unusable
+from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, cdiv, launch, next_power_of_2, recorded, tile_place, unusable
 
 KINDS = ("bernoulli", "gaussian", "binomial", "gaussian_kl", "gaussian_log_prob")
 
@@ -39,7 +39,7 @@ def forward(kind: str, operands: list[Tensor], shape: list[int], total: float) -
     if rows > 0:
         options = launch_options(width)
         call = (*_described(operands, shape), out, rows, width, *_trials(kind, total))
-        launch(elbo_fwd_kernel, (triton.cdiv(rows, options["ROWS"]),), *call, KIND=KINDS.index(kind), **options)
+        launch(elbo_fwd_kernel, (cdiv(rows, options["ROWS"]),), *call, KIND=KINDS.index(kind), **options)
     return out
 
 
@@ -49,7 +49,7 @@ def backward(kind: str, operands: list[Tensor], shape: list[int], total: float, 
     rows, width = upstream.numel(), shape[-1]
     if rows > 0 and width > 0 and any(needed):
         options = launch_options(width)
-        grid = (triton.cdiv(rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"]))
+        grid = (cdiv(rows, options["ROWS"]), cdiv(width, options["WIDTH"]))
         padded = (*gradients, *[None] * (3 - len(gradients)))
         call = (*_described(operands, shape), upstream, *padded, rows, width, float(total))
         launch(elbo_bwd_kernel, grid, *call, KIND=KINDS.index(kind), **options)
@@ -62,7 +62,7 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
     out = log_weights.new_empty(rows)
     if rows > 0:
         options = launch_options(width)
-        launch(elbo_fwd_kernel_log_mean_exp, (triton.cdiv(rows, options["ROWS"]),), log_weights, out, rows, width, **options)
+        launch(elbo_fwd_kernel_log_mean_exp, (cdiv(rows, options["ROWS"]),), log_weights, out, rows, width, **options)
     return out
 
 
@@ -73,7 +73,7 @@ def log_mean_exp_backward(log_weights: Tensor, out: Tensor, upstream: Tensor) ->
     if rows > 0:
         options = launch_options(width)
         call = (log_weights, out, upstream, gradient, rows, width)
-        launch(elbo_bwd_kernel_log_mean_exp, (triton.cdiv(rows, options["ROWS"]),), *call, **options)
+        launch(elbo_bwd_kernel_log_mean_exp, (cdiv(rows, options["ROWS"]),), *call, **options)
     return gradient
 
 
@@ -86,7 +86,7 @@ def unsupported(*, counts: Tensor | None = None, **operands: Tensor | None) -> s
 
 def launch_options(width: int) -> dict[str, int]:
     """Rows and columns of a program's tile, and its warps: whole rows while they are short."""
-    block = min(triton.next_power_of_2(max(1, width)), _BLOCK)
+    block = min(next_power_of_2(max(1, width)), _BLOCK)
     return {"ROWS": _TILE // block, "WIDTH": block, "num_warps": 4}
 
 

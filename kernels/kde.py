@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast._operands import kernel_powers
-from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, launch, recorded, unusable
+from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, cdiv, launch, next_power_of_2, recorded, unusable
 from ddvi_fast.kernels.kde_backward import backward
 from ddvi_fast.kernels.kde_common import (
     FARTHEST,
@@ -64,11 +64,11 @@ def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float, powers:
     split = shares > 1 or count > _FINISHED_AT_ONCE
     nearest, sums = (z.new_empty((shares, rows)), z.new_empty((shares, count, rows))) if split else (None, None)
     finish = (bandwidths, log_density, each, rows, clamp, log_constant(points))
-    grid = (triton.cdiv(rows, options["ROWS"]), shares)
+    grid = (cdiv(rows, options["ROWS"]), shares)
     launch(kde_fwd_kernel, grid, z, columns, *finish, nearest, sums, tiles, share, SPLIT=split, **coded(powers, count), **options)
     if split:
         combined = combine_options(shares, width, count)
-        launch(kde_fwd_kernel_combine, (triton.cdiv(rows, combined["ROWS"]),), nearest, sums, *finish, shares, **combined)
+        launch(kde_fwd_kernel_combine, (cdiv(rows, combined["ROWS"]),), nearest, sums, *finish, shares, **combined)
     return log_density, each
 
 
@@ -83,8 +83,8 @@ def unsupported(*, z: Tensor, points: Tensor, bandwidths: Tensor) -> str | None:
 
 def combine_options(shares: int, width: int, bandwidths: int) -> dict[str, int]:
     """Meta-parameters of the kernel that combines all shares of a few rows at a time."""
-    padded = triton.next_power_of_2(shares)
-    return {"WIDTH": width, "COUNT": bandwidths, "PADDED": triton.next_power_of_2(bandwidths), "ROWS": 8, "SHARES": padded, "num_warps": 4}
+    padded = next_power_of_2(shares)
+    return {"WIDTH": width, "COUNT": bandwidths, "PADDED": next_power_of_2(bandwidths), "ROWS": 8, "SHARES": padded, "num_warps": 4}
 
 
 def compilations() -> Iterator[Compilation]:

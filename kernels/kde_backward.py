@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import launch
+from ddvi_fast.kernels.common import cdiv, launch, next_power_of_2
 from ddvi_fast.kernels.kde_common import (
     clip_value,
     coded,
@@ -32,11 +32,11 @@ def backward(
     if rows == 0:
         return [torch.zeros_like(value) if need else None for value, need in zip((z, points), needed, strict=True)]
     count, block = len(bandwidths), launch_options(rows, width, len(bandwidths))["POINTS"]
-    padded = triton.cdiv(rows, block) * block
+    padded = cdiv(rows, block) * block
     weights, nearest = z.new_empty((2, count, padded)), z.new_empty(padded)
     options = weights_options(width, count)
     call = (each, upstream, bandwidths, weights, nearest, rows, padded, clamp, log_constant(points))
-    launch(kde_bwd_kernel_weights, (triton.cdiv(padded, options["ROWS"]),), *call, **options)
+    launch(kde_bwd_kernel_weights, (cdiv(padded, options["ROWS"]),), *call, **options)
     # The pass for z also computes the rows' masses, which normalize both gradients.
     mass = z.new_ones(padded) if needed[1] else z.new_empty(padded)
     of_rows = weights, nearest, mass, coded(powers, count)
@@ -48,7 +48,7 @@ def backward(
 
 def weights_options(width: int, bandwidths: int) -> dict[str, int]:
     """Meta-parameters of the kernel of the weights: up to eight values a thread."""
-    padded = triton.next_power_of_2(bandwidths)
+    padded = next_power_of_2(bandwidths)
     return {"WIDTH": width, "COUNT": bandwidths, "PADDED": padded, "ROWS": 1024 // max(8, padded), "num_warps": 4}
 
 
@@ -59,12 +59,12 @@ def pull_options(rows: int, width: int, bandwidths: int, own: bool) -> dict[str,
     """
     options = launch_options(rows, width, bandwidths)
     points = 8 if width > 8 or bandwidths > 8 else 32 if own else 16
-    return {**options, "POINTS": points, "PADDED": min(triton.next_power_of_2(width), 16), "OWN": own}
+    return {**options, "POINTS": points, "PADDED": min(next_power_of_2(width), 16), "OWN": own}
 
 
 def gather_options(shares: int, width: int, own: bool) -> dict[str, int]:
     """Meta-parameters of the kernel that adds the shares."""
-    return {"WIDTH": width, "ROWS": 8, "SHARES": triton.next_power_of_2(shares), "OWN": own, "num_warps": 4}
+    return {"WIDTH": width, "ROWS": 8, "SHARES": next_power_of_2(shares), "OWN": own, "num_warps": 4}
 
 
 def _pull(
@@ -77,10 +77,10 @@ def _pull(
     shares, share = split_tiles(rows, tiles, options)
     partial, gradient = own_rows.new_empty((shares, width + own, rows)), torch.empty_like(own_rows)
     gather = gather_options(shares, width, own)
-    grid = (triton.cdiv(rows, options["ROWS"]), shares, triton.cdiv(width, options["PADDED"]))
+    grid = (cdiv(rows, options["ROWS"]), shares, cdiv(width, options["PADDED"]))
     call = (own_rows, columns, bandwidths, weights, nearest, partial, rows, tiles, share, weights.shape[2])
     launch(kde_bwd_kernel, grid, *call, **powers, **options)
-    launch(kde_bwd_kernel_gather, (triton.cdiv(rows, gather["ROWS"]),), partial, gradient, mass, rows, shares, **gather)
+    launch(kde_bwd_kernel_gather, (cdiv(rows, gather["ROWS"]),), partial, gradient, mass, rows, shares, **gather)
     return gradient
 
 

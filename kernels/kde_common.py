@@ -10,6 +10,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ddvi_fast.kernels.common import cdiv, next_power_of_2
+
 MOST_SHARES = 256
 _WARPS = 4224  # 32 on each of an H200's 132 multiprocessors keep its exponential units busy
 _FAR = 1e18  # a coordinate of the points behind the last: its square is finite, its kernel is 0
@@ -18,23 +20,21 @@ FARTHEST = tl.constexpr(_FAR * _FAR / 4)  # squared distance that no other point
 
 def launch_options(rows: int, width: int, bandwidths: int) -> dict[str, int]:
     """Meta-parameters of a pass: a thread per row, one warp where rows are few, and as many points at a time as registers hold."""
-    block = 128 if rows > 64 else 32
-    points = 32 if width <= 16 else 16
-    return dict(WIDTH=width, COUNT=bandwidths, PADDED=triton.next_power_of_2(bandwidths), ROWS=block, POINTS=points, num_warps=block // 32)
+    block, points = 128 if rows > 64 else 32, 32 if width <= 16 else 16
+    return dict(WIDTH=width, COUNT=bandwidths, PADDED=next_power_of_2(bandwidths), ROWS=block, POINTS=points, num_warps=block // 32)
 
 
 def padded_columns(points: Tensor, block: int) -> tuple[Tensor, int]:
     """Points as [D, M] and the number of tiles; M is padded to whole tiles with points too far away to count, so that loops need no mask."""
-    tiles = triton.cdiv(len(points), block)
+    tiles = cdiv(len(points), block)
     return pad(points.mT, (0, tiles * block - len(points)), value=_FAR).contiguous(), tiles
 
 
 def split_tiles(rows: int, tiles: int, options: dict[str, int]) -> tuple[int, int]:
     """Number of shares and of tiles in each: a function of the shapes alone, because the order of sums depends on it."""
-    programs = triton.cdiv(rows, options["ROWS"])
-    wanted = min(triton.cdiv(_WARPS, options["num_warps"] * programs), MOST_SHARES, max(1, tiles // 2))
-    share = triton.cdiv(tiles, wanted)
-    return triton.cdiv(tiles, share), share
+    wanted = min(cdiv(_WARPS, options["num_warps"] * cdiv(rows, options["ROWS"])), MOST_SHARES, max(1, tiles // 2))
+    share = cdiv(tiles, wanted)
+    return cdiv(tiles, share), share
 
 
 def log_constant(points: Tensor) -> float:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import Compilation, launch, recorded
+from ddvi_fast.kernels.common import Compilation, cdiv, launch, next_power_of_2, recorded
 
 
 def forward(trajectory: Tensor, t: Tensor, weights: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def forward(trajectory: Tensor, t: Tensor, weights: Tensor) -> Tensor:
     out = trajectory.new_empty(rows)
     if rows:
         options = _options(width)
-        launch(matching_fwd_kernel, (triton.cdiv(rows, options["ROWS"]),), trajectory, t, weights, out, states - 1, rows, D=width, **options)
+        launch(matching_fwd_kernel, (cdiv(rows, options["ROWS"]),), trajectory, t, weights, out, states - 1, rows, D=width, **options)
     return out
 
 
@@ -35,7 +35,7 @@ def backward(upstream: Tensor, trajectory: Tensor, t: Tensor, weights: Tensor) -
     if rows:
         options = _options(width)
         call = upstream, trajectory, t, weights, out, states - 1, rows
-        launch(matching_bwd_kernel, (triton.cdiv(rows, options["ROWS"]), states), *call, D=width, **options)
+        launch(matching_bwd_kernel, (cdiv(rows, options["ROWS"]), states), *call, D=width, **options)
     return out
 
 
@@ -47,7 +47,7 @@ def compilations() -> Iterator[Compilation]:
 
 
 def _options(width: int) -> dict[str, int]:
-    padded = triton.next_power_of_2(width)
+    padded = next_power_of_2(width)
     return {"ROWS": max(1, 256 // padded), "PADDED": padded, "num_warps": 4}
 
 

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import Compilation, launch, recorded, splits_of, unusable
+from ddvi_fast.kernels.common import Compilation, cdiv, launch, next_power_of_2, recorded, splits_of, unusable
 from ddvi_fast.kernels.layers import power, product, rest, rounded
 
 _MOST_WIDTHS = 64
@@ -56,7 +56,7 @@ def forward(x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:
     if len(x) == 0 or len(y) == 0:
         return x.new_full((), float("nan"))
     planes, tiles = _planes(x, y), sum(_tiles(x, y))
-    partial = x.new_empty(triton.cdiv(tiles, 2) * (tiles + 1), dtype=torch.float64)
+    partial = x.new_empty(cdiv(tiles, 2) * (tiles + 1), dtype=torch.float64)
     launch(mmd_fwd_kernel, (len(partial),), *planes[:4], sigmas, partial, *planes.sizes, tiles, WIDTHS=len(sigmas), **planes.options)
     return partial.sum().clamp(min=0).sqrt().to(torch.float32)
 
@@ -103,16 +103,16 @@ def compilations() -> Iterator[Compilation]:
 
 
 def _tiles(*sets: Tensor) -> tuple[int, ...]:
-    return tuple(triton.cdiv(len(rows), TILE) for rows in sets)
+    return tuple(cdiv(len(rows), TILE) for rows in sets)
 
 
 def _planes(x: Tensor, y: Tensor) -> _Planes:
     """Split rows of both sets."""
     options, width, tiles = product_options(), x.shape[1], _tiles(x, y)
-    depth, stride = (triton.cdiv(max(1, width), size) * size for size in (options["DEPTH"], _FEATURES))
+    depth, stride = (cdiv(max(1, width), size) * size for size in (options["DEPTH"], _FEATURES))
     high, low = (x.new_empty((sum(tiles) * TILE, stride), dtype=torch.float16) for _ in range(2))
     planes = _Planes(high, low, x.new_empty(len(high)), x.new_empty(len(high)), tiles, (len(x), len(y)), depth)
-    block = min(triton.next_power_of_2(stride), 1024)
+    block = min(next_power_of_2(stride), 1024)
     rows = 1024 // block
     split = {"TILE": TILE, "ROWS": rows, "BLOCK": block, "num_warps": 4}
     launch(mmd_fwd_kernel_split, (len(high) // rows,), x, y, *planes[:3], tiles[0], len(x), len(y), width, stride, **split)
@@ -142,7 +142,7 @@ def _sums(planes: _Planes, sigmas: Tensor, needed: list[bool]) -> tuple[Tensor, 
 
 def _blocks(tiles: int) -> Iterator[tuple[int, int]]:
     """Parts `(first, count)` of the tiles of a set, of nearly the same size."""
-    return splits_of(tiles, triton.cdiv(tiles, triton.cdiv(tiles, _SIDE)))
+    return splits_of(tiles, cdiv(tiles, cdiv(tiles, _SIDE)))
 
 
 @triton.jit

@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast import rng
-from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, launch, recorded, tile_place, unusable
-from ddvi_fast.kernels.rng import draw_index, number_tile, philox, row_noise, to_uniform
+from ddvi_fast.kernels.common import ARCHITECTURES, MODELED, Compilation, cdiv, launch, next_power_of_2, recorded, tile_place, unusable
+from ddvi_fast.kernels.rng import draw_index, number_tile, row_noise
 
 KINDS = ("words", "uniform", "normal")
 
@@ -40,17 +40,9 @@ def fill(kind: str, state: Tensor, offset: int, shape: tuple[int, ...], stream: 
     rows, width = math.prod(shape[:-1]), shape[-1]
     if out.numel() > 0:
         options = launch_options(width)
-        grid = (triton.cdiv(rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"]), planes)
+        grid = (cdiv(rows, options["ROWS"]), cdiv(width, options["WIDTH"]), planes)
         call = (state, offset, out, rows, width, shape[-2], stream)
         launch(noise_fwd_kernel_fill, grid, *call, KIND=KINDS.index(kind), SAMPLES=rows > shape[-2], **options)
-    return out
-
-
-def integers(state: Tensor, offset: int, shape: tuple[int, ...], stream: int, high: int) -> Tensor:
-    """Uniform integers below `high`, int64 [*shape], as `ddvi_fast.rng.integers` draws them; arguments as in `fill`."""
-    out, rows = torch.empty(shape, dtype=torch.int64, device=state.device), math.prod(shape)
-    if rows > 0:
-        launch(noise_fwd_kernel_integers, (triton.cdiv(rows, _TILE),), state, offset, out, rows, shape[-1], stream, high, ROWS=_TILE, num_warps=4)
     return out
 
 
@@ -62,7 +54,7 @@ def add_noise(
     rows, width = x0.shape
     if x0.numel() > 0:
         options = launch_options(width)
-        grid = (triton.cdiv(rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"]))
+        grid = (cdiv(rows, options["ROWS"]), cdiv(width, options["WIDTH"]))
         draws = (state, offset, rows_per_sample) if noise is None else (None, 0, rows)
         call = (x0, t, signal, deviation, used, *draws, out, rows, width)
         launch(noise_fwd_kernel, grid, *call, STREAM=rng.NOISE, SAMPLES=rows > rows_per_sample, WHOLE=width == options["WIDTH"] <= 4, **options)
@@ -80,7 +72,7 @@ def add_noise_backward(
     if rows > 0 and (tables or needed[0] or needed[3]):
         options = launch_options(width)
         call = (upstream, x0, t, signal, deviation, noise, d_x0, d_noise, products, rows, width)
-        launch(noise_bwd_kernel, (triton.cdiv(rows, options["ROWS"]),), *call, **options)
+        launch(noise_bwd_kernel, (cdiv(rows, options["ROWS"]),), *call, **options)
     d_signal, d_deviation = _by_step(products, t, len(signal)) if tables else (None, None)
     return [d_x0, d_signal if needed[1] else None, d_deviation if needed[2] else None, d_noise]
 
@@ -96,7 +88,7 @@ def unsupported(
 
 def launch_options(width: int) -> dict[str, int]:
     """Rows and columns of a program's tile, and its warps."""
-    block = min(triton.next_power_of_2(max(1, width)), _WIDEST)
+    block = min(next_power_of_2(max(1, width)), _WIDEST)
     return {"ROWS": 512 if block <= 4 else _TILE // block, "WIDTH": block, "num_warps": 4}
 
 
@@ -108,8 +100,6 @@ def compilations() -> Iterator[Compilation]:
         x0, shape = torch.empty(128, width, device="meta"), (2, 64, width) if width == 16 else (128, width)
         for kind in KINDS if width == 16 else ("normal",):
             yield from recorded(f"{kind}, D {width}", fill, kind, state, 0, shape, rng.NOISE, architectures=architectures)
-        if width == 2:
-            yield from recorded("integers", integers, state, 0, (128,), rng.TIME, 40, architectures=architectures)
         latents = (x0, t, table, table)
         yield from recorded(f"drawn, D {width}", add_noise, *latents, None, state, 0, shape[-2], architectures=architectures)
         yield from recorded(f"given, D {width}", add_noise, *latents, x0, None, 0, shape[-2], architectures=architectures)
@@ -119,12 +109,12 @@ def compilations() -> Iterator[Compilation]:
 def _by_step(products: Tensor, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Sums [steps] of both rows of `products` [2, R] over the rows of each step, in float64: terms of a table's gradient cancel later."""
     rows = len(t)
-    blocks = triton.cdiv(rows, _STEP_ROWS)
-    share = max(1, triton.cdiv(blocks, _STEP_PROGRAMS))
-    partial = products.new_empty((triton.cdiv(blocks, share), 2, steps))
+    blocks = cdiv(rows, _STEP_ROWS)
+    share = max(1, cdiv(blocks, _STEP_PROGRAMS))
+    partial = products.new_empty((cdiv(blocks, share), 2, steps))
     if rows > 0:
-        block = min(triton.next_power_of_2(steps), 64)
-        grid = (len(partial), triton.cdiv(steps, block))
+        block = min(next_power_of_2(steps), 64)
+        grid = (len(partial), cdiv(steps, block))
         launch(noise_bwd_kernel_step_sums, grid, products, t, partial, rows, steps, share, ROWS=_STEP_ROWS, STEPS=block, num_warps=4)
     return partial[:, 0].sum(0).float(), partial[:, 1].sum(0).float()  # apart, as an operator's results share no memory
 
@@ -153,14 +143,6 @@ def noise_fwd_kernel_fill(
     value = number_tile(index, tl.program_id(1) * ((WIDTH + 3) // 4), stream + plane, tl.load(state), KIND, ROWS, WIDTH)
     place, mask = tile_place(first, tl.program_id(1) * WIDTH, rows, width, ROWS, WIDTH)
     tl.store(out + (plane * tl.cast(rows, tl.int64) + first) * width + place, value, mask=mask)
-
-
-@triton.jit(do_not_specialize=["offset", "rows", "rows_per_sample", "stream", "high"])
-def noise_fwd_kernel_integers(state, offset, out, rows, rows_per_sample, stream, high, ROWS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    word, _, _, _ = philox(draw_index(state, offset, row, rows_per_sample), 0, stream, tl.load(state))
-    value = (to_uniform(word) * high).to(tl.int64)
-    tl.store(out + row, tl.minimum(value, high - 1), row < rows)
 
 
 @triton.jit

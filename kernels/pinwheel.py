@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast import rng
-from ddvi_fast.kernels.common import Compilation, launch, recorded
+from ddvi_fast.kernels.common import Compilation, cdiv, launch, recorded
 from ddvi_fast.kernels.rng import box_muller, draw_index, philox, to_uniform
 
 _ROWS = 128
@@ -32,7 +32,7 @@ def sample(state: Tensor, offset: int, shape: tuple[int, int], arms: int, consta
     if rows:
         # In float64, as the specification: an argument of a launch would be rounded to float32.
         parts = {name: value for name, value in zip(("RADIAL", "TANGENTIAL", "RATE", "CORE", "OUTER"), constants, strict=True)}
-        grid = (triton.cdiv(rows, _ROWS),)
+        grid = (cdiv(rows, _ROWS),)
         launch(pinwheel_fwd_kernel, grid, state, out, offset, rows, shape[1], arms, **parts, **streams, ROWS=_ROWS, num_warps=4)
     return out
 

@@ -6,6 +6,8 @@ layers, and of some kernels' tiles. `bench/references/shared_memory.json` has wh
 
 from __future__ import annotations
 
+import functools
+
 PAIRED = 8  # most columns of a narrow side whose planes share a product
 BLOCK = 128  # most units of a layer in a product
 
@@ -41,6 +43,7 @@ def padded(width: int) -> int:
     return PAIRED if width <= PAIRED else max(16, 1 << (width - 1).bit_length())
 
 
+@functools.lru_cache(maxsize=256)
 def tiles(latent: int, context: int) -> tuple[int, int]:
     """Columns of the tiles of states and of contexts, which has none where both stand in one."""
     joined = 0 < context <= PAIRED - latent
@@ -84,6 +87,7 @@ def _of_factors(shared: bool, states: int, hidden: int, planes: int, rows: int) 
     return few + (2 * planes * BLOCK**2 if many else 0)
 
 
+@functools.lru_cache(maxsize=256)
 def most_bytes(kernel: str, architecture: int, latent: int, context: int, hidden: int, two: bool) -> int:
     """Most bytes of shared memory of a program, of ``chain`` or ``sleep`` with all gradients; arguments as in `needed`."""
     return max(needed(each, architecture, latent, context, hidden, two) for each in (kernel, "weights"))

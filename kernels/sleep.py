@@ -15,7 +15,7 @@ from torch import Tensor
 from ddvi_fast import _operands, rng
 from ddvi_fast._operands import SleepOperands, SleepResults
 from ddvi_fast.kernels.chain_options import Sizes, chain_options, unusable_denoiser, variants
-from ddvi_fast.kernels.common import Compilation, architecture, interpreted, launch, recorded
+from ddvi_fast.kernels.common import Compilation, architecture, cdiv, interpreted, launch, recorded
 from ddvi_fast.kernels.layers import (
     DOWN,
     UP,
@@ -194,7 +194,7 @@ def forward(operands: SleepOperands, keep: int = 0) -> SleepResults:
     kept = SleepResults.empty(operands, value, keep)
     arch = architecture(x0.device)
     options = chain_options(arch, sizes, weights.two) | {"HALVES": arch >= 90 and not interpreted(sleep_fwd_kernel)}
-    programs = min(triton.cdiv(sizes.rows, options["BN"]) + sizes.steps, sizes.rows, max(1, _PROGRAMS // sizes.groups))
+    programs = min(cdiv(sizes.rows, options["BN"]) + sizes.steps, sizes.rows, max(1, _PROGRAMS // sizes.groups))
     launch(
         sleep_fwd_kernel, (programs, sizes.groups),
         x0, t, context, first, weights.matrices, last, last_bias, weights.table, table, noise, *found, operands.drawn_from,

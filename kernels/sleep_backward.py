@@ -16,7 +16,7 @@ from torch import Tensor
 from ddvi_fast import _operands
 from ddvi_fast._operands import Differentiable, SleepOperands, SleepResults
 from ddvi_fast.kernels.chain_options import Prepared, Sizes, variants
-from ddvi_fast.kernels.common import Compilation, launch, recorded
+from ddvi_fast.kernels.common import Compilation, cdiv, launch, next_power_of_2, recorded
 from ddvi_fast.kernels.weight_gradient import WeightSums
 
 _PROGRAMS = 264  # two on each processor of a large device
@@ -94,7 +94,7 @@ def backward(operands: SleepOperands, kept: SleepResults, upstream: Tensor, need
         )
     ]  # fmt: skip
     count = sizes.groups * sizes.steps
-    parts = max(1, min(triton.cdiv(sizes.rows * sizes.lanes, count * _SCALED["BN"]), _PROGRAMS // count))
+    parts = max(1, min(cdiv(sizes.rows * sizes.lanes, count * _SCALED["BN"]), _PROGRAMS // count))
     sums = x0.new_empty((parts, count, 5)) if needed.table else None
     launch(
         sleep_bwd_kernel, (parts, count), upstream, kept.order, kept.starts, *(value for pair in pairs for value in pair),
@@ -109,7 +109,7 @@ def backward(operands: SleepOperands, kept: SleepResults, upstream: Tensor, need
 
 
 def _widths(sizes: Sizes) -> dict[str, int]:
-    padded = {"D_PAD": triton.next_power_of_2(sizes.latent), "C_PAD": triton.next_power_of_2(max(1, sizes.context))}
+    padded = {"D_PAD": next_power_of_2(sizes.latent), "C_PAD": next_power_of_2(max(1, sizes.context))}
     return {"D": sizes.latent, "C": sizes.context, **padded}
 
 

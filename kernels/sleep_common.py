@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddvi_fast._operands import SleepOperands
 from ddvi_fast.kernels.chain_options import PREPARED, Prepared, Sizes, preparation
-from ddvi_fast.kernels.common import launch
+from ddvi_fast.kernels.common import cdiv, launch
 from ddvi_fast.kernels.layers import denoiser_operands_kernel
 
 
@@ -148,8 +148,8 @@ def prepared_and_sorted(operands: SleepOperands, sizes: Sizes) -> tuple[Prepared
     """Operands that every program reads, and the rows sorted by group and step; the rows of a segment keep their order."""
     t, order, starts = operands.t, operands.order, operands.starts
     found = Segments(t.new_empty(t.numel()), t.new_empty(sizes.groups * sizes.steps + 1))
-    share = triton.cdiv(triton.cdiv(t.numel(), _OPTIONS["ROWS"]), _PARTS)
-    parts = triton.cdiv(t.numel(), _OPTIONS["ROWS"] * share)
+    share = cdiv(cdiv(t.numel(), _OPTIONS["ROWS"]), _PARTS)
+    parts = cdiv(t.numel(), _OPTIONS["ROWS"] * share)
     counts = t.new_empty((parts, sizes.groups * sizes.steps), dtype=torch.int32)
     places = sizes.rows, sizes.groups, sizes.steps, share
     weights, programs, numbers = preparation(operands.hidden, operands.time_table, operands.precision)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import Compilation, launch, recorded
+from ddvi_fast.kernels.common import Compilation, cdiv, launch, recorded
 from ddvi_fast.kernels.noise import launch_options
 from ddvi_fast.kernels.rng import draw_index, number_tile
 
@@ -20,7 +20,7 @@ def forward(mean: Tensor, log_var: Tensor, state: Tensor, offset: int, num_sampl
     out = torch.empty((num_samples, rows, width), dtype=mean.dtype, device=mean.device)
     if out.numel():
         options = launch_options(width)
-        grid = triton.cdiv(num_samples * rows, options["ROWS"]), triton.cdiv(width, options["WIDTH"])
+        grid = cdiv(num_samples * rows, options["ROWS"]), cdiv(width, options["WIDTH"])
         strides = mean.stride(0), log_var.stride(0)
         launch(start_fwd_kernel, grid, mean, log_var, state, out, offset, num_samples * rows, rows, width, *strides, stream, **options)
     return out
@@ -33,7 +33,7 @@ def backward(upstream: Tensor, mean: Tensor, out: Tensor) -> tuple[Tensor, Tenso
     count = rows * width
     if count:
         launch(
-            start_bwd_kernel, (triton.cdiv(count, 256),), upstream, mean, out, d_mean, d_log_var, samples, count, width, mean.stride(0),
+            start_bwd_kernel, (cdiv(count, 256),), upstream, mean, out, d_mean, d_log_var, samples, count, width, mean.stride(0),
             BLOCK=256, num_warps=4,
         )  # fmt: skip
     return d_mean, d_log_var

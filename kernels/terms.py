@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddvi_fast.kernels.common import Compilation, launch, recorded
+from ddvi_fast.kernels.common import Compilation, cdiv, launch, recorded
 
 _BLOCK = 1024
 
@@ -31,7 +31,7 @@ def forward(values: Tensor, weights: Tensor, lost: Tensor, found: Tensor) -> tup
 def backward(upstream: Tensor, weights: Tensor, rows: int) -> Tensor:
     """Gradients [K, N] of the terms from that of the sum."""
     result = weights.new_empty((len(weights), rows))
-    launch(terms_bwd_kernel, (len(weights), triton.cdiv(rows, _BLOCK)), upstream, weights, result, rows, BLOCK=_BLOCK, num_warps=4)
+    launch(terms_bwd_kernel, (len(weights), cdiv(rows, _BLOCK)), upstream, weights, result, rows, BLOCK=_BLOCK, num_warps=4)
     return result
 
 

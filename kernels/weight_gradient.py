@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ddvi_fast._operands import ChainOperands
 from ddvi_fast.kernels.chain_options import Prepared, Sizes, prepared
-from ddvi_fast.kernels.common import architecture, launch
+from ddvi_fast.kernels.common import architecture, cdiv, launch
 from ddvi_fast.kernels.layers import (
     DOWN,
     UP,
@@ -395,12 +394,14 @@ class WeightSums:
         self.segments = g * sizes.steps if by_step else g
         tile = self.options["BN"]
         most = sizes.rows + self.segments * (tile - 1) if starts is not None else 0
-        self.tiles = g * triton.cdiv(sizes.rows, tile) if starts is None else min(sizes.rows, most // tile)
+        self.tiles = g * cdiv(sizes.rows, tile) if starts is None else min(sizes.rows, most // tile)
         entries = self.tiles * (1 if by_step else sizes.steps)
         new = weights[0].new_empty if sizes.rows else weights[0].new_zeros
-        slices = max(1, min(triton.cdiv(entries, g), _PROGRAMS // g))
+        slices = max(1, min(cdiv(entries, g), _PROGRAMS // g))
         self.sums = new((slices, g, 3, h, h)), new((slices, g, h, d + c)), new((slices, g, d, h)), new((slices, g, d))
-        first, hidden, last, last_bias, table = (weight.new_empty(weight.shape) if sizes.rows else torch.zeros_like(weight) for weight in weights)
+        first, hidden, last, last_bias, table = (
+            weight.new_empty(weight.shape) if sizes.rows else weight.new_zeros(weight.shape) for weight in weights
+        )
         self.results = hidden, first, last, last_bias, table
 
     def add(self, states: Tensor, context: Tensor | None, signs: Tensor, d_outputs: Tensor, begin: int = 0, count: int = 1) -> None:
@@ -427,7 +428,7 @@ class WeightSums:
             )  # fmt: skip
         whole = self.by_step or begin + count == s.steps  # nothing will be added
         counts = [result.numel() if whole else 0 for result in self.results[:4]]
-        blocks = [triton.cdiv(number, _SUMS["BLOCK"]) for number in (*counts, width)]
+        blocks = [cdiv(number, _SUMS["BLOCK"]) for number in (*counts, width)]
         lines = self.segments if self.by_step else s.groups * count
         launch(
             denoiser_bwd_kernel_finish, (sum(blocks[:4]) + lines * blocks[4],),

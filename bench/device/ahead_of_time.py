@@ -59,6 +59,7 @@ SPILLS = {
     "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16": 280,
     "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16, LAYER=1": 0,
     "denoiser_bwd_kernel_weights D=2 C=2 H=128 bf16, LAYER=2": 448,
+    "dense_fwd_kernel float32 dropout on sm_100": 8,
     "mmd_fwd_kernel P 784, S 6 on sm_80": 32,
     "mmd_bwd_kernel_coefficients P 784, S 6 on sm_80": 16,
     "sleep_fwd_kernel": 1128,

@@ -134,7 +134,7 @@ def picture(path: Path, studies: Sequence[Study]) -> Path:
             panels.append((head, study.places[cohort.name][chosen]))
             labels.append(np.array([names.index(name or "unknown") for name in cohort.population[chosen]]))
             axes.append((f"latent 1, {study.fitted.name}", f"latent 2, {study.fitted.name}"))
-    return plots.population_maps(path, panels, labels, names, names, axes=axes, columns=3, overwrite=True)
+    return plots.population_maps(path, panels, labels, names, names, axes=axes, columns=3, counted=False, overwrite=True)
 
 
 def _places(cohort: Cohort, names: np.ndarray) -> np.ndarray:

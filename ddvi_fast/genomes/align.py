@@ -43,6 +43,8 @@ _WORDS = {
 }
 _KEYS = {_BOTH: "identifier and position", _POSITION: "position", _IDENTIFIER: "identifier"}
 _LEAST_EVIDENCE, _MOST_FLIPPED = 10, 0.01  # variants, and the share of them on the other strand, for files on the same strand
+_MANY = 100  # variants among which there are homozygotes of both alleles
+VARIANT_SITES = "a file of variant sites alone, in which absent calls are homozygous for the reference"
 _LEAST_CALLS, _CLEAR = 20, 0.1  # calls, and distance of a frequency from a half, that tell which of two alleles is the rarer
 
 
@@ -130,6 +132,23 @@ def matched_codes(store: GenotypeStore, rows: np.ndarray, found: Alignment, firs
     return found.apply(codes, first)
 
 
+def variant_sites_alone(counts: np.ndarray) -> bool:
+    """Whether nobody is homozygous for the other allele anywhere: absent sites are then no missing calls, but such homozygotes.
+
+    So are files that list the sites alone at which one person differs from the reference, and their merge.
+
+    Args:
+        counts: Number of samples with code 0, 1, 2 and 3 at each variant, int [M, 4].
+    """
+    return len(counts) >= _MANY and not counts[:, 0].any() and bool(counts[:, 1:3].any())
+
+
+def require_whole(store: GenotypeStore) -> None:
+    """Raise `InputError` where a store has `variant_sites_alone`."""
+    hint = "call all people together, or write their reference calls too (bcftools merge --missing-to-ref, GATK GenotypeGVCFs)"
+    _checks.require(not variant_sites_alone(store.counts), "store", "homozygotes of both alleles", VARIANT_SITES, hint)
+
+
 def align(
     have: VariantTable,
     want: VariantTable,
@@ -197,13 +216,21 @@ def _pairs(have: VariantTable, want: VariantTable) -> tuple[np.ndarray, bool]:
 
 
 def _by_name(have: VariantTable, want: VariantTable) -> list[tuple[int, int]]:
-    """Pairs with the same identifier, whose chromosomes do not contradict each other."""
-    places: dict[str, list[int]] = {name: [] for name in want.name if not _PLACE.match(name)}
+    """Pairs with one identifier in common, whose chromosomes do not contradict each other."""
+    places: dict[str, list[int]] = {each: [] for name in want.name for each in _identifiers(name)}
     for place, name in enumerate(have.name):
-        if name in places:
-            places[name].append(place)
-    found = ((number, place) for number, name in enumerate(want.name) for place in places.get(name, ()))
+        for each in _identifiers(name):
+            if each in places:
+                places[each].append(place)
+    found = dict.fromkeys((number, place) for number, name in enumerate(want.name) for each in _identifiers(name) for place in places[each])
     return [(number, place) for number, place in found if _one_chromosome(have.chromosome[place], want.chromosome[number])]
+
+
+def _identifiers(name: str) -> tuple[str, ...]:
+    """Identifiers of a variant, of which merged records of dbSNP have several (``rs1;rs2``), without those that are positions."""
+    if ";" not in name:
+        return () if _PLACE.match(name) else (name,)
+    return tuple(each for each in name.split(";") if each and not _PLACE.match(each))
 
 
 def _by_place(have: VariantTable, want: VariantTable) -> list[tuple[int, int]]:

@@ -16,12 +16,14 @@ from ddvi_fast import _checks
 from ddvi_fast.data.packed import code_counts
 from ddvi_fast.data.packing import PER_BYTE, pack, packed_width
 from ddvi_fast.genomes import tables
+from ddvi_fast.genomes.align import VARIANT_SITES, variant_sites_alone
 from ddvi_fast.genomes.filters import Filters, Kept, apply_filters
 from ddvi_fast.genomes.formats.sources import Block, Source, open_sources
 from ddvi_fast.genomes.labels import LabelTable, attach, read_labels
 from ddvi_fast.genomes.staging import Staged
 from ddvi_fast.genomes.store import GENOTYPES, GenotypeStore, is_store, write_tables
 from ddvi_fast.genomes.tables import HUMAN, SampleTable, VariantTable, chromosome_set
+from ddvi_fast.standardization import tell
 
 _STAGING = "variants.tmp"
 
@@ -142,6 +144,8 @@ def write_store(
         kept = kept.without("samples without a label", samples=~found)
     kept = apply_filters(staged, filters, kept)
     counts = _transpose(staged, kept, folder / GENOTYPES)
+    if variant_sites_alone(counts):
+        tell(f"{source.path}: nobody is homozygous for the other allele at any of {len(counts):,} variants: {VARIANT_SITES}")
     imported = {
         "file": str(source.path),
         "num_autosomes": tables.num_autosomes(),

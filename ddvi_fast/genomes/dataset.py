@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,7 +241,7 @@ def _store_of_1kg(data_dir: Path | None, least: float) -> GenotypeStore:
 
 def _imported(name: str, file: Path, labels: Path | None, least: float) -> GenotypeStore:
     """Cached store of the variants of a file with a minor allele frequency of at least `least`."""
-    files = [*sorted(file.parent.glob(f"{file.name.split('.')[0]}.*")), *([] if labels is None else [labels])]
+    files = [*sorted(file.parent.glob(glob.escape(file.name.split(".")[0]) + ".*")), *([] if labels is None else [labels])]
     key = {str(path.resolve()): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}
     table, filters = None if labels is None else read_labels(labels), Filters(min_frequency=least)
     key = {"file": str(file.resolve()), **key, "least": least}

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddvi_fast import _checks
 from ddvi_fast.data import Dataset
 from ddvi_fast.estimator.features import Features, features_of_counts, with_nan
-from ddvi_fast.genomes.align import Alignment, align, identity, matched_codes, same_variants
+from ddvi_fast.genomes.align import Alignment, align, identity, matched_codes, require_whole, same_variants
 from ddvi_fast.genomes.archive import loading, variant_arrays, variants_of
 from ddvi_fast.genomes.dataset import ComponentsDataset, CountsDataset, components_dataset, genotypes_dataset, unit_of
 from ddvi_fast.genomes.pca import NEW, GenotypePCA
@@ -64,6 +64,8 @@ class CountFeatures(Features):
         return 1 - self.of_rows(store, rows).isnan().double().mean(1).numpy()
 
     def _match(self, store: Any) -> Alignment:
+        if store.variants is not self.variants:
+            require_whole(store)
         if same_variants(store.variants, self.variants):
             return identity(len(self.variants))
         found = align(store.variants, self.variants, have_counts=store.counts, want_frequency=self.counts[0] / 2)

@@ -65,7 +65,7 @@ def read_labels(path: str | Path) -> LabelTable:
     lines = _lines(path)
     ending = next((ending for ending in _WITHOUT_HEADER if path.name.lower().endswith((ending, ending + ".gz"))), None)
     _checks.require(len(lines) > (0 if ending else 1), str(path), "a header and at least one row", "none")
-    split = {separator: [_fields(line, separator) for line in lines] for separator in "\t,; "}
+    split = {separator: [fields_of(line, separator) for line in lines] for separator in "\t,; "}
     readings = [rows for rows in (_even(each, lines[0].startswith('"')) for each in split.values()) if rows]
     if not readings:
         rows = split[next((each for each in "\t,;" if each in lines[0]), " ")]
@@ -106,15 +106,15 @@ def attach(samples: SampleTable, table: LabelTable, leave_out: bool = False) -> 
 
 def _lines(path: Path) -> list[str]:
     """Lines that are neither empty nor comments; the last comment before the first row, if it is the heading, without its #."""
-    lines = [line for line in _text(path) if line.strip(" \t")]
+    lines = [line for line in text_of(path) if line.strip(" \t")]
     first = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     heading = [line.lstrip("#") for line in lines[max(0, first - 1) : first]]
     rows = [line for line in lines[first:] if not line.startswith("#")]
-    is_heading = heading and rows and any(len(_fields(heading[0], each)) == len(_fields(rows[0], each)) > 1 for each in "\t,; ")
+    is_heading = heading and rows and any(len(fields_of(heading[0], each)) == len(fields_of(rows[0], each)) > 1 for each in "\t,; ")
     return heading + rows if is_heading else rows
 
 
-def _text(path: Path) -> list[str]:
+def text_of(path: Path) -> list[str]:
     require_file(path)
     with path.open("rb") as file:
         if file.read(2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -125,7 +125,7 @@ def _text(path: Path) -> list[str]:
         _checks.fail(str(path), "UTF-8 or UTF-16 text", "other bytes")
 
 
-def _fields(line: str, separator: str) -> list[str]:
+def fields_of(line: str, separator: str) -> list[str]:
     """Values of a line, without quotes."""
     if separator == " ":
         return [quoted or plain for quoted, plain in _QUOTED.findall(line)]
@@ -156,6 +156,8 @@ def _keyed(samples: SampleTable, table: LabelTable) -> _Keyed:
                     best = (rank, _Keyed(rows, each, column))
     (count, _), keyed = _checks.instance(best, tuple, "labels", "a table")
     got = f"a sample is called {samples.name[0]} here and {keyed.names[-1]} there"
+    if all("_" in name and name.partition("_")[2] in {row for each in table.readings[0] for row in each} for name in samples.name[:_NAMED]):
+        got += "; names as FAMILY_INDIVIDUAL are of plink --recode vcf, and vcf-iid writes individuals alone"
     _checks.require(count > 0, "labels", "a table with this file's samples", "one with none of them", got)
     return keyed
 

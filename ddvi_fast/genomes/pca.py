@@ -13,7 +13,7 @@ from torch import Tensor
 from ddvi_fast import _checks, _files, rng
 from ddvi_fast.data.packed import Scaling
 from ddvi_fast.data.packing import MISSING, PER_BYTE, pack, packed_width
-from ddvi_fast.genomes.align import Alignment, align, identity, matched_codes, same_variants
+from ddvi_fast.genomes.align import Alignment, align, identity, matched_codes, require_whole, same_variants
 from ddvi_fast.genomes.archive import loading, text_array, texts_of, variant_arrays, variants_of
 from ddvi_fast.genomes.krylov import leading_eigenpairs
 from ddvi_fast.genomes.projection import least_squares_scores, unshrunk_scores
@@ -178,6 +178,8 @@ class GenotypePCA:
             InputError: The variants in common have less than half of the weight of the fitted ones on some component.
         """
         found = self.alignment(store, palindromes)
+        if store.variants is not self.variants_:
+            require_whole(store)
         if not same_variants(store.variants, self.variants_):
             found.tell(self.components_**2 * self.explained_variance_[:, None])
         return found

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ddvi_fast import _checks
-from ddvi_fast.genomes.tables import SampleTable, VariantTable, num_autosomes, plain_chromosome, read_fields, read_lines, split_fields
+from ddvi_fast.genomes.labels import fields_of, text_of
+from ddvi_fast.genomes.tables import SampleTable, VariantTable, num_autosomes, plain_chromosome, split_fields
 from ddvi_fast.standardization import tell
 
 _REGION = re.compile(r"(?P<chromosome>[^:\s]+)(:(?P<first>[\d,]*)(?P<range>-(?P<last>[\d,]*))?)?")
+_COMMENT = re.compile(r"[ \t]+#.*")  # after the values of a line
 _NAMED = 3  # number of names that a message lists
 _END = np.iinfo(np.int64).max
 
@@ -30,19 +32,26 @@ def people_of(path: str | Path, samples: SampleTable) -> np.ndarray:
     """Mask of the samples that a file lists, bool [N]; a warning names those of its lines that are none.
 
     A line has a family and an individual, or the individual alone; further columns are ignored. A heading that starts with ``#IID`` or ``#FID``
-    says which, as in PLINK 2. Where sample names carry their families (``family:individual``), both must agree.
+    says which, as in PLINK 2. Where sample names carry their families (``family:individual``), both must agree. Columns are separated by
+    spaces, tabs, commas or semicolons, with or without quotes.
 
     Raises:
         InputError: The file is missing or empty, or none of the samples is in it.
     """
     path = _checks.path(path, "file").expanduser()
-    rows, individual = list(read_fields(path, 1, "an individual, or a family and an individual")), _starts_with(path, "#IID")
-    _checks.require(len(rows) > 0, str(path), "at least one person", "none")
+    individual, lines = _lines(path)
+    _checks.require(len(lines) > 0, str(path), "at least one person", "none")
     places = {name: place for place, name in enumerate(samples.name)}
-    # The second column has the individuals, unless the file lists samples in the first one, beside something else.
-    readings = [[row[0] if individual or len(row) == 1 else _named(row, places) for row in rows], [row[0] for row in rows]]
+    readings = []
+    for separator in (" ", "\t", ",", ";"):
+        rows = [[field for field in fields_of(line, separator) if field] or [line] for line in lines]
+        # The second column has the individuals, unless the file lists samples in the first one, beside something else.
+        readings += [[row[0] if individual or len(row) == 1 else _named(row, places) for row in rows], [row[0] for row in rows]]
     names = next((each for each in readings if any(name in places for name in each)), readings[0])
-    return _found(names, places, len(samples), path, "people")
+    _tell_of_absent(names, places, path, "people")
+    mask = np.zeros(len(samples), bool)
+    mask[[places[name] for name in names if name in places]] = True
+    return mask
 
 
 def variants_of(path: str | Path, variants: VariantTable) -> np.ndarray:
@@ -52,7 +61,7 @@ def variants_of(path: str | Path, variants: VariantTable) -> np.ndarray:
         InputError: The file is missing or empty, or none of the variants is in it.
     """
     path = _checks.path(path, "file").expanduser()
-    names = [name for fields in read_fields(path, 1, "identifiers") for name in fields]
+    names = [name for line in _lines(path)[1] for name in split_fields(line)]
     _checks.require(len(names) > 0, str(path), "at least one identifier", "none")
     wanted, known = set(names), set(variants.name)
     hint = "regions (--region) selects by position" if not wanted & known and any(name.isdecimal() for name in names) else ""
@@ -89,20 +98,15 @@ def region_of(text: str) -> Region:
     return region
 
 
-def _starts_with(path: Path, word: str) -> bool:
-    return next((split_fields(line.decode(errors="replace"))[:1] == [word] for line in read_lines(path) if line.strip()), False)
+def _lines(path: Path) -> tuple[bool, list[str]]:
+    """Whether the heading starts with the individual's name, and the lines that are neither empty nor comments."""
+    lines = [_COMMENT.sub("", line.removeprefix("\ufeff")).strip(" \r") for line in text_of(path)]
+    return any(split_fields(line)[:1] == ["#IID"] for line in lines[:1]), [line for line in lines if line and not line.startswith("#")]
 
 
 def _named(row: Sequence[str], places: dict[str, int]) -> str:
     whole = f"{row[0]}:{row[1]}"
     return whole if whole in places else row[1]
-
-
-def _found(names: Sequence[str], places: dict[str, int], count: int, path: Path, what: str) -> np.ndarray:
-    _tell_of_absent(names, places, path, what)
-    mask = np.zeros(count, bool)
-    mask[[places[name] for name in names if name in places]] = True
-    return mask
 
 
 def _tell_of_absent(names: Sequence[str], known: dict[str, int] | set[str], path: Path, what: str, hint: str = "") -> None:

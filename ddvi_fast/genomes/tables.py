@@ -22,6 +22,7 @@ _AFTER_AUTOSOMES = ("X", "Y", "XY", "MT")  # of PLINK's numbers
 HUMAN = 22
 _ACCESSION = re.compile(r"NC_0*(\d+)\.\d+")  # of the human reference in RefSeq
 _MITOCHONDRION = "12920"
+_GENBANK = re.compile(r"CM000(6(?:6[3-9]|7\d|8[0-6]))\.\d+")  # of the human reference
 _ODD = b"\v\f\x1c\x1d\x1e\x1f"  # white space of Python in ASCII, besides spaces, tabs and line ends
 _LINES = 4096  # of a block that is searched for them
 UNKNOWN_CHROMOSOMES = frozenset(("0", ".", ""))
@@ -130,14 +131,16 @@ def plain_chromosome(name: str, autosomes: int = HUMAN) -> str:
     """Name of a chromosome without prefix, the same for all of its spellings; the numbers after the autosomes are X, Y, XY and MT.
 
     Example:
-        >>> [plain_chromosome(name) for name in ("chr7", "chr07", "NC_000007.14", "23", "chrM")]
-        ['7', '7', '7', 'X', 'MT']
+        >>> [plain_chromosome(name) for name in ("chr7", "chr07", "NC_000007.14", "CM000669.2", "23", "chrM")]
+        ['7', '7', '7', '7', 'X', 'MT']
         >>> plain_chromosome("23", autosomes=29)
         '23'
     """
     bare = name[3:] if name[:3].lower() == "chr" else name
     if autosomes == HUMAN and (found := _ACCESSION.fullmatch(bare)) is not None:
         bare = "MT" if found[1] == _MITOCHONDRION else found[1]
+    elif autosomes == HUMAN and (found := _GENBANK.fullmatch(bare)) is not None:
+        bare = str(int(found[1]) - 662)
     if bare.isdecimal():
         bare = bare.lstrip("0") or "0"
         after = int(bare) - autosomes

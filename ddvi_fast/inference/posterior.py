@@ -17,6 +17,7 @@ from ddvi_fast.engine import checkpoint
 from ddvi_fast.inference.diagnosis import Diagnosis, diagnose
 from ddvi_fast.inference.diagnostics import Diagnostics
 from ddvi_fast.inference.importance import ImportanceSample
+from ddvi_fast.inference.mode import mode
 from ddvi_fast.inference.model import FlatModel, RowTarget, Simulator, offers, seeded
 from ddvi_fast.inference.networks import Architecture, build
 from ddvi_fast.inference.observation import Observation, column_names, observed_rows
@@ -185,6 +186,36 @@ class FittedPosterior:
         rows, many = self._rows(x)
         bound = torch.cat([self._weighted(block, first, num_samples, seed)[1].double().mean(0) for first, block in _blocks(rows)])
         return bound if many else bound[0]
+
+    @without_callers_autocast()
+    @torch.no_grad()
+    def map(self, x: Any = None, num_samples: int = 1000, seed: int = 0) -> Latents:
+        """Search the parameters of the largest density (maximum a posteriori).
+
+        With `log_joint` the search climbs from the best samples by L-BFGS. The density is that of the constrained parameters. Without it, the
+        result is the sample of the largest `log_prob`. A warning says if the density has no maximum inside of the support.
+
+        Args:
+            x: One data set. Default: the data of the fit.
+            num_samples: Samples among which the search starts (int, default 1000).
+            seed: Seed of the samples (int, default 0).
+
+        Returns:
+            Parameters [D], or named parameters.
+
+        Raises:
+            InputError: If the posterior does not accept `x`.
+
+        Example:
+            >>> from ddvi_fast.inference import Model, Training, fit_posterior
+            >>> from torch.distributions import Gamma, constraints
+            >>> model = Model(log_joint=lambda x, z: Gamma(3.0, 2.0).log_prob(z[..., 0]))  # its mode is (3 - 1) / 2
+            >>> posterior = fit_posterior(model, support=constraints.positive, dim=1, training=Training(steps=20, batch_size=32))
+            >>> round(float(posterior.map()), 3)
+            1.0
+        """
+        z, _ = self.support.constrain(mode(self, x, num_samples, seed))
+        return z
 
     @without_callers_autocast()
     @torch.no_grad()

@@ -42,7 +42,7 @@ def add_noise(
     check_timesteps(t, x0.shape[:-1], schedule.num_steps)
     check_noise(noise, draws, x0.shape)
     x0, noise = full_precision(x0, noise)
-    signal, deviation = (column.to(x0) for column in (schedule.alpha_bars.sqrt(), schedule.noise_variances.sqrt()))
+    signal, deviation = (column.to(x0.device) for column in schedule._noising(x0.dtype))
     backend = _backend.choose("noise", x0.device, x0=x0, signal=signal, deviation=deviation, noise=noise)
     if backend == "reference":
         return reference.add_noise(x0, t, signal, deviation, noise, draws)

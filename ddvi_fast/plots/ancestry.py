@@ -77,6 +77,7 @@ def population_maps(
     by_group: bool = False,
     axes: Sequence[tuple[str, str]] = (LATENTS,),
     columns: int | None = None,
+    counted: bool = True,
     overwrite: bool = False,
 ) -> Path:
     """Draw several maps of people side by side. Names stand beside the points, with a line to the median place of each population.
@@ -92,6 +93,7 @@ def population_maps(
         by_group: Whether to draw one color per group instead of one per population (bool, default False).
         axes: Names of the axes of each panel, or of all of them (default those of latents).
         columns: Number of panels in a row; None (default) for up to 4, or 2 if they show different people.
+        counted: Whether the legend has the number of people of each population (bool, default True); panels may show one person several times.
         overwrite: Whether to replace the file (bool, default False).
 
     Raises:
@@ -118,7 +120,7 @@ def population_maps(
         look.name(panel, places, of, _SIDE)
     # Everybody once, though there are panels of several pairs of axes.
     once = [of for of, pair in zip(each, axes, strict=True) if pair == axes[0]] if several else each[:1]
-    look.legend(figure, np.bincount(np.concatenate(once), minlength=len(names)))
+    look.legend(figure, np.bincount(np.concatenate(once), minlength=len(names)) if counted else None)
     return write(figure, path, title, overwrite)
 
 
@@ -225,7 +227,7 @@ class _Look:
                 start = where + reach if align == "left" else where - reach
                 axes.plot([start, spots[which, 0]], [height, spots[which, 1]], lw=0.6, color=colours[which], alpha=0.7, zorder=2)
 
-    def legend(self, figure: Figure, counts: np.ndarray) -> None:
+    def legend(self, figure: Figure, counts: np.ndarray | None) -> None:
         """Legend with a column per group, headed by its name; numbers of people in parentheses."""
         from matplotlib.lines import Line2D
 
@@ -235,10 +237,13 @@ class _Look:
         style = {"frameon": False, "fontsize": _FONT, "labelcolor": INK, "handletextpad": 0.1, "columnspacing": 1.4, "labelspacing": 0.25}
         order = sorted(set(self.groups))
         members = {group: sorted(i for i, its in enumerate(self.groups) if its == group) for group in order}
-        total = {group: int(counts[found].sum()) for group, found in members.items()}
+
+        def named(name: str, of: list[int]) -> str:
+            return name if counts is None else f"{name} ({counts[of].sum():,})"
+
         if self.flat:
             handles = [dot(members[group][0]) for group in order]
-            legend(figure, handles, [f"{group} ({total[group]:,})" for group in order], ncols=min(5, len(order)), **style)
+            legend(figure, handles, [named(group, members[group]) for group in order], ncols=min(5, len(order)), **style)
             return
         nothing = Line2D([], [], linestyle="")
         handles, texts, heads = [], [], []
@@ -246,7 +251,7 @@ class _Look:
             found = members[group]
             heads.append(len(texts))
             handles += [nothing, *map(dot, found), *[nothing] * (self.longest - len(found))]
-            texts += [f"{group} ({total[group]:,})", *(f"{self.names[i]} ({counts[i]:,})" for i in found), *[""] * (self.longest - len(found))]
+            texts += [named(group, found), *(named(self.names[i], [i]) for i in found), *[""] * (self.longest - len(found))]
         drawn = legend(figure, handles, texts, ncols=len(order), **style)
         for place in heads:
             drawn[place].set_fontweight("bold")

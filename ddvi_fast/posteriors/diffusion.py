@@ -216,10 +216,13 @@ class Diffusion(ChainPosterior):
     def with_data(self, encoded: Encoded, x: Tensor, labels: Tensor | None = None) -> Encoded:
         return encoded._replace(x=x, labels=labels) if self.sees_model else encoded
 
-    @torch.compiler.disable  # nothing in it is differentiated
-    @_checks.outside_inference_mode
     def _with_updated_frame(self, encoded: Encoded) -> Encoded:
-        """The output of the encoders with their updated frame."""
+        """The output of the encoders with their updated frame, in which nothing is differentiated."""
+        updated = Diffusion._updated  # a decorator would load the compiler when the class is made
+        return torch.compiler.disable(updated)(self, encoded) if torch.compiler.is_compiling() else updated(self, encoded)
+
+    @_checks.outside_inference_mode
+    def _updated(self, encoded: Encoded) -> Encoded:
         target, x = self._known_target(), encoded.x
         mean, scale = encoded.mean.detach(), torch.exp(0.5 * encoded.log_var.detach())
         frame = frames.updated(mean, scale, lambda rows: target.at(x[rows], None), self.frame_updates)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import LogNormal, Normal, constraints
+from torch.distributions import Beta, Gamma, LogNormal, Normal, constraints
 
 from ddvi_fast import InputError
 from ddvi_fast.inference import Architecture, FittedPosterior, Model, Support, Training, fit_posterior, load
@@ -281,3 +281,32 @@ def test_bad_requests_are_named() -> None:
         single.importance_sample()
     with pytest.raises(InputError, match="z: expected"):
         single.log_prob(torch.zeros(2))
+
+
+def test_the_mode_of_a_density_is_found_in_the_parameters_own_units():
+    """Modes of the constrained parameters, by hand: a beta, a gamma and a normal; the modes of their unconstrained coordinates lie elsewhere."""
+    parts = {"share": Beta(3.0, 2.0), "size": Gamma(2.0, 4.0), "place": Normal(3.0, 0.1)}
+    support = {"share": constraints.unit_interval, "size": constraints.positive, "place": constraints.real}
+    model = Model(log_joint=lambda x, z: sum(part.log_prob(z[name]) for name, part in parts.items()))
+    found = fit_posterior(model, support=support, training=Training(steps=20, batch_size=64)).map()
+    for name, expected in {"share": 2 / 3, "size": 0.25, "place": 3.0}.items():
+        assert abs(float(found[name]) - expected) < 2e-3
+
+
+def test_a_density_that_rises_to_the_boundary_is_told():
+    model = Model(log_joint=lambda x, z: Gamma(0.5, 1.0).log_prob(z[..., 0]))
+    posterior = fit_posterior(model, support=constraints.positive, dim=1, training=Training(steps=20, batch_size=64))
+    with pytest.warns(UserWarning, match="map: the density still rises"):
+        assert float(posterior.map()) < 1e-3
+
+
+def test_the_mode_of_a_posterior_of_simulations_follows_the_data():
+    def simulate(n):
+        z = torch.randn(n, 1)
+        return z, z + 0.5 * torch.randn(n, 1)
+
+    posterior = fit_posterior(Model(simulate=simulate), training=Training(steps=300, batch_size=128), architecture=SMALL)
+    low, high = float(posterior.map(torch.tensor([-1.5]))), float(posterior.map(torch.tensor([1.5])))
+    assert abs(low + 1.2) < 0.4 and abs(high - 1.2) < 0.4
+    with pytest.raises(InputError, match="x: expected one data set"):
+        posterior.map(torch.zeros(3, 1))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddvi_fast import parity, rng, testing
-from ddvi_fast.kernels import noise
+from ddvi_fast.kernels import integers, noise
 from ddvi_fast.rng import Draws
 from tests.operands import check_triton
 
@@ -76,5 +76,5 @@ def test_unsupported_operands_are_named():
 
 @pytest.mark.parametrize("shape, high", [((300,), 7), ((3, 50), 1), ((2, 1030), (1 << 24) - 1)])
 def test_integers_are_those_of_the_specification(shape, high):
-    got = noise.integers(DRAWS.state(), 0, shape, rng.TIME, high)
+    got = integers.integers(DRAWS.state(), 0, shape, rng.TIME, high)
     assert torch.equal(got, rng.integers(DRAWS, shape, high, rng.TIME))

@@ -228,6 +228,32 @@ def test_log_ratio_against_densities_in_the_updated_frame(coordinates: str) -> N
     torch.testing.assert_close(posterior.whitened(encoded, posterior.unwhitened(encoded, v)), v)
 
 
+def test_gradients_are_those_of_a_reference_that_stops_frame_and_direction() -> None:
+    model, x = small.make_model("gaussian").double(), 2 * normals(5, small.DATA_DIM)
+    posterior = small.make("diffusion", model, "encoder", informed_steps=small.STEPS, frame_updates=2).double()
+    trained = {name: part for name, part in posterior.named_parameters() if not name.startswith("encoder")}
+    posterior.log_weights(model, x, 3, Draws(3)).mean().backward()
+
+    encoded, table, betas = posterior.encode(x), posterior.coefficients().double(), posterior.schedule.betas.detach()
+    v, standard = rng.normal(Draws(3), (3, 5, 2), rng.START, dtype=F64), Independent(Normal(torch.zeros(2, dtype=F64), 1.0), 1)
+    ratio = -standard.log_prob(v)
+    for step in reversed(range(small.STEPS)):
+        direction = by_autograd(posterior, encoded, x, v, step)
+        context = torch.cat((encoded.context.expand(3, 5, -1), direction), -1)
+        gain = posterior.direction_gains[step].double() * torch.sqrt(torch.prod(1 - betas[:step])) * betas[step]
+        mean = table[step, 0] * v + table[step, 1] * posterior.denoiser(v, context, torch.full((3, 5), step)) + gain * direction
+        following = mean + table[step, 2] * rng.normal(Draws(3), (3, 5, 2), rng.CHAIN + step, dtype=F64)
+        ratio = ratio + Independent(Normal(table[step, 3] * following, table[step, 4].sqrt()), 1).log_prob(v)
+        ratio = ratio - Independent(Normal(mean, table[step, 2]), 1).log_prob(following)
+        v = following
+    z = encoded.frame_mean + (encoded.frame_factor @ v.unsqueeze(-1)).squeeze(-1)
+    ratio = ratio + encoded.frame_factor.logdet()
+    expected = torch.autograd.grad((model.log_joint(x, z) + ratio).mean(), list(trained.values()))
+    assert len(trained) >= 8
+    for (name, part), gradient in zip(trained.items(), expected, strict=True):
+        torch.testing.assert_close(part.grad, gradient, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
 @COORDINATES
 @pytest.mark.parametrize("informed", [0, small.STEPS])
 @torch.no_grad()

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ddvi_fast import _checks
-from ddvi_fast.genomes.tables import SampleTable, VariantTable, require_file
+from ddvi_fast.genomes.tables import UNKNOWN_CHROMOSOMES, SampleTable, VariantTable, require_file
+from ddvi_fast.standardization import tell
 
 # Number of codes of one block, which are in memory at a time.
 BLOCK_CODES = 1 << 22
@@ -77,8 +78,12 @@ def open_sources(files: str | Path | Sequence[str | Path], *, multiallelic: str 
     """
     options = {"multiallelic": multiallelic, "passing_only": passing_only}
     given = [files] if isinstance(files, (str, Path)) else list(files)
-    paths = [Path(name) for each in given for name in expanded(str(_checks.path(each, "file")))]
+    whole_names = [str(_checks.path(each, "file").expanduser()) for each in given]
+    paths = [Path(name) for each in whole_names for name in ([each] if Path(each).exists() else expanded(each))]
     _checks.require(len(paths) > 0, "file", "at least one file", "none")
+    resolved = [path.resolve() for path in paths]
+    twice = next((path for path in resolved if resolved.count(path) > 1), None)
+    _checks.require(twice is None, "file", "files that differ", f"{twice} twice")
     first = open_source(paths[0], **options)
     if len(paths) == 1:
         return first
@@ -106,8 +111,10 @@ def expanded(pattern: str) -> list[str]:
 
 def _chained(first: Source, further: list[Path], options: dict[str, Any], notes: Counter[str]) -> Iterator[Block]:
     """Blocks of several files with the samples of the first one; each is opened when the one before is read."""
-    place = {name: number for number, name in enumerate(first.samples.name)}
-    yield from first.blocks
+    place, seen = {name: number for number, name in enumerate(first.samples.name)}, _Reach()
+    for block in first.blocks:
+        seen.add(first.path, block.variants)
+        yield block
     notes.update(first.notes)
     for path in further:
         source = open_source(path, **options)
@@ -118,8 +125,28 @@ def _chained(first: Source, further: list[Path], options: dict[str, Any], notes:
         _checks.require(same, str(path), f"the {len(place)} samples of {first.path}", got, "bcftools merge joins files of different samples")
         back = np.argsort(order)
         for block in source.blocks:
+            seen.add(path, block.variants)
             yield Block(block.variants, np.ascontiguousarray(block.codes[:, back]))
         notes.update(source.notes)
+
+
+class _Reach:
+    """Positions of each chromosome in each of several files; a warning tells of the first two that overlap."""
+
+    def __init__(self) -> None:
+        self._ends: dict[str, dict[Path, tuple[int, int]]] = {}
+        self._told = False
+
+    def add(self, path: Path, variants: VariantTable) -> None:
+        for chromosome in dict.fromkeys(variants.chromosome):
+            places = variants.position[variants.chromosome == chromosome]
+            ends = self._ends.setdefault(chromosome, {})
+            low, high = ends.get(path, (places.min(), places.max()))
+            ends[path] = (min(low, places.min()), max(high, places.max()))
+            for other, (start, stop) in ends.items():
+                if other != path and start <= ends[path][1] and ends[path][0] <= stop and not self._told and chromosome not in UNKNOWN_CHROMOSOMES:
+                    self._told = True
+                    tell(f"file: {other} and {path} overlap on chromosome {chromosome}; unique (--unique) keeps one of the variants that both have")
 
 
 def open_source(path: str | Path, *, multiallelic: str = "drop", passing_only: bool = False) -> Source:
