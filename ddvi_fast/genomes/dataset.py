@@ -22,11 +22,11 @@ from ddvi_fast.data.validation import validation_split
 from ddvi_fast.genomes.cache import cached_store
 from ddvi_fast.genomes.convert import write_store
 from ddvi_fast.genomes.filters import Filters
-from ddvi_fast.genomes.formats.sources import located, open_source
+from ddvi_fast.genomes.formats.sources import ending_of, located, open_source
 from ddvi_fast.genomes.labels import attach, read_labels
 from ddvi_fast.genomes.pca import GenotypePCA
 from ddvi_fast.genomes.simulate import Simulation, simulated_genomes
-from ddvi_fast.genomes.store import GenotypeStore, count_codes
+from ddvi_fast.genomes.store import GenotypeStore, count_codes, is_store
 from ddvi_fast.genomes.tables import SampleTable, VariantTable
 from ddvi_fast.plots.registry import register as register_pictures
 from ddvi_fast.standardization import tell
@@ -226,7 +226,7 @@ def _bare_store(name: str, options: Genotypes, data_dir: Path | None, seed: int)
         _checks.require(options.labels is None, "labels", "none without data=PATH", options.labels)
         return simulated_genomes(Simulation(seed=seed)) if name == "genomes" else _store_of_1kg(data_dir, options.min_frequency)
     path = Path(options.path).expanduser()
-    if path.is_dir():
+    if path.is_dir() and (is_store(path) or ending_of(path) is None):
         return GenotypeStore(path)
     file, ending = located(path)
     return _imported(file.name[: -len(ending)], file, None, options.min_frequency)
@@ -242,6 +242,7 @@ def _store_of_1kg(data_dir: Path | None, least: float) -> GenotypeStore:
 def _imported(name: str, file: Path, labels: Path | None, least: float) -> GenotypeStore:
     """Cached store of the variants of a file with a minor allele frequency of at least `least`."""
     files = [*sorted(file.parent.glob(glob.escape(file.name.split(".")[0]) + ".*")), *([] if labels is None else [labels])]
+    files = [each for path in files for each in (sorted(path.rglob("*")) if path.is_dir() and path == file else [path])]
     key = {str(path.resolve()): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}
     table, filters = None if labels is None else read_labels(labels), Filters(min_frequency=least)
     key = {"file": str(file.resolve()), **key, "least": least}

@@ -237,7 +237,7 @@ def test_missing_files_are_named(tmp_path, one_line):
     assert "a folder" in one_line(lambda: open_source(tmp_path.rename(tmp_path.with_suffix(".vcf"))))
     assert ".bed" in one_line(lambda: open_source(tmp_path / "what.docx"))
     assert "plink2 --bgen" in one_line(lambda: open_source(tmp_path / "what.bgen"))
-    assert "vcztools" in one_line(lambda: open_source(tmp_path / "what.vcz"))
+    assert "seqGDS2VCF" in one_line(lambda: open_source(tmp_path / "what.gds"))
 
 
 def test_a_library_that_is_missing_is_one_line(tmp_path, monkeypatch, one_line):

@@ -29,6 +29,10 @@ _BASES = frozenset("ACGTNacgtn")
 _PLACEHOLDERS = frozenset(("*", "<*>", "<NON_REF>"))
 
 
+class RefusedFile(Exception):
+    """A file that is refused: where in it, what was expected, what was found, and advice."""
+
+
 class Variant(NamedTuple):
     """One alternate allele of a record."""
 
@@ -54,7 +58,7 @@ def main(path: str, multiallelic: str, passing_only: str, block_codes: str) -> N
     step = max(1, int(block_codes) // len(opened.samples))
     alleles = _alleles(opened, notes, multiallelic, passing_only == "True")
     while batch := list(islice(alleles, step)):
-        codes = _codes(batch, notes)
+        codes = codes_of(batch, notes)
         _send(b"V", [variant.row for variant in batch])
         _message(b"C", codes.data.cast("B"))
     _send(b"N", notes)
@@ -72,7 +76,7 @@ def _alleles(opened: Any, notes: Counter[str], multiallelic: str, passing_only: 
         if record.CHROM.startswith("#"):
             _fail(f", after {last}", "one header, at the beginning", "another one", "bcftools merge or concat join files; cat does not")
         last = f"{record.CHROM}:{record.POS}"
-        chosen = _chosen(record, notes, multiallelic, passing_only)
+        chosen = chosen_alleles(record, notes, multiallelic, passing_only)
         if not chosen:
             continue
         if "GT" in record.FORMAT:
@@ -81,7 +85,7 @@ def _alleles(opened: Any, notes: Counter[str], multiallelic: str, passing_only: 
             fields = ", ".join(record.FORMAT) or "none"
             notes[WITHOUT_CALLS] += 1
             calls = np.full((len(opened.samples), 2), _NO_CALL, np.int16)
-        strict = _with_placeholders(record.ALT)
+        strict = with_placeholders(record.ALT)
         for number in chosen:
             row = (record.CHROM, record.POS, record.ID or ".", record.ALT[number - 1], record.REF)
             yield Variant(row, calls, number, len(record.ALT), strict)
@@ -89,12 +93,12 @@ def _alleles(opened: Any, notes: Counter[str], multiallelic: str, passing_only: 
         _fail("", "genotypes (the field GT)", f"the fields {fields} alone")
 
 
-def _with_placeholders(alternates: Sequence[str]) -> bool:
+def with_placeholders(alternates: Sequence[str]) -> bool:
     """Whether all but one of several alternate alleles stand for other alleles, deleted or not seen."""
     return len(alternates) > 1 and sum(allele not in _PLACEHOLDERS for allele in alternates) == 1
 
 
-def _chosen(record: Any, notes: Counter[str], multiallelic: str, passing_only: bool) -> list[int]:
+def chosen_alleles(record: Any, notes: Counter[str], multiallelic: str, passing_only: bool) -> list[int]:
     """Numbers, from 1, of the alternate alleles that become variants."""
     if passing_only and record.FILTER is not None:
         notes[FILTERED] += 1
@@ -102,7 +106,7 @@ def _chosen(record: Any, notes: Counter[str], multiallelic: str, passing_only: b
     if not record.ALT or record.ALT == ["<NON_REF>"] or record.ALT == ["<*>"]:
         notes[UNVARIED] += 1
         return []
-    if _with_placeholders(record.ALT):
+    if with_placeholders(record.ALT):
         return [number for number, allele in enumerate(record.ALT, 1) if allele not in _PLACEHOLDERS and is_sequence(allele, notes)]
     if len(record.ALT) > 1:
         notes[SPLIT if multiallelic == "split" else DROPPED] += 1
@@ -128,7 +132,7 @@ def _calls(record: Any, where: str) -> np.ndarray:
     return alleles
 
 
-def _codes(batch: Sequence[Variant], notes: Counter[str]) -> np.ndarray:
+def codes_of(batch: Sequence[Variant], notes: Counter[str]) -> np.ndarray:
     """Numbers of copies of the counted alleles, uint8 [variants, samples]."""
     alleles = np.stack([variant.calls for variant in batch])
     numbers, alternates = np.array([[variant.number, variant.alternates] for variant in batch]).T
@@ -163,10 +167,12 @@ def _send(kind: bytes, value: Any) -> None:
 
 
 def _fail(where: str, expected: str, got: str, hint: str = "") -> NoReturn:
-    """Send an error, `where` in the file, and end."""
-    _send(b"E", [where, expected, " ".join(got.split()), hint])
-    raise SystemExit(1)
+    raise RefusedFile(where, expected, " ".join(got.split()), hint)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except RefusedFile as refused:
+        _send(b"E", refused.args)
+        raise SystemExit(1) from None

@@ -25,6 +25,7 @@ _READERS = {
     ".bed": "plink", ".bim": "plink", ".fam": "plink",
     ".vcf": "vcf", ".vcf.gz": "vcf", ".vcf.bgz": "vcf", ".bcf": "vcf",
     ".pedsnp": "plink", ".pedind": "plink",
+    ".vcz": "vcf_zarr", ".zarr": "vcf_zarr",
     ".pgen": "pgen", ".pvar": "pgen", ".psam": "pgen", ".pvar.zst": "pgen",
     ".geno": "eigenstrat", ".snp": "eigenstrat", ".ind": "eigenstrat", ".geno.gz": "eigenstrat", ".eigenstratgeno": "eigenstrat",
     ".eigenstratgeno.gz": "eigenstrat", ".ancestrymapgeno": "eigenstrat", ".ancestrymapgeno.gz": "eigenstrat",
@@ -60,8 +61,8 @@ _CONVERSIONS = {
     ".ped": "plink --file NAME --make-bed", ".map": "plink --file NAME --make-bed", ".tped": "plink --tfile NAME --make-bed",
     ".tfam": "plink --tfile NAME --make-bed", ".bgen": "plink2 --bgen FILE ref-first --sample NAME.sample --make-pgen",
     ".gen": "plink2 --gen FILE ref-first --sample NAME.sample --make-pgen", ".gen.gz": "plink2 --gen FILE ref-first --sample NAME.sample --make-pgen",
-    ".haps": "plink2 --haps FILE --make-pgen", ".gds": "SeqArray::seqGDS2VCF", ".vcz": "vcztools view FILE -Oz -o NAME.vcf.gz",
-    ".zarr": "vcztools view FILE -Oz -o NAME.vcf.gz", ".hmp.txt": "TASSEL's run_pipeline.pl -h FILE -export NAME -exportType VCF",
+    ".haps": "plink2 --haps FILE --make-pgen", ".gds": "SeqArray::seqGDS2VCF",
+    ".hmp.txt": "TASSEL's run_pipeline.pl -h FILE -export NAME -exportType VCF",
     ".ds": "beagle's VCF output", ".txt": "plink --23file FILE --make-bed, for a file of 23andMe", ".trees": "TreeSequence.write_vcf of tskit",
 }  # fmt: skip
 
@@ -150,7 +151,7 @@ class _Reach:
 
 
 def open_source(path: str | Path, *, multiallelic: str = "drop", passing_only: bool = False) -> Source:
-    """Open a PLINK 1 or 2, VCF, BCF or EIGENSOFT file, which the ending of its name tells apart.
+    """Open a PLINK 1 or 2, VCF, BCF, VCF Zarr or EIGENSOFT file, which the ending of its name tells apart.
 
     Args:
         path: Any of the three files of PLINK or EIGENSOFT, their common name without an ending, or a VCF or BCF file.
@@ -164,7 +165,7 @@ def open_source(path: str | Path, *, multiallelic: str = "drop", passing_only: b
     _checks.choice(multiallelic, MULTIALLELIC, "multiallelic")
     path, ending = located(path)
     reader = importlib.import_module(f"ddvi_fast.genomes.formats.{_READERS[ending]}")
-    options = {"multiallelic": multiallelic, "passing_only": passing_only} if _READERS[ending] in ("vcf", "pgen") else {}
+    options = {"multiallelic": multiallelic, "passing_only": passing_only} if _READERS[ending] in ("vcf", "vcf_zarr", "pgen") else {}
     return reader.open_file(path, **options)
 
 
@@ -178,7 +179,10 @@ def located(path: str | Path) -> tuple[Path, str]:
     ending = ending_of(path)
     if ending is None:
         return _completed(path)
-    require_file(path)
+    if _READERS[ending] == "vcf_zarr":
+        _checks.require(path.is_dir(), "file", "an existing VCF Zarr folder", f"{path}, which is {'a file' if path.is_file() else 'missing'}")
+    else:
+        require_file(path)
     return path, ending
 
 
