@@ -7,6 +7,7 @@ from ddvi_fast.inference.importance import ImportanceSample
 from ddvi_fast.inference.model import HasLogJoint, HasSimulate, Model
 from ddvi_fast.inference.networks import Architecture
 from ddvi_fast.inference.posterior import FittedPosterior
+from ddvi_fast.inference.sets import SetEmbedding
 from ddvi_fast.inference.support import Support
 
 load = FittedPosterior.load
@@ -20,6 +21,7 @@ __all__ = [
     "HasSimulate",
     "ImportanceSample",
     "Model",
+    "SetEmbedding",
     "Support",
     "Training",
     "fit_posterior",

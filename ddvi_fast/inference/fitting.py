@@ -31,6 +31,7 @@ from ddvi_fast.inference.networks import Architecture, build, require_effect
 from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Rows, Simulated
 from ddvi_fast.inference.observation import Observation, column_names, observed_rows, require_apart
 from ddvi_fast.inference.posterior import FittedPosterior
+from ddvi_fast.inference.sets import SetEmbedding, data_shape
 from ddvi_fast.inference.start import gaussian_start, require_gradient, unfinished
 from ddvi_fast.inference.support import Support
 from ddvi_fast.inference.whitening import Whitening, coarse, require_resolved
@@ -117,7 +118,8 @@ def fit_posterior(
         architecture: Posterior family and sizes of the networks. Default: `Architecture()`.
         training: Number of steps, batch size and learning rate. Default: `Training()`.
         num_simulations: Number of simulations, drawn once (int). Default: new simulations at every step.
-        embedding: Network from data [N, ...] to features [N, P], trained with the posterior. Default: data are flattened.
+        embedding: Network from data [N, ...] to features [N, P], trained with the posterior. Default: data are flattened. `SetEmbedding` is one
+            for several independent observations, in any number.
         seed: Seed of initial weights and all random numbers (int, default 0).
         device: Device of the training (default CPU).
 
@@ -158,7 +160,10 @@ def fit_posterior(
         if objective == "bound":
             fitted = request.for_one_data_set(_support_to_save(_support(support, dim)))
         else:
-            simulator = Simulator(model, _support_to_save(_support(support, dim, model)), num_simulations, seed, device)
+            sets = isinstance(embedding, SetEmbedding)
+            once = "None, for sets of observations: all simulations of one call have the same number of them"
+            _checks.require(not sets or num_simulations is None, "num_simulations", once, num_simulations)
+            simulator = Simulator(model, _support_to_save(_support(support, dim, model)), num_simulations, seed, device, sets)
             fitted = request.for_any_data(simulator, embedding, with_bound=objective == "both")
     for notice in fitted.notices:
         tell(notice)
@@ -242,7 +247,9 @@ class _Request:
 
     def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> FittedPosterior:
         support, first = simulator.support, simulator.take(_STANDARDIZING, Draws(self.seed).lane("looked_at"))
-        shape, names = tuple(first.x.shape[1:]), support.coordinates()
+        shape, names = data_shape(first.x, embedding), support.coordinates()
+        if isinstance(embedding, SetEmbedding):
+            embedding.standardize(first.x)
         observed, many = (None, False) if self.x is None else observed_rows(self.x, shape)
         observed = None if observed is None else observed.to(self.device)
         _checks.require(not with_bound or observed is None or len(observed) >= 1, "x", "at least one row, for the evidence bound", observed)

@@ -89,13 +89,16 @@ class Simulator:
         budget: Number of simulations in all (int, at least 2), or None (default) for new ones at each call.
         seed: Seed of the fixed simulations (int, default 0).
         device: Device of the simulations (default CPU).
+        sets: Whether the data are sets, whose number of observations may differ between calls (bool, default False).
 
     Raises:
         InputError: If `budget` is below 2, or if simulations have the wrong shape or are not finite.
     """
 
-    def __init__(self, model: Any, support: Support, budget: int | None = None, seed: int = 0, device: torch.device | str = "cpu") -> None:
-        self.model, self.support, self.device = model, support, torch.device(device)
+    def __init__(
+        self, model: Any, support: Support, budget: int | None = None, seed: int = 0, device: torch.device | str = "cpu", sets: bool = False
+    ) -> None:
+        self.model, self.support, self.device, self.sets = model, support, torch.device(device), sets
         self._shape: tuple[int, ...] | None = None  # of the data of one simulation
         self._pool = None if budget is None else self._new(_checks.integer(budget, "num_simulations", 2), Draws(seed))
 
@@ -117,8 +120,9 @@ class Simulator:
         _checks.tensor(x, "simulate, x", floating=False)
         fits = x.dim() >= 2 and len(x) == n and x[0].numel() > 0
         _checks.require(fits, "simulate, x", f"{n} rows of one number or more, [{n}, ...]", x)
-        self._shape = tuple(x.shape[1:]) if self._shape is None else self._shape
-        _checks.require(tuple(x.shape[1:]) == self._shape, "simulate, x", f"data of shape {list(self._shape)}, as before", x)
+        shape = tuple(x.shape[1 + self.sets :])
+        self._shape = shape if self._shape is None else self._shape
+        _checks.require(shape == self._shape, "simulate, x", f"data of shape {list(self._shape)}, as before", x)
         return Simulations(as_real(u, "simulate, z"), _checks.finite(as_real(x, "simulate, x").to(self.device), "simulate, x"))
 
 

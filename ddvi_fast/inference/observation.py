@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks
 from ddvi_fast.inference.model import as_real, seeded
+from ddvi_fast.inference.sets import fits, shown
 from ddvi_fast.networks import evaluation
 from ddvi_fast.rng import Draws
 from ddvi_fast.standardization import FAR, Columns, listed
@@ -199,19 +200,21 @@ def normal_scores(x: Tensor, knots: Tensor, scores: Tensor) -> Tensor:
     return torch.lerp(scores.gather(1, above - 1), scores.gather(1, above), share).T
 
 
-def observed_rows(x: Any, shape: tuple[int, ...]) -> tuple[Tensor, bool]:
-    """Return data of `shape`, or rows of them, as real rows [M, ...], and whether `x` had rows.
+def observed_rows(x: Any, shape: tuple[int | None, ...]) -> tuple[Tensor, bool]:
+    """Return data of `shape`, in which None is any number, or rows of them, as real rows [M, ...], and whether `x` had rows.
 
     Raises:
         InputError: If `x` is no tensor of real numbers of that shape, or if a value is NaN or infinite.
     """
     _checks.tensor(x, "x", floating=False)
     many = x.dim() == len(shape) + 1
-    _checks.require(tuple(x.shape[int(many) :]) == tuple(shape), "x", f"data of shape {list(shape)} or rows of them", x)
+    _checks.require(fits(x.shape[int(many) :], shape), "x", f"data of shape {shown(shape)} or rows of them", x)
     x = _checks.finite(as_real(x, "x"), "x")
     return (x if many else x.unsqueeze(0)), many
 
 
-def column_names(shape: tuple[int, ...]) -> list[str]:
-    """Return the names of the entries of data of `shape`, such as ``x[0, 3]``."""
+def column_names(shape: tuple[int | None, ...]) -> list[str]:
+    """Return the names of the entries of data of `shape`, such as ``x[0, 3]``; none of sets, whose number of entries is free."""
+    if None in shape:
+        return []
     return [f"x[{', '.join(map(str, place))}]" for place in itertools.product(*(range(size) for size in shape))]

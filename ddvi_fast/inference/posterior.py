@@ -21,6 +21,7 @@ from ddvi_fast.inference.mode import mode
 from ddvi_fast.inference.model import FlatModel, RowTarget, Simulator, offers, seeded
 from ddvi_fast.inference.networks import Architecture, build
 from ddvi_fast.inference.observation import Observation, column_names, observed_rows
+from ddvi_fast.inference.sets import shown
 from ddvi_fast.inference.support import Latents, Support
 from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.networks import evaluation
@@ -56,7 +57,7 @@ class FittedPosterior:
 
     def __init__(
         self, posterior: Posterior, support: Support, whitening: Whitening, architecture: Architecture, *,
-        conditional: bool, model: Any = None, x: Any = None, data_shape: tuple[int, ...] = (),
+        conditional: bool, model: Any = None, x: Any = None, data_shape: tuple[int | None, ...] = (),
     ) -> None:  # fmt: skip
         # The one place in which whatever was fitted or loaded enters evaluation mode.
         self.posterior, self.support, self.whitening, self.architecture = posterior.eval(), support, whitening.eval(), architecture
@@ -375,7 +376,7 @@ class FittedPosterior:
             _checks.require(x is None, "x", "None, for a posterior of one data set", x, hint)
             return torch.zeros(1, 1, dtype=torch.float32, device=device), False
         x = self.x if x is None else x
-        _checks.require(x is not None, "x", f"data of shape {list(self.data_shape)} or rows of them", None)
+        _checks.require(x is not None, "x", f"data of shape {shown(self.data_shape)} or rows of them", None)
         rows, many = observed_rows(x, self.data_shape)
         rows = rows.to(device)
         for surprise in self.observation.surprises(rows, column_names(self.data_shape)):
@@ -419,7 +420,7 @@ class FittedPosterior:
         return -self.posterior.log_ratio(encoded, path)[0] - self.posterior.log_scale(encoded)
 
     def _data(self) -> str:
-        return f"any data of shape {list(self.data_shape)}" if self.conditional else "one data set"
+        return f"any data of shape {shown(self.data_shape)}" if self.conditional else "one data set"
 
     def __repr__(self) -> str:
         loss = f", last loss {self.history[-1]:.3f} nats" if self.history else ""
