@@ -2,28 +2,40 @@
 
 A time becomes a fraction of a ceiling: floating-point operations of the rate of matrix products, bytes (read and written) of the copy bandwidth,
 exponentials of the rate of exponentials, which on a CPU is that of `torch.exp` on numbers in the cache.
+
+On a CPU with the compiled kernels the ceiling of operations is the peak of the processor: multiplies and adds on registers alone with the instructions in
+force. A product of torch may be far below it.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 
 import torch
 
 from bench.timing import measure
+from ddvi_fast.native import loader
+from ddvi_fast.precision import support
 
 _TRIES = 5
 
 
 def measure_ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
-    """Rates per second: ``matmul_float32``, ``matmul_bf16`` (on a GPU also ``matmul_tf32``), ``copy_bytes``, ``exponentials``."""
+    """Rates per second: ``matmul_float32``, ``matmul_bf16`` (on a GPU also ``matmul_tf32``), ``copy_bytes``, ``exponentials``.
+
+    On a CPU with the compiled kernels also ``peak_float32`` and ``peak_bf16``. Those of bf16 are left out where the device only emulates it.
+    """
+    narrow = support("bf16", device) == "native"
     side = (1024 if quick else 2048) if device.type == "cpu" else (4096 if quick else 8192)
     ceilings = {
         "matmul_float32": _matmul(device, torch.float32, side if device.type == "cpu" else side // 2),
-        "matmul_bf16": _matmul(device, torch.bfloat16, side),
+        **({"matmul_bf16": _matmul(device, torch.bfloat16, side)} if narrow else {}),
         "copy_bytes": _copy(device, (64 << 20 if quick else 256 << 20) if device.type == "cpu" else 4 << 30),
         "exponentials": _exponentials(device),
     }
+    if device.type == "cpu" and loader.available()[0]:
+        ceilings |= {f"peak_{name}": _peak(device, name == "bf16") for name in ("float32", *(["bf16"] if narrow else []))}
     if device.type == "cuda":
         ceilings["matmul_tf32"] = _matmul_tf32(device, side)
     return ceilings
@@ -49,6 +61,14 @@ def _matmul_tf32(device: torch.device, side: int) -> float:
         return _matmul(device, torch.float32, side)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _peak(device: torch.device, bf16: bool) -> float:
+    """Floating-point operations a second of multiplies and adds on registers, with torch's number of threads."""
+    measured = loader.library().ddvi_peak
+    measured.restype = ctypes.c_double
+    arguments = [ctypes.c_int64(value) for value in (torch.get_num_threads(), 1 << 20, bf16)]
+    return measured(*arguments) / _best(lambda: measured(*arguments), device)
 
 
 def _copy(device: torch.device, size: int) -> float:

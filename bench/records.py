@@ -19,7 +19,7 @@ ROOFLINES = (
     ("noise N=16777216 D=2 forward", "ours", "bytes", 0.8),
 )
 SPEEDUPS = {"eager": 50.0, "compiled": 5.0}  # goals of the training step
-_MATMUL = {"ours_bf16": "matmul_bf16"}  # ceiling of a provider's matrix products, where it is not that of float32
+_NARROW = {"ours_bf16": "bf16"}  # precision of a provider's matrix products, where it is not float32
 
 
 def write(path: Path, record: dict[str, Any]) -> str:
@@ -63,7 +63,9 @@ def source(record: dict[str, Any]) -> str:
 def fractions(case: dict[str, Any], provider: str, ceilings: dict[str, float]) -> dict[str, tuple[float, float]]:
     """For each kind of work: the rate a second, and its share of the ceiling."""
     seconds = case["results"][provider]["median"] / 1000
-    limits = {"flops": ceilings[_MATMUL.get(provider, "matmul_float32")], "bytes": ceilings["copy_bytes"], "exponentials": ceilings["exponentials"]}
+    kind = _NARROW.get(provider, "float32")
+    operations = ceilings.get(f"peak_{kind}") or ceilings.get(f"matmul_{kind}") or ceilings["matmul_float32"]
+    limits = {"flops": operations, "bytes": ceilings["copy_bytes"], "exponentials": ceilings["exponentials"]}
     return {kind: (work / seconds, work / seconds / limits[kind]) for kind, work in case["work"].items() if work > 0}
 
 

@@ -78,7 +78,8 @@ def _about(record: dict[str, Any]) -> list[str]:
 
 def _machine(record: dict[str, Any]) -> str:
     where = record["machine"]["processor"] if record["device"] == "cpu" else record["device"]
-    return f"{where}, {record['threads']} thread{'s' * (record['threads'] != 1)}, torch {record['versions']['torch']}"
+    instructions = f", {record['instructions']}" if record.get("instructions") else ""
+    return f"{where}{instructions}, {record['threads']} thread{'s' * (record['threads'] != 1)}, torch {record['versions']['torch']}"
 
 
 def _ceilings_line(record: dict[str, Any]) -> str:

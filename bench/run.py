@@ -21,6 +21,8 @@ from bench.timing import time_together
 from ddvi_fast import _checks
 from ddvi_fast.cli.bench import PROVIDERS
 from ddvi_fast.engine.run_folder import environment
+from ddvi_fast.native import loader
+from ddvi_fast.precision import support
 
 
 def main(options: argparse.Namespace, command: str) -> None:
@@ -61,6 +63,10 @@ def run(
     command: str = "",
 ) -> dict[str, Any]:
     """Measure cases and return the record: machine, versions, commit, ceilings, and every case with its providers."""
+    if support("bf16", device) != "native":
+        print("bf16: left out, because this device only emulates its products", flush=True)
+        providers = [provider for provider in providers if provider != "ours_bf16"]
+    print(f"[0/{len(chosen)}] ceilings of the machine", flush=True)
     record = {
         "kind": KIND,
         "set": name,
@@ -68,11 +74,13 @@ def run(
         "command": command,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "instructions": loader.isa() if device.type == "cpu" and loader.available()[0] else None,
         "apart": device.type == "cpu",
         "ceilings": measure_ceilings(device),
         "cases": [],
     }
     for number, case in enumerate(chosen, 1):
+        print(f"[{number}/{len(chosen)}] {case.name}", flush=True)
         start = time.perf_counter()
         record["cases"].append((_run_apart if record["apart"] else run_case)(case, device, providers, seconds, memory=memory))
         print(f"[{number}/{len(chosen)}] {case.name}: {time.perf_counter() - start:.0f} s", flush=True)

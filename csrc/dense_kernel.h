@@ -65,6 +65,40 @@ struct Activate {
   }
 };
 
+struct Keep {
+  float* part;  // (kChunk, kTile)
+
+  template <int ROWS>
+  DDVI_INLINE void operator()(int64_t row, int64_t column, const vf (&values)[ROWS]) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) store(part + (row + i) * kTile + column, values[i]);
+  }
+};
+
+// Calls `epilogue` with ROWS stored rows of a product.
+template <int ROWS, class Epilogue>
+inline void apply(const Epilogue& epilogue, int64_t row, int64_t samples, const float* part) {
+  for (int64_t column = 0; column < samples; column += kLanes) {
+    vf values[ROWS];
+    for (int i = 0; i < ROWS; ++i) values[i] = load(part + (row + i) * kTile + column);
+    epilogue(row, column, values);
+  }
+}
+
+// Weights times a panel, `count` rows, into `part` (count, kTile).
+template <class Op, class Epilogue>
+void product(const Operand& weight, const float* panel, int64_t count, int64_t samples, float* part, const Epilogue& epilogue) {
+  auto multiply = [&](const auto& each) {
+    gemm<Op, kTallRows, kTallVectors>(weight.data, weight.row_stride, weight.column_stride, panel, kTile, count, weight.depth, samples, each);
+  };
+  if constexpr (DDVI_LEVEL >= 2) return multiply(epilogue);
+  // With 16 registers, constants of the epilogue would take some that the sums need: it follows the product.
+  multiply(Keep{part});
+  int64_t row = 0;
+  for (; row + 4 <= count; row += 4) apply<4>(epilogue, row, samples, part);
+  for (; row < count; ++row) apply<1>(epilogue, row, samples, part);
+}
+
 template <class Layout>
 void forward(const DenseArguments& d) {
   using P = typename Layout::Precision;
@@ -81,8 +115,8 @@ void forward(const DenseArguments& d) {
       const Operand weight = Layout::weight_rows(d.weight, d.inputs, first, count, turned + kChunk * kTile);
       for (int64_t p = 0; p < run.panels(); ++p) {
         const TileDraws draws(d.draws, Tile{0, run.start(p), run.count(p), kTile, nullptr});
-        gemm<typename Layout::Op, kTallRows, kTallVectors>(weight.data, weight.row_stride, weight.column_stride, panels + p * panel_floats, kTile, count,
-                                                           weight.depth, run.count(p), Activate{d, d.rate > 0 ? &draws : nullptr, first, part});
+        const Activate epilogue{d, d.rate > 0 ? &draws : nullptr, first, part};
+        product<typename Layout::Op>(weight, panels + p * panel_floats, count, run.count(p), part, epilogue);
         write_rows(part, turned, run.count(p), d.outputs, first, count, d.out + run.start(p) * d.outputs);
       }
     });
@@ -111,16 +145,6 @@ void turn_gradient(const DenseArguments& d, const Run& run, int64_t p, int64_t f
       sums[feature + 1] += sum(values[1]);
     }
 }
-
-struct Keep {
-  float* part;  // (kChunk, kTile)
-
-  template <int ROWS>
-  DDVI_INLINE void operator()(int64_t row, int64_t column, const vf (&values)[ROWS]) const {
-#pragma GCC unroll 16
-    for (int i = 0; i < ROWS; ++i) store(part + (row + i) * kTile + column, values[i]);
-  }
-};
 
 // Stores into the first `count` columns at `target`, or adds to them.
 struct AddTo {

@@ -10,6 +10,10 @@
 constexpr int kBlockRows = 4, kBlockVectors = 4;  // 16 accumulators, 4 operands, of 32 registers
 constexpr int kTallRows = 12, kTallVectors = 2;
 constexpr int kWideRows = 8, kWideVectors = 3;
+#elif DDVI_LEVEL == 1
+constexpr int kBlockRows = 6, kBlockVectors = 2;  // 12 accumulators, 2 operands and a scalar, of 16 registers
+constexpr int kTallRows = 6, kTallVectors = 2;
+constexpr int kWideRows = 6, kWideVectors = 2;
 #else
 constexpr int kBlockRows = 4, kBlockVectors = 2;  // 8 accumulators, 2 operands and a scalar, of 16 registers
 constexpr int kTallRows = 4, kTallVectors = 2;
@@ -45,11 +49,9 @@ DDVI_INLINE void multiply_block(const float* a, int64_t row_stride, int64_t colu
   }
 }
 
-template <class Op, int ROWS, int VECTORS, class Epilogue>
-DDVI_INLINE void gemm_block(const float* a, int64_t row_stride, int64_t column_stride, const float* b, int64_t b_stride, int64_t depth, int64_t row,
-                            int64_t column, const Epilogue& epilogue) {
-  vf acc[ROWS][VECTORS] = {};
-  multiply_block<Op, ROWS, VECTORS>(a + row * row_stride, row_stride, column_stride, b + column, b_stride, depth, acc);
+// Calls `epilogue` with the vectors of each column of a block.
+template <int ROWS, int VECTORS, class Epilogue>
+DDVI_INLINE void put_block(const vf (&acc)[ROWS][VECTORS], int64_t row, int64_t column, const Epilogue& epilogue) {
 #pragma GCC unroll 8
   for (int j = 0; j < VECTORS; ++j) {
     vf values[ROWS];
@@ -57,6 +59,14 @@ DDVI_INLINE void gemm_block(const float* a, int64_t row_stride, int64_t column_s
     for (int i = 0; i < ROWS; ++i) values[i] = acc[i][j];
     epilogue(row, column + j * kLanes, values);
   }
+}
+
+template <class Op, int ROWS, int VECTORS, class Epilogue>
+DDVI_INLINE void gemm_block(const float* a, int64_t row_stride, int64_t column_stride, const float* b, int64_t b_stride, int64_t depth, int64_t row,
+                            int64_t column, const Epilogue& epilogue) {
+  vf acc[ROWS][VECTORS] = {};
+  multiply_block<Op, ROWS, VECTORS>(a + row * row_stride, row_stride, column_stride, b + column, b_stride, depth, acc);
+  put_block(acc, row, column, epilogue);
 }
 
 template <class Op, int ROWS, int VECTORS, class Epilogue>
@@ -105,6 +115,23 @@ inline void transpose_rows(const Rows& in, int64_t rows, int64_t columns, Elemen
       _mm512_storeu_ps(target + out_stride, (__m512)_mm512_shuffle_ps(a, d, 0xee));
       _mm512_storeu_ps(target + 2 * out_stride, (__m512)_mm512_shuffle_ps(b, e, 0x44));
       _mm512_storeu_ps(target + 3 * out_stride, (__m512)_mm512_shuffle_ps(b, e, 0xee));
+    }
+#elif DDVI_LEVEL == 1
+  for (int64_t r = 0; r < rows; r += 8)
+    for (int64_t c = 0; c < columns; c += 4) {
+      __m256 q[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        auto quad = [&](int64_t row) DDVI_INLINE_CLOSURE { return _mm_loadu_ps(reinterpret_cast<const float*>(in(row) + c)); };
+        q[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(r + i)), quad(r + i + 4), 1);
+      }
+      const __m256 a = _mm256_unpacklo_ps(q[0], q[1]), b = _mm256_unpackhi_ps(q[0], q[1]);
+      const __m256 d = _mm256_unpacklo_ps(q[2], q[3]), e = _mm256_unpackhi_ps(q[2], q[3]);
+      float* target = reinterpret_cast<float*>(out + c * out_stride + r);
+      _mm256_storeu_ps(target, _mm256_shuffle_ps(a, d, 0x44));
+      _mm256_storeu_ps(target + out_stride, _mm256_shuffle_ps(a, d, 0xee));
+      _mm256_storeu_ps(target + 2 * out_stride, _mm256_shuffle_ps(b, e, 0x44));
+      _mm256_storeu_ps(target + 3 * out_stride, _mm256_shuffle_ps(b, e, 0xee));
     }
 #else
   typedef Element quad __attribute__((vector_size(16), aligned(4), may_alias));

@@ -61,10 +61,16 @@ def engine_line(config: Config) -> str | None:
     """One line about engine, precision and optimizer; about the precision alone for the local engine, and None if that is float32."""
     name = engine_name(config)
     if name == "local":
-        return None if config.precision == "float32" else f"precision {in_force(config.precision, torch.device(config.device))}"
+        return None if config.precision == "float32" else f"precision {in_force(config.precision, torch.device(config.device))}{_emulation(config)}"
     stage = f", ZeRO {config.zero_stage}" if name == "deepspeed" else ""
     adam, products = choose(config.optimiser, torch.device(config.device)), in_force(config.precision, torch.device(config.device))
-    return f"engine {name}{stage}, {distributed.world_size()} x {config.accumulation} parts of a batch, {products}, {adam.note}"
+    return f"engine {name}{stage}, {distributed.world_size()} x {config.accumulation} parts of a batch, {products}, {adam.note}{_emulation(config)}"
+
+
+def _emulation(config: Config) -> str:
+    """A warning if the device rounds to the precision and multiplies in float32, which saves no time."""
+    emulated = support(config.precision, torch.device(config.device)) == "emulated"
+    return f"\nwarning: {config.precision} is emulated on this {config.device}, so it is no faster than precision=float32" if emulated else ""
 
 
 def _local(config: Config, several: bool) -> MakeEngine:

@@ -13,6 +13,8 @@ import torch
 from bench import cases, memory, records, report, run, timing
 from bench.ceilings import measure_ceilings
 from ddvi_fast.cli import bench
+from ddvi_fast.native import loader
+from ddvi_fast.precision import support
 
 CPU = torch.device("cpu")
 
@@ -73,8 +75,29 @@ def test_a_turn_begins_with_a_call_that_is_not_counted_unless_calls_are_long(mon
     assert called.count("long") == 1 + found["long"].rounds
 
 
-def test_ceilings_are_rates():
-    assert all(value > 1e6 for value in measure_ceilings(CPU, quick=True).values())
+@pytest.mark.parametrize("instructions", [None, "portable", "avx2", "avx512"])
+def test_ceilings_are_rates_and_those_of_bf16_need_its_products(instructions, monkeypatch):
+    if instructions is not None:
+        monkeypatch.setenv("DDVI_FAST_ISA", instructions)
+    found = measure_ceilings(CPU, quick=True)
+    assert all(value > 1e6 for value in found.values())
+    narrow = {"matmul_bf16", *(["peak_bf16"] if loader.available()[0] else [])}
+    assert found.keys() & {"matmul_bf16", "peak_bf16"} == (narrow if support("bf16", CPU) == "native" else set())
+    assert ("peak_float32" in found) == loader.available()[0]
+
+
+def test_bf16_is_left_out_without_its_products(shell, results, monkeypatch):
+    monkeypatch.setattr(run, "support", lambda precision, device: "emulated")
+    arguments = ["bench", "quick", "--only", "sleep", "--providers", "ours", "ours_bf16", "--no-memory", "--seconds", "0.01", "--output", "mine"]
+    printed = shell(*arguments)
+    assert printed.startswith("bf16: left out, because this device only emulates its products\n[0/")
+    assert {name for case in json.loads((results / "mine.json").read_text())["cases"] for name in case["results"]} == {"ours"}
+
+
+def test_the_peak_is_the_ceiling_of_operations_where_it_is_known():
+    record = made_record()
+    record["ceilings"] |= {"peak_float32": 1e10}
+    assert records.fractions(record["cases"][0], "ours", record["ceilings"])["flops"] == (1e9, 0.1)
 
 
 def made_record(**changes):
