@@ -3,8 +3,8 @@
 A time becomes a fraction of a ceiling: floating-point operations of the rate of matrix products, bytes (read and written) of the copy bandwidth,
 exponentials of the rate of exponentials, which on a CPU is that of `torch.exp` on numbers in the cache.
 
-On a CPU with the compiled kernels the ceiling of operations is the peak of the processor: multiplies and adds on registers alone with the instructions in
-force. A product of torch may be far below it.
+On a CPU with the compiled kernels the ceiling of operations is the processor's peak: multiplies and adds on registers alone, with the instruction set
+in force. A product of torch may be far below it.
 """
 
 from __future__ import annotations
