@@ -53,7 +53,7 @@ def test_a_run_stays_on_its_device(name, tmp_path):
 def test_a_step_asks_nothing_of_the_host(name, monkeypatch, assembled):
     """What a recorded step on a GPU needs, of every objective in every phase."""
     monkeypatch.setattr(torch.optim.Adam, "step", lambda optimiser: None)  # torch's own, which knows no device without memory
-    _, dataset, experiment = assembled(*SMALL, "device=cpu", *RUNS[name])
+    _, dataset, experiment = assembled(*(setting for setting in SMALL if setting != "device=cuda"), *RUNS[name])
     for phase in experiment.phases:
         engine = Engine(phase.objective.train(), phase.optimisation, pretend.DEVICE)
         x = torch.empty((50, *dataset.input_shape), device=pretend.DEVICE)
@@ -65,7 +65,7 @@ def test_a_step_asks_nothing_of_the_host(name, monkeypatch, assembled):
 
 
 def test_what_cannot_be_recorded_is_not(built, one_line):
-    (phase,) = built(*SMALL, "device=cpu", "method=realnvp").phases
+    (phase,) = built(*(setting for setting in SMALL if setting != "device=cuda"), "method=realnvp").phases
     refusal = r"^capture: expected false or null, for a posterior whose steps ask the device"
     one_line(lambda: Engine(phase.objective, phase.optimisation, "cpu", capture=True), refusal)
     with PretendDevice():
