@@ -26,6 +26,7 @@ COMMANDS = {
     "reproduce": "Reproduce a table of results: ddvi-fast reproduce mnist --seeds 3 --epochs 10 --jobs 2",
     "data": "Import genotype files into packed stores: ddvi-fast data import FILE --out STORE",
     "project": "Project people of another genotype file: ddvi-fast project RUN FILE --out people.tsv",
+    "admixture": "Estimate proportions of ancestry: ddvi-fast admixture FILE --sources 5 --out FOLDER",
     "report": "Compare runs in one HTML file: ddvi-fast report RUN RUN --output report.html",
     "export": "Export the posterior of a run as a program that needs only torch: ddvi-fast export RUN --output FILE",
     "doctor": "Check the installation and suggest fixes: ddvi-fast doctor --quick",

@@ -3,6 +3,7 @@
 Importing this package registers the data sets ``1kg`` and ``genomes``.
 """
 
+from ddvi_fast.genomes.admixture import Admixture
 from ddvi_fast.genomes.align import MatchReport, align
 from ddvi_fast.genomes.convert import import_genotypes, store_from_codes
 from ddvi_fast.genomes.dataset import load_genotypes
@@ -14,6 +15,6 @@ from ddvi_fast.genomes.simulate import Simulation, simulated_genomes
 from ddvi_fast.genomes.store import GenotypeStore
 
 __all__ = [
-    "Filters", "GenotypePCA", "GenotypeStore", "MatchReport", "Relatives", "Simulation", "align", "import_genotypes", "load_genotypes",
+    "Admixture", "Filters", "GenotypePCA", "GenotypeStore", "MatchReport", "Relatives", "Simulation", "align", "import_genotypes", "load_genotypes",
     "merge_stores", "relatives", "simulated_genomes", "store_from_codes",
 ]  # fmt: skip

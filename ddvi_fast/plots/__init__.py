@@ -5,6 +5,7 @@ matplotlib is imported when a picture is drawn, without `pyplot`, its settings a
 
 from __future__ import annotations
 
+from ddvi_fast.plots.admixture import admixture_bars
 from ddvi_fast.plots.ancestry import population_colours, population_maps, uncertainty
 from ddvi_fast.plots.cost import curves
 from ddvi_fast.plots.images import decoded_grid
@@ -14,6 +15,6 @@ from ddvi_fast.plots.style import PALETTE, UNLABELLED, class_colours
 from ddvi_fast.plots.training import loss_terms
 
 __all__ = [
-    "PALETTE", "UNLABELLED", "class_colours", "comparison", "curves", "decoded_grid", "grid", "interactive_map", "latents", "loss_terms",
-    "population_colours", "population_maps", "trajectory", "uncertainty",
+    "PALETTE", "UNLABELLED", "admixture_bars", "class_colours", "comparison", "curves", "decoded_grid", "grid", "interactive_map", "latents",
+    "loss_terms", "population_colours", "population_maps", "trajectory", "uncertainty",
 ]  # fmt: skip

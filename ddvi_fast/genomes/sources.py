@@ -1,0 +1,182 @@
+"""Frequencies of alleles in ancestral sources: the binomial likelihood of admixed genotypes, and its maximum by expectation-maximization.
+
+A person with proportions `q` [K] has the frequency `f = q P` at each variant, for frequencies `P` [K, M] of the sources, and the likelihood of
+the calls is `sum g log f + (2 - g) log(1 - f)` up to a constant (Tang et al. 2005, Genetic Epidemiology 28; Alexander et al. 2009, Genome
+Research 19).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddvi_fast.data.packing import MISSING
+
+EDGE = 1e-4  # least distance of a frequency from 0 and 1
+_LEAST = 1e-6  # least proportion, from which expectation-maximization can still rise
+_LONGEST = 32.0  # largest step of the extrapolation, in steps of expectation-maximization
+_SETTLING = 3  # steps without extrapolation at the end
+
+
+class Calls(NamedTuple):
+    """Numbers of the counted and of the other allele, float32 [N, M]; both are 0 where the call is missing."""
+
+    counted: Tensor
+    other: Tensor
+
+    @classmethod
+    def of(cls, codes: Tensor) -> Calls:
+        """The calls of codes [N, M]."""
+        called = codes != MISSING
+        counted = torch.where(called, codes, 0).float()
+        return cls(counted, 2 * called.float() - counted)
+
+
+def log_likelihood(calls: Calls, proportions: Tensor, frequencies: Tensor) -> Tensor:
+    """Log-likelihood of each person, nats [..., N], without the constant `log 2` of each heterozygous call.
+
+    Args:
+        calls: Calls of N people at M variants.
+        proportions: Proportions of the sources, [..., N, K].
+        frequencies: Frequencies of the counted allele in the sources, [K, M].
+
+    Example:
+        >>> import math
+        >>> calls = Calls.of(torch.tensor([[0, 1, 2, 3]]))
+        >>> round(float(log_likelihood(calls, torch.ones(1, 1), torch.full((1, 4), 0.5))) / math.log(2), 3)
+        -6.0
+    """
+    f = _inside(proportions @ frequencies)
+    return (calls.counted * f.log() + calls.other * torch.log1p(-f)).sum(-1, dtype=torch.float64)
+
+
+def fitted(calls: Calls, proportions: Tensor, frequencies: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Proportions [N, K] and frequencies [K, M] of both, by accelerated expectation-maximization from given ones.
+
+    Frequencies of highest likelihood would lie too far apart, because they fit the noise of the people from whom they are made; each step draws
+    them together (see `shrunk`).
+    """
+
+    def update(both: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        of_people, counted, other = _expected(calls, *both)
+        return _shares(of_people), shrunk(counted, other)
+
+    return _accelerated(update, (_shares(proportions), _inside(frequencies)), steps, (None, None))
+
+
+def fitted_proportions(calls: Calls, proportions: Tensor, frequencies: Tensor, steps: int) -> Tensor:
+    """Proportions [N, K] of highest likelihood at fixed frequencies, each person's on its own."""
+
+    def update(one: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (_shares(_expected(calls, one[0], frequencies)[0]),)
+
+    return _accelerated(update, (_shares(proportions),), steps, (-1,))[0]
+
+
+def allele_counts(calls: Calls, proportions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Expected numbers of the counted and of the other allele from each source, [K, M], for people of known proportions.
+
+    People of a single source are simply counted.
+    """
+    mean = (calls.counted.sum(0) + 0.5) / (calls.counted.sum(0) + calls.other.sum(0) + 1)
+
+    def update(one: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (shrunk(*_expected(calls, proportions, one[0])[1:]),)
+
+    start = _inside(mean.expand(proportions.shape[1], -1))
+    (frequencies,) = _accelerated(update, (start,), steps, (0,))
+    _, counted, other = _expected(calls, proportions, frequencies)
+    return counted, other
+
+
+def shrunk(counted: Tensor, other: Tensor) -> Tensor:
+    """Frequencies [K, M] in the sources from counts of alleles, drawn towards the mean of all as far as chance explains their differences.
+
+    Plain fractions differ from the mean by sampling, too, so that they overstate how far apart the sources are, and people would come out as more
+    mixed than they are. The pseudo-count of each source leaves the share of the mean square of its differences that sampling does not explain
+    (James-Stein).
+    """
+    number = counted + other
+    total = number.sum(0)
+    mean = (counted.sum(0) + 0.5) / (total + 1)
+    plain = torch.where(number > 0, counted / number.clamp_min(1e-12), mean)
+    usable = number > 1
+    # The mean has a part of the sampling error of each source.
+    error = torch.where(usable, plain * (1 - plain) / (number - 1).clamp_min(1e-12) * (1 - number / total.clamp_min(1e-12)), 0).double().sum(1)
+    square = torch.where(usable, (plain - mean).square(), 0).double().sum(1)
+    chance = (error / square.clamp_min(1e-12)).clamp(0, 1)
+    size = number.double().mean(1)
+    pseudo = (size * chance / (1 - chance).clamp_min(1e-6)).to(number).unsqueeze(1)
+    return _inside((counted + pseudo * mean + 0.5 * EDGE) / (number + pseudo + EDGE))
+
+
+def curvature(calls: Calls, proportions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient [N, K - 1] and negative second derivatives [N, K - 1, K - 1] of the log-likelihood in the first K - 1 proportions, float64."""
+    f = _inside(proportions @ frequencies)
+    contrast = frequencies[:-1] - frequencies[-1]
+    upper, lower = torch.triu_indices(len(contrast), len(contrast), device=f.device)
+    slope = calls.counted / f - calls.other / (1 - f)
+    bend = calls.counted / f.square() + calls.other / (1 - f).square()
+    products = (bend @ (contrast[upper] * contrast[lower]).T).double()
+    full = products.new_zeros(len(f), len(contrast), len(contrast))
+    full[:, upper, lower] = full[:, lower, upper] = products
+    return (slope @ contrast.T).double(), full
+
+
+def _expected(calls: Calls, proportions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Expected numbers of alleles from each source: of each person [N, K], and of the counted and the other allele at each variant [K, M]."""
+    f = _inside(proportions @ frequencies)
+    counted, other = calls.counted / f, calls.other / (1 - f)
+    of_people = proportions * (counted @ frequencies.T + other @ (1 - frequencies).T)
+    return of_people, frequencies * (proportions.T @ counted), (1 - frequencies) * (proportions.T @ other)
+
+
+def _accelerated(
+    update: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]], start: tuple[Tensor, ...], steps: int, axes: tuple[int | None, ...]
+) -> tuple[Tensor, ...]:
+    """Iterate `update`, with squared extrapolation along the last two changes (SQUAREM: Varadhan and Roland 2008, Scand. J. Stat. 35).
+
+    `axes` has for each part the axis along which its numbers depend on each other; None where all parts depend on all.
+    """
+    now = start
+    for _ in range(max(0, steps - _SETTLING) // 3):
+        first = update(now)
+        second = update(first)
+        change = [b - a for a, b in zip(now, first, strict=True)]
+        bend = [c - b - d for b, c, d in zip(first, second, change, strict=True)]
+        lengths = _lengths(change, bend, axes)
+        far = tuple(a + 2 * s * d + s * s * e for a, d, e, s in zip(now, change, bend, lengths, strict=True))
+        now = update(tuple(_proper(part, second_part) for part, second_part in zip(far, second, strict=True)))
+    for _ in range(_SETTLING):
+        now = update(now)
+    return now
+
+
+def _lengths(change: list[Tensor], bend: list[Tensor], axes: tuple[int | None, ...]) -> list[Tensor]:
+    """Lengths of the extrapolation, at least 1."""
+    if axes[0] is None:
+        squares = [sum(part.double().square().sum() for part in parts) for parts in (change, bend)]
+        return [(squares[0] / squares[1].clamp_min(1e-30)).sqrt().clamp(1, _LONGEST).float()] * len(change)
+    return [
+        (d.square().sum(axis, keepdim=True) / e.square().sum(axis, keepdim=True).clamp_min(1e-30)).sqrt().clamp(1, _LONGEST)
+        for d, e, axis in zip(change, bend, axes, strict=True)
+    ]
+
+
+def _proper(far: Tensor, near: Tensor) -> Tensor:
+    """Extrapolated numbers; where they leave (0, 1), the ones from which they were extrapolated."""
+    return torch.where((far > 0) & (far < 1), far, near)
+
+
+def _shares(of_people: Tensor) -> Tensor:
+    """Rows that sum to 1, none of whose entries is 0."""
+    total = of_people.sum(-1, keepdim=True)
+    shares = torch.where(total > 0, of_people / total.clamp_min(1e-30), 1 / of_people.shape[-1]).clamp_min(_LEAST)
+    return shares / shares.sum(-1, keepdim=True)
+
+
+def _inside(frequencies: Tensor) -> Tensor:
+    return frequencies.clamp(EDGE, 1 - EDGE)
