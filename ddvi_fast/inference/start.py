@@ -24,7 +24,8 @@ _FAR, _WRONG = 5.0, 10.0  # standard deviations by which a fitted Gaussian is to
 _STEP, _TOLERATED = 0.02, 0.01  # step of the differences that check a gradient, in standard deviations, and tolerated relative error
 FULL = 200  # largest number of coordinates with correlations
 SCALE = 0.1  # initial standard deviation
-_POLISHING, _GAINED = 30, 1e-3  # natural-gradient steps, and nats by which each must raise the bound
+_POLISHING, _GAINED = 100, 1e-3  # natural-gradient steps, and nats by which each must raise the bound
+_SIZES = (1.0, 0.5, 0.2, 0.05)  # sizes of a step that are tried
 _CURVATURE_ROWS = 2048  # rows at which gradients are differenced
 _AXIS = 0.1  # distance of the differences, in standard deviations
 _LEAST_CURVATURE = 1e-3  # least curvature that a natural-gradient step takes as it is, in units of the present one; the inverse is the largest
@@ -50,6 +51,14 @@ class Ellipsoid(nn.Module):
         scale = torch.diag(self.log_scale.exp())
         # Rows are in units of their scale, so that one learning rate fits all of them.
         return scale if self.below is None else scale + self.below.tril(-1) * self.log_scale.exp().unsqueeze(1)
+
+    @torch.no_grad()
+    def set(self, shift: Tensor, factor: Tensor) -> None:
+        """Give the map another shift [D] and lower triangular factor [D, D]."""
+        scale = factor.diagonal()
+        self.shift.copy_(shift), self.log_scale.copy_(scale.log())
+        if self.below is not None:
+            self.below.copy_((factor / scale.unsqueeze(1)).tril(-1))
 
     def forward(self, e: Tensor) -> Tensor:
         """Return `u` [.., D] at `e` [.., D]."""
@@ -86,6 +95,7 @@ def gaussian_start(model: Any, x: Any, support: Support, seed: int, device: torc
             fitted = Whitening(unit * ellipsoid.shift, unit.unsqueeze(1) * ellipsoid.factor())
         if ellipsoid.below is not None:
             fitted = _polished(fitted, model, x, support, seed)
+            ellipsoid.set(fitted.shift / unit, fitted.factor / unit.unsqueeze(1))
         if not unfinished(FlatModel(model, support, fitted), x, seed, strict=attempt > 0).any():
             break
     return fitted
@@ -97,30 +107,41 @@ def _polished(start: Whitening, model: Any, x: Any, support: Support, seed: int)
     many, few = (_antithetic(seed, STEPS * SAMPLES, count, start.shift) for count in (16 * SAMPLES, max(1, _CURVATURE_ROWS // (4 * dim))))
     best, bound = start, _bound(FlatModel(model, support, start), x, many)
     for _ in range(_POLISHING):
-        tried = _natural_step(best, FlatModel(model, support, best), x, many, few)
-        risen = None if tried is None else _bound(FlatModel(model, support, tried), x, many)
-        if risen is None or not risen > bound + _GAINED:
+        slope = _slope(FlatModel(model, support, best), x, many, few)
+        for size in () if slope is None else _SIZES:
+            tried = _natural_step(best, *slope, size)
+            risen = -math.inf if tried is None else _bound(FlatModel(model, support, tried), x, many)
+            if risen > bound + _GAINED:
+                best, bound = tried, risen
+                break
+        else:
             break
-        best, bound = tried, risen
     return best
 
 
-def _natural_step(whitening: Whitening, flat: FlatModel, x: Any, many: Tensor, few: Tensor) -> Whitening | None:
-    """The Gaussian whose precision is the mean curvature of minus the log-density, and whose mean is where its mean gradient leads.
+def _slope(flat: FlatModel, x: Any, many: Tensor, few: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean gradient [D] and curvature of minus the log-density [D, D], in coordinates in which the Gaussian is N(0, I).
 
-    In coordinates in which the Gaussian is N(0, I), the gradient is averaged over `many` [K, D] and the curvature over `few` [S, D] samples, the
-    latter by differences of gradients along the axes. Along an axis without downward curvature the width stays. None if a value is not finite.
+    The gradient is averaged over `many` [K, D] and the curvature over `few` [S, D] samples, by differences of gradients along the axes. None if
+    a value is not finite.
     """
     dim = few.shape[1]
     axes = _AXIS * torch.eye(dim, dtype=few.dtype, device=few.device)
     around = torch.cat((few.unsqueeze(1) + axes, few.unsqueeze(1) - axes), 1).reshape(-1, dim)
     above, below = _gradient(flat, x, around).reshape(-1, 2, dim, dim).mean(0)
     mean, curvature = _gradient(flat, x, many).mean(0), -(above - below) / (2 * _AXIS)
-    if not bool(curvature.isfinite().all() & mean.isfinite().all()):
-        return None
-    values, vectors = torch.linalg.eigh(0.5 * (curvature + curvature.T))
-    values = torch.where(values > 0, values.clamp(_LEAST_CURVATURE, 1 / _LEAST_CURVATURE), 1.0)
-    moved = vectors @ ((vectors.T @ mean) / values).clamp(-_FAR, _FAR)
+    finite = bool(curvature.isfinite().all() & mean.isfinite().all())
+    return (mean, 0.5 * (curvature + curvature.T)) if finite else None
+
+
+def _natural_step(whitening: Whitening, mean: Tensor, curvature: Tensor, size: float) -> Whitening | None:
+    """The Gaussian whose precision is moved by the share `size` towards the curvature, and whose mean along the gradient.
+
+    Along an axis without downward curvature the precision stays. None if the covariance is not positive definite in rounding.
+    """
+    values, vectors = torch.linalg.eigh(curvature)
+    values = 1 + size * (torch.where(values > 0, values.clamp(_LEAST_CURVATURE, 1 / _LEAST_CURVATURE), 1.0) - 1)
+    moved = size * vectors @ ((vectors.T @ mean) / values).clamp(-_FAR, _FAR)
     factor = whitening.factor.double()
     covariance = factor @ (vectors / values) @ vectors.T @ factor.T
     lower, failed = torch.linalg.cholesky_ex(0.5 * (covariance + covariance.T))

@@ -95,3 +95,22 @@ def test_a_density_without_values_at_other_scales_can_be_fitted() -> None:
 
     found = start.gaussian_start(Model(log_joint=log_joint), None, Support(constraints.real, 2), 0, CPU)
     assert torch.allclose(found.factor, torch.eye(2), atol=0.05)
+
+
+def test_a_narrow_posterior_far_from_the_start_is_found() -> None:
+    """A regression whose coefficients lie a thousand standard deviations from 0, given an unknown scale."""
+    draws = rng.normal(Draws(5), (100, 3), rng.START).double()
+    design = 100 * draws
+    y = design.sum(1) + rng.normal(Draws(6), (100, 1), rng.START)[:, 0]
+
+    def log_joint(x, z):
+        beta, sigma = z["beta"].double(), z["sigma"].double()
+        return Normal(beta @ design.T, sigma.unsqueeze(-1)).log_prob(y).sum(-1)
+
+    support = Support({"beta": (constraints.real, (3,)), "sigma": constraints.positive})
+    found = start.gaussian_start(Model(log_joint=log_joint), None, support, 0, CPU)
+    best = torch.linalg.lstsq(design, y.unsqueeze(1)).solution.squeeze(1)
+    rest = (y - design @ best).square().sum() / 97
+    deviations = (rest * torch.linalg.inv(design.T @ design).diagonal()).sqrt()
+    assert float(((found.shift[:3] - best) / deviations).abs().max()) < 0.1
+    assert torch.allclose((found.factor @ found.factor.T).diagonal()[:3].double().sqrt(), deviations, rtol=0.1)
