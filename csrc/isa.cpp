@@ -36,4 +36,4 @@ Isa isa() {
 DDVI_EXPORT int ddvi_isa() { return ddvi::isa(); }
 
 // Increases whenever a signature or an argument structure changes: the loader refuses a library of another version.
-DDVI_EXPORT int ddvi_abi_version() { return 7; }
+DDVI_EXPORT int ddvi_abi_version() { return 8; }

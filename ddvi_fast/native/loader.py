@@ -16,7 +16,7 @@ LIBRARY = Path(__file__).resolve().parent.parent / "_native.so"
 PRECISIONS = ("float32", "bf16")  # of a denoiser's hidden products
 ISA_NAMES = ("portable", "avx2", "avx512", "avx512 with bf16 products")
 
-_ABI_VERSION = 7
+_ABI_VERSION = 8
 
 
 def available() -> tuple[bool, str]:
