@@ -37,7 +37,7 @@ class Proportions:
         people: Names of the people, N.
         sources: Names of the sources, K.
         samples: Samples of the posterior, float32 [S, N, K]; each sample of a person sums to 1.
-        effective_sample_size: Effective number of the samples of each person, from 1 to S, float64 [N].
+        effective_sample_size: Effective number of the samples of each person, from 1 to S, by Pareto-smoothed weights, float64 [N].
     """
 
     people: np.ndarray
