@@ -175,7 +175,7 @@ class Admixture:
     def _log_likelihood(self, store: GenotypeStore, samples: Tensor) -> Tensor:
         """Log-likelihoods of samples [S, N, K] of all people, float64 [S, N]."""
         frequencies = torch.from_numpy(self.frequencies_)
-        found = torch.empty(samples.shape[:2], dtype=torch.float64)
+        found = torch.empty(samples.shape[:2], dtype=torch.float64, device="cpu")
         for rows, codes in _rows(store):
             calls = Calls.of(codes)
             step = max(1, _VALUES // codes.numel())
@@ -255,15 +255,15 @@ def _fitted(store: GenotypeStore, codes: Tensor, num_sources: int, seed: int) ->
     """Proportions [N, K] of all people and frequencies [K, m] at the variants of `codes` [N, m], from clusters of principal components."""
     _checks.require(num_sources <= len(store), "num_sources", f"at most {len(store)}, the number of people", num_sources)
     calls = Calls.of(codes)
-    shares = torch.full((len(store), num_sources), (1 - _START) / num_sources)
-    shares[torch.arange(len(store)), _clusters(store, num_sources, seed)] += _START
+    shares = torch.full((len(store), num_sources), (1 - _START) / num_sources, dtype=torch.float32, device=codes.device)
+    shares[torch.arange(len(store), device=codes.device), _clusters(store, num_sources, seed)] += _START
     counted, other = allele_counts(calls, shares, _FREQUENCY_STEPS)
     return fitted(calls, shares, shrunk(counted, other), _STEPS) if num_sources > 1 else (torch.ones_like(shares), shrunk(counted, other))
 
 
 def _clusters(store: GenotypeStore, num_sources: int, seed: int) -> Tensor:
     if num_sources == 1:
-        return torch.zeros(len(store), dtype=torch.int64)
+        return torch.zeros(len(store), dtype=torch.int64, device="cpu")
     from sklearn.cluster import KMeans
 
     components = min(num_sources - 1, store.num_variants)

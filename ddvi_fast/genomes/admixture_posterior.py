@@ -29,7 +29,7 @@ class Summaries:
     """
 
     def __init__(self, x: Tensor, num_sources: int, concentration: float) -> None:
-        self.x, self.prior = x, Dirichlet(torch.full((num_sources,), concentration, dtype=torch.float64), validate_args=False)
+        self.x, self.prior = x, Dirichlet(torch.full((num_sources,), concentration, dtype=torch.float64, device="cpu"), validate_args=False)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """Quadratic log-likelihood of proportions `z` [..., N, K], nats [..., N], 0 at its maximum."""
@@ -44,9 +44,9 @@ class Summaries:
     def simulate(self, n: int) -> tuple[Tensor, Tensor]:
         """Proportions of the prior, with summaries that have the curvatures of some people, or of such people with fewer calls."""
         z = self.prior.sample((n,))
-        x = self.x[torch.randint(len(self.x), (n,))] * _FEWEST ** (0.5 * torch.rand(n, 1, dtype=torch.float64).square())
+        x = self.x[torch.randint(len(self.x), (n,), device="cpu")] * _FEWEST ** (0.5 * torch.rand(n, 1, dtype=torch.float64, device="cpu").square())
         _, factor = parts(x, z.shape[1])
-        noise = torch.randn(n, z.shape[1] - 1, 1, dtype=torch.float64)
+        noise = torch.randn(n, z.shape[1] - 1, 1, dtype=torch.float64, device="cpu")
         centre = z[:, :-1] + torch.linalg.solve_triangular(factor.mT, noise, upper=True).squeeze(-1)
         return z.float(), torch.cat((centre, x[:, z.shape[1] - 1 :]), 1).float()
 
@@ -63,10 +63,10 @@ def parts(x: Tensor, num_sources: int) -> tuple[Tensor, Tensor]:
 def summary(calls: Calls, frequencies: Tensor) -> Tensor:
     """Summaries of the likelihoods of some people, float64 [N, F]."""
     number = len(frequencies)
-    start = torch.full((len(calls.counted), number), 1 / number)
+    start = torch.full((len(calls.counted), number), 1 / number, device="cpu")
     near = fitted_proportions(calls, start, frequencies, _STEPS)
     gradient, curved = curvature(calls, near, frequencies)
-    factor = torch.linalg.cholesky(curved + _LEAST_CURVATURE * torch.eye(number - 1, dtype=curved.dtype))
+    factor = torch.linalg.cholesky(curved + _LEAST_CURVATURE * torch.eye(number - 1, dtype=curved.dtype, device="cpu"))
     step = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
     row, column = torch.tril_indices(number - 1, number - 1)
     return torch.cat((near[:, :-1].double() + step, factor[:, row, column]), 1)
