@@ -1,4 +1,4 @@
-"""What follows a dense layer's product in Triton: bias, activation and dropout in one launch, and their gradients in another."""
+"""Triton kernels of a dense layer after its matrix product: bias, activation and dropout in one launch, their gradients in another."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def _bound(flat: FlatModel, x: Any, y: Tensor) -> float:
 
 
 def _antithetic(seed: int, first: int, count: int, like: Tensor) -> Tensor:
-    """Pairs `y`, `-y` of standard normal samples [2 count, D]."""
+    """Pairs `y`, `-y` of standard normal samples [2 count, D], in whose means odd functions of them cancel."""
     noise = rng.normal(Draws(seed, first), (count, len(like)), rng.START, device=like.device)
     return torch.cat((noise, -noise))
 
@@ -173,10 +173,7 @@ def _fit(ellipsoid: Ellipsoid, plain: FlatModel, x: Any, seed: int) -> None:
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-        noise = rng.normal(Draws(seed, step * SAMPLES), (SAMPLES, len(ellipsoid.shift)), rng.START, device=ellipsoid.shift.device)
-        # Antithetic pairs: odd functions of the noise cancel.
-        u = ellipsoid.shift + torch.cat((noise, -noise)) @ ellipsoid.factor().T
-        log_joint = plain.log_joint(x, u)
+        log_joint = plain.log_joint(x, ellipsoid(_antithetic(seed, step * SAMPLES, SAMPLES, ellipsoid.shift)))
         finite = bool(torch.isfinite(log_joint).all())
         _checks.require(finite, "log_joint", "finite values", "NaN or infinity", "use objective=simulations, or a support without such values")
         optimizer.zero_grad()
@@ -225,9 +222,7 @@ def unfinished(plain: FlatModel, x: Any, seed: int, strict: bool = False) -> Ten
 
     Where the Gaussian is the best one, the gradient g of the density in coordinates y ~ N(0, I) has E[g] = 0 and E[y g] = -1.
     """
-    dim = len(plain.whitening.shift)
-    noise = rng.normal(Draws(seed, STEPS * SAMPLES), (16 * SAMPLES, dim), rng.START, device=plain.whitening.shift.device)
-    y = torch.cat((noise, -noise)).requires_grad_()
+    y = _antithetic(seed, STEPS * SAMPLES, 16 * SAMPLES, plain.whitening.shift).requires_grad_()
     gradient = torch.autograd.grad(plain.log_joint(x, y).sum(), y)[0]
     width = -(y.detach() * gradient).mean(0)
     far, wrong = (_FAR / 10, _WRONG / 5) if strict else (_FAR, _WRONG)  # one that was not found at once is looked at more closely

@@ -80,7 +80,7 @@ def guide_class() -> type:
             self, model: Any, init_loc_fn: Any = init_to_median, init_scale: float = SCALE, architecture: Architecture = Architecture(), seed: int = 0
         ) -> None:
             super().__init__(model, init_loc_fn=init_loc_fn)
-            chain = architecture.family == "diffusion" and not architecture.informed_steps
+            chain = architecture.family == "diffusion" and not any(architecture.looks().values())
             _checks.require(chain, "architecture", "family=diffusion without informed_steps", architecture)
             self.init_scale, self.architecture, self.seed = _checks.number(init_scale, "init_scale", above=0), architecture, seed
 
