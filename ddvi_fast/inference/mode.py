@@ -21,8 +21,7 @@ _FAR = 20.0  # standard deviations from the posterior's mean within which a mode
 
 def mode(posterior: FittedPosterior, x: Any, num_samples: int, seed: int) -> Tensor:
     """Search the mode as `FittedPosterior.map` describes it; returns unconstrained parameters [D]."""
-    rows, many = posterior._rows(x)
-    _checks.require(not many, "x", "one data set", rows)
+    rows = posterior._row(x)
     num_samples = _checks.integer(num_samples, "num_samples", 1)
     samples = posterior._unconstrained(num_samples, rows, seed)[:, 0]
     if not offers(posterior.model, "log_joint"):

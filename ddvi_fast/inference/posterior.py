@@ -115,8 +115,7 @@ class FittedPosterior:
         num_samples = _checks.integer(num_samples, "num_samples", 1)
         u, inside = self.support.locate(z)
         _checks.require(u.dim() == 2, "z", f"parameters [N, ...], {self.support.dim} unconstrained numbers each", u)
-        rows, many = self._rows(x)
-        _checks.require(not many, "x", "one data set", rows)
+        rows = self._row(x)
         _, log_det = self.support.constrain(u)
         y = self.whitening.inverse(u.to(self.whitening.shift.device))
         if not len(y):
@@ -241,8 +240,7 @@ class FittedPosterior:
             truth = self.support.unconstrain(reference, "reference")
             _checks.require(truth.dim() == 2 and len(truth) >= 2, "reference", "samples [M, ...], at least 2", truth)
             num_samples = _checks.integer(num_samples, "num_samples", 1)
-            rows, many = self._rows(None)
-            _checks.require(not many, "x", "one data set", rows)
+            rows = self._row(None)
             draws = self._unconstrained(num_samples * len(truth), rows, seed)[:, 0].unflatten(0, (num_samples, len(truth)))
         else:
             self._needs("simulate", "calibration")
@@ -382,6 +380,12 @@ class FittedPosterior:
         for surprise in self.observation.surprises(rows, column_names(self.data_shape)):
             tell(surprise)
         return rows, many
+
+    def _row(self, x: Any) -> Tensor:
+        """Data of `_rows` that are one data set, [1, ...]."""
+        rows, many = self._rows(x)
+        _checks.require(not many, "x", "one data set", rows)
+        return rows
 
     @torch.no_grad()
     def _encode(self, rows: Tensor, seed: int) -> Any:
