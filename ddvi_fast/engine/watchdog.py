@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from types import TracebackType
 
 from torch.distributed import DistError
@@ -24,6 +25,7 @@ from ddvi_fast.engine.signals import Stopped
 EXIT_PEER_LOST = 76
 _BEATS = 5  # at least, within the timeout
 _BEATS_OF_SILENCE = 3  # that suffice after a collective has failed
+_BEATS_TO_READ = 10  # at most, that a process waits for the others to read why it ends
 _SOON = 1.0  # seconds within which the failure of a process is reported
 
 
@@ -74,12 +76,19 @@ class Watchdog:
             thread.join(self._interval)
         if error is not None and not isinstance(error, TOGETHER):
             self._say_gone(" ".join(str(error).split()) or type(error).__name__)
+        self._leave_store()
 
     def _say_gone(self, why: str) -> None:
-        """Tell the others, before the store may end with this process."""
+        """Tell the others why this process ends, and wait until they have read it: the store may end with this process."""
         with contextlib.suppress(RuntimeError):
             self._store.set(str(self._rank), f"{_GONE}{why}")
-            time.sleep(2 * self._interval)
+            self._leave_store()
+            self._store.wait([f"left{rank}" for rank in range(distributed.world_size())], timedelta(seconds=_BEATS_TO_READ * self._interval))
+
+    def _leave_store(self) -> None:
+        """Record that this process reads no more words of the others."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"left{self._rank}", "")
 
     def _rounds(self) -> Iterator[bool]:
         """Rounds at intervals until the watch ends; each yields whether this process was suspended since the last, so that none can be judged."""
@@ -108,6 +117,7 @@ class Watchdog:
                 f"{self._names[rank]} ended with an error: {word.removeprefix(_GONE)}" for rank, word in enumerate(words) if word.startswith(_GONE)
             ]
             if gone and not self._done.is_set():
+                self._leave_store()
                 self._end("; ".join(gone))
                 return
             lost = [self._names[rank] for rank, (_, when) in heard.items() if self._beat_at - when > self._patience]

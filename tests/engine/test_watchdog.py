@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -66,6 +67,24 @@ def test_a_failure_is_told_to_the_others(pair):
     with pytest.raises(KeyError), Watchdog(TIMEOUT, lambda message: None):
         raise KeyError("shelf")
     assert pair.get("0") == b"gone: 'shelf'"
+
+
+def test_a_failure_waits_until_the_others_have_read_it(pair):
+    read = []
+
+    def peer():
+        while not pair.get("0").startswith(b"gone: "):
+            time.sleep(0.01)
+        time.sleep(3 * TIMEOUT / 5)  # three heartbeats
+        read.append(pair.get("0"))
+        pair.set("left1", "")
+
+    thread = threading.Thread(target=peer)
+    thread.start()
+    with pytest.raises(KeyError), Watchdog(TIMEOUT, lambda message: None):
+        raise KeyError("shelf")
+    assert read == [b"gone: 'shelf'"]
+    thread.join()
 
 
 def test_a_process_that_was_held_up_itself_blames_nobody(pair, clock):
