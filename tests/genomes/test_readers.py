@@ -236,8 +236,6 @@ def test_missing_files_are_named(tmp_path, one_line):
     assert "missing" in one_line(lambda: open_source(tmp_path / "nothing.vcf"))
     assert "a folder" in one_line(lambda: open_source(tmp_path.rename(tmp_path.with_suffix(".vcf"))))
     assert ".bed" in one_line(lambda: open_source(tmp_path / "what.docx"))
-    assert "plink2 --bgen" in one_line(lambda: open_source(tmp_path / "what.bgen"))
-    assert "seqGDS2VCF" in one_line(lambda: open_source(tmp_path / "what.gds"))
 
 
 def test_a_library_that_is_missing_is_one_line(tmp_path, monkeypatch, one_line):
@@ -255,3 +253,18 @@ def test_names_of_chromosomes_agree_between_files(tmp_path):
     data = Genotypes(np.zeros((2, len(names)), np.uint8), variants=[(name, 5, f"v{i}", "A", "C") for i, (name, _) in enumerate(names)])
     _, rows, _ = read(write_plink(data, tmp_path / "a"))
     assert [row[0] for row in rows] == [plain for _, plain in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("cohort.ped", "plink --file NAME --make-bed"),
+        ("cohort.gen.gz", "plink2 --gen FILE ref-first --sample NAME.sample --make-pgen"),
+        ("cohort.haps", "plink2 --haps FILE ref-first --sample NAME.sample --make-pgen"),
+        ("cohort.trees", "tskit vcf FILE > NAME.vcf"),
+        ("cohort.bgen", "plink2 --bgen FILE ref-first --sample NAME.sample --make-pgen"),
+        ("cohort.gds", "SeqArray::seqGDS2VCF"),
+    ],
+)
+def test_other_formats_are_refused_with_the_command_that_converts_them(tmp_path, name, command, one_line):
+    assert f"convert it: {command}" in one_line(lambda: open_source(tmp_path / name))

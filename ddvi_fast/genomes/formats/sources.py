@@ -57,13 +57,14 @@ class Source:
 
 
 # Endings of other formats, and the command that makes one of the formats above.
+_OXFORD = "plink2 --gen FILE ref-first --sample NAME.sample --make-pgen"
+_HAPLOTYPES = "plink2 --haps FILE ref-first --sample NAME.sample --make-pgen"
 _CONVERSIONS = {
     ".ped": "plink --file NAME --make-bed", ".map": "plink --file NAME --make-bed", ".tped": "plink --tfile NAME --make-bed",
     ".tfam": "plink --tfile NAME --make-bed", ".bgen": "plink2 --bgen FILE ref-first --sample NAME.sample --make-pgen",
-    ".gen": "plink2 --gen FILE ref-first --sample NAME.sample --make-pgen", ".gen.gz": "plink2 --gen FILE ref-first --sample NAME.sample --make-pgen",
-    ".haps": "plink2 --haps FILE --make-pgen", ".gds": "SeqArray::seqGDS2VCF",
+    ".gen": _OXFORD, ".gen.gz": _OXFORD, ".haps": _HAPLOTYPES, ".haps.gz": _HAPLOTYPES, ".gds": "SeqArray::seqGDS2VCF",
     ".hmp.txt": "TASSEL's run_pipeline.pl -h FILE -export NAME -exportType VCF",
-    ".ds": "beagle's VCF output", ".txt": "plink --23file FILE --make-bed, for a file of 23andMe", ".trees": "TreeSequence.write_vcf of tskit",
+    ".txt": "plink --23file FILE --make-bed, for a file of 23andMe", ".trees": "tskit vcf FILE > NAME.vcf",
 }  # fmt: skip
 
 
