@@ -76,7 +76,7 @@ def sample_chain(
     check_chain(y_T, context, denoiser, coefficients, groups=groups)
     _checks.flag(return_trajectory, "return_trajectory")
     stochastic = draws is not None or noise is not None
-    _check_source(coefficients, stochastic)
+    check_source(coefficients, stochastic)
     if stochastic:
         check_noise(noise, draws, (coefficients.shape[0], *y_T.shape))
     y_T, context, noise = full_precision(y_T, context, noise)
@@ -106,39 +106,6 @@ def sample_chain(
         z, path, trajectory, _, _ = _chain(*operands, _kept(operands.differentiable, return_trajectory), backend)
     states = trajectory.reshape(len(table) + 1, *shape) if return_trajectory else None
     return ChainSample(z.reshape(shape), path.reshape(shape[:-1]) if stochastic else None, states)
-
-
-def trajectory_log_ratio(trajectory: Tensor, context: Tensor | None, denoiser: ResidualMLP, coefficients: Tensor) -> Tensor:
-    """The path log-ratio of a given trajectory (docs/method.md, section 2), as a doubly reparametrized gradient needs it (Tucker et al. 2019).
-
-    The states are data here: gradients reach the denoiser only through its density, and the states only through the formula. All steps
-    are one large batch for the network, computed in plain PyTorch on every backend.
-
-    Args:
-        trajectory: States [T + 1, .., N, D], start first.
-        context: Context of each row, [.., N, C], broadcast against the rows; None for a denoiser without context.
-        denoiser: The network of the chain, without groups.
-        coefficients: Table [T, 5] of `NoiseSchedule.coefficients`, with positive step deviations.
-
-    Returns:
-        The log-ratio in nats, [.., N].
-
-    Raises:
-        InputError: The shapes do not fit, the denoiser is grouped, or the table is that of a deterministic chain.
-    """
-    _checks.tensor(trajectory, "trajectory")
-    check_denoiser(denoiser)
-    fits = trajectory.dim() >= 3 and trajectory.shape[0] == denoiser.num_steps + 1
-    _checks.require(fits, "trajectory", f"shape [{denoiser.num_steps + 1}, .., N, {denoiser.latent_dim}]", trajectory)
-    check_chain(trajectory[0], context, denoiser, coefficients)
-    _check_source(coefficients, True)
-    weights = denoiser.chain_weights()
-    _checks.require(not weights.grouped, "denoiser", "one without groups", f"{denoiser.groups} groups")
-    check_types(weights, trajectory=trajectory, context=context)
-    rows = trajectory.shape[1:-1]
-    spread = None if context is None else spread_context(context, rows).reshape(-1, context.shape[-1])
-    states = trajectory.reshape(trajectory.shape[0], -1, trajectory.shape[-1])
-    return reference.trajectory_log_ratio(states, spread, weights, coefficients.to(trajectory), denoiser.residual).reshape(rows)
 
 
 def _kept(differentiable: Differentiable, return_trajectory: bool) -> int:
@@ -275,7 +242,7 @@ def flat(value: Tensor, grouped: bool) -> Tensor:
     return value.flatten(1, -2) if grouped else value.flatten(0, -2)
 
 
-def _check_source(coefficients: Tensor, stochastic: bool) -> None:
+def check_source(coefficients: Tensor, stochastic: bool) -> None:
     """Check that the table has `s > 0` at every step for a chain with a density, and nowhere for one without."""
     if not _checks.readable(coefficients):
         return

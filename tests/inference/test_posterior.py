@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Beta, Gamma, LogNormal, Normal, constraints
 
-from ddvi_fast import InputError
+from ddvi_fast import InputError, ops
 from ddvi_fast.inference import Architecture, FittedPosterior, Model, Support, Training, fit_posterior, load
 from ddvi_fast.inference.model import Whitening
 from ddvi_fast.inference.networks import _start_as_stationary, build
@@ -54,7 +54,7 @@ def test_an_untrained_chain_is_exactly_the_gaussian_it_starts_from() -> None:
     posterior = untrained(Support(constraints.positive, 1))
     z = torch.tensor([[0.2], [1.0], [3.7]])
     for bound in ("elbo", "iwae"):  # both are tight if the chain inverts the noising process
-        torch.testing.assert_close(posterior.log_prob(z, bound=bound, num_samples=3), LogNormal(0.4, 0.7).log_prob(z)[:, 0], rtol=0, atol=2e-4)
+        torch.testing.assert_close(posterior.log_prob(z, bound=bound, num_paths=3), LogNormal(0.4, 0.7).log_prob(z)[:, 0], rtol=0, atol=2e-4)
     draws = posterior.sample(20_000).log()
     assert abs(float(draws.mean()) - 0.4) < 4 * 0.7 / math.sqrt(20_000)
     assert abs(float(draws.std()) / 0.7 - 1) < 4 / math.sqrt(40_000)
@@ -64,15 +64,78 @@ def test_the_bound_on_a_density_rises_to_one_that_integrates_to_one() -> None:
     posterior = bent(untrained(Support(constraints.real, 1)))
     grid = torch.linspace(-6, 6, 301).unsqueeze(1)
     mass = {
-        samples: float(torch.trapezoid(posterior.log_prob(grid, bound=bound, num_samples=samples).exp(), grid[:, 0]))
+        samples: float(torch.trapezoid(posterior.log_prob(grid, bound=bound, num_paths=samples).exp(), grid[:, 0]))
         for bound, samples in (("elbo", 64), ("iwae", 8), ("iwae", 512))
     }
     assert mass[64] < mass[8] < mass[512] < 1.01 and mass[512] > 0.97
     # It is the density of the samples: its mean is theirs.
-    weights = posterior.log_prob(grid, num_samples=512).exp()
+    weights = posterior.log_prob(grid, num_paths=512).exp()
     mean = float(torch.trapezoid(weights * grid[:, 0], grid[:, 0]) / torch.trapezoid(weights, grid[:, 0]))
     draws = posterior.sample(50_000)
     assert abs(mean - float(draws.mean())) < 4 * float(draws.std()) / math.sqrt(50_000) + 0.01
+
+
+def _density_by_quadrature(posterior: FittedPosterior, z: Tensor) -> Tensor:
+    """Log-density [N] of a chain in one unconstrained coordinate: the densities of its states, integrated step by step on a grid."""
+    chain, shift, scale = posterior.posterior, posterior.whitening.shift, posterior.whitening.factor[0, 0]
+    grid, table = torch.linspace(-7, 7, 1401), chain.coefficients().double()
+    encoded = chain.encode(torch.zeros(1, 1))
+    density = Normal(0.0, 1.0).log_prob(grid.double()).exp()
+
+    def kernel(step: int, y: Tensor) -> Tensor:
+        mean = chain.step_mean(encoded, grid.reshape(-1, 1, 1), step, chain.coefficients())[:, 0, 0].double()
+        return Normal(mean.unsqueeze(1), table[step, 2]).log_prob(y.double()).exp()
+
+    with torch.no_grad():
+        for step in reversed(range(1, len(table))):
+            density = torch.trapezoid(density.unsqueeze(1) * kernel(step, grid), grid.double(), dim=0)
+        v = chain.whitened(encoded, (z - shift) / scale)[:, 0]
+        last = torch.trapezoid(density.unsqueeze(1) * kernel(0, v), grid.double(), dim=0)
+        return last.log() - chain.log_scale(encoded).double() - scale.log().double()
+
+
+def test_the_estimate_of_a_density_has_the_standard_error_that_it_states() -> None:
+    posterior = bent(untrained(Support(constraints.real, 1)))
+    z = torch.linspace(-1.5, 2.5, 9).unsqueeze(1)
+    exact = _density_by_quadrature(posterior, z)
+    values, errors = (torch.stack(part).double() for part in zip(*(posterior.log_prob(z, num_paths=256, return_error=True, seed=seed)
+                                                                    for seed in range(40)), strict=True))  # fmt: skip
+    spread = values.std(0)
+    torch.testing.assert_close(errors.square().mean(0).sqrt(), spread, rtol=0.5, atol=0)
+    assert float(spread.max()) > 1e-3
+    assert bool(((values.mean(0) - exact).abs() < 4 * spread / math.sqrt(40) + spread.square() + 1e-4).all())
+    few = torch.stack([posterior.log_prob(z, num_paths=2, seed=seed) for seed in range(200)]).double()
+    assert bool((few.mean(0) < exact + 4 * few.std(0) / math.sqrt(200)).all()) and float((exact - few.mean(0)).max()) > 0.005
+    elbo, error = posterior.log_prob(z, bound="elbo", num_paths=256, return_error=True)
+    torch.testing.assert_close(torch.stack([posterior.log_prob(z, bound="elbo", num_paths=1, seed=seed) for seed in range(40)]).std(0) / 16, error,
+                               rtol=0.6, atol=0)  # fmt: skip
+    assert bool((elbo.double() < exact + 4 * error.double()).all())
+
+
+def test_a_path_evaluates_the_network_as_often_as_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = bent(untrained(Support(constraints.real, 2)))
+    rows = []
+    run = ops.trajectory.regression
+    monkeypatch.setattr("ddvi_fast.ops.trajectory.regression", lambda y, *rest, **options: rows.append(y[..., 0].numel()) or run(y, *rest, **options))
+    posterior.log_prob(torch.zeros(5, 2), num_paths=7)
+    assert sum(rows) == 5 * 7 * SMALL.num_steps
+    whole = posterior.log_prob(torch.zeros(5, 2), num_paths=7, return_error=True)
+    monkeypatch.setattr("ddvi_fast.inference.density._STATES", 60)  # two paths at a time
+    for part, one in zip(posterior.log_prob(torch.zeros(5, 2), num_paths=7, return_error=True), whole, strict=True):
+        torch.testing.assert_close(part, one)
+
+
+def test_errors_of_known_densities_are_zero() -> None:
+    support, architecture = Support(constraints.positive, 1), Architecture(family="gaussian")
+    posterior = FittedPosterior(build(architecture, 1, None, 0), support, Whitening(torch.zeros(1), torch.eye(1)), architecture, conditional=False)
+    value, error = posterior.log_prob(torch.tensor([[1.0], [-1.0], [math.nan]]), return_error=True)
+    assert torch.equal(error[:2], torch.zeros(2)) and bool(error[2].isnan()) and value[1] == -math.inf
+    empty = posterior.log_prob(torch.zeros(0, 1), return_error=True)
+    assert empty[0].shape == empty[1].shape == (0,)
+    with pytest.raises(InputError, match="num_paths: expected an integer of at least 2"):
+        posterior.log_prob(torch.ones(1, 1), num_paths=1, return_error=True)
+    with pytest.raises(InputError, match="return_error: expected"):
+        posterior.log_prob(torch.ones(1, 1), return_error="yes")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -198,7 +261,7 @@ def test_the_chain_learns_in_the_frame_of_each_data_set() -> None:
     for row in range(4):
         mean = posterior.whitening.shift + posterior.whitening.factor[0] * encoded.mean[row]
         exact = Normal(mean, posterior.whitening.factor[0] * torch.exp(encoded.log_var[row] / 2)).log_prob(z)[:, 0]
-        torch.testing.assert_close(posterior.log_prob(z, rows[row], bound="elbo", num_samples=1), exact, rtol=0, atol=2e-4)
+        torch.testing.assert_close(posterior.log_prob(z, rows[row], bound="elbo", num_paths=1), exact, rtol=0, atol=2e-4)
 
 
 def test_a_folder_of_an_earlier_version_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +287,9 @@ def test_there_is_no_density_outside_the_support(name: str, family: str) -> None
     support, architecture = Support({"theta": (kind, shape)}), Architecture(family=family, num_steps=4, width=8)
     whitening = Whitening(torch.zeros(support.dim), torch.eye(support.dim))
     posterior = FittedPosterior(build(architecture, support.dim, None, 0), support, whitening, architecture, conditional=False)
-    alone = posterior.log_prob({"theta": torch.tensor(inside)}, num_samples=3)
+    alone = posterior.log_prob({"theta": torch.tensor(inside)}, num_paths=3)
     missing = torch.full_like(torch.tensor(inside), math.nan)
-    found = posterior.log_prob({"theta": torch.cat((torch.tensor(inside), torch.tensor(outside), missing))}, num_samples=3)
+    found = posterior.log_prob({"theta": torch.cat((torch.tensor(inside), torch.tensor(outside), missing))}, num_paths=3)
     assert bool(alone.isfinite().all()) and torch.equal(found[:1], alone)
     assert bool((found[1:-1] == -math.inf).all()) and bool(found[-1].isnan())
 
