@@ -271,13 +271,13 @@ def same_dtype(argument: str, value: torch.Tensor, like: torch.Tensor) -> None:
     require(value.dtype == like.dtype, argument, f"a {str(like.dtype).removeprefix('torch.')} tensor", value)
 
 
-def finite(value: torch.Tensor, argument: str) -> torch.Tensor:
+def finite(value: torch.Tensor, argument: str, hint: str = "") -> torch.Tensor:
     """Check that nothing in `value` is NaN or infinite and return it."""
     valued(value, argument)
     bad = ~value.isfinite()
     if bad.any():
         where = tuple(int(i) for i in bad.nonzero()[0])
-        fail(argument, "finite values", f"{value[where].item()} at index {where}, {int(bad.sum())} such values in all")
+        fail(argument, "finite values", f"{value[where].item()} at index {where}, {int(bad.sum())} such values in all", hint)
     return value
 
 

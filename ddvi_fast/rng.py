@@ -85,6 +85,7 @@ LANES = {
     "candidates": _sample(1 << 17, (), "prior samples among which a datum finds its latent"),
     "levels": _sample((1 << 17) + 1, (), "the choice among these samples"),
     "labelled": _sample((1 << 17) + 2, (), "labelled examples of a batch, and the noise of their samples"),
+    "missing": _sample((1 << 17) + 3, (PIXELS,), "entries that are missing of simulations"),
     "refinement": _sample(1 << 18, (), "samples that optimize the encoder's output for a datum"),
     "refinement_check": _sample(1 << 19, (), "samples that choose among these outputs"),
     "paths": _sample(1 << 20, (), "paths of a chain whose density is estimated, and noised paths from their ends"),

@@ -9,7 +9,7 @@ from ddvi_fast import _checks
 from ddvi_fast.inference import kinds
 from ddvi_fast.inference.diagnostics import Diagnostics
 from ddvi_fast.inference.importance import GOOD_K
-from ddvi_fast.inference.model import Simulator, offers
+from ddvi_fast.inference.model import offers
 from ddvi_fast.inference.observation import column_names, observed_rows
 from ddvi_fast.rng import Draws
 
@@ -80,12 +80,13 @@ def diagnose(posterior: FittedPosterior, x: Any, *, num_samples: int, num_simula
     """Make the `Diagnosis` of a posterior; the arguments are those of `FittedPosterior.diagnose`."""
     simulates, weighs = offers(posterior.model, "simulate") and posterior.conditional, offers(posterior.model, "log_joint")
     if x is None and posterior.conditional and posterior.x is None and simulates:
-        x = Simulator(posterior.model, posterior.support).take(1, Draws(seed).lane("calibration")).x[0]
+        x = posterior._simulator().complete(1, Draws(seed).lane("calibration")).x[0]
     if x is not None and posterior.conditional:
-        _, many = observed_rows(x, posterior.data_shape)
+        _, many = observed_rows(x, posterior.data_shape, posterior.missing is not None)
         _checks.require(not many, "x", "one data set", x)
     known = not posterior.conditional or x is not None or posterior.x is not None
-    sample = posterior.importance_sample(num_samples, x, seed) if weighs and known else None
+    complete = posterior.missing is None or not known or not bool((posterior.x if x is None else x).isnan().any())
+    sample = posterior.importance_sample(num_samples, x, seed) if weighs and known and complete else None
     boundary = _near_the_boundary(posterior, num_samples, x, seed) if known else {}
     calibration = posterior.diagnostics(num_simulations, _RANKED, seed) if simulates else None
     size, k = (None, None) if sample is None else (sample.effective_sample_size, sample.pareto_k)

@@ -15,6 +15,7 @@ from torch.distributions.constraints import Constraint
 
 from ddvi_fast import _checks
 from ddvi_fast.engine.engine import Engine
+from ddvi_fast.inference.missing import chosen
 from ddvi_fast.inference.model import (
     FlatModel,
     HasLogJoint,
@@ -90,6 +91,7 @@ def fit_posterior(
     training: Training = Training(),
     num_simulations: int | None = None,
     embedding: nn.Module | None = None,
+    missing: str | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> FittedPosterior:
@@ -120,6 +122,10 @@ def fit_posterior(
         num_simulations: Number of simulations, drawn once (int). Default: new simulations at every step.
         embedding: Network from data [N, ...] to features [N, P], trained with the posterior. Default: data are flattened. `SetEmbedding` is one
             for several independent observations, in any number.
+        missing: Which entries of the data may be missing, that is NaN: ``random`` for any of them, whose absence says nothing about the
+            parameters, or ``simulated`` for those that `simulate` makes NaN. With ``random`` the training hides entries of the simulations: none
+            in a quarter of them, and in the others a random share between none and all. Such a fit is one to simulations. An embedding gets data
+            [N, C, ...] as [N, 2 C, ...]: the values, 0 where one is missing, then 1 where one is missing. Default: None, and NaN is refused.
         seed: Seed of initial weights and all random numbers (int, default 0).
         device: Device of the training (default CPU).
 
@@ -141,7 +147,12 @@ def fit_posterior(
         >>> posterior.sample(5).shape, posterior.sample(5, x=torch.tensor([[2.0], [9.0]])).shape
         (torch.Size([5, 1]), torch.Size([5, 2, 1]))
     """
-    objective, device, seed = _chosen(objective, model), _checks.device(device), _checks.integer(seed, "seed")
+    missing, device, seed = chosen(missing), _checks.device(device), _checks.integer(seed, "seed")
+    objective = _chosen("simulations" if missing and objective == "auto" else objective, model)
+    alone = "simulations, for data with missing entries, which log_joint does not describe"
+    _checks.require(missing is None or objective == "simulations", "objective", alone, objective)
+    sets = isinstance(embedding, SetEmbedding)
+    _checks.require(missing is None or not sets, "missing", "None, for sets of observations", missing, "leave out observations")
     for argument, value, kind in (("architecture", architecture, Architecture), ("training", training, Training)):
         _checks.instance(value, kind, argument, f"an {kind.__name__}" if kind is Architecture else "a Training")
     _checks.instance(embedding, (nn.Module, type(None)), "embedding", "None or a torch.nn.Module")
@@ -160,10 +171,9 @@ def fit_posterior(
         if objective == "bound":
             fitted = request.for_one_data_set(_support_to_save(_support(support, dim)))
         else:
-            sets = isinstance(embedding, SetEmbedding)
             once = "None, for sets of observations: all simulations of one call have the same number of them"
             _checks.require(not sets or num_simulations is None, "num_simulations", once, num_simulations)
-            simulator = Simulator(model, _support_to_save(_support(support, dim, model)), num_simulations, seed, device, sets)
+            simulator = Simulator(model, _support_to_save(_support(support, dim, model)), num_simulations, seed, device, sets, missing)
             fitted = request.for_any_data(simulator, embedding, with_bound=objective == "both")
     for notice in fitted.notices:
         tell(notice)
@@ -246,19 +256,20 @@ class _Request:
         return fitted
 
     def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> FittedPosterior:
-        support, first = simulator.support, simulator.take(_STANDARDIZING, Draws(self.seed).lane("looked_at"))
+        looked_at, may_miss = Draws(self.seed).lane("looked_at"), simulator.missing is not None
+        support, first = simulator.support, simulator.complete(_STANDARDIZING, looked_at)
         shape, names = data_shape(first.x, embedding), support.coordinates()
         if isinstance(embedding, SetEmbedding):
             embedding.standardize(first.x)
-        observed, many = (None, False) if self.x is None else observed_rows(self.x, shape)
+        observed, many = (None, False) if self.x is None else observed_rows(self.x, shape, may_miss)
         observed = None if observed is None else observed.to(self.device)
         _checks.require(not with_bound or observed is None or len(observed) >= 1, "x", "at least one row, for the evidence bound", observed)
         many = many and with_bound
         architecture = self.architecture.settled(many, support.dim)
         require_resolved(support, first.u)
-        observation = Observation.of(first.x, _in_training(embedding, self.device), observed if many else None)
+        observation = Observation.of(first.x, _in_training(embedding, self.device), observed if many else None, may_miss)
         if embedding is not None:
-            require_apart(embedding, first.x)
+            require_apart(embedding, first.x, may_miss)
         whitening = Whitening.of(first.u, names)
         density = self._density(support, whitening, first, observed) if with_bound else None
         posterior = build(architecture, support.dim, observation, self.seed).to(self.device)
@@ -271,11 +282,11 @@ class _Request:
         start = Rows(observed, self.training.batch_size) if many and architecture.frame_updates else None
         goal = Simulated(posterior, whitening, simulator, max(1, self.training.batch_size // fewer), density, rows, start)
         history = _train(goal, self.training, self.seed, self.device)
-        gained = goal.information(first, Draws(self.seed).lane("looked_at"))
+        gained = goal.information(first, looked_at)
         uninformed = f"loss: {history[-1]:.3f} nats, that of the prior: data do not narrow the posterior, or the training was too short for it"
         notices = [*observation.notices(column_names(shape)), *spreads(support, first.u), *([] if gained > 0 else [uninformed])]
         fitted = FittedPosterior(
-            posterior, support, whitening, architecture, conditional=True, model=self.model, x=self.x, data_shape=shape
+            posterior, support, whitening, architecture, conditional=True, model=self.model, x=self.x, data_shape=shape, missing=simulator.missing
         )  # fmt: skip
         fitted.history, fitted.information, fitted.notices = history, gained, notices
         return fitted

@@ -24,7 +24,7 @@ def mode(posterior: FittedPosterior, x: Any, num_samples: int, seed: int) -> Ten
     rows = posterior._row(x)
     num_samples = _checks.integer(num_samples, "num_samples", 1)
     samples = posterior._unconstrained(num_samples, rows, seed)[:, 0]
-    if not offers(posterior.model, "log_joint"):
+    if not offers(posterior.model, "log_joint") or bool(rows.isnan().any()):
         z, _ = posterior.support.constrain(samples)
         return samples[posterior.log_prob(z, x, seed=seed).argmax()]
     flat = FlatModel(posterior.model, posterior.support, posterior.whitening)

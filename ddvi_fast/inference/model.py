@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ddvi_fast import _checks, rng
 from ddvi_fast.inference.kinds import called
+from ddvi_fast.inference.missing import hidden, require_usable
 from ddvi_fast.inference.support import Latents, Support
 from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.models import Fantasies
@@ -90,20 +91,27 @@ class Simulator:
         seed: Seed of the fixed simulations (int, default 0).
         device: Device of the simulations (default CPU).
         sets: Whether the data are sets, whose number of observations may differ between calls (bool, default False).
+        missing: Which entries of the data are missing, see `fit_posterior` (default None).
 
     Raises:
         InputError: If `budget` is below 2, or if simulations have the wrong shape or are not finite.
     """
 
     def __init__(
-        self, model: Any, support: Support, budget: int | None = None, seed: int = 0, device: torch.device | str = "cpu", sets: bool = False
-    ) -> None:
-        self.model, self.support, self.device, self.sets = model, support, torch.device(device), sets
+        self, model: Any, support: Support, budget: int | None = None, seed: int = 0, device: torch.device | str = "cpu", sets: bool = False,
+        missing: str | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.support, self.device, self.sets, self.missing = model, support, torch.device(device), sets, missing
         self._shape: tuple[int, ...] | None = None  # of the data of one simulation
         self._pool = None if budget is None else self._new(_checks.integer(budget, "num_simulations", 2), Draws(seed))
 
     def take(self, n: int, draws: Draws) -> Simulations:
-        """Return `n` simulations."""
+        """Return `n` simulations, as the posterior is to see them."""
+        made = self.complete(n, draws)
+        return Simulations(made.u, hidden(made.x, draws)) if self.missing == "random" else made
+
+    def complete(self, n: int, draws: Draws) -> Simulations:
+        """Return `n` simulations of which nothing is hidden."""
         if self._pool is None:
             return self._new(n, draws)
         rows = rng.integers(draws, n, len(self._pool.u), rng.ORDER).to(self.device)
@@ -123,7 +131,8 @@ class Simulator:
         shape = tuple(x.shape[1 + self.sets :])
         self._shape = shape if self._shape is None else self._shape
         _checks.require(shape == self._shape, "simulate, x", f"data of shape {list(self._shape)}, as before", x)
-        return Simulations(as_real(u, "simulate, z"), _checks.finite(as_real(x, "simulate, x").to(self.device), "simulate, x"))
+        x = require_usable(as_real(x, "simulate, x").to(self.device), "simulate, x", self.missing == "simulated")
+        return Simulations(as_real(u, "simulate, z"), x)
 
 
 def as_real(value: Tensor, argument: str) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
+from ddvi_fast.inference.missing import filled, require_usable, with_mask
 from ddvi_fast.inference.model import as_real, seeded
 from ddvi_fast.inference.sets import fits, shown
 from ddvi_fast.networks import evaluation
@@ -31,6 +32,9 @@ class Observation(nn.Module):
     far outside of what was simulated are clipped: at the range of the simulations, extended by its length on both sides, or at 10 standard
     deviations. The features of an embedding, which is trained, are only shifted and scaled.
 
+    Where entries may be missing (NaN), a missing one has the feature 0, and features that follow are 1 where one is missing. An embedding gets
+    the same: data [N, C, ...] as [N, 2 C, ...].
+
     Args:
         shift: Means of the features, float64 [P].
         scale: Standard deviations of the features, float64 [P].
@@ -39,14 +43,16 @@ class Observation(nn.Module):
         heavy: Numbers of the features that become normal scores, int64 [H].
         knots, scores: Quantiles of these features and their normal scores, float64 [H, Q].
         embedding: Network from data [N, ...] to features [N, P], or None (default) to flatten them.
+        masked: Numbers of the entries that may be missing, int64 [M], none with an embedding; None (default) if no entry may be missing.
     """
 
     def __init__(
         self, shift: Tensor, scale: Tensor, low: Tensor, high: Tensor, columns: Tensor, heavy: Tensor, knots: Tensor, scores: Tensor,
-        embedding: nn.Module | None = None,
+        embedding: nn.Module | None = None, masked: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.embedding = embedding
+        self.register_buffer("masked", masked)
         for name, value in (("shift", shift), ("scale", scale), ("low", low), ("high", high), ("columns", columns), ("heavy", heavy),
                             ("knots", knots), ("scores", scores)):  # fmt: skip
             self.register_buffer(name, value)
@@ -54,32 +60,38 @@ class Observation(nn.Module):
     @property
     def width(self) -> int:
         """Number of features that are used, K."""
-        return self.columns.shape[0]
+        return self.columns.shape[0] + (0 if self.masked is None else self.masked.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.standardized(embed(self.embedding, x).double())
+        return self.standardized(embed(self.embedding, x, self.masked is not None).double())
 
     def standardized(self, features: Tensor) -> Tensor:
         """Standardize features, float64 [N, P]; float32 [N, K]."""
         scaled = ((features - self.shift) / self.scale).clamp(self.low, self.high)
         if self.heavy.shape[0]:
             scaled = scaled.index_copy(1, self.heavy, normal_scores(features.index_select(1, self.heavy), self.knots, self.scores))
-        return scaled.index_select(1, self.columns).float()
+        used = scaled.index_select(1, self.columns).float()
+        if self.masked is None or self.embedding is not None:
+            return used
+        missing = features.isnan().index_select(1, self.masked)
+        return torch.cat((used.nan_to_num(nan=0.0), missing.float()), 1)
 
     @classmethod
     @torch.no_grad()
-    def of(cls, x: Tensor, embedding: nn.Module | None, observed: Tensor | None = None) -> Observation:
+    def of(cls, x: Tensor, embedding: nn.Module | None, observed: Tensor | None = None, missing: bool = False) -> Observation:
         """Make the standardization of data like the simulations `x` [n, ...], and like the rows `observed` [M, ...] if there are any.
 
         If simulations take two values only, like the pixels of binary images, and rows lie between them, all columns have one unit and scale.
+        With `missing`, entries may be missing.
 
         Raises:
             InputError: If no feature varies, or if the embedding does not return finite features [n, P].
         """
-        simulated = x
+        gone = x.flatten(1).isnan()
+        simulated = x = filled(x) if embedding is None else x
         if observed is not None:
             x = torch.cat((x, observed[:: -(-len(observed) // _OBSERVED)].to(x)))
-        features = embed(embedding, x)
+        features = embed(embedding, x, missing)
         _checks.require(features.dim() == 2 and len(features) == len(x), "embedding", f"features [{len(x)}, P]", features)
         columns = Columns.of(_checks.finite(features, "embedding" if embedding is not None else "simulate, x"), robust=embedding is None)
         argument, hint = ("simulate, x", "") if embedding is None else ("embedding", "it gets x in its own units: bring x to order 1")
@@ -88,7 +100,7 @@ class Observation(nn.Module):
             endless = torch.full_like(columns.scale, torch.inf)
             every, none = torch.arange(len(endless), device=x.device), torch.zeros(0, dtype=torch.long, device=x.device)
             empty = endless.new_zeros(0, _KNOTS)
-            return cls(columns.center, columns.scale, -endless, endless, every, none, empty, empty, embedding)
+            return cls(columns.center, columns.scale, -endless, endless, every, none, empty, empty, embedding, none if missing else None)
         columns = _of_one_unit(columns) if _binary(simulated, x) else columns
         scaled = columns(features)
         lowest, highest = scaled.amin(0), scaled.amax(0)
@@ -96,13 +108,14 @@ class Observation(nn.Module):
         low, high = (lowest - reach).clamp(max=-FAR), (highest + reach).clamp(min=FAR)
         heavy = columns.heavy.nonzero().flatten()
         knots, scores = quantiles(features.index_select(1, heavy).double())
-        return cls(columns.center, columns.scale, low, high, columns.varies.nonzero().flatten(), heavy, knots, scores)
+        masked = (columns.varies | gone.any(0)).nonzero().flatten() if missing else None
+        return cls(columns.center, columns.scale, low, high, columns.varies.nonzero().flatten(), heavy, knots, scores, masked=masked)
 
     @classmethod
     def like(cls, tensors: dict[str, Tensor], embedding: nn.Module | None) -> Observation:
         """Make a standardization with the buffers in `tensors`."""
         names = ("shift", "scale", "low", "high", "columns", "heavy", "knots", "scores")
-        return cls(*(torch.empty_like(tensors[name]) for name in names), embedding)
+        return cls(*(torch.empty_like(tensors[name]) for name in names), embedding, tensors.get("masked"))
 
     def left_out(self) -> Tensor:
         """Whether a feature is left out, bool [P]."""
@@ -153,27 +166,28 @@ def _of_one_unit(columns: Columns) -> Columns:
 
 
 @torch.no_grad()
-def require_apart(embedding: nn.Module, x: Tensor) -> None:
+def require_apart(embedding: nn.Module, x: Tensor, missing: bool = False) -> None:
     """Refuse an embedding whose features of a row in evaluation mode depend on the other rows, or on chance."""
     expected = "a network that treats rows apart and without chance in evaluation mode"
     with evaluation(embedding):
         try:
-            together, *alone = (_seeded_features(embedding, part) for part in (x[:_APART], *x[:_APART].split(1)))
+            together, *alone = (_seeded_features(embedding, part, missing) for part in (x[:_APART], *x[:_APART].split(1)))
         except (RuntimeError, ValueError, IndexError) as error:
             _checks.fail("embedding", expected, _checks.one_line(error))
     off = (together - torch.cat(alone)).abs().max()
     _checks.require(bool(off <= 1e-3 * (1 + together.abs().max())), "embedding", expected, f"features of a row that differ by {float(off):.2g}")
 
 
-def _seeded_features(embedding: nn.Module, x: Tensor) -> Tensor:
+def _seeded_features(embedding: nn.Module, x: Tensor, missing: bool) -> Tensor:
     with seeded(Draws(0), x.device):
-        return embed(embedding, x)
+        return embed(embedding, x, missing)
 
 
-def embed(embedding: nn.Module | None, x: Tensor) -> Tensor:
-    """Return the features [N, P] of data [N, ...]; an embedding gets data in the type of its parameters."""
+def embed(embedding: nn.Module | None, x: Tensor, missing: bool = False) -> Tensor:
+    """Return the features [N, P] of data [N, ...]; an embedding gets data in the type of its parameters, with a mask if entries may be missing."""
     if embedding is None:
         return x.flatten(1)
+    x = with_mask(x) if missing else x
     types = (parameter.dtype for parameter in embedding.parameters() if parameter.is_floating_point())
     return embedding(x.to(next(types, torch.float32)))
 
@@ -200,16 +214,16 @@ def normal_scores(x: Tensor, knots: Tensor, scores: Tensor) -> Tensor:
     return torch.lerp(scores.gather(1, above - 1), scores.gather(1, above), share).T
 
 
-def observed_rows(x: Any, shape: tuple[int | None, ...]) -> tuple[Tensor, bool]:
+def observed_rows(x: Any, shape: tuple[int | None, ...], missing: bool = False) -> tuple[Tensor, bool]:
     """Return data of `shape`, in which None is any number, or rows of them, as real rows [M, ...], and whether `x` had rows.
 
     Raises:
-        InputError: If `x` is no tensor of real numbers of that shape, or if a value is NaN or infinite.
+        InputError: If `x` is no tensor of real numbers of that shape, or if a value is infinite, or NaN where none may be missing.
     """
     _checks.tensor(x, "x", floating=False)
     many = x.dim() == len(shape) + 1
     _checks.require(fits(x.shape[int(many) :], shape), "x", f"data of shape {shown(shape)} or rows of them", x)
-    x = _checks.finite(as_real(x, "x"), "x")
+    x = require_usable(as_real(x, "x"), "x", missing)
     return (x if many else x.unsqueeze(0)), many
 
 

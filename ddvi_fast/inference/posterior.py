@@ -49,6 +49,7 @@ class FittedPosterior:
         conditional: Whether the posterior accepts data other than `x`.
         model: The model of the fit; None for a loaded posterior unless it was passed to `load`.
         x: The data of the fit.
+        missing: Which entries of the data may be missing, see `fit_posterior`.
         history: Mean loss over each twentieth of the training, nats.
         information: Lower limit of the nats by which own data lower the loss compared with data of other simulations, at most 1; 0 if the
             posterior is the same for all data. None for the posterior of one data set.
@@ -57,11 +58,12 @@ class FittedPosterior:
 
     def __init__(
         self, posterior: Posterior, support: Support, whitening: Whitening, architecture: Architecture, *,
-        conditional: bool, model: Any = None, x: Any = None, data_shape: tuple[int | None, ...] = (),
+        conditional: bool, model: Any = None, x: Any = None, data_shape: tuple[int | None, ...] = (), missing: str | None = None,
     ) -> None:  # fmt: skip
         # The one place in which whatever was fitted or loaded enters evaluation mode.
         self.posterior, self.support, self.whitening, self.architecture = posterior.eval(), support, whitening.eval(), architecture
         self.conditional, self.model, self.x, self.data_shape = conditional, model, x, tuple(data_shape)
+        self.missing = missing
         self.history: list[float] = []
         self.information: float | None = None
         self.notices: list[str] = []
@@ -81,7 +83,8 @@ class FittedPosterior:
             Parameters [K, D], or named parameters [K, *shape]; for rows of data with the axes [K, M].
 
         Raises:
-            InputError: If the posterior does not accept `x`, if a value of it is NaN or infinite, or if `num_samples` is below 1.
+            InputError: If the posterior does not accept `x`, if a value of it is infinite, or NaN where none may be missing, or if `num_samples`
+                is below 1.
         """
         rows, many = self._rows(x)
         u = self._unconstrained(num_samples, rows, seed)
@@ -169,6 +172,7 @@ class FittedPosterior:
 
     def _weighted(self, rows: Tensor, first: int, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
         """Unconstrained samples [K, M, D] and their log-weights [K, M] for rows [M, ...], the first of which is the row `first` of all."""
+        _checks.require(not rows.isnan().any(), "x", "data without missing entries, for weights of log_joint", f"{int(rows.isnan().sum())} missing")
         flat = FlatModel(self.model, self.support, self.whitening)
         kept, weights = [], []
         for y, log_ratio in self._drawn(rows, num_samples, seed, first):
@@ -259,8 +263,7 @@ class FittedPosterior:
         else:
             self._needs("simulate", "calibration")
             _checks.require(self.conditional, "reference", "samples of the true posterior, for a posterior of one data set", None)
-            simulator = Simulator(self.model, self.support, device=self.whitening.shift.device)
-            truth, x = simulator.take(num_simulations, Draws(seed).lane("calibration"))
+            truth, x = self._simulator().take(num_simulations, Draws(seed).lane("calibration"))
             draws = self._unconstrained(num_samples, x, seed)
         return Diagnostics.of(truth.to(draws), draws, self.support.coordinates())
 
@@ -316,6 +319,7 @@ class FittedPosterior:
             "architecture": dataclasses.asdict(self.architecture),
             "conditional": self.conditional,
             "data_shape": list(self.data_shape),
+            "missing": self.missing,
             "embedded": observation is not None and observation.embedding is not None,
             "history": self.history,
             "information": self.information,
@@ -363,6 +367,7 @@ class FittedPosterior:
         checkpoint.load_modules(tensors, {"posterior": posterior, "whitening": whitening})
         kept = tensors.get("x") if x is None else x
         options = {"conditional": state["conditional"], "model": model, "x": kept, "data_shape": state["data_shape"]}
+        options["missing"] = state.get("missing")
         fitted = cls(posterior, support, whitening, architecture, **options)
         if any(architecture.looks().values()):
             fitted._needs("log_joint", "steps that see its gradient")
@@ -389,11 +394,15 @@ class FittedPosterior:
             return torch.zeros(1, 1, dtype=torch.float32, device=device), False
         x = self.x if x is None else x
         _checks.require(x is not None, "x", f"data of shape {shown(self.data_shape)} or rows of them", None)
-        rows, many = observed_rows(x, self.data_shape)
+        rows, many = observed_rows(x, self.data_shape, self.missing is not None)
         rows = rows.to(device)
         for surprise in self.observation.surprises(rows, column_names(self.data_shape)):
             tell(surprise)
         return rows, many
+
+    def _simulator(self) -> Simulator:
+        """The simulations of the model, as the posterior is to see them."""
+        return Simulator(self.model, self.support, device=self.whitening.shift.device, missing=self.missing)
 
     def _row(self, x: Any) -> Tensor:
         """Data of `_rows` that are one data set, [1, ...]."""
