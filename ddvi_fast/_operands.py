@@ -135,6 +135,15 @@ class DenseOptions(NamedTuple):
     stream: int = 0  # of the dropout
 
 
+class ScheduleSpec(NamedTuple):
+    """What the tables of a schedule are made of: its `kind`, and arguments of `NoiseSchedule.coefficients`."""
+
+    kind: str
+    parametrisation: str
+    eta: float
+    final_variance: float | None
+
+
 class DecoderOptions(NamedTuple):
     """Activation and likelihood of a decoder that is a multilayer perceptron."""
 

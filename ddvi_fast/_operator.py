@@ -124,6 +124,56 @@ class Operator:
         self._refuses = True
 
 
+class Part:
+    """A small part of a training step on a device: kernels for its values and first derivatives, in place of many launches.
+
+    Args:
+        name: Name of its node in the graph of autograd.
+        plain: The same in plain PyTorch, which has derivatives of every order: a function of tensors, and of constants that follow them.
+        forward: Function of the same arguments that launches kernels; it returns as many results.
+        backward: Function `(inputs, results, upstream, needed)` that launches kernels. The upstream gradients may be None, the others are
+            contiguous; `needed` says which tensors need a gradient. It returns a gradient or None for each of the tensors.
+        constant: Positions of the results that have no gradient.
+    """
+
+    def __init__(self, name: str, plain: Callable, forward: Callable, backward: Callable, constant: Sequence[int] = ()) -> None:
+        def run(ctx: Any, *inputs: Any) -> Any:
+            found = forward(*inputs)
+            results = found if isinstance(found, tuple) else (found,)
+            ctx.set_materialize_grads(False)
+            ctx.mark_non_differentiable(*(results[i] for i in constant))
+            ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs), *results)
+            ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
+            return found
+
+        def differentiate(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+            kept, needed = ctx.saved_tensors[: len(ctx.others)], ctx.needs_input_grad
+            inputs = [other if value is None else value for value, other in zip(kept, ctx.others, strict=True)]
+            if all(value is None for value in upstream):
+                return (None,) * len(inputs)
+            if torch.is_grad_enabled():  # a second derivative
+                return _plain_gradients(plain, inputs, upstream, needed)
+            given = [None if value is None else value.contiguous() for value in upstream]
+            found = backward(inputs, ctx.saved_tensors[len(ctx.others) :], given, needed)
+            return *found, *(None,) * (len(inputs) - len(found))
+
+        members = {"forward": staticmethod(run), "backward": staticmethod(differentiate)}
+        self._function: Any = type(name, (torch.autograd.Function,), members)
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._function.apply(*inputs)
+
+
+def _plain_gradients(plain: Callable, inputs: Sequence[Any], upstream: Sequence[Tensor | None], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Gradients of a function in plain PyTorch, which can be differentiated again."""
+    results = plain(*inputs)
+    pairs = zip(results if isinstance(results, tuple) else (results,), upstream, strict=True)
+    outputs, given = zip(*((result, value) for result, value in pairs if value is not None and result.requires_grad), strict=True)
+    wanted = [value for value, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(outputs, wanted, given, create_graph=True, allow_unused=True))
+    return tuple(next(found) if need else None for need in needed)
+
+
 def contiguous(*values: Any) -> list[Any]:
     """The same values, with contiguous tensors."""
     return [value.contiguous() if isinstance(value, Tensor) else value for value in values]

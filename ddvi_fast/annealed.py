@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddvi_fast import _checks, rng
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.posteriors.base import standard_log_prob
+from ddvi_fast.posteriors.placing import standard_log_prob
 from ddvi_fast.precision import as_float64, without_callers_autocast
 from ddvi_fast.rng import Draws
 

@@ -213,7 +213,7 @@ class DeviceDraws(_Position):
 
     def spread(self, count: int) -> DeviceDraws:
         """As in `Draws`, from the position at the time of the call (in a recorded step, of the replay)."""
-        return DeviceDraws(torch.stack((self.seed, self.first_index * count)))
+        return self if count == 1 else DeviceDraws(torch.stack((self.seed, self.first_index * count)))
 
     def state(self, device: torch.device | str = "cpu") -> Tensor:
         """The position, which must be on `device`."""

@@ -297,8 +297,12 @@ class LearnedSchedule(nn.Module):
         self.raw = nn.Parameter(raw.float())
 
     def forward(self) -> NoiseSchedule:
-        raw = self.raw.double()
-        return NoiseSchedule(torch.sigmoid(raw) if self.kind == "vp" else torch.exp(raw), self.kind)
+        return NoiseSchedule(learned_betas(self.raw, self.kind), self.kind)
+
+
+def learned_betas(raw: Tensor, kind: str) -> Tensor:
+    """Return the betas of a `LearnedSchedule` of a kind, ``vp`` or ``ve``: float64 [T], from its parameters [T]."""
+    return torch.sigmoid(raw.double()) if kind == "vp" else torch.exp(raw.double())
 
 
 def make(name: str, num_steps: int, *, kind: str = "vp", rescale: bool = False, **options: float) -> NoiseSchedule:

@@ -62,6 +62,7 @@ SPILLS = {
     "dense_fwd_kernel float32 dropout on sm_100": 8,
     "mmd_fwd_kernel P 784, S 6 on sm_80": 32,
     "mmd_bwd_kernel_coefficients P 784, S 6 on sm_80": 16,
+    "schedule_bwd_kernel T 1000 eps on sm_100": 24,  # two steps a thread in float64
     "sleep_fwd_kernel": 1128,
     "sleep_fwd_kernel D=2 C=2 H=128 bf16": 392,
     "sleep_fwd_kernel D=2 C=2 H=128 float32 on sm_80": 2304,

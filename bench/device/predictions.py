@@ -52,6 +52,10 @@ TURNS: dict[str, Callable[[Values], float]] = {
     "terms_fwd_kernel": lambda v: v["count"],
     "dense_bwd_kernel": lambda v: math.ceil(min(v["rows"], v["PART"]) / v["ROWS"]),
     "start_bwd_kernel": lambda v: v["samples"],
+    "frame_bwd_kernel": lambda v: v["samples"],
+    "classes_bwd_kernel": lambda v: v["samples"],
+    "bound_fwd_kernel": lambda v: v["samples"],
+    "bound_bwd_kernel": lambda v: v["samples"],
 }
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks
+from ddvi_fast import _backend, _checks
+from ddvi_fast._operator import Part
+from ddvi_fast.dense import on_device
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.objectives.annealing import KLSchedule, PriorGuide
 from ddvi_fast.objectives.base import Objective, Progress, Terms
@@ -67,10 +69,8 @@ class ELBO(Objective):
         log_prior_ratio = self.guide.log_prior_ratio(self.posterior, self.model.prior, sample, progress)
         reweighted = self.reweighted and torch.is_grad_enabled()
         log_likelihood = self._reweighted(x, sample.z, kl * log_prior_ratio.detach()) if reweighted else self.model.log_likelihood(x, sample.z)
-        reconstruction = -log_likelihood.mean(0)
-        if log_class is not None and self.num_samples > 1:
-            reconstruction = reconstruction - zero_with_score(log_class, (log_likelihood + kl * log_prior_ratio).detach())
-        return Terms({"reconstruction": reconstruction, "kl": -log_prior_ratio.mean(0)}, {"reconstruction": 1.0, "kl": kl})
+        reconstruction, divergence = bound(log_likelihood, log_prior_ratio, log_class if self.num_samples > 1 else None, kl)
+        return Terms({"reconstruction": reconstruction, "kl": divergence}, {"reconstruction": 1.0, "kl": kl})
 
     def draw(self, x: Tensor, encoded: Any, draws: Draws) -> PosteriorSample:
         """Draw the posterior samples of the bound, [K, N, D]."""
@@ -85,6 +85,41 @@ class ELBO(Objective):
         shares = len(z) * torch.softmax(value + log_prior_ratio, 0)
         # Both summands after the value are zero: the first has the decoder's gradient, the second that of the samples.
         return value + shares * (log_likelihood - value) + ((z - z.detach()) * gradient).sum(-1)
+
+
+def bound(log_likelihood: Tensor, log_prior_ratio: Tensor, log_class: Tensor | None, kl: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return the terms [N] of the bound from log-likelihoods and log-ratios [K, N].
+
+    Args:
+        log_likelihood: `log p(x | z)` [K, N].
+        log_prior_ratio: Log-ratios [K, N] with respect to it.
+        log_class: Log-probabilities [K, N] of drawn classes, which get the score-function gradient of `zero_with_score` (None: no classes).
+        kl: Weight of the log-ratios, of which the score depends.
+    """
+    values = (log_likelihood, log_prior_ratio, *([] if log_class is None else [log_class]))
+    if on_device(log_likelihood) and all(value.dtype == torch.float32 and value.shape == log_likelihood.shape for value in values):
+        return _fused_bound(log_likelihood, log_prior_ratio, log_class, kl)
+    return _plain_bound(log_likelihood, log_prior_ratio, log_class, kl)
+
+
+def _plain_bound(log_likelihood: Tensor, log_prior_ratio: Tensor, log_class: Tensor | None, kl: float | Tensor) -> tuple[Tensor, Tensor]:
+    reconstruction = -log_likelihood.mean(0)
+    if log_class is not None:
+        reconstruction = reconstruction - zero_with_score(log_class, (log_likelihood + kl * log_prior_ratio).detach())
+    return reconstruction, -log_prior_ratio.mean(0)
+
+
+def _forward(log_likelihood: Tensor, log_prior_ratio: Tensor, log_class: Tensor | None, kl: float | Tensor) -> tuple[Tensor, Tensor]:
+    return _backend.implementation("triton", "bound").forward(log_likelihood.contiguous(), log_prior_ratio.contiguous())
+
+
+def _backward(inputs, results, upstream, needed):
+    log_likelihood, log_prior_ratio, log_class, kl = inputs
+    call = log_likelihood.contiguous(), log_prior_ratio.contiguous(), kl, log_class is not None
+    return _backend.implementation("triton", "bound").backward(*upstream, *call)
+
+
+_fused_bound = Part("Bound", _plain_bound, _forward, _backward)
 
 
 def zero_with_score(log_class: Tensor, log_weights: Tensor) -> Tensor:

@@ -164,9 +164,9 @@ class PairFit:
             return -family.log_density(encoded, u)
         v = family.whitened(encoded, u).detach()
         count = self.sleep.timesteps
-        v, draws = v.repeat_interleave(count, 0), draws.spread(count)
-        t = uniform_timesteps(draws, len(v), family.schedule.num_steps, v.device)
-        encoded = type(encoded)(*(None if part is None else part.repeat_interleave(count, 0) for part in encoded))
+        v, draws = repeated(v, count), draws.spread(count)
+        t = uniform_timesteps(draws, len(v), family.num_active_steps, v.device)
+        encoded = type(encoded)(*(None if part is None else repeated(part, count) for part in encoded))
         return chain_loss(family, encoded, v, t, draws, self.sleep.loss).view(-1, count).mean(1)
 
     def _fantasies(self, like: Tensor, draws: Draws) -> Pairs:
@@ -193,6 +193,11 @@ class PairFit:
         if not self.by_class:
             return Pairs(z, data, u, None, None)
         return Pairs(z, data, u, candidates.labels[chosen], shares @ one_hot(candidates.labels, self.posterior.num_classes).to(shares))
+
+
+def repeated(rows: Tensor, count: int) -> Tensor:
+    """Each row `count` times in a row."""
+    return rows if count == 1 else rows.repeat_interleave(count, 0)
 
 
 def chain_loss(posterior: Diffusion, encoded: Encoded, z: Tensor, t: Tensor, draws: Draws, loss: str) -> Tensor:

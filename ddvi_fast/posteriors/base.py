@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from ddvi_fast import _backend, _checks, rng
 from ddvi_fast._html import card
 from ddvi_fast.dense import on_device
 from ddvi_fast.models import LatentVariableModel
+from ddvi_fast.posteriors.placing import fused_placement, standard_log_prob
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
@@ -128,6 +128,9 @@ class Posterior(nn.Module):
 
     def place(self, encoded: Any, y: Tensor, log_ratio: Tensor | None, labels: Tensor | None = None) -> PosteriorSample:
         """Map samples `y` [K, N, D] of the family and their log-ratios [K, N] to the latents; the arguments are those of `sample_encoded`."""
+        fused = fused_placement(encoded, y, log_ratio) if self.whitens and self.pushes and log_ratio is not None else None
+        if fused is not None:
+            return PosteriorSample(self.prior.push(fused[0], labels), None, fused[1])
         u = self.unwhitened(encoded, y)
         if self.whitens and log_ratio is not None:
             log_ratio = log_ratio + self.log_scale(encoded)
@@ -159,6 +162,11 @@ class Posterior(nn.Module):
     def has_density(self) -> bool:
         """Whether samples have weights, so that bounds can be computed."""
         return True
+
+    @property
+    def sees_model(self) -> bool:
+        """Whether the posterior needs a model, and with it the data after encoding."""
+        return False
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Any:
         """Compute everything that depends on data `x` [N, ...] only; `draws` are used for dropout in training mode."""
@@ -319,7 +327,9 @@ def encode_with_context(posterior: Any, x: Tensor, draws: Draws | None) -> Encod
     """
     draws = draws if posterior.training else None
     if posterior.context_encoder is None:
-        top, context = posterior.encoder(x, draws).tensor_split((2 * posterior.latent_dim,), dim=-1)
+        output, columns = posterior.encoder(x, draws), 2 * posterior.latent_dim
+        _checks.require(output.shape[-1] >= columns, "encoder", f"an output of at least {columns} columns", output)
+        top, context = output.split((columns, output.shape[-1] - columns), dim=-1)  # whose gradient is one launch
         return Encoded(*split_mean_log_var(top), context)
     # The dropout of the two encoders must not share its draws.
     context = posterior.context_encoder(x, None if draws is None else draws.lane("context"))
@@ -329,11 +339,6 @@ def encode_with_context(posterior: Any, x: Tensor, draws: Draws | None) -> Encod
 def with_context(z: Tensor, context: Tensor) -> Tensor:
     """Concatenate latents [K, N, D] and their context [N, C] to [K, N, D + C]."""
     return torch.cat((z, context.expand(*z.shape[:-1], -1)), -1)
-
-
-def standard_log_prob(u: Tensor) -> Tensor:
-    """Compute log N(u; 0, I) [...] in nats of `u` [..., D]."""
-    return -0.5 * u.square().sum(-1) - 0.5 * u.shape[-1] * math.log(2 * math.pi)
 
 
 def draw_start(mean: Tensor, log_var: Tensor, num_samples: int, draws: Draws, stream: int = rng.START) -> Tensor:

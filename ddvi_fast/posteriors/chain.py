@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddvi_fast import ops
+from ddvi_fast import ops, rng
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.posteriors.base import Encoded, Posterior, draw_start
+from ddvi_fast.posteriors.placing import less_standard_log_prob
 from ddvi_fast.reference.chain import step_log_ratio
 from ddvi_fast.rng import Draws
 
@@ -30,14 +31,26 @@ class ChainPosterior(Posterior):
 
     def draw(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Draw samples as in `Posterior`; the chain accumulates the log-ratio of the path."""
-        start = draw_start(*self.start(encoded), num_samples, draws)
+        start = self._drawn_start(encoded, num_samples, draws)
         chain = self.run(encoded, start, draws=draws)
         return chain.z, self._with_start(chain.path, start, encoded)
 
     def latent_path(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
         """Draw the trajectory [T + 1, K, N, D], the start first."""
-        start = draw_start(*self.start(encoded), num_samples, draws)
+        start = self._drawn_start(encoded, num_samples, draws)
         return self.run(encoded, start, draws=draws, return_trajectory=True).trajectory
+
+    @property
+    def _starts_standard(self) -> bool:
+        """Whether the start is drawn from N(0, I)."""
+        return self.whitens
+
+    def _drawn_start(self, encoded: Encoded, num_samples: int, draws: Draws) -> Tensor:
+        """Starts [K, N, D] of the chain."""
+        if not self._starts_standard:
+            return draw_start(*self.start(encoded), num_samples, draws)
+        like = encoded.mean
+        return rng.normal(draws, (num_samples, *like.shape), rng.START, device=like.device, dtype=like.dtype)
 
     def log_ratio(self, encoded: Encoded, path: Tensor) -> Tensor:
         self.require_density()
@@ -98,4 +111,6 @@ class ChainPosterior(Posterior):
 
     def _with_start(self, path: Tensor | None, start: Tensor, encoded: Encoded) -> Tensor | None:
         """The log-ratio of the chain, `path`, plus that of the start."""
-        return None if path is None else path - ops.gaussian_log_prob(start, *self.start(encoded))
+        if path is None:
+            return None
+        return less_standard_log_prob(path, start) if self._starts_standard else path - ops.gaussian_log_prob(start, *self.start(encoded))

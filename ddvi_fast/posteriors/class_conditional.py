@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks, rng
+from ddvi_fast import _backend, _checks, rng
+from ddvi_fast._operator import Part
 from ddvi_fast.denoisers import ResidualMLP, StepView
+from ddvi_fast.dense import on_device
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import ACTIVATIONS, MLP, linear
-from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_sample_arguments, draw_start
+from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_sample_arguments
 from ddvi_fast.posteriors.diffusion import Diffusion
 from ddvi_fast.priors import Prior
 from ddvi_fast.priors.partitions import require_partitions
@@ -103,7 +105,7 @@ class ClassDiffusion(Diffusion):
 
     def draw(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Draw samples [K, C, N, D] of every class and their log-ratios [K, C, N] in one grouped call."""
-        y_T = draw_start(*self.start(encoded), num_samples, draws)
+        y_T = self._drawn_start(encoded, num_samples, draws)
         of_rows = Encoded(*(part if part is None or part.dim() == 2 else part.unsqueeze(1) for part in encoded[:3]), encoded.x, encoded.labels)
         if of_rows.labels is not None:
             of_rows = of_rows._replace(labels=of_rows.labels.unsqueeze(1))
@@ -122,7 +124,7 @@ class ClassDiffusion(Diffusion):
         Returns:
             Samples [K, N, D] and their log-ratios [K, N] or None.
         """
-        y_T = draw_start(*self.start(encoded), 1, draws)[0]
+        y_T = self._drawn_start(encoded, 1, draws)[0]
         chain = self.run(encoded, y_T, draws=draws, groups=labels)
         return chain.z, self._with_start(chain.path, y_T, encoded)
 
@@ -207,8 +209,10 @@ class ClassConditional(Posterior):
 
     def _encode_family(self, x: Tensor, features: Tensor, draws: Draws | None) -> Any:
         """The output of the family's encoders for the features of data `x` and every class."""
-        every = torch.arange(self.num_classes, device=x.device).unsqueeze(1)
-        return self.family.with_data(self.family.encode(features, draws), x, every)
+        encoded = self.family.encode(features, draws)
+        if not self.family.sees_model:
+            return encoded
+        return self.family.with_data(encoded, x, torch.arange(self.num_classes, device=x.device).unsqueeze(1))
 
     def inform(self, target: LatentVariableModel) -> ClassConditional:
         """Give the model to the informed steps of the family, see `Diffusion.inform`; returns the posterior."""
@@ -280,7 +284,7 @@ class ClassConditional(Posterior):
 
     def with_class(self, encoded: ClassEncoded, sample: PosteriorSample, labels: Tensor) -> tuple[PosteriorSample, Tensor]:
         """Add the terms of the class to samples given their classes `labels` [K, N]; returns them as `sample_with_class` does."""
-        log_class = encoded.log_probs.expand(len(labels), -1, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        log_class = chosen_rows([encoded.log_probs.mT.unsqueeze(-1)], labels)[0].squeeze(-1)
         if sample.log_prior_ratio is None:
             return sample, log_class
         log_prior_ratio = sample.log_prior_ratio - math.log(self.num_classes) - log_class.detach()
@@ -324,8 +328,36 @@ def rows_per_class(rows: int, num_classes: int) -> int:
 
 def of_class(encoded: Any, labels: Tensor) -> Any:
     """Select the classes `labels` [.., N] from the parts [C, N, W] of `encoded`; parts that classes share, [N, W] or None, are unchanged."""
-    rows = torch.arange(labels.shape[-1], device=labels.device)
     if isinstance(encoded, Encoded) and encoded.x is not None:
         return of_class(encoded._replace(x=None, labels=None), labels)._replace(x=encoded.x, labels=labels)
-    parts = [part[labels, rows] if part is not None and part.dim() == 3 else part for part in encoded]
+    places = [place for place, part in enumerate(encoded) if part is not None and part.dim() == 3]
+    chosen = dict(zip(places, chosen_rows([encoded[place] for place in places], labels), strict=True))
+    parts = [chosen.get(place, part) for place, part in enumerate(encoded)]
     return type(encoded)(*parts) if hasattr(encoded, "_fields") else tuple(parts)
+
+
+def chosen_rows(parts: Sequence[Tensor], labels: Tensor) -> Sequence[Tensor]:
+    """Rows [.., N, W] of the classes `labels`, int64 [.., N], from each of the parts [C, N, W]."""
+    if 1 <= len(parts) <= _MOST_PARTS and all(on_device(part) and part.dtype == torch.float32 for part in parts):
+        return _chosen_rows(labels.contiguous(), *parts)
+    return _plain_chosen(labels, *parts)
+
+
+_MOST_PARTS = 3  # that the kernel takes
+
+
+def _plain_chosen(labels: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    rows = torch.arange(labels.shape[-1], device=labels.device)
+    return tuple(part[labels, rows] for part in parts)
+
+
+def _forward(labels: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    return _backend.implementation("triton", "classes").forward(labels, [part if part.stride(2) == 1 else part.contiguous() for part in parts])
+
+
+def _backward(inputs, results, upstream, needed):
+    labels, *parts = inputs
+    return None, *_backend.implementation("triton", "classes").backward(upstream, labels, parts)
+
+
+_chosen_rows = Part("ChosenRows", _plain_chosen, _forward, _backward)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks, ops, rng
+from ddvi_fast._operands import ScheduleSpec
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import take_rows
@@ -17,6 +18,7 @@ from ddvi_fast.posteriors.base import Encoded, encode_with_context, require_enco
 from ddvi_fast.posteriors.chain import ChainPosterior
 from ddvi_fast.posteriors.informed import HasLogJoint, Target, clipped
 from ddvi_fast.posteriors.informed_chain import InformedSteps, joined
+from ddvi_fast.posteriors.learned_tables import Tables, chain_table, fused_tables
 from ddvi_fast.precision import as_float32
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
@@ -201,11 +203,31 @@ class Diffusion(ChainPosterior):
 
     def coefficients(self) -> Tensor:
         """Return the table of the chain, float32 [T, 5] (docs/method.md, section 1), with the learned variances."""
-        table = self.schedule.coefficients(self.parametrisation, self.eta, self.final_variance)
-        if self.log_variance_factors is None:
-            return table
-        deviations = table[:, 2] * torch.exp(0.5 * self.log_variance_factors[self._active()])
-        return torch.cat((table[:, :2], deviations.unsqueeze(1), table[:, 3:]), dim=1)
+        fused = self._fused_tables()
+        if fused is not None:
+            return fused.chain
+        factors = self.log_variance_factors
+        if factors is not None and self.num_active_steps != self.denoiser.num_steps:
+            factors = factors[self._active()]
+        return chain_table(self.schedule, factors, self._spec)
+
+    @property
+    def _spec(self) -> ScheduleSpec:
+        """What the tables are made of."""
+        return ScheduleSpec(self.schedule_kind, self.parametrisation, self.eta, self.final_variance)
+
+    def _fused_tables(self) -> Tables | None:
+        """The tables of a learned schedule where one launch makes them all."""
+        if self.learned_schedule is None or self.num_active_steps != self.denoiser.num_steps:
+            return None
+        return fused_tables(self.learned_schedule.raw, self.log_variance_factors, self._spec)
+
+    def _divergence_tables(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Table [T, 5] and constants [T] of the step divergences."""
+        fused = self._fused_tables() if dtype == torch.float32 else None
+        if fused is not None:
+            return fused.divergence, fused.constants
+        return self.schedule.divergence_table(self.parametrisation, self.eta, self.coefficients()[:, 2], dtype=dtype)
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
         """Return mean and log-variance [N, D] of `y_T`, and the context [N, C] or None."""
@@ -410,8 +432,7 @@ class Diffusion(ChainPosterior):
         Returns:
             Divergences [N] in nats.
         """
-        deviations = self.coefficients()[:, 2]
-        table, constant = self.schedule.divergence_table(self.parametrisation, self.eta, deviations, dtype=z.dtype)
+        table, constant = self._divergence_tables(z.dtype)
         error = self.regression(context, z, t, table, draws, "squared", encoded)
         return error + self.latent_dim * take_rows(constant.unsqueeze(1), t).squeeze(1)
 

@@ -11,7 +11,8 @@ from ddvi_fast import _backend, _checks, ops, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
 from ddvi_fast.posteriors.auxiliary import AuxiliaryPosterior
-from ddvi_fast.posteriors.base import Encoded, draw_start, encode_with_context, require_encoders, split_mean_log_var, standard_log_prob, with_context
+from ddvi_fast.posteriors.base import Encoded, draw_start, encode_with_context, require_encoders, split_mean_log_var, with_context
+from ddvi_fast.posteriors.placing import standard_log_prob
 from ddvi_fast.precision import as_float32
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws

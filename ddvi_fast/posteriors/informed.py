@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddvi_fast import _checks
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import evaluation, frozen
-from ddvi_fast.posteriors.base import standard_log_prob
+from ddvi_fast.posteriors.placing import standard_log_prob
 from ddvi_fast.posteriors.score import LikelihoodGradient
 from ddvi_fast.priors import Prior
 

@@ -87,6 +87,8 @@ class PathIntegral(ChainPosterior):
         _checks.require(mean.shape[-1] == self.latent_dim, "encoder", f"an output [N, {self.latent_dim}]", mean)
         return Encoded(mean, (2 * self.log_scales[0]).to(mean).expand_as(mean), context)
 
+    _starts_standard = False
+
     def start(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
         mean, log_var = super().start(encoded)
         return mean, (2 * self.log_scales[0]).to(mean).expand_as(mean) if self.whitens else log_var

@@ -128,6 +128,9 @@ class Prior(nn.Module):
         draws, device = Draws(0) if draws is None else draws, torch.device(device)
         if joint:
             return self._draw_joint(n, draws, labels, dtype, device)
+        made = self._drawn(n, draws, dtype, device) if labels is None else None
+        if made is not None:
+            return made
         if labels is None and self.num_classes is not None:
             labels = self.sample_labels(n, draws, device)
         elif labels is not None:
@@ -139,6 +142,10 @@ class Prior(nn.Module):
         # Rounded first, so that the noise belongs to the samples; mapped in float64, so that they do not depend on the batch.
         noise = self._noise(n, draws, device).to(dtype)
         return PriorSample(self._push(noise.double(), labels).to(dtype), noise, labels)
+
+    def _drawn(self, n: int, draws: Draws, dtype: torch.dtype, device: torch.device) -> PriorSample | None:
+        """The result of `draw` with classes of its own in one launch, or None where no kernel makes it."""
+        return None
 
     def _draw_joint(self, n: int, draws: Draws, labels: Tensor | None, dtype: torch.dtype, device: torch.device) -> PriorSample:
         _checks.require(labels is None, "labels", "None with joint=True", labels)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks, _operator
+from ddvi_fast.dense import on_device
 from ddvi_fast.precision import as_float64
-from ddvi_fast.priors.base import Prior, select_class
+from ddvi_fast.priors.base import Prior, PriorSample, select_class
 from ddvi_fast.priors.quadrature import normal_quadrature, quadrature_across
 from ddvi_fast.rng import Draws
 
@@ -68,13 +70,32 @@ class Pinwheel(Prior):
 
     def _sample_sets(self, n: int, num_sets: int, draws: Draws, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
         device = torch.device(device)
-        if dtype != torch.float32 or _operator.needs_dispatch() or _backend.fused(device) != "triton":
+        if not self._samples_on(device, dtype):
             return super()._sample_sets(n, num_sets, draws, dtype, device)
-        constants = self.radial_std, self.tangential_std, self.rate, self.core_radius, _OUTER_RADIUS
-        kernel = _backend.implementation("triton", "pinwheel")
-        return kernel.sample(draws.state(device), draws.offset, (num_sets, n), self.num_classes, constants)
+        return _kernels().sample(draws.state(device), draws.offset, (num_sets, n), self.num_classes, self._constants)[0]
+
+    def _drawn(self, n: int, draws: Draws, dtype: torch.dtype, device: torch.device) -> PriorSample | None:
+        if not self._samples_on(device, dtype):
+            return None
+        made = _kernels().sample(draws.state(device), draws.offset, (1, n), self.num_classes, self._constants, True)
+        return PriorSample(*(part[0] for part in made))
+
+    def _samples_on(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether Triton draws samples on a device."""
+        return dtype == torch.float32 and not _operator.needs_dispatch() and _backend.fused(device) == "triton"
+
+    @property
+    def _constants(self) -> tuple[float, float, float, float, float]:
+        """The constants of the kernels."""
+        return self.radial_std, self.tangential_std, self.rate, self.core_radius, _OUTER_RADIUS
 
     def _push(self, u: Tensor, labels: Tensor | None) -> Tensor:
+        if u.dtype == torch.float32 and labels.dtype == torch.int64 and on_device(u):
+            return _fused_push(u.contiguous(), labels.contiguous(), self)
+        return self._pushed(u, labels)
+
+    def _pushed(self, u: Tensor, labels: Tensor) -> Tensor:
+        """The map in plain PyTorch."""
         return self._place(torch.stack((1 + self.radial_std * u[..., 0], self.tangential_std * u[..., 1]), -1), labels)
 
     def _place(self, f: Tensor, labels: Tensor) -> Tensor:
@@ -135,3 +156,19 @@ class Pinwheel(Prior):
 
     def _blurred(self, width: float) -> Pinwheel:
         return Pinwheel(self.num_classes, math.hypot(self.radial_std, width), math.hypot(self.tangential_std, width), self.rate)
+
+
+def _kernels() -> ModuleType:
+    return _backend.implementation("triton", "pinwheel")
+
+
+def _forward(u: Tensor, labels: Tensor, prior: Pinwheel) -> Tensor:
+    return _kernels().forward(u, labels, prior.num_classes, prior._constants)
+
+
+def _backward(inputs, results, upstream, needed):
+    u, labels, prior = inputs
+    return _kernels().backward(*upstream, u, labels, prior.num_classes, prior._constants), None
+
+
+_fused_push = _operator.Part("PinwheelPush", lambda u, labels, prior: prior._pushed(u, labels), _forward, _backward)

@@ -14,9 +14,9 @@ from torch import Tensor
 from ddvi_fast import ops
 from ddvi_fast.objectives import Progress
 from ddvi_fast.posteriors import Posterior
-from ddvi_fast.posteriors.base import standard_log_prob
 from ddvi_fast.posteriors.chain import ChainPosterior
 from ddvi_fast.posteriors.class_conditional import ClassConditional, draw_classes, of_class
+from ddvi_fast.posteriors.placing import standard_log_prob
 from ddvi_fast.priors import Prior
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.rng import Draws

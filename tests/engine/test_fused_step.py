@@ -9,14 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from ddvi_fast import _backend, dense, networks, rng, testing, use_backend
+from ddvi_fast import _backend, dense, networks, priors, rng, testing, use_backend
+from ddvi_fast._operands import ScheduleSpec
 from ddvi_fast.engine.cuda_graph import DeviceProgress
 from ddvi_fast.engine.engine import Engine
 from ddvi_fast.engine.finish import Finish
 from ddvi_fast.objectives import Progress, Terms
-from ddvi_fast.posteriors.base import draw_start
+from ddvi_fast.objectives.elbo import bound
+from ddvi_fast.parity import normals
+from ddvi_fast.posteriors.base import Encoded, draw_start
+from ddvi_fast.posteriors.class_conditional import chosen_rows
+from ddvi_fast.posteriors.learned_tables import chain_table, fused_tables
+from ddvi_fast.posteriors.placing import fused_placement, standard_log_prob
 from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
+from ddvi_fast.schedules import NoiseSchedule, learned_betas
 
 pytestmark = pytest.mark.skipif(bool(_backend.unavailable("triton")), reason="Triton is not installed")
 CPU = torch.device("cpu")
@@ -27,6 +34,16 @@ def fused():
     """Context in which tensors of the CPU take the way of a device, but for the six operations."""
     with use_backend("reference"), mock.patch.object(_backend, "fused", lambda device: "triton"):
         yield
+
+
+def build_recipe(settings):
+    """The last phase of the default recipe on a few digits, with a small denoiser."""
+    from ddvi_fast.config.compose import compose
+    from ddvi_fast.recipes.build import build
+    from ddvi_fast.training.run import load_dataset
+
+    config = compose(["dataset=digits", "limit=100", *settings])
+    return build(config, load_dataset(config)).phases[-1]
 
 
 def gradients(objective, x, finished):
@@ -60,6 +77,36 @@ def test_a_step_of_the_released_recipe(rows, monkeypatch):
     for name, value in expected.items():
         size = float(value.abs().max())
         testing.assert_close(got[name], value, rtol=2e-4, atol=1e-5 * size + 1e-7, name=name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        (
+            "method.num_samples=1",
+            "method.chain.eta=0.5",
+            "method.chain.parametrisation=v",
+            "method.coordinates=prior",
+            "method.chain.learn_schedule=true",
+        ),
+        ("prior=square", "method.discrete_class=false"),
+    ],
+    ids=str,
+)
+def test_a_step_of_the_default_recipe(settings):
+    """A joint update with drawn classes, pairs of data, a learned schedule and the exact pinwheel."""
+    phase = build_recipe(settings)
+    x = (torch.arange(12 * 64).view(12, 64) % 7 < 3).float()
+    phase.objective.train()
+    with use_backend("reference"):
+        expected = gradients(phase.objective, x, False)
+    with fused():
+        got = gradients(phase.objective, x, True)
+    assert got.keys() == expected.keys() and any("log_variance" in name for name in got) and any("decoder" in name for name in got)
+    for name, value in expected.items():
+        size = float(value.abs().max())
+        testing.assert_close(got[name], value, rtol=2e-4, atol=3e-5 * size + 1e-7, name=name)
 
 
 def test_an_engine_that_finishes_its_losses_trains_as_one_that_does_not():
@@ -143,6 +190,59 @@ def test_a_start_can_be_differentiated_twice():
         else:
             testing.assert_close(found[0], first.detach(), rtol=1e-4, atol=1e-5)
             testing.assert_close(found[1], second, rtol=1e-4, atol=1e-5)
+
+
+def of_pinwheel(inputs):
+    return (priors.make("pinwheel").push(inputs[0], torch.tensor([[0, 3, 9], [1, 1, 2]])),)
+
+
+def of_placement(inputs):
+    return fused_placement(Encoded(inputs[0][0], inputs[1][0], None), inputs[2], inputs[3]) or plain_placement(*inputs)
+
+
+def plain_placement(mean, log_var, y, ratio):
+    u = mean[0] + torch.exp(0.5 * log_var[0]) * y
+    return u, standard_log_prob(u) + ratio + 0.5 * log_var[0].sum(-1)
+
+
+def of_classes(inputs):
+    return chosen_rows(inputs[:2], torch.tensor([1, 0, 1]))
+
+
+def of_bound(inputs):
+    return bound(*(value[..., 0] for value in inputs[:3]), 0.5)
+
+
+def of_tables(inputs):
+    raw, factors = inputs[0][0, :, 0], inputs[1][0, :, 0]
+    spec = ScheduleSpec("vp", "v", 1.0, None)
+    if (found := fused_tables(raw, factors, spec)) is not None:
+        return tuple(found)
+    schedule = NoiseSchedule(learned_betas(raw, "vp"), "vp")
+    table = chain_table(schedule, factors, spec)
+    return table, *schedule.divergence_table("v", 1.0, table[:, 2])
+
+
+@pytest.mark.parametrize("function", [of_pinwheel, of_placement, of_classes, of_bound, of_tables])
+def test_fused_parts_can_be_differentiated_twice(function):
+    """Values, gradients and gradients of these are those of plain PyTorch."""
+    values = [0.3 * normals(number, 2, 3, 2) for number in range(3)] + [0.3 * normals(3, 2, 3)]
+    found = []
+    for context in (use_backend("reference"), fused()):
+        inputs = [value.clone().requires_grad_() for value in values]
+        with context:
+            outputs = function(inputs)
+            loss = sum((output.square() * (1 + i)).sum() for i, output in enumerate(outputs))
+            first = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+            second = torch.autograd.grad(sum(value.square().sum() for value in first if value is not None), inputs, allow_unused=True)
+            plain = torch.autograd.grad(function(inputs)[0].sum(), inputs, allow_unused=True)
+        found.append([*(output.detach() for output in outputs), *first, *second, *plain])
+    assert sum(value is not None for value in found[0]) >= 3
+    for expected, got in zip(*found, strict=True):
+        if expected is None:
+            assert got is None or not got.any()
+        else:
+            testing.assert_close(got.detach(), expected.detach(), rtol=2e-4, atol=2e-5 * float(expected.detach().abs().max()) + 1e-6)
 
 
 def test_a_number_that_never_changes_stays_on_the_host():
