@@ -14,7 +14,9 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddvi_fast import _backend, _checks, _operator
@@ -108,6 +110,7 @@ EQUAL = {
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
+_FEISTEL_ROUNDS, _LISTED = 5, 1024  # rounds of a bijection, and the largest range whose order is listed
 
 
 class _Position:
@@ -297,6 +300,50 @@ def permutation(draws: Draws | DeviceDraws, size: int, device: torch.device | st
     """A random order of `range(size)`, int64 [size], from the stream `ORDER`; ties are broken by position."""
     keys = words(draws, (_checks.integer(size, "size", 0), 2), ORDER, device)
     return torch.argsort((keys[:, 0] << 31) ^ keys[:, 1], stable=True)
+
+
+def shuffled(draws: Draws, count: int, size: int) -> Tensor:
+    """Places in `range(size)`, int64 [count], of draws that go through it in a random order, another one each time, in constant memory.
+
+    Draw `i` is place `i mod size` of the order number `i // size`. The order of a large range is a keyed bijection: a Feistel network on the
+    next power of 4, applied again until it leads into the range (Black and Rogaway 2002).
+
+    Example:
+        >>> sorted(shuffled(Draws(seed=1), 5, 5).tolist()), shuffled(Draws(1, 2), 3, 5).equal(shuffled(Draws(1), 5, 5)[2:])
+        ([0, 1, 2, 3, 4], True)
+    """
+    _checks.integer(size, "size", 1)
+    first, parts = draws.first_index, [torch.zeros(0, dtype=torch.int64, device="cpu")]
+    while count > 0:
+        order, place = divmod(first, size)
+        part, key = min(count, size - place), Draws(draws.seed, order)
+        if size <= _LISTED:
+            ranks = words(key, (1, 2 * size), ORDER)[0].view(-1, 2)
+            parts.append(torch.argsort((ranks[:, 0] << 31) ^ ranks[:, 1], stable=True)[place : place + part])
+        else:
+            parts.append(torch.from_numpy(_bijection(np.arange(place, place + part), size, key)))
+        first, count = first + part, count - part
+    return torch.cat(parts)
+
+
+def _bijection(places: NDArray[np.int64], size: int, draws: Draws) -> NDArray[np.int64]:
+    """The images of `places` under a bijection of `range(size)` that `draws` choose."""
+    half, keys = ((size - 1).bit_length() + 1) // 2, words(draws, (1, 2 * _FEISTEL_ROUNDS), ORDER)[0].tolist()
+    moved = _feistel(places, half, keys)
+    while len(outside := np.flatnonzero(moved >= size)):
+        moved[outside] = _feistel(moved[outside], half, keys)
+    return moved
+
+
+def _feistel(places: NDArray[np.int64], half: int, keys: list[int]) -> NDArray[np.int64]:
+    """The images of numbers of `2 half` bits under a bijection of these."""
+    low = (1 << half) - 1
+    left, right = places >> half, places & low
+    for first, second in zip(keys[::2], keys[1::2], strict=True):
+        mixed = ((right ^ first) * (_MULTIPLIERS[0] >> 1)) & _MASK
+        mixed = ((mixed ^ (mixed >> 15) ^ second) * (_MULTIPLIERS[1] >> 1)) & _MASK
+        left, right = right, left ^ ((mixed ^ (mixed >> 16)) & low)
+    return (left << half) | right
 
 
 def formula(

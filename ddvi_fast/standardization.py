@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
@@ -74,9 +75,81 @@ class Columns:
         scale = torch.where(by_quartiles, spread, deviation) * unit
         return torch.where(varies, center, lowest), torch.where(varies, scale, 1.0), varies, heavy, outlying
 
+    def of_all(self, moments: Moments) -> Columns:
+        """Return the columns with the moments of all rows, of which these are a part; heavy tails keep the description of the part."""
+        mean, deviation, low, high = (value.to(self.center) for value in (moments.mean, moments.deviation, moments.low, moments.high))
+        varies = self.varies | (high - low > _ROUNDINGS * moments.precision * torch.maximum(high.abs(), low.abs()))
+        own = varies & ~self.heavy
+        center, scale = torch.where(own, mean, self.center), torch.where(own, deviation, self.scale)
+        return dataclasses.replace(self, center=center, scale=scale, varies=varies)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return the standardized values of `x` [..., P], float64."""
         return (x.double() - self.center) / self.scale
+
+
+class Moments:
+    """Mean, standard deviation and range of columns that are seen part by part, in float64 (Chan et al. 1979).
+
+    Example:
+        >>> moments = Moments()
+        >>> moments.add(torch.tensor([[1.0], [2.0]])), moments.add(torch.tensor([[6.0]]))
+        (None, None)
+        >>> float(moments.mean), float(moments.deviation), float(moments.low), float(moments.high)
+        (3.0, 2.16..., 1.0, 6.0)
+    """
+
+    def __init__(self) -> None:
+        self._parts: tuple[Tensor, ...] | None = None
+        self.precision = 0.0  # distance from 1 to the next number of the coarsest type of the rows
+
+    def add(self, x: Tensor) -> None:
+        """Add rows `x` [n, P]; NaN does not count."""
+        self.precision = max(self.precision, torch.finfo(x.dtype).eps)
+        gone, x = x.isnan(), x.double()
+        count = (~gone).sum(0).double()
+        mean = x.nansum(0) / count.clamp(min=1)
+        squares = (x - mean).square().nansum(0)
+        low, high = x.masked_fill(gone, torch.inf).amin(0), x.masked_fill(gone, -torch.inf).amax(0)
+        self._parts = (count, mean, squares, low, high) if self._parts is None else _merged(self._parts, (count, mean, squares, low, high))
+
+    @property
+    def count(self) -> Tensor:
+        """Number of values, float64 [P]."""
+        return self._known()[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, float64 [P]."""
+        return self._known()[1]
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation, float64 [P]."""
+        count, _, squares, _, _ = self._known()
+        return (squares / count.clamp(min=1)).sqrt()
+
+    @property
+    def low(self) -> Tensor:
+        """Smallest value, float64 [P]."""
+        return self._known()[3]
+
+    @property
+    def high(self) -> Tensor:
+        """Largest value, float64 [P]."""
+        return self._known()[4]
+
+    def _known(self) -> tuple[Tensor, ...]:
+        _checks.require(self._parts is not None, "moments", "at least one row", 0)
+        return self._parts
+
+
+def _merged(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Count, mean, sum of squares, smallest and largest value of two parts together."""
+    count = one[0] + other[0]
+    share, step = other[0] / count.clamp(min=1), other[1] - one[1]
+    squares = one[2] + other[2] + step.square() * one[0] * share
+    return count, one[1] + step * share, squares, torch.minimum(one[3], other[3]), torch.maximum(one[4], other[4])
 
 
 def _quantile(x: Tensor, level: float) -> Tensor:

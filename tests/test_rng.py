@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -192,3 +193,23 @@ def test_streams_and_lanes_do_not_collide():
 def test_lanes_are_importance_samples():
     assert Draws(3, 5).lane("context") == Draws(3, 5).importance(1) == Draws(3, 5 + 2**40)
     assert Draws(0).lane("split") == Draws(0, 2**62)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1024, 1025, 70_000])
+def test_a_shuffled_range_has_each_place_once(size: int) -> None:
+    twice = rng.shuffled(rng.Draws(3), 2 * size, size)
+    for order in twice.split(size):
+        assert torch.equal(order.sort().values, torch.arange(size))
+    assert torch.equal(rng.shuffled(rng.Draws(3, size // 2), size, size), twice[size // 2 : size // 2 + size])
+    assert size <= 2 or not torch.equal(twice[:size], twice[size:]) or size == 5
+
+
+def test_places_of_a_large_shuffled_range_are_uniform_and_independent() -> None:
+    places = torch.stack([rng.shuffled(rng.Draws(seed), 8, 2000) for seed in range(3000)])
+    counts = torch.bincount(places[:, 0] // 100, minlength=20).double()
+    assert float(((counts - 150) ** 2 / 150).sum()) < 19 + 4 * math.sqrt(2 * 19)
+    correlations = torch.corrcoef(places.double().T).fill_diagonal_(0)
+    assert float(correlations.abs().max()) * math.sqrt(3000) < 4
+    orders = torch.stack([rng.shuffled(rng.Draws(seed), 3, 3) for seed in range(3000)])
+    counts = torch.bincount(orders[:, 0] * 3 + orders[:, 1], minlength=9).double()
+    assert float(((counts[counts > 0] - 500) ** 2 / 500).sum()) < 5 + 4 * math.sqrt(10) and int((counts > 0).sum()) == 6

@@ -8,6 +8,7 @@ from ddvi_fast.inference.model import HasLogJoint, HasSimulate, Model
 from ddvi_fast.inference.networks import Architecture
 from ddvi_fast.inference.posterior import FittedPosterior
 from ddvi_fast.inference.sets import SetEmbedding
+from ddvi_fast.inference.stored import StoredSimulations
 from ddvi_fast.inference.support import Support
 
 load = FittedPosterior.load
@@ -22,6 +23,7 @@ __all__ = [
     "ImportanceSample",
     "Model",
     "SetEmbedding",
+    "StoredSimulations",
     "Support",
     "Training",
     "fit_posterior",

@@ -34,6 +34,7 @@ from ddvi_fast.inference.observation import Observation, column_names, observed_
 from ddvi_fast.inference.posterior import FittedPosterior
 from ddvi_fast.inference.sets import SetEmbedding, data_shape
 from ddvi_fast.inference.start import gaussian_start, require_gradient, unfinished
+from ddvi_fast.inference.stored import StoredModel, StoredSimulations
 from ddvi_fast.inference.support import Support
 from ddvi_fast.inference.whitening import Whitening, coarse, require_resolved
 from ddvi_fast.inference.whitening import notices as spreads
@@ -81,9 +82,10 @@ class Training:
 
 
 def fit_posterior(
-    model: HasLogJoint | HasSimulate,
+    model: HasLogJoint | HasSimulate | None = None,
     x: Any = None,
     *,
+    simulations: Any = None,
     support: Support | Constraint | Mapping[str, Any] = constraints.real,
     dim: int | None = None,
     objective: str = "auto",
@@ -111,9 +113,11 @@ def fit_posterior(
     any sample remain missing, and `importance_sample` cannot detect them.
 
     Args:
-        model: Object with `log_joint(x, z)`, `simulate(n)` or both (see `Model`, `HasLogJoint`, `HasSimulate`).
+        model: Object with `log_joint(x, z)`, `simulate(n)` or both (see `Model`, `HasLogJoint`, `HasSimulate`). None is enough with `simulations`.
         x: Observed data. For a model with `simulate`, one data set [...] in the shape of a simulation, rows of them [M, ...], or None;
             otherwise the argument of its `log_joint`.
+        simulations: Simulations that were made before, in place of those of `simulate`: a folder with `z.npy` and `x.npy`, or a pair `(z, x)` of
+            arrays, see `StoredSimulations`. They may be larger than memory. Each is used once before any is used again. Default: None.
         support: Constraints of the parameters, see `Support`. Default: real numbers.
         dim: Length of the parameter vector (int), for parameters without names. Default: that of the simulations.
         objective: ``bound``, ``simulations`` or ``both``. Default: ``auto``, everything that the model allows.
@@ -148,6 +152,11 @@ def fit_posterior(
         (torch.Size([5, 1]), torch.Size([5, 2, 1]))
     """
     missing, device, seed = chosen(missing), _checks.device(device), _checks.integer(seed, "seed")
+    stored = None if simulations is None else StoredSimulations(simulations)
+    if stored is not None:
+        _checks.require(num_simulations is None, "num_simulations", "None, for simulations that were made before", num_simulations)
+        model = StoredModel(stored, model if offers(model, "log_joint") else None)
+        dim = stored.dim if dim is None and not stored.named and not isinstance(support, (Mapping, Support)) else dim
     objective = _chosen("simulations" if missing and objective == "auto" else objective, model)
     alone = "simulations, for data with missing entries, which log_joint does not describe"
     _checks.require(missing is None or objective == "simulations", "objective", alone, objective)
@@ -171,6 +180,7 @@ def fit_posterior(
         if objective == "bound":
             fitted = request.for_one_data_set(_support_to_save(_support(support, dim)))
         else:
+            _checks.require(stored is None or not sets, "simulations", "None, for sets of observations", simulations)
             once = "None, for sets of observations: all simulations of one call have the same number of them"
             _checks.require(not sets or num_simulations is None, "num_simulations", once, num_simulations)
             simulator = Simulator(model, _support_to_save(_support(support, dim, model)), num_simulations, seed, device, sets, missing)
@@ -267,10 +277,11 @@ class _Request:
         many = many and with_bound
         architecture = self.architecture.settled(many, support.dim)
         require_resolved(support, first.u)
-        observation = Observation.of(first.x, _in_training(embedding, self.device), observed if many else None, may_miss)
+        of_u, of_x = self.model.stored.moments(support, may_miss) if isinstance(self.model, StoredModel) else (None, None)
+        observation = Observation.of(first.x, _in_training(embedding, self.device), observed if many else None, may_miss, of_x)
         if embedding is not None:
             require_apart(embedding, first.x, may_miss)
-        whitening = Whitening.of(first.u, names)
+        whitening = Whitening.of(first.u, names, of_u)
         density = self._density(support, whitening, first, observed) if with_bound else None
         posterior = build(architecture, support.dim, observation, self.seed).to(self.device)
         if any(architecture.looks().values()):

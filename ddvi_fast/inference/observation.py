@@ -15,7 +15,7 @@ from ddvi_fast.inference.model import as_real, seeded
 from ddvi_fast.inference.sets import fits, shown
 from ddvi_fast.networks import evaluation
 from ddvi_fast.rng import Draws
-from ddvi_fast.standardization import FAR, Columns, listed
+from ddvi_fast.standardization import FAR, Columns, Moments, listed
 
 _KNOTS = 257  # quantiles of a column with heavy tails, evenly spaced in normal scores
 _FLAT = 1e-4  # spread of an embedding's features, relative to their size, below which it is taken to ignore the data
@@ -78,11 +78,13 @@ class Observation(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, x: Tensor, embedding: nn.Module | None, observed: Tensor | None = None, missing: bool = False) -> Observation:
+    def of(
+        cls, x: Tensor, embedding: nn.Module | None, observed: Tensor | None = None, missing: bool = False, moments: Moments | None = None
+    ) -> Observation:
         """Make the standardization of data like the simulations `x` [n, ...], and like the rows `observed` [M, ...] if there are any.
 
         If simulations take two values only, like the pixels of binary images, and rows lie between them, all columns have one unit and scale.
-        With `missing`, entries may be missing.
+        With `missing`, entries may be missing. `moments` are those of all simulations, of which `x` are a part.
 
         Raises:
             InputError: If no feature varies, or if the embedding does not return finite features [n, P].
@@ -95,6 +97,7 @@ class Observation(nn.Module):
         _checks.require(features.dim() == 2 and len(features) == len(x), "embedding", f"features [{len(x)}, P]", features)
         columns = Columns.of(_checks.finite(features, "embedding" if embedding is not None else "simulate, x"), robust=embedding is None)
         argument, hint = ("simulate, x", "") if embedding is None else ("embedding", "it gets x in its own units: bring x to order 1")
+        columns = columns if moments is None or embedding is not None else columns.of_all(moments)
         _checks.require(bool(columns.varies.any()), argument, "data that vary", "the same in every simulation", hint)
         if embedding is not None:
             endless = torch.full_like(columns.scale, torch.inf)
@@ -102,7 +105,7 @@ class Observation(nn.Module):
             empty = endless.new_zeros(0, _KNOTS)
             return cls(columns.center, columns.scale, -endless, endless, every, none, empty, empty, embedding, none if missing else None)
         columns = _of_one_unit(columns) if _binary(simulated, x) else columns
-        scaled = columns(features)
+        scaled = columns(features if moments is None else torch.stack((moments.low, moments.high)).to(x.device))
         lowest, highest = scaled.amin(0), scaled.amax(0)
         reach = highest - lowest
         low, high = (lowest - reach).clamp(max=-FAR), (highest + reach).clamp(min=FAR)

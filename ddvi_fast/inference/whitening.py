@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi_fast import _checks
-from ddvi_fast.standardization import Columns, listed
+from ddvi_fast.standardization import Columns, Moments, listed
 
 if TYPE_CHECKING:
     from ddvi_fast.inference.support import Support
@@ -45,17 +45,18 @@ class Whitening(nn.Module):
         return self.factor.diagonal().log().sum()
 
     @classmethod
-    def of(cls, u: Tensor, names: list[str] | None = None) -> Whitening:
+    def of(cls, u: Tensor, names: list[str] | None = None, moments: Moments | None = None) -> Whitening:
         """Make the map for which samples `u` [n, D] have mean 0 and variance 1 in each coordinate of `y`, or quartiles +-0.67 with heavy tails.
 
         Args:
             u: Samples.
             names: Names of the coordinates in messages. Default: their numbers.
+            moments: Moments of all samples, of which `u` are a part. Default: those of `u`.
 
         Raises:
             InputError: If a coordinate does not vary.
         """
-        columns = Columns.of(u)
+        columns = Columns.of(u) if moments is None else Columns.of(u).of_all(moments)
         still = f"{listed(~columns.varies, names)} without spread"
         _checks.require(bool(columns.varies.all()), "simulate, z", "parameters that vary", still)
         scale = columns.scale * math.sqrt(len(u) / (len(u) - 1))  # of the population
