@@ -15,7 +15,7 @@ from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import frozen
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.chain import ChainPosterior
-from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassEncoded, draw_classes, of_class
+from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, ClassEncoded, draw_classes
 from ddvi_fast.precision import without_callers_autocast
 from ddvi_fast.rng import Draws
 
@@ -186,7 +186,7 @@ def _own_paths(posterior: Posterior, family: ChainPosterior, encoded: Any, draws
     """Paths [T + 1, K, N, D] of the family, and the output of its encoders that belongs to them: that of the drawn classes, if there are any."""
     if not isinstance(posterior, ClassConditional):
         return family.latent_path(encoded, _OWN_PATHS, draws), encoded
-    chosen = of_class(encoded.family, draw_classes(encoded.log_probs, _OWN_PATHS, draws))
+    chosen = posterior.family_of_class(encoded, draw_classes(encoded.log_probs, _OWN_PATHS, draws))
     return family.latent_path(chosen, 1, draws)[:, 0], chosen
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddvi_fast import ops, rng
 from ddvi_fast.posteriors import Diffusion, Posterior, PosteriorSample
-from ddvi_fast.posteriors.class_conditional import ClassConditional, classes_at, of_class
+from ddvi_fast.posteriors.class_conditional import ClassConditional, classes_at
 from ddvi_fast.priors import Prior
 from ddvi_fast.rng import Draws
 
@@ -75,7 +75,7 @@ def _sample(posterior: Posterior, encoded: Any, noise: Noise) -> PosteriorSample
     if not isinstance(posterior, ClassConditional):
         return posterior.place(encoded, *_run(posterior, encoded, noise))
     labels = classes_at(noise.level, encoded.log_probs)
-    chosen = of_class(encoded.family, labels)
+    chosen = posterior.family_of_class(encoded, labels)
     sample = posterior.place(chosen, *_run(posterior.family, chosen, noise), labels)
     return posterior.with_class(encoded, sample, labels)[0]
 

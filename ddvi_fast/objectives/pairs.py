@@ -15,7 +15,7 @@ from ddvi_fast.networks import fixed_statistics
 from ddvi_fast.objectives.base import Terms
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.posteriors.base import Encoded
-from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion, of_class
+from ddvi_fast.posteriors.class_conditional import ClassConditional, ClassDiffusion
 from ddvi_fast.precision import without_autocast
 from ddvi_fast.rng import Draws
 
@@ -150,7 +150,7 @@ class PairFit:
         if self.by_class and sleep.classes > 0:
             values["sleep_class"], weights["sleep_class"] = -(pairs.class_probs * encoded.log_probs).sum(1), sleep.classes
         if self.by_class:
-            encoded = of_class(encoded.family, pairs.labels)
+            encoded = self.posterior.family_of_class(encoded, pairs.labels)
         if sleep.weight > 0:
             values["sleep"], weights["sleep"] = self._family_loss(family, encoded, pairs.u, draws), sleep.weight
         if sleep.top_weight > 0:

@@ -15,7 +15,7 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.plots.registry import colors_of, further_pictures
 from ddvi_fast.posteriors import Diffusion
-from ddvi_fast.posteriors.class_conditional import ClassConditional, draw_classes, of_class
+from ddvi_fast.posteriors.class_conditional import ClassConditional, draw_classes
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.rng import Draws
 from ddvi_fast.training.evaluate import draws_of_test_set, sample_prior
@@ -67,7 +67,7 @@ def _states(posterior: Diffusion | ClassConditional, x: Tensor, draws: Draws) ->
     family, encoded, labels = posterior, posterior.encode(x), None
     if isinstance(posterior, ClassConditional):
         labels = draw_classes(encoded.log_probs, 1, draws)
-        family, encoded = posterior.family, of_class(encoded.family, labels)
+        family, encoded = posterior.family, posterior.family_of_class(encoded, labels)
     u = family.unwhitened(encoded, family.latent_path(encoded, 1, draws))
     z = family.prior.push(u, labels) if family.pushes else u
     return z.reshape(len(z), -1, z.shape[-1])

@@ -172,8 +172,16 @@ class Posterior(nn.Module):
         """Compute everything that depends on data `x` [N, ...] only; `draws` are used for dropout in training mode."""
         raise NotImplementedError
 
+    def encode_features(self, features: Tensor, draws: Draws | None = None) -> Any:
+        """Compute `encode` for features of the data that take their place: without what a family adds from the data themselves."""
+        return self.encode(features, draws)
+
     def with_data(self, encoded: Any, x: Tensor, labels: Tensor | None = None) -> Any:
-        """Return the output of `encode` with data `x` [N, ...], and classes that broadcast to its rows, if the family needs them after encoding."""
+        """Return the output of `encode_features` with data `x` [N, ...], and classes that broadcast to its rows, if the family needs them later."""
+        return encoded
+
+    def with_frame(self, encoded: Any) -> Any:
+        """Return the output of `with_data` with what the family computes from the data for each row."""
         return encoded
 
     def draw(self, encoded: Any, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor | None]:

@@ -106,9 +106,9 @@ class ClassDiffusion(Diffusion):
     def draw(self, encoded: Encoded, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Draw samples [K, C, N, D] of every class and their log-ratios [K, C, N] in one grouped call."""
         y_T = self._drawn_start(encoded, num_samples, draws)
-        of_rows = Encoded(*(part if part is None or part.dim() == 2 else part.unsqueeze(1) for part in encoded[:3]), encoded.x, encoded.labels)
-        if of_rows.labels is not None:
-            of_rows = of_rows._replace(labels=of_rows.labels.unsqueeze(1))
+        shared = ("x", "context") if encoded.context is None or encoded.context.dim() == 2 else ("x",)
+        parts = {name: part.unsqueeze(1) for name, part in encoded._asdict().items() if part is not None and name not in shared}
+        of_rows = encoded._replace(**parts)
         chain = self.run(of_rows, y_T.transpose(0, 1), draws=draws)
         path = None if chain.path is None else chain.path.transpose(0, 1)
         return chain.z.transpose(0, 1), self._with_start(path, y_T, encoded)
@@ -187,8 +187,6 @@ class ClassConditional(Posterior):
     def __init__(self, classifier: nn.Module, family: Posterior, prior: Prior, trunk: nn.Module | None = None) -> None:
         super().__init__()
         self.num_classes = require_partitions(prior)
-        updates = getattr(family, "frame_updates", 0)
-        _checks.require(updates == 0, "frame_updates", "0 for a posterior with classes", updates)
         _checks.require(not family.pushes or family.prior is prior, "prior", "that of the family's coordinates", prior)
         self.trunk, self.classifier, self.family, self.prior, self.latent_dim = trunk, classifier, family, prior, prior.dim
         self.coordinates, self.pushes, self.recordable = family.coordinates, family.pushes, family.recordable
@@ -209,10 +207,17 @@ class ClassConditional(Posterior):
 
     def _encode_family(self, x: Tensor, features: Tensor, draws: Draws | None) -> Any:
         """The output of the family's encoders for the features of data `x` and every class."""
-        encoded = self.family.encode(features, draws)
+        encoded = self.family.encode_features(features, draws)
         if not self.family.sees_model:
             return encoded
         return self.family.with_data(encoded, x, torch.arange(self.num_classes, device=x.device).unsqueeze(1))
+
+    def family_of_class(self, encoded: ClassEncoded, labels: Tensor) -> Any:
+        """Return the family's part of the output of `encode`, parts [.., N, W], for the classes `labels` [.., N]."""
+        return self._with_class(encoded.family, labels)
+
+    def _with_class(self, of_family: Any, labels: Tensor) -> Any:
+        return self.family.with_frame(of_class(of_family, labels))
 
     def inform(self, target: LatentVariableModel) -> ClassConditional:
         """Give the model to the informed steps of the family, see `Diffusion.inform`; returns the posterior."""
@@ -244,13 +249,14 @@ class ClassConditional(Posterior):
 
     def sample_classes_encoded(self, encoded: Any, num_samples: int, draws: Draws) -> PosteriorSample:
         """Draw samples as `sample_classes` does, given the output of the family's encoders."""
+        encoded = self.family.with_frame(encoded)
         y, log_ratio = self.family.draw(encoded, num_samples, draws)
         sample = self.place(encoded, y, log_ratio, torch.arange(self.num_classes, device=y.device).unsqueeze(1))
         return PosteriorSample(*(None if part is None else part.transpose(0, 1) for part in sample))
 
     def encode_of_class(self, x: Tensor, labels: Tensor, draws: Draws | None = None) -> Any:
         """Return the output of the family's encoders, parts [.., N, W], for each row of `x` [N, ...] and its class, `labels` [.., N]."""
-        return of_class(self._encode_family(x, self.features(x, draws), draws), labels)
+        return self._with_class(self._encode_family(x, self.features(x, draws), draws), labels)
 
     def sample_of_class(self, x: Tensor, labels: Tensor, draws: Draws) -> PosteriorSample:
         """Draw one sample of `q(z | x, c)` for each class of `labels`.
@@ -280,7 +286,7 @@ class ClassConditional(Posterior):
         Gradients reach q(c | x) only through the second result; the same term in `log_prior_ratio` is a constant.
         """
         labels = draw_classes(encoded.log_probs, num_samples, draws) if labels is None else labels
-        return self.with_class(encoded, self._of_class(of_class(encoded.family, labels), labels, draws), labels)
+        return self.with_class(encoded, self._of_class(self.family_of_class(encoded, labels), labels, draws), labels)
 
     def with_class(self, encoded: ClassEncoded, sample: PosteriorSample, labels: Tensor) -> tuple[PosteriorSample, Tensor]:
         """Add the terms of the class to samples given their classes `labels` [K, N]; returns them as `sample_with_class` does."""

@@ -129,7 +129,8 @@ class Diffusion(ChainPosterior):
         row, the model is in evaluation mode, and no gradient passes through `d_t`, so that it costs the model one pass forward and backward.
 
         Each of the `frame_updates` moves the frame towards the Gaussian that minimizes `KL(q || p)` (`posteriors.frames.updated`), at the cost of
-        2 D passes forward and backward for each row of data. The updated frame is a constant: the bound does not train the encoder of its start.
+        2 D passes forward and backward for each row of data. No gradient passes through the updates: what they do to the frame, in its own
+        coordinates, is a constant, so that the bound trains the encoder of the start as if they were a fixed map.
 
         The model is not a submodule: it is trained, moved and saved in its own place.
 
@@ -231,15 +232,17 @@ class Diffusion(ChainPosterior):
 
     def encode(self, x: Tensor, draws: Draws | None = None) -> Encoded:
         """Return mean and log-variance [N, D] of `y_T`, and the context [N, C] or None."""
-        encoded = encode_with_context(self, x, draws) if self.context_dim else Encoded(*self.encode_top(x, draws), None)
-        encoded = self.with_data(encoded, x)
-        return self._with_updated_frame(encoded) if self.frame_updates else encoded
+        return self.with_frame(self.with_data(self.encode_features(x, draws), x))
+
+    def encode_features(self, features: Tensor, draws: Draws | None = None) -> Encoded:
+        return encode_with_context(self, features, draws) if self.context_dim else Encoded(*self.encode_top(features, draws), None)
 
     def with_data(self, encoded: Encoded, x: Tensor, labels: Tensor | None = None) -> Encoded:
         return encoded._replace(x=x, labels=labels) if self.sees_model else encoded
 
-    def _with_updated_frame(self, encoded: Encoded) -> Encoded:
-        """The output of the encoders with their updated frame, in which nothing is differentiated."""
+    def with_frame(self, encoded: Encoded) -> Encoded:
+        if not self.frame_updates:
+            return encoded
         updated = Diffusion._updated  # a decorator would load the compiler when the class is made
         return torch.compiler.disable(updated)(self, encoded) if torch.compiler.is_compiling() else updated(self, encoded)
 
@@ -247,8 +250,12 @@ class Diffusion(ChainPosterior):
     def _updated(self, encoded: Encoded) -> Encoded:
         target, x = self._known_target(), encoded.x
         mean, scale = encoded.mean.detach(), torch.exp(0.5 * encoded.log_var.detach())
-        frame = frames.updated(mean, scale, lambda rows: target.at(x[rows], None), self.frame_updates)
-        return encoded._replace(frame_mean=frame.mean, frame_factor=frame.factor)
+        labels = None if encoded.labels is None else encoded.labels.expand(mean.shape[:-1])
+        of_rows = lambda rows: target.at(x[rows], None if labels is None else labels[..., rows])  # noqa: E731
+        frame = frames.updated(mean, scale, of_rows, self.frame_updates)
+        moved, turned = (frame.mean - mean) / scale, frame.factor / scale.unsqueeze(-1)  # constants in the encoder's frame
+        scale = torch.exp(0.5 * encoded.log_var)
+        return encoded._replace(frame_mean=encoded.mean + scale * moved, frame_factor=scale.unsqueeze(-1) * turned)
 
     def _known_target(self) -> Target:
         if self._target is None:
@@ -332,6 +339,7 @@ class Diffusion(ChainPosterior):
     def directions(self, encoded: Encoded) -> Callable[[Tensor, Tensor], Tensor]:
         """Prepare `direction` for several states of the same data: a function of `v` and `signal`, for as long as the model does not change."""
         gradient, frame = self._known_target().at(encoded.x, encoded.labels), _updated_frame(encoded)
+        frame = None if frame is None else frames.Frame(*(part.detach() for part in frame))
         mean, scale = encoded.mean.detach(), torch.exp(0.5 * encoded.log_var.detach())
 
         def direction(v: Tensor, signal: Tensor) -> Tensor:

@@ -19,30 +19,30 @@ class Frame(NamedTuple):
     """Gaussians `N(mean, factor factor^T)`, and the map `u = mean + factor v` of their coordinates.
 
     Attributes:
-        mean: Means [N, D].
-        factor: Lower triangular factors [N, D, D] with a positive diagonal.
+        mean: Means [.., N, D].
+        factor: Lower triangular factors [.., N, D, D] with a positive diagonal.
     """
 
     mean: Tensor
     factor: Tensor
 
     def place(self, v: Tensor) -> Tensor:
-        """Map `v` [.., N, D] out of the frame."""
+        """Map `v` [.., N, D], with the leading dimensions of the means last among its own, out of the frame."""
         with without_autocast(v.device):
-            return self.mean + torch.einsum("nij,...nj->...ni", self.factor, v)
+            return self.mean + torch.einsum("...ij,...j->...i", self.factor, v)
 
     def undo(self, u: Tensor) -> Tensor:
         """Undo `place`."""
-        columns = (u - self.mean).reshape(-1, *self.mean.shape).permute(1, 2, 0)  # [N, D, ..]
-        return torch.linalg.solve_triangular(self.factor, columns, upper=False).permute(2, 0, 1).view(u.shape)
+        columns = (u - self.mean).reshape(-1, *self.mean.shape).movedim(0, -1)  # [.., N, D, K]
+        return torch.linalg.solve_triangular(self.factor, columns, upper=False).movedim(-1, 0).view(u.shape)
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """Map gradients [.., N, D] for `u` to those for `v`."""
         with without_autocast(gradient.device):
-            return torch.einsum("nij,...ni->...nj", self.factor, gradient)
+            return torch.einsum("...ij,...i->...j", self.factor, gradient)
 
     def log_det(self) -> Tensor:
-        """Compute the log-determinants [N] of `place`."""
+        """Compute the log-determinants [.., N] of `place`."""
         return self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
@@ -59,8 +59,8 @@ def updated(mean: Tensor, scale: Tensor, gradient: Callable[[slice], Callable[[T
     with a gradient that is not finite keeps its frame.
 
     Args:
-        mean, scale: Means and standard deviations [N, D] of the Gaussians.
-        gradient: Function of a range of rows that returns the function of points [K, n, D] in these rows that returns the gradients there.
+        mean, scale: Means and standard deviations [.., N, D] of the Gaussians.
+        gradient: Function of a range of rows that returns the function of points [K, .., n, D] in these rows that returns the gradients there.
         number: Number of updates (int).
 
     Returns:
@@ -72,28 +72,29 @@ def updated(mean: Tensor, scale: Tensor, gradient: Callable[[slice], Callable[[T
         >>> torch.allclose(frame.factor @ frame.factor.mT, precision.inverse(), atol=1e-5)
         True
     """
-    frame, size = Frame(mean, torch.diag_embed(scale)), max(1, _POINTS // (2 * mean.shape[-1]))
+    frame, rows_in_all = Frame(mean, torch.diag_embed(scale)), mean.shape[-2]
+    size = max(1, _POINTS * rows_in_all // max(1, 2 * mean.numel()))
     parts = []
-    for first in range(0, len(mean), size):
+    for first in range(0, rows_in_all, size):
         rows = slice(first, first + size)
-        part, of_rows = Frame(*(value[rows] for value in frame)), gradient(rows)
+        part, of_rows = Frame(frame.mean[..., rows, :], frame.factor[..., rows, :, :]), gradient(rows)
         with without_autocast(mean.device):
             for _ in range(number):
                 part = _update(part, of_rows)
         parts.append(part)
-    return Frame(*map(torch.cat, zip(*parts, strict=True))) if parts else frame
+    return Frame(torch.cat([part.mean for part in parts], -2), torch.cat([part.factor for part in parts], -3)) if parts else frame
 
 
 def _update(frame: Frame, gradient: Callable[[Tensor], Tensor]) -> Frame:
-    """One update of frames of n rows, with the function of points [K, n, D] that returns gradients."""
+    """One update of frames of n rows, with the function of points [K, .., n, D] that returns gradients."""
     dim = frame.mean.shape[-1]
     reach = math.sqrt(dim)
     axes = reach * torch.eye(dim, dtype=frame.mean.dtype, device=frame.mean.device)
-    points = torch.cat((axes, -axes)).unsqueeze(1).expand(-1, len(frame.mean), -1)
-    forces = frame.pull_back(gradient(frame.place(points)))  # [2 D, n, D]
+    points = torch.cat((axes, -axes)).view(2 * dim, *[1] * (frame.mean.dim() - 1), dim).expand(2 * dim, *frame.mean.shape)
+    forces = frame.pull_back(gradient(frame.place(points)))  # [2 D, .., n, D]
     usable = forces.isfinite().all(-1).all(0)
     forces = torch.where(usable.unsqueeze(-1), forces, -points)  # those of the frame's own Gaussian, which changes nothing
-    precision = (forces[dim:] - forces[:dim]).transpose(0, 1) / (2 * reach)  # [n, D, D]
+    precision = (forces[dim:] - forces[:dim]).movedim(0, -2) / (2 * reach)  # [.., n, D, D]
     eigenvalues, vectors = torch.linalg.eigh(0.5 * (precision + precision.mT))
     eigenvalues = eigenvalues.clamp(1 / NARROWER, NARROWER)
     along = (vectors.mT @ forces.mean(0).unsqueeze(-1)).squeeze(-1) / eigenvalues

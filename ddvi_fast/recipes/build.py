@@ -88,7 +88,7 @@ def build(options: Options, dataset: Dataset) -> Experiment:
     staged = options.method.name != "diff_vae" or recipe.staged
     _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", options.recipe.name)
     experiment = recipe.build(Builder(options, dataset))
-    if options.method.posterior == "diffusion" and options.method.chain.informed_steps:
+    if options.method.posterior == "diffusion" and (options.method.chain.informed_steps or options.method.chain.frame_updates):
         experiment.posterior.inform(experiment.model)
     return experiment.to(dataset.device)
 

@@ -58,6 +58,7 @@ def make_diffusion(builder: Builder, encoder: nn.Module, context: nn.Module | No
         learn_schedule=chain.learn_schedule,
         learn_variances=chain.learn_variances,
         informed_steps=chain.informed_steps,
+        frame_updates=chain.frame_updates,
         **builder.place,
     )
 

@@ -15,7 +15,7 @@ from ddvi_fast import ops
 from ddvi_fast.objectives import Progress
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.posteriors.chain import ChainPosterior
-from ddvi_fast.posteriors.class_conditional import ClassConditional, draw_classes, of_class
+from ddvi_fast.posteriors.class_conditional import ClassConditional, draw_classes
 from ddvi_fast.posteriors.placing import standard_log_prob
 from ddvi_fast.priors import Prior
 from ddvi_fast.recipes.phases import Experiment
@@ -69,7 +69,7 @@ def of_drawn_classes(posterior: Posterior, encoded: Any, draws: Draws) -> tuple[
     labels = draw_classes(encoded.log_probs, 1, draws)[0]
     log_q = encoded.log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     log_p = torch.full_like(log_q, -math.log(posterior.num_classes))
-    return posterior.family, of_class(encoded.family, labels), labels, {"log p(c)": log_p, "−log q(c | x)": -log_q}
+    return posterior.family, posterior.family_of_class(encoded, labels), labels, {"log p(c)": log_p, "−log q(c | x)": -log_q}
 
 
 def prior_term(prior: Prior, family: Posterior, u: Tensor, labels: Tensor | None) -> dict[str, Tensor]:

@@ -231,7 +231,7 @@ def test_log_ratio_against_densities_in_the_updated_frame(coordinates: str) -> N
 def test_gradients_are_those_of_a_reference_that_stops_frame_and_direction() -> None:
     model, x = small.make_model("gaussian").double(), 2 * normals(5, small.DATA_DIM)
     posterior = small.make("diffusion", model, "encoder", informed_steps=small.STEPS, frame_updates=2).double()
-    trained = {name: part for name, part in posterior.named_parameters() if not name.startswith("encoder")}
+    trained = dict(posterior.named_parameters())
     posterior.log_weights(model, x, 3, Draws(3)).mean().backward()
 
     encoded, table, betas = posterior.encode(x), posterior.coefficients().double(), posterior.schedule.betas.detach()
@@ -246,22 +246,26 @@ def test_gradients_are_those_of_a_reference_that_stops_frame_and_direction() -> 
         ratio = ratio + Independent(Normal(table[step, 3] * following, table[step, 4].sqrt()), 1).log_prob(v)
         ratio = ratio - Independent(Normal(mean, table[step, 2]), 1).log_prob(following)
         v = following
-    z = encoded.frame_mean + (encoded.frame_factor @ v.unsqueeze(-1)).squeeze(-1)
-    ratio = ratio + encoded.frame_factor.logdet()
+    mean, log_var = posterior.encoder(x).chunk(2, -1)
+    scale, frame = torch.exp(0.5 * log_var), Frame(encoded.frame_mean.detach(), encoded.frame_factor.detach())
+    moved, turned = ((frame.mean - mean) / scale).detach(), frame.factor / scale.detach().unsqueeze(-1)
+    z = mean + scale * (moved + (turned @ v.unsqueeze(-1)).squeeze(-1))
+    ratio = ratio + turned.logdet() + scale.log().sum(-1)
     expected = torch.autograd.grad((model.log_joint(x, z) + ratio).mean(), list(trained.values()))
-    assert len(trained) >= 8
+    assert len(trained) >= 10
     for (name, part), gradient in zip(trained.items(), expected, strict=True):
         torch.testing.assert_close(part.grad, gradient, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @COORDINATES
 @pytest.mark.parametrize("informed", [0, small.STEPS])
+@pytest.mark.parametrize(("name", "by_class"), [("diffusion", False), ("diffusion", True), ("class_diffusion", True)])
 @torch.no_grad()
-def test_bounds_stay_below_the_evidence_and_weights_average_to_it(coordinates: str, informed: int) -> None:
+def test_bounds_stay_below_the_evidence_and_weights_average_to_it(coordinates: str, informed: int, name: str, by_class: bool) -> None:
     model = small.make_model("mixture")
     x = model.simulate(4, Draws(5)).x
     evidence = log_evidence_quadrature(model, x, resolution=100).double()
-    posterior = small.make("diffusion", model, coordinates, informed_steps=informed, frame_updates=2)
+    posterior = small.make(name, model, coordinates, by_class, informed_steps=informed, frame_updates=2)
     # The best Gaussian is narrower than the tails of a mixture: half of the encoder's width is left to the frame.
     weights = posterior.log_weights(model, x, 4000, Draws(3)).double()
     for bounds in (weights, ops.log_mean_exp(weights.unflatten(0, (-1, 50)), 1)):
@@ -271,14 +275,36 @@ def test_bounds_stay_below_the_evidence_and_weights_average_to_it(coordinates: s
     assert ((share.mean(0) - 1).abs() < 4 * error).all() and bool((error < 0.3).all())
 
 
-def test_the_bound_trains_the_chain_and_leaves_the_encoder_of_the_start() -> None:
-    model, x = small.make_model("gaussian"), normals(5, small.DATA_DIM).float()
-    posterior = small.make("diffusion", model, "encoder", informed_steps=2, frame_updates=1)
-    posterior.log_weights(model, x, 2, Draws(1)).mean().backward()
-    assert all(part.grad is None for part in posterior.encoder.parameters())
-    assert all(part.grad is not None for part in (*posterior.context_encoder.parameters(), *posterior.denoiser.parameters()))
-    posterior.start_log_prob(posterior.encode(x), rng.normal(Draws(1), (5, 2), 0), Draws(1)).sum().backward()
-    assert all(part.grad is not None for part in posterior.encoder.parameters())  # a term of its own does train it
+@COORDINATES
+@pytest.mark.parametrize("name", ["diffusion", "class_diffusion"])
+def test_the_frame_of_a_class_is_that_of_the_density_given_the_class(coordinates: str, name: str) -> None:
+    """For drawn classes, for one class of each row and for every class, against a posterior without classes of each class alone."""
+    model, x = small.make_model("mixture"), normals(5, small.DATA_DIM).float()
+    posterior = small.make(name, model, coordinates, by_class=True, frame_updates=2)
+    encoded, every = posterior.encode(x), torch.arange(3).unsqueeze(1).expand(-1, 5)
+    found = posterior.family_of_class(encoded, every)
+    for label in range(3):
+
+        def gradient(rows: slice, label: int = label):
+            def at(u: Tensor) -> Tensor:
+                with torch.enable_grad():
+                    u = u.detach().requires_grad_()
+                    given = torch.full(u.shape[:-1], label)
+                    z = model.prior.push(u, given) if posterior.pushes else u
+                    density = -0.5 * u.square().sum(-1) if posterior.pushes else model.prior.log_prob(z, given)
+                    return torch.autograd.grad((model.log_likelihood(x[rows], z) + density).sum(), u)[0]
+
+            return at
+
+        mean, log_var = encoded.family.mean[label], encoded.family.log_var[label]
+        frame = updated(mean.detach(), torch.exp(0.5 * log_var.detach()), gradient, 2)
+        torch.testing.assert_close(found.frame_mean[label], frame.mean)
+        torch.testing.assert_close(found.frame_factor[label], frame.factor)
+    drawn = torch.tensor([[2, 0, 1, 1, 0], [0, 0, 2, 1, 2]])
+    rows = torch.arange(5)
+    for labels, of_class in ((drawn, posterior.encode_of_class(x, drawn)), (drawn[0], posterior.family_of_class(encoded, drawn[0]))):
+        torch.testing.assert_close(of_class.frame_mean, found.frame_mean[labels, rows])
+        torch.testing.assert_close(of_class.frame_factor, found.frame_factor[labels, rows])
 
 
 def test_samples_in_inference_mode_are_the_same() -> None:
@@ -295,8 +321,6 @@ def test_what_cannot_have_frame_updates_is_refused() -> None:
     for coordinates in ("latent", "prior"):
         with pytest.raises(InputError, match=f"^frame_updates: expected 0 with coordinates={coordinates}, got 1"):
             small.make("diffusion", model, coordinates, frame_updates=1)
-    with pytest.raises(InputError, match=r"^frame_updates: expected 0 for a posterior with classes, got 1"):
-        small.make("diffusion", model, "encoder", by_class=True, frame_updates=1)
     with pytest.raises(InputError, match=r"^frame_updates: expected an integer of at least 0, got -1"):
         small.make("diffusion", model, "encoder", frame_updates=-1)
     posterior = small.make("diffusion", model, "encoder", frame_updates=1)
