@@ -15,11 +15,13 @@ from torch.distributions.constraints import Constraint
 
 from ddvi_fast import _checks
 from ddvi_fast.engine.engine import Engine
+from ddvi_fast.inference.budget import Fit, fit_chain
 from ddvi_fast.inference.missing import chosen
 from ddvi_fast.inference.model import (
     FlatModel,
     HasLogJoint,
     HasSimulate,
+    Model,
     RowTarget,
     Simulations,
     Simulator,
@@ -59,26 +61,38 @@ class Training:
     """Training settings of `fit_posterior`.
 
     Args:
-        steps: Number of steps of Adam (int, default 8000).
-        batch_size: Simulations, or samples of the bound, per step (int, default 512). With informed steps the bound has a quarter of them. With
-            frame updates there are as few simulations as rows of the bound, which have several samples each where there are many parameters.
-        lr: Peak learning rate (float, default 5e-3). It rises linearly over the first 5% of the steps and falls to zero along a cosine.
+        steps: Number of steps of Adam (int). Default: 8000. For a fixed number n of simulations it is the largest number, for each chain of the
+            ensemble, by default 3000 (n / 1000)^0.4, and at least 1000.
+        batch_size: Simulations, or samples of the bound, per step (int). Default: 512, or 256 for up to 30,000 stored simulations. With informed
+            steps the bound has a quarter of them. With frame updates there are as few simulations as rows of the bound, which have several
+            samples each where there are many parameters.
+        lr: Peak learning rate (float). Default: 5e-3, or 2e-3 for a fixed number of simulations. It rises linearly over the first 5% of the steps
+            and falls to zero along a cosine.
         max_norm: Limit of the gradient's norm (float, default 10).
 
     Raises:
         InputError: If `steps` or `batch_size` is not a positive integer, or `lr` or `max_norm` not a positive number.
     """
 
-    steps: int = 8000
-    batch_size: int = 512
-    lr: float = 5e-3
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
     max_norm: float = 10.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
-            object.__setattr__(self, name, _checks.integer(getattr(self, name), name, 1))
-        for name in ("lr", "max_norm"):
-            object.__setattr__(self, name, _checks.number(getattr(self, name), name, above=0))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _checks.integer(getattr(self, name), name, 1))
+        if self.lr is not None:
+            object.__setattr__(self, "lr", _checks.number(self.lr, "lr", above=0))
+        object.__setattr__(self, "max_norm", _checks.number(self.max_norm, "max_norm", above=0))
+
+    def settled(self, stored: int | None = None) -> Training:
+        """Return the settings with the defaults in place of None, those of a chain for `stored` simulations or of another fit."""
+        own: dict[str, Any] = {"steps": 8000, "batch_size": 512, "lr": 5e-3}
+        if stored is not None:
+            own = {"steps": max(1000, round(3000 * (stored / 1000) ** 0.4)), "batch_size": 256 if stored <= 30_000 else 512, "lr": 2e-3}
+        return dataclasses.replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 
 
 def fit_posterior(
@@ -103,6 +117,10 @@ def fit_posterior(
     the encoder for a quarter of the steps, then the chain in its frame (docs/method.md, section 7). If the model also has `log_joint`, the
     evidence bound at `x` (at simulated data if `x` is None) is trained at the same time.
 
+    With `num_simulations` the simulator is called once. A chain without `log_joint`, without an embedding and without entries hidden at random is
+    then made for few simulations. A tenth of them is held out: its loss ends the training and chooses the weights, an average over the steps.
+    The chain starts from a ridge regression, several chains are averaged into one, and sizes, rate and number of steps follow from the number.
+
     Rows of data `x` are what the posterior is for: its frame and its chain are trained by their evidence bound, on a random part of them in
     each step, and by default all steps of a short chain see the gradient of `log_joint` (`Architecture.informed_steps`). For up to 32 parameters
     that gradient also updates the frame of each row (`Architecture.frame_updates`), which costs most of the training. Such rows may lie outside
@@ -123,7 +141,7 @@ def fit_posterior(
         objective: ``bound``, ``simulations`` or ``both``. Default: ``auto``, everything that the model allows.
         architecture: Posterior family and sizes of the networks. Default: `Architecture()`.
         training: Number of steps, batch size and learning rate. Default: `Training()`.
-        num_simulations: Number of simulations, drawn once (int). Default: new simulations at every step.
+        num_simulations: Number of simulations, drawn once in one call (int, at least 2). Default: new simulations at every step.
         embedding: Network from data [N, ...] to features [N, P], trained with the posterior. Default: data are flattened. `SetEmbedding` is one
             for several independent observations, in any number.
         missing: Which entries of the data may be missing, that is NaN: ``random`` for any of them, whose absence says nothing about the
@@ -183,11 +201,24 @@ def fit_posterior(
             _checks.require(stored is None or not sets, "simulations", "None, for sets of observations", simulations)
             once = "None, for sets of observations: all simulations of one call have the same number of them"
             _checks.require(not sets or num_simulations is None, "num_simulations", once, num_simulations)
-            simulator = Simulator(model, _support_to_save(_support(support, dim, model)), num_simulations, seed, device, sets, missing)
+            source = model if num_simulations is None else _drawn_once(model, _checks.integer(num_simulations, "num_simulations", 2), seed, device)
+            simulator = Simulator(source, _support_to_save(_support(support, dim, source)), num_simulations, seed, device, sets, missing)
             fitted = request.for_any_data(simulator, embedding, with_bound=objective == "both")
     for notice in fitted.notices:
         tell(notice)
     return fitted
+
+
+def _drawn_once(model: HasSimulate, count: int, seed: int, device: torch.device) -> Model:
+    """A model with `count` simulations, drawn in one call, of which `simulate(n)` returns the first n: the simulator is not called again."""
+    z, x = simulate(model, count, Draws(seed), device)
+
+    def first(value: Any, n: int) -> Any:
+        if isinstance(value, Mapping):
+            return {name: first(part, n) for name, part in value.items()}
+        return value[:n] if isinstance(value, Tensor) and n < count else value  # what is no tensor is refused where it is used
+
+    return Model(simulate=lambda n: (first(z, n), first(x, n)))
 
 
 def _support_to_save(support: Support) -> Support:
@@ -256,8 +287,9 @@ class _Request:
         posterior = build(architecture, support.dim, None, self.seed).to(self.device)
         flat, names = FlatModel(self.model, support, whitening), support.coordinates()
         lost = unfinished(flat, self.x, self.seed)
-        goal = EvidenceBound(posterior, flat, self.x, self.training.batch_size)
-        history = _train(goal, self.training, self.seed, self.device)
+        training = self.training.settled()
+        goal = EvidenceBound(posterior, flat, self.x, training.batch_size)
+        history = _train(goal, training, self.seed, self.device)
         fitted = FittedPosterior(posterior, support, whitening, architecture, conditional=False, model=self.model, x=self.x)
         fitted.history = history
         if lost.any():
@@ -267,7 +299,7 @@ class _Request:
 
     def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> FittedPosterior:
         looked_at, may_miss = Draws(self.seed).lane("looked_at"), simulator.missing is not None
-        support, first = simulator.support, simulator.complete(_STANDARDIZING, looked_at)
+        support, first = simulator.support, simulator.look(_STANDARDIZING, looked_at)
         shape, names = data_shape(first.x, embedding), support.coordinates()
         if isinstance(embedding, SetEmbedding):
             embedding.standardize(first.x)
@@ -275,13 +307,23 @@ class _Request:
         observed = None if observed is None else observed.to(self.device)
         _checks.require(not with_bound or observed is None or len(observed) >= 1, "x", "at least one row, for the evidence bound", observed)
         many = many and with_bound
-        architecture = self.architecture.settled(many, support.dim)
+        # With an embedding, which is trained with the chain, or entries hidden at random there are no fixed features to start from.
+        fixed = self.architecture.family == "diffusion" and embedding is None and not with_bound and simulator.missing != "random"
+        stored = simulator.budget if fixed else None
+        members = self.architecture.ensemble
+        one = stored is not None or members in (None, 1)
+        _checks.require(
+            one, "architecture", "ensemble=1 for a fit without num_simulations, or with log_joint, an embedding or missing=random", members
+        )
+        architecture = self.architecture.settled(many, support.dim, stored)
         require_resolved(support, first.u)
         of_u, of_x = self.model.stored.moments(support, may_miss) if isinstance(self.model, StoredModel) else (None, None)
         observation = Observation.of(first.x, _in_training(embedding, self.device), observed if many else None, may_miss, of_x)
         if embedding is not None:
             require_apart(embedding, first.x, may_miss)
         whitening = Whitening.of(first.u, names, of_u)
+        if stored is not None:
+            return self._of_stored(simulator, first, architecture, observation, whitening, shape)
         density = self._density(support, whitening, first, observed) if with_bound else None
         posterior = build(architecture, support.dim, observation, self.seed).to(self.device)
         if any(architecture.looks().values()):
@@ -290,17 +332,40 @@ class _Request:
         self._fit_frame(posterior, whitening, simulator, density if many else None, rows if many else None)
         fewer = _INFORMED_SHARE * _samples_of_a_row(posterior) if architecture.frame_updates else 1
         # The bound of a chain does not reach the encoder of an updated frame.
-        start = Rows(observed, self.training.batch_size) if many and architecture.frame_updates else None
-        goal = Simulated(posterior, whitening, simulator, max(1, self.training.batch_size // fewer), density, rows, start)
-        history = _train(goal, self.training, self.seed, self.device)
-        gained = goal.information(first, looked_at)
-        uninformed = f"loss: {history[-1]:.3f} nats, that of the prior: data do not narrow the posterior, or the training was too short for it"
-        notices = [*observation.notices(column_names(shape)), *spreads(support, first.u), *([] if gained > 0 else [uninformed])]
+        training = self.training.settled()
+        start = Rows(observed, training.batch_size) if many and architecture.frame_updates else None
+        goal = Simulated(posterior, whitening, simulator, max(1, training.batch_size // fewer), density, rows, start)
+        history = _train(goal, training, self.seed, self.device)
         fitted = FittedPosterior(
             posterior, support, whitening, architecture, conditional=True, model=self.model, x=self.x, data_shape=shape, missing=simulator.missing
         )  # fmt: skip
-        fitted.history, fitted.information, fitted.notices = history, gained, notices
+        return self._with_notices(fitted, goal, first, history, observation, shape)
+
+    def _with_notices(
+        self, fitted: FittedPosterior, goal: Simulated, first: Simulations, history: list[float], observation: Observation,
+        shape: tuple[int | None, ...],
+    ) -> FittedPosterior:  # fmt: skip
+        """The posterior with its history of losses, and with what there is to tell about it."""
+        gained = goal.information(first, Draws(self.seed).lane("looked_at"))
+        uninformed = f"loss: {history[-1]:.3f} nats, that of the prior: data do not narrow the posterior, or the training was too short for it"
+        told = [*observation.notices(column_names(shape)), *spreads(fitted.support, first.u), *([] if gained > 0 else [uninformed])]
+        fitted.history, fitted.information, fitted.notices = history, gained, told
         return fitted
+
+    def _of_stored(
+        self, simulator: Simulator, first: Simulations, architecture: Architecture, observation: Observation, whitening: Whitening,
+        shape: tuple[int | None, ...],
+    ) -> FittedPosterior:  # fmt: skip
+        """The posterior that a fixed number of simulations gives."""
+        support, training, stored = simulator.support, self.training.settled(simulator.budget), simulator.all()
+        fit = Fit(training.steps, training.batch_size, training.lr, training.max_norm, _WARMUP, self.seed)
+        y = whitening.inverse(stored.u)
+        posterior, whole, losses = fit_chain(architecture, support.dim, observation.to(self.device), y, stored.x, fit, self.device)
+        fitted = FittedPosterior(
+            posterior, support, whitening, whole, conditional=True, model=self.model, x=self.x, data_shape=shape, missing=simulator.missing
+        )  # fmt: skip
+        goal = Simulated(posterior, whitening, simulator, training.batch_size)
+        return self._with_notices(fitted, goal, first, twentieths(losses), observation, shape)
 
     def _density(self, support: Support, whitening: Whitening, first: Simulations, observed: Tensor | None) -> FlatModel:
         """The density of the model, which is known to have a gradient."""
@@ -312,11 +377,12 @@ class _Request:
     def _rows_of_bound(self, observed: Tensor, posterior: Posterior) -> Rows:
         """Rows and samples of the bound: fewer where each of them costs several passes of the model."""
         sees_model = isinstance(posterior, Diffusion) and posterior.sees_model
-        return Rows(observed, max(1, self.training.batch_size // (_INFORMED_SHARE if sees_model else 1)), _samples_of_a_row(posterior))
+        return Rows(observed, max(1, self.training.settled().batch_size // (_INFORMED_SHARE if sees_model else 1)), _samples_of_a_row(posterior))
 
     def _fit_frame(self, posterior: Posterior, whitening: Whitening, simulator: Simulator, density: FlatModel | None, rows: Rows | None) -> None:
         """Fit the encoder's frame for a fraction of the steps; a chain that does not see the model is then trained in the frozen frame."""
-        training = dataclasses.replace(self.training, steps=max(1, int(_FRAME_STEPS * self.training.steps)))
+        training = self.training.settled()
+        training = dataclasses.replace(training, steps=max(1, int(_FRAME_STEPS * training.steps)))
         _train(FrameFit(posterior, whitening, simulator, training.batch_size, density, rows), training, self.seed, self.device)
         if isinstance(posterior, Diffusion) and not posterior.sees_model:
             posterior.encoder.requires_grad_(False).eval()
@@ -346,5 +412,9 @@ def _train(objective: Objective, training: Training, seed: int, device: torch.de
         means = engine.run(rows, Progress(step, training.steps), Draws(seed, step * training.batch_size))
         losses.append(torch.stack([mean for name, mean in means.items() if name != COVERING]).sum())
     engine.check()
-    parts = torch.stack(losses).tensor_split(min(_HISTORY, training.steps))
-    return [float(part.mean()) for part in parts]
+    return twentieths(torch.stack(losses))
+
+
+def twentieths(losses: Tensor) -> list[float]:
+    """Return the means over the twentieths of all steps."""
+    return [float(part.mean()) for part in losses.tensor_split(min(_HISTORY, len(losses)))]

@@ -103,7 +103,8 @@ class Simulator:
     ) -> None:  # fmt: skip
         self.model, self.support, self.device, self.sets, self.missing = model, support, torch.device(device), sets, missing
         self._shape: tuple[int, ...] | None = None  # of the data of one simulation
-        self._pool = None if budget is None else self._new(_checks.integer(budget, "num_simulations", 2), Draws(seed))
+        self.budget = None if budget is None else _checks.integer(budget, "num_simulations", 2)
+        self._pool = None if self.budget is None else self._new(self.budget, Draws(seed))
 
     def take(self, n: int, draws: Draws) -> Simulations:
         """Return `n` simulations, as the posterior is to see them."""
@@ -116,6 +117,14 @@ class Simulator:
             return self._new(n, draws)
         rows = rng.integers(draws, n, len(self._pool.u), rng.ORDER).to(self.device)
         return Simulations(self._pool.u[rows], self._pool.x[rows])
+
+    def all(self) -> Simulations:
+        """Return all simulations of a fixed number of them."""
+        return self._pool
+
+    def look(self, n: int, draws: Draws) -> Simulations:
+        """Return at most `n` simulations to look at: the first ones of a fixed number, otherwise those of `complete`."""
+        return self.complete(n, draws) if self._pool is None else Simulations(*(part[:n] for part in self._pool))
 
     @torch.no_grad()
     def _new(self, n: int, draws: Draws) -> Simulations:

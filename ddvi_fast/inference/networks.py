@@ -18,6 +18,11 @@ from ddvi_fast.rng import Draws
 
 FAMILIES = ("diffusion", "flow", "gaussian")
 _FEW_STEPS, _MANY_STEPS = 8, 20  # default lengths of chains with and without informed steps
+_STORED_STEPS, _STORED_END = 100, 8.0  # default length and last ratio of noise to signal for a fixed number of simulations
+_END = 3.0  # default last ratio of noise to signal otherwise
+_WIDTH, _WIDE = 64, 128  # default widths for few and for many stored simulations
+_MEMBERS = 4  # default number of chains for few stored simulations; there is one for many
+_MANY = 30_000  # number of stored simulations from which they are many
 _FOR_ROWS, _FOR_SIMULATIONS = (400,), (64, 64)  # default widths of encoders
 _INFORMED_BETA = 0.25  # initial beta of every step of a chain with informed steps
 _FRAME_UPDATES, _FEW_PARAMETERS = 2, 32  # default updates of the frame, and the largest number of parameters that has them
@@ -29,19 +34,21 @@ class Architecture:
 
     Args:
         family: ``diffusion`` (default), ``flow`` (autoregressive splines, which need zuko) or ``gaussian`` (mean field).
-        num_steps: Number of steps of the chain, T (int). Default: 8 with `informed_steps`, otherwise 20.
-        width: Width of the hidden layers of the denoiser, or of a flow's steps (int, default 64).
+        num_steps: Number of steps of the chain, T (int). Default: 8 with `informed_steps`, 100 for a fixed number of simulations, otherwise 20.
+        width: Width of the hidden layers of the denoiser, or of a flow's steps (int). Default: 64, or 128 from 30,000 stored simulations on.
         hidden: Widths of the hidden layers of the encoders: of the frame, and of the context. Default: (400,) for a fit to rows of data,
             otherwise (64, 64).
         context_dim: Size of the context vector of the chain or flow (int, default 16).
         activation: Activation of the encoders (default ``silu``).
         time_features: Number of the denoiser's time features, see `denoisers.ResidualMLP` (int, default 16).
         start: Ratio of noise to signal after the first step of the noising process, see `schedules.make` (float, default 0.005).
-        end: Ratio of noise to signal after its last step (float, default 3).
+        end: Ratio of noise to signal after its last step (float). Default: 8 for a fixed number of simulations, otherwise 3.
         informed_steps: Number of steps, the last ones, that see the gradient of the model's `log_joint` (int, from 0 to `num_steps`), see
             `posteriors.Diffusion`. Default: all of them for a fit to rows of data, otherwise 0.
         frame_updates: Number of updates of the frame with the gradient of `log_joint` (int), each at 2 D points for each row of data, see
             `posteriors.Diffusion`. Default: 2 for a fit of informed steps to rows of data with at most 32 parameters, otherwise 0.
+        ensemble: Number of chains that are trained one after the other on a fixed number of simulations, and whose predictions are averaged (int).
+            The posterior is then one chain of so many times the widths. Default: 4 for up to 30,000 stored simulations, otherwise 1.
 
     Raises:
         InputError: If the family or the activation is unknown, if a size is no positive integer, if there are more informed steps than steps or
@@ -50,27 +57,31 @@ class Architecture:
 
     family: str = "diffusion"
     num_steps: int | None = None
-    width: int = 64
+    width: int | None = None
     hidden: tuple[int, ...] | None = None
     context_dim: int = 16
     activation: str = "silu"
     time_features: int = 16
     start: float = 0.005
-    end: float = 3.0
+    end: float | None = None
     informed_steps: int | None = None
     frame_updates: int | None = None
+    ensemble: int | None = None
 
     def __post_init__(self) -> None:
         _checks.choice(self.family, FAMILIES, "family")
         _checks.choice(self.activation, ACTIVATIONS, "activation")
-        for name, least in (("num_steps", 1), ("width", 1), ("context_dim", 1), ("time_features", 1), ("informed_steps", 0), ("frame_updates", 0)):
-            if getattr(self, name) is not None or name not in ("num_steps", "informed_steps", "frame_updates"):
-                object.__setattr__(self, name, _checks.integer(getattr(self, name), name, least))
+        least = {"num_steps": 1, "width": 1, "context_dim": 1, "time_features": 1, "informed_steps": 0, "frame_updates": 0, "ensemble": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) is not None or type(self).__dataclass_fields__[name].default is not None:
+                object.__setattr__(self, name, _checks.integer(getattr(self, name), name, smallest))
         if self.hidden is not None:
             object.__setattr__(self, "hidden", _checks.integers(self.hidden, "hidden", 1))
-        for name in ("start", "end"):
-            object.__setattr__(self, name, _checks.number(getattr(self, name), name))
-        _checks.require(0 < self.start < self.end, "start, end", "0 < start < end", (self.start, self.end))
+        object.__setattr__(self, "start", _checks.number(self.start, "start"))
+        if self.end is not None:
+            object.__setattr__(self, "end", _checks.number(self.end, "end"))
+        end = _END if self.end is None else self.end
+        _checks.require(0 < self.start < end, "start, end", "0 < start < end", (self.start, end))
         informed = self.informed_steps or 0
         for name, number in self.looks().items():
             _checks.require(number == 0 or self.family == "diffusion", name, f"0 with family={self.family}", number)
@@ -81,8 +92,18 @@ class Architecture:
         """Return by name how often a sample looks at the gradient of the model, in informed steps and in frame updates."""
         return {"informed_steps": self.informed_steps or 0, "frame_updates": self.frame_updates or 0}
 
-    def settled(self, for_rows: bool = False, dim: int = 1) -> Architecture:
-        """Return the architecture with the defaults of a fit of `dim` parameters, to rows of data or of another kind, in place of None."""
+    def settled(self, for_rows: bool = False, dim: int = 1, stored: int | None = None) -> Architecture:
+        """Return the architecture with the defaults of a fit in place of None.
+
+        Args:
+            for_rows: Whether the fit is to rows of data.
+            dim: Number of parameters.
+            stored: Number of simulations of a fit to a fixed number of them, with a chain. Default: another kind of fit.
+        """
+        if stored is not None:
+            width, members = (_WIDTH, _MEMBERS) if stored < _MANY else (_WIDE, 1)
+            own = {"num_steps": _STORED_STEPS, "width": width, "end": _STORED_END, "ensemble": members}
+            return dataclasses.replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None}).settled()
         informed = self.informed_steps
         if informed is None:
             informed = (self.num_steps or _FEW_STEPS) if for_rows and self.family == "diffusion" else 0
@@ -91,12 +112,14 @@ class Architecture:
         updates = self.frame_updates
         if updates is None:
             updates = _FRAME_UPDATES if for_rows and informed and dim <= _FEW_PARAMETERS else 0
-        return dataclasses.replace(self, num_steps=steps, hidden=hidden, informed_steps=informed, frame_updates=updates)
+        plain = {"width": self.width or _WIDTH, "end": _END if self.end is None else self.end, "ensemble": self.ensemble or 1}
+        return dataclasses.replace(self, num_steps=steps, hidden=hidden, informed_steps=informed, frame_updates=updates, **plain)
 
 
 # Setting, the families that have it, and whether only a posterior that reads data does.
 _EFFECTS = (
     *((name, ("diffusion",), False) for name in ("num_steps", "time_features", "start", "end")),
+    ("ensemble", ("diffusion",), True),
     ("width", ("diffusion", "flow"), False),
     ("context_dim", ("diffusion", "flow"), True),
     *((name, FAMILIES, True) for name in ("hidden", "activation")),
@@ -144,7 +167,10 @@ class Reader(nn.Module):
         self.linear = MLP(inputs, [], outputs, draws=draws.importance(1))
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        features = self.observation(x)
+        return self.read(self.observation(x), draws)
+
+    def read(self, features: Tensor, draws: Draws | None = None) -> Tensor:
+        """Return the output [N, outputs] for standardized features [N, K]."""
         return self.network(features, draws) + self.linear(features)
 
 
