@@ -118,8 +118,9 @@ def fit_posterior(
     evidence bound at `x` (at simulated data if `x` is None) is trained at the same time.
 
     With `num_simulations` the simulator is called once. A chain without `log_joint`, without an embedding and without entries hidden at random is
-    then made for few simulations. A tenth of them is held out: its loss ends the training and chooses the weights, an average over the steps.
-    The chain starts from a ridge regression, several chains are averaged into one, and sizes, rate and number of steps follow from the number.
+    then made for few simulations, as it is with `simulations` of up to 256 MiB. A tenth of them is held out: its loss ends the training and
+    chooses the weights, an average over the steps. The chain starts from a ridge regression, several chains are averaged into one, and sizes,
+    rate and number of steps follow from the number of simulations.
 
     Rows of data `x` are what the posterior is for: its frame and its chain are trained by their evidence bound, on a random part of them in
     each step, and by default all steps of a short chain see the gradient of `log_joint` (`Architecture.informed_steps`). For up to 32 parameters
@@ -309,11 +310,15 @@ class _Request:
         many = many and with_bound
         # With an embedding, which is trained with the chain, or entries hidden at random there are no fixed features to start from.
         fixed = self.architecture.family == "diffusion" and embedding is None and not with_bound and simulator.missing != "random"
-        stored = simulator.budget if fixed else None
+        few = isinstance(self.model, StoredModel) and self.model.stored.in_memory
+        stored = (simulator.budget or (len(self.model.stored) if few else None)) if fixed else None
         members = self.architecture.ensemble
         one = stored is not None or members in (None, 1)
         _checks.require(
-            one, "architecture", "ensemble=1 for a fit without num_simulations, or with log_joint, an embedding or missing=random", members
+            one,
+            "architecture",
+            "ensemble=1 for a fit without a fixed number of simulations, or with log_joint, an embedding or missing=random",
+            members,
         )
         architecture = self.architecture.settled(many, support.dim, stored)
         require_resolved(support, first.u)
@@ -323,7 +328,7 @@ class _Request:
             require_apart(embedding, first.x, may_miss)
         whitening = Whitening.of(first.u, names, of_u)
         if stored is not None:
-            return self._of_stored(simulator, first, architecture, observation, whitening, shape)
+            return self._of_stored(simulator, stored, first, architecture, observation, whitening, shape)
         density = self._density(support, whitening, first, observed) if with_bound else None
         posterior = build(architecture, support.dim, observation, self.seed).to(self.device)
         if any(architecture.looks().values()):
@@ -353,11 +358,11 @@ class _Request:
         return fitted
 
     def _of_stored(
-        self, simulator: Simulator, first: Simulations, architecture: Architecture, observation: Observation, whitening: Whitening,
+        self, simulator: Simulator, count: int, first: Simulations, architecture: Architecture, observation: Observation, whitening: Whitening,
         shape: tuple[int | None, ...],
     ) -> FittedPosterior:  # fmt: skip
-        """The posterior that a fixed number of simulations gives."""
-        support, training, stored = simulator.support, self.training.settled(simulator.budget), simulator.all()
+        """The posterior that `count` simulations give."""
+        support, training, stored = simulator.support, self.training.settled(count), simulator.all(count, Draws(self.seed))
         fit = Fit(training.steps, training.batch_size, training.lr, training.max_norm, _WARMUP, self.seed)
         y = whitening.inverse(stored.u)
         posterior, whole, losses = fit_chain(architecture, support.dim, observation.to(self.device), y, stored.x, fit, self.device)

@@ -118,9 +118,9 @@ class Simulator:
         rows = rng.integers(draws, n, len(self._pool.u), rng.ORDER).to(self.device)
         return Simulations(self._pool.u[rows], self._pool.x[rows])
 
-    def all(self) -> Simulations:
-        """Return all simulations of a fixed number of them."""
-        return self._pool
+    def all(self, count: int, draws: Draws) -> Simulations:
+        """Return the simulations of a fixed number of them, otherwise `count` of them, which is all that a model of stored ones has."""
+        return self._new(count, draws) if self._pool is None else self._pool
 
     def look(self, n: int, draws: Draws) -> Simulations:
         """Return at most `n` simulations to look at: the first ones of a fixed number, otherwise those of `complete`."""

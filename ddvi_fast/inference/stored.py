@@ -20,6 +20,7 @@ from ddvi_fast.rng import Draws
 from ddvi_fast.standardization import Moments
 
 _BYTES = 1 << 23  # bytes of an array at a time
+_HELD = 1 << 28  # largest number of bytes of all arrays that are taken into memory at once
 
 
 class StoredSimulations:
@@ -51,6 +52,11 @@ class StoredSimulations:
 
     def __len__(self) -> int:
         return len(self._x)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all simulations are taken into memory at once."""
+        return sum(value.nbytes for value in (self._x, *self._z.values())) <= _HELD
 
     @property
     def dim(self) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ddvi_fast import InputError, fit_posterior
-from ddvi_fast.inference import Architecture, Model, Training, load
+from ddvi_fast.inference import Architecture, Model, Training, load, stored
 from ddvi_fast.inference.budget import Averaged, ChainFit, Split, held_out, set_frame
 from ddvi_fast.inference.ensemble import average, fit_variances, joined
 from ddvi_fast.inference.networks import build
@@ -165,8 +165,21 @@ def test_settings_follow_the_number_of_simulations() -> None:
 
 
 def test_an_ensemble_needs_a_fixed_number_of_simulations() -> None:
-    with pytest.raises(InputError, match="architecture: expected ensemble=1 for a fit without num_simulations"):
+    with pytest.raises(InputError, match="architecture: expected ensemble=1 for a fit without a fixed number of simulations"):
         fit_posterior(Model(simulate=Regression().simulate), architecture=Architecture(ensemble=2), support=constraints.real)
+
+
+def test_arrays_are_a_fixed_number_of_simulations() -> None:
+    """Each row is used, in memory, with the settings of so many simulations; of larger arrays rows are read as they are needed."""
+    with torch.random.fork_rng():
+        z, x = Regression().simulate(150)
+    posterior = fit_posterior(simulations=(z, x), architecture=SIZES, training=QUICK)
+    assert posterior.architecture.width == 32
+    torch.testing.assert_close(posterior.whitening.shift, z.mean(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored, "_HELD", 100)
+        with pytest.raises(InputError, match="architecture: expected ensemble=1"):
+            fit_posterior(simulations=(z, x), architecture=SIZES, training=QUICK)
 
 
 def test_two_simulations_are_enough_to_run() -> None:
