@@ -13,7 +13,7 @@ from ddvi_fast.cli._registrations import register
 from ddvi_fast.cli.arguments import Parser
 from ddvi_fast.config import names
 
-FIXED_DECODER, SBIBM = "fixed-decoder", "sbibm"
+FIXED_DECODER, SBIBM, ANCESTRY_MISSING = "fixed-decoder", "sbibm", "ancestry-missing"
 SEEDS = 3  # default number of runs of a cell
 JOBS = "runs at a time: each in a process with one thread (default: one a core), on a GPU all in one process, each on its own stream (default: 8)"
 DESCRIPTION = """Train every missing run of a table, then write the table and the picture of all runs.
@@ -69,8 +69,17 @@ def _of_sbibm(stated: dict[str, Any]) -> list[Path]:
     return reproduce(**stated, seeds=seeds, budgets=budgets)
 
 
+def _of_missing_genotypes(stated: dict[str, Any]) -> list[Path]:
+    """Write the table of places of people of whom few variants are called."""
+    from ddvi_fast.paper.ancestry_missing import reproduce
+
+    _leave_out(stated, (*_OF_RUNS, "budgets", "rows", "seeds"), "its settings are those of paper.ancestry_missing.Settings")
+    del stated["table"]
+    return reproduce(**stated)
+
+
 _OF_RUNS = ("choose", "epochs", "max_minutes", "jobs", "columns")
-_ALONE = {FIXED_DECODER: _of_one_decoder, SBIBM: _of_sbibm}  # tables that are not of training runs
+_ALONE = {FIXED_DECODER: _of_one_decoder, SBIBM: _of_sbibm, ANCESTRY_MISSING: _of_missing_genotypes}  # tables that are not of training runs
 
 
 def _given(value: Any, default: Any) -> Any:

@@ -11,10 +11,12 @@ from ddvi_fast.genomes.filters import Filters
 from ddvi_fast.genomes.kinship import Relatives, relatives
 from ddvi_fast.genomes.merge import merge_stores
 from ddvi_fast.genomes.pca import GenotypePCA
+from ddvi_fast.genomes.place import PlacePosterior
+from ddvi_fast.genomes.places import Places
 from ddvi_fast.genomes.simulate import Simulation, simulated_genomes
 from ddvi_fast.genomes.store import GenotypeStore
 
 __all__ = [
-    "Admixture", "Filters", "GenotypePCA", "GenotypeStore", "MatchReport", "Relatives", "Simulation", "align", "import_genotypes", "load_genotypes",
-    "merge_stores", "relatives", "simulated_genomes", "store_from_codes",
+    "Admixture", "Filters", "GenotypePCA", "GenotypeStore", "MatchReport", "PlacePosterior", "Places", "Relatives", "Simulation", "align",
+    "import_genotypes", "load_genotypes", "merge_stores", "relatives", "simulated_genomes", "store_from_codes",
 ]  # fmt: skip
