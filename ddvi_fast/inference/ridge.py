@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_PENALTIES = torch.logspace(-4, 6, 31, dtype=torch.float64)  # in units of the squared singular values of one standardized row
+_PENALTIES = torch.logspace(-4, 6, 31, dtype=torch.float64, device="cpu")  # in units of the squared singular values of one standardized row
 _MOST = 0.999  # largest leverage of a row
 _LEAST = 1e-12  # least mean squared error
 

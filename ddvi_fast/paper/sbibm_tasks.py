@@ -92,16 +92,16 @@ def _normal(mean: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def _uniform(low: float, high: float, dim: int) -> Callable[[int], Tensor]:
-    return lambda n: torch.empty(n, dim).uniform_(low, high)
+    return lambda n: torch.empty(n, dim, device="cpu").uniform_(low, high)
 
 
 def _log_normal(mean: tuple[float, ...], scale: tuple[float, ...]) -> Callable[[int], Tensor]:
-    return lambda n: torch.exp(torch.tensor(mean) + torch.tensor(scale) * torch.randn(n, len(mean)))
+    return lambda n: torch.exp(torch.tensor(mean, device="cpu") + torch.tensor(scale, device="cpu") * torch.randn(n, len(mean), device="cpu"))
 
 
 def two_moons() -> Task:
     def data(z: Tensor) -> Tensor:
-        angle, radius = math.pi * (torch.rand(len(z)) - 0.5), _normal(torch.full((len(z),), 0.1), 0.01)
+        angle, radius = math.pi * (torch.rand(len(z), device="cpu") - 0.5), _normal(torch.full((len(z),), 0.1, device="cpu"), 0.01)
         places = torch.stack((angle.cos() * radius + 0.25, angle.sin() * radius), 1)
         return places + torch.stack((-(z[:, 0] + z[:, 1]).abs(), z[:, 1] - z[:, 0]), 1) / math.sqrt(2)
 
@@ -111,7 +111,7 @@ def two_moons() -> Task:
 def _slcp(z: Tensor) -> Tensor:
     """Four draws of a normal variable of two dimensions, flattened [n, 8]."""
     first, second, correlation = z[:, 2:3].square(), z[:, 3:4].square(), torch.tanh(z[:, 4:5])
-    e = torch.randn(len(z), 4, 2)
+    e = torch.randn(len(z), 4, 2, device="cpu")
     x = first * e[..., 0]
     y = second * (correlation * e[..., 0] + (1 - correlation.square()).sqrt() * e[..., 1])
     return (z[:, None, :2] + torch.stack((x, y), -1)).flatten(1)
@@ -126,9 +126,9 @@ def slcp_distractors() -> Task:
 
     def data(z: Tensor) -> Tensor:
         centers, factors, order = distractors()
-        which = torch.randint(len(centers), (len(z),))
+        which = torch.randint(len(centers), (len(z),), device="cpu")
         wide = torch.distributions.Chi2(2.0).sample((len(z), 1))
-        e = torch.randn(len(z), centers.shape[1]) / (wide / 2).sqrt()
+        e = torch.randn(len(z), centers.shape[1], device="cpu") / (wide / 2).sqrt()
         noise = torch.empty_like(e)
         for one in range(len(centers)):
             mine = which == one
@@ -150,9 +150,9 @@ def distractors() -> tuple[Tensor, Tensor, Tensor]:
 def _bernoulli(raw: bool) -> Task:
     """Spikes of a neuron with a stimulus filtered by nine weights; the data are the spikes, or their products with the design matrix."""
     size = 9
-    steps = torch.eye(size) - torch.diag(torch.ones(size - 1), -1)
-    smooth = steps @ steps + torch.diag((torch.arange(size) / size).sqrt())
-    precision = torch.block_diag(torch.tensor([[0.5]]), smooth.T @ smooth)
+    steps = torch.eye(size, device="cpu") - torch.diag(torch.ones(size - 1, device="cpu"), -1)
+    smooth = steps @ steps + torch.diag((torch.arange(size, device="cpu") / size).sqrt())
+    precision = torch.block_diag(torch.tensor([[0.5]], device="cpu"), smooth.T @ smooth)
     factor = torch.linalg.inv(torch.linalg.cholesky(precision))  # its transpose times normal draws has the inverse covariance `precision`
 
     def data(z: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def _bernoulli(raw: bool) -> Task:
         return spikes if raw else spikes @ design
 
     name = "observation_raw.csv" if raw else "observation.csv"
-    return Task(lambda n: torch.randn(n, size + 1) @ factor, data, constraints.real, "bernoulli_glm", name)
+    return Task(lambda n: torch.randn(n, size + 1, device="cpu") @ factor, data, constraints.real, "bernoulli_glm", name)
 
 
 def bernoulli_glm() -> Task:
@@ -174,13 +174,15 @@ def bernoulli_glm_raw() -> Task:
 
 def gaussian_mixture() -> Task:
     def data(z: Tensor) -> Tensor:
-        return _normal(z, torch.where(torch.rand(len(z), 1) < 0.5, 1.0, 0.1))
+        return _normal(z, torch.where(torch.rand(len(z), 1, device="cpu") < 0.5, 1.0, 0.1))
 
     return Task(_uniform(-10, 10, 2), data, constraints.interval(-10.0, 10.0), "gaussian_mixture")
 
 
 def gaussian_linear() -> Task:
-    return Task(lambda n: math.sqrt(0.1) * torch.randn(n, 10), lambda z: _normal(z, math.sqrt(0.1)), constraints.real, "gaussian_linear")
+    return Task(
+        lambda n: math.sqrt(0.1) * torch.randn(n, 10, device="cpu"), lambda z: _normal(z, math.sqrt(0.1)), constraints.real, "gaussian_linear"
+    )
 
 
 def gaussian_linear_uniform() -> Task:
@@ -217,7 +219,7 @@ def infected(z: Tensor, step: float = _SIR_STEP) -> Tensor:
         return torch.stack((-met, met - recovery * ill))
 
     ill = 1 / _PEOPLE
-    start = torch.tensor([[1 - ill], [ill]], dtype=torch.float64).expand(2, len(z))
+    start = torch.tensor([[1 - ill], [ill]], dtype=torch.float64, device="cpu").expand(2, len(z))
     return torch.stack([state[1] for state in _solved(slope, start, _SIR_DAYS, step)], 1).clamp(0, 1).float()
 
 
@@ -230,7 +232,7 @@ def animals(z: Tensor, step: float = _LOTKA_VOLTERRA_STEP) -> Tensor:
         prey, predators = state.exp()
         return torch.stack((births - eaten * predators, fed * prey - deaths))
 
-    start = torch.tensor([[30.0], [1.0]], dtype=torch.float64).log().expand(2, len(z))
+    start = torch.tensor([[30.0], [1.0]], dtype=torch.float64, device="cpu").log().expand(2, len(z))
     return torch.cat([part.T for part in torch.stack(list(_solved(slope, start, _PREY_DAYS, step)), 1)], 1).float()
 
 
