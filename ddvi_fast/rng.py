@@ -95,7 +95,7 @@ LANES = {
     "annealing_pilot": _sample(3 << 20, (), "chains that choose the step sizes of these"),
     "looked_at": Lane(1 << 50, (), "simulations that standardize data, apart from those of training"),
     "calibration": Lane(1 << 51, (), "simulations for calibration, apart from those of training"),
-    "held_out": Lane(1 << 52, (), "simulations held out of a fit to a fixed number of them, and the noise of their loss"),
+    "held_out": Lane(3 << 50, (), "simulations held out of a fit to a fixed number of them, and the noise of their loss"),
     "split": Lane(1 << 62, (ORDER,), "split into training and test examples, beyond the order of every epoch"),
     "validation": Lane((1 << 62) + (1 << 60), (ORDER,), "split into training and validation examples, beyond that of the test examples"),
     "labels": Lane((1 << 62) + (1 << 61), (ORDER,), "choice of labelled examples, beyond those of the splits"),
