@@ -37,6 +37,7 @@ SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 _COMPONENTS = (2, 4, 10)  # of the least-squares scores, of which the validation people choose
 _SCALES = (0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0)  # of their error
 _ROWS = 512  # people at a time
+_PLACES = 4 * len(SHARES)  # of the random numbers of a fold: validation and test people with each share of calls and number of alleles
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ class Fold:
 
     def _people(self, rows: np.ndarray, share: float, haploid: bool, place: int) -> tuple[Summary, Tensor]:
         """Summaries of random calls of some people, and their true places with the error of the resolution."""
-        draws, reference, parts = Draws(self.settings.seed, place << 32).lane("looked_at"), self.posterior.reference_, []
+        draws = Draws(self.settings.seed, (_PLACES * self.number + place) << 32).lane("looked_at")
+        reference, parts = self.posterior.reference_, []
         for first in range(0, len(rows), _ROWS):
             part = rows[first : first + _ROWS]
             tiles, count = _tiles(self.store, part), len(part)

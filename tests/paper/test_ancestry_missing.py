@@ -12,6 +12,7 @@ from bench import records
 from ddvi_fast import InputError
 from ddvi_fast.cli.reproduce import main
 from ddvi_fast.genomes.convert import store_from_codes
+from ddvi_fast.genomes.place import PlacePosterior
 from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.paper import ancestry_missing
 from ddvi_fast.paper.ancestry_missing import SHARES, Fold, Settings, calibrated
@@ -57,6 +58,18 @@ def test_every_person_is_tested_once_by_a_posterior_of_others(store: GenotypeSto
     assert sorted(np.concatenate([fold.test for fold in folds])) == list(range(90))
     for fold in folds:
         assert sorted(np.concatenate([fold.test, fold.validation, fold.train])) == list(range(90))
+
+
+def test_every_fold_has_calls_and_errors_of_its_own(store: GenotypeStore) -> None:
+    folds = [Fold(store, Settings(folds=3), number) for number in range(2)]
+    posterior = PlacePosterior(repeats=1, steps=2, num_clusters=3)
+    with pytest.warns(UserWarning, match="few to train"):
+        posterior.fit(store)
+    for fold in folds:
+        fold.posterior = posterior
+    first, second, again = (fold._people(np.arange(90), 0.3, False, 0) for fold in (*folds, folds[0]))
+    assert (first[0].called != second[0].called).any() and (first[0].called == again[0].called).all()
+    assert (first[1] != second[1]).all() and (first[1] == again[1]).all()
 
 
 def test_the_command_makes_every_fold_once(
