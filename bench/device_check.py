@@ -114,10 +114,9 @@ def _run_all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         return records.write(path, {**about, "seconds": round(time.monotonic() - start, 1), "parts": parts})
 
     with tempfile.TemporaryDirectory() as folder:
-        together = [part for part in wanted if not PARTS[part].alone]
+        together, one_by_one = ([part for part in wanted if PARTS[part].alone == alone] for alone in (False, True))
         # On a CPU one process is enough: there is no context that a failure could spoil, and starting takes longest.
-        groups = [[part] for part in together] if options.device == "cuda" else [together] * bool(together)
-        groups_alone = [[part] for part in wanted if PARTS[part].alone]
+        groups, groups_alone = ([[part] for part in parts] if options.device == "cuda" else [parts] * bool(parts) for parts in (together, one_by_one))
         with ThreadPoolExecutor(max(1, len(groups))) as pool:
             for done in as_completed([pool.submit(_supervise, group, options, Path(folder), start) for group in groups]):
                 keep(done.result())

@@ -31,7 +31,8 @@ def peak_bytes(case: Case, providers: Sequence[str], device: torch.device, threa
     if device.type == "cuda":
         problem = case.build(device)
         return {name: _peak_on_gpu(problem.provider(name), device) for name in providers}
-    return _in_fresh_process(["--case", case.name, "--providers", *providers, "--threads", str(threads)])
+    (peaks,) = _in_fresh_process(["--case", case.name, "--providers", *providers, "--threads", str(threads)])
+    return peaks
 
 
 def scaling(threads: int = 1) -> list[dict[str, int | None]]:
@@ -42,12 +43,12 @@ def scaling(threads: int = 1) -> list[dict[str, int | None]]:
     sizes = [(steps, SCALING_ROWS[0]) for steps in SCALING_STEPS] + [(SCALING_STEPS[0], rows) for rows in SCALING_ROWS[1:]]
     rows = []
     for steps, count in sizes:
-        peaks = _in_fresh_process(["--chain", str(steps), str(count), "--providers", "eager", "ours", "--threads", str(threads)])
+        (peaks,) = _in_fresh_process(["--chain", str(steps), str(count), "--providers", "eager", "ours", "--threads", str(threads)])
         rows.append({"T": steps, "N": count, "states": 4 * (steps + 1) * count * SCALING_LATENT, **peaks})
     return rows
 
 
-def _in_fresh_process(arguments: list[str]) -> dict[str, int | None]:
+def _in_fresh_process(arguments: list[str]) -> list[dict[str, int | None]]:
     # With a fixed threshold the allocator returns large blocks at once, so that later calls cannot use memory of earlier ones.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "bench.memory", *arguments]
@@ -55,7 +56,7 @@ def _in_fresh_process(arguments: list[str]) -> dict[str, int | None]:
     if ran.returncode != 0:
         last = (ran.stderr.strip().splitlines() or ["no output"])[-1]
         raise RuntimeError(f"measuring memory failed with exit code {ran.returncode}: {last}")
-    return json.loads(ran.stdout.splitlines()[-1])
+    return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
 def _peak_on_gpu(call: Callable[[], object], device: torch.device) -> int:
@@ -89,17 +90,18 @@ def _status(field: str) -> int:
 
 
 def main() -> None:
-    """Measure one case, or one size of the chain, in this process."""
+    """Measure one case, or sizes of the chain, in this process, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", help="name of a case")
-    parser.add_argument("--chain", nargs=2, type=int, metavar=("T", "N"), help="a size of the chain")
+    parser.add_argument("--chain", nargs=2, type=int, action="append", default=[], metavar=("T", "N"), help="a size of the chain")
     parser.add_argument("--providers", nargs="+", required=True)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cpu")
-    problem = by_name(options.case).build(device) if options.case else Chain(device, True, options.chain[1], options.chain[0], SCALING_LATENT)
-    print(json.dumps({name: _peak_on_cpu(problem.provider(name)) for name in options.providers}))
+    problems = [by_name(options.case).build(device)] if options.case else [Chain(device, True, n, t, SCALING_LATENT) for t, n in options.chain]
+    for problem in problems:
+        print(json.dumps({name: _peak_on_cpu(problem.provider(name)) for name in options.providers}))
 
 
 if __name__ == "__main__":

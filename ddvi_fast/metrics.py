@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks, ops, priors, released_scale
+from ddvi_fast import _checks, ops, priors, released_scale, rng
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.posteriors.base import check_data
@@ -87,7 +87,7 @@ def iwae_bound(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_
 
 def _streamed_weights(model: LatentVariableModel, posterior: Posterior, x: Tensor, num_samples: int, draws: Draws | None) -> Iterator[Tensor]:
     """Log-weights [K', N] in chunks over K, equal to those of one large call."""
-    _checks.integer(num_samples, "num_samples", 1)
+    rng.samples(num_samples)
     rows = min(_ROWS, _VALUES // max(1, math.prod(x.shape[1:])))
     draws, chunk = Draws(0) if draws is None else draws, max(1, rows // len(x))
     for first in range(0, num_samples, chunk):

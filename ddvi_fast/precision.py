@@ -66,6 +66,12 @@ def in_force(precision: str, device: torch.device) -> str:
     return precision if precision == "float32" else f"{precision} ({how})"
 
 
+def emulation(precision: str, device: torch.device) -> str:
+    """A warning where `device` rounds to the precision and multiplies in float32, which saves no time; else the empty string."""
+    emulated = support(precision, device) == "emulated"
+    return f"{precision} is emulated on this {device.type}, so it is no faster than precision=float32" if emulated else ""
+
+
 def products_in(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
     """A function that makes the context in which losses are computed.
 

@@ -57,6 +57,7 @@ STREAMS = {
 
 # Distance in draws between two importance samples (or groups) of a row; it does not depend on their number.
 IMPORTANCE_STRIDE = 1 << 40
+MOST_SAMPLES = (1 << 63) // IMPORTANCE_STRIDE  # importance samples of a row, as many as draws have numbers for
 
 
 class Lane(NamedTuple):
@@ -112,6 +113,18 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _FEISTEL_ROUNDS, _LISTED = 5, 1024  # rounds of a bijection, and the largest range whose order is listed
+
+
+def samples(value: int, argument: str = "num_samples", at_least: int = 1) -> int:
+    """Check that a number of samples for each row is an integer for which there are draws, and return it as Python's.
+
+    Example:
+        >>> samples(1000)
+        1000
+    """
+    found = _checks.integer(value, argument, at_least)
+    _checks.require(found <= MOST_SAMPLES, argument, f"at most {MOST_SAMPLES}", found)
+    return found
 
 
 class _Position:

@@ -51,7 +51,7 @@ class Instruction:
     wait: int
     target: int | None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The opcode without its modifiers."""
         return self.opcode.split(".")[0]

@@ -129,6 +129,9 @@ class _Step(NamedTuple):
     waits: tuple[int, ...]  # scoreboards
     pending: int  # groups of asynchronous copies that may still be under way
     traffic: int  # bytes of a warp's global access
+    name: str  # of the instruction
+    pipes: tuple[object, ...]  # the pipe of each scheduler, all of them None without one
+    ahead: int  # cycles before the pipe is free at which the instruction can be issued
 
 
 def _steps(program: Program, turns: Sequence[int]) -> list[_Step]:
@@ -137,7 +140,10 @@ def _steps(program: Program, turns: Sequence[int]) -> list[_Step]:
     for place, each in enumerate(program.instructions):
         waits = tuple(board for board in range(6) if each.wait >> board & 1)
         traffic = 32 * each.width if each.name in ("LDG", "LDGSTS", "STG") else 0
-        found.append(_Step(each, timing(each), _jump(program, place), ends.get(place, 0), waits, _pending(each), traffic))
+        taken = timing(each)
+        pipes = tuple(taken.pipe if taken.pipe in (None, "lsu") else (taken.pipe, scheduler) for scheduler in range(SCHEDULERS))
+        ahead = QUEUE if each.name == "HGMMA" else 0
+        found.append(_Step(each, taken, _jump(program, place), ends.get(place, 0), waits, _pending(each), traffic, each.name, pipes, ahead))
     return found
 
 
@@ -214,27 +220,23 @@ class Multiprocessor:
             self._issue(warp, time)
         return self
 
-    def _pipe(self, pipe: str, warp: _Warp) -> object:
-        return pipe if pipe == "lsu" else (pipe, warp.scheduler)
-
     def _earliest(self, warp: _Warp) -> float:
         """The first time at which the warp's next instruction can be issued, as far as is known now."""
         step = self.steps[warp.place]
-        time = max(warp.ready, self.next_issue[warp.scheduler])
+        pipe, times = step.pipes[warp.scheduler], [warp.ready, self.next_issue[warp.scheduler]]
         for board in step.waits:
-            time = max(time, warp.boards[board])
-        pipe, name = step.timing.pipe, step.instruction.name
+            times.append(warp.boards[board])
         if pipe is not None:
-            time = max(time, self.free[self._pipe(pipe, warp)] - (QUEUE if name == "HGMMA" else 0))
-        elif name == "WARPGROUP" and "DEPBAR" in step.instruction.opcode:
-            time = max(time, warp.products)
-        elif name == "DEPBAR":
-            time = max([time, *warp.groups[: len(warp.groups) - step.pending]])
-        return time
+            times.append(self.free[pipe] - step.ahead)
+        elif step.name == "WARPGROUP" and "DEPBAR" in step.instruction.opcode:
+            times.append(warp.products)
+        elif step.name == "DEPBAR":
+            times += warp.groups[: len(warp.groups) - step.pending]
+        return max(times)
 
     def _issue(self, warp: _Warp, time: float) -> None:
         step = self.steps[warp.place]
-        each = step.instruction
+        each, name = step.instruction, step.name
         if warp.number == 0:
             self.trace.append((time, warp.place))
         self.issued += 1
@@ -244,13 +246,13 @@ class Multiprocessor:
             self._occupy(step, warp, time)
         elif each.write != NO_SCOREBOARD:
             warp.boards[each.write] = max(warp.boards[each.write], time + ALU_RESULT)
-        if each.name == "LDGDEPBAR":
+        if name == "LDGDEPBAR":
             warp.groups = [*warp.groups[-_MOST_GROUPS:], warp.copies]
-        if each.name == "BAR":
+        if name == "BAR":
             warp.place += 1
             self.waiting[warp.program].append(warp)
             self._release(warp.program, time)
-        elif (each.name == "EXIT" and not each.predicate) or not self._advance(warp, step, time):
+        elif (name == "EXIT" and not each.predicate) or not self._advance(warp, step, time):
             self.running[warp.program] -= 1
             self._release(warp.program, time)
         else:
@@ -258,13 +260,12 @@ class Multiprocessor:
 
     def _occupy(self, step: _Step, warp: _Warp, time: float) -> None:
         """Take the pipe, and set the scoreboards."""
-        each, (pipe, cycles, latency) = step.instruction, step.timing
+        each, (pipe, cycles, latency), key = step.instruction, step.timing, step.pipes[warp.scheduler]
         assert pipe is not None
-        key = self._pipe(pipe, warp)
         start = max(time, self.free[key])
         self.free[key] = start + cycles
         self.busy[pipe] += cycles
-        if each.name == "HGMMA":
+        if step.name == "HGMMA":
             warp.products = max(warp.products, self.free[key] + (latency or 0))
             return
         if step.traffic:
@@ -272,7 +273,7 @@ class Multiprocessor:
             self.busy["l2"] += step.traffic / self.share
         if latency is None:
             latency = self.latency + self.free["l2"] - time
-            if each.name == "LDGSTS":
+            if step.name == "LDGSTS":
                 warp.copies = max(warp.copies, time + latency)
         if each.write != NO_SCOREBOARD:
             warp.boards[each.write] = max(warp.boards[each.write], start + cycles + latency)

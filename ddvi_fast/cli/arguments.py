@@ -23,6 +23,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, formatter_class=_Help)
+        for kind in (None, "store"):
+            self.register("action", kind, _Once)
+        self.given: dict[str, Any] = {}
         self._name = self.prog.removeprefix("ddvi-fast ")  # the command line begins every message with the rest
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -33,6 +36,7 @@ class Parser(argparse.ArgumentParser):
                 option = word.partition("=")[0]
                 if option.startswith("--") and not any(name.startswith(option) for name in names):
                     _checks.choice(option, names, self._name)
+        self.given.clear()
         return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -42,6 +46,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the `InputError` of any other message of `argparse`."""
         raise _checks.InputError(f"{self._name}: {message}")
+
+
+class _Once(argparse._StoreAction):
+    """An option with a value, of which a command has no two: argparse would take the last one."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        if option_string is not None:
+            before = parser.given.setdefault(self.dest, values)
+            _checks.require(before == values, option_string, "one value", f"{before} and {values}")
+        super().__call__(parser, namespace, values, option_string)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -81,10 +81,15 @@ def read(overrides: Iterable[str], argument: str = "override") -> dict[str, Any]
     for override in overrides:
         name, text = split(override, argument)
         for setting, value in ({name: text} if name in GROUPS else values_of(name, text)).items():
-            once = setting not in found or repr(found[setting]) == repr(value)
-            _checks.require(once, setting, "one value", f"{found.get(setting)} and {value}")
-            found[setting] = value
+            put(found, setting, value)
     return found
+
+
+def put(found: dict[str, Any], setting: str, value: Any) -> None:
+    """Add the value of a setting to those that were found; InputError if it has another value there."""
+    once = setting not in found or repr(found[setting]) == repr(value)
+    _checks.require(once, setting, "one value", f"{found.get(setting)} and {value}")
+    found[setting] = value
 
 
 def split(override: str, argument: str = "override") -> tuple[str, str]:

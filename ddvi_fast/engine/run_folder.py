@@ -50,6 +50,7 @@ OWNED = (
     ENVIRONMENT,  # it marks the folder, and is removed last, so that an interrupted removal can be repeated
 )
 _FOLDERS = ("figures", "checkpoints", "tensorboard")
+FINAL = "final"  # among the checkpoints
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class RunFolder:
         _checks.require(not (overwrite and resume), "run folder", "overwrite or resume", "both")
         if not _vacant(path):
             _require_run(path)
+            require_places(path)
             if resume and (path / CONFIG).exists():
                 return cls._resume(path, plain)
             overwrite = overwrite or _unwritten(path)
@@ -260,7 +262,11 @@ def _unwritten(path: Path) -> bool:
 def _vacant(path: Path) -> bool:
     """Whether a folder is missing or empty, but for a lock and the leftovers of an interrupted start."""
     _checks.require(path.is_dir() or not path.exists(), "run folder", "a folder", f"{path}, which is a file")
-    return not path.exists() or all(_leftover(entry) or (entry.name in _FOLDERS and not any(entry.iterdir())) for entry in path.iterdir())
+    return not path.exists() or all(_leftover(entry) or (entry.name in _FOLDERS and _empty(entry)) for entry in path.iterdir())
+
+
+def _empty(entry: Path) -> bool:
+    return entry.is_dir() and not any(entry.iterdir())
 
 
 def _leftover(entry: Path) -> bool:
@@ -270,6 +276,22 @@ def _leftover(entry: Path) -> bool:
 def _require_run(path: Path) -> None:
     marked = (path / ENVIRONMENT).is_file() and _files.read_json(path / ENVIRONMENT).get("kind") == KIND
     _checks.require(marked, f"run folder {path}", f"a run's folder (one with our {ENVIRONMENT})", "a folder with other files", "it is left as it is")
+
+
+def require_places(path: Path) -> None:
+    """Check that no folder stands where a run writes a file, and no file where it makes a folder, so that this is told before the work.
+
+    Raises:
+        InputError: One does; the message names it.
+    """
+    for pattern in (*OWNED, f"checkpoints/{FINAL}/{WEIGHTS}"):
+        parents = [path / parent for parent in Path(pattern).parents[:-1]]
+        if any("*" in parent.name for parent in parents):
+            continue
+        for parent in parents:
+            _checks.require(parent.is_dir() or not os.path.lexists(parent), str(parent), "a folder", "a file", "remove it")
+        for file in path.glob(pattern):
+            _checks.require(not file.is_dir(), str(file), "a file", "a folder", "remove it")
 
 
 def _remove_owned(path: Path) -> None:

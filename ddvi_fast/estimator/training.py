@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ddvi_fast import _checks
@@ -21,9 +22,11 @@ from ddvi_fast.engine.progress import Display, display
 from ddvi_fast.estimator.features import STANDARDISE
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Posterior
+from ddvi_fast.precision import emulation
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.mapping import plain, updated
 from ddvi_fast.recipes.settings import check_settings
+from ddvi_fast.standardization import tell
 from ddvi_fast.training.honoured import check_honoured
 
 # The settings of method=ddvi_clustering; `config/conf/method/ddvi_clustering.yaml` has the same.
@@ -164,6 +167,8 @@ def as_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
 
 def fit_model(config: Config, dataset: Dataset, verbose: bool) -> tuple[LatentVariableModel, Posterior, list[float]]:
     """Train; returns model, posterior, and minus the bound averaged over each epoch."""
+    if told := emulation(config.precision, torch.device(config.device)):
+        tell(told)
     dataset = dataset.to(config.device)
     experiment = build(config, dataset)
     steps = sum(phase.num_steps(num_batches(dataset.size(), config.recipe.batch_size)) for phase in experiment.phases)

@@ -35,6 +35,8 @@ def transform_of(argument: str, kind: Any) -> Transform:
         _checks.fail(argument, "a constraint of torch.distributions.constraints that biject_to knows", kind)
     for part in _parts(kind):
         _, lower, upper = _bounds(part)
+        for bound in (lower, upper):
+            _checks.instance(bound, (int, float, Tensor, type(None)), argument, "bounds that are numbers or tensors")
         exact = [None if bound is None else torch.as_tensor(bound, dtype=torch.float64, device="cpu") for bound in (lower, upper)]
         single = [None if bound is None else bound.float() for bound in exact]
         _checks.require(_in_order(exact), argument, "finite bounds, the lower one below the upper one", str(part))

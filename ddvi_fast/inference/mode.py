@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks
+from ddvi_fast import rng
 from ddvi_fast.inference.model import FlatModel, offers
 from ddvi_fast.standardization import tell
 
@@ -22,7 +22,7 @@ _FAR = 20.0  # standard deviations from the posterior's mean within which a mode
 def mode(posterior: FittedPosterior, x: Any, num_samples: int, seed: int) -> Tensor:
     """Search the mode as `FittedPosterior.map` describes it; returns unconstrained parameters [D]."""
     rows = posterior._row(x)
-    num_samples = _checks.integer(num_samples, "num_samples", 1)
+    num_samples = rng.samples(num_samples)
     samples = posterior._unconstrained(num_samples, rows, seed)[:, 0]
     if not offers(posterior.model, "log_joint") or bool(rows.isnan().any()):
         z, _ = posterior.support.constrain(samples)

@@ -132,7 +132,7 @@ class FittedPosterior:
         """
         _checks.choice(bound, BOUNDS, "bound")
         _checks.flag(return_error, "return_error")
-        num_paths = _checks.integer(num_paths, "num_paths", 1 + return_error)
+        num_paths = rng.samples(num_paths, "num_paths", 1 + return_error)
         u, inside = self.support.locate(z)
         _checks.require(u.dim() == 2, "z", f"parameters [N, ...], {self.support.dim} unconstrained numbers each", u)
         rows = self._row(x)
@@ -257,7 +257,7 @@ class FittedPosterior:
         if reference is not None:
             truth = self.support.unconstrain(reference, "reference")
             _checks.require(truth.dim() == 2 and len(truth) >= 2, "reference", "samples [M, ...], at least 2", truth)
-            num_samples = _checks.integer(num_samples, "num_samples", 1)
+            num_samples = rng.samples(num_samples)
             rows = self._row(None)
             draws = self._unconstrained(num_samples * len(truth), rows, seed)[:, 0].unflatten(0, (num_samples, len(truth)))
         else:
@@ -422,7 +422,7 @@ class FittedPosterior:
 
     def _drawn(self, rows: Tensor, num_samples: int, seed: int, first_row: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Coordinates [K', M, D] and log-ratios [K', M] in chunks over K, equal to those of one large call; `first_row` is the place of the rows."""
-        num_samples = _checks.integer(num_samples, "num_samples", 1)
+        num_samples = rng.samples(num_samples)
         if not len(rows):
             empty = rows.new_zeros(num_samples, 0, self.posterior.latent_dim, dtype=torch.float32)
             yield empty, empty.sum(-1)

@@ -57,6 +57,7 @@ class Support:
         self._transforms: dict[str, Transform] = {}
         self._free: dict[str, tuple[int, ...]] = {}
         for name, entry in given.items():
+            _checks.instance(name, str, "support", "names of parameters that are strings")
             kind, shape = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, ())
             self.constraints[name], self.shapes[name] = kind, tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
             self._transforms[name] = kinds.transform_of(kinds.called("support", name), kind)
@@ -165,7 +166,8 @@ class Support:
     def _checked(self, z: Latents, argument: str = "z") -> dict[str, Tensor]:
         values = dict(z) if self.named and isinstance(z, Mapping) else {_UNNAMED: z}
         expected = f"a dictionary of {', '.join(self.shapes)}" if self.named else "a tensor"
-        _checks.require(values.keys() == self.shapes.keys(), argument, expected, z)
+        got = f"a dictionary of {', '.join(map(str, z))}" if isinstance(z, Mapping) else z
+        _checks.require(values.keys() == self.shapes.keys(), argument, expected, got)
         for name, shape in self.shapes.items():
             value = _checks.valued(_checks.tensor(values[name], kinds.called(argument, name)), kinds.called(argument, name))
             fits = value.dim() >= len(shape) and value.shape[value.dim() - len(shape) :] == shape

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, _files, _json, data
+from ddvi_fast.config.names import put, split
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.evidence import log_evidence_annealed
@@ -79,18 +80,21 @@ class Settings:
         for name in ("seconds", "lr"):
             _checks.number(getattr(self, name), name, above=0)
 
-    @classmethod
-    def of(cls, overrides: Sequence[str]) -> Settings:
-        """The settings of overrides ``name=value``."""
-        types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        stated = {}
-        for name, _, text in (override.partition("=") for override in overrides):
-            kind = types[_checks.choice(name, types, NAME)]
-            try:
-                stated[name] = kind(text)
-            except ValueError:
-                _checks.fail(name, f"a value of type {kind.__name__}", text)
-        return cls(**stated)
+
+def _read(overrides: Sequence[str]) -> dict[str, Any]:
+    """Values of settings, and of ``data_dir``, from overrides ``name=value``."""
+    types = {field.name: type(field.default) for field in dataclasses.fields(Settings)} | {"data_dir": str}
+    found: dict[str, Any] = {}
+    for name, text in map(split, overrides):
+        put(found, name, _as(types[_checks.choice(name, types, NAME)], name, text))
+    return found
+
+
+def _as(kind: type, name: str, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        _checks.fail(name, f"a value of type {kind.__name__}", text)
 
 
 _OF_DECODER = ("dataset", "validation", "latents", "hidden", "epochs", "batch_size")
@@ -127,8 +131,8 @@ def reproduce(
         The written files, table.json and table.md.
     """
     _checks.integer(seeds, "--seeds", 1)
-    data_dir = next((override.partition("=")[2] for override in overrides if override.startswith("data_dir=")), None)
-    settings = Settings.of([override for override in overrides if not override.startswith("data_dir=")])
+    stated = _read(overrides)
+    data_dir, settings = stated.pop("data_dir", None), Settings(**stated)
     wanted = list(ROWS) if rows is None else [_checks.choice(row, ROWS, "--rows") for row in rows]
     if set(wanted) - {"informed", *NOT_TRAINED, *PER_IMAGE}:  # their budget is that of the informed chain
         wanted = ["informed", *wanted]

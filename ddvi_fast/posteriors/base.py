@@ -302,7 +302,7 @@ def check_data(x: Tensor, posterior: nn.Module | None = None) -> None:
 def check_sample_arguments(x: Tensor, num_samples: int, draws: Draws | None, posterior: nn.Module | None = None) -> Draws:
     """Check the arguments of `Posterior.sample` and return the draws to use."""
     check_data(x, posterior)
-    _checks.integer(num_samples, "num_samples", 1)
+    rng.samples(num_samples)
     return Draws(0) if draws is None else draws
 
 

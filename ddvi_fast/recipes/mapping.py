@@ -36,7 +36,8 @@ def from_mapping(kind: type[Kind], values: Mapping[str, Any], name: str = "") ->
     """
     hints, prefix = _hints(kind), f"{name}." if name else ""
     for key in values:
-        _checks.require(key in hints, "setting", "one that exists", f"{prefix}{key}", _checks.nearest(key, hints))
+        if key not in hints:
+            _checks.fail("setting", "one that exists", f"{prefix}{key}", _checks.nearest(key, hints))
     lacking = [field.name for field in dataclasses.fields(kind) if field.init and _required(field) and field.name not in values]
     _checks.require(not lacking, name or "state", f"the entries {', '.join(hints)}", f"none for {', '.join(lacking)}")
     return kind(**{key: _converted(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
@@ -126,7 +127,7 @@ def updated(options: Kind, changes: Mapping[str, Any]) -> Kind:
         {'noise': 0.2}
     """
     values = dataclasses.asdict(options)
-    known = set(names(type(options)))
+    known = _names(type(options))
     for name, value in changes.items():
         *parents, last = name.split(".")
         place = values
@@ -134,9 +135,15 @@ def updated(options: Kind, changes: Mapping[str, Any]) -> Kind:
             place = place.get(parent) if isinstance(place, dict) else None
         parent = ".".join(parents)
         free = isinstance(place, dict) and parent in known and not any(other.startswith(f"{parent}.") for other in known)
-        _checks.require(name in known or free, "setting", "one that exists", name, _checks.nearest(name, known))
+        if not (name in known or free):
+            _checks.fail("setting", "one that exists", name, _checks.nearest(name, known))
         place[last] = value
     return from_mapping(type(options), values)
+
+
+@functools.cache
+def _names(kind: type) -> frozenset[str]:
+    return frozenset(names(kind))
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from ddvi_fast.config.schema import Config
 from ddvi_fast.engine.engine import Engine
 from ddvi_fast.engine.optimizers import choose
 from ddvi_fast.objectives import Objective
-from ddvi_fast.precision import SCALED, in_force, support
+from ddvi_fast.precision import SCALED, emulation, in_force, support
 from ddvi_fast.recipes.phases import Optimisation
 
 ENGINES = ("auto", "local", "parallel", "deepspeed")
@@ -68,9 +68,9 @@ def engine_line(config: Config) -> str | None:
 
 
 def _emulation(config: Config) -> str:
-    """A warning if the device rounds to the precision and multiplies in float32, which saves no time."""
-    emulated = support(config.precision, torch.device(config.device)) == "emulated"
-    return f"\nwarning: {config.precision} is emulated on this {config.device}, so it is no faster than precision=float32" if emulated else ""
+    """A line with the warning of a precision that the device emulates."""
+    told = emulation(config.precision, torch.device(config.device))
+    return f"\nwarning: {told}" if told else ""
 
 
 def _local(config: Config, several: bool) -> MakeEngine:

@@ -16,7 +16,7 @@ from ddvi_fast.config.schema import Config
 from ddvi_fast.data import Dataset
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.logs import read_metrics
-from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
+from ddvi_fast.engine.run_folder import EVALUATION, FINAL, RunFolder, require_places
 from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.precision import without_callers_autocast
 from ddvi_fast.recipes.build import build
@@ -29,8 +29,6 @@ from ddvi_fast.training.session import Clocks, Session, prepared_folder, process
 from ddvi_fast.training.time_budget import within_minutes
 from ddvi_fast.training.turns import shared_data
 from ddvi_fast.training.values import check_batches, check_values
-
-FINAL = "final"
 
 # Function that draws the plots of a run into a folder and returns their paths.
 Draw = Callable[[Config, Experiment, Dataset, Path, Sequence[Mapping[str, Any]]], list[Path]]
@@ -164,6 +162,7 @@ def evaluate_run(path: str | Path, overwrite: bool = False, draw: Draw | None = 
     folder = RunFolder.open(path)
     fresh = overwrite or not folder.finished
     _checks.require(fresh, f"run folder {path}", "one not evaluated yet", "evaluation.json", "--overwrite replaces it")
+    require_places(folder.path)
     run = Run.untrained(folder)
     state = run.restore()
     with without_callers_autocast():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 
-import pytest
 import torch
 
 from bench.device import parts, runs
@@ -12,21 +11,10 @@ from bench.device import parts, runs
 SETTING = parts.Setting(torch.device("cpu"), True, 1000.0)
 
 
-def test_two_cells_side_by_side():
-    (result,) = runs.table(SETTING)
-    assert result["ok"] is True and result["summary"].startswith("2 runs, equal weights")
-
-
 def test_steps_side_by_side_have_a_throughput(monkeypatch):
     monkeypatch.setattr(runs, "SIDE_BY_SIDE", 2)
     (result,) = runs.side_by_side(SETTING)
     assert result["ok"] is None and result["rates"].keys() == {"1", "2"} and all(rate > 0 for rate in result["rates"].values())
-
-
-@pytest.mark.slow
-def test_processes_of_a_launcher():
-    *_, result = runs.launched(SETTING)
-    assert result["ok"] is True and result["summary"].startswith(("2 run, 2 passed, 0 not run", "3 run, 3 passed, 0 not run")), result
 
 
 def test_a_process_that_fails_is_told(monkeypatch):
@@ -36,6 +24,15 @@ def test_a_process_that_fails_is_told(monkeypatch):
     monkeypatch.setattr(runs.subprocess, "run", run)
     *_, result = runs.launched(SETTING)
     assert result["ok"] is False and "RuntimeError: NCCL is missing" in result["summary"]
+
+
+def test_processes_that_run_out_of_time_have_not_failed(monkeypatch):
+    def run(command, **options):
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(runs.subprocess, "run", run)
+    *_, result = runs.launched(SETTING)
+    assert result["ok"] is None and result["summary"].startswith("0 run, 0 passed, ")
 
 
 def test_a_part_whose_libraries_are_missing_tests_nothing(monkeypatch):

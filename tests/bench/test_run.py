@@ -159,14 +159,14 @@ QUICK = ["bench", "quick", "--only", "noise N=8192 D=2 forward", "--providers", 
 
 
 def test_the_command_writes_a_record_and_a_table_and_overwrites_nothing(shell, results):
-    assert "noise N=8192" in shell(*QUICK, "--output", "mine")
+    (results / "mine.json").write_text("kept")
+    assert "--overwrite" in shell(*QUICK, "--output", "mine", code=2)
+    assert (results / "mine.json").read_text() == "kept"
+    assert "noise N=8192" in shell(*QUICK, "--output", "mine", "--overwrite")
     record = json.loads((results / "mine.json").read_text())
     assert record["command"].startswith("ddvi-fast bench quick --only") and {"machine", "versions", "commit", "ceilings"} <= record.keys()
     assert [set(case["results"]) for case in record["cases"]] == [{"eager", "ours"}] * 2
     assert (results / "mine.md").read_text() == report.markdown(record)
-    assert "--overwrite" in shell(*QUICK, "--output", "mine", code=2)
-    assert json.loads((results / "mine.json").read_text()) == record
-    shell(*QUICK, "--output", "mine", "--overwrite")
 
 
 @pytest.mark.parametrize(
@@ -203,8 +203,8 @@ def test_peak_memory_is_what_a_call_takes():
 
 def test_the_chains_backward_pass_keeps_states_and_not_activations():
     """O(T N D) against O(T N hidden): at twice the steps ours needs at most the trajectory's share more, up to a tile a thread."""
-    arguments = ["--providers", "eager", "ours", "--threads", "1"]
-    small, large = (memory._in_fresh_process(["--chain", str(steps), "1024", *arguments]) for steps in (20, 80))
+    sizes = ["--chain", "20", "1024", "--chain", "80", "1024"]
+    small, large = memory._in_fresh_process([*sizes, "--providers", "eager", "ours", "--threads", "1"])
     if small["ours"] is None:
         pytest.skip("this system does not tell the high-water mark of a process")
     states = 4 * 60 * 1024 * 2

@@ -219,6 +219,15 @@ def test_every_command_describes_its_options_in_a_line_each(capsys, monkeypatch,
     assert options and all(re.match(r"  (-h, )?--\S+.*  \S", line) for line in options)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["reproduce", "digits", "--seeds", "1", "--seeds=2"], ["export", "run", "num_samples=2", "--num-samples", "3"],
+     ["report", "run", "--output", "a", "--output", "b"]],
+)  # fmt: skip
+def test_an_option_with_two_values_is_refused(shell, words):
+    assert ": expected one value, got " in shell(*words, code=2)
+
+
 def test_the_choices_of_a_command_are_those_of_the_library():
     from ddvi_fast.cli import data
     from ddvi_fast.genomes import Filters, Simulation

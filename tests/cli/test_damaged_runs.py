@@ -253,6 +253,15 @@ def test_a_folder_or_a_dangling_link_in_place_of_a_file(finished, tmp_path, name
     assert (folder / FINAL / "weights.safetensors").read_bytes() == (finished / FINAL / "weights.safetensors").read_bytes()
 
 
+def test_evaluation_is_refused_before_the_work_if_it_cannot_be_written(finished, tmp_path, monkeypatch, ends):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "evaluation.json").unlink()
+    (folder / "evaluation.json").mkdir()
+    monkeypatch.setattr(runs, "evaluate", lambda *_: pytest.fail("the work was done"))
+    code, error = ends(*commands(folder)["evaluate"])
+    assert code == cli.EXIT_BAD_INPUT and "evaluation.json: expected a file, got a folder" in error
+
+
 def test_a_damaged_failed_step_ends_in_one_line(finished, tmp_path, ends):
     generator, source = random.Random(3), finished.parent / "diverged" / "failed-step"
     for name in ("state.json", "weights.safetensors"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -133,26 +134,36 @@ def test_a_start_that_was_cut_short_leaves_room(tmp_path):
     assert RunFolder.create(tmp_path / "run", {"seed": 1}).config == {"seed": 1}
 
 
-@pytest.mark.parametrize(
-    ("kind", "timeout", "ended", "words"),
-    [
-        ("stopped", 1.5, 1, r"sent no heartbeat for 0\.9 s"),
-        ("killed", 600, 1, r"sent no heartbeat for 3 s"),  # it breaks the collective, and a few missing heartbeats suffice
-        ("failed", 10, 1, r"ended with an error: the third shelf is empty"),
-        ("asleep", 15, 2, r"did not reach the collective within 15 s \(at \S*workers\.py:\d+ in oversleep\); aborting"),
-    ],
-)
-def test_a_peer_that_is_lost_ends_the_run_and_is_named(kind, timeout, ended, words):
-    processes = world.start(["-m", "tests.engine.workers", "lose_a_peer", f'{{"kind": "{kind}", "timeout": {timeout}}}'], 2)
+# Kinds of loss: time limit in seconds, how many of two processes end by themselves, and what they say.
+LOST = {
+    "stopped": (1.5, 1, r"sent no heartbeat for 0\.9 s"),
+    "killed": (600, 1, r"sent no heartbeat for 3 s"),  # it breaks the collective, and a few missing heartbeats suffice
+    "failed": (10, 1, r"ended with an error: the third shelf is empty"),
+    "asleep": (15, 2, r"did not reach the collective within 15 s \(at \S*workers\.py:\d+ in oversleep\); aborting"),
+}
+
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory) -> dict[str, dict]:
+    """What became of the processes of each kind; they run at the same time, because they wait most of it."""
+    folder = tmp_path_factory.mktemp("lost")
+    settings = {"cases": {kind: limit for kind, (limit, _, _) in LOST.items()}, "ended": {kind: ended for kind, (_, ended, _) in LOST.items()}}
+    (process,) = world.start(["-m", "tests.engine.workers", "lose_peers", json.dumps({**settings, "folder": str(folder)})], 1, start_new_session=True)
     try:
-        for process in processes[:ended]:
-            error = process.communicate(timeout=3600)[1]
-            assert process.returncode == EXIT_PEER_LOST
-            assert re.search(rf"rank 1 \(process {processes[1].pid} on \S+\) {words}", error)
+        error = process.communicate(timeout=world.LIMIT)[1]
     finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+        if process.returncode != 0:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, error
+    return json.loads((folder / "found").read_text())
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_a_peer_that_is_lost_ends_the_run_and_is_named(lost, kind):
+    found, (_, ended, words) = lost[kind], LOST[kind]
+    assert found["codes"] == [EXIT_PEER_LOST] * ended
+    for error in found["errors"]:
+        assert re.search(rf"rank 1 \(process {found['lost']} on \S+\) {words}", error), error
 
 
 @pytest.fixture

@@ -85,6 +85,35 @@ def test_resume_continues_the_same_run_and_names_what_differs(tmp_path):
         RunFolder.create(tmp_path / "run", CONFIG, resume=True, overwrite=True)
 
 
+@pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("name", ["evaluation.json", "metrics.jsonl", "config.yaml", "tracker.json"])
+def test_a_folder_where_a_file_is_to_be_written_is_told_before_the_work(tmp_path, options, name):
+    run = RunFolder.create(tmp_path / "run", CONFIG)
+    (run.path / name).unlink(missing_ok=True)
+    (run.path / name).mkdir()
+    with pytest.raises(InputError, match=rf"run/{name}: expected a file, got a folder"):
+        RunFolder.create(run.path, CONFIG, **options)
+    assert (run.path / name).is_dir() and (run.path / "config.json").exists()
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/final", "figures", "tensorboard", "failed-step", "checkpoints/features"])
+def test_a_file_where_a_folder_is_to_be_made_is_told_before_the_work(tmp_path, options, name):
+    run = RunFolder.create(tmp_path / "run", CONFIG)
+    if (run.path / name).is_dir():
+        (run.path / name).rmdir()
+    (run.path / name).write_text("a file")
+    with pytest.raises(InputError, match=rf"run/{name}: expected a folder, got a file"):
+        RunFolder.create(run.path, CONFIG, **options)
+    assert (run.path / name).read_text() == "a file"
+
+
+def test_a_folder_with_a_file_of_the_name_of_a_folder_is_foreign(tmp_path):
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(InputError, match="a folder with other files"):
+        RunFolder.create(tmp_path, CONFIG)
+
+
 def test_a_start_that_was_cut_short_can_be_resumed(tmp_path):
     run = RunFolder.create(tmp_path / "run", CONFIG)
     (run.path / "config.json").unlink()  # written last

@@ -24,6 +24,7 @@ from ddvi_fast.precision import LossScale
 from ddvi_fast.recipes.build import build
 from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.training.run import load_dataset
+from tests.engine.world import free_port
 
 BATCH, EPOCHS = 128, 5
 
@@ -186,6 +187,29 @@ def lose_a_peer(kind: str, timeout: float) -> None:
         if distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGSTOP if kind == "stopped" else signal.SIGKILL)
         distributed.wait_for_all()
+
+
+def lose_peers(cases: dict[str, float], ended: dict[str, int], folder: str) -> None:
+    """`lose_a_peer` for several kinds at once, each with its time limit, in a pair of forks; writes what became of the `ended` first of each."""
+    pairs: dict[str, list[int]] = {}
+    for kind, timeout in cases.items():
+        port = free_port()
+        pairs[kind] = []
+        for rank in range(2):
+            if (process := os.fork()) == 0:
+                os.dup2(os.open(Path(folder, f"{kind}-{rank}"), os.O_WRONLY | os.O_CREAT), 2)
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_PORT=str(port))
+                return lose_a_peer(kind, timeout)
+            pairs[kind].append(process)
+    found = {}
+    for kind, processes in pairs.items():
+        codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes[: ended[kind]]]
+        found[kind] = {"codes": codes, "lost": processes[1], "errors": [Path(folder, f"{kind}-{rank}").read_text() for rank in range(ended[kind])]}
+    for kind, processes in pairs.items():
+        for process in processes[ended[kind] :]:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+    Path(folder, "found").write_text(json.dumps(found))
 
 
 def fork(size: int) -> int:

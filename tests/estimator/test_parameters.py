@@ -171,6 +171,11 @@ def test_settings_that_are_taken_change_the_model(setting, latent):
     assert not np.array_equal(DDVI(**SMALL, settings=(setting,), coordinates="latent").fit(X).transform(X), latent.transform(X))
 
 
+def test_a_precision_that_the_processor_emulates_is_told():
+    with pytest.warns(UserWarning, match="^fp16 is emulated on this cpu, so it is no faster than precision=float32$"):
+        DDVI(**SMALL, settings=("precision=fp16",)).fit(X)
+
+
 def test_a_fitted_model_stays_what_it_was(tmp_path, one_line):
     model = DDVI(**SMALL).fit(X)
     z, before = model.transform(X), model.score_samples(X)

@@ -327,6 +327,9 @@ def test_bad_requests_are_named() -> None:
         many.sample(3)
     with pytest.raises(InputError, match="num_samples: expected an integer of at least 1"):
         single.sample(0)
+    for name, call in {"num_samples": single.sample, "num_paths": lambda count: single.log_prob(torch.zeros(1, 2), num_paths=count)}.items():
+        with pytest.raises(InputError, match=rf"^{name}: expected at most 8388608, got 1000000000000$"):
+            call(10**12)
     assert torch.equal(single.sample(np.int64(3)), single.sample(3))
     for x in (np.zeros((1, 3)), [1.0], 0.5, torch.zeros(2, 1, 3), torch.zeros(1, 3, device="meta"), torch.zeros(1, 3).to_sparse()):
         with pytest.raises(InputError, match="x: expected"):

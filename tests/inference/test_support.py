@@ -6,7 +6,9 @@ import copy
 import json
 import math
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Gamma, biject_to, constraints
@@ -193,6 +195,24 @@ def test_bounds_that_single_precision_does_not_tell_apart_are_refused() -> None:
     for kind in (constraints.interval(1e9, 1e9 + 1), constraints.greater_than(1e300)):
         with pytest.raises(InputError, match="support: expected bounds that single precision holds and tells apart"):
             Support(kind, 1)
+
+
+@pytest.mark.parametrize("name", [1, ("a", "b"), None])
+def test_names_that_are_no_strings_are_refused(name) -> None:
+    """JSON has strings for names: such a posterior could not be loaded as it was saved."""
+    with pytest.raises(InputError, match=r"^support: expected names of parameters that are strings, got "):
+        Support({name: constraints.positive})
+
+
+@pytest.mark.parametrize("bound", [np.zeros(1), Fraction(1, 2)], ids=str)
+def test_bounds_of_other_types_are_named(bound) -> None:
+    with pytest.raises(InputError, match=r"^support: expected bounds that are numbers or tensors, got "):
+        Support(constraints.interval(bound, 2.0), 1)
+
+
+def test_a_mapping_with_other_names_is_told_by_its_names() -> None:
+    with pytest.raises(InputError, match=r"^z: expected a dictionary of b, got a dictionary of a, c$"):
+        Support({"b": constraints.positive}).unconstrain({"a": torch.ones(2), "c": torch.ones(2)})
 
 
 def test_no_rows_are_rows_too() -> None:

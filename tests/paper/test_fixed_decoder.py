@@ -15,8 +15,7 @@ from bench import records
 from ddvi_fast import InputError, likelihoods, models, networks, priors
 from ddvi_fast.cli.reproduce import main
 from ddvi_fast.objectives import Progress
-from ddvi_fast.paper import fixed_decoder_table
-from ddvi_fast.paper.fixed_decoder import Settings
+from ddvi_fast.paper import fixed_decoder, fixed_decoder_table
 from ddvi_fast.paper.fixed_decoder_posteriors import IMAGES, ROWS, SAMPLES, STEPS, UPDATES, Bound, Budget, Table, make, optimize
 from ddvi_fast.posteriors import FullGaussian, Gaussian
 from ddvi_fast.rng import Draws
@@ -112,11 +111,14 @@ def test_the_command_makes_every_row_once(tmp_path: Path, capsys: pytest.Capture
         (["images=ten"], "images: expected a value of type int, got 'ten'"),
         (["images=0"], "images: expected an integer of at least 1"),
         (["seconds=0"], "seconds: expected a number above 0"),
+        (["images=10", "images=20"], "images: expected one value, got 10 and 20"),
+        (["data_dir=a", "data_dir=b"], "data_dir: expected one value, got a and b"),
+        (["images"], "override: expected name=value, got 'images'"),
     ],
 )
 def test_settings_that_cannot_be_are_named(overrides: list[str], words: str) -> None:
     with pytest.raises(InputError) as error:
-        Settings.of(overrides)
+        fixed_decoder.reproduce(overrides)
     assert words in str(error.value)
 
 

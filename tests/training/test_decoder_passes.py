@@ -34,7 +34,8 @@ def test_rows_are_those_of_bound_fantasies_and_informed_steps(overrides, passes)
 
 
 @pytest.mark.parametrize(
-    "overrides", [["method=vae"], ["method=ddvi_semi", *BLIND[3:]], ["method=aae"], ["recipe=released", "recipe.prior_epochs=1"]]
+    "overrides",
+    [["method=vae"], ["method=ddvi_semi", *BLIND[3:]], ["method=aae"], ["recipe=released", "recipe.prior_epochs=1", "recipe.prior_steps=3"]],
 )
 def test_rows_are_those_that_training_decodes(overrides):
     config = compose([*NARROW, "epochs=2", *overrides])
