@@ -91,12 +91,12 @@ def _resolved(chosen: Mapping[str, str], values: Mapping[str, Any]) -> dict[str,
 def _composed(chosen: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """The files of groups, as Hydra composes them; references are unresolved."""
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+    from hydra import initialize_config_dir, version
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    with _HYDRA:  # Hydra has one global state for all threads; that of the calling program is put back
-        previous = GlobalHydra.instance().hydra
+    with _HYDRA:  # Hydra has one global state for all threads; that of the calling program, with its version, is put back
+        previous, base = GlobalHydra.instance().hydra, version.getbase()
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
@@ -104,3 +104,4 @@ def _composed(chosen: tuple[tuple[str, str], ...]) -> dict[str, Any]:
         finally:
             GlobalHydra.instance().clear()
             GlobalHydra.instance().hydra = previous
+            version.VersionBase.instance().version_base = base

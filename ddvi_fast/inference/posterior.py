@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddvi_fast import _checks
+from ddvi_fast import _checks, rng
 from ddvi_fast._html import card
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.inference.density import BOUNDS, log_density

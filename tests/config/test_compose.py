@@ -100,6 +100,14 @@ def test_files_refer_to_settings_that_overrides_change():
     assert options["width"] == 7 and compose(["dataset=genomes"]).dataset.likelihood_options["width"] == 20
 
 
+def test_the_version_of_the_callers_hydra_stays(monkeypatch):
+    version = pytest.importorskip("hydra.version")
+    theirs = object()
+    monkeypatch.setattr(version.VersionBase.instance(), "version_base", theirs)
+    composition._composed.__wrapped__((("prior", "square"),))
+    assert version.getbase() is theirs
+
+
 def test_threads_compose_at_once_and_the_callers_own_hydra_stays():
     hydra = pytest.importorskip("hydra.core.global_hydra").GlobalHydra
     theirs = hydra.instance().hydra = object()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -129,10 +129,10 @@ def _trajectory(draw: st.DrawFn) -> tuple[dict, Call]:
 
 
 @st.composite
-def _regression(draw: st.DrawFn, by_schedule: bool) -> tuple[dict, Call]:
+def _regression(draw: st.DrawFn, by_schedule: bool, losses: Sequence[str] = ops.LOSSES) -> tuple[dict, Call]:
     denoiser, shape = draw(_states())
     made = {"x0": draw(operands(*shape)), "noise": normals(5, *shape), **_with_context(draw, denoiser, shape)}
-    t, loss = torch.arange(shape[-2]).expand(shape[:-1]) % STEPS, draw(st.sampled_from(ops.LOSSES))
+    t, loss = torch.arange(shape[-2]).expand(shape[:-1]) % STEPS, draw(st.sampled_from(losses))
     schedule = schedules.make("cosine", STEPS)
 
     def call(given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -248,13 +248,20 @@ def test_half_precision_is_refused_or_answered_within_its_rounding(name, dtype):
     check()
 
 
+# The derivative of the absolute error jumps at zero: rounding in half precision decides its sign, so that no bound holds for it.
+_SMOOTH = [loss for loss in ops.LOSSES if loss != "absolute"]
+WITH_GRADIENT = OPERATIONS | {"denoising_loss": _regression(True, _SMOOTH), "regression": _regression(False, _SMOOTH)}
+# Units of rounding: 4, but the gradient of a chain passes through the roundings of every step, and narrow kernels magnify those of distances.
+UNITS = {"sample_chain": 16, "kde_log_density": 8}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_gradients_in_half_precision_are_refused_or_within_their_rounding(name, dtype):
     """Gradients of all operands that have some, for moderate operands; the specification is the reference in float64 on the same operands."""
 
     @examples(8)
-    @given(OPERATIONS[name], st.sampled_from(sorted(LAYOUTS)))
+    @given(WITH_GRADIENT[name], st.sampled_from(sorted(LAYOUTS)))
     def check(case, layout):
         made, call = case
         half = {name: value.nan_to_num(0.5, 0.5, 0.5).clamp(-2, 2).to(dtype) for name, value in made.items()}
@@ -269,7 +276,7 @@ def test_gradients_in_half_precision_are_refused_or_within_their_rounding(name, 
                 continue
             assert got.keys() == exact.keys()
             for operand, gradient in got.items():
-                _assert_rounded(gradient, exact[operand], dtype, units=16)  # sums of many rounded terms
+                _assert_rounded(gradient, exact[operand], dtype, UNITS.get(name, 4))
 
     check()
 
