@@ -82,9 +82,10 @@ def choose(operation: str, device: torch.device, *, constants: dict[str, Tensor]
     Raises:
         InputError: The backend asked for by name cannot run this call; the message gives the reason.
     """
-    for name, value in (*operands.items(), *(constants or {}).items()):
-        if isinstance(value, Tensor) and value.device != device:
-            _checks.fail(name, f"a tensor on {device}, as the other operands", value)
+    for some in (operands, constants or {}):
+        for name, value in some.items():
+            if isinstance(value, Tensor) and value.device != device:
+                _checks.fail(name, f"a tensor on {device}, as the other operands", value)
     wanted, reasons = current(), []
     for backend in _candidates(wanted, operation, device):
         if backend == "reference" or device.type == "meta":  # every operator can compute the shapes of tensors without memory

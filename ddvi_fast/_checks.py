@@ -10,7 +10,7 @@ import math
 import numbers
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -244,11 +244,19 @@ def tensor(value: Any, argument: str, shape: tuple[int | None, ...] | None = Non
         fail(argument, "a dense tensor", f"a {'quantized' if value.is_quantized else str(value.layout).removeprefix('torch.')} one")
     if floating:
         require(value.is_floating_point(), argument, "a floating-point tensor", value)
-    if shape is not None:
-        fits = value.dim() == len(shape) and all(want is None or want == have for want, have in zip(shape, value.shape, strict=True))
+    if shape is not None and not _has_shape(value.shape, shape):
         wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
-        require(fits, argument, f"shape {wanted}", value)
+        fail(argument, f"shape {wanted}", value)
     return value
+
+
+def _has_shape(have: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    if len(have) != len(wanted):
+        return False
+    for size, want in zip(have, wanted, strict=True):  # noqa: SIM110 - `all` of a generator takes twice as long
+        if want is not None and want != size:
+            return False
+    return True
 
 
 def valued(value: torch.Tensor, argument: str) -> torch.Tensor:
@@ -266,9 +274,8 @@ def same_dtype(argument: str, value: torch.Tensor, like: torch.Tensor) -> None:
     """Check that two tensors have one element type; under autocast they may differ, because operators widen their operands."""
     import torch
 
-    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
-        return
-    require(value.dtype == like.dtype, argument, f"a {str(like.dtype).removeprefix('torch.')} tensor", value)
+    if value.dtype != like.dtype and not any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        fail(argument, f"a {str(like.dtype).removeprefix('torch.')} tensor", value)
 
 
 def finite(value: torch.Tensor, argument: str, hint: str = "") -> torch.Tensor:

@@ -159,7 +159,7 @@ class SleepOperands(NamedTuple):
     """Operands of `denoising_loss`; the noise is given or drawn as in `ChainOperands`."""
 
     x0: Tensor  # [.., R, D]
-    t: Tensor  # int64 [.., R], 0-based
+    t: Tensor  # int64 or, in Triton, int32 [.., R], 0-based
     context: Tensor | None  # [.., R, C]
     first: Tensor  # [.., H, D + C]
     hidden: Tensor  # [.., 3, H, H]
@@ -249,8 +249,8 @@ class SleepResults(NamedTuple):
         groups, width = hidden.shape[0] if hidden.dim() == 4 else 1, hidden.shape[-1]
         planes, low = (1, NARROW[operands.precision]) if operands.precision in NARROW else (2, torch.float16)
         return self._replace(
-            order=t.new_empty(t.numel()),
-            starts=t.new_empty(groups * steps + 1),
+            order=t.new_empty(t.numel(), dtype=torch.int64),
+            starts=t.new_empty(groups * steps + 1, dtype=torch.int64),
             matrices=hidden.new_empty((groups, planes, 3, width, width), dtype=low),
             biases=hidden.new_empty((groups, steps, 16, width), dtype=low),
         )

@@ -164,9 +164,10 @@ class Variant(NamedTuple):
         constants, usual = compilation.constexprs, self.sizes.hidden == 128 and self.sizes.latent <= 3 and compilation.architecture in MODELED
         if "LAYER" not in constants:
             return True
-        if constants["M"] or constants["N"] or (constants["LAYER"] and self.learned):
+        further = constants["LAYER"] in (1, 2)
+        if constants["M"] or constants["N"] or (further and self.learned):
             return False
-        return usual or (not constants["LAYER"] and (self.precision != "float32" or constants["TENSOR_MEMORY"]))
+        return usual or (not further and (self.precision != "float32" or constants["TENSOR_MEMORY"]))
 
 
 def variants() -> Iterator[Variant]:

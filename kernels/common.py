@@ -155,13 +155,15 @@ def architecture(device: torch.device) -> int:
 
 def unusable(kernel: Any, **tensors: Tensor | None) -> str | None:
     """The reason why Triton cannot take these tensors, or None if it can: it takes float32 of one CUDA device (interpreted: of the CPU)."""
-    expected = "cpu" if interpreted(kernel) else "cuda"
-    devices = [tensor.device for tensor in tensors.values() if tensor is not None]
-    together = all(device == devices[0] for device in devices) and (not devices or devices[0].type == expected)
+    expected, first = "cpu" if interpreted(kernel) else "cuda", None
     for name, tensor in tensors.items():
-        if not together and tensor is not None:
-            return f"{name}: Triton takes tensors of one {expected} device, got {', '.join(sorted(set(map(str, devices))))}"
-        if tensor is not None and tensor.dtype != torch.float32:
+        if tensor is None:
+            continue
+        first = tensor.device if first is None else first
+        if tensor.device != first or first.type != expected:
+            devices = sorted({str(each.device) for each in tensors.values() if each is not None})
+            return f"{name}: Triton takes tensors of one {expected} device, got {', '.join(devices)}"
+        if tensor.dtype != torch.float32:
             return f"{name}: Triton kernels take float32, got {tensor.dtype}"
     return None
 

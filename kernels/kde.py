@@ -53,7 +53,7 @@ def forward(z: Tensor, points: Tensor, bandwidths: Tensor, clamp: float, powers:
     Returns:
         The mean over bandwidths in probability [N], and each bandwidth's value before clipping [N, S].
     """
-    (rows, width), count = z.shape, len(bandwidths)
+    (rows, width), count = z.shape, bandwidths.shape[0]
     log_density, each = z.new_empty(rows), z.new_empty((rows, count))
     if rows == 0:
         return log_density, each
@@ -76,7 +76,7 @@ def unsupported(*, z: Tensor, points: Tensor, bandwidths: Tensor) -> str | None:
     """The reason why the kernels cannot compute this density, or None if they can."""
     if bandwidths.requires_grad and torch.is_grad_enabled():
         return "bandwidths: the Triton density has no gradient to them"
-    if len(bandwidths) > _MOST_BANDWIDTHS or z.shape[-1] > _MOST_DIMENSIONS:
+    if bandwidths.shape[0] > _MOST_BANDWIDTHS or z.shape[-1] > _MOST_DIMENSIONS:
         return f"bandwidths, z: the Triton density takes up to {_MOST_BANDWIDTHS} bandwidths and {_MOST_DIMENSIONS} dimensions"
     return unusable(kde_fwd_kernel, z=z, points=points, bandwidths=bandwidths)
 

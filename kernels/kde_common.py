@@ -26,8 +26,9 @@ def launch_options(rows: int, width: int, bandwidths: int) -> dict[str, int]:
 
 def padded_columns(points: Tensor, block: int) -> tuple[Tensor, int]:
     """Points as [D, M] and the number of tiles; M is padded to whole tiles with points too far away to count, so that loops need no mask."""
-    tiles = cdiv(len(points), block)
-    return pad(points.mT, (0, tiles * block - len(points)), value=_FAR).contiguous(), tiles
+    count = points.shape[0]
+    tiles = cdiv(count, block)
+    return pad(points.mT, (0, tiles * block - count), value=_FAR).contiguous(), tiles
 
 
 def split_tiles(rows: int, tiles: int, options: dict[str, int]) -> tuple[int, int]:
@@ -39,7 +40,7 @@ def split_tiles(rows: int, tiles: int, options: dict[str, int]) -> tuple[int, in
 
 def log_constant(points: Tensor) -> float:
     """Logarithm of the mean's and the Gaussian's constants, without the bandwidth."""
-    return math.log(len(points)) + 0.5 * points.shape[1] * math.log(2 * math.pi)
+    return math.log(points.shape[0]) + 0.5 * points.shape[1] * math.log(2 * math.pi)
 
 
 @triton.jit

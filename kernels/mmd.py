@@ -53,11 +53,12 @@ class _Planes(NamedTuple):
 
 def forward(x: Tensor, y: Tensor, sigmas: Tensor) -> Tensor:
     """Root of the biased estimate between `x` [N, P] and `y` [M, P], kernel `sum_s exp(-d / (2 s))`; 0 where rounding takes it below 0."""
-    if len(x) == 0 or len(y) == 0:
+    if x.shape[0] == 0 or y.shape[0] == 0:
         return x.new_full((), float("nan"))
     planes, tiles = _planes(x, y), sum(_tiles(x, y))
-    partial = x.new_empty(cdiv(tiles, 2) * (tiles + 1), dtype=torch.float64)
-    launch(mmd_fwd_kernel, (len(partial),), *planes[:4], sigmas, partial, *planes.sizes, tiles, WIDTHS=len(sigmas), **planes.options)
+    programs = cdiv(tiles, 2) * (tiles + 1)
+    partial = x.new_empty(programs, dtype=torch.float64)
+    launch(mmd_fwd_kernel, (programs,), *planes[:4], sigmas, partial, *planes.sizes, tiles, WIDTHS=sigmas.shape[0], **planes.options)
     return partial.sum().clamp(min=0).sqrt().to(torch.float32)
 
 
@@ -85,8 +86,8 @@ def unsupported(*, x: Tensor, y: Tensor, sigmas: Tensor) -> str | None:
     """The reason why the kernels cannot compute this discrepancy, or None if they can."""
     if sigmas.requires_grad and torch.is_grad_enabled():
         return "sigmas: the Triton discrepancy has no gradient to them"
-    if len(sigmas) > _MOST_WIDTHS:
-        return f"sigmas: the Triton discrepancy takes up to {_MOST_WIDTHS} widths, got {len(sigmas)}"
+    if sigmas.shape[0] > _MOST_WIDTHS:
+        return f"sigmas: the Triton discrepancy takes up to {_MOST_WIDTHS} widths, got {sigmas.shape[0]}"
     return unusable(mmd_fwd_kernel, x=x, y=y, sigmas=sigmas)
 
 
@@ -103,19 +104,20 @@ def compilations() -> Iterator[Compilation]:
 
 
 def _tiles(*sets: Tensor) -> tuple[int, ...]:
-    return tuple(cdiv(len(rows), TILE) for rows in sets)
+    return tuple([cdiv(rows.shape[0], TILE) for rows in sets])  # `len` of a tensor takes as long as all the rest
 
 
 def _planes(x: Tensor, y: Tensor) -> _Planes:
     """Split rows of both sets."""
-    options, width, tiles = product_options(), x.shape[1], _tiles(x, y)
-    depth, stride = (cdiv(max(1, width), size) * size for size in (options["DEPTH"], _FEATURES))
-    high, low = (x.new_empty((sum(tiles) * TILE, stride), dtype=torch.float16) for _ in range(2))
-    planes = _Planes(high, low, x.new_empty(len(high)), x.new_empty(len(high)), tiles, (len(x), len(y)), depth)
+    (count_x, width), count_y, tiles = x.shape, y.shape[0], _tiles(x, y)
+    depth, stride = (cdiv(max(1, width), size) * size for size in (product_options()["DEPTH"], _FEATURES))
+    length = sum(tiles) * TILE
+    high, low = (x.new_empty((length, stride), dtype=torch.float16) for _ in range(2))
+    planes = _Planes(high, low, x.new_empty(length), x.new_empty(length), tiles, (count_x, count_y), depth)
     block = min(next_power_of_2(stride), 1024)
     rows = 1024 // block
     split = {"TILE": TILE, "ROWS": rows, "BLOCK": block, "num_warps": 4}
-    launch(mmd_fwd_kernel_split, (len(high) // rows,), x, y, *planes[:3], tiles[0], len(x), len(y), width, stride, **split)
+    launch(mmd_fwd_kernel_split, (length // rows,), x, y, *planes[:3], tiles[0], count_x, count_y, width, stride, **split)
     launch(mmd_fwd_kernel_norms, (sum(tiles),), *planes[:4], depth, **planes.options)
     return planes
 

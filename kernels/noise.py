@@ -81,8 +81,8 @@ def unsupported(
     *, x0: Tensor, t: Tensor | None = None, signal: Tensor | None = None, deviation: Tensor | None = None, noise: Tensor | None = None
 ) -> str | None:
     """The reason why the kernels cannot noise these latents, or None if they can."""
-    if t is not None and (t.dtype != torch.int64 or t.device != x0.device):
-        return f"t: Triton takes int64 steps on {x0.device}, got {t.dtype} on {t.device}"
+    if t is not None and (t.dtype not in (torch.int64, torch.int32) or t.device != x0.device):
+        return f"t: Triton takes int64 or int32 steps on {x0.device}, got {t.dtype} on {t.device}"
     return unusable(noise_fwd_kernel, x0=x0, signal=signal, deviation=deviation, noise=noise)
 
 

@@ -92,8 +92,8 @@ def _end_product(d, x, total, factor, ROWS: tl.constexpr, P: tl.constexpr, LOW: 
         return dot(turned_d, high, dot(turned_d, low, total))
 
 
-@triton.jit(do_not_specialize=["rows", "steps", "step_begin", "steps_here", "tiles"])
-def denoiser_bwd_kernel_weights(
+@triton.jit
+def _sum_block(
     states,  # [T + 1, G, R, D], start first; [R, D] if BY_STEP
     context,  # [G, R, C] or None
     first, matrices, last, table,  # [G, H, D + C], [G, planes, 3, H, H], [G, D, H], [G, T, 16, H]
@@ -105,12 +105,12 @@ def denoiser_bwd_kernel_weights(
     last_sums,  # [slices, G, D, H]
     bias_sums,  # [slices, G, D]
     table_sums,  # [steps_here, tiles, 4, H]; one step if BY_STEP
-    rows, steps, step_begin, steps_here, tiles,
+    part, parts, rows, steps, step_begin, steps_here, tiles,
     D: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, H: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
     LAYER: tl.constexpr, M: tl.constexpr, N: tl.constexpr, RESIDUAL: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr,
     BY_STEP: tl.constexpr, TENSOR_MEMORY: tl.constexpr,
 ):  # fmt: skip
-    """Block (M, N) of the gradient of a hidden matrix, for a slice of a group's tiles, which are BN rows at one step each.
+    """Block (M, N) of the gradient of a hidden matrix, for one of the `parts` of a group's tiles, which are BN rows at one step each.
 
     A tile's activations and gradients are made again from states, signs and output gradients. Blocks with N = 0 also sum the gradient
     before a ReLU over each tile, and those of layers 0 and 2 the gradients of first and last layer. From the second piece of the
@@ -119,7 +119,7 @@ def denoiser_bwd_kernel_weights(
     LOW: tl.constexpr = matrices.dtype.element_ty
     BLOCKS: tl.constexpr = H // B
     JOINED: tl.constexpr = C > 0 and Q == 0
-    part, parts, group, groups = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    group, groups = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     columns, across = tl.arange(0, P)[None, :], tl.arange(0, BN)
     lanes_rows = tl.cast(rows, tl.int64)
     if starts is None:
@@ -299,6 +299,46 @@ def denoiser_bwd_kernel_weights(
                 tl.store(out, tl.load(out, (one < D) & added, 0.0) + bias_total, one < D)
 
 
+@triton.jit(do_not_specialize=["parts_0", "parts_1", "parts_2", "rows", "steps", "step_begin", "steps_here", "tiles"])
+def denoiser_bwd_kernel_weights(
+    states, context, first, matrices, last, table, order, starts, signs, d_outputs,
+    hidden_sums, first_sums, last_sums, bias_sums, table_sums,  # as in `_sum_block`
+    parts_0, parts_1, parts_2, rows, steps, step_begin, steps_here, tiles,
+    D: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, H: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
+    LAYER: tl.constexpr, M: tl.constexpr, N: tl.constexpr, RESIDUAL: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr,
+    BY_STEP: tl.constexpr, TENSOR_MEMORY: tl.constexpr,
+):  # fmt: skip
+    """Block (M, N) of the gradient of one hidden matrix, whose programs take one part of the tiles each, or of all three: LAYER is 3.
+
+    Then the first programs take parts of the first layer, and so on.
+    """
+    part = tl.program_id(0)
+    if LAYER < 3:
+        _sum_block(
+            states, context, first, matrices, last, table, order, starts, signs, d_outputs,
+            hidden_sums, first_sums, last_sums, bias_sums, table_sums, part, tl.num_programs(0), rows, steps, step_begin, steps_here, tiles,
+            D, C, P, Q, H, B, BN, LAYER, M, N, RESIDUAL, EXACT, KEEP, BY_STEP, TENSOR_MEMORY,
+        )  # fmt: skip
+    elif part < parts_0:
+        _sum_block(
+            states, context, first, matrices, last, table, order, starts, signs, d_outputs,
+            hidden_sums, first_sums, last_sums, bias_sums, table_sums, part, parts_0, rows, steps, step_begin, steps_here, tiles,
+            D, C, P, Q, H, B, BN, 0, M, N, RESIDUAL, EXACT, KEEP, BY_STEP, TENSOR_MEMORY,
+        )  # fmt: skip
+    elif part < parts_0 + parts_1:
+        _sum_block(
+            states, context, first, matrices, last, table, order, starts, signs, d_outputs,
+            hidden_sums, first_sums, last_sums, bias_sums, table_sums, part - parts_0, parts_1, rows, steps, step_begin, steps_here, tiles,
+            D, C, P, Q, H, B, BN, 1, M, N, RESIDUAL, EXACT, KEEP, BY_STEP, TENSOR_MEMORY,
+        )  # fmt: skip
+    else:
+        _sum_block(
+            states, context, first, matrices, last, table, order, starts, signs, d_outputs,
+            hidden_sums, first_sums, last_sums, bias_sums, table_sums, part - parts_0 - parts_1, parts_2, rows, steps, step_begin, steps_here, tiles,
+            D, C, P, Q, H, B, BN, 2, M, N, RESIDUAL, EXACT, KEEP, BY_STEP, TENSOR_MEMORY,
+        )  # fmt: skip
+
+
 @triton.jit
 def _store_sums(out, d, ones, exponent, more, B: tl.constexpr, EXACT: tl.constexpr):
     """Sums over a tile of gradients before a ReLU, by a product with ones."""
@@ -321,28 +361,49 @@ def _sum_slices(partial, out, block, count, slices, SLICES: tl.constexpr, BLOCK:
     tl.store(out + place, tl.sum(found, axis=0), place < count)
 
 
-@triton.jit(do_not_specialize=["hidden_count", "first_count", "last_count", "bias_count", "slices", "groups", "steps", "begin", "count", "tiles"])
+@triton.jit(
+    do_not_specialize=[
+        "hidden_count",
+        "first_count",
+        "last_count",
+        "bias_count",
+        "matrix",
+        "slices_0",
+        "slices_1",
+        "slices_2",
+        "groups",
+        "steps",
+        "begin",
+        "count",
+        "tiles",
+    ]
+)
 def denoiser_bwd_kernel_finish(
     hidden_sums, first_sums, last_sums, bias_sums,  # [slices, ..]
     table_sums,  # [count, tiles, 4 H]
     starts,  # as in `denoiser_bwd_kernel_weights`
     hidden, first, last, last_bias,  # [..]
     table,  # [G, T, 4 H]
-    hidden_count, first_count, last_count, bias_count, slices, groups, steps, begin, count, tiles,
+    hidden_count, first_count, last_count, bias_count, matrix, slices_0, slices_1, slices_2, groups, steps, begin, count, tiles,
     WIDTH: tl.constexpr, BY_STEP: tl.constexpr, BN: tl.constexpr, SLICES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums over slices, in the first programs, and over the tiles of each group at each of the `count` steps from `begin` on."""
+    """Sums over the slices of each layer, in the first programs, and over the tiles of each group at each of the `count` steps from `begin` on.
+
+    A hidden matrix has `matrix` elements.
+    """
     block = tl.program_id(0)
     of_hidden, of_first = tl.cdiv(hidden_count, BLOCK), tl.cdiv(first_count, BLOCK)
     of_last, of_bias = tl.cdiv(last_count, BLOCK), tl.cdiv(bias_count, BLOCK)
     if block < of_hidden:
+        layer = block * BLOCK // matrix % 3
+        slices = tl.where(layer == 0, slices_0, tl.where(layer == 1, slices_1, slices_2))
         _sum_slices(hidden_sums, hidden, block, hidden_count, slices, SLICES, BLOCK)
     elif block < of_hidden + of_first:
-        _sum_slices(first_sums, first, block - of_hidden, first_count, slices, SLICES, BLOCK)
+        _sum_slices(first_sums, first, block - of_hidden, first_count, slices_0, SLICES, BLOCK)
     elif block < of_hidden + of_first + of_last:
-        _sum_slices(last_sums, last, block - of_hidden - of_first, last_count, slices, SLICES, BLOCK)
+        _sum_slices(last_sums, last, block - of_hidden - of_first, last_count, slices_2, SLICES, BLOCK)
     elif block < of_hidden + of_first + of_last + of_bias:
-        _sum_slices(bias_sums, last_bias, block - of_hidden - of_first - of_last, bias_count, slices, SLICES, BLOCK)
+        _sum_slices(bias_sums, last_bias, block - of_hidden - of_first - of_last, bias_count, slices_2, SLICES, BLOCK)
     else:
         at = block - of_hidden - of_first - of_last - of_bias
         row, place = at // tl.cdiv(WIDTH, BLOCK), at % tl.cdiv(WIDTH, BLOCK) * BLOCK + tl.arange(0, BLOCK)
@@ -397,8 +458,9 @@ class WeightSums:
         self.tiles = g * cdiv(sizes.rows, tile) if starts is None else min(sizes.rows, most // tile)
         entries = self.tiles * (1 if by_step else sizes.steps)
         new = weights[0].new_empty if sizes.rows else weights[0].new_zeros
-        slices = max(1, min(cdiv(entries, g), _PROGRAMS // g))
-        self.sums = new((slices, g, 3, h, h)), new((slices, g, h, d + c)), new((slices, g, d, h)), new((slices, g, d))
+        self.slices = slices_of(cdiv(entries, g), g, prepared.two)
+        most = max(self.slices)
+        self.sums = new((most, g, 3, h, h)), new((most, g, h, d + c)), new((most, g, d, h)), new((most, g, d))
         first, hidden, last, last_bias, table = (
             weight.new_empty(weight.shape) if sizes.rows else weight.new_zeros(weight.shape) for weight in weights
         )
@@ -419,11 +481,12 @@ class WeightSums:
         width = 4 * s.hidden
         table_sums = first.new_empty((count, self.tiles, width))
         blocks = range(s.hidden // s.layout()["B"])
-        for layer, m, n in itertools.product(range(3), blocks, blocks):
+        together = sum(self.slices) * s.groups <= _PROGRAMS  # all layers fill the device once
+        for layer, m, n in itertools.product((ALL,) if together else range(ALL), blocks, blocks):
             launch(
-                denoiser_bwd_kernel_weights, (self.sums[0].shape[0], s.groups),
+                denoiser_bwd_kernel_weights, (sum(self.slices) if together else self.slices[layer], s.groups),
                 states, context, first, self.prepared.matrices, last, self.prepared.table, self.order, self.starts, signs, d_outputs,
-                *self.sums, table_sums, s.rows, s.steps, begin, count, self.tiles,
+                *self.sums, table_sums, *self.slices, s.rows, s.steps, begin, count, self.tiles,
                 LAYER=layer, M=m, N=n, RESIDUAL=self.residual, EXACT=self.prepared.two, BY_STEP=self.by_step, **s.layout(), **self.options,
             )  # fmt: skip
         whole = self.by_step or begin + count == s.steps  # nothing will be added
@@ -432,7 +495,7 @@ class WeightSums:
         lines = self.segments if self.by_step else s.groups * count
         launch(
             denoiser_bwd_kernel_finish, (sum(blocks[:4]) + lines * blocks[4],),
-            *self.sums, table_sums, self.starts, *self.results, *counts, self.sums[0].shape[0], s.groups, s.steps, begin, count, self.tiles,
+            *self.sums, table_sums, self.starts, *self.results, *counts, s.hidden**2, *self.slices, s.groups, s.steps, begin, count, self.tiles,
             WIDTH=width, BY_STEP=self.by_step, BN=self.options["BN"], **_SUMS,
         )  # fmt: skip
 
@@ -459,8 +522,24 @@ def weight_gradients(operands: ChainOperands, trajectory: Tensor, signs: Tensor,
     return sums.result()
 
 
-# Programs that fill a device, and options of the sums.
+def slices_of(entries: int, groups: int, two: bool) -> tuple[int, int, int]:
+    """Parts into which the `entries` tiles of a group are cut for each layer.
+
+    Few of them are summed by one launch for all layers, each of which fills a share of the device; many by a launch for each.
+    """
+    whole = max(1, _PROGRAMS // groups)
+    if entries > _FEW * whole or whole < ALL:
+        return (max(1, min(entries, whole)),) * 3
+    first, last = (max(1, whole * share // 100) for share in _SHARES[two])
+    return tuple(max(1, min(entries, parts)) for parts in (first, whole - first - last, last))
+
+
+ALL = 3  # in the place of a layer: all of them
+# Programs that fill a device, tiles of each up to which layers are summed together, and percents of the programs for the first and the last layer,
+# by whether products have two planes: the shares of their times by the model.
 _PROGRAMS = 132
+_FEW = 16
+_SHARES = {False: (37, 37), True: (34, 41)}
 _SUMS = {"SLICES": 8, "BLOCK": 256, "num_warps": 4}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,10 +32,7 @@ Values = Mapping[str, Any]  # numeric arguments and constants of a launch
 TURNS: dict[str, Callable[[Values], float]] = {
     "chain_fwd_kernel": lambda v: v["steps_here"],
     "chain_bwd_kernel": lambda v: v["steps_here"],
-    "denoiser_bwd_kernel_weights": lambda v: _sorted_turns(v) if v["BY_STEP"] else _weight_turns(**v),
-    "sleep_fwd_kernel_prepare": lambda v: 1,
-    "denoiser_bwd_kernel_finish": lambda v: math.ceil(v["slices"] / v["SLICES"]),
-    "sleep_fwd_kernel_sort": lambda v: v["share"],
+    "denoiser_bwd_kernel_weights": lambda v: max(_weight_turns(parts, v) for parts in _parts(v)),
     "sleep_fwd_kernel": lambda v: _sorted_turns(v),
     "sleep_bwd_kernel": lambda v: math.ceil(v["order"][0] / v["grid"] / v["BN"]),
     "mmd_fwd_kernel_split": lambda v: math.ceil(v["stride"] / v["BLOCK"]),
@@ -60,7 +57,7 @@ TURNS: dict[str, Callable[[Values], float]] = {
 
 
 # Kernels whose inner loops have one turn: they search for the segment of a tile, or count a few rows.
-SEARCHING = ("denoiser_bwd_kernel_weights", "sleep_fwd_kernel", "sleep_fwd_kernel_prepare", "terms_fwd_kernel")
+SEARCHING = ("denoiser_bwd_kernel_weights", "sleep_fwd_kernel", "terms_fwd_kernel")
 
 
 def _sorted_turns(v: Values) -> int:
@@ -69,12 +66,45 @@ def _sorted_turns(v: Values) -> int:
     return math.ceil(tiles / v["grid"])
 
 
-def _weight_turns(rows: int, steps_here: int, tiles: int, BN: int, **_: Any) -> int:
-    """Tiles of a group, at all steps, in one of its slices; without an index."""
-    of_group = math.ceil(rows / BN)
-    groups = max(1, tiles // of_group)
-    entries = steps_here * of_group
-    return math.ceil(entries / max(1, min(entries, _kernels("weight_gradient")._PROGRAMS // groups)))
+def _parts(v: Values) -> list[int]:
+    """Parts of the tiles that the programs of each layer take, of those in the launch."""
+    layers = range(3) if v["LAYER"] == _kernels("weight_gradient").ALL else [v["LAYER"]]
+    return [v[f"parts_{layer}"] for layer in layers]
+
+
+def _weight_turns(parts: int, v: Values) -> int:
+    """Tiles of a group, at all steps, in one of its `parts`; without an index of groups."""
+    return _sorted_turns({**v, "grid": parts}) if v["BY_STEP"] else math.ceil(v["steps_here"] * math.ceil(v["rows"] / v["BN"]) / parts)
+
+
+# Kernels whose programs go different ways at the same time: the constants with which each way is compiled alone, and its turns.
+WAYS: dict[str, Callable[[Values], list[tuple[dict[str, Any], int]]]] = {
+    "denoiser_bwd_kernel_weights": lambda v: [
+        ({"LAYER": layer}, _weight_turns(parts, v)) for layer, parts in (enumerate(_parts(v)) if len(_parts(v)) > 1 else [(v["LAYER"], *_parts(v))])
+    ],
+    "sleep_fwd_kernel_prepare": lambda v: [({"programs": 0}, 1)],  # the programs that prepare operands have less to do
+}
+# Turns of every loop in the order of their ends, of kernels with several: they sum slices or tiles, or count rows for each block of segments.
+LOOPS: dict[str, Callable[[Values], list[int]]] = {
+    "denoiser_bwd_kernel_finish": lambda v: _loops_of_finish(v),
+    "sleep_fwd_kernel_prepare": lambda v: [v["share"], _blocks_of_segments(v)] + (_loops_of_sort(v) if v["sorted_rows"] is not None else []),
+    "sleep_fwd_kernel_sort": lambda v: _loops_of_sort(v),
+}
+
+
+def _loops_of_finish(v: Values) -> list[int]:
+    slices = math.ceil(max(v[f"slices_{layer}"] for layer in range(3)) / v["SLICES"])
+    lines = v["groups"] * v["steps"] if v["BY_STEP"] else v["groups"]
+    of_starts = [math.ceil(lines / 256)] if v["starts"] is not None else []  # searched in blocks of 256 segments
+    return [slices] * 4 + of_starts + [math.ceil(v["tiles"] / lines / v["SLICES"])]
+
+
+def _loops_of_sort(v: Values) -> list[int]:
+    return [math.ceil(v["counts"][0] / v["PARTS"]), v["share"], _blocks_of_segments(v)]
+
+
+def _blocks_of_segments(v: Values) -> int:
+    return math.ceil(v["groups"] * v["steps"] / v["KEYS"])
 
 
 # Kernels whose operands come from memory, not from the L2 cache: one pass over much more than it holds.
@@ -115,10 +145,15 @@ def predicted_launches(launches: Iterable[Any]) -> list[Predicted]:
     """Some launches (`kernels.common.Launch`) on an H200, those of one variant with the same grid together, each with its time."""
     found: dict[tuple[str, int, int], list[Any]] = {}
     for launched in launches:
-        values = {**launched.shapes, **launched.compilation.constexprs, **launched.values, "grid": math.prod(launched.grid)}
+        values = _values(launched)
         key = (str(vars(launched.compilation)), math.prod(launched.grid), _turns(launched.compilation.kernel.__name__, values))
         found.setdefault(key, []).append(launched)
     return [_predicted(launches, grid, turns) for (_, grid, turns), launches in found.items()]
+
+
+def _values(launched: Any) -> Values:
+    """Shapes, constants and numbers of a launch by the names of the kernel's arguments."""
+    return {**launched.shapes, **launched.compilation.constexprs, **launched.values, "grid": math.prod(launched.grid)}
 
 
 def predicted_in_cuda(case: cases.Case, precision: str) -> list[Predicted]:
@@ -150,10 +185,27 @@ def _turns(name: str, values: Values) -> int:
 
 
 def _predicted(launches: list[Any], grid: int, turns: int) -> Predicted:
-    compilation = launches[0].compilation
-    found = prediction(compiled(compilation), compilation.kernel.__name__, grid, turns)
-    micro = None if found is None else round(1e6 * found.seconds * len(launches), 2)
+    compilation, values = launches[0].compilation, _values(launches[0])
+    name = compilation.kernel.__name__
+    times = []
+    for constants, count in WAYS.get(name, lambda v: [({}, turns)])(values):
+        kernel = compiled(_with_constants(compilation, constants))
+        found = prediction(kernel, name, grid, count) if name not in LOOPS else _with_loops(kernel, grid, LOOPS[name](values))
+        times.append(None if found is None else found.seconds)
+    micro = None if None in times else round(1e6 * max(times) * len(launches), 2)  # type: ignore[type-var]
     return Predicted(compilation.name.strip(), grid, len(launches), turns, micro)
+
+
+def _with_constants(compilation: Any, constants: Mapping[str, Any]) -> Any:
+    """A variant some of whose arguments are constants."""
+    signature = {**compilation.signature, **dict.fromkeys(constants, "constexpr")}
+    return replace(compilation, signature=signature, constexprs={**compilation.constexprs, **constants}) if constants else compilation
+
+
+def _with_loops(kernel: Kernel, grid: int, turns: list[int]) -> Prediction | None:
+    """The prediction from the turns of every loop, or None if the compiler made other loops."""
+    made = len(kernel.program.loops)
+    return predict(kernel, grid, turns) if made == len(turns) else None
 
 
 def prediction(kernel: Kernel, name: str, grid: int, turns: int) -> Prediction | None:

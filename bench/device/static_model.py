@@ -365,6 +365,8 @@ def _run(kernel: Kernel, programs: int, turns: Sequence[int], memory: str, share
         done = simulated(turns[number] if big else 1)
         return _Run(done.cycles, done.cycles, _shares(done.busy, done.cycles), done.issued)
     three, five = simulated(3), simulated(5)
+    if three.cycles == five.cycles:  # the path does not go through that loop
+        return _Run(three.cycles, three.cycles, _shares(three.busy, three.cycles), three.issued)
     turn = (five.cycles - three.cycles) / 2
     busy = {pipe: (five.busy[pipe] - three.busy[pipe]) / 2 for pipe in five.busy}
     return _Run(three.cycles + (turns[number] - 3) * turn, turn, _shares(busy, turn), (five.issued - three.issued) / 2)

@@ -231,6 +231,8 @@ def _check_groups(groups: Tensor, rows: torch.Size, count: int | None) -> None:
 
 def spread_context(context: Tensor, rows: torch.Size) -> Tensor:
     """`context` [.., N, C] broadcast to one row for each of `rows`."""
+    if context.shape[:-1] == rows:
+        return context
     paired = list(zip(reversed(context.shape[:-1]), reversed(rows), strict=False))
     fits = context.dim() - 1 <= len(rows) and all(have == 1 or have == want for have, want in paired)
     _checks.require(fits, "context", f"leading axes that broadcast to {list(rows)}", context)
@@ -239,6 +241,8 @@ def spread_context(context: Tensor, rows: torch.Size) -> Tensor:
 
 def flat(value: Tensor, grouped: bool) -> Tensor:
     """Flatten the rows: [.., N, W] to [R, W], or [G, .., N, W] to [G, R, W] where they are `grouped`."""
+    if value.dim() == 2 + grouped:
+        return value
     return value.flatten(1, -2) if grouped else value.flatten(0, -2)
 
 

@@ -33,7 +33,9 @@ def mmd(x: Tensor, y: Tensor, sigmas: Sequence[float] | Tensor) -> Tensor:
     """
     _checks.tensor(x, "x", (None, None))
     _checks.tensor(y, "y", (None, x.shape[1]))
-    _checks.require(min(len(x), len(y)) >= 1, "x, y", "at least one row each", f"{len(x)} and {len(y)} rows")
+    rows = x.shape[0], y.shape[0]
+    if min(rows) < 1:
+        _checks.fail("x, y", "at least one row each", f"{rows[0]} and {rows[1]} rows")
     _checks.same_dtype("y", y, x)
     x, y = full_precision(x, y)
     widths = positive_tensor(sigmas, "sigmas", x)

@@ -20,7 +20,7 @@ def add_noise(
 
     Args:
         x0: Latents [.., N, D].
-        t: 0-based timestep of each row, int64 [.., N].
+        t: 0-based timestep of each row, int64 or int32 [.., N]; on a GPU the latter saves memory traffic.
         schedule: The noising process.
         noise: Standard normals of the shape of `x0` (default None: drawn from `draws`, stream `NOISE`).
         draws: Position of the rows in the run's random numbers (default None). Exactly one of `noise` and `draws` is needed.
@@ -44,6 +44,7 @@ def add_noise(
     x0, noise = full_precision(x0, noise)
     signal, deviation = (column.to(x0.device) for column in schedule._noising(x0.dtype))
     backend = _backend.choose("noise", x0.device, x0=x0, signal=signal, deviation=deviation, noise=noise)
+    t = timesteps_of(t, backend)
     if backend == "reference":
         return reference.add_noise(x0, t, signal, deviation, noise, draws)
     flat = [None if value is None else value.reshape(-1, x0.shape[-1]) for value in (x0, noise)]
@@ -86,12 +87,21 @@ def check_latents(value: Tensor, argument: str) -> None:
 
 
 def check_timesteps(t: Tensor, rows: torch.Size, num_steps: int) -> None:
-    """Check that timesteps are int64 of shape `rows` in [0, num_steps)."""
+    """Check that timesteps are int64 or int32 of shape `rows` in [0, num_steps)."""
     _checks.tensor(t, "t", floating=False)
-    _checks.require(t.dtype == torch.int64 and t.shape == rows, "t", f"an int64 tensor of shape {list(rows)}", t)
+    if t.dtype not in _WHOLE or t.shape != rows:
+        _checks.fail("t", f"an int64 or int32 tensor of shape {list(rows)}", t)
     if _checks.readable(t) and t.numel():
         low, high = (int(end) for end in torch.aminmax(t))
         _checks.require(low >= 0 and high < num_steps, "t", f"timesteps in [0, {num_steps})", f"{low} to {high}")
+
+
+def timesteps_of(t: Tensor, backend: str) -> Tensor:
+    """Timesteps in a type that the backend reads: Triton takes those of 32 bits too."""
+    return t if backend == "triton" else t.long()
+
+
+_WHOLE = (torch.int64, torch.int32)
 
 
 def check_noise(noise: Tensor | None, draws: Draws | DeviceDraws | None, shape: tuple[int, ...]) -> None:

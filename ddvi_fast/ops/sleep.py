@@ -19,7 +19,7 @@ from ddvi_fast._operands import (
 from ddvi_fast._operator import Operator
 from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.ops.chain import check_chain, check_denoiser, check_types, flat, row_index, spread_context
-from ddvi_fast.ops.noise import check_noise, check_timesteps
+from ddvi_fast.ops.noise import check_noise, check_timesteps, timesteps_of
 from ddvi_fast.precision import check_reference_precision, full_precision, hidden_precision, without_autocast
 from ddvi_fast.reference import sleep as reference
 from ddvi_fast.reference.chain import ChainWeights
@@ -47,7 +47,7 @@ def denoising_loss(
 
     Args:
         x0: Latents [.., N, D]; [G, .., N, D] for a grouped denoiser without `groups`.
-        t: 0-based timestep of each row, int64 [.., N].
+        t: 0-based timestep of each row, int64 or int32 [.., N].
         context: Context of each row, [.., N, C], broadcast against the rows of `x0`; None for a denoiser without context.
         denoiser: The network of the chain.
         schedule: The noising process.
@@ -96,7 +96,7 @@ def regression(
 
     Args:
         x0: Latents [.., N, D]; [G, .., N, D] for a grouped denoiser without `groups`.
-        t: 0-based timestep of each row, int64 [.., N].
+        t: 0-based timestep of each row, int64 or int32 [.., N].
         context: Context of each row, [.., N, C], broadcast against the rows of `x0`; None for a denoiser without context.
         denoiser: The network of the chain.
         table: Table [T, 5] with columns signal, deviation, c0, c1 and weight, as `NoiseSchedule.regression_table` or `divergence_table` give it.
@@ -126,6 +126,7 @@ def regression(
     steps, table, precision = t.reshape(start.shape[:-1]), table.to(x0), hidden_precision(precision, x0.device)
     tensors = {"x0": start, "context": spread, **weights._asdict(), "table": table, "noise": given}
     backend = _backend.choose("sleep", x0.device, precision=precision, **tensors)
+    steps = timesteps_of(steps, backend)
     if backend == "reference":
         check_reference_precision(precision, x0.device)
         if draws is not None:

@@ -69,3 +69,29 @@ def test_kernels_that_stream_wait_for_memory():
     one = Kernel(sass.expanded(" LDG 1 0 7 0  \n FFMA 1 7 7 1  \n EXIT 1 7 7 0  "), 4, 32, 0)
     streaming, cached = (predictions.prediction(one, name, 1, 0) for name in ("noise_fwd_kernel", "mmd_fwd_kernel"))
     assert streaming.cycles - cached.cycles == 720 - 290
+
+
+def test_every_loop_has_its_turns():
+    nested = Kernel(program("FFMA", "FFMA", "BRA 1", "BRA 0", "EXIT"), 4, 32, 0)
+    whole, once = predictions._with_loops(nested, 1, [3, 7]), predictions._with_loops(nested, 1, [1, 1])
+    assert whole is not None and once is not None and whole.cycles > 10 * once.cycles
+    assert predictions._with_loops(nested, 1, [3]) is None, "the compiler made other loops"
+
+
+@pytest.mark.skipif(bool(_backend.unavailable("triton")), reason="Triton is not installed")
+def test_programs_that_go_different_ways_take_as_long_as_the_slowest(monkeypatch):
+    """The weight gradients of the regression: each layer is modeled alone, with the turns of its own programs."""
+    asked = []
+
+    def of_layer(kernel, name, grid, turns):
+        asked.append((kernel, grid, turns))
+        return predict(Kernel(program(*["FFMA"] * (10 * (1 + kernel)), "EXIT"), 4, 32, 0), grid)
+
+    monkeypatch.setattr(predictions, "compiled", lambda compilation: compilation.constexprs["LAYER"])
+    monkeypatch.setattr(predictions, "prediction", of_layer)
+    common = importlib.import_module("ddvi_fast.kernels.common")
+    calls = predictions.calls(cases.by_name("sleep N=65536 T=40 D=2 forward+backward"), "bf16")
+    launched = [each for call, arguments in calls for each in common.launches("", 90, call, *arguments) if "parts_0" in each.values]
+    (found,) = predictions.predicted_launches(launched)
+    assert asked == [(0, 132, 11), (1, 132, 15), (2, 132, 11)] and found.turns == 15
+    assert found.microseconds == round(1e6 * of_layer(2, "", 132, 11).seconds, 2) > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -155,8 +157,10 @@ def test_float32_beyond_the_range_of_its_parts_is_nan(which):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_rows_sorted_by_step_have_the_weight_gradients_of_the_chain(groups):
-    """The chain's row-steps as rows with a step each, in any order."""
+@pytest.mark.parametrize("together", [True, False])
+def test_rows_sorted_by_step_have_the_weight_gradients_of_the_chain(groups, together, monkeypatch):
+    """The chain's row-steps as rows with a step each, in any order; all layers in one launch, or each in its own."""
+    monkeypatch.setattr(weight_gradient, "_FEW", 16 if together else 0)
     shape = rows, steps, _, _, _, _ = (7, 3, 2, 2, 64, groups)
     operands = chain_operands(shape, device=TRITON_DEVICE)
     _, _, trajectory, signs, _ = chain.forward(operands, True, True, True)
@@ -174,6 +178,14 @@ def test_rows_sorted_by_step_have_the_weight_gradients_of_the_chain(groups):
     sums.add(trajectory[:-1].reshape(count, 2), context, signs.reshape(count, 4, 2), d_outputs.reshape(count, 2))
     for got, value in zip(sums.result(), expected, strict=True):
         testing.assert_close(got, value, rtol=0, atol=2e-6 * float(value.abs().max()))
+
+
+def test_programs_of_all_layers_fill_the_device_once():
+    for entries, groups, two in itertools.product((1, 2, 41, 520, 2000, 5000, 20_000), (1, 2, 10, 44, 66, 132, 500), (False, True)):
+        slices = weight_gradient.slices_of(entries, groups, two)
+        assert all(1 <= each <= entries for each in slices)
+        assert sum(slices) * groups <= 132 or (len(set(slices)) == 1 and slices[0] <= max(1, 132 // groups))
+    assert weight_gradient.slices_of(520, 1, False) == (48, 36, 48) and weight_gradient.slices_of(20_480, 1, True) == (132, 132, 132)
 
 
 def test_unsupported_operands_are_named():

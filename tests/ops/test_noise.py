@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ddvi_fast
-from ddvi_fast import InputError, ops, rng, schedules
+from ddvi_fast import InputError, _backend, denoisers, ops, rng, schedules
 from ddvi_fast.reference import noise as reference
 from ddvi_fast.rng import Draws
 from ddvi_fast.testing import assert_close, strided
@@ -49,7 +49,7 @@ def test_gradcheck():
         ({"noise": torch.zeros(3, 1), "draws": None}, r"noise: expected shape \[3, 2\]"),
         ({"t": torch.tensor([0, 1, 6])}, r"t: expected timesteps in \[0, 6\), got '?0 to 6"),
         ({"t": torch.tensor([-1, 1, 2])}, "t: expected timesteps"),
-        ({"t": torch.zeros(3)}, "t: expected an int64 tensor"),
+        ({"t": torch.zeros(3)}, "t: expected an int64 or int32 tensor"),
         ({"x0": torch.zeros(3, 2, dtype=torch.int64)}, "x0: expected a floating-point"),
     ],
 )
@@ -57,3 +57,21 @@ def test_bad_input(change, message):
     arguments = {"x0": torch.zeros(3, 2), "t": torch.zeros(3, dtype=torch.int64), "noise": None, "draws": Draws(0)} | change
     with pytest.raises(InputError, match=message):
         ops.add_noise(arguments.pop("x0"), arguments.pop("t"), schedules.make("cosine", 6), **arguments)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
+def test_timesteps_of_32_bits_are_those_of_64(backend):
+    """In the noising and in the regression, values and gradients."""
+    reason = _backend.unavailable(backend) if backend != "reference" else ""
+    if reason or (backend == "triton" and not _backend.interpreted()):
+        pytest.skip(reason or "the operands are on the CPU")
+    schedule, draws = schedules.make("cosine", 4), Draws(1)
+    denoiser = denoisers.ResidualMLP(2, 0, 4, hidden_dim=64, draws=Draws(2))
+    t, found = torch.arange(9) % 4, []
+    with ddvi_fast.use_backend(backend):
+        for steps in (t, t.int()):
+            x0 = rng.normal(draws, (9, 2), rng.PRIOR).requires_grad_()
+            x_t, _ = ops.add_noise(x0, steps, schedule, draws=draws)
+            losses = ops.denoising_loss(x0, steps, None, denoiser, schedule, draws=draws)
+            found.append((x_t, losses, *torch.autograd.grad(x_t.square().sum() + losses.sum(), (x0, denoiser.hidden))))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
