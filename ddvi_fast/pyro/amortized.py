@@ -83,8 +83,9 @@ def amortized_class() -> type:
         """Automatic guide for local latents in a plate, one or more for each row of the data, by a diffusion posterior that looks at the row.
 
         The latents of the plate given a row and the latents outside of all plates follow one chain, whose networks are trained for all rows: the
-        guide serves rows that it has not seen, and subsamples of the plate. All other latents have a guide of their own. As for other guides
-        with networks, learning rates of 1e-3 to 5e-3 are right.
+        guide serves subsamples of the plate, and new rows within the range of those that it was trained on; farther out its posteriors are too
+        wide. All other latents have a guide of their own, which a subsampled plate trains slowly. As for other guides with networks, learning
+        rates of 1e-3 to 5e-3 are right.
 
         Args:
             model: Pyro model with continuous latents, some of them in a plate of dimension -1.
