@@ -83,7 +83,7 @@ class PlacePosterior:
         self.pca_ = GenotypePCA(self.num_components, drop_constant=True, seed=self.seed).fit(store, chosen)
         panel = Panel(store, chosen, self.pca_, self.num_clusters, self.seed)
         with torch.no_grad():
-            self.reference_ = panel.reference(torch.ones(len(chosen), dtype=torch.bool))
+            self.reference_ = panel.reference(torch.ones(len(chosen), dtype=torch.bool, device="cpu"))
             given = place_training.examples(panel, self.repeats, self.seed)
         self.fitted_ = place_training.fit(given, self.steps, self.seed)
         self._matched = None

@@ -38,7 +38,7 @@ def least_squares(reference: Reference, summary: Summary, count: int) -> tuple[T
     the place itself is made of the same genotypes: for the matrix `A` of the products of loadings it is ``noise (A^-1 - I)``, and ``reading A^-1``
     more where one allele is read.
     """
-    unit = torch.eye(count, dtype=torch.float64)
+    unit = torch.eye(count, dtype=torch.float64, device="cpu")
     inverse = torch.linalg.inv(summary.normal[:, :count, :count] + _RIDGE * unit)
     place = (inverse @ summary.products[:, :count, None])[:, :2, 0] / reference.unit
     reading = torch.where(summary.haploid, reference.reading, 0.0).double()[:, None, None]
@@ -49,7 +49,7 @@ def least_squares(reference: Reference, summary: Summary, count: int) -> tuple[T
 def predicted(reference: Reference, summary: Summary) -> tuple[Tensor, Tensor]:
     """Mean place [R, 2] and mean scores [R, k] in the Gaussian model of all genotypes (probabilistic principal components)."""
     count = summary.products.shape[1]
-    unit, products = torch.eye(count, dtype=torch.float64), summary.products.unsqueeze(-1)
+    unit, products = torch.eye(count, dtype=torch.float64, device="cpu"), summary.products.unsqueeze(-1)
     of_allele = torch.where(summary.haploid, reference.reading, 0.0).double()[:, None, None]
     total = reference.noise + of_allele
     kept = reference.noise / total  # share of the noise of a call that the genotype has, too
@@ -90,7 +90,7 @@ def features(reference: Reference, summary: Summary) -> Features:
     The features are the frame itself, other estimates of the place in it, further scores, weights of the clusters at several temperatures of
     their likelihoods, the number of calls, and whether one allele was read. Entries without a call enter none of them.
     """
-    grain = GRAIN**2 * torch.eye(2, dtype=torch.float64)
+    grain = GRAIN**2 * torch.eye(2, dtype=torch.float64, device="cpu")
     place, error = least_squares(reference, summary, min(_SCORES, summary.products.shape[1]))
     error = error + grain
     mixtures = [_mixture(reference.clusters, summary, place, error, temperature) for temperature in _TEMPERATURES]

@@ -82,9 +82,9 @@ class Reference:
         """Summarize `rows` people, whose codes uint8 [rows, m] at the variants from `first` on are ``tiles(first, m)``."""
         (count, size), number = self.loadings.shape, len(self.frequencies)
         upper, lower = torch.triu_indices(size, size)
-        of_alleles = torch.zeros(rows, size + number, dtype=torch.float64)
-        of_calls = torch.zeros(rows, len(upper) + size + number + 1, dtype=torch.float64)
-        heterozygous = torch.zeros(rows, dtype=torch.bool)
+        of_alleles = torch.zeros(rows, size + number, dtype=torch.float64, device="cpu")
+        of_calls = torch.zeros(rows, len(upper) + size + number + 1, dtype=torch.float64, device="cpu")
+        heterozygous = torch.zeros(rows, dtype=torch.bool, device="cpu")
         for first in range(0, count, TILE):
             part = slice(first, min(first + TILE, count))
             codes = tiles(first, part.stop - first)
@@ -93,11 +93,11 @@ class Reference:
             scaled = self.loadings[part] * self.scale[part, None]
             log_odds, log_other = torch.logit(self.frequencies[:, part]).T, 2 * torch.log1p(-self.frequencies[:, part]).T
             outer = self.loadings[part][:, upper] * self.loadings[part][:, lower]
-            ones = torch.ones(len(scaled), 1)
+            ones = torch.ones(len(scaled), 1, device="cpu")
             of_alleles += ((codes * called) @ torch.cat((scaled, log_odds), 1)).double()
             of_calls += (called @ torch.cat((outer, self.mean[part, None] * scaled, log_other, ones), 1)).double()
         outer, means, log_other, called = of_calls.split([len(upper), size, number, 1], 1)
-        normal = torch.zeros(rows, size, size, dtype=torch.float64)
+        normal = torch.zeros(rows, size, size, dtype=torch.float64, device="cpu")
         normal[:, upper, lower] = normal[:, lower, upper] = outer
         return Summary(of_alleles[:, :size] - means, normal, of_alleles[:, size:] + log_other, called.squeeze(1), ~heterozygous)
 
@@ -132,9 +132,9 @@ class Panel:
         pca, kept = self.pca, kept.double()
         mean, scale = torch.from_numpy(pca.mean_), torch.from_numpy(pca.scale_)
         scores, member = self.scores * kept.unsqueeze(1), self._members(kept)
-        products = torch.zeros(len(mean), scores.shape[1], dtype=torch.float64)
-        counted, called = (torch.zeros(self.number, len(mean)) for _ in range(2))
-        heterozygous = torch.zeros(len(mean), dtype=torch.float64)
+        products = torch.zeros(len(mean), scores.shape[1], dtype=torch.float64, device="cpu")
+        counted, called = (torch.zeros(self.number, len(mean), device="cpu") for _ in range(2))
+        heterozygous = torch.zeros(len(mean), dtype=torch.float64, device="cpu")
         for part, codes in self._columns():
             there = (codes != MISSING).float()
             counts = codes * there

@@ -47,8 +47,8 @@ def examples(panel: Panel, repeats: int, seed: int) -> Examples:
     The loadings and frequencies by which a person is read, and the place, are those of other people: the components of all people and the
     frequencies of a cluster have a part of each person's own noise, which a new person does not have.
     """
-    part = torch.arange(len(panel.rows)) % _PARTS
-    part = part[torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))]
+    part = torch.arange(len(panel.rows), device="cpu") % _PARTS
+    part = part[torch.randperm(len(part), generator=torch.Generator().manual_seed(seed), device="cpu")]
     found = [_of_part(panel, part == number, repeats, Draws(seed, number << 32)) for number in range(_PARTS) if (part == number).any()]
     read, inside = zip(*found, strict=True)
     return Examples(Features(*(torch.cat(values) for values in zip(*read, strict=True))), torch.cat(inside))
@@ -157,4 +157,4 @@ def _placed(factor: Tensor, inside: Tensor) -> Tensor:
 
 def _widened(factor: Tensor, resolution: float) -> Tensor:
     """Factors of the covariances of Gaussians with a further error."""
-    return torch.linalg.cholesky(factor @ factor.mT + resolution**2 * torch.eye(2, dtype=torch.float64))
+    return torch.linalg.cholesky(factor @ factor.mT + resolution**2 * torch.eye(2, dtype=torch.float64, device="cpu"))

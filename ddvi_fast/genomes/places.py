@@ -107,13 +107,13 @@ class Places:
         for part in self._parts(num_samples):
             log_densities = self._log_density(part, self._drawn(part, num_samples, draws.advance(part.start)))
             found.append((log_densities > self._log_density(part, points[None, part])).double().mean(0).numpy())
-            least = torch.quantile(log_densities, 1 - torch.tensor(levels, dtype=torch.float64), dim=0)
+            least = torch.quantile(log_densities, 1 - torch.tensor(levels, dtype=torch.float64, device="cpu"), dim=0)
             inside = log_densities >= least.unsqueeze(1)
             areas.append((inside * torch.exp(-log_densities)).mean(1).numpy())
         return np.concatenate(found), np.concatenate(areas, 1)
 
     def _points(self, places: Tensor | np.ndarray) -> Tensor:
-        points = torch.as_tensor(places, dtype=torch.float64)
+        points = torch.as_tensor(places, dtype=torch.float64, device="cpu")
         _checks.require(points.shape == (len(self.people), 2), "places", f"shape [{len(self.people)}, 2]", f"shape {list(points.shape)}")
         return points
 

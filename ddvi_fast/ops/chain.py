@@ -231,7 +231,7 @@ def _check_groups(groups: Tensor, rows: torch.Size, count: int | None) -> None:
 
 def spread_context(context: Tensor, rows: torch.Size) -> Tensor:
     """`context` [.., N, C] broadcast to one row for each of `rows`."""
-    if context.shape[:-1] == rows:
+    if context.dim() - 1 == len(rows) and context.shape[:-1] == rows:
         return context
     paired = list(zip(reversed(context.shape[:-1]), reversed(rows), strict=False))
     fits = context.dim() - 1 <= len(rows) and all(have == 1 or have == want for have, want in paired)

@@ -172,7 +172,7 @@ class Fold:
         for first in range(0, len(rows), _ROWS):
             part = rows[first : first + _ROWS]
             tiles, count = _tiles(self.store, part), len(part)
-            options = torch.full((count,), share), torch.full((count,), haploid)
+            options = torch.full((count,), share, device="cpu"), torch.full((count,), haploid, device="cpu")
             kept = thinned_tiles(tiles, *options, draws.advance(first))
             parts.append((reference.summarize(kept, count), reference.places(reference.summarize(tiles, count))))
         summaries, places = zip(*parts, strict=True)
@@ -187,7 +187,7 @@ class Fold:
     def _least_squares(self, summary: Summary, choice: tuple[int, float]) -> Places:
         count, scale = choice
         place, error = least_squares(self.posterior.reference_, summary, count)
-        covariance = scale * error + self.settings.resolution**2 * torch.eye(2, dtype=torch.float64)
+        covariance = scale * error + self.settings.resolution**2 * torch.eye(2, dtype=torch.float64, device="cpu")
         return Places(_numbers(summary), place.unsqueeze(0), torch.linalg.cholesky(covariance), summary.called)
 
     def _places(self, name: str, summary: Summary, choice: tuple[int, float]) -> Places:

@@ -97,7 +97,7 @@ def test_the_precision_in_force_is_told():
 
 @pytest.mark.parametrize(("how", "warned"), [("native", False), ("emulated", True)])
 def test_a_precision_that_is_emulated_is_warned_of(how, warned, monkeypatch):
-    monkeypatch.setattr("ddvi_fast.training.engines.support", lambda precision, device: how)
+    monkeypatch.setattr("ddvi_fast.precision.support", lambda precision, device: how)
     for options in ([], ["engine=parallel"]):
         line = engine_line(compose(["precision=bf16", *options]))
         assert line.endswith("warning: bf16 is emulated on this cpu, so it is no faster than precision=float32") == warned
