@@ -6,8 +6,6 @@ Each fold of the people is tested once: components and posteriors are fitted to 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from ddvi_fast.genomes.places import Places
 from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.paper import ancestry_missing_table
 from ddvi_fast.paper.ancestry_missing_table import LEVELS, POSTERIORS, markdown
+from ddvi_fast.paper.study_settings import digest, read
 from ddvi_fast.rng import Draws
 
 NAME = "ancestry-missing"
@@ -73,19 +72,6 @@ class Settings:
         _checks.at_least(0, people=self.people, seed=self.seed)
         _checks.at_least(1, **{name: getattr(self, name) for name in ("clusters", "repeats", "steps", "paths", "samples", "validations")})
 
-    @classmethod
-    def of(cls, overrides: Sequence[str]) -> Settings:
-        """The settings of overrides ``name=value``."""
-        types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        stated = {}
-        for name, _, text in (override.partition("=") for override in overrides):
-            kind = types[_checks.choice(name, types, NAME)]
-            try:
-                stated[name] = kind(text)
-            except ValueError:
-                _checks.fail(name, f"a value of type {kind.__name__}", text)
-        return cls(**stated)
-
 
 def reproduce(
     overrides: Sequence[str] = (),
@@ -107,10 +93,9 @@ def reproduce(
     Returns:
         The written files, table.json and table.md.
     """
-    data_dir = next((override.partition("=")[2] for override in overrides if override.startswith("data_dir=")), None)
-    settings = Settings.of([override for override in overrides if not override.startswith("data_dir=")])
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
-    folder = Path("runs/reproduce" if runs is None else runs) / NAME / digest
+    stated = read(Settings, overrides, NAME)
+    data_dir, settings = stated.pop("data_dir", None), Settings(**stated)
+    folder = Path("runs/reproduce" if runs is None else runs) / NAME / digest(settings)
     output = folder if output is None else Path(output)
     store = store_of(settings.dataset, Genotypes(), data_dir=folder_of(data_dir), seed=settings.seed)
     with _files.locked(folder, "reproduce"):

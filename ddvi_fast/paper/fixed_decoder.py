@@ -7,8 +7,6 @@ is trained for a given time; every other amortized posterior until it has had as
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import statistics
 import time
@@ -21,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, _files, _json, data
-from ddvi_fast.config.names import put, split
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.evidence import log_evidence_annealed
@@ -31,6 +28,7 @@ from ddvi_fast.networks import MLP
 from ddvi_fast.paper import fixed_decoder_table
 from ddvi_fast.paper.fixed_decoder_posteriors import IMAGES, NOT_TRAINED, PER_IMAGE, ROWS, SAMPLES, Bound, Budget, fit, make, optimize
 from ddvi_fast.paper.fixed_decoder_table import FEW, figures_of, markdown
+from ddvi_fast.paper.study_settings import digest, read
 from ddvi_fast.posteriors import Gaussian, Posterior
 from ddvi_fast.priors import make as make_prior
 from ddvi_fast.rng import Draws
@@ -81,29 +79,7 @@ class Settings:
             _checks.number(getattr(self, name), name, above=0)
 
 
-def _read(overrides: Sequence[str]) -> dict[str, Any]:
-    """Values of settings, and of ``data_dir``, from overrides ``name=value``."""
-    types = {field.name: type(field.default) for field in dataclasses.fields(Settings)} | {"data_dir": str}
-    found: dict[str, Any] = {}
-    for name, text in map(split, overrides):
-        put(found, name, _as(types[_checks.choice(name, types, NAME)], name, text))
-    return found
-
-
-def _as(kind: type, name: str, text: str) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        _checks.fail(name, f"a value of type {kind.__name__}", text)
-
-
 _OF_DECODER = ("dataset", "validation", "latents", "hidden", "epochs", "batch_size")
-
-
-def _digest(settings: Settings, names: Sequence[str] | None = None) -> str:
-    """A digest of the settings `names` (default all), so that other settings have other folders."""
-    stated = {name: value for name, value in dataclasses.asdict(settings).items() if names is None or name in names}
-    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def reproduce(
@@ -131,12 +107,12 @@ def reproduce(
         The written files, table.json and table.md.
     """
     _checks.integer(seeds, "--seeds", 1)
-    stated = _read(overrides)
+    stated = read(Settings, overrides, NAME)
     data_dir, settings = stated.pop("data_dir", None), Settings(**stated)
     wanted = list(ROWS) if rows is None else [_checks.choice(row, ROWS, "--rows") for row in rows]
     if set(wanted) - {"informed", *NOT_TRAINED, *PER_IMAGE}:  # their budget is that of the informed chain
         wanted = ["informed", *wanted]
-    folder = Path("runs/reproduce" if runs is None else runs) / NAME / f"posteriors-{_digest(settings)}"
+    folder = Path("runs/reproduce" if runs is None else runs) / NAME / f"posteriors-{digest(settings)}"
     output = folder if output is None else Path(output)
     with _files.locked(folder, "reproduce"):
         study = Study.of(settings, folder, data_dir)
@@ -170,7 +146,7 @@ class Study:
         decoder = MLP(settings.latents, [settings.hidden], pixels, draws=Draws(0).importance(1))
         model = LatentVariableModel(make_prior("gaussian", dim=settings.latents), decoder, make_likelihood("bernoulli"))
         encoder = MLP(pixels, [settings.hidden], 2 * settings.latents, draws=Draws(0).importance(2))
-        path, modules = folder.parent / f"decoder-{_digest(settings, _OF_DECODER)}", {"encoder": encoder, "decoder": decoder}
+        path, modules = folder.parent / f"decoder-{digest(settings, _OF_DECODER)}", {"encoder": encoder, "decoder": decoder}
         if path.is_dir():
             checkpoint.load_modules(checkpoint.load(path)[0], modules)
         else:

@@ -18,6 +18,7 @@ from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.paper import ancestry_missing
 from ddvi_fast.paper.ancestry_missing import SHARES, Fold, Settings, calibrated
 from ddvi_fast.paper.ancestry_missing_table import LEVELS, POSTERIORS, joined
+from ddvi_fast.paper.study_settings import read
 
 TINY = ("dataset=genomes", "folds=3", "clusters=3", "repeats=2", "steps=10", "paths=5", "samples=20", "validations=1")
 
@@ -105,11 +106,12 @@ def test_the_command_makes_every_fold_once(
         (["folds=2"], "folds: expected an integer of at least 3"),
         (["steps=many"], "steps: expected a value of type int, got 'many'"),
         (["dataset=mnist"], "dataset: expected one of"),
+        (["folds=3", "folds=4"], "folds: expected one value"),
     ],
 )
 def test_settings_that_cannot_be_are_named(overrides: list[str], words: str) -> None:
     with pytest.raises(InputError) as error:
-        Settings.of(overrides)
+        Settings(**read(Settings, overrides, "ancestry-missing"))
     assert words in str(error.value)
 
 
