@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast import _checks, _files, _json
+from ddvi_fast.config.names import put, split
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.inference import FittedPosterior, Model, fit_posterior, load
 from ddvi_fast.paper import sbibm_table
@@ -159,10 +160,9 @@ def _named(path: Path) -> tuple[str, int, int]:
 
 def _observations(overrides: Sequence[str]) -> int:
     """The number of observations that overrides state."""
-    stated = dict(override.split("=", 1) for override in overrides)
-    for name in stated:
-        _checks.choice(name, ("observations",), NAME)
-    _checks.require(len(stated) == len(overrides), "observations", "one value", ", ".join(overrides))
+    stated: dict[str, str] = {}
+    for name, text in map(split, overrides):
+        put(stated, _checks.choice(name, ("observations",), NAME), text)
     text = stated.get("observations", str(len(OBSERVATIONS)))
     _checks.require(text.isdigit() and 1 <= int(text) <= len(OBSERVATIONS), "observations", f"a number from 1 to {len(OBSERVATIONS)}", text)
     return int(text)
