@@ -101,8 +101,8 @@ class FittedPosterior:
         The density of a chain is an integral over its paths. Paths are drawn from the noising process `r`, and the estimate is the
         log-mean-exp of `log q(z, y | x) - log r(y | z)` over `num_paths` of them (``iwae``), or their mean (``elbo``). In expectation both are
         lower bounds on `log q(z | x)`. The first rises with the number of paths, and converges to it. Its standard error describes the
-        chance of the paths and not the distance that remains, of about half the square of the standard error. P paths cost about as much as P
-        samples. For a flow or a Gaussian the result is the density itself.
+        chance of the paths and not the distance that remains, of about half the square of the standard error. P paths cost somewhat more
+        than P samples. For a flow or a Gaussian the result is the density itself.
 
         Args:
             z: Parameters [N, D], or named parameters [N, *shape].

@@ -74,7 +74,7 @@ class ChainOptions:
     learn_schedule: bool | None = None  # train the betas; if null, only in the encoder's frame
     learn_variances: bool = True  # train a factor of each step variance
     informed_steps: int = 0  # last steps that see the gradient of the model at the latents they predict; only in the encoder's frame
-    frame_updates: int = 0  # updates of the encoder's frame with the gradient of the model; only in the encoder's frame, and without classes
+    frame_updates: int = 0  # updates of the encoder's frame with the gradient of the model; only in the encoder's frame
 
 
 @dataclass
