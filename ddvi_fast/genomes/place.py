@@ -119,6 +119,7 @@ class PlacePosterior:
         return self.posterior(store, rows).sample(num_samples, self.seed)
 
     def places(self, names: np.ndarray, read: Features, called: torch.Tensor, num_paths: int, family: str = "diffusion") -> Places:
+        """Posterior of the places of people of whom features and numbers of calls [N] are known; the other arguments are those of `posterior`."""
         paths = 0 if _checks.choice(family, FAMILIES, "family") == "gaussian" else _checks.integer(num_paths, "num_paths", 1)
         draws = Draws(self.seed).lane("calibration")
         found = place_training.conditional(self.fitted_, read, paths, self.resolution, draws)

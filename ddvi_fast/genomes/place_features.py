@@ -1,4 +1,4 @@
-"""What a posterior of places reads of a person: summaries of the calls in a Gaussian frame that is nearly the posterior."""
+"""Features of a person for a posterior of places: summaries of the calls, in a Gaussian frame that is nearly the posterior."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddvi_fast.genomes.place_reference import Clusters, Reference, Summary
+from ddvi_fast.genomes.places import undo
 
 GRAIN = 3e-4  # standard deviation that every place has at least, in units of places
 _SCORES = 4  # components of the least-squares scores in the frame
@@ -24,11 +25,6 @@ class Features(NamedTuple):
     x: Tensor
     mean: Tensor
     factor: Tensor
-
-
-def undo(factor: Tensor, difference: Tensor) -> Tensor:
-    """Coordinates [R, 2] in the frames with `factor` [R, 2, 2] of differences from their means [R, 2]."""
-    return torch.linalg.solve_triangular(factor, difference.unsqueeze(-1), upper=False).squeeze(-1)
 
 
 def least_squares(reference: Reference, summary: Summary, count: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the fitted people tell about the calls of others: loadings of components, and allele frequencies of clusters.
+"""Tables of the variants from the fitted people, by which others are read: loadings of components, and allele frequencies of clusters.
 
 Two products of the calls with tables of the variants summarize a person: those with the loadings give the least-squares scores and their
 covariance, those with log-frequencies the binomial likelihoods of the clusters.
@@ -106,6 +106,11 @@ class Reference:
         return torch.linalg.lstsq(summary.normal, summary.products.unsqueeze(-1)).solution[:, :2, 0] / self.unit
 
 
+def tiles_of(store: GenotypeStore, rows: np.ndarray) -> Tiles:
+    """Codes of some people of a store."""
+    return lambda first, count: torch.from_numpy(store.genotypes(rows, first, count))
+
+
 class Panel:
     """The fitted people, of whom any part makes a reference.
 
@@ -168,6 +173,7 @@ class Panel:
 
     def _columns(self) -> Iterator[tuple[slice, Tensor]]:
         """Variants and codes [N, m] of each tile."""
+        codes = tiles_of(self.store, self.rows)
         for first in range(0, self.store.num_variants, TILE):
             part = slice(first, min(first + TILE, self.store.num_variants))
-            yield part, torch.from_numpy(self.store.genotypes(self.rows, first, part.stop - first))
+            yield part, codes(first, part.stop - first)

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddvi_fast import rng
 from ddvi_fast.genomes.place_calls import thinned
-from ddvi_fast.genomes.place_features import GRAIN, Features, features, undo
-from ddvi_fast.genomes.place_reference import Panel, Tiles
+from ddvi_fast.genomes.place_features import GRAIN, Features, features
+from ddvi_fast.genomes.place_reference import Panel, Tiles, tiles_of
+from ddvi_fast.genomes.places import undo
 from ddvi_fast.inference import Architecture, FittedPosterior, Model, Training, fit_posterior
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.posteriors.base import draw_start
@@ -56,12 +58,12 @@ def examples(panel: Panel, repeats: int, seed: int) -> Examples:
 
 def _of_part(panel: Panel, chosen: Tensor, repeats: int, draws: Draws) -> tuple[Features, Tensor]:
     reference, rows = panel.reference(~chosen), panel.rows[chosen.numpy()]
-    places = reference.places(reference.summarize(tiles_of(panel, rows), len(rows)))
+    places = reference.places(reference.summarize(tiles_of(panel.store, rows), len(rows)))
     each, found = max(1, _ROWS // len(rows)), []
     for first in range(0, repeats, each):
         count = min(each, repeats - first) * len(rows)
         options = _options(count, draws.advance(first * len(rows)))
-        codes = thinned_tiles(tiles_of(panel, np.tile(rows, count // len(rows))), *options, draws.advance(first * len(rows)))
+        codes = thinned_tiles(tiles_of(panel.store, np.tile(rows, count // len(rows))), *options, draws.advance(first * len(rows)))
         found.append(features(reference, reference.summarize(codes, count)))
     read = Features(*(torch.cat(values) for values in zip(*found, strict=True)))
     return read, undo(read.factor, places.repeat(repeats, 1) - read.mean)
@@ -69,15 +71,8 @@ def _of_part(panel: Panel, chosen: Tensor, repeats: int, draws: Draws) -> tuple[
 
 def _options(count: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Share of calls of some examples, log-uniform, and whether one allele is read."""
-    from ddvi_fast import rng
-
     u = rng.uniform(draws, (count, 3), rng.TIME)
     return torch.where(u[:, 1] < _WHOLE, 1.0, torch.exp(math.log(_FEWEST) * u[:, 0])), u[:, 2] < _HAPLOID
-
-
-def tiles_of(panel: Panel, rows: np.ndarray) -> Tiles:
-    """Codes of some people of the panel's store."""
-    return lambda first, count: torch.from_numpy(panel.store.genotypes(rows, first, count))
 
 
 def thinned_tiles(tiles: Tiles, shares: Tensor, haploid: Tensor, draws: Draws) -> Tiles:

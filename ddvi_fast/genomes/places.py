@@ -137,17 +137,17 @@ class Places:
     def _log_density(self, part: slice, points: Tensor) -> Tensor:
         """Log-densities [P, n] at points [P, n, 2] of some people; distances are taken in single precision, in the frame of a Gaussian."""
         factor, first = self.factor[part], self.centres[0, part]
-        away = _inside(factor, points - first).float().unsqueeze(1) - _inside(factor, self.centres[:, part] - first).float()  # [P, S, n, 2]
+        away = undo(factor, points - first).float().unsqueeze(1) - undo(factor, self.centres[:, part] - first).float()  # [P, S, n, 2]
         log_q = torch.logsumexp(-0.5 * away.square().sum(-1), 1).double() - math.log(len(self.centres)) + _peak(factor)
         if self.wide is None:
             return log_q
         centre, factor = (value[part] for value in self.wide)
-        far = -0.5 * _inside(factor, points - centre).square().sum(-1) + _peak(factor)
+        far = -0.5 * undo(factor, points - centre).square().sum(-1) + _peak(factor)
         return torch.logaddexp(log_q + math.log1p(-_WIDE), far + math.log(_WIDE))
 
 
-def _inside(factor: Tensor, difference: Tensor) -> Tensor:
-    """Coordinates [P, n, 2] of differences from the means of Gaussians with the factors [n, 2, 2]."""
+def undo(factor: Tensor, difference: Tensor) -> Tensor:
+    """Coordinates [.., n, 2] in the frames of Gaussians with the factors [n, 2, 2] of differences from their means [.., n, 2]."""
     return torch.linalg.solve_triangular(factor, difference.unsqueeze(-1), upper=False).squeeze(-1)
 
 

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks, _files, _json, rng
+from ddvi_fast import _checks, _files, rng
 from ddvi_fast.data import folder_of
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.genomes.dataset import Genotypes, store_of
 from ddvi_fast.genomes.place import PlacePosterior
 from ddvi_fast.genomes.place_features import features, least_squares
-from ddvi_fast.genomes.place_reference import Summary
+from ddvi_fast.genomes.place_reference import Summary, tiles_of
 from ddvi_fast.genomes.place_training import thinned_tiles
 from ddvi_fast.genomes.places import Places
 from ddvi_fast.genomes.store import GenotypeStore
-from ddvi_fast.paper import ancestry_missing_table
+from ddvi_fast.paper import ancestry_missing_table, record_files
 from ddvi_fast.paper.ancestry_missing_table import LEVELS, POSTERIORS, markdown
 from ddvi_fast.paper.study_settings import digest, read
 from ddvi_fast.rng import Draws
@@ -156,7 +156,7 @@ class Fold:
         reference, parts = self.posterior.reference_, []
         for first in range(0, len(rows), _ROWS):
             part = rows[first : first + _ROWS]
-            tiles, count = _tiles(self.store, part), len(part)
+            tiles, count = tiles_of(self.store, part), len(part)
             options = torch.full((count,), share, device="cpu"), torch.full((count,), haploid, device="cpu")
             kept = thinned_tiles(tiles, *options, draws.advance(first))
             parts.append((reference.summarize(kept, count), reference.places(reference.summarize(tiles, count))))
@@ -201,10 +201,6 @@ def _numbers(summary: Summary) -> np.ndarray:
     return np.arange(len(summary.called)).astype(object)
 
 
-def _tiles(store: GenotypeStore, rows: np.ndarray) -> Callable[[int, int], Tensor]:
-    return lambda first, count: torch.from_numpy(store.genotypes(rows, first, count))
-
-
 def _write(folds: list[dict[str, Any]], settings: Settings, store: GenotypeStore, output: Path, command: str) -> list[Path]:
     """Write the table of all folds."""
     record = {
@@ -218,8 +214,4 @@ def _write(folds: list[dict[str, Any]], settings: Settings, store: GenotypeStore
         "training_seconds": sum(fold["training_seconds"] for fold in folds),
         "cases": ancestry_missing_table.joined([fold["cases"] for fold in folds]),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / "table.json"
-    for suffix, text in ((".json", _json.lines(record) + "\n"), (".md", markdown(record))):
-        _files.write_text(path.with_suffix(suffix), text)
-    return [path, path.with_suffix(".md")]
+    return record_files.write(output / "table.json", record, md=markdown(record))

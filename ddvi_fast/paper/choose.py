@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddvi_fast import _checks, _files, _json
+from ddvi_fast import _checks, _files
 from ddvi_fast.engine.run_folder import environment
-from ddvi_fast.paper import choices
+from ddvi_fast.paper import choices, record_files
 from ddvi_fast.paper import table_spec as grid
 from ddvi_fast.paper.choices import FIRST_SEED, VALIDATION, Trial
 from ddvi_fast.paper.reproduce import run_cell
@@ -135,11 +135,7 @@ class _Record:
             "columns": {**self.earlier["columns"], **self.columns},
         }
         record = {**self.head, **labels, "chosen": chosen, "tried": tried}
-        self.output.mkdir(parents=True, exist_ok=True)
-        path = self.output / choices.FILE
-        for suffix, text in ((".json", _json.lines(record) + "\n"), (".md", choices.markdown(record))):
-            _files.write_text(path.with_suffix(suffix), text)
-        return [path, path.with_suffix(".md")]
+        return record_files.write(self.output / choices.FILE, record, md=choices.markdown(record))
 
     def _metrics(self) -> list[str]:
         return list(dict.fromkeys([*self.table.choose_by, *self.table.figures]))

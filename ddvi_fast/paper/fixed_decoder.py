@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks, _files, _json, data
+from ddvi_fast import _checks, _files, data
 from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.evidence import log_evidence_annealed
 from ddvi_fast.likelihoods import make as make_likelihood
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import MLP
-from ddvi_fast.paper import fixed_decoder_table
+from ddvi_fast.paper import fixed_decoder_table, record_files
 from ddvi_fast.paper.fixed_decoder_posteriors import IMAGES, NOT_TRAINED, PER_IMAGE, ROWS, SAMPLES, Bound, Budget, fit, make, optimize
 from ddvi_fast.paper.fixed_decoder_table import FEW, figures_of, markdown
 from ddvi_fast.paper.study_settings import digest, read
@@ -272,11 +272,7 @@ def _write(study: Study, output: Path, command: str) -> list[Path]:
         "evidence": study.evidence(),
         "runs": {row: [_without_lists(one) for one in seeds] for row, seeds in study.all_figures().items()},
     }
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / "table.json"
-    for suffix, text in ((".json", _json.lines(record) + "\n"), (".md", markdown(record))):
-        _files.write_text(path.with_suffix(suffix), text)
-    return [path, path.with_suffix(".md")]
+    return record_files.write(output / "table.json", record, md=markdown(record))
 
 
 def _without_lists(figures: dict[str, Any]) -> dict[str, Any]:

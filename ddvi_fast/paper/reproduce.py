@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from ddvi_fast import _files, _json, metrics, plots
+from ddvi_fast import _files, metrics, plots
 from ddvi_fast._checks import InputError
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.genomes import maps as genome_maps
-from ddvi_fast.paper import choices, tables
+from ddvi_fast.paper import choices, record_files, tables
 from ddvi_fast.paper import table_spec as grid
 from ddvi_fast.paper.embedding_baselines import LATENTS, read_latents, write_latents
 from ddvi_fast.paper.table_spec import FAILURE, Cell, Table
@@ -86,7 +86,7 @@ def reproduce(
             _write(spec, cells, used, max_minutes, command, output)
         written = _write(spec, cells, used, max_minutes, command, output)
     pictures = [*(_people(spec, cells, output) or _picture(spec, cells, max_minutes, output)), *_curves(spec, cells, output)]
-    return [written, written.with_suffix(".md"), written.with_suffix(".tex"), *pictures]
+    return [*written, *pictures]
 
 
 def run_cell(cell: Cell) -> None:
@@ -131,7 +131,7 @@ def _outcome(cell: Cell, table: Table) -> str:
 
 def _write(
     table: Table, cells: Sequence[Cell], used: Mapping[tuple[str, str], str | None], max_minutes: float | None, command: str, output: Path
-) -> Path:
+) -> list[Path]:
     """Write table.json, table.md and table.tex of all finished runs."""
     runs = [
         {"row": cell.row, "column": cell.column, "seed": cell.seed, **({"figures": cell.figures()} if cell.finished else {"failure": cell.failure})}
@@ -155,11 +155,7 @@ def _write(
         "others": [table.others, table.others_note],
         "runs": runs,
     }
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / "table.json"
-    for suffix, text in ((".json", _json.lines(record) + "\n"), (".md", tables.markdown(record)), (".tex", tables.latex(record))):
-        _files.write_text(path.with_suffix(suffix), text)
-    return path
+    return record_files.write(output / "table.json", record, md=tables.markdown(record), tex=tables.latex(record))
 
 
 def _settings(cells: Sequence[Cell]) -> dict[str, dict[str, str]]:

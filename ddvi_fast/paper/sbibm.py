@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddvi_fast import _checks, _files, _json
+from ddvi_fast import _checks, _files
 from ddvi_fast.config.names import put, split
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.inference import FittedPosterior, Model, fit_posterior, load
-from ddvi_fast.paper import sbibm_table
+from ddvi_fast.paper import record_files, sbibm_table
 from ddvi_fast.paper.sbibm_tasks import OBSERVATIONS, TASKS, Task, files
 
 NAME = "sbibm"
@@ -177,8 +177,4 @@ def _write(cells: Sequence[Cell], output: Path, command: str) -> list[Path]:
         **{name: value for name, value in made.items() if name != "command"},
         "cells": [one for one in found if one is not None],
     }
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / "table.json"
-    for suffix, text in ((".json", _json.lines(record) + "\n"), (".md", sbibm_table.markdown(record))):
-        _files.write_text(path.with_suffix(suffix), text)
-    return [path, path.with_suffix(".md")]
+    return record_files.write(output / "table.json", record, md=sbibm_table.markdown(record))

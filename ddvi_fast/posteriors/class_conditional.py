@@ -214,10 +214,7 @@ class ClassConditional(Posterior):
 
     def family_of_class(self, encoded: ClassEncoded, labels: Tensor) -> Any:
         """Return the family's part of the output of `encode`, parts [.., N, W], for the classes `labels` [.., N]."""
-        return self._with_class(encoded.family, labels)
-
-    def _with_class(self, of_family: Any, labels: Tensor) -> Any:
-        return self.family.with_frame(of_class(of_family, labels))
+        return self.family.with_frame(of_class(encoded.family, labels))
 
     def inform(self, target: LatentVariableModel) -> ClassConditional:
         """Give the model to the informed steps of the family, see `Diffusion.inform`; returns the posterior."""
@@ -256,7 +253,7 @@ class ClassConditional(Posterior):
 
     def encode_of_class(self, x: Tensor, labels: Tensor, draws: Draws | None = None) -> Any:
         """Return the output of the family's encoders, parts [.., N, W], for each row of `x` [N, ...] and its class, `labels` [.., N]."""
-        return self._with_class(self._encode_family(x, self.features(x, draws), draws), labels)
+        return self.family.with_frame(of_class(self._encode_family(x, self.features(x, draws), draws), labels))
 
     def sample_of_class(self, x: Tensor, labels: Tensor, draws: Draws) -> PosteriorSample:
         """Draw one sample of `q(z | x, c)` for each class of `labels`.

@@ -251,7 +251,10 @@ class Diffusion(ChainPosterior):
         target, x = self._known_target(), encoded.x
         mean, scale = encoded.mean.detach(), torch.exp(0.5 * encoded.log_var.detach())
         labels = None if encoded.labels is None else encoded.labels.expand(mean.shape[:-1])
-        of_rows = lambda rows: target.at(x[rows], None if labels is None else labels[..., rows])  # noqa: E731
+
+        def of_rows(rows: slice) -> Callable[[Tensor], Tensor]:
+            return target.at(x[rows], None if labels is None else labels[..., rows])
+
         frame = frames.updated(mean, scale, of_rows, self.frame_updates)
         moved, turned = (frame.mean - mean) / scale, frame.factor / scale.unsqueeze(-1)  # constants in the encoder's frame
         scale = torch.exp(0.5 * encoded.log_var)
