@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,8 @@ class ImportanceSample:
 
     Args:
         z: Parameters [K, D], or named parameters [K, *shape].
-        log_ratios: Log-weights before smoothing, `log p(x, z) + log_ratio`, nats [K].
+        log_ratios: Log-weights before smoothing, nats [K]: `log p(x, z) + log_ratio`, plus the `log_factor` of
+            `FittedPosterior.importance_sample` if there is one; that factor alone if the model has no density.
         log_weights: Normalized Pareto-smoothed log-weights [K] (Vehtari et al. 2024).
         pareto_k: Shape k of the tail of the weights; averages under `log_weights` are reliable below 0.7.
     """
@@ -71,7 +73,7 @@ class ImportanceSample:
 
     @property
     def log_evidence(self) -> Any:
-        """Estimate `log mean w` of the log-evidence in nats: in expectation the IWAE lower bound on `log p(x)`."""
+        """Estimate `log mean w` of the log-evidence in nats: in expectation the IWAE lower bound on it, which is `log p(x)` without a factor."""
         return _number(torch.logsumexp(self.log_ratios.double(), 0) - math.log(len(self.log_ratios)))
 
     @property
@@ -108,10 +110,10 @@ class ImportanceSample:
     def __repr__(self) -> str:
         if self.log_ratios.dim() == 2:
             return self._repr_of_rows()
-        verdict = "reliable" if self.pareto_k < GOOD_K else "heavy tail: train longer or use a larger architecture"
+        verdict = "reliable" if self.pareto_k < GOOD_K else "heavy tail: few draws where the target is"
         return (
             f"ImportanceSample: {len(self.log_ratios)} draws, effective sample size {self.effective_sample_size:.0f}, Pareto k {self.pareto_k:.2f} "
-            f"({verdict}), log p(x) at least {self.log_evidence:.3f} (ELBO {self.elbo:.3f}) nats"
+            f"({verdict}), log evidence at least {self.log_evidence:.3f} (ELBO {self.elbo:.3f}) nats"
         )
 
     def _repr_of_rows(self) -> str:
@@ -120,9 +122,23 @@ class ImportanceSample:
             return f"ImportanceSample: {count} draws for each of 0 rows"
         return (
             f"ImportanceSample: {count} draws for each of {rows} rows, median effective size {float(self.effective_sample_size.median()):.0f}, "
-            f"Pareto k below {GOOD_K} in {float((self.pareto_k < GOOD_K).double().mean()):.0%} of the rows, mean log p(x) at least "
+            f"Pareto k below {GOOD_K} in {float((self.pareto_k < GOOD_K).double().mean()):.0%} of the rows, mean log evidence at least "
             f"{float(self.log_evidence.mean()):.3f} (ELBO {float(self.elbo.mean()):.3f}) nats"
         )
+
+
+def factor_at(log_factor: Callable[[Latents], Tensor], z: Latents, log_weights: Tensor) -> Tensor:
+    """Compute the logarithm of a factor [K] or [K, M] at parameters whose log-weights have that shape.
+
+    Raises:
+        InputError: If the function does not return numbers below infinity of that shape, some of them finite for each row.
+    """
+    _checks.require(callable(log_factor), "log_factor", "a function of parameters", log_factor)
+    value = _checks.tensor(log_factor(z), "log_factor")
+    _checks.require(value.shape == log_weights.shape, "log_factor", f"values of shape {list(log_weights.shape)}", value)
+    usable = bool((value < math.inf).all()) and bool(value.isfinite().any(0).all())
+    _checks.require(usable, "log_factor", "numbers below infinity, some of them finite", "NaN, infinity or minus infinity everywhere")
+    return value.to(log_weights.device)
 
 
 def _number(value: Tensor) -> Any:

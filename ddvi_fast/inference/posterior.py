@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ddvi_fast.engine import checkpoint
 from ddvi_fast.inference.density import BOUNDS, log_density
 from ddvi_fast.inference.diagnosis import Diagnosis, diagnose
 from ddvi_fast.inference.diagnostics import Diagnostics
-from ddvi_fast.inference.importance import ImportanceSample
+from ddvi_fast.inference.importance import ImportanceSample, factor_at
 from ddvi_fast.inference.mode import mode
 from ddvi_fast.inference.model import FlatModel, RowTarget, Simulator, offers, seeded
 from ddvi_fast.inference.networks import Architecture, build
@@ -148,40 +148,70 @@ class FittedPosterior:
 
     @without_callers_autocast()
     @torch.no_grad()
-    def importance_sample(self, num_samples: int = 10_000, x: Any = None, seed: int = 0) -> ImportanceSample:
+    def importance_sample(
+        self, num_samples: int = 10_000, x: Any = None, seed: int = 0, *, log_factor: Callable[[Latents], Tensor] | None = None
+    ) -> ImportanceSample:  # fmt: skip
         """Draw importance samples for one data set or for each row of data, with their weights under the model.
+
+        `log_factor` multiplies the target by `exp(log_factor(z))`, without another fit: the likelihood of further observations, the ratio of
+        another prior to that of the model, or a preference. With `log_joint` the weights are those of the model times the factor. Without it the
+        posterior itself is taken as exact, and the weights are the factor's. Draws lie where the posterior is: the effective sample size falls and
+        Pareto k rises where the factor prefers other places.
 
         Args:
             num_samples: Number of samples for each, K (int, default 10,000, at least 100).
             x: One data set, or rows of data [M, ...]. Default: the data of the fit.
             seed: Seed of the samples (int, default 0).
+            log_factor: Function from parameters [K, D], or named parameters [K, *shape], to logarithms of a factor [K], nats; for rows of data
+                with the axes [K, M]. Minus infinity excludes parameters. Default: none, and the model needs `log_joint`.
 
         Returns:
             The samples with weights, effective sample size, estimate of the log-evidence and Pareto k; for rows of data one of each for every
-            row.
+            row. With `log_factor` the evidence is the integral of the target: of `p(x, z) exp(log_factor(z))`, or of the posterior times the
+            factor.
 
         Raises:
-            InputError: If the model has no `log_joint`, or if the posterior does not accept `x`.
+            InputError: If the model has no `log_joint` and there is no `log_factor`, if the posterior does not accept `x`, or if `log_factor`
+                does not return numbers below infinity of the right shape, some of them finite.
+
+        Example:
+            >>> from torch.distributions import Normal
+            >>> from ddvi_fast.inference import Model, Training, fit_posterior
+            >>> model = Model(log_joint=lambda x, z: Normal(0.0, 1.0).log_prob(z[..., 0]) + Normal(z[..., 0], 1.0).log_prob(x))
+            >>> posterior = fit_posterior(model, torch.tensor(1.0), dim=1, training=Training(steps=20, batch_size=32))
+            >>> another = posterior.importance_sample(4000, log_factor=lambda z: Normal(z[:, 0], 1.0).log_prob(torch.tensor(2.0)))
+            >>> bool(abs(another.mean(another.z)[0] - (1.0 + 2.0) / 3) < 0.05), another.resample(5).shape
+            (True, torch.Size([5, 1]))
         """
-        self._needs("log_joint", "weights")
+        if log_factor is None:
+            self._needs("log_joint", "weights without log_factor")
         rows, many = self._rows(x)
         blocks = [self._weighted(block, first, num_samples, seed) for first, block in _blocks(rows)]
         u, log_weights = torch.cat([u for u, _ in blocks], 1), torch.cat([weights for _, weights in blocks], 1)
         z, _ = self.support.constrain(u if many else u[:, 0])
-        return ImportanceSample.of(z, log_weights if many else log_weights[:, 0])
+        log_weights = log_weights if many else log_weights[:, 0]
+        if log_factor is not None:
+            with seeded(Draws(seed), u.device):
+                log_weights = log_weights + factor_at(log_factor, z, log_weights)
+        return ImportanceSample.of(z, log_weights)
 
     def _weighted(self, rows: Tensor, first: int, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Unconstrained samples [K, M, D] and their log-weights [K, M] for rows [M, ...], the first of which is the row `first` of all."""
-        _checks.require(not rows.isnan().any(), "x", "data without missing entries, for weights of log_joint", f"{int(rows.isnan().sum())} missing")
+        """Unconstrained samples [K, M, D] for rows [M, ...], the first of which is the row `first` of all, and their log-weights [K, M].
+
+        The weights are equal if the model has no density.
+        """
+        weighs = offers(self.model, "log_joint")
+        complete = not (weighs and rows.isnan().any())
+        _checks.require(complete, "x", "data without missing entries, for weights of log_joint", f"{int(rows.isnan().sum())} missing")
         flat = FlatModel(self.model, self.support, self.whitening)
         kept, weights = [], []
         for y, log_ratio in self._drawn(rows, num_samples, seed, first):
-            if len(rows):
+            if weighs and len(rows):
                 with seeded(Draws(seed), y.device):
                     joint = flat.log_joint_of_rows(rows, y) if self.conditional else flat.log_joint(self.x, y[:, 0]).unsqueeze(1)
                 log_ratio = joint + log_ratio
             kept.append(self.whitening(y))
-            weights.append(log_ratio)
+            weights.append(log_ratio if weighs else torch.zeros_like(log_ratio))
         return torch.cat(kept), torch.cat(weights)
 
     @without_callers_autocast()
