@@ -13,7 +13,8 @@ from torch.distributions import biject_to
 
 from ddvi_fast import _checks
 from ddvi_fast.inference.networks import Architecture, build
-from ddvi_fast.posteriors import Diffusion, Posterior
+from ddvi_fast.networks import frozen
+from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.standardization import Columns
 
 
@@ -56,16 +57,16 @@ class LocalChain(nn.Module):
     def forward(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return latents [R, D] for features [R, C] and noise [T + 1, R, D], with the log-densities of their paths less that of the noising [R].
 
-        The density has constant weights, so that the gradient is that of the path (Roeder et al. 2017).
+        The density has constant weights of the chain, so that their gradient is that of the path (Roeder et al. 2017). The path lies in the
+        encoder's frame, of which the density has the scale only: the gradient of the noising from latents outside of the frame would have a noise
+        of one over the deviation of its first step.
         """
         noise, encoded = noise.unsqueeze(1), self.posterior.encode(features)
         path = self.posterior.run(encoded, noise[-1], noise=noise[:-1], return_trajectory=True).trajectory
+        with frozen(self.posterior):
+            ratio = self.posterior.log_ratio(self.posterior.encode(features), path)
         u = self.posterior.unwhitened(encoded, path[-1])
-        path = torch.cat((path[:-1], u.unsqueeze(0)))
-        # The gradient for the noising's frame is that of its weights: the one of the features is in the ratio already.
-        ratio = Posterior.frozen_log_ratio(self.posterior, features, path)
-        ratio = self.posterior._with_noising_gradient(ratio, features.detach(), path, None)
-        return self.start + u[0], -ratio[0]
+        return self.start + u[0], -ratio[0] - self.posterior.log_scale(encoded)
 
 
 @functools.cache
