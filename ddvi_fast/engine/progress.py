@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from html import escape
+from importlib.util import find_spec
 from typing import Protocol, TextIO
 
 from torch import Tensor
@@ -30,7 +31,7 @@ def display(progress: str, stream: TextIO, total: int | None, done: int = 0, int
 
     Args:
         progress: ``"off"`` for none, ``"on"`` for a bar, ``"auto"`` for a bar on a terminal or in a notebook and lines elsewhere. One of
-            several processes that share a terminal writes lines, too.
+            several processes that share a terminal writes lines, too, and so does ``"auto"`` if rich is not installed.
         stream: Stream of a terminal's bar or of the lines.
         total: Steps of the whole run (int), or None if unknown.
         done: Steps that are done already (int, default 0).
@@ -42,7 +43,7 @@ def display(progress: str, stream: TextIO, total: int | None, done: int = 0, int
     if in_notebook():
         return _Notebook(total, done)
     beside_others = multiprocessing.parent_process() is not None
-    if progress == "on" or (stream.isatty() and not beside_others):
+    if progress == "on" or (stream.isatty() and not beside_others and find_spec("rich") is not None):
         return _Bar(stream, total, done, force=progress == "on")
     return _Lines(stream, total, done, interval, label if beside_others else "")
 

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddvi_fast import rng
-from ddvi_fast.engine.engine import Engine
 from ddvi_fast.inference.ensemble import average, fit_variances, joined
+from ddvi_fast.inference.loop import Fit
 from ddvi_fast.inference.networks import Architecture, build
 from ddvi_fast.inference.objective import even_timesteps
 from ddvi_fast.inference.observation import Observation
+from ddvi_fast.inference.recorder import Recorder
 from ddvi_fast.inference.ridge import Ridge, ridge
 from ddvi_fast.networks import evaluation
 from ddvi_fast.objectives import Objective, Progress, Terms
 from ddvi_fast.posteriors import Diffusion
-from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 
 _HELD_OUT, _FEWEST, _MOST = 10, 100, 5000  # one of so many simulations is for validation, at least and at most so many (a quarter of few)
 _TRIED = 4096  # least number of noised simulations in a validation
-_CHECKS = 40  # validations in all steps
-_PATIENCE = 0.3  # share of the steps without a lower validation loss after which a fit stops
-_MEMORY = 0.998  # decay of the average of the weights in a step, once it is long enough
 
 
 @dataclass(frozen=True)
@@ -104,75 +102,6 @@ class ChainFit(Objective):
         return torch.stack(found) * 2 / (schedule.num_steps * posterior.latent_dim)
 
 
-class Averaged:
-    """Exponential average of the weights of modules over the steps of their training, and the best one so far by a validation loss.
-
-    Args:
-        parameters: The weights, which are trained in place.
-        loss: Function that computes the validation loss at the present weights.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], loss: Callable[[], float]) -> None:
-        self.parameters, self.loss = parameters, loss
-        self.mean = [parameter.detach().clone() for parameter in parameters]
-        self.best, self.lowest, self.step, self.found_at = [value.clone() for value in self.mean], loss(), 0, 0
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Take the weights of one more step into the average, which is over all of the first steps."""
-        self.step += 1
-        share = max(1 - _MEMORY, 9 / (10 + self.step))
-        torch._foreach_lerp_(self.mean, [parameter.detach() for parameter in self.parameters], share)
-
-    @torch.no_grad()
-    def check(self) -> None:
-        """Compute the validation loss of the average, and keep it if it is the lowest."""
-        present = [parameter.detach().clone() for parameter in self.parameters]
-        self._put(self.mean)
-        if (loss := self.loss()) < self.lowest:
-            self.lowest, self.found_at, self.best = loss, self.step, [value.clone() for value in self.mean]
-        self._put(present)
-
-    def finish(self) -> None:
-        """Put the best weights into the modules."""
-        self._put(self.best)
-
-    @torch.no_grad()
-    def _put(self, values: Sequence[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Settings of a fit to stored simulations: the number of steps, simulations per step, rate, limit of the gradient's norm, and seed."""
-
-    steps: int
-    batch_size: int
-    lr: float
-    max_norm: float
-    warmup: float
-    seed: int
-
-    def train(self, objective: ChainFit, device: torch.device) -> Tensor:
-        """Train until the validation loss has not fallen for long, or for all steps; returns the loss of each step."""
-        optimisation = Optimisation(lr=self.lr, warmup_fraction=self.warmup, max_norm=self.max_norm, factors={})
-        engine = Engine(objective, optimisation, device, capture=False, exchange=False)
-        parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-        averaged = Averaged(parameters, lambda: objective.validation_loss(Draws(self.seed).lane("held_out")))
-        row, losses, every = torch.zeros(1, 1, dtype=torch.float32, device=device), [], max(1, self.steps // _CHECKS)
-        for step in range(self.steps):
-            losses.append(engine.run(row, Progress(step, self.steps), Draws(self.seed, step * self.batch_size))["chain"])
-            averaged.follow()
-            if (step + 1) % every == 0 or step + 1 == self.steps:
-                averaged.check()
-                if averaged.step - averaged.found_at > _PATIENCE * self.steps:
-                    break
-        engine.check()
-        averaged.finish()
-        return torch.stack(losses)
-
-
 @torch.no_grad()
 def set_frame(posterior: Diffusion, start: Ridge) -> None:
     """Make the encoder of a posterior a ridge regression, with one variance for all data, and freeze it.
@@ -188,7 +117,7 @@ def set_frame(posterior: Diffusion, start: Ridge) -> None:
 
 
 def fit_chain(
-    architecture: Architecture, dim: int, observation: Observation, y: Tensor, x: Tensor, fit: Fit, device: torch.device
+    architecture: Architecture, dim: int, observation: Observation, y: Tensor, x: Tensor, fit: Fit, device: torch.device, recorder: Recorder
 ) -> tuple[Diffusion, Architecture, Tensor]:
     """Fit a chain to stored simulations.
 
@@ -200,6 +129,7 @@ def fit_chain(
         x: Data [n, ...].
         fit: Settings of the training.
         device: Device of the training.
+        recorder: Checkpoints and progress.
 
     Returns:
         The chain, its architecture with all of its members side by side, and the losses of the steps of the first.
@@ -214,7 +144,12 @@ def fit_chain(
         return ChainFit(posterior, split, posterior.context_encoder.read, fit.batch_size)
 
     members = [build(architecture, dim, observation, seed) for seed in seeds]
-    losses = [dataclasses.replace(fit, seed=seed).train(goal_of(member), device) for member, seed in zip(members, seeds, strict=True)]
+    losses = []
+    for place, (member, seed) in enumerate(zip(members, seeds, strict=True), 1):
+        goal = goal_of(member)
+        held = functools.partial(goal.validation_loss, Draws(seed).lane("held_out"))
+        name = "posterior" if count == 1 else f"member {place} of {count}"
+        losses.append(dataclasses.replace(fit, seed=seed).train(goal, device, recorder, name, held))
     whole = joined(architecture, count)
     posterior = members[0] if count == 1 else average(members, build(whole, dim, observation, fit.seed).to(device))
     fit_variances(posterior, goal_of(posterior).step_errors(Draws(fit.seed).lane("held_out")))

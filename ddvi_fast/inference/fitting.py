@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from ddvi_fast import _checks
-from ddvi_fast.engine.engine import Engine
-from ddvi_fast.inference.budget import Fit, fit_chain
+from ddvi_fast import _checks, rng
+from ddvi_fast.inference.budget import fit_chain
+from ddvi_fast.inference.loop import Fit
 from ddvi_fast.inference.missing import chosen
 from ddvi_fast.inference.model import (
     FlatModel,
@@ -31,29 +32,30 @@ from ddvi_fast.inference.model import (
     simulate,
 )
 from ddvi_fast.inference.networks import Architecture, build, require_effect
-from ddvi_fast.inference.objective import COVERING, EvidenceBound, FrameFit, Rows, Simulated
+from ddvi_fast.inference.objective import EvidenceBound, FrameFit, Rows, Simulated
 from ddvi_fast.inference.observation import Observation, column_names, observed_rows, require_apart
 from ddvi_fast.inference.posterior import FittedPosterior
+from ddvi_fast.inference.recorder import Recorder
 from ddvi_fast.inference.sets import SetEmbedding, data_shape
 from ddvi_fast.inference.start import gaussian_start, require_gradient, unfinished
 from ddvi_fast.inference.stored import StoredModel, StoredSimulations
 from ddvi_fast.inference.support import Support
 from ddvi_fast.inference.whitening import Whitening, coarse, require_resolved
 from ddvi_fast.inference.whitening import notices as spreads
-from ddvi_fast.objectives import Objective, Progress
+from ddvi_fast.objectives import Objective
 from ddvi_fast.posteriors import Diffusion, Posterior
 from ddvi_fast.precision import without_callers_autocast
-from ddvi_fast.recipes.phases import Optimisation
 from ddvi_fast.rng import Draws
 from ddvi_fast.standardization import listed, tell
 
 OBJECTIVES = ("auto", "bound", "simulations", "both")
 _STANDARDIZING = 4096  # simulations from which parameters and data are standardized
 _FRAME_STEPS = 0.25  # steps of the preceding fit of the encoder's frame, as a fraction of the training steps
-_WARMUP = 0.05  # fraction of the steps with a rising rate; without it wide networks can collapse to outputs that ignore the data
 _CHECKED = 8  # rows of data, and samples for each, at which the gradient of a density is checked
 _INFORMED_SHARE = 4  # batch size over the number of samples of the bound, for a chain with informed steps
 _HISTORY = 20  # length of the history of losses
+_SIZES = 15  # further sets of observations from which features are standardized
+_POINTS = 16  # values by which a checkpoint knows a model
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def fit_posterior(
     missing: str | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    progress: bool = False,
+    checkpoint: str | Path | None = None,
 ) -> FittedPosterior:
     """Train a diffusion posterior of a user-defined model.
 
@@ -151,13 +155,17 @@ def fit_posterior(
             [N, C, ...] as [N, 2 C, ...]: the values, 0 where one is missing, then 1 where one is missing. Default: None, and NaN is refused.
         seed: Seed of initial weights and all random numbers (int, default 0).
         device: Device of the training (default CPU).
+        progress: Show the progress on standard error (bool, default False): a bar on a terminal (with rich) or in a notebook, lines elsewhere.
+        checkpoint: Folder in which the state of the training is kept, written twenty times in each stage. A call with the same arguments and
+            folder goes on from there, and returns bit for bit what a call without interruption would; one that has ended returns at once.
+            Simulations of `num_simulations` are kept too. Default: None, and nothing is written.
 
     Returns:
         The fitted posterior, in evaluation mode.
 
     Raises:
-        InputError: If the model lacks a method that the objective needs, if shapes do not fit, if values are not finite, or if a setting of the
-            architecture would have no effect.
+        InputError: If the model lacks a method that the objective needs, if shapes do not fit, if values are not finite, if a setting of the
+            architecture would have no effect, or if `checkpoint` is the folder of a fit with other arguments.
 
     Example:
         >>> from ddvi_fast.inference import Model
@@ -192,7 +200,10 @@ def fit_posterior(
         for argument, value in (("num_simulations", num_simulations), ("embedding", embedding)):
             _checks.require(value is None, argument, "None, for a fit to log_joint alone", value)
     require_effect(architecture, for_any_data=objective != "bound")
-    request = _Request(model, _checks.out_of_inference(x), architecture, training, seed, device)
+    settings = {"objective": objective, "architecture": dataclasses.asdict(architecture), "training": dataclasses.asdict(training), "seed": seed}
+    folder = None if checkpoint is None else _checks.path(checkpoint, "checkpoint")
+    recorder = Recorder(_checks.flag(progress, "progress"), folder, {**settings, "num_simulations": num_simulations, "missing": missing})
+    request = _Request(model, _checks.out_of_inference(x), architecture, training, seed, device, recorder)
     # Simulators, embeddings and densities may draw from global generators, and the caller may be inside torch.no_grad, inference_mode or
     # autocast.
     with torch.inference_mode(False), torch.enable_grad(), without_callers_autocast(), seeded(Draws(seed).lane("looked_at").importance(1), device):
@@ -202,17 +213,18 @@ def fit_posterior(
             _checks.require(stored is None or not sets, "simulations", "None, for sets of observations", simulations)
             once = "None, for sets of observations: all simulations of one call have the same number of them"
             _checks.require(not sets or num_simulations is None, "num_simulations", once, num_simulations)
-            source = model if num_simulations is None else _drawn_once(model, _checks.integer(num_simulations, "num_simulations", 2), seed, device)
-            simulator = Simulator(source, _support_to_save(_support(support, dim, source)), num_simulations, seed, device, sets, missing)
+            budget = None if num_simulations is None else _checks.integer(num_simulations, "num_simulations", 2)
+            source = model if budget is None else _drawn_once(model, budget, seed, device, recorder)
+            simulator = Simulator(source, _support_to_save(_support(support, dim, source)), budget, seed, device, sets, missing)
             fitted = request.for_any_data(simulator, embedding, with_bound=objective == "both")
     for notice in fitted.notices:
         tell(notice)
     return fitted
 
 
-def _drawn_once(model: HasSimulate, count: int, seed: int, device: torch.device) -> Model:
+def _drawn_once(model: HasSimulate, count: int, seed: int, device: torch.device, recorder: Recorder) -> Model:
     """A model with `count` simulations, drawn in one call, of which `simulate(n)` returns the first n: the simulator is not called again."""
-    z, x = simulate(model, count, Draws(seed), device)
+    z, x = _kept(recorder, lambda: simulate(model, count, Draws(seed), device))
 
     def first(value: Any, n: int) -> Any:
         if isinstance(value, Mapping):
@@ -220,6 +232,19 @@ def _drawn_once(model: HasSimulate, count: int, seed: int, device: torch.device)
         return value[:n] if isinstance(value, Tensor) and n < count else value  # what is no tensor is refused where it is used
 
     return Model(simulate=lambda n: (first(z, n), first(x, n)))
+
+
+def _kept(recorder: Recorder, draw: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+    """The simulations of `draw`, or those that the recorder has kept."""
+
+    def make() -> dict[str, Tensor]:
+        z, x = draw()
+        return {"x": x, **({f"z.{name}": part for name, part in z.items()} if isinstance(z, Mapping) else {"z": z})}
+
+    parts = recorder.kept("simulations", make)
+    if "z" in parts:
+        return parts["z"], parts["x"]
+    return {name.removeprefix("z."): part for name, part in parts.items() if name != "x"}, parts["x"]
 
 
 def _support_to_save(support: Support) -> Support:
@@ -280,23 +305,44 @@ class _Request:
     training: Training
     seed: int
     device: torch.device
+    recorder: Recorder
 
     def for_one_data_set(self, support: Support) -> FittedPosterior:
-        correlated = self.architecture.family != "gaussian"  # the mean field has no correlations
-        whitening = gaussian_start(self.model, self.x, support, self.seed, self.device, correlated)
+        whitening = self._start(support)
         architecture = self.architecture.settled()
         posterior = build(architecture, support.dim, None, self.seed).to(self.device)
         flat, names = FlatModel(self.model, support, whitening), support.coordinates()
         lost = unfinished(flat, self.x, self.seed)
-        training = self.training.settled()
-        goal = EvidenceBound(posterior, flat, self.x, training.batch_size)
-        history = _train(goal, training, self.seed, self.device)
+        goal = EvidenceBound(posterior, flat, self.x, self.training.settled().batch_size)
+        history = self._train(goal, "posterior")
         fitted = FittedPosterior(posterior, support, whitening, architecture, conditional=False, model=self.model, x=self.x)
         fitted.history = history
         if lost.any():
             fitted.notices = [f"log_joint: the Gaussian from which the fit starts did not find {listed(lost, names)}; bring parameters to order 1"]
         fitted.notices += coarse(support, fitted._unconstrained(_STANDARDIZING, fitted._rows(None)[0], self.seed)[:, 0], "log_joint")
         return fitted
+
+    def _start(self, support: Support) -> Whitening:
+        """The Gaussian approximation from which the fit to one data set starts."""
+        correlated = self.architecture.family != "gaussian"  # the mean field has no correlations
+
+        def make() -> dict[str, Tensor]:
+            made = gaussian_start(self.model, self.x, support, self.seed, self.device, correlated)
+            return {"shift": made.shift, "factor": made.factor}
+
+        start = self.recorder.kept("start", make)
+        whitening = Whitening(start["shift"].to(self.device), start["factor"].to(self.device))
+        points = rng.normal(Draws(self.seed), (_POINTS, support.dim), rng.START, device=self.device)
+        flat = FlatModel(self.model, support, whitening)
+        with seeded(Draws(self.seed), self.device):
+            self.recorder.require_same("density", lambda: {"log_joint": flat.log_joint(self.x, points)})
+        return whitening
+
+    def _train(self, objective: Objective, name: str, share: float = 1.0) -> list[float]:
+        """Train for a share of the steps and return the mean loss over each twentieth of them."""
+        settings = self.training.settled()
+        fit = Fit(max(1, int(share * settings.steps)), settings.batch_size, settings.lr, settings.max_norm, self.seed)
+        return twentieths(fit.train(objective, self.device, self.recorder, name))
 
     def for_any_data(self, simulator: Simulator, embedding: nn.Module | None, with_bound: bool) -> FittedPosterior:
         looked_at, may_miss = Draws(self.seed).lane("looked_at"), simulator.missing is not None
@@ -306,6 +352,9 @@ class _Request:
             embedding.standardize(first.x)
         observed, many = (None, False) if self.x is None else observed_rows(self.x, shape, may_miss)
         observed = None if observed is None else observed.to(self.device)
+        self.recorder.require_same("looked at", lambda: {"parameters": first.u[:_POINTS], "data": first.x[:_POINTS]})
+        if with_bound and observed is not None:
+            self.recorder.require_same("observed", lambda: {"rows": observed})
         _checks.require(not with_bound or observed is None or len(observed) >= 1, "x", "at least one row, for the evidence bound", observed)
         many = many and with_bound
         # With an embedding, which is trained with the chain, or entries hidden at random there are no fixed features to start from.
@@ -323,7 +372,9 @@ class _Request:
         architecture = self.architecture.settled(many, support.dim, stored)
         require_resolved(support, first.u)
         of_u, of_x = self.model.stored.moments(support, may_miss) if isinstance(self.model, StoredModel) else (None, None)
-        observation = Observation.of(first.x, _in_training(embedding, self.device), observed if many else None, may_miss, of_x)
+        # The features of sets change with the number of observations, which is one number in each call.
+        sizes = [simulator.look(_STANDARDIZING, looked_at.importance(2 + place)).x for place in range(_SIZES if simulator.sets else 0)]
+        observation = Observation.of(first.x, _in_training(embedding, self.device), observed if many else None, may_miss, of_x, sizes)
         if embedding is not None:
             require_apart(embedding, first.x, may_miss)
         whitening = Whitening.of(first.u, names, of_u)
@@ -340,7 +391,7 @@ class _Request:
         training = self.training.settled()
         start = Rows(observed, training.batch_size) if many and architecture.frame_updates else None
         goal = Simulated(posterior, whitening, simulator, max(1, training.batch_size // fewer), density, rows, start)
-        history = _train(goal, training, self.seed, self.device)
+        history = self._train(goal, "posterior")
         fitted = FittedPosterior(
             posterior, support, whitening, architecture, conditional=True, model=self.model, x=self.x, data_shape=shape, missing=simulator.missing
         )  # fmt: skip
@@ -363,9 +414,9 @@ class _Request:
     ) -> FittedPosterior:  # fmt: skip
         """The posterior that `count` simulations give."""
         support, training, stored = simulator.support, self.training.settled(count), simulator.all(count, Draws(self.seed))
-        fit = Fit(training.steps, training.batch_size, training.lr, training.max_norm, _WARMUP, self.seed)
+        fit = Fit(training.steps, training.batch_size, training.lr, training.max_norm, self.seed)
         y = whitening.inverse(stored.u)
-        posterior, whole, losses = fit_chain(architecture, support.dim, observation.to(self.device), y, stored.x, fit, self.device)
+        posterior, whole, losses = fit_chain(architecture, support.dim, observation.to(self.device), y, stored.x, fit, self.device, self.recorder)
         fitted = FittedPosterior(
             posterior, support, whitening, whole, conditional=True, model=self.model, x=self.x, data_shape=shape, missing=simulator.missing
         )  # fmt: skip
@@ -386,9 +437,8 @@ class _Request:
 
     def _fit_frame(self, posterior: Posterior, whitening: Whitening, simulator: Simulator, density: FlatModel | None, rows: Rows | None) -> None:
         """Fit the encoder's frame for a fraction of the steps; a chain that does not see the model is then trained in the frozen frame."""
-        training = self.training.settled()
-        training = dataclasses.replace(training, steps=max(1, int(_FRAME_STEPS * training.steps)))
-        _train(FrameFit(posterior, whitening, simulator, training.batch_size, density, rows), training, self.seed, self.device)
+        goal = FrameFit(posterior, whitening, simulator, self.training.settled().batch_size, density, rows)
+        self._train(goal, "frame", _FRAME_STEPS)
         if isinstance(posterior, Diffusion) and not posterior.sees_model:
             posterior.encoder.requires_grad_(False).eval()
 
@@ -406,18 +456,6 @@ def _in_training(embedding: nn.Module | None, device: torch.device) -> nn.Module
         return None
     trained = any(parameter.requires_grad for parameter in embedding.parameters())
     return embedding.to(device).train(trained or embedding.training)
-
-
-def _train(objective: Objective, training: Training, seed: int, device: torch.device) -> list[float]:
-    """Train for all steps and return the mean loss over each twentieth of them."""
-    optimisation = Optimisation(lr=training.lr, warmup_fraction=_WARMUP, max_norm=training.max_norm, factors={})
-    engine = Engine(objective, optimisation, device, capture=False, exchange=False)
-    rows, losses = torch.zeros(1, 1, dtype=torch.float32, device=device), []
-    for step in range(training.steps):
-        means = engine.run(rows, Progress(step, training.steps), Draws(seed, step * training.batch_size))
-        losses.append(torch.stack([mean for name, mean in means.items() if name != COVERING]).sum())
-    engine.check()
-    return twentieths(torch.stack(losses))
 
 
 def twentieths(losses: Tensor) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,12 +80,14 @@ class Observation(nn.Module):
     @classmethod
     @torch.no_grad()
     def of(
-        cls, x: Tensor, embedding: nn.Module | None, observed: Tensor | None = None, missing: bool = False, moments: Moments | None = None
-    ) -> Observation:
+        cls, x: Tensor, embedding: nn.Module | None, observed: Tensor | None = None, missing: bool = False, moments: Moments | None = None,
+        others: Sequence[Tensor] = (),
+    ) -> Observation:  # fmt: skip
         """Make the standardization of data like the simulations `x` [n, ...], and like the rows `observed` [M, ...] if there are any.
 
         If simulations take two values only, like the pixels of binary images, and rows lie between them, all columns have one unit and scale.
-        With `missing`, entries may be missing. `moments` are those of all simulations, of which `x` are a part.
+        With `missing`, entries may be missing. `moments` are those of all simulations, of which `x` are a part. `others` are simulations of
+        other shapes, for an embedding that takes them.
 
         Raises:
             InputError: If no feature varies, or if the embedding does not return finite features [n, P].
@@ -95,6 +98,7 @@ class Observation(nn.Module):
             x = torch.cat((x, observed[:: -(-len(observed) // _OBSERVED)].to(x)))
         features = embed(embedding, x, missing)
         _checks.require(features.dim() == 2 and len(features) == len(x), "embedding", f"features [{len(x)}, P]", features)
+        features = torch.cat((features, *(embed(embedding, other, missing) for other in others)))
         columns = Columns.of(_checks.finite(features, "embedding" if embedding is not None else "simulate, x"), robust=embedding is None)
         argument, hint = ("simulate, x", "") if embedding is None else ("embedding", "it gets x in its own units: bring x to order 1")
         columns = columns if moments is None or embedding is not None else columns.of_all(moments)

@@ -17,8 +17,9 @@ class SetEmbedding(nn.Module):
     """Network for sets of independent observations, for the argument `embedding` of `fit_posterior`.
 
     The features do not depend on the order of the observations, and their number may differ from one call to the next: in simulations, and in the
-    data of the posterior. `simulate(n)` should draw a number for each call. The features are `h(mean_i g(x_i), log m, 1 / m)` for m observations
-    and networks g and h (Zaheer et al. 2017). The columns of the observations are standardized by the first simulations.
+    data of the posterior. `simulate(n)` should draw a number for each call. The features are `h(s) + A s` with
+    `s = (mean_i g(x_i), mean_i x_i, log m, 1 / m)` for m observations, networks g and h, and a matrix A (Zaheer et al. 2017): many observations
+    determine parameters almost linearly. The columns of the observations are standardized by the first simulations.
 
     Args:
         inputs: Numbers of one observation, P (int). Data are [m, P], or [m] if it is 1; rows of them [N, m, P] or [N, m].
@@ -42,6 +43,7 @@ class SetEmbedding(nn.Module):
         draws = Draws(_checks.integer(seed, "seed"))
         self.each = MLP(self.inputs, [width], width, activation="silu", draws=draws)
         self.pooled = MLP(width + self.inputs + 2, [width], features, activation="silu", draws=draws.importance(1))
+        self.linear = MLP(width + self.inputs + 2, [], features, draws=draws.importance(2))
         self.register_buffer("shift", torch.zeros(self.inputs, dtype=torch.float32, device="cpu"))
         self.register_buffer("scale", torch.ones(self.inputs, dtype=torch.float32, device="cpu"))
 
@@ -59,8 +61,8 @@ class SetEmbedding(nn.Module):
         x = (self._observations(x) - self.shift) / self.scale
         count = x.shape[1]
         number = x.new_tensor([count]).log(), x.new_tensor([1 / count])
-        means = torch.cat((self.each(x).mean(1), x.mean(1)), 1)
-        return self.pooled(torch.cat((means, torch.cat(number).expand(len(x), 2)), 1))
+        summary = torch.cat((self.each(x).mean(1), x.mean(1), torch.cat(number).expand(len(x), 2)), 1)
+        return self.pooled(summary) + self.linear(summary)
 
     def _observations(self, x: Tensor) -> Tensor:
         x = x.unsqueeze(-1) if x.dim() == 2 and self.inputs == 1 else x

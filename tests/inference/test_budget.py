@@ -9,7 +9,8 @@ from torch.distributions import constraints
 
 from ddvi_fast import InputError, fit_posterior
 from ddvi_fast.inference import Architecture, Model, Training, load, stored
-from ddvi_fast.inference.budget import Averaged, ChainFit, Split, held_out, set_frame
+from ddvi_fast.inference.averaged import Averaged
+from ddvi_fast.inference.budget import ChainFit, Split, held_out, set_frame
 from ddvi_fast.inference.ensemble import average, fit_variances, joined
 from ddvi_fast.inference.networks import build
 from ddvi_fast.inference.observation import Observation

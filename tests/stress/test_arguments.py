@@ -328,7 +328,8 @@ FITS = {
         inference.fit_posterior,
         {"model": _Coin(), "x": torch.ones(1), "support": constraints.unit_interval, "training": inference.Training(1, 8),
          "architecture": inference.Architecture("gaussian", hidden=(4,)), "objective": "simulations", "dim": 1, "num_simulations": 64,
-         "embedding": None, "seed": 0, "device": "cpu", "simulations": None, "missing": None},
+         "embedding": None, "seed": 0, "device": "cpu", "simulations": None, "missing": None, "progress": False,
+         "checkpoint": None},
     ),
     "DDVI": Specimen(lambda **parameters: DDVI(**parameters).fit(_ROWS), {**DDVI(epochs=1, hidden=(4,), num_steps=2).get_params()}),
 }  # fmt: skip
@@ -337,7 +338,8 @@ _ROWS = np.random.default_rng(0).normal(size=(8, 3))
 TAKEN = {
     ("fit_posterior", "x"): ("none", "half"), ("fit_posterior", "embedding"): ("none", "module"), ("fit_posterior", "dim"): ("none",),
     ("fit_posterior", "num_simulations"): ("none", "huge"), ("fit_posterior", "seed"): ("zero", "nothing"),
-    ("fit_posterior", "simulations"): ("none",), ("fit_posterior", "missing"): ("none",),
+    ("fit_posterior", "simulations"): ("none",), ("fit_posterior", "missing"): ("none",), ("fit_posterior", "checkpoint"): ("none", "text"),
+    ("fit_posterior", "progress"): ("flag",),
     ("DDVI", "random_state"): ("zero", "nothing", "none"), ("DDVI", "n_clusters"): ("none", "huge"), ("DDVI", "coordinates"): ("none",),
     ("DDVI", "num_steps"): ("none", "huge"), ("DDVI", "epochs"): ("none", "huge"), ("DDVI", "n_components"): ("huge",),
     ("DDVI", "n_principal"): ("huge",), ("DDVI", "n_samples"): ("huge",),
