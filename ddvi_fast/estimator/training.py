@@ -24,6 +24,7 @@ from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.precision import emulation
 from ddvi_fast.recipes.build import build
+from ddvi_fast.recipes.length import fitted_to_size
 from ddvi_fast.recipes.mapping import plain, updated
 from ddvi_fast.recipes.settings import check_settings
 from ddvi_fast.standardization import tell
@@ -37,9 +38,10 @@ CLUSTERING = {
     "method.num_samples": 4,
     "method.reweighted": True,
     "method.sleep.data": False,
-    "method.clustering.base_scale": 0.06,
-    "method.clustering.eta": 0.75,
+    "method.clustering.base_scale": None,
+    "method.clustering.eta": None,
     "recipe.epochs": 300,
+    "recipe.min_steps": 2000,
     "recipe.batch_size": 256,
     "recipe.lr": 2e-3,
     "recipe.prior_blur": 2.0,
@@ -93,6 +95,7 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
         Config(),
         {
             **({} if clusters is None else {**CLUSTERING, "method.clustering.num_clusters": clusters}),
+            **({} if parameters["epochs"] is None else {"recipe.min_steps": 0}),  # so many epochs and no more
             "prior.name": _PRIOR_NAMES.get(prior, prior),
             "dataset.likelihood": likelihood,
             "dataset.likelihood_options": _LIKELIHOOD_OPTIONS[likelihood](dataset.num_dimensions),
@@ -111,6 +114,7 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
     _checks.require(method.posterior == "diffusion", "settings", "method.posterior=diffusion", method.posterior)
     _checks.require(method.task == task, "settings", f"method.task={task}, by n_clusters", method.task)
     _checks.require(not method.clustering.latent, "settings", "method.clustering.latent=false", "true")
+    config = fitted_to_size(config, dataset.size())
     config.recipe.batch_size = min(config.recipe.batch_size, dataset.size())  # all rows of a small matrix are one batch
     return config
 

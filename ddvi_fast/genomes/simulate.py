@@ -7,7 +7,7 @@ present, population sizes in diploid individuals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,21 +80,31 @@ def simulated_genomes(simulation: Simulation = Simulation(), cache_dir: str | Pa
     return cached_store("simulated", key, lambda folder: _fill(msprime, simulation, folder), cache_dir)
 
 
-def write_simulation(simulation: Simulation, out: str | Path, overwrite: bool = False) -> GenotypeStore:
+def write_simulation(
+    simulation: Simulation, out: str | Path, overwrite: bool = False, *, history: Any = None, populations: Sequence[str] = POPULATIONS
+) -> GenotypeStore:
     """Simulate genomes and write them into the store `out`.
+
+    Args:
+        simulation: Options of the simulation.
+        out: Folder of the store.
+        overwrite: Whether to replace a store (bool, default False).
+        history: Another demography, an object of msprime (default `demography`).
+        populations: Names of its populations from whom people are taken today.
 
     Raises:
         InputError: msprime is not installed, or `out` exists.
     """
     msprime = _checks.library("msprime", "genomes")
     with new_folder(Path(out).expanduser(), overwrite) as folder:
-        _fill(msprime, simulation, folder)
+        _fill(msprime, simulation, folder, history, populations)
     return GenotypeStore(out)
 
 
-def _fill(msprime: Any, simulation: Simulation, folder: Path) -> None:
+def _fill(msprime: Any, simulation: Simulation, folder: Path, history: Any = None, populations: Sequence[str] = POPULATIONS) -> None:
     filters = Filters(min_frequency=simulation.min_frequency, varying=True)
-    source = Source(Path("msprime"), _samples(simulation), _blocks(msprime, simulation))
+    blocks = _blocks(msprime, simulation, demography(msprime) if history is None else history, populations)
+    source = Source(Path("msprime"), _samples(simulation, populations), blocks)
     write_store(source, folder, filters=filters, further={"simulation": asdict(simulation)})
 
 
@@ -115,16 +125,16 @@ def demography(msprime: Any) -> Any:
     return history
 
 
-def _samples(simulation: Simulation) -> SampleTable:
-    populations = np.repeat(np.array(POPULATIONS, object), simulation.samples)
+def _samples(simulation: Simulation, populations: Sequence[str]) -> SampleTable:
+    populations = np.repeat(np.array(populations, object), simulation.samples)
     names = [f"{name}{number % simulation.samples + 1:05d}" for number, name in enumerate(populations)]
     return SampleTable(np.array(names, object), {"population": populations})
 
 
-def _blocks(msprime: Any, simulation: Simulation) -> Iterator[Block]:
+def _blocks(msprime: Any, simulation: Simulation, history: Any, populations: Sequence[str]) -> Iterator[Block]:
     replicates = msprime.sim_ancestry(
-        samples={name: simulation.samples for name in POPULATIONS},
-        demography=demography(msprime),
+        samples={name: simulation.samples for name in populations},
+        demography=history,
         sequence_length=simulation.length,
         recombination_rate=_RECOMBINATION,
         random_seed=simulation.seed + 1,

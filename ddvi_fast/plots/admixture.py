@@ -66,10 +66,7 @@ def admixture_bars(
     Raises:
         InputError: Shapes do not fit, or the file exists.
     """
-    shares = np.asarray(proportions, np.float64)
-    fits = shares.ndim == 2 and shares.shape[1] == len(sources) and len(shares) > 0
-    _checks.require(fits, "proportions", f"a row of {len(sources)} numbers for each person", f"shape {list(shares.shape)}")
-    _checks.require(groups is None or len(groups) == len(shares), "groups", f"{len(shares)} names", 0 if groups is None else len(groups))
+    shares = checked_shares(proportions, sources, groups)
     order, colours = bar_order(shares, groups), class_colours(len(sources))
     figure = new_figure(_WIDTH, _HEIGHT)
     axes = figure.add_subplot()
@@ -87,6 +84,15 @@ def admixture_bars(
     style = {"frameon": False, "fontsize": _FONT, "labelcolor": INK, "ncols": min(8, len(sources)), "handlelength": 1.0, "columnspacing": 1.4}
     legend(figure, [Patch(color=colour) for colour in colours], list(sources), **style)
     return write(figure, path, title, overwrite)
+
+
+def checked_shares(proportions: np.ndarray, sources: Sequence[str], groups: Sequence[str] | None) -> np.ndarray:
+    """Proportions as float64 [N, K]; InputError unless there are K names of sources, and N of groups if any."""
+    shares = np.asarray(proportions, np.float64)
+    fits = shares.ndim == 2 and shares.shape[1] == len(sources) and len(shares) > 0
+    _checks.require(fits, "proportions", f"a row of {len(sources)} numbers for each person", f"shape {list(shares.shape)}")
+    _checks.require(groups is None or len(groups) == len(shares), "groups", f"{len(shares)} names", 0 if groups is None else len(groups))
+    return shares
 
 
 def _name_groups(axes: Axes, groups: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,9 +60,7 @@ def interactive_map(
         >>> interactive_map(path, np.eye(2), np.array([0, 1]), ["FIN", "YRI"], ["EUR", "AFR"], {"sample": ["a", "b"]}).name
         'map.html'
     """
-    path, places, labels = Path(path), np.asarray(places, float), np.asarray(labels)
-    _checks.require(path.suffix == ".html", "path", "a name that ends in .html", str(path))
-    _checks.require(overwrite or not path.exists(), "path", "a new file", str(path), "overwrite=True replaces it")
+    places, labels = np.asarray(places, float), np.asarray(labels)
     fits = places.shape == (len(labels), 2) and len(labels) > 0 and bool(np.isfinite(places).all())
     _checks.require(fits, "places", f"finite places of shape [{len(labels)}, 2]", f"shape {list(places.shape)}")
     further = {"sets": sets, "cluster": cluster, "probability": probability}
@@ -83,9 +82,21 @@ def interactive_map(
         "axes": list(axes),
         "hover": {str(heading): [str(value) for value in values] for heading, values in hover.items()},
     }
+    return fill_page(path, _PAGE, title, data, overwrite)
+
+
+def fill_page(path: str | Path, template: Path, title: str, data: Mapping[str, Any], overwrite: bool) -> Path:
+    """Write a page from a template with the parts ``@TITLE@`` and ``@DATA@``, plain values as JSON.
+
+    Raises:
+        InputError: The name does not end in ``.html``, or the file exists.
+    """
+    path = Path(path)
+    _checks.require(path.suffix == ".html", "path", "a name that ends in .html", str(path))
+    _checks.require(overwrite or not path.exists(), "path", "a new file", str(path), "overwrite=True replaces it")
     # A name may contain anything, even the end of a script.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     parts = {"@TITLE@": escape(title), "@DATA@": text}
     # In one go: a title may contain the name of another part.
-    _files.write_text(path, re.sub("@TITLE@|@DATA@", lambda found: parts[found[0]], _PAGE.read_text(encoding="utf-8")))
+    _files.write_text(path, re.sub("@TITLE@|@DATA@", lambda found: parts[found[0]], template.read_text(encoding="utf-8")))
     return path

@@ -17,9 +17,11 @@ from ddvi_fast.priors import Centres, OneHotGaussian, Prior
 from ddvi_fast.priors.partitions import require_partitions
 from ddvi_fast.recipes.builder import Builder, augmentation
 from ddvi_fast.recipes.class_posterior import posterior_of, with_classifier
+from ddvi_fast.recipes.options import ClusteringOptions
 from ddvi_fast.recipes.phases import Experiment
 
 _LATENT_BALANCE = 20.0
+_SCALE, _DISTANCE = 1.2, 0.75 * 20**0.5  # 0.06 and 0.75 for 20 clusters
 
 
 def build_with_classes(builder: Builder) -> Experiment:
@@ -59,7 +61,8 @@ def _m2(builder: Builder) -> Experiment:
 
 def _clustering(builder: Builder) -> Experiment:
     options = builder.options.method.clustering
-    prior = Centres(builder.prior(), options.num_clusters, options.base_scale, draws=builder.weights("centres"))
+    scale, eta = _widths(options)
+    prior = Centres(builder.prior(), options.num_clusters, scale, draws=builder.weights("centres"))
     model = builder.model(prior)
     if options.latent:
         posterior = with_classifier(builder, prior, _classifier(builder, prior))
@@ -68,8 +71,15 @@ def _clustering(builder: Builder) -> Experiment:
         posterior = posterior_of(builder, model)
         inner = builder.objective(model, posterior)
     balance = 0.0 if options.latent else options.balance or 0.0  # a latent cluster is balanced by its own q(c | x)
-    clustering = Clustering(inner, prior, options.eta, options.spread_weight, balance, posterior, builder.guide())
+    clustering = Clustering(inner, prior, eta, options.spread_weight, balance, posterior, builder.guide())
     return _experiment(builder, model, posterior, clustering)
+
+
+def _widths(options: ClusteringOptions) -> tuple[float, float]:
+    """Scale of the base prior and distance of the centres; where they are null, those at which that many clusters fill the square of centres."""
+    number = max(1, options.num_clusters)
+    scale = _SCALE / number if options.base_scale is None else options.base_scale
+    return scale, _DISTANCE / number**0.5 if options.eta is None else options.eta
 
 
 def _experiment(builder: Builder, model: LatentVariableModel, posterior: Posterior, objective: Objective) -> Experiment:

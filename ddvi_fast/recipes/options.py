@@ -106,12 +106,23 @@ class ClusteringOptions:
     """Options of clustering methods."""
 
     num_clusters: int = 20  # C
-    base_scale: float = 0.125  # factor that shrinks the base prior around each centre
-    eta: float = 1.5  # distance below which centres repel each other
+    compare: list[int] = field(default_factory=list)  # numbers of clusters of which the bound of held-out examples chooses; num_clusters if empty
+    base_scale: float | None = 0.125  # factor that shrinks the base prior around each centre; if null, 1.2 / num_clusters
+    eta: float | None = 1.5  # distance below which centres repel each other; if null, 0.75 sqrt(20 / num_clusters)
     spread_weight: float = 1.0  # weight of that hinge
     centre_lr: float = 10.0  # factor on the learning rate of the centres
     balance: float | None = None  # weight of the divergence of a batch's clusters from equal sizes; if null, 20 with latent clusters, else 0
     latent: bool = False  # a latent cluster with a posterior of its own, instead of the nearest centre
+
+
+@dataclass
+class AdmixtureOptions:
+    """Options of `ddvi_admixture`."""
+
+    sources: list[int] = field(default_factory=lambda: [5])  # number of sources, K; of several, held-out genotypes choose
+    concentration: float = 1.0  # concentration of the Dirichlet prior of the proportions
+    supervised: str | None = None  # table of people who come from one source each; null for sources without names
+    label: str | None = None  # column of that table, if it has several
 
 
 @dataclass
@@ -140,9 +151,10 @@ class MethodOptions:
     flow: FlowOptions = field(default_factory=FlowOptions)
     chain: ChainOptions = field(default_factory=ChainOptions)
     sleep: Sleep = field(default_factory=Sleep)
-    task: str = "unsupervised"  # "unsupervised", "semi" and "m2" (labels), "clustering", or "map" (pca, tsne, umap)
+    task: str = "unsupervised"  # "unsupervised", "semi" and "m2" (labels), "clustering", "admixture" (proportions), or "map" (pca, tsne, umap)
     semi: SemiOptions = field(default_factory=SemiOptions)
     clustering: ClusteringOptions = field(default_factory=ClusteringOptions)
+    admixture: AdmixtureOptions = field(default_factory=AdmixtureOptions)
     map: EmbeddingOptions = field(default_factory=EmbeddingOptions)
 
 
@@ -166,6 +178,7 @@ class RecipeOptions:
 
     name: str = "default"  # a name of `ddvi_fast.recipes.RECIPES`
     epochs: int = 400
+    min_steps: int = 0  # fewest steps: small data sets have more epochs, unless `epochs` states their number, and batches of at most a quarter
     batch_size: int = 128
     lr: float = 3e-3  # peak learning rate of Adam
     lr_schedule: str = "cosine"  # "cosine", "constant" or "step"

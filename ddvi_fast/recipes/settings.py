@@ -15,6 +15,7 @@ TASKS = {
     "semi": ("method.semi", "dataset.labels"),
     "m2": ("method.semi", "dataset.labels"),
     "clustering": ("method.clustering",),
+    "admixture": ("method.admixture",),
     "clustering with latent clusters": _CLASSIFIER,
 }
 OBJECTIVES = {"ddvi": ("method.sleep",)}
@@ -32,6 +33,8 @@ def settings_of(options: Options) -> set[str]:
     method = options.method
     if method.task == "map":
         return set(METHODS.get(method.name, ()))
+    if method.task == "admixture":
+        return set(TASKS[method.task])
     latent = method.task == "clustering" and method.clustering.latent
     names = {*FAMILIES[method.posterior].settings, *OBJECTIVES.get(method.objective, ()), *TASKS.get(method.task, ())}
     if latent:

@@ -38,12 +38,12 @@ def read_run(path: str | Path) -> Run:
     """Read the run at `path`.
 
     Raises:
-        InputError: There is no run, or it has not been trained for an epoch.
+        InputError: There is no run, or it has neither been trained for an epoch nor evaluated.
     """
     folder = RunFolder.open(path)
     records = read_metrics(folder.metrics) if folder.metrics.exists() else []
-    _checks.require(bool(records), f"run folder {path}", "a run with at least one epoch", "one without")
     figures = folder.evaluation() if (folder.path / EVALUATION).exists() else {}
+    _checks.require(bool(records or figures), f"run folder {path}", "a run with at least one epoch", "one without")
     return Run(folder, folder.path.resolve().name, flat(folder.config), folder.environment(), records, figures)
 
 

@@ -23,7 +23,7 @@ from ddvi_fast.training.evaluate import EVALUATION_SEED_OFFSET, GAP_ROWS, split_
 from ddvi_fast.training.run import Run as TrainedRun
 
 _ROWS = 256  # test examples of the decomposition
-_PICTURES = ("latents", "trajectory", "decoded")
+_PICTURES = ("latents", "trajectory", "decoded", "admixture")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +114,8 @@ def interval(summary: Summary) -> str:
 
 def learning(parts: Sequence[Measured]) -> str:
     charts = [(name, line_chart(found, "step", [part.colour for part in parts])) for name, found in curves([part.run for part in parts]).items()]
+    if not charts:
+        return ""
     note = page.paragraph("The axes cover what follows the first twentieth of training.")
     return page.section("learning", "Learning curves", _legend(parts), page.cards(charts), note)
 
@@ -220,6 +222,8 @@ def _number(value: float | None) -> str:
 
 def _step_time(run: Run) -> str:
     """Milliseconds per step between the first record and the last."""
+    if not run.records:  # a method without steps
+        return "-"
     first, last = run.records[0], run.records[-1]
     steps = last["step"] - first["step"]
     return f"{1000 * (last['seconds'] - first['seconds']) / steps:.2f}" if steps > 0 else "-"

@@ -15,6 +15,7 @@ from ddvi_fast.data import Dataset
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.objectives import Objective, Progress
 from ddvi_fast.recipes.build import build
+from ddvi_fast.recipes.length import fitted_to_size
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.recipes.settings import shown
 from ddvi_fast.rng import Draws
@@ -41,6 +42,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     config = dataclasses.replace(config, device=distributed.local_device(config.device))
     check_values(config)
     dataset = load_dataset(config)
+    config = fitted_to_size(config, dataset.size())
     check_batches(config, dataset)
     experiment = build(config, dataset)
     counts, held = parameters(experiment), memory(experiment, dataset, config.recipe.batch_size)

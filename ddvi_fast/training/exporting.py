@@ -29,7 +29,7 @@ def export_run(path: str | Path, output: str | Path | None = None, *, num_sample
     output = folder.path / DEFAULT if output is None else Path(output)
     _checks.require(overwrite or not output.exists(), "output", "a new file", str(output), "--overwrite replaces it")
     method = from_dict(folder.config).method
-    _checks.require(method.task != "map", "method", "one with a posterior", method.name)
+    _checks.require(method.task not in ("map", "admixture"), "method", "one with a posterior", method.name)
     run = Run.load(folder)
     program = export.sampler(run.experiment.posterior, run.dataset.inputs(split="test")[:_EXAMPLES], num_samples=num_samples)
     return export.save(program, output, overwrite=overwrite)

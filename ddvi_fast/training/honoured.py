@@ -37,8 +37,13 @@ _TRAINING = (
     "dataset.likelihood_options", "dataset.flip", "dataset.binarize", "prior.options", "prior.kernel_width", "prior.resolution", "method.coordinates",
     "method.num_samples", "method.reweighted", "method.doubly_reparametrised", "method.beta", "method.weight", "method.discrete_class",
 )  # fmt: skip
+_FEATURES = (
+    "prior", "latent_dim", "limit", "device", "dataset.validation", "dataset.genotypes.features", "dataset.genotypes.num_components",
+    "dataset.genotypes.held_out",
+)  # fmt: skip
 RULES = (
-    Rule(_TRAINING, lambda config: config.method.task != "map", "a method that is trained"),
+    Rule(_TRAINING, lambda config: config.method.task not in ("map", "admixture"), "a method that is trained"),
+    Rule(_FEATURES, lambda config: config.method.task != "admixture", "a method of features in latent dimensions"),
     Rule(("recipe.epochs",), lambda config: config.epochs is None, "epochs=null, which takes its place"),
     Rule(("recipe.kl.fraction", "recipe.kl.hold", "recipe.kl.whole_epochs"), lambda c: c.recipe.kl.kind != "constant", "another recipe.kl.kind"),
     Rule(("recipe.prior_blur_fraction",), lambda config: config.recipe.prior_blur > 0, "recipe.prior_blur above 0"),

@@ -77,16 +77,25 @@ def processes(config: Config) -> Iterator[None]:
 def prepared_folder(config: Config, path: Path, shorten: Callable[[Config], Config]) -> Iterator[tuple[RunFolder, Config]]:
     """Context of a run's locked folder; yields the folder and the configuration to run.
 
-    The folder is new, or holds the same run, begun and not finished. `shorten` fits the epochs of a new run into its time budget; a resumed
-    run keeps its number of epochs.
+    The folder is new, or holds the same run, begun and not finished. `shorten` chooses the number of clusters of a new run and fits its
+    epochs into its time budget; a resumed run keeps both.
     """
     first = distributed.is_first()
     with locked(path) if first else nullcontext():
         resume = unfinished(path) and not config.overwrite
-        config = _as_long_as(config, path) if resume else shorten(config)
+        config = _as_long_as(_with_its_clusters(config, path), path) if resume else shorten(config)
         folder = RunFolder.create(path, dataclasses.asdict(config), overwrite=config.overwrite, resume=resume) if first else None
         distributed.wait_for_all()
         yield folder or RunFolder.open(path), config
+
+
+def _with_its_clusters(config: Config, path: Path) -> Config:
+    """`config` with the number of clusters of the run in a folder, if both compare the same numbers."""
+    begun, own = from_dict(RunFolder.open(path).config).method.clustering, config.method.clustering
+    if not own.compare or begun.compare != own.compare:
+        return config
+    clustering = dataclasses.replace(own, num_clusters=begun.num_clusters)
+    return dataclasses.replace(config, method=dataclasses.replace(config.method, clustering=clustering))
 
 
 def _as_long_as(config: Config, path: Path) -> Config:

@@ -34,6 +34,7 @@ def check_values(config: Config) -> None:
         ddvi_fast._checks.InputError: checkpoint_keep: expected an integer of at least 1, got 0
     """
     _checks.at_least(1, **{name: _value(config, name) for name in _COUNTS})
+    _checks.at_least(0, **{"recipe.min_steps": config.recipe.min_steps})
     _checks.at_least(2, **{"prior.resolution": config.prior.resolution})
     for name, limits in _RANGES.items():
         if (value := _value(config, name)) is not None:

@@ -1,12 +1,19 @@
-"""Tests of `ddvi-fast admixture`, and of the order of bars."""
+"""Tests of `ddvi-fast admixture` and `method=ddvi_admixture`, and of the bars."""
+
+import dataclasses
+import json
+import re
 
 import numpy as np
 import pytest
 
 from ddvi_fast import cli, plots
 from ddvi_fast._checks import InputError
+from ddvi_fast.engine.run_folder import _remove_owned as remove_owned
+from ddvi_fast.genomes import admixture_posterior
 from ddvi_fast.genomes.convert import store_from_codes
 from ddvi_fast.genomes.tables import SampleTable
+from ddvi_fast.metrics import purity
 from ddvi_fast.plots.admixture import bar_order
 from tests.genomes.test_admixture import labels_of, simulated
 
@@ -26,7 +33,7 @@ def test_the_command_writes_proportions_files_and_bars(cohort, tmp_path, capsys)
     folder, shares = cohort
     arguments = ["--sources", "2", "--supervised", str(folder / "sources.tsv"), "--label", "source", "--out", str(tmp_path / "out")]
     assert cli.main(["admixture", str(folder / "store"), *arguments]) == 0
-    names = ["admixture.2.Q", "admixture.2.P", "admixture.tsv", "admixture.png"]
+    names = ["admixture.2.Q", "admixture.2.P", "admixture.tsv", "admixture.png", "admixture.html"]
     assert capsys.readouterr().out.split() == [str(tmp_path / "out" / name) for name in names]
     assert np.abs(np.loadtxt(tmp_path / "out" / names[0]) - shares).mean() < 0.08
     assert np.loadtxt(tmp_path / "out" / names[1]).shape == (600, 2)
@@ -79,3 +86,56 @@ def test_columns_of_a_table_are_those_that_it_adds(cohort):
     store = GenotypeStore(folder / "store")
     known = store.with_samples(SampleTable(store.samples.name, {"other": np.full(60, "x", object)}))
     assert _column(known, folder / "sources.tsv", None, first=True).tolist() == labels_of(shares).tolist()
+
+
+def test_a_run_of_the_method_has_the_files_of_the_command_and_is_reported(cohort, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(admixture_posterior, "_TRAINING", dataclasses.replace(admixture_posterior._TRAINING, steps=5))
+    folder, _ = cohort
+    settings = [f"data={folder / 'store'}", f"labels={folder / 'sources.tsv'}", "dataset.genotypes.label=side", f"run_dir={tmp_path / 'run'}"]
+    supervised = [f"method.admixture.supervised={folder / 'sources.tsv'}", "method.admixture.label=source", "method.admixture.sources=[2]"]
+    assert cli.main(["train", "dataset=1kg", "method=ddvi_admixture", *settings, *supervised]) == 0
+    assert "admixture.html" in capsys.readouterr().out
+    arguments = ["--sources", "2", "--supervised", str(folder / "sources.tsv"), "--label", "source", "--out", str(tmp_path / "out")]
+    assert cli.main(["admixture", str(folder / "store"), *arguments]) == 0
+    for name in ("admixture.2.Q", "admixture.2.P", "admixture.tsv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    proportions = np.loadtxt(tmp_path / "run" / "admixture.2.Q")
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert found["sources"] == 2 and found["purity"] == purity(np.arange(60) % 2, proportions.argmax(1))
+    assert cli.main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "report.html")]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert 'alt="admixture, run"' in text and "data:image/png" in text
+    remove_owned(tmp_path / "run")
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]  # `overwrite=true` takes all of its files away
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (["dataset=digits"], "dataset: expected one of"),
+        (["dataset=1kg", "method.clustering.num_clusters=4"], "method.clustering.num_clusters: expected a run with method.task=clustering"),
+        (["dataset=1kg", "epochs=3"], "epochs: expected a run with a method that is trained"),
+        (["dataset=1kg", "dataset.genotypes.num_components=3"], "dataset.genotypes.num_components: expected a run with a method of features"),
+    ],
+)
+def test_settings_that_the_method_ignores_are_refused(cohort, tmp_path, capsys, settings, message):
+    folder, _ = cohort
+    assert cli.main(["train", "method=ddvi_admixture", *settings, f"data={folder / 'store'}", f"run_dir={tmp_path / 'run'}"]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_the_page_has_all_people_in_the_order_of_the_bars(tmp_path):
+    shares = np.random.default_rng(0).dirichlet(np.ones(3), 12)
+    people, groups = [f"person {row}" for row in range(12)], ["</script>", "b", "c"] * 4
+    path = plots.interactive_bars(tmp_path / "bars.html", shares, "abc", people, groups, "A title", interval=(0.5 * shares, shares))
+    text = path.read_text()
+    data = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.S)[1])
+    order = bar_order(shares, groups)
+    assert data["people"] == [people[row] for row in order] and data["groups"] == [groups[row] for row in order]
+    np.testing.assert_allclose(data["shares"], shares[order], atol=5e-5)
+    np.testing.assert_allclose(data["lower"], 0.5 * shares[order], atol=5e-5)
+    assert "A title" in text and "http" not in text
+    with pytest.raises(InputError, match="people: expected 12 names"):
+        plots.interactive_bars(tmp_path / "a.html", shares, "abc", people[:3])
+    with pytest.raises(InputError, match="interval, upper: expected shape"):
+        plots.interactive_bars(tmp_path / "a.html", shares, "abc", people, interval=(shares, shares[:2]))

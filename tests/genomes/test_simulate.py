@@ -40,7 +40,7 @@ def test_genotypes_are_pairs_of_msprimes_haplotypes(tmp_path):
     """All variants of the first segment, against the tree sequence's own individuals."""
     simulation = Simulation(samples=5, segments=1, length=20_000, min_frequency=0.0)
     (tmp_path / "all").mkdir()
-    write_store(Source(tmp_path, _samples(simulation), _blocks(msprime, simulation)), tmp_path / "all")
+    write_store(Source(tmp_path, _samples(simulation, POPULATIONS), _blocks(msprime, simulation, demography(msprime), POPULATIONS)), tmp_path / "all")
     trees = next(iter(msprime.sim_ancestry(
         samples=dict.fromkeys(POPULATIONS, 5), demography=demography(msprime), sequence_length=20_000, recombination_rate=1e-8, random_seed=1,
         num_replicates=22,
@@ -63,6 +63,18 @@ def test_populations_differ_as_their_history_has_it(genomes):
     expected = (centre["AFR"] + 2 * centre["EUR"] + 3 * centre["EAS"]) / 6
     assert np.linalg.norm(centre["ADMIX"] - expected) < 0.15 * gap
     assert genomes.counts[:, 3].sum() == 0 and set(names) == set(POPULATIONS)
+
+
+def test_people_of_another_demography(tmp_path):
+    history = msprime.Demography.island_model([500, 500, 500], migration_rate=1e-3)
+    simulation = Simulation(samples=6, segments=1, length=20_000)
+    store = write_simulation(simulation, tmp_path / "store", history=history, populations=["pop_0", "pop_2"])
+    assert list(store.samples.labels["population"]) == ["pop_0"] * 6 + ["pop_2"] * 6
+    numbers, _ = store.labels("population")
+    frequencies = [store.genotypes(np.flatnonzero(numbers.numpy() == number)).mean(0) / 2 for number in (0, 1)]
+    mean = np.mean(frequencies, axis=0)
+    # F_ST of islands with 4 N m d^2 / (d - 1)^2 = 9 is 1 / (1 + 9) for 2 m between each pair; populations of six have sampling variance as well.
+    assert 0.03 < np.var(frequencies, axis=0).sum() / (mean * (1 - mean)).sum() < 0.25
 
 
 def test_bad_requests_are_one_line(one_line, monkeypatch, tmp_path):

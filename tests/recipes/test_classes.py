@@ -74,6 +74,15 @@ def test_clusters_are_balanced_where_that_has_a_weight(built, finite_updates, me
         assert latent == [20.0, 3.0]
 
 
+@pytest.mark.parametrize("method", CLUSTERING)
+def test_clusters_are_as_wide_and_far_apart_as_their_number_allows(built, method):
+    for number, scale, eta in ((20, 0.06, 0.75), (5, 0.24, 1.5)):
+        experiment = built(f"method={method}", f"method.clustering.num_clusters={number}")
+        assert experiment.model.prior.scale == pytest.approx(scale) and experiment.phases[0].objective.eta == pytest.approx(eta)
+    stated = built(f"method={method}", "method.clustering.base_scale=0.1", "method.clustering.eta=0.5")
+    assert stated.model.prior.scale == 0.1 and stated.phases[0].objective.eta == 0.5
+
+
 def test_what_a_configuration_stands_for(built):
     experiment = built("method=ddvi_semi")
     assert isinstance(experiment.posterior, ClassConditional) and isinstance(experiment.posterior.family, Diffusion)
