@@ -310,6 +310,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "genomes-minutes": study("genomes-minutes/table.md"),
     "two-cohorts": study("two-cohorts.md"),
     "two-cohorts-unseen": study("two-cohorts-unseen.md"),
+    "demographies": study("demographies.md"),
     "own-models": study("own_models.md", "model", "posterior", "C2ST", "coverage 50 / 80 / 90 %", "worst, s.e.", "ESS", "CPU seconds"),
     "posteriordb": study("posteriordb.md", "posterior", "D", "method", "mean", "deviation", "C2ST", "ESS", "Pareto k", "within limits"),
     "sbibm-about": header("sbibm/table.md"),
