@@ -9,7 +9,8 @@ A processor without bf16 products emulates them: operands are rounded to bf16, m
 bf16, the speed that of float32.
 
 The loss in ``fp16``, which has few exponents, is scaled up before backward and gradients are scaled down after it. The scale halves after a
-step whose gradients overflow, which is left out, and doubles after 2,000 steps without overflow.
+step whose gradients overflow, which is left out, and doubles after 2,000 steps without overflow. It starts at 2^10: from 2^16 the
+first steps of a run overflowed, and a run without its first steps ended further from float32 than rounding explains.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class LossScale:
         8.0
     """
 
-    value: float = 2.0**16
+    value: float = 2.0**10
     growth_steps: int = 2000
     good_steps: int = 0
 
