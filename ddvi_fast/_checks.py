@@ -153,6 +153,20 @@ def instance(value: Any, kind: type | tuple[type, ...], argument: str, expected:
     return value
 
 
+def forward(module: torch.nn.Module, argument: str, count: int, expected: str, hint: str = "") -> None:
+    """Check that `module` has a `forward` that takes `count` positional arguments."""
+    import torch
+
+    missing = getattr(module.forward, "__func__", None) is torch.nn.Module.forward
+    try:
+        inspect.signature(module.forward).bind(*[None] * count)
+    except TypeError:
+        missing = True
+    except ValueError:  # one without a signature
+        pass
+    require(not missing, argument, expected, module, hint)
+
+
 def path(value: Any, argument: str = "path") -> Path:
     """Check that `value` names a file or a folder and return its path."""
     instance(value, (str, os.PathLike), argument, "a path")

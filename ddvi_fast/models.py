@@ -47,6 +47,7 @@ class LatentVariableModel(nn.Module):
     @_checks.typed
     def __init__(self, prior: Prior, decoder: nn.Module, likelihood: Likelihood) -> None:
         super().__init__()
+        _checks.forward(decoder, "decoder", 1, "a module with forward(z)")
         self.prior, self.decoder, self.likelihood = prior, decoder, likelihood
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:

@@ -18,6 +18,11 @@ def test_log_joint_is_the_sum_of_two_normals():
     assert expected.shape == (3, 4)
 
 
+def test_a_decoder_without_forward_is_refused(one_line):
+    decoder = torch.nn.ModuleList()
+    one_line(lambda: LatentVariableModel(priors.make("gaussian", dim=2), decoder, likelihoods.make("bernoulli")), r"^decoder: expected a module with")
+
+
 def test_images_are_flattened():
     model = LatentVariableModel(priors.make("gaussian", dim=2), MLP(2, [8], 6), likelihoods.make("bernoulli"))
     x, z = torch.rand(5, 6, generator=torch.Generator().manual_seed(0)), torch.linspace(-1, 1, 10).view(1, 5, 2)

@@ -33,7 +33,7 @@ from ddvi_fast.inference.model import (
 )
 from ddvi_fast.inference.networks import Architecture, build, require_effect
 from ddvi_fast.inference.objective import EvidenceBound, FrameFit, Rows, Simulated
-from ddvi_fast.inference.observation import Observation, column_names, observed_rows, require_apart
+from ddvi_fast.inference.observation import Observation, column_names, observed_rows, require_apart, require_embedding
 from ddvi_fast.inference.posterior import FittedPosterior
 from ddvi_fast.inference.recorder import Recorder
 from ddvi_fast.inference.sets import SetEmbedding, data_shape
@@ -191,7 +191,7 @@ def fit_posterior(
     _checks.require(missing is None or not sets, "missing", "None, for sets of observations", missing, "leave out observations")
     for argument, value, kind in (("architecture", architecture, Architecture), ("training", training, Training)):
         _checks.instance(value, kind, argument, f"an {kind.__name__}" if kind is Architecture else "a Training")
-    _checks.instance(embedding, (nn.Module, type(None)), "embedding", "None or a torch.nn.Module")
+    require_embedding(embedding)
     _check_methods(model, objective)
     used = "log_joint of any data" if objective == "bound" else "log_joint"
     for name, number in architecture.looks().items():

@@ -96,8 +96,7 @@ class Observation(nn.Module):
         simulated = x = filled(x) if embedding is None else x
         if observed is not None:
             x = torch.cat((x, observed[:: -(-len(observed) // _OBSERVED)].to(x)))
-        features = embed(embedding, x, missing)
-        _checks.require(features.dim() == 2 and len(features) == len(x), "embedding", f"features [{len(x)}, P]", features)
+        features = _first_features(embedding, x, missing)
         features = torch.cat((features, *(embed(embedding, other, missing) for other in others)))
         columns = Columns.of(_checks.finite(features, "embedding" if embedding is not None else "simulate, x"), robust=embedding is None)
         argument, hint = ("simulate, x", "") if embedding is None else ("embedding", "it gets x in its own units: bring x to order 1")
@@ -170,6 +169,27 @@ def _of_one_unit(columns: Columns) -> Columns:
     scale = columns.scale[columns.varies].square().mean().sqrt()
     no, yes = torch.zeros_like(columns.varies), torch.ones_like(columns.varies)
     return dataclasses.replace(columns, scale=torch.full_like(columns.scale, scale), varies=yes, heavy=no, outlying=no)
+
+
+def require_embedding(embedding: nn.Module | None) -> None:
+    """Refuse what is no network that can be called with data."""
+    _checks.instance(embedding, (nn.Module, type(None)), "embedding", "None or a torch.nn.Module")
+    if embedding is not None:
+        _checks.forward(embedding, "embedding", 1, "a module with forward(x)")
+
+
+def _first_features(embedding: nn.Module | None, x: Tensor, missing: bool) -> Tensor:
+    """Features [n, P] of the data with which an embedding is called first; what it cannot take or return is refused."""
+    try:
+        features = embed(embedding, x, missing)
+    except _checks.InputError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        _checks.fail("embedding", f"a network of data {list(x.shape)}", _checks.one_line(error))
+    _checks.tensor(features, "embedding", floating=False)
+    fits = features.dim() == 2 and len(features) == len(x) and not features.is_complex()
+    _checks.require(fits, "embedding", f"real features [{len(x)}, P]", features)
+    return features
 
 
 @torch.no_grad()

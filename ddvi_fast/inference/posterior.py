@@ -21,7 +21,7 @@ from ddvi_fast.inference.importance import ImportanceSample, factor_at
 from ddvi_fast.inference.mode import mode
 from ddvi_fast.inference.model import FlatModel, RowTarget, Simulator, offers, seeded
 from ddvi_fast.inference.networks import Architecture, build
-from ddvi_fast.inference.observation import Observation, column_names, observed_rows
+from ddvi_fast.inference.observation import Observation, column_names, observed_rows, require_embedding
 from ddvi_fast.inference.sets import shown
 from ddvi_fast.inference.support import Latents, Support
 from ddvi_fast.inference.whitening import Whitening
@@ -385,6 +385,7 @@ class FittedPosterior:
         _checks.require(state.get("kind") == _FORMAT, "path", "a posterior written by FittedPosterior.save", str(path))
         has = embedding is not None
         _checks.require(has == state["embedded"], "embedding", "the network that was trained with it" if state["embedded"] else "None", embedding)
+        require_embedding(embedding)
         lazy = embedding is not None and any(map(nn.parameter.is_lazy, (*embedding.parameters(), *embedding.buffers())))
         _checks.require(not lazy, "embedding", "a network with initialized parameters", "lazy ones", "call it once with data")
         support = Support.from_state(state["support"])

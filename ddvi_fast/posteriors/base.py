@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -314,14 +313,14 @@ def frozen_parameters(module: nn.Module) -> dict[str, Tensor]:
 def require_encoders(**encoders: nn.Module | None) -> None:
     """Raise `InputError` for an encoder that cannot be called as ``encoder(x, draws)``; None is no encoder."""
     for name, encoder in encoders.items():
-        try:
-            encoder is None or inspect.signature(encoder.forward).bind(None, None)
-        except TypeError:
-            _checks.fail(name, "a module with forward(x, draws), as networks.MLP", encoder, "draws are those of its dropout; it may ignore them")
+        if encoder is not None:
+            hint = "draws are those of its dropout; it may ignore them"
+            _checks.forward(encoder, name, 2, "a module with forward(x, draws), as networks.MLP", hint)
 
 
 def split_mean_log_var(output: Tensor, latent_dim: int | None = None) -> tuple[Tensor, Tensor]:
     """Split an encoder's output [N, 2 D] into mean and log-variance [N, D]; the log-variance is clamped to [-20, 10]."""
+    _checks.tensor(output, "encoder")
     if latent_dim is not None:
         _checks.require(output.shape[-1] == 2 * latent_dim, "encoder", f"an output [N, {2 * latent_dim}]", output)
     mean, log_var = output.chunk(2, dim=-1)

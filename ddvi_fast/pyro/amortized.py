@@ -13,6 +13,7 @@ from torch.distributions import biject_to
 
 from ddvi_fast import _checks
 from ddvi_fast.inference.networks import Architecture, build
+from ddvi_fast.inference.observation import require_embedding
 from ddvi_fast.networks import frozen
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.standardization import Columns
@@ -125,7 +126,7 @@ def amortized_class() -> type:
             chain = architecture.family == "diffusion" and not any(architecture.looks().values())
             _checks.require(chain, "architecture", "family=diffusion without informed_steps", architecture)
             _checks.require(callable(inputs), "inputs", "a function of the model's arguments", inputs)
-            _checks.instance(embedding, (nn.Module, type(None)), "embedding", "None or a torch.nn.Module")
+            require_embedding(embedding)
             self.inputs, self.make_global, self.architecture, self.seed = inputs, global_guide, architecture, seed
             self.embedding, self._bare = embedding, (model,)
             self.plate_name, self.local, self.outer, self.guide = "", {}, {}, None
@@ -141,7 +142,7 @@ def amortized_class() -> type:
             if rest:
                 self.guide = self._global_guide()
             rows = self._rows(*args, **kwargs)
-            x = self._embedded(rows).detach()
+            x = _checks.tensor(self._embedded(rows), "embedding", (None, None)).detach()
             start = torch.cat([_unconstrained(site, site["value"]) for site in self.local.values()], -1).mean(0)
             others = sum(_unconstrained(site, site["value"]).shape[-1] for site in self.outer.values())
             posterior = build(self.architecture, len(start), Features(x, others), self.seed).to(start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from ddvi_fast import _checks, priors
+from ddvi_fast import _checks, distributed, priors
 from ddvi_fast.config.schema import Config
 from ddvi_fast.recipes.families import FAMILIES
 from ddvi_fast.recipes.settings import check_settings
@@ -53,23 +53,25 @@ RULES = (
     Rule(("recipe.sigmoid_variances",), lambda config: _has_sigmoid(config), "an encoder that returns variances, for all classes at once"),
     Rule(("recipe.defects.log_var_twice",), lambda config: config.method.objective == "elbo" or _released_bound(config), "the objective elbo"),
     Rule(("evaluation.elbo_samples", "evaluation.iwae_samples"), lambda config: _has_density(config), "a posterior with a density"),
+    Rule(("evaluation.limit",), lambda c: _has_bound(c) or _has_evidence(c), "a bound, or evaluation.evidence and up to two latents"),
     Rule(("evaluation.gap",), lambda config: not config.evaluation.gap or _has_density(config), "a posterior with a density"),
     Rule(("evaluation.evidence",), lambda config: not config.evaluation.evidence or config.latent_dim <= 2, "up to two latents"),
     Rule(
         ("evaluation.evidence_blur",),
-        lambda config: _has_density(config) or (config.evaluation.evidence and config.latent_dim <= 2),
+        lambda config: _has_density(config) or _has_evidence(config),
         "a posterior with a density, or evaluation.evidence and up to two latents",
     ),
     Rule(("method.discrete_class",), lambda config: _in_the_prior(config) and config.method.task == "unsupervised", "the prior's coordinates"),
     Rule(("method.weight",), lambda config: config.method.objective in ("adversarial", "wae"), "method.objective=adversarial or wae"),
     Rule(("method.doubly_reparametrised",), lambda c: not c.method.doubly_reparametrised or c.method.objective == "iwae", "method.objective=iwae"),
-    Rule(("prior.resolution",), lambda c: c.evaluation.evidence and c.latent_dim <= 2, "evaluation.evidence and up to two latents"),
+    Rule(("prior.resolution",), lambda config: _has_evidence(config), "evaluation.evidence and up to two latents"),
     Rule(("dataset.genotypes",), lambda config: config.dataset.name in _GENOTYPES, "dataset=genomes or dataset=1kg"),
     Rule(("download",), lambda config: not config.download or config.dataset.name in _DOWNLOADED, f"a data set among {', '.join(_DOWNLOADED)}"),
     Rule(("split_seed",), lambda config: config.dataset.name not in _SPLIT, "a data set without a split of its own"),
     Rule(("data_dir",), lambda config: config.dataset.name != "digits", "a data set with files"),
     Rule(("checkpoint_keep",), lambda config: config.checkpoint_steps is not None, "checkpoint_steps"),
     Rule(("capture",), lambda config: not config.capture or (_local(config) and config.device.startswith("cuda")), "engine=local on a GPU"),
+    Rule(("timeout",), lambda config: distributed.launched(), "several processes"),
     Rule(("compile_networks",), lambda config: not config.compile_networks or _local(config), "engine=local"),
 )
 
@@ -151,13 +153,27 @@ def _has_density(config: Config) -> bool:
     return method.posterior != "adversarial" and not _in_stages(config) and not (method.posterior == "diffusion" and method.chain.eta == 0)
 
 
+def _has_bound(config: Config) -> bool:
+    """Whether an evaluation computes a bound; a chain for all classes at once has that of the released code in any case."""
+    return _has_density(config) or (config.method.posterior == "diffusion" and config.method.task != "semi" and not _draws_class(config))
+
+
+def _has_evidence(config: Config) -> bool:
+    return config.evaluation.evidence and config.latent_dim <= 2
+
+
 def _has_sigmoid(config: Config) -> bool:
     """Whether an encoder of the run returns the log-variances that `recipe.sigmoid_variances` changes, and not by a head for each class."""
     method = config.method
     if method.task == "m2" or (FAMILIES[method.posterior].location_only and "encoder" not in _coordinates(config)):
         return False
-    drawn = method.task != "semi" and not _in_stages(config) and method.discrete_class and _in_the_prior(config)
-    return not (drawn and FAMILIES[method.posterior].per_class and _has_classes(config) and config.dataset.encoder.hidden)
+    drawn = method.task != "semi" and FAMILIES[method.posterior].per_class and _draws_class(config)
+    return not (drawn and config.dataset.encoder.hidden)
+
+
+def _draws_class(config: Config) -> bool:
+    """Whether the posterior draws the prior's class and goes through a family for it."""
+    return not _in_stages(config) and config.method.discrete_class and _in_the_prior(config) and _has_classes(config)
 
 
 def _has_classes(config: Config) -> bool:

@@ -294,7 +294,7 @@ def test_the_metrics_of_a_run_say_what_they_were_measured_on(shell, tmp_path, fr
         ("evaluation.iwae_samples=0", "evaluation.iwae_samples: expected an integer of at least 1"),
         ("evaluation.prior_samples=0", "evaluation.prior_samples: expected an integer of at least 1"),
         ("evaluation.evidence_blur=-1", "evaluation.evidence_blur: expected a number of at least 0"),
-        ("timeout=0", "timeout: expected a number above 0"),
+        ("timeout=0", "timeout: expected a run with several processes"),
         ("evaluation.limit=-1", "evaluation.limit: expected an integer of at least 1"),
         ("dataset.likelihood_options.foo=1", "option of the bernoulli likelihood: expected none"),
     ],

@@ -233,6 +233,35 @@ def test_an_embedding_whose_rows_depend_on_their_company_is_refused(kind: str, o
     one_line(lambda: fit_posterior(model, embedding=RESTLESS[kind](), **options), "^embedding: expected a network that treats rows apart")
 
 
+class Returning(nn.Module):
+    """A network whose output is passed through a function."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.change, self.layer = change, nn.utils.skip_init(nn.Linear, 2, 3)
+        nn.init.eye_(self.layer.weight), nn.init.zeros_(self.layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.change(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("embedding", "expected"),
+    [
+        (nn.Module(), r"a module with forward\(x\), got a module of class Module"), (nn.ModuleList(), r"a module with forward\(x\)"),
+        (nn.utils.skip_init(nn.Bilinear, 2, 2, 1), r"a module with forward\(x\)"),
+        (nn.utils.skip_init(nn.Linear, 5, 3), r"a network of data \[\d+, 2\], got RuntimeError"),
+        (Returning(lambda y: (y,)), "a tensor"), (Returning(lambda y: y.detach().numpy()), "a tensor"), (Returning(lambda y: None), "a tensor"),
+        (Returning(lambda y: y + 0j), r"real features \[\d+, P\]"), (Returning(lambda y: y[0]), r"real features \[\d+, P\]"),
+        (Returning(lambda y: y.to_sparse()), "a dense tensor"), (Returning(lambda y: y.item()), "a network of data"),
+    ],
+)  # fmt: skip
+def test_an_embedding_that_is_no_network_of_the_data_is_refused(embedding: nn.Module, expected: str, one_line) -> None:
+    model = Model(simulate=lambda n: (torch.randn(n, 1), torch.randn(n, 2)))
+    options = {"architecture": SMALL, "training": Training(steps=1, batch_size=4)}
+    one_line(lambda: fit_posterior(model, embedding=embedding, **options), f"^embedding: expected {expected}")
+
+
 @pytest.mark.usefixtures("forked_generator")
 def test_scripted_and_lazy_embeddings_are_fitted_and_kept(tmp_path, one_line) -> None:
     model = Model(simulate=lambda n: (torch.randn(n, 1), torch.randn(n, 2)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddvi_fast._checks import InputError
-from ddvi_fast.posteriors import Hamiltonian, HierarchicalIAF, PathIntegral
+from ddvi_fast.posteriors import Gaussian, Hamiltonian, HierarchicalIAF, PathIntegral
 from ddvi_fast.rng import Draws
 from tests.linear_gaussian import diffusion_posterior, make_model, observations
 from tests.posteriors.families import WITH_DENSITY
@@ -16,6 +16,23 @@ from tests.posteriors.families import WITH_DENSITY
 # A fixed schedule, since a learned one has no doubly reparametrised gradient.
 MAKERS = {make.__name__: partial(make, make_model()) for make in WITH_DENSITY} | {"diffusion": diffusion_posterior}
 FAMILIES = pytest.mark.parametrize("make_posterior", MAKERS.values(), ids=MAKERS)
+
+
+class Encoder(torch.nn.Module):
+    """Returns what it is given."""
+
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x, draws=None):
+        return self.output
+
+
+def test_an_encoder_that_is_no_network_of_the_data_is_refused(one_line):
+    one_line(lambda: Gaussian(torch.nn.Module(), 2), r"^encoder: expected a module with forward\(x, draws\)")
+    for output in ((torch.zeros(5, 4),), None, torch.zeros(5, 4).numpy()):
+        one_line(lambda output=output: Gaussian(Encoder(output), 2).sample(observations(5)), "^encoder: expected a tensor")
 
 
 @FAMILIES

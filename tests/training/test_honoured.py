@@ -8,6 +8,7 @@ from ddvi_fast.config.compose import compose
 from ddvi_fast.config.names import setting_names
 from ddvi_fast.training.engines import engine_line
 from ddvi_fast.training.honoured import RULES, check_honoured, check_some
+from ddvi_fast.training.values import check_values
 
 
 def check(*overrides: str) -> None:
@@ -34,7 +35,11 @@ def check(*overrides: str) -> None:
         ["method=wae", "recipe.defects.log_var_twice=true"], ["method=aae", "recipe.defects.log_var_twice=true"],
         ["method=iwae", "recipe.defects.log_var_twice=true"], ["method=wae", "evaluation.elbo_samples=3"],
         ["method=aae", "evaluation.iwae_samples=3"],
-        ["recipe=released", "evaluation.elbo_samples=3"], ["method.chain.eta=0", "evaluation.gap=true"],
+        ["recipe=released", "evaluation.elbo_samples=3"], ["timeout=60"],
+        ["method=wae", "evaluation.evidence=false", "evaluation.limit=3"], ["method=aae", "prior=gaussian", "latent_dim=3", "evaluation.limit=3"],
+        ["method.chain.eta=0", "evaluation.evidence=false", "evaluation.limit=3"],
+        ["method=ddvi_semi", "method.chain.eta=0", "evaluation.evidence=false", "evaluation.limit=3"],
+        ["method.chain.eta=0", "evaluation.gap=true"],
         ["latent_dim=3", "prior=gaussian", "evaluation.evidence=true"], ["method=wae", "evaluation.evidence=false", "evaluation.evidence_blur=1"],
         ["compile_networks=true", "engine=parallel"], ["compile_networks=true", "precision=fp16"], ["compile_networks=true", "accumulation=2"],
     ],
@@ -58,7 +63,10 @@ def test_a_setting_without_effect_is_refused_by_name(overrides, one_line):
         ["dataset.encoder.hidden=[]", "recipe.sigmoid_variances=true"],
         ["method=vae", "recipe=released", "recipe.sigmoid_variances=true"], ["method=vae_semi", "recipe.sigmoid_variances=true"],
         ["method=vae", "recipe.defects.log_var_twice=true"], ["method=iwae", "recipe=released", "recipe.defects.log_var_twice=true"],
-        ["method=wae", "evaluation.evidence_blur=1"], ["evaluation.gap=true", "evaluation.elbo_samples=3"],
+        ["method=wae", "evaluation.evidence_blur=1"], ["method=wae", "evaluation.limit=3"],
+        ["recipe=released", "evaluation.evidence=false", "evaluation.limit=3"], ["method=vae", "evaluation.evidence=false", "evaluation.limit=3"],
+        ["prior=gaussian", "method.chain.eta=0", "evaluation.evidence=false", "evaluation.limit=3"],
+        ["evaluation.gap=true", "evaluation.elbo_samples=3"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -101,3 +109,9 @@ def test_a_precision_that_is_emulated_is_warned_of(how, warned, monkeypatch):
     for options in ([], ["engine=parallel"]):
         line = engine_line(compose(["precision=bf16", *options]))
         assert line.endswith("warning: bf16 is emulated on this cpu, so it is no faster than precision=float32") == warned
+
+
+def test_a_time_limit_has_an_effect_under_a_launcher(monkeypatch, one_line):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check("timeout=60")
+    one_line(lambda: check_values(compose(["timeout=0"])), "^timeout: expected a number above 0")
