@@ -37,7 +37,7 @@ def test_every_part_runs_on_the_cpu(tmp_path):
     assert {"random numbers", "training", "timings", "ceilings", "step", *(f"parity {name}" for name in ("noise", "chain 1 of 3", "kde"))} <= set(
         outcomes
     )
-    for name, words in {"launched": ("1 run, 1 passed, 0 not run", "2 run, 2 passed, 0 not run"), "table": ("2 runs, equal weights",)}.items():
+    for name, words in {"launched": "1 run, 1 passed, 0 not run", "table": "2 runs, equal weights"}.items():
         assert outcomes[name] is None or record["parts"][name]["summary"].startswith(words), "a machine may be too slow for a part"
     assert output.with_suffix(".md").read_text().strip() == ran.stdout.strip()
 

@@ -1,7 +1,9 @@
 """Tests of the demo with small settings."""
 
+import pickle
 from pathlib import Path
 
+from ddvi_fast.cli import demo
 from ddvi_fast.paper.tables import COLUMNS
 
 SMALL = [
@@ -11,6 +13,9 @@ SMALL = [
 
 
 def test_demo_prints_one_table_and_leaves_an_earlier_one_alone(shell, tmp_path, monkeypatch):
+    """Both trainings in this process; tests/training/test_jobs.py has those in others, to which the function must go."""
+    assert pickle.loads(pickle.dumps(demo._train)) is demo._train
+    monkeypatch.setattr("ddvi_fast.training.jobs.in_processes", lambda function, items: enumerate(map(function, items)))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     out = shell("demo", *SMALL)

@@ -48,8 +48,16 @@ def calls(following: dict[str, dict]) -> dict[str, tuple[str, dict]]:
 
 
 @pytest.fixture(scope="module")
-def pair() -> list[dict]:
-    return world.run_all(2, calls(cases()))
+def groups() -> list[list[dict]]:
+    """Results of two processes, of one, and of two that only count their threads."""
+    named = {name: settings for name, settings in cases().items() if name in ("wake and sleep, zero 0", "wake and sleep, zero 3")}
+    alone = calls(named | {"local": {"overrides": ALTERNATING, "steps": STEPS, "kind": "local"}})
+    return world.run_groups((2, calls(cases())), (1, alone), (2, {"threads": ("exchanging_threads_left", cases()["wake, zero 0"])}))
+
+
+@pytest.fixture(scope="module")
+def pair(groups) -> list[dict]:
+    return groups[0]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +68,8 @@ def found(pair) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, dict]:
-    named = {name: settings for name, settings in cases().items() if name in ("wake and sleep, zero 0", "wake and sleep, zero 3")}
-    return world.run_all(1, calls(named | {"local": {"overrides": ALTERNATING, "steps": STEPS, "kind": "local"}}))[0]
+def alone(groups) -> dict[str, dict]:
+    return groups[1][0]
 
 
 def furthest(one: dict, other: dict) -> float:
@@ -118,5 +125,5 @@ def test_states_pass_between_engines_and_stages(request, size):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
-def test_leaving_ends_the_threads_that_serve_exchanges():
-    assert world.run("exchanging_threads_left", 2, **cases()["wake, zero 0"]) == [0, 0]
+def test_leaving_ends_the_threads_that_serve_exchanges(groups):
+    assert [process["threads"] for process in groups[2]] == [0, 0]

@@ -41,20 +41,28 @@ def calls(size: int, **more: tuple[str, dict]) -> dict[str, tuple[str, dict]]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, dict]:
+def groups() -> list[list[dict]]:
+    """Results of one, two and four processes."""
     extra = {f"{method} accumulated": case(method, DOUBLE_STEPS, double=True, accumulation=4) for method in METHODS}
     extra |= {method + " local": single(method, 3, kind="local") for method in METHODS}
-    return world.run_all(1, calls(1, **{name: ("follow", settings) for name, settings in extra.items()}))[0]
+    more = {"shares": ("shares", {"rows": ROWS}), "threads_left": ("exchanging_threads_left", case("ddvi", 2))}
+    alone = calls(1, **{name: ("follow", settings) for name, settings in extra.items()})
+    return world.run_groups((1, alone), (2, calls(2, **more)), (4, calls(4)))
 
 
 @pytest.fixture(scope="module")
-def two() -> list[dict]:
-    return world.run_all(2, calls(2, shares=("shares", {"rows": ROWS}), threads_left=("exchanging_threads_left", case("ddvi", 2))))
+def alone(groups) -> dict[str, dict]:
+    return groups[0][0]
 
 
 @pytest.fixture(scope="module")
-def four() -> list[dict[str, dict]]:
-    return world.run_all(4, calls(4))
+def two(groups) -> list[dict]:
+    return groups[1]
+
+
+@pytest.fixture(scope="module")
+def four(groups) -> list[dict]:
+    return groups[2]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -102,11 +102,6 @@ def follow(
     return {"losses": losses.values, "weights": [float(weights.sum()), float(weights.norm())], **found}
 
 
-def in_turn(calls: list[tuple[str, dict[str, Any]]]) -> list[Any]:
-    """Results of several functions of this file, each given by its name and settings."""
-    return [globals()[name](**settings) for name, settings in calls]
-
-
 def exchanging_threads_left(**case: Any) -> int:
     """Threads that serve exchanges after a process has left the others; they would race with the end of the interpreter."""
     follow(**case)
@@ -212,12 +207,13 @@ def lose_peers(cases: dict[str, float], ended: dict[str, int], folder: str) -> N
     Path(folder, "found").write_text(json.dumps(found))
 
 
-def fork(size: int) -> int:
-    """The rank of this process, one of `size` forks; the first process waits for them, and ends the others when one fails."""
+def fork(size: int) -> int | None:
+    """The rank of this process, one of `size` forks; None in the first process, which waits for them, and ends the others when one fails."""
     waiting: dict[int, int] = {}
+    port = free_port()
     for rank in range(size):
         if (process := os.fork()) == 0:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_PORT=str(port))
             return rank
         waiting[process] = rank
     while waiting:
@@ -227,19 +223,29 @@ def fork(size: int) -> int:
             for other in waiting:
                 os.kill(other, signal.SIGKILL)
             sys.exit(f"process {rank} of {size} ended with {os.waitstatus_to_exitcode(status)}")
-    sys.exit()
+    return None
+
+
+def groups(sizes_and_calls: list[tuple[int, list[tuple[str, dict[str, Any]]]]], folder: str) -> None:
+    """Write what each group of processes returns in turn."""
+    for library in ("sklearn.datasets", "torch._dynamo", *(["deepspeed"] if "deepspeed" in json.dumps(sizes_and_calls) else [])):
+        importlib.import_module(library)
+    for number, (size, calls) in enumerate(sizes_and_calls):
+        if (rank := fork(size)) is not None:
+            results = [globals()[name](**settings) for name, settings in calls]
+            distributed.stop()
+            Path(folder, f"{number}-{rank}").write_text(json.dumps(results))
+            return
 
 
 def main() -> None:
-    name, settings, *forked = sys.argv[1:]
-    if forked:
-        for library in ("sklearn.datasets", "torch._dynamo", *(["deepspeed"] if "deepspeed" in settings else [])):
-            importlib.import_module(library)
-        rank = fork(int(forked[0]))
-    result = globals()[name](**json.loads(settings))
-    distributed.stop()
-    if forked:
-        Path(forked[1], str(rank)).write_text(json.dumps(result))
+    name, settings, *folder = sys.argv[1:]
+    given = json.loads(settings)
+    if name == "groups":
+        groups(given, *folder)
+    else:
+        globals()[name](**given)
+        distributed.stop()
 
 
 if __name__ == "__main__":

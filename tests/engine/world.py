@@ -36,19 +36,24 @@ def start(arguments: list[str], size: int, **options: Any) -> list[subprocess.Po
     return [subprocess.Popen([sys.executable, *arguments], env=environment(rank, size, port), **{**pipes, **options}) for rank in range(size)]
 
 
-def run(name: str, size: int, **settings: Any) -> list[Any]:
-    """What `tests.engine.workers.NAME(**settings)` returns in each of `size` processes, which are forks of one that has imported everything."""
+Calls = dict[str, tuple[str, dict[str, Any]]]  # by key: a function of `tests.engine.workers` by name, and its settings
+
+
+def run_groups(*groups: tuple[int, Calls]) -> list[list[dict[str, Any]]]:
+    """Results by key of the calls of each group (size, calls), in each of its `size` processes.
+
+    The processes of one group after the other are forks of one that has imported everything, whose start costs more than most of the calls.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        (process,) = start(["-m", "tests.engine.workers", name, json.dumps(settings), str(size), folder], 1, start_new_session=True)
+        given = json.dumps([[size, list(calls.values())] for size, calls in groups])
+        (process,) = start(["-m", "tests.engine.workers", "groups", given, folder], 1, start_new_session=True)
         try:
             _, error = process.communicate(timeout=LIMIT)
         finally:
             if process.returncode != 0:
                 os.killpg(process.pid, signal.SIGKILL)
         assert process.returncode == 0, error[-4000:]
-        return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(size)]
-
-
-def run_all(size: int, calls: dict[str, tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Results of `run` for several calls `key: (name, settings)`, in one start of the processes, which costs more than most of the calls."""
-    return [dict(zip(calls, results, strict=True)) for results in run("in_turn", size, calls=list(calls.values()))]
+        return [
+            [dict(zip(calls, json.loads(Path(folder, f"{number}-{rank}").read_text()), strict=True)) for rank in range(size)]
+            for number, (size, calls) in enumerate(groups)
+        ]
