@@ -166,6 +166,15 @@ def test_without_a_terminal_plain_lines_come_now_and_then(tmp_path, monkeypatch)
     ]
 
 
+def test_a_terminal_without_rich_gets_lines(monkeypatch):
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    stream = _Terminal()
+    shown = progress.display("auto", stream, total=3)
+    shown.update(3, "train", {"loss": 1.5})
+    shown.close()
+    assert stream.getvalue().startswith("train  step 3/3") and stream.getvalue().endswith("loss 1.5\n")
+
+
 def test_off_is_silent_and_other_words_are_refused(tmp_path):
     stream = _Terminal()
     with _quiet(tmp_path, stream=stream) as log:
