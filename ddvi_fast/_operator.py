@@ -20,8 +20,8 @@ class Operator:
 
     Args:
         schema: Schema ``name(...) -> ...`` of torch.library; the last argument is the backend.
-        compute: Function of the schema's arguments, which gets contiguous tensors. A result may be None: an operator cannot return None,
-            so it becomes an empty tensor.
+        compute: Function of the schema's arguments, which gets contiguous tensors. A result may be None. The dispatcher and autograd take no
+            None, so that with them it becomes an empty tensor.
         fake: Version of `compute` for fake tensors.
         backward: Function that computes gradients. Its arguments are those of the schema without the backend, the results named by `saved`,
             the upstream gradients of the differentiable results (None where there is none), flags that say which gradients are needed,
@@ -55,17 +55,16 @@ class Operator:
         if needs_dispatch(*inputs) or (self._refuses and torch.is_grad_enabled()):
             return self._overload(*inputs)
         if self._function is None or not torch.is_grad_enabled():
-            return self._run(*inputs, share=True)
+            return self._compute(*contiguous(*inputs))
         return self._function.apply(*inputs)
 
-    def _run(self, *inputs: Any, share: bool = False) -> Any:
-        """The results; those that are missing may `share` one empty tensor where neither the dispatcher nor autograd sees them."""
+    def _run(self, *inputs: Any) -> Any:
+        """The results for the dispatcher and for autograd, which take no None."""
         results = self._compute(*contiguous(*inputs))
         if isinstance(results, Tensor) or not any(value is None for value in results):
             return results
         like = _first_tensor(inputs)
-        empty = like.new_empty(0)
-        return type(results)((empty if share else like.new_empty(0)) if value is None else value for value in results)
+        return type(results)(like.new_empty(0) if value is None else value for value in results)
 
     def _define_backward(self, name: str, arguments: list[str], backward: Callable, gradients_of: Sequence[str]) -> None:
         """Define the backward operator, and the autograd rule that calls it."""
@@ -198,11 +197,15 @@ def needs_dispatch(*inputs: Any) -> bool:
         return True
     for value in inputs:  # `any` of a generator takes twice as long
         kind = type(value)
-        if (kind is Tensor or kind is nn.Parameter) and not value.is_meta:
-            continue
-        if isinstance(value, Tensor):
+        if kind is Tensor or kind is nn.Parameter:
+            if value.is_meta:
+                return True
+        elif kind not in _NUMBERS and isinstance(value, Tensor):
             return True
     return False
+
+
+_NUMBERS = frozenset((type(None), bool, int, float, str))  # for a quick answer: asking whether a number is a tensor takes longer
 
 
 def positive_tensor(values: Sequence[float] | Tensor, argument: str, like: Tensor) -> Tensor:

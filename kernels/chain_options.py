@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -51,8 +50,7 @@ def _assembler(arch: int, two: bool) -> dict[str, str]:
     return {"ptx_options": "--opt-level=1"} if two and arch < 90 else {}
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Sizes of one call: G networks (1 without a group axis), R rows of each, or of all if they have an index, D, C, H and T."""
 
     groups: int
@@ -65,9 +63,9 @@ class Sizes:
 
     @classmethod
     def of(cls, latents: Tensor, context: Tensor | None, first: Tensor, table: Tensor, starts: Tensor | None) -> Sizes:
-        groups = first.shape[0] if first.dim() == 3 else 1
+        (*groups, hidden, _), (*_, rows, latent) = first.shape, latents.shape
         width = 0 if context is None else context.shape[-1]
-        return cls(groups, latents.shape[-2], latents.shape[-1], width, first.shape[-2], table.shape[0], starts is not None)
+        return cls(groups[0] if groups else 1, rows, latent, width, hidden, table.shape[0], starts is not None)
 
     @property
     def lanes(self) -> int:

@@ -6,7 +6,6 @@ Sums over the rows of a step, for the gradient of the table, and weight gradient
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 import triton
@@ -115,7 +114,7 @@ def _widths(sizes: Sizes) -> dict[str, int]:
 
 def _weight_gradients(operands: SleepOperands, kept: SleepResults, sizes: Sizes, d_outputs: Tensor) -> tuple[Tensor, ...]:
     """Gradients of the weights; rows count over all groups, as those with an index do."""
-    flat, matrices = replace(sizes, rows=sizes.rows * sizes.lanes, indexed=True), kept.matrices
+    flat, matrices = sizes._replace(rows=sizes.rows * sizes.lanes, indexed=True), kept.matrices
     prepared = Prepared(matrices, kept.biases, matrices.shape[1] == 2)
     sums = WeightSums(operands.weights, flat, prepared, operands.residual, kept.order, kept.starts, by_step=True)
     sums.add(kept.states, operands.context, kept.signs, d_outputs)

@@ -147,10 +147,10 @@ _PARTS = 256  # most parts that count their rows
 def prepared_and_sorted(operands: SleepOperands, sizes: Sizes) -> tuple[Prepared, Segments]:
     """Operands that every program reads, and the rows sorted by group and step; the rows of a segment keep their order."""
     t, order, starts = operands.t, operands.order, operands.starts
-    segments = sizes.groups * sizes.steps
-    found = Segments(t.new_empty(t.numel(), dtype=torch.int64), t.new_empty(segments + 1, dtype=torch.int64))
-    share = cdiv(cdiv(t.numel(), _OPTIONS["ROWS"]), _PARTS)
-    parts = cdiv(t.numel(), _OPTIONS["ROWS"] * share)
+    rows, segments = t.numel(), sizes.groups * sizes.steps
+    found = Segments(t.new_empty(rows, dtype=torch.int64), t.new_empty(segments + 1, dtype=torch.int64))
+    share = cdiv(cdiv(rows, _OPTIONS["ROWS"]), _PARTS)
+    parts = cdiv(rows, _OPTIONS["ROWS"] * share)
     counts = t.new_empty((parts, segments), dtype=torch.int32)
     places = sizes.rows, sizes.groups, sizes.steps, share
     weights, programs, numbers = preparation(operands.hidden, operands.time_table, operands.precision)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddvi_fast import _backend, _checks
+from ddvi_fast import _backend, _checks, _signature
 from ddvi_fast._operands import NOTHING, OUTPUTS, SIGNS, TRAJECTORY, ChainOperands, Differentiable, signs_fit, signs_shape
 from ddvi_fast._operator import Operator
 from ddvi_fast.denoisers import ResidualMLP
@@ -73,22 +73,28 @@ def sample_chain(
         >>> sample.z.shape, sample.path.shape
         (torch.Size([5, 2]), torch.Size([5]))
     """
-    check_chain(y_T, context, denoiser, coefficients, groups=groups)
+    precision = hidden_precision(precision, _checks.tensor(y_T, "y_T").device)
+    check_denoiser(denoiser)
+    weights = denoiser.chain_weights()
+    call = call_of("chain", denoiser, (y_T, context, *weights, coefficients, noise), groups, precision)
+    backend = _signature.remembered(call)
+    if backend is None:
+        check_chain(y_T, context, denoiser, coefficients, groups=groups)
+        check_types(weights, y_T=y_T, context=context)
     _checks.flag(return_trajectory, "return_trajectory")
     stochastic = draws is not None or noise is not None
     check_source(coefficients, stochastic)
     if stochastic:
         check_noise(noise, draws, (coefficients.shape[0], *y_T.shape))
     y_T, context, noise = full_precision(y_T, context, noise)
-    shape, weights = y_T.shape, denoiser.chain_weights()
-    check_types(weights, y_T=y_T, context=context)
-    index = row_index(groups, shape[:-1], denoiser.groups)
+    shape, index = y_T.shape, row_index(groups, y_T.shape[:-1], denoiser.groups)
     grouped = weights.grouped and index.order is None
     start, spread = flat(y_T, grouped), None if context is None else flat(spread_context(context, shape[:-1]), grouped)
-    given = None if noise is None else noise.reshape(len(noise), *start.shape)
-    precision, table = hidden_precision(precision, y_T.device), coefficients.to(y_T)
-    tensors = {"y_T": start, "context": spread, **weights._asdict(), "coefficients": table, "noise": given}
-    backend = _backend.choose("chain", y_T.device, precision=precision, **tensors)
+    given, table = None if noise is None else noise.reshape(len(noise), *start.shape), coefficients.to(y_T)
+    tensors = Differentiable(start, spread, *weights, table, given)
+    if backend is None:
+        named = dict(zip(ChainOperands._fields, tensors, strict=False))
+        backend = _signature.remember(call, _backend.choose("chain", y_T.device, precision=precision, **named))
     if backend == "reference":
         check_reference_precision(precision, y_T.device)
         if draws is not None:
@@ -101,11 +107,10 @@ def sample_chain(
             z, path, trajectory = index.through(run, weights, ((start, 0), (spread, 0), (given, 1)), (0, 0, 1))
     else:
         state, offset = (None, 0) if draws is None else (draws.state(y_T.device), draws.offset)
-        options = {"rows_per_sample": shape[-2], "residual": denoiser.residual, "precision": precision}
-        operands = ChainOperands(**tensors, **index._asdict(), state=state, offset=offset, **options)
-        z, path, trajectory, _, _ = _chain(*operands, _kept(operands.differentiable, return_trajectory), backend)
+        rest = state, offset, shape[-2], denoiser.residual, precision
+        z, path, trajectory, _, _ = _chain(*tensors, *index, *rest, _kept(tensors, return_trajectory), backend)
     states = trajectory.reshape(len(table) + 1, *shape) if return_trajectory else None
-    return ChainSample(z.reshape(shape), path.reshape(shape[:-1]) if stochastic else None, states)
+    return ChainSample(in_shape(z, shape), in_shape(path, shape[:-1]) if stochastic else None, states)
 
 
 def _kept(differentiable: Differentiable, return_trajectory: bool) -> int:
@@ -183,6 +188,14 @@ def row_index(groups: Tensor | None, rows: torch.Size, count: int | None) -> Row
     return RowIndex(order, torch.searchsorted(ordered, torch.arange(count + 1, device=groups.device)))
 
 
+def call_of(operation: str, denoiser: ResidualMLP, tensors: Sequence[Tensor | None], groups: Tensor | None, precision: str) -> tuple | None:
+    """The signature of a call with a denoiser, whose weights are among the `tensors`; None with groups, whose values are checked."""
+    if groups is not None:
+        return None
+    sizes = denoiser.latent_dim, denoiser.context_dim, denoiser.num_steps, denoiser.groups
+    return _signature.signature(operation, tensors, precision, *sizes)
+
+
 def check_denoiser(denoiser: ResidualMLP) -> None:
     """Check that a network can be that of a chain."""
     _checks.require(hasattr(denoiser, "chain_weights"), "denoiser", "a network as denoisers.ResidualMLP", denoiser)
@@ -244,6 +257,11 @@ def flat(value: Tensor, grouped: bool) -> Tensor:
     if value.dim() == 2 + grouped:
         return value
     return value.flatten(1, -2) if grouped else value.flatten(0, -2)
+
+
+def in_shape(value: Tensor, shape: torch.Size) -> Tensor:
+    """`value` in a shape, which is often its own: then nothing is asked of torch."""
+    return value if value.dim() == len(shape) else value.reshape(shape)
 
 
 def check_source(coefficients: Tensor, stochastic: bool) -> None:

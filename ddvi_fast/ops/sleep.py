@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddvi_fast import _backend, _checks, rng
+from ddvi_fast import _backend, _checks, _signature, rng
 from ddvi_fast._operands import (
     OF_CONTEXT,
     OF_LATENTS,
@@ -18,7 +18,7 @@ from ddvi_fast._operands import (
 )
 from ddvi_fast._operator import Operator
 from ddvi_fast.denoisers import ResidualMLP
-from ddvi_fast.ops.chain import check_chain, check_denoiser, check_types, flat, row_index, spread_context
+from ddvi_fast.ops.chain import call_of, check_chain, check_denoiser, check_types, flat, in_shape, row_index, spread_context
 from ddvi_fast.ops.noise import check_noise, check_timesteps, timesteps_of
 from ddvi_fast.precision import check_reference_precision, full_precision, hidden_precision, without_autocast
 from ddvi_fast.reference import sleep as reference
@@ -113,35 +113,40 @@ def regression(
         InputError: As in `denoising_loss`.
     """
     _checks.choice(loss, LOSSES, "loss")
-    check_chain(x0, context, denoiser, table, "x0", "table", groups)
+    precision = hidden_precision(precision, _checks.tensor(x0, "x0").device)
+    check_denoiser(denoiser)
+    weights = denoiser.chain_weights()
+    call = call_of("sleep", denoiser, (x0, context, *weights, table, noise), groups, precision)
+    backend = _signature.remembered(call)
+    if backend is None:
+        check_chain(x0, context, denoiser, table, "x0", "table", groups)
+        check_types(weights, x0=x0, context=context)
     check_timesteps(t, x0.shape[:-1], denoiser.num_steps)
     check_noise(noise, draws, x0.shape)
     x0, context, noise = full_precision(x0, context, noise)
-    shape, weights = x0.shape, denoiser.chain_weights()
-    check_types(weights, x0=x0, context=context)
-    index = row_index(groups, shape[:-1], denoiser.groups)
+    shape, index = x0.shape, row_index(groups, x0.shape[:-1], denoiser.groups)
     grouped = weights.grouped and index.order is None
     start, given = flat(x0, grouped), None if noise is None else flat(noise, grouped)
     spread = None if context is None else flat(spread_context(context, shape[:-1]), grouped)
-    steps, table, precision = t.reshape(start.shape[:-1]), table.to(x0), hidden_precision(precision, x0.device)
-    tensors = {"x0": start, "context": spread, **weights._asdict(), "table": table, "noise": given}
-    backend = _backend.choose("sleep", x0.device, precision=precision, **tensors)
-    steps = timesteps_of(steps, backend)
+    tensors = Differentiable(start, spread, *weights, table.to(x0), given)
+    if backend is None:
+        named = dict(zip(("x0", *SleepOperands._fields[2:]), tensors, strict=False))
+        backend = _signature.remember(call, _backend.choose("sleep", x0.device, precision=precision, **named))
+    steps = timesteps_of(in_shape(t, start.shape[:-1]), backend)
     if backend == "reference":
         check_reference_precision(precision, x0.device)
         if draws is not None:
             given = flat(rng.normal(draws, tuple(shape), rng.NOISE, device=x0.device, dtype=x0.dtype), grouped)
 
         def run(weights: ChainWeights, x0: Tensor, t: Tensor, context: Tensor | None, noise: Tensor) -> tuple[Tensor]:
-            return (reference.denoising_loss(x0, t, context, weights, table, noise, loss, denoiser.residual, precision),)
+            return (reference.denoising_loss(x0, t, context, weights, tensors.table, noise, loss, denoiser.residual, precision),)
 
         with without_autocast(x0.device):
             (value,) = index.through(run, weights, ((start, 0), (steps, 0), (spread, 0), (given, 0)), (0,))
-            return value.reshape(shape[:-1])
+            return in_shape(value, shape[:-1])
     state, offset = (None, 0) if draws is None else (draws.state(x0.device), draws.offset)
-    options = {"rows_per_sample": shape[-2], "loss": loss, "residual": denoiser.residual, "precision": precision}
-    operands = SleepOperands(t=steps, **tensors, **index._asdict(), state=state, offset=offset, **options)
-    return _sleep(*operands, _kept(operands.differentiable), backend)[0].reshape(shape[:-1])
+    rest = state, offset, shape[-2], loss, denoiser.residual, precision
+    return in_shape(_sleep(start, steps, *tensors[1:], *index, *rest, _kept(tensors), backend)[0], shape[:-1])
 
 
 def _kept(differentiable: Differentiable) -> int:
