@@ -175,7 +175,7 @@ def _plain_gradients(plain: Callable, inputs: Sequence[Any], upstream: Sequence[
 
 def contiguous(*values: Any) -> list[Any]:
     """The same values, with contiguous tensors."""
-    return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
+    return [value.contiguous() if type(value) not in _NUMBERS and isinstance(value, Tensor) else value for value in values]
 
 
 def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:

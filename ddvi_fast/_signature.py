@@ -41,7 +41,10 @@ def signature(operation: str, tensors: Sequence[Tensor | None], *rest: Hashable)
 
 def remembered(call: tuple | None) -> str | None:
     """The backend of an earlier call of the same signature that was not refused; None without one."""
-    return None if call is None else _backends.get(call)
+    try:
+        return None if call is None else _backends.get(call)
+    except TypeError:  # an option that cannot be hashed, which the checks will refuse
+        return None
 
 
 def remember(call: tuple | None, backend: str) -> str:

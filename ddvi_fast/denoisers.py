@@ -91,7 +91,8 @@ class ResidualMLP(nn.Module):
     def chain_weights(self) -> ChainWeights:
         """The weights of the fused chain, with the biases folded into the time table."""
         embedding = self.embedding if self.time_features is None else torch.einsum("tf,...flh->...tlh", self.time_features, self.embedding)
-        return ChainWeights(self.first, self.hidden, self.last, self.last_bias, embedding + self.bias.unsqueeze(-3))
+        bias = self.bias if self.groups is None else self.bias.unsqueeze(-3)
+        return ChainWeights(self.first, self.hidden, self.last, self.last_bias, embedding + bias)
 
     def check_context(self, context: Tensor | None) -> None:
         """Check that a context has the denoiser's width, or that there is none for a denoiser without context."""

@@ -179,8 +179,9 @@ class Draws(_Position):
 
     def state(self, device: torch.device | str = "cpu") -> Tensor:
         """Seed (its 64 bits as a signed number) and first index for kernels, int64 [2] on `device`, made without synchronization."""
-        if torch.device(device).type == "cpu":
-            return torch.tensor((_signed(self.seed), self.first_index), device="cpu")
+        device = torch.device(device)
+        if device.type == "cpu":
+            return torch.tensor((_signed(self.seed), self.first_index), device=device)
         state = torch.full((2,), self.first_index, dtype=torch.int64, device=device)
         state[:1].fill_(_signed(self.seed))
         return state

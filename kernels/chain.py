@@ -31,8 +31,9 @@ def forward(
         [T + 1, .., R, D], start first, the ReLUs' signs (kernels/signs.py) where they fit (`_operands.signs_fit`), and the
         network's outputs [T, .., R, D].
     """
-    y_T, steps = operands.y_T, len(operands.coefficients)
+    y_T = operands.y_T
     sizes = Sizes.of(y_T, operands.context, operands.first, operands.coefficients, operands.starts)
+    steps = sizes.steps
     z = sizes.empty(y_T, *y_T.shape)
     path = sizes.empty(y_T, *y_T.shape[:-1]) if operands.noisy else None
     trajectory = sizes.empty(y_T, steps + 1, *y_T.shape) if keep_trajectory else None

@@ -243,7 +243,7 @@ def backward(
             chain_bwd_kernel, (tiles, sizes.lanes),
             operands.first, weights.matrices, operands.last, coefficients, operands.order, operands.starts, trajectory, signs_here,
             d_path, d_trajectory, carried, d_context, d_outputs, d_states, sizes.groups, sizes.rows, sizes.steps, begin, count,
-            RESIDUAL=operands.residual, EXACT=weights.two, **sizes.layout(), **options,
+            RESIDUAL=operands.residual, EXACT=weights.two, **options,
         )  # fmt: skip
         if d_states is not None:
             found = _elements(operands, sizes, trajectory, outputs_here, d_path, d_states, d_noise, begin, count)

@@ -142,11 +142,11 @@ def run(
     """Run some steps of the chain, downwards from the states `start`."""
     y_T, context, first, _, last, last_bias, _, coefficients, noise, order, starts, _, offset, each, residual, _ = operands
     arch = architecture(y_T.device)
-    options = chain_options(arch, sizes, weights.two) | {"HALVES": arch >= 90 and not interpreted(chain_fwd_kernel)}
+    options = chain_options(arch, sizes, weights.two)
     launch(
         chain_fwd_kernel, (sizes.tiles(sizes.rows, options["BN"]), sizes.lanes),
         start, context, first, weights.matrices, last, last_bias, weights.table, coefficients, noise, order, starts, operands.drawn_from,
         z, path, trajectory, signs, outputs,
         offset, sizes.groups, sizes.rows, max(1, each), sizes.steps, step_begin, steps_here,
-        NOISY=operands.noisy, RESIDUAL=residual, EXACT=weights.two, **sizes.layout(), **options,
+        NOISY=operands.noisy, RESIDUAL=residual, EXACT=weights.two, HALVES=arch >= 90 and not interpreted(chain_fwd_kernel), **options,
     )  # fmt: skip

@@ -26,7 +26,7 @@ _HALF = 113 << 10
 
 
 def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
-    """Meta-parameters of the kernels that run steps one after another: BN rows a program, warps, stages.
+    """Meta-parameters of the kernels that run steps one after another: the layout of `sizes`, BN rows a program, warps, stages.
 
     KEEP says that the hidden matrices stay in shared memory for all steps. Where that leaves room for two programs on a multiprocessor, each
     has 64 rows on one warp group; otherwise one has 128 on two. What does not fit reads weights from the cache, and so do sm_80 and sm_120,
@@ -37,7 +37,7 @@ def chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=256)
 def _chain_options(arch: int, sizes: Sizes, two: bool) -> dict[str, Any]:
-    common = {"TENSOR_MEMORY": in_tensor_memory(arch), "num_stages": 1, **_assembler(arch, two)}
+    common = {**sizes.layout(), "TENSOR_MEMORY": in_tensor_memory(arch), "num_stages": 1, **_assembler(arch, two)}
     shared = from_shared(arch)
     for rows, most in ((64, _HALF), (128, available(arch))):
         if shared and sizes.resident_bytes(two, rows) <= most:
@@ -63,9 +63,9 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, latents: Tensor, context: Tensor | None, first: Tensor, table: Tensor, starts: Tensor | None) -> Sizes:
-        (*groups, hidden, _), (*_, rows, latent) = first.shape, latents.shape
-        width = 0 if context is None else context.shape[-1]
-        return cls(groups[0] if groups else 1, rows, latent, width, hidden, table.shape[0], starts is not None)
+        of_first, of_latents, width = first.shape, latents.shape, 0 if context is None else context.shape[-1]
+        groups = of_first[0] if len(of_first) == 3 else 1
+        return cls(groups, of_latents[-2], of_latents[-1], width, of_first[-2], table.shape[0], starts is not None)
 
     @property
     def lanes(self) -> int:
@@ -78,7 +78,7 @@ class Sizes(NamedTuple):
 
     def empty(self, like: Tensor, *shape: int) -> Tensor:
         """Memory for results of rows: NaN for rows with an index, because a row whose group does not exist is never computed."""
-        return like.new_full(shape, float("nan")) if self.indexed else like.new_empty(shape)
+        return like.new_full(shape, float("nan")) if self.indexed else like.new_empty(*shape)
 
     @property
     def joined(self) -> bool:
@@ -132,8 +132,8 @@ def preparation(hidden: Tensor, time_table: Tensor, precision: str) -> tuple[Pre
     """Memory for `prepared`, the number of programs of its kernel, and the kernel's numbers."""
     (low, two), width = LOW_TYPES[precision], hidden.shape[-1]
     groups, rows = hidden.numel() // (3 * width * width), time_table.numel() // (4 * width)
-    matrices = hidden.new_empty((groups, 2 if two else 1, 3, width, width), dtype=low)
-    table = hidden.new_empty((groups, rows // groups, 16, width), dtype=low)
+    matrices = hidden.new_empty(groups, 2 if two else 1, 3, width, width, dtype=low)
+    table = hidden.new_empty(groups, rows // groups, 16, width, dtype=low)
     count = cdiv(hidden.numel(), PREPARED["BLOCK"])
     return Prepared(matrices, table, two), count + cdiv(table.numel(), PREPARED["BLOCK"]), (count, rows)
 

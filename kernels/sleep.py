@@ -193,13 +193,13 @@ def forward(operands: SleepOperands, keep: int = 0) -> SleepResults:
     weights, found = prepared_and_sorted(operands, sizes)
     kept = SleepResults.empty(operands, value, keep)
     arch = architecture(x0.device)
-    options = chain_options(arch, sizes, weights.two) | {"HALVES": arch >= 90 and not interpreted(sleep_fwd_kernel)}
+    options, halves = chain_options(arch, sizes, weights.two), arch >= 90 and not interpreted(sleep_fwd_kernel)
     programs = min(cdiv(sizes.rows, options["BN"]) + sizes.steps, sizes.rows, max(1, _PROGRAMS // sizes.groups))
     launch(
         sleep_fwd_kernel, (programs, sizes.groups),
         x0, t, context, first, weights.matrices, last, last_bias, weights.table, table, noise, *found, operands.drawn_from,
         value, kept.states, kept.signs, kept.d_outputs, kept.d_x0, kept.d_context, kept.d_rows, kept.d_noise,
-        offset, max(1, each), sizes.steps, RESIDUAL=residual, EXACT=weights.two, LOSS=loss, **sizes.layout(), **options,
+        offset, max(1, each), sizes.steps, RESIDUAL=residual, EXACT=weights.two, HALVES=halves, LOSS=loss, **options,
     )  # fmt: skip
     return kept._replace(**found._asdict(), matrices=weights.matrices, biases=weights.table) if keep else kept
 

@@ -151,7 +151,7 @@ def prepared_and_sorted(operands: SleepOperands, sizes: Sizes) -> tuple[Prepared
     found = Segments(t.new_empty(rows, dtype=torch.int64), t.new_empty(segments + 1, dtype=torch.int64))
     share = cdiv(cdiv(rows, _OPTIONS["ROWS"]), _PARTS)
     parts = cdiv(rows, _OPTIONS["ROWS"] * share)
-    counts = t.new_empty((parts, segments), dtype=torch.int32)
+    counts = t.new_empty(parts, segments, dtype=torch.int32)
     places = sizes.rows, sizes.groups, sizes.steps, share
     weights, programs, numbers = preparation(operands.hidden, operands.time_table, operands.precision)
     now = found if parts == 1 else (None, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -188,12 +188,12 @@ def row_index(groups: Tensor | None, rows: torch.Size, count: int | None) -> Row
     return RowIndex(order, torch.searchsorted(ordered, torch.arange(count + 1, device=groups.device)))
 
 
-def call_of(operation: str, denoiser: ResidualMLP, tensors: Sequence[Tensor | None], groups: Tensor | None, precision: str) -> tuple | None:
+def call_of(operation: str, denoiser: ResidualMLP, tensors: Sequence[Tensor | None], groups: Tensor | None, *options: Any) -> tuple | None:
     """The signature of a call with a denoiser, whose weights are among the `tensors`; None with groups, whose values are checked."""
     if groups is not None:
         return None
     sizes = denoiser.latent_dim, denoiser.context_dim, denoiser.num_steps, denoiser.groups
-    return _signature.signature(operation, tensors, precision, *sizes)
+    return _signature.signature(operation, tensors, *options, *sizes)
 
 
 def check_denoiser(denoiser: ResidualMLP) -> None:

@@ -112,13 +112,13 @@ def regression(
     Raises:
         InputError: As in `denoising_loss`.
     """
-    _checks.choice(loss, LOSSES, "loss")
     precision = hidden_precision(precision, _checks.tensor(x0, "x0").device)
     check_denoiser(denoiser)
     weights = denoiser.chain_weights()
-    call = call_of("sleep", denoiser, (x0, context, *weights, table, noise), groups, precision)
+    call = call_of("sleep", denoiser, (x0, context, *weights, table, noise), groups, precision, loss)
     backend = _signature.remembered(call)
     if backend is None:
+        _checks.choice(loss, LOSSES, "loss")
         check_chain(x0, context, denoiser, table, "x0", "table", groups)
         check_types(weights, x0=x0, context=context)
     check_timesteps(t, x0.shape[:-1], denoiser.num_steps)
