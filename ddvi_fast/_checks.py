@@ -39,6 +39,8 @@ def require(condition: bool, argument: str, expected: str, got: Any, hint: str =
 
 def choice(value: Any, valid: Iterable[str], argument: str) -> str:
     """Return `value` if it is one of `valid`; otherwise name the nearest valid names."""
+    if type(value) is str and type(valid) is tuple and value in valid:  # the usual case, which takes no list of names
+        return value
     names = [str(name) for name in valid]
     if isinstance(value, str) and value in names:
         return value

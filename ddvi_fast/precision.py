@@ -27,6 +27,7 @@ from torch import Tensor
 from ddvi_fast import _checks
 
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NARROW_TYPES = frozenset(NARROW.values())
 PRODUCTS = ("float32", "tf32", *NARROW)  # for one operation
 TRAINING = ("float32", *NARROW)  # for a run
 SCALED = ("fp16",)  # those whose loss is scaled
@@ -111,7 +112,7 @@ def check_reference_precision(precision: str, device: torch.device) -> None:
 
 def full_precision(*values: Tensor | None) -> list[Tensor | None]:
     """Operands in float32 where autocast has narrowed them: an operation computes in full precision unless it says otherwise."""
-    return [value.float() if _was_narrowed(value) else value for value in values]
+    return [value.float() if value is not None and value.dtype in _NARROW_TYPES and _autocasting(value.device) else value for value in values]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
@@ -168,13 +169,10 @@ def _processor_has_bf16() -> bool:
     return loader.available()[0] and loader.isa() == loader.ISA_NAMES[-1]
 
 
-def _was_narrowed(value: Tensor | None) -> bool:
-    return value is not None and value.dtype in (torch.bfloat16, torch.float16) and _autocasting(value.device)
-
-
 def _autocasting(device: torch.device) -> bool:
     # Devices without autocast, such as meta, take the question itself for an error.
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    available = device.type in ("cpu", "cuda") or torch.amp.is_autocast_available(device.type)
+    return available and torch.is_autocast_enabled(device.type)
 
 
 def narrow_type(device: torch.device) -> torch.dtype | None:

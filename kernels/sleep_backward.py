@@ -1,6 +1,7 @@
 """Backward pass of the sleep term's regression in Triton: gradients of each row's loss, which the forward pass kept, times the upstream ones.
 
 Sums over the rows of a step, for the gradient of the table, and weight gradients have one order.
+The latter are those of kernels/weight_gradient.py.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch
 
 import ddvi_fast.genomes
 import ddvi_fast.paper  # noqa: F401 - data sets and recipes register themselves, as for the command line
-from ddvi_fast import InputError, _backend, cli, data
+from ddvi_fast import InputError, _backend, _signature, cli, data
 from ddvi_fast.config.compose import compose
 from ddvi_fast.config.schema import Config
 from ddvi_fast.recipes.build import build
@@ -87,6 +87,12 @@ GLOBAL_SETTINGS: dict[str, tuple[Callable, Callable]] = {
 
 def _as_state(state: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(state), dtype=torch.uint8)
+
+
+@pytest.fixture(autouse=True)
+def first_calls() -> None:
+    """Every test begins with calls that are new: it may replace what the choice of a backend depends on."""
+    _signature.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ PACKAGE = PROJECT / "ddvi_fast"
 RINGS = {
     "ground": (
         ("_checks", "_html", "_json", "_markdown"),
-        ("_backend", "_files", "_operands", "_operator", "precision"),
+        ("_backend", "_files", "_operands", "_operator", "_signature", "precision"),
         ("rng", "schedules"),
         ("cuda", "distributed", "kernels", "native", "reference", "testing"),
     ),

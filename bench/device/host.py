@@ -49,16 +49,17 @@ def without_launches() -> Iterator[list[Any]]:
     from ddvi_fast import _backend, _checks
     from ddvi_fast.kernels import common
 
-    launched, real = [], common.launch  # common itself is replaced, too
+    launched: list[Any] = []
+    files = Path(common.__file__).parent.glob("*.py")
+    modules = [importlib.import_module(f"ddvi_fast.kernels.{file.stem}") for file in files]  # all, before any is changed
+    launching = [module for module in modules if getattr(module, "launch", None) is common.launch]
 
     def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
         launched.append(kernel)
 
     with ExitStack() as stack:
-        for file in Path(common.__file__).parent.glob("*.py"):
-            module = importlib.import_module(f"ddvi_fast.kernels.{file.stem}")
-            if getattr(module, "launch", None) is real:
-                stack.enter_context(mock.patch.object(module, "launch", launch))
+        for module in launching:
+            stack.enter_context(mock.patch.object(module, "launch", launch))
         stack.enter_context(mock.patch.object(_backend, "_chosen", "triton"))
         stack.enter_context(mock.patch.object(_backend, "fused", lambda device: "triton"))
         stack.enter_context(mock.patch.object(_checks, "readable", lambda value: False))
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("operators", nargs="*", help="some operators only")
     options = parser.parse_args(arguments)
     os.environ["TRITON_INTERPRET"] = "1"  # without it Triton refuses tensors of the CPU
+    os.environ["ATEN_CPU_CAPABILITY"] = "default"  # a processor takes longer to wake its vector units than to add the few numbers of a call
     import torch
 
     torch.set_num_threads(1)
