@@ -70,6 +70,7 @@ def test_simulations_give_the_posterior_of_any_data(objective: str) -> None:
     assert abs(posterior.importance_sample(5000, X).log_evidence - model.log_evidence(X)) < 0.1
 
 
+@pytest.mark.usefixtures("short_start")
 def test_a_constrained_parameter_follows_its_conjugate_posterior() -> None:
     counts = torch.tensor([3.0, 5.0, 1.0])
     model = Model(log_joint=lambda x, z: Gamma(2, 1).log_prob(z["rate"]) + Poisson(z["rate"].unsqueeze(-1)).log_prob(x).sum(-1))
@@ -159,12 +160,6 @@ def test_a_support_that_cannot_be_saved_is_told_before_the_training() -> None:
         fit_posterior(
             Model(log_joint=lambda x, z: -0.5 * z["w"].square()), support={"w": Odd()}, architecture=SINGLE, training=Training(steps=1, batch_size=4)
         )
-
-
-@pytest.fixture
-def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few steps of the Gaussian from which a fit of one data set starts."""
-    monkeypatch.setattr("ddvi_fast.inference.start.STEPS", 30)
 
 
 @contextmanager
@@ -276,6 +271,7 @@ def test_a_budget_of_simulations_is_kept() -> None:
     assert asked == [500]
 
 
+@pytest.mark.usefixtures("short_start")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_families_to_compare_with_are_trained_alike(family: str) -> None:
     model, width, context = Regression(), {} if family == "gaussian" else {"width": 16}, {} if family == "gaussian" else {"context_dim": 8}
