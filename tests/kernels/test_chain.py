@@ -60,8 +60,9 @@ def test_without_noise_the_chain_is_deterministic_and_has_no_path():
 def test_drawn_noise_is_that_of_the_reference_and_the_same_seed_gives_the_same_bits(latent):
     case = parity.chain_case((5, 2, latent, 2, 64, 2), "drawn")
     check_triton(case)
-    first, second = run_triton(case), run_triton(case)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    if latent == 5:  # one of them for the bits: each run of the interpreter takes a second
+        first, second = run_triton(case), run_triton(case)
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_bf16_is_as_good_as_that_of_the_reference(monkeypatch):
