@@ -14,7 +14,7 @@ from ddvi_fast import _checks, _files
 from ddvi_fast.data.packing import MISSING, PER_BYTE
 from ddvi_fast.genomes import admixture_posterior as posteriors
 from ddvi_fast.genomes.pca import GenotypePCA
-from ddvi_fast.genomes.sources import Calls, allele_counts, fitted, log_likelihood, shrunk
+from ddvi_fast.genomes.sources import Calls, Estimate, allele_counts, fitted, fractions, log_likelihood, shrunk
 from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.inference import FittedPosterior, ImportanceSample
 from ddvi_fast.precision import without_callers_autocast
@@ -106,13 +106,15 @@ class Admixture:
             InputError: There are fewer people than sources, or the labels do not name `num_sources` sources.
         """
         with torch.no_grad():
+            # Labelled people are few, and their fractions differ by chance, too; fractions of unlabelled sources are part of the fit.
+            estimate = fractions if labels is None else shrunk
             if labels is None:
                 self.sources_ = tuple(f"source{number + 1}" for number in range(self.num_sources))
                 shares, rows = self._unsupervised(store), np.arange(len(store))
             else:
                 self.sources_, shares, rows = self._labelled(store, labels)
-            counts = [allele_counts(Calls.of(codes), shares, _FREQUENCY_STEPS) for codes in _columns(store, rows)]
-            frequencies = shrunk(*(torch.cat(part, 1) for part in zip(*counts, strict=True)))
+            counts = [allele_counts(Calls.of(codes), shares, _FREQUENCY_STEPS, estimate) for codes in _columns(store, rows)]
+            frequencies = estimate(*(torch.cat(part, 1) for part in zip(*counts, strict=True)))
         self.frequencies_ = frequencies.numpy()
         self._variants = store.variants
         if self.num_sources > 1:
@@ -154,7 +156,7 @@ class Admixture:
     def _unsupervised(self, store: GenotypeStore) -> Tensor:
         """Proportions [N, K] of the fitted people, the sources in the order of their total shares."""
         codes = _evenly_spaced(store)
-        shares, _ = _fitted(store, codes, self.num_sources, self.seed)
+        shares, _ = _fitted(store, codes, self.num_sources, self.seed, fractions)
         return shares[:, shares.sum(0).argsort(descending=True, stable=True)]
 
     def _labelled(self, store: GenotypeStore, labels: Sequence[str] | np.ndarray) -> tuple[tuple[str, ...], Tensor, np.ndarray]:
@@ -205,7 +207,7 @@ def held_out_log_likelihood(store: GenotypeStore, num_sources: int, seed: int = 
     num_sources, codes = _checks.integer(num_sources, "num_sources", 1), _evenly_spaced(store)
     held = uniform(Draws(_checks.integer(seed, "seed", 0, 1 << 31)), tuple(codes.shape), OBSERVATION) < _HELD_OUT
     missing = torch.full_like(codes, MISSING)
-    shares, frequencies = _fitted(store, torch.where(held, missing, codes), num_sources, seed)
+    shares, frequencies = _fitted(store, torch.where(held, missing, codes), num_sources, seed, shrunk)
     calls = Calls.of(torch.where(held, codes, missing))
     number = float((calls.counted + calls.other).sum()) / 2
     heterozygous = float((calls.counted == 1).sum()) * float(np.log(2))
@@ -251,14 +253,14 @@ def _write(path: Path, lines: Iterator[str] | Sequence[str]) -> None:
         fresh.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def _fitted(store: GenotypeStore, codes: Tensor, num_sources: int, seed: int) -> tuple[Tensor, Tensor]:
+def _fitted(store: GenotypeStore, codes: Tensor, num_sources: int, seed: int, estimate: Estimate) -> tuple[Tensor, Tensor]:
     """Proportions [N, K] of all people and frequencies [K, m] at the variants of `codes` [N, m], from clusters of principal components."""
     _checks.require(num_sources <= len(store), "num_sources", f"at most {len(store)}, the number of people", num_sources)
     calls = Calls.of(codes)
     shares = torch.full((len(store), num_sources), (1 - _START) / num_sources, dtype=torch.float32, device=codes.device)
     shares[torch.arange(len(store), device=codes.device), _clusters(store, num_sources, seed)] += _START
-    counted, other = allele_counts(calls, shares, _FREQUENCY_STEPS)
-    return fitted(calls, shares, shrunk(counted, other), _STEPS) if num_sources > 1 else (torch.ones_like(shares), shrunk(counted, other))
+    frequencies = estimate(*allele_counts(calls, shares, _FREQUENCY_STEPS, estimate))
+    return fitted(calls, shares, frequencies, _STEPS, estimate) if num_sources > 1 else (torch.ones_like(shares), frequencies)
 
 
 def _clusters(store: GenotypeStore, num_sources: int, seed: int) -> Tensor:

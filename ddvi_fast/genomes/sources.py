@@ -21,6 +21,9 @@ _LONGEST = 32.0  # largest step of the extrapolation, in steps of expectation-ma
 _SETTLING = 3  # steps without extrapolation at the end
 
 
+Estimate = Callable[[Tensor, Tensor], Tensor]  # frequencies from counts of the counted and of the other allele
+
+
 class Calls(NamedTuple):
     """Numbers of the counted and of the other allele, float32 [N, M]; both are 0 where the call is missing."""
 
@@ -53,16 +56,16 @@ def log_likelihood(calls: Calls, proportions: Tensor, frequencies: Tensor) -> Te
     return (calls.counted * f.log() + calls.other * torch.log1p(-f)).sum(-1, dtype=torch.float64)
 
 
-def fitted(calls: Calls, proportions: Tensor, frequencies: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def fitted(calls: Calls, proportions: Tensor, frequencies: Tensor, steps: int, estimate: Estimate) -> tuple[Tensor, Tensor]:
     """Proportions [N, K] and frequencies [K, M] of both, by accelerated expectation-maximization from given ones.
 
-    Frequencies of highest likelihood would lie too far apart, because they fit the noise of the people from whom they are made; each step draws
-    them together (see `shrunk`).
+    `estimate` is `fractions`, with which they are those of highest likelihood, or `shrunk`, with which genotypes that were not seen have a higher
+    one, but proportions lie too near to the middle.
     """
 
     def update(both: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         of_people, counted, other = _expected(calls, *both)
-        return _shares(of_people), shrunk(counted, other)
+        return _shares(of_people), estimate(counted, other)
 
     return _accelerated(update, (_shares(proportions), _inside(frequencies)), steps, (None, None))
 
@@ -76,20 +79,25 @@ def fitted_proportions(calls: Calls, proportions: Tensor, frequencies: Tensor, s
     return _accelerated(update, (_shares(proportions),), steps, (-1,))[0]
 
 
-def allele_counts(calls: Calls, proportions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def allele_counts(calls: Calls, proportions: Tensor, steps: int, estimate: Estimate) -> tuple[Tensor, Tensor]:
     """Expected numbers of the counted and of the other allele from each source, [K, M], for people of known proportions.
 
-    People of a single source are simply counted.
+    People of a single source are simply counted. `estimate` is that of the frequencies, `fractions` or `shrunk`.
     """
     mean = (calls.counted.sum(0) + 0.5) / (calls.counted.sum(0) + calls.other.sum(0) + 1)
 
     def update(one: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (shrunk(*_expected(calls, proportions, one[0])[1:]),)
+        return (estimate(*_expected(calls, proportions, one[0])[1:]),)
 
     start = _inside(mean.expand(proportions.shape[1], -1))
     (frequencies,) = _accelerated(update, (start,), steps, (0,))
     _, counted, other = _expected(calls, proportions, frequencies)
     return counted, other
+
+
+def fractions(counted: Tensor, other: Tensor) -> Tensor:
+    """Frequencies [K, M] in the sources of highest likelihood, from counts of alleles; 0.5 where there are none."""
+    return _inside((counted + 0.5 * EDGE) / (counted + other + EDGE))
 
 
 def shrunk(counted: Tensor, other: Tensor) -> Tensor:
