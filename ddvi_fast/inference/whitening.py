@@ -29,7 +29,7 @@ class Whitening(nn.Module):
     def __init__(self, shift: Tensor, factor: Tensor) -> None:
         super().__init__()
         self.register_buffer("shift", shift)
-        self.register_buffer("factor", factor)
+        self.register_buffer("factor", factor.contiguous())  # as it is loaded: products round by the order in memory
 
     def forward(self, y: Tensor) -> Tensor:
         """Return `u` [.., D] at `y` [.., D]."""
