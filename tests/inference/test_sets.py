@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddvi_fast import InputError, rng
 from ddvi_fast.inference import Architecture, Model, SetEmbedding, Training, fit_posterior, load
+from ddvi_fast.inference.observation import Observation
 from ddvi_fast.rng import Draws
 
 SMALL = Architecture(num_steps=4, width=32, hidden=(32,), context_dim=4)
@@ -28,6 +29,15 @@ def test_the_order_of_observations_has_no_influence() -> None:
     embedding.standardize(x)
     assert torch.allclose(embedding(x), embedding(x[:, torch.arange(7).flip(0)]), atol=1e-6)
     assert not torch.allclose(embedding(x), embedding(torch.cat((x, x), 1)), atol=1e-3)  # their number has
+
+
+def test_features_are_standardized_over_several_numbers_of_observations() -> None:
+    embedding, x = SetEmbedding(1, features=8), rng.normal(Draws(0), (200, 101), rng.START)
+    few, many = x[:, :1].unsqueeze(2), x[:, 1:].unsqueeze(2)
+    observation = Observation.of(few, embedding, others=[many])
+    features = torch.cat((observation(few), observation(many))).detach().double()
+    torch.testing.assert_close(features.mean(0), torch.zeros(8).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(features.std(0, correction=0), torch.ones(8).double(), rtol=1e-3, atol=0)
 
 
 def test_one_fit_serves_any_number_of_observations(tmp_path) -> None:
