@@ -58,6 +58,16 @@ def guide_class() -> type:
             _checks.require(self.last is not None and value is self.last[0], "value", "the last sample, the only one whose density is known", value)
             return self.chain.log_prob(self.last[1]).reshape(value.shape[:-1])
 
+        @property
+        def mean(self) -> Tensor:
+            """Mean of the samples, estimated as the guide's median is."""
+            return (self.chain.ellipsoid.shift + self.chain.deviations(_QUANTILE_SAMPLES).mean(0)).expand(self._extended_shape())
+
+        @property
+        def variance(self) -> Tensor:
+            """Variances of the samples, estimated as the guide's median is."""
+            return self.chain.deviations(_QUANTILE_SAMPLES).var(0).expand(self._extended_shape())
+
     class AutoDDVI(AutoContinuous):
         """Automatic guide for `pyro.infer.SVI`: a diffusion posterior over all continuous latents of a Pyro model.
 

@@ -139,6 +139,12 @@ def test_quantiles_are_those_of_the_samples(store) -> None:
         expected = torch.quantile(draws[name].flatten(), torch.tensor([0.1, 0.5, 0.9]))
         assert torch.allclose(found[name].flatten(), expected, atol=0.03 * float(draws[name].std()) * 2)
         assert torch.equal(found[name][1], guide.median()[name])
+    posterior = guide.get_posterior()
+    with torch.no_grad():
+        values = posterior.rsample((20_000,))
+        assert posterior.variance.shape == (4,)
+        assert torch.allclose(posterior.variance, values.var(0), rtol=0.06)
+        assert ((posterior.mean - values.mean(0)).abs() < 4 * (values.var(0) / 10_000).sqrt()).all()
 
 
 @needs_pyro
