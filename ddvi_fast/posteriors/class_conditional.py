@@ -20,6 +20,8 @@ from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.networks import ACTIVATIONS, MLP, linear
 from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_sample_arguments
 from ddvi_fast.posteriors.diffusion import Diffusion
+from ddvi_fast.posteriors.informed import Target
+from ddvi_fast.precision import as_float32
 from ddvi_fast.priors import Prior
 from ddvi_fast.priors.partitions import require_partitions
 from ddvi_fast.rng import Draws
@@ -168,9 +170,13 @@ class ClassConditional(Posterior):
             the classes, which differ by their frame and context; a `ClassDiffusion` has a chain for each class.
         prior: Prior of the latents.
         trunk: Network called as `trunk(x, draws)`, whose output the classifier and the family take in place of x. Default: None.
+        informed: Whether q(c | x) sees the model (bool, default False): its logits are those of the classifier plus a learned factor times
+            `log p(x, mean_c | c) + sum_i log sigma_ci`, the log-density at the mean of the encoder's frame of each class and the volume of the
+            frame, which is log p(x, c) by the Laplace approximation. No gradient passes through it. It costs a pass of the decoder for each
+            class, and needs the encoder's frame and `inform`.
 
     Raises:
-        InputError: If the prior has no classes, or if the family has the coordinates of another prior.
+        InputError: If the prior has no classes, if the family has the coordinates of another prior, or if it has no frame to be informed in.
 
     Example:
         >>> from ddvi_fast import networks, priors
@@ -184,13 +190,17 @@ class ClassConditional(Posterior):
     """
 
     @_checks.typed
-    def __init__(self, classifier: nn.Module, family: Posterior, prior: Prior, trunk: nn.Module | None = None) -> None:
+    def __init__(self, classifier: nn.Module, family: Posterior, prior: Prior, trunk: nn.Module | None = None, informed: bool = False) -> None:
         super().__init__()
         self.num_classes = require_partitions(prior)
         _checks.require(not family.pushes or family.prior is prior, "prior", "that of the family's coordinates", prior)
         self.trunk, self.classifier, self.family, self.prior, self.latent_dim = trunk, classifier, family, prior, prior.dim
         self.coordinates, self.pushes, self.recordable = family.coordinates, family.pushes, family.recordable
         self.why_no_density = family.why_no_density
+        framed = isinstance(family, Diffusion) and family.whitens
+        _checks.require(framed or not informed, "informed", "false without a chain in the encoder's frame", informed)
+        self.score_gain = nn.Parameter(torch.full((), _FIRST_GAIN, **as_float32)) if informed else None
+        self._target: Target | None = None
 
     @property
     def has_density(self) -> bool:
@@ -203,7 +213,8 @@ class ClassConditional(Posterior):
     def encode(self, x: Tensor, draws: Draws | None = None) -> ClassEncoded:
         """Return log q(c | x) [N, C] and the output of the family's encoders for every class."""
         features = self.features(x, draws)
-        return ClassEncoded(self._log_class_probs(features, draws), self._encode_family(x, features, draws))
+        family = self._encode_family(x, features, draws)
+        return ClassEncoded(self._log_class_probs(x, features, family, draws), family)
 
     def _encode_family(self, x: Tensor, features: Tensor, draws: Draws | None) -> Any:
         """The output of the family's encoders for the features of data `x` and every class."""
@@ -217,18 +228,37 @@ class ClassConditional(Posterior):
         return self.family.with_frame(of_class(encoded.family, labels))
 
     def inform(self, target: LatentVariableModel) -> ClassConditional:
-        """Give the model to the informed steps of the family, see `Diffusion.inform`; returns the posterior."""
+        """Give the model to q(c | x) and to the informed steps of the family, see `Diffusion.inform`; returns the posterior."""
         _checks.require(isinstance(self.family, Diffusion), "posterior", "one with a chain, for informed steps", type(self.family).__name__)
-        self.family.inform(target)
+        if self.score_gain is not None:
+            self._target = Target(target, self.family.prior if self.pushes else None)
+        if self.family.sees_model or self.score_gain is None:
+            self.family.inform(target)
         return self
 
     def log_class_probs(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """Compute log q(c | x) [N, C] of data `x` [N, ...]; `draws` are used for dropout in training mode."""
-        return self._log_class_probs(self.features(x, draws), draws)
+        features = self.features(x, draws)
+        family = None if self.score_gain is None else self._encode_family(x, features, draws)
+        return self._log_class_probs(x, features, family, draws)
 
-    def _log_class_probs(self, features: Tensor, draws: Draws | None) -> Tensor:
+    def _log_class_probs(self, x: Tensor, features: Tensor, family: Any, draws: Draws | None) -> Tensor:
         draws = draws.lane("classifier") if self.training and draws is not None else None
-        return torch.log_softmax(self.classifier(features, draws), -1)
+        logits = self.classifier(features, draws)
+        if self.score_gain is not None:
+            scores = ClassConditional._scores  # a decorator would load the compiler when the class is made
+            scored = torch.compiler.disable(scores) if torch.compiler.is_compiling() else scores
+            logits = logits + self.score_gain * scored(self, x, family)
+        return torch.log_softmax(logits, -1)
+
+    @torch.no_grad()
+    def _scores(self, x: Tensor, family: Encoded) -> Tensor:
+        """The part of the logits [N, C] that the model gives, for data `x` [N, ...] and the frames of all classes; the best class has 0."""
+        if self._target is None:
+            _checks.fail("target", "the model that q(c | x) sees", None, "call posterior.inform(model)")
+        classes = torch.arange(self.num_classes, device=family.mean.device).unsqueeze(1).expand(family.mean.shape[:-1])
+        scores = self._target.values(x, family.mean, classes) + 0.5 * family.log_var.sum(-1)
+        return (scores - scores.amax(0)).mT
 
     def sample_classes(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
         """Draw samples of `q(z | x, c)` for every class.
@@ -347,6 +377,7 @@ def chosen_rows(parts: Sequence[Tensor], labels: Tensor) -> Sequence[Tensor]:
 
 
 _MOST_PARTS = 3  # that the kernel takes
+_FIRST_GAIN = 0.1  # first factor of the model's part of the logits of q(c | x)
 
 
 def _plain_chosen(labels: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:

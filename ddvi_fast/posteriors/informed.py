@@ -60,6 +60,12 @@ class Target:
             return self.model.log_likelihood(x, u) + self.model.prior.log_prob(u, labels)
         return self.model.log_joint(x, u)
 
+    @torch.no_grad()
+    def values(self, x: Tensor, u: Tensor, labels: Tensor | None) -> Tensor:
+        """Compute `log_density` as a constant, with the model in evaluation mode."""
+        with _constant(self.model):
+            return self.log_density(x, u, labels)
+
     def at(self, x: Tensor, labels: Tensor | None) -> Callable[[Tensor], Tensor]:
         """Prepare the gradient of `log_density` for data `x` [N, ...] and classes `labels` that broadcast to [.., N].
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ddvi_fast import _checks
 from ddvi_fast.data import Dataset
+from ddvi_fast.posteriors.class_conditional import ClassConditional
 from ddvi_fast.recipes.builder import IMPLICIT, Builder
 from ddvi_fast.recipes.class_posterior import posterior_of
 from ddvi_fast.recipes.classes import build_with_classes
@@ -88,7 +89,10 @@ def build(options: Options, dataset: Dataset) -> Experiment:
     staged = options.method.name != "diff_vae" or recipe.staged
     _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", options.recipe.name)
     experiment = recipe.build(Builder(options, dataset))
-    if options.method.posterior == "diffusion" and (options.method.chain.informed_steps or options.method.chain.frame_updates):
+    chain = options.method.chain
+    classed = not chain.informed_classes or isinstance(experiment.posterior, ClassConditional)
+    _checks.require(classed, "method.chain.informed_classes", "false without a drawn class", True)
+    if options.method.posterior == "diffusion" and (chain.informed_steps or chain.frame_updates or chain.informed_classes):
         experiment.posterior.inform(experiment.model)
     return experiment.to(dataset.device)
 

@@ -71,7 +71,7 @@ def _assembled(builder: Builder, prior: Prior, classifier: nn.Module, make: Make
     family = placed.family.build(placed, partial(heads, place="encoder"), partial(heads, place="context"), None)
     if builder.options.recipe.match_prior:
         _match_classes(placed, family, prior, trunk)
-    return ClassConditional(classifier, family, prior, trunk)
+    return ClassConditional(classifier, family, prior, trunk, builder.options.method.chain.informed_classes)
 
 
 @torch.no_grad()
