@@ -102,10 +102,16 @@ def ratios(values: Sequence[float]) -> str:
 # Results
 
 
-def digits() -> Table:
-    """The digits table with short names of methods and priors."""
-    (table,) = tables("digits/table.md")
+def digits(name: str = "digits/table.md") -> Table:
+    """A digits table with short names of methods and priors."""
+    (table,) = tables(name)
     return Table(table.headings, tuple((_prior(row[0]), _SHORT.get(row[1], row[1]), *row[2:]) for row in table.rows))
+
+
+def digits_with_classes() -> Table:
+    """The digits table of the diffusion whose classes see the model too, which was made later."""
+    table = digits("digits-informed-classes/table.md")
+    return Table(table.headings, tuple((row[0], f"{row[1]}, with classes", *row[2:]) for row in table.rows))
 
 
 def _prior(name: str) -> str:
@@ -113,13 +119,22 @@ def _prior(name: str) -> str:
 
 
 def digits_summary() -> str:
-    """Evidence and ELBO of every method under the three priors."""
-    table = digits()
+    """Evidence and ELBO of every method under the three priors, the best of each bold."""
+    table = Table(digits().headings, (*digits().rows, *digits_with_classes().rows))
     names = list(dict.fromkeys(row[0] for row in table.rows))
     methods = list(dict.fromkeys(row[1] for row in table.rows))
     headings = ["posterior", *(f"evidence, {name}" for name in names), *(f"ELBO, {name}" for name in names)]
-    rows = [[method, *(table.cell(metric, prior=name, method=method) for metric in ("evidence", "ELBO") for name in names)] for method in methods]
-    return _markdown.table(headings, rows, "lr")
+    columns = [
+        _best([table.cell(metric, prior=name, method=method) for method in methods]) for metric in ("evidence", "ELBO") for name in names
+    ]  # fmt: skip
+    return _markdown.table(headings, list(zip(methods, *columns, strict=True)), "lr")
+
+
+def _best(cells: Sequence[str]) -> list[str]:
+    """Cells of a column of which more is better, with the best of them bold."""
+    plain = [cell.strip("*") for cell in cells]
+    most = max(number(cell) for cell in plain if cell != "-")
+    return [f"**{cell}**" if cell != "-" and number(cell) == most else cell for cell in plain]
 
 
 def digits_cost() -> str:
@@ -279,6 +294,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "digits-summary": digits_summary,
     "digits-cost": digits_cost,
     "digits": lambda: digits().markdown(),
+    "digits-with-classes": lambda: digits_with_classes().markdown(),
     "digits-coordinates": digits_coordinates,
     "gaussian-or-diffusion": gaussian_or_diffusion,
     "digits-two": study("digits_posteriors.md"),
