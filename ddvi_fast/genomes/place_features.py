@@ -38,8 +38,9 @@ def least_squares(reference: Reference, summary: Summary, count: int) -> tuple[T
     inverse = torch.linalg.inv(summary.normal[:, :count, :count] + _RIDGE * unit)
     place = (inverse @ summary.products[:, :count, None])[:, :2, 0] / reference.unit
     reading = torch.where(summary.haploid, reference.reading, 0.0).double()[:, None, None]
-    error = (reference.noise * (inverse - unit) + reading * inverse)[:, :2, :2] / reference.unit**2
-    return place, error
+    unexplained, vectors = torch.linalg.eigh((inverse - unit)[:, :2, :2])  # not below 0, but for rounding and the ridge
+    unexplained = (vectors * unexplained.clamp(min=0).unsqueeze(1)) @ vectors.mT
+    return place, (reference.noise * unexplained + reading * inverse[:, :2, :2]) / reference.unit**2
 
 
 def predicted(reference: Reference, summary: Summary) -> tuple[Tensor, Tensor]:

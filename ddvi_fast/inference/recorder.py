@@ -73,7 +73,7 @@ class Recorder:
         if self.folder is None:
             return
         made = {part: value.detach().cpu() for part, value in make().items()}
-        for part, value in self.kept(name, lambda: made).items():
+        for part, value in sorted(self.kept(name, lambda: made).items()):
             found = made.get(part)
             hint = "another model, or one with random numbers of its own"
             _checks.require(_alike(found, value), "checkpoint", f"a model with the {part} of the earlier call", "others", hint)

@@ -1,5 +1,6 @@
 """Tests of places given the variants that were called: against Gaussian conditionals, closed forms, quadrature, and the truth of simulations."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -101,6 +102,7 @@ def test_least_squares_has_the_error_that_it_states():
     place, error = least_squares(reference, everything, 3)
     torch.testing.assert_close(place, (values[:4] @ loadings)[:, :2] / reference.unit, rtol=1e-5, atol=1e-5)
     assert float(error.abs().max()) < 1e-5
+    assert features(dataclasses.replace(reference, unit=0.01), everything).x.isfinite().all()  # rounding makes no variance negative
 
 
 def test_a_person_without_calls_has_the_places_of_the_clusters():
