@@ -44,8 +44,7 @@ class Interrupted(Exception):
 
 
 @pytest.fixture(autouse=True)
-def short_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddvi_fast.inference.start.STEPS", 30)
+def one_attempt(quick_start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddvi_fast.inference.start._ATTEMPTS", 1)
 
 
