@@ -75,7 +75,7 @@ def sampler(posterior: Posterior, example: Tensor, *, num_samples: int = 1) -> t
         number, called = max((getattr(part, name, 0) for part in posterior.modules()), default=0), name.replace("_", " ")
         hint = "its samples need gradients of the model"
         _checks.require(number == 0, "posterior", f"one without {called}, for export", f"{number} {called}", hint)
-    informed = any(getattr(part, "score_gain", None) is not None for part in posterior.modules())
+    informed = any(getattr(part, "informed", None) is not None for part in posterior.modules())
     _checks.require(not informed, "posterior", "one whose q(c | x) does not see the model, for export", "informed classes")
     position, wrapped = Draws(0).state(example.device), Sampler(posterior, num_samples)
     with evaluation(wrapped), torch.no_grad(), use_backend("reference"):

@@ -6,7 +6,7 @@ Any family can be `q(z | x, c)`: its encoders return one row for each class and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,14 +17,17 @@ from ddvi_fast._operator import Part
 from ddvi_fast.denoisers import ResidualMLP, StepView
 from ddvi_fast.dense import on_device
 from ddvi_fast.models import LatentVariableModel
-from ddvi_fast.networks import ACTIVATIONS, MLP, linear
+from ddvi_fast.networks import ACTIVATIONS, MLP, evaluation, linear
 from ddvi_fast.posteriors.base import Encoded, Posterior, PosteriorSample, check_sample_arguments
+from ddvi_fast.posteriors.class_factors import best_factors
 from ddvi_fast.posteriors.diffusion import Diffusion
 from ddvi_fast.posteriors.informed import Target
 from ddvi_fast.precision import as_float32
 from ddvi_fast.priors import Prior
 from ddvi_fast.priors.partitions import require_partitions
 from ddvi_fast.rng import Draws
+
+INFORMED = ("trained", "fitted")  # ways in which q(c | x) sees the model
 
 
 class PerClass(nn.Module):
@@ -170,10 +173,11 @@ class ClassConditional(Posterior):
             the classes, which differ by their frame and context; a `ClassDiffusion` has a chain for each class.
         prior: Prior of the latents.
         trunk: Network called as `trunk(x, draws)`, whose output the classifier and the family take in place of x. Default: None.
-        informed: Whether q(c | x) sees the model (bool, default False): its logits are those of the classifier plus a learned factor times
-            `log p(x, mean_c | c) + sum_i log sigma_ci`, the log-density at the mean of the encoder's frame of each class and the volume of the
-            frame, which is log p(x, c) by the Laplace approximation. No gradient passes through it. It costs a pass of the decoder for each
-            class, and needs the encoder's frame and `inform`.
+        informed: How q(c | x) sees the model (default ``None``: not at all). Its logits are then `a h_c(x) + b s_c(x)`, with the classifier's `h` and
+            `s_c = log p(x, mean_c | c) + log det S_c`, the log-density at the mean of the frame of each class and the volume of the frame, which
+            is log p(x, c) by the Laplace approximation. ``"trained"``: a = 1, and b is trained with the classifier from 0.1. ``"fitted"``: a = 1
+            and b = 0 in training mode, and both are set by `fit_factors` afterwards. No gradient passes through `s`, which costs the updates of
+            the frame and a pass of the decoder for each class. Needs the encoder's frame and `inform`.
 
     Raises:
         InputError: If the prior has no classes, if the family has the coordinates of another prior, or if it has no frame to be informed in.
@@ -190,7 +194,7 @@ class ClassConditional(Posterior):
     """
 
     @_checks.typed
-    def __init__(self, classifier: nn.Module, family: Posterior, prior: Prior, trunk: nn.Module | None = None, informed: bool = False) -> None:
+    def __init__(self, classifier: nn.Module, family: Posterior, prior: Prior, trunk: nn.Module | None = None, informed: str | None = None) -> None:
         super().__init__()
         self.num_classes = require_partitions(prior)
         _checks.require(not family.pushes or family.prior is prior, "prior", "that of the family's coordinates", prior)
@@ -198,8 +202,10 @@ class ClassConditional(Posterior):
         self.coordinates, self.pushes, self.recordable = family.coordinates, family.pushes, family.recordable
         self.why_no_density = family.why_no_density
         framed = isinstance(family, Diffusion) and family.whitens
-        _checks.require(framed or not informed, "informed", "false without a chain in the encoder's frame", informed)
-        self.score_gain = nn.Parameter(torch.full((), _FIRST_GAIN, **as_float32)) if informed else None
+        _checks.require(framed or informed is None, "informed", "None without a chain in the encoder's frame", informed)
+        self.informed = None if informed is None else _checks.choice(informed, INFORMED, "informed")
+        self.score_gain = nn.Parameter(torch.full((), _FIRST_GAIN, **as_float32)) if informed == "trained" else None
+        self.register_buffer("class_factors", torch.tensor((1.0, 0.0), **as_float32) if informed == "fitted" else None)
         self._target: Target | None = None
 
     @property
@@ -230,25 +236,31 @@ class ClassConditional(Posterior):
     def inform(self, target: LatentVariableModel) -> ClassConditional:
         """Give the model to q(c | x) and to the informed steps of the family, see `Diffusion.inform`; returns the posterior."""
         _checks.require(isinstance(self.family, Diffusion), "posterior", "one with a chain, for informed steps", type(self.family).__name__)
-        if self.score_gain is not None:
+        if self.informed is not None:
             self._target = Target(target, self.family.prior if self.pushes else None)
-        if self.family.sees_model or self.score_gain is None:
+        if self.family.sees_model or self.informed is None:
             self.family.inform(target)
         return self
 
     def log_class_probs(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """Compute log q(c | x) [N, C] of data `x` [N, ...]; `draws` are used for dropout in training mode."""
         features = self.features(x, draws)
-        family = None if self.score_gain is None else self._encode_family(x, features, draws)
+        family = None if self._factors() is None else self._encode_family(x, features, draws)
         return self._log_class_probs(x, features, family, draws)
+
+    def _factors(self) -> tuple[Tensor | float, Tensor] | None:
+        """Factors of the classifier and of the model in the logits of q(c | x), or None where it does not see the model."""
+        if self.score_gain is not None:
+            return 1.0, self.score_gain
+        return None if self.class_factors is None or self.training else (self.class_factors[0], self.class_factors[1])
 
     def _log_class_probs(self, x: Tensor, features: Tensor, family: Any, draws: Draws | None) -> Tensor:
         draws = draws.lane("classifier") if self.training and draws is not None else None
-        logits = self.classifier(features, draws)
-        if self.score_gain is not None:
+        logits, factors = self.classifier(features, draws), self._factors()
+        if factors is not None:
             scores = ClassConditional._scores  # a decorator would load the compiler when the class is made
             scored = torch.compiler.disable(scores) if torch.compiler.is_compiling() else scores
-            logits = logits + self.score_gain * scored(self, x, family)
+            logits = factors[0] * logits + factors[1] * scored(self, x, family)
         return torch.log_softmax(logits, -1)
 
     @torch.no_grad()
@@ -257,8 +269,44 @@ class ClassConditional(Posterior):
         if self._target is None:
             _checks.fail("target", "the model that q(c | x) sees", None, "call posterior.inform(model)")
         classes = torch.arange(self.num_classes, device=family.mean.device).unsqueeze(1).expand(family.mean.shape[:-1])
-        scores = self._target.values(x, family.mean, classes) + 0.5 * family.log_var.sum(-1)
+        framed = self.family.with_frame(family)
+        centre = self.family.unwhitened(framed, torch.zeros_like(family.mean))
+        scores = self._target.values(x, centre, classes) + self.family.log_scale(framed)
         return (scores - scores.amax(0)).mT
+
+    @torch.no_grad()
+    def fit_factors(self, model: LatentVariableModel, x: Tensor, num_samples: int = 8, draws: Draws | None = None) -> ClassConditional:
+        """Set the factors in the logits of a q(c | x) with ``informed="fitted"`` to those with the best bound on data, all else unchanged.
+
+        The bound of a row is `sum_c q(c | x) (L_c - log q(c | x))`, with `L_c` the bound on `log p(x, c)` of the family of class c.
+
+        Args:
+            model: Model of the bound.
+            x: Data [N, ...]; two factors need some hundred rows.
+            num_samples: Samples for each row and class, of which L_c is the mean (int, default 8).
+            draws: Position of the first row in the random stream. Default: `Draws(0)`.
+
+        Returns:
+            The posterior, which is in evaluation mode afterwards.
+
+        Raises:
+            InputError: If the factors are not to be fitted.
+        """
+        _checks.require(self.informed == "fitted", "informed", "fitted, for factors that are not trained", self.informed)
+        self.eval()
+        draws = check_sample_arguments(x, num_samples, draws, self)
+        with evaluation(model):
+            parts = [self._class_bounds(model, rows, num_samples, draws.advance(first)) for first, rows in _in_parts(x)]
+        self.class_factors.copy_(best_factors(*(torch.cat(part) for part in zip(*parts, strict=True))))
+        return self
+
+    def _class_bounds(self, model: LatentVariableModel, x: Tensor, num_samples: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """The classifier's logits, the model's scores, and bounds on log p(x, c) with some samples, each [N, C]."""
+        features = self.features(x)
+        family = self._encode_family(x, features, None)
+        sample = self.sample_classes_encoded(family, num_samples, draws)
+        bounds = (model.log_likelihood(x, sample.z) + sample.log_prior_ratio).mean(1) - math.log(self.num_classes)
+        return self.classifier(features, None), self._scores(x, family), bounds.mT
 
     def sample_classes(self, x: Tensor, num_samples: int = 1, draws: Draws | None = None) -> PosteriorSample:
         """Draw samples of `q(z | x, c)` for every class.
@@ -338,6 +386,11 @@ class ClassConditional(Posterior):
         return sample._replace(log_prior_ratio=self.prior.log_prob(sample.z, labels) + sample.log_ratio)
 
 
+def _in_parts(x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Pairs of the first row and the rows of the parts of data `x` [N, ...]."""
+    return ((first, x[first : first + _ROWS]) for first in range(0, len(x), _ROWS))
+
+
 def draw_classes(log_probs: Tensor, num_samples: int, draws: Draws) -> Tensor:
     """Draw classes [K, N] from log-probabilities [N, C], by inversion of the distribution function."""
     uniform = rng.uniform(draws, (num_samples, log_probs.shape[0], 1), rng.CLASSES, device=log_probs.device, dtype=log_probs.dtype)
@@ -377,7 +430,8 @@ def chosen_rows(parts: Sequence[Tensor], labels: Tensor) -> Sequence[Tensor]:
 
 
 _MOST_PARTS = 3  # that the kernel takes
-_FIRST_GAIN = 0.1  # first factor of the model's part of the logits of q(c | x)
+_FIRST_GAIN = 0.1  # first factor of the model, if it is trained
+_ROWS = 256  # rows of which bounds for each class are computed at a time
 
 
 def _plain_chosen(labels: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:

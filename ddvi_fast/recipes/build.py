@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ddvi_fast import _checks
 from ddvi_fast.data import Dataset
-from ddvi_fast.posteriors.class_conditional import ClassConditional
+from ddvi_fast.posteriors.class_conditional import INFORMED, ClassConditional
 from ddvi_fast.recipes.builder import IMPLICIT, Builder
 from ddvi_fast.recipes.class_posterior import posterior_of
 from ddvi_fast.recipes.classes import build_with_classes
@@ -90,8 +90,8 @@ def build(options: Options, dataset: Dataset) -> Experiment:
     _checks.require(staged, "recipe", "released, for method=diff_vae, a stage of it", options.recipe.name)
     experiment = recipe.build(Builder(options, dataset))
     chain = options.method.chain
-    classed = not chain.informed_classes or isinstance(experiment.posterior, ClassConditional)
-    _checks.require(classed, "method.chain.informed_classes", "false without a drawn class", True)
+    classed = chain.informed_classes is None or isinstance(experiment.posterior, ClassConditional)
+    _checks.require(classed, "method.chain.informed_classes", "null without a drawn class", chain.informed_classes)
     if options.method.posterior == "diffusion" and (chain.informed_steps or chain.frame_updates or chain.informed_classes):
         experiment.posterior.inform(experiment.model)
     return experiment.to(dataset.device)
@@ -115,12 +115,13 @@ def _check_method(method: MethodOptions) -> None:
     _checks.choice(method.posterior, FAMILIES, "method.posterior")
     _checks.choice(method.objective, OBJECTIVES, "method.objective")
     implicit = method.objective in IMPLICIT
-    bounded = method.objective in ("elbo", "ddvi")
+    bounded, informed = method.objective in ("elbo", "ddvi"), method.chain.informed_classes
     for fits, argument, expected, got in (
         (implicit or method.posterior != "adversarial", "method.objective", _FOR_ADVERSARIAL, method.objective),
         (method.objective != "ddvi" or method.posterior == "diffusion", "method.objective", _FOR_OTHERS, f"ddvi for {method.posterior}"),
         (implicit or method.weight is None, "method.weight", "null unless method.objective is adversarial or wae", method.weight),
         (bounded or method.beta == 1, "method.beta", "1 unless method.objective is elbo or ddvi", method.beta),
+        (informed in (None, *INFORMED), "method.chain.informed_classes", f"null or one of {', '.join(INFORMED)}", informed),
         (bounded or not method.reweighted, "method.reweighted", "false unless method.objective is elbo or ddvi", True),
         (not implicit or method.num_samples in (None, 1), "method.num_samples", f"1 with method.objective={method.objective}", method.num_samples),
     ):

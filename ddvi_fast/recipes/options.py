@@ -75,7 +75,7 @@ class ChainOptions:
     learn_variances: bool = True  # train a factor of each step variance
     informed_steps: int = 0  # last steps that see the gradient of the model at the latents they predict; only in the encoder's frame
     frame_updates: int = 0  # updates of the encoder's frame with the gradient of the model; only in the encoder's frame
-    informed_classes: bool = False  # let q(c | x) see the density of each class at the mean of its frame; for a drawn class in the encoder's frame
+    informed_classes: str | None = None  # how q(c | x) sees the density at the mean of each class's frame: trained or fitted; for a drawn class
 
 
 @dataclass

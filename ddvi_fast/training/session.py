@@ -30,6 +30,7 @@ from ddvi_fast.recipes.builder import augmentation
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.rng import Draws
 from ddvi_fast.training import turns
+from ddvi_fast.training.class_factors import fit_class_factors
 from ddvi_fast.training.engines import engine_line, make_engines
 
 EPOCHS = ("epochs", "prior_epochs", "warmup_epochs")  # lengths of a recipe
@@ -155,6 +156,7 @@ class Session:
                     self._keep_failed_step(error)
                     raise
             checkpoints.finish()
+            fit_class_factors(config, self.experiment, self.dataset)
         return started.until_now().plus(*earlier)
 
     def _checkpoints(self) -> CheckpointManager | None:

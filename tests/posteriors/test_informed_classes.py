@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy import optimize, special
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 
@@ -12,6 +14,7 @@ from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.evidence import log_evidence_quadrature
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion
+from ddvi_fast.posteriors.class_factors import best_factors
 from ddvi_fast.posteriors.class_conditional import ClassConditional
 from ddvi_fast.priors import Mixture
 from ddvi_fast.rng import Draws
@@ -21,21 +24,24 @@ _NOISE = 0.5
 COORDINATES = pytest.mark.parametrize("coordinates", ["encoder", "prior+encoder"])
 
 
-def informed(coordinates: str, name: str = "diffusion", gain: float = 0.7, **options) -> tuple[LatentVariableModel, ClassConditional]:
+FACTORS = (0.8, 0.7)
+
+
+def informed(coordinates: str, name: str = "diffusion", **options) -> tuple[LatentVariableModel, ClassConditional]:
     """A model with three classes, and a posterior whose q(c | x) sees it."""
     model = small.make_model("mixture")
     plain = small.make(name, model, coordinates, by_class=True, **options)
-    posterior = ClassConditional(plain.classifier, plain.family, model.prior, informed=True).inform(model)
-    with torch.no_grad():
-        posterior.score_gain.fill_(gain)
+    posterior = ClassConditional(plain.classifier, plain.family, model.prior, informed="fitted").inform(model).eval()
+    posterior.class_factors.copy_(torch.tensor(FACTORS))
     return model, posterior
 
 
 class Exact(nn.Module):
-    """Encoder with the mean and log-variance [C, N, 4] of the exact posterior of each class, for a decoder with orthogonal columns."""
+    """Encoder with the mean and log-variance [C, N, 4] of the exact posterior of each class, plus `off`, for orthogonal columns of a decoder."""
 
-    def __init__(self, model: LatentVariableModel, coordinates: str) -> None:
+    def __init__(self, model: LatentVariableModel, coordinates: str, off: float) -> None:
         super().__init__()
+        self.off = off
         self.prior, self.noise, self.coordinates = model.prior, _NOISE, coordinates
         self.weight, self.bias = model.decoder.layers[0].weight, model.decoder.layers[0].bias
 
@@ -46,28 +52,36 @@ class Exact(nn.Module):
         width = precision.rsqrt()
         if "prior" in self.coordinates:
             mean, width = (mean - means) / scale, width / scale
-        return torch.cat((mean, (2 * width.log()).expand_as(mean)), -1)
+        return torch.cat((mean, (2 * width.log()).expand_as(mean)), -1) + self.off
 
 
-@COORDINATES
-@torch.no_grad()
-def test_classes_are_exact_where_the_frames_are(coordinates: str) -> None:
-    """Of a mixture under a linear decoder: with exact frames and a factor of 1, q(c | x) is p(c | x)."""
+def with_frames(coordinates: str, off: float = 0.0, **options) -> tuple[LatentVariableModel, ClassConditional]:
+    """A mixture under a linear decoder, and a posterior with the exact Gaussians as frames, or `off` beside them; its classifier knows nothing."""
     decoder = networks.MLP(2, [], 3, draws=Draws(1)).requires_grad_(False)
-    decoder.layers[0].weight.copy_(torch.tensor([[0.8, 0.0], [0.0, 0.5], [0.0, 0.0]]))
+    with torch.no_grad():
+        decoder.layers[0].weight.copy_(torch.tensor([[0.8, 0.0], [0.0, 0.5], [0.0, 0.0]]))
     model = LatentVariableModel(Mixture(num_classes=3, scale=0.4, radius=1.0), decoder, likelihoods.make("gaussian", scale=_NOISE))
     pushed = {"prior": model.prior} if "prior" in coordinates else {}
     schedule = schedules.make("constant", 4, beta=0.3)
-    family = Diffusion(Exact(model, coordinates), ResidualMLP(2, 0, 4, 16), schedule, coordinates=coordinates, **pushed)
+    family = Diffusion(Exact(model, coordinates, off), ResidualMLP(2, 0, 4, 16), schedule, coordinates=coordinates, **pushed, **options)
     classifier = networks.MLP(3, [], 3)
-    for part in classifier.parameters():
-        part.zero_()
-    posterior = ClassConditional(classifier, family, model.prior, informed=True).inform(model)
-    posterior.score_gain.fill_(1.0)
+    with torch.no_grad():
+        for part in classifier.parameters():
+            part.zero_()
+    return model, ClassConditional(classifier, family, model.prior, informed="fitted").inform(model).eval()
+
+
+@COORDINATES
+@pytest.mark.parametrize(("off", "updates"), [(0.0, 0), (0.2, 3)])
+@torch.no_grad()
+def test_classes_are_exact_where_the_frames_are(coordinates: str, off: float, updates: int) -> None:
+    """With exact frames, or frames that updates make exact, and a factor of 1, q(c | x) is p(c | x)."""
+    model, posterior = with_frames(coordinates, off, frame_updates=updates)
+    posterior.class_factors.copy_(torch.tensor((1.0, 1.0)))
     x = model.simulate(50, Draws(3)).x
-    weight = decoder.layers[0].weight
+    weight, bias = (part.detach() for part in model.decoder.layers[0].parameters())
     covariance = 0.4**2 * weight @ weight.T + _NOISE**2 * torch.eye(3)
-    centres = model.prior.means @ weight.T + decoder.layers[0].bias
+    centres = model.prior.means @ weight.T + bias
     exact = torch.log_softmax(torch.stack([MultivariateNormal(centre, covariance).log_prob(x) for centre in centres], -1), -1)
     assert float(exact.exp().amax(-1).min()) < 0.9  # some rows are uncertain
     torch.testing.assert_close(posterior.log_class_probs(x), exact, rtol=1e-4, atol=1e-4)
@@ -87,10 +101,12 @@ def test_logits_against_densities_of_torch(coordinates: str, name: str) -> None:
         centre, width = (0.0, 1.0) if posterior.pushes else (model.prior.means[label], model.prior.scale)
         density = Normal(model.decoder(z), 0.9).log_prob(x).sum(-1) + Normal(centre, width).log_prob(mean).sum(-1)
         scores.append(density + 0.5 * log_var.sum(-1))
-    expected = torch.log_softmax(posterior.classifier(x) + 0.7 * torch.stack(scores, -1), -1)
+    expected = torch.log_softmax(0.8 * posterior.classifier(x) + 0.7 * torch.stack(scores, -1), -1)
     torch.testing.assert_close(encoded.log_probs, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(posterior.log_class_probs(x), encoded.log_probs)
     torch.testing.assert_close(posterior.encode(x[2:3]).log_probs, encoded.log_probs[2:3])  # no row depends on the others
+    posterior.train()
+    torch.testing.assert_close(posterior.log_class_probs(x), torch.log_softmax(posterior.classifier(x), -1))
 
 
 @COORDINATES
@@ -106,22 +122,33 @@ def test_bounds_stay_below_the_evidence_and_weights_average_to_it(coordinates: s
     assert ((share.mean(0) - 1).abs() < 4 * share.std(0) / len(share) ** 0.5).all()
 
 
+def trained(coordinates: str, gain: float) -> tuple[LatentVariableModel, ClassConditional]:
+    """A posterior whose factor of the model is trained."""
+    model = small.make_model("mixture")
+    plain = small.make("diffusion", model, coordinates, by_class=True)
+    posterior = ClassConditional(plain.classifier, plain.family, model.prior, informed="trained").inform(model)
+    with torch.no_grad():
+        posterior.score_gain.fill_(gain)
+    return model, posterior
+
+
 def test_only_the_classifier_and_the_factor_take_gradients() -> None:
-    model, posterior = informed("prior+encoder")
+    model, posterior = trained("prior+encoder", 0.7)
     x = model.simulate(6, Draws(5)).x
     weight = rng.normal(Draws(1), (6, 3), rng.NOISE)
     (weight * posterior.log_class_probs(x)).sum().backward()
     probs = posterior.log_class_probs(x).exp().detach()
     scores = posterior._scores(x, posterior.encode(x).family)
+    torch.testing.assert_close(posterior.log_class_probs(x), torch.log_softmax(posterior.classifier(x) + 0.7 * scores, -1))
     expected = (weight * (scores - (probs * scores).sum(-1, keepdim=True))).sum()
     torch.testing.assert_close(posterior.score_gain.grad, expected)
     assert all(part.grad is None for part in (*posterior.family.parameters(), *model.parameters()))
     assert all(part.grad is not None for part in posterior.classifier.parameters())
 
 
-def test_the_factor_is_learned_through_the_bound() -> None:
+def test_the_factor_is_trained_through_the_bound() -> None:
     """Where the classifier knows nothing, the bound raises the model's part of the logits."""
-    model, posterior = informed("prior+encoder", gain=0.1)
+    model, posterior = trained("prior+encoder", 0.1)
     x = model.simulate(256, Draws(5)).x
     optimizer, objective = torch.optim.Adam([posterior.score_gain], 0.02), objectives.ELBO(model, posterior, num_samples=4)
     for step in range(60):
@@ -129,6 +156,46 @@ def test_the_factor_is_learned_through_the_bound() -> None:
         objective(x, draws=Draws(step)).backward()
         optimizer.step()
     assert 0.4 < float(posterior.score_gain.detach()) < 1.6
+
+
+@COORDINATES
+def test_factors_of_exact_frames_are_exact(coordinates: str) -> None:
+    """Where the scores are log p(x, c) and the classifier knows nothing, the best factor of the model is 1."""
+    model, posterior = with_frames(coordinates)
+    x = model.simulate(200, Draws(5)).x
+    assert posterior.fit_factors(model, x, draws=Draws(2)).class_factors[1].item() == pytest.approx(1, abs=0.02)  # the bounds have noise
+
+
+@torch.no_grad()
+def test_factors_raise_the_bound() -> None:
+    model, posterior = informed("prior+encoder")
+    x = model.simulate(300, Draws(5)).x
+    bounds = {}
+    for name, factors in (("classifier", (1.0, 0.0)), ("both", FACTORS)):
+        posterior.class_factors.copy_(torch.tensor(factors))
+        bounds[name] = posterior.log_weights(model, x, 50, Draws(3)).mean()
+    posterior.fit_factors(model, x, num_samples=50, draws=Draws(2))
+    fitted = posterior.log_weights(model, x, 50, Draws(3)).mean()
+    assert fitted > max(bounds.values())
+    again = posterior.class_factors.clone()
+    assert torch.equal(posterior.fit_factors(model, x, num_samples=50, draws=Draws(2)).class_factors, again)
+
+
+@pytest.mark.parametrize("scale", [1.0, 200.0])
+def test_best_factors_against_scipy(scale: float) -> None:
+    """On scores that differ by a few nats, or by hundreds."""
+    bounds = 2 * rng.normal(Draws(1), (100, 4), rng.NOISE).double()
+    logits, scores = ((bounds + rng.normal(Draws(seed), (100, 4), rng.NOISE)).numpy() for seed in (2, 3))
+    scores = scale * scores
+
+    def loss(factors: list[float]) -> float:
+        logs = special.log_softmax(factors[0] * logits + factors[1] * scores, axis=-1)
+        return float(-(np.exp(logs) * (bounds.numpy() - logs)).sum(-1).mean())
+
+    best = best_factors(*(torch.as_tensor(part) for part in (logits, scores, bounds)))
+    found = min((optimize.minimize(loss, first, method="Nelder-Mead") for first in ((1, 0), (0, 1 / scale), best.tolist())), key=lambda one: one.fun)
+    assert loss(best.tolist()) <= found.fun + 1e-6
+    assert loss(best.tolist()) < loss([1.0, 0.0])
 
 
 @pytest.mark.slow
@@ -142,10 +209,14 @@ def test_what_cannot_see_the_model_is_refused() -> None:
     model = small.make_model("mixture")
     for name, coordinates in (("gaussian", "prior+encoder"), ("diffusion", "prior")):
         plain = small.make(name, model, coordinates, by_class=True)
-        with pytest.raises(InputError, match=r"^informed: expected false without a chain in the encoder's frame, got True"):
-            ClassConditional(plain.classifier, plain.family, model.prior, informed=True)
+        with pytest.raises(InputError, match=r"^informed: expected None without a chain in the encoder's frame, got 'fitted'"):
+            ClassConditional(plain.classifier, plain.family, model.prior, informed="fitted")
     plain = small.make("diffusion", model, "prior+encoder", by_class=True)
     with pytest.raises(InputError, match=r"^target: expected the model that q\(c \| x\) sees, got None"):
-        ClassConditional(plain.classifier, plain.family, model.prior, informed=True).sample(torch.zeros(2, 3))
+        ClassConditional(plain.classifier, plain.family, model.prior, informed="fitted").eval().sample(torch.zeros(2, 3))
+    with pytest.raises(InputError, match=r"^informed: expected fitted, for factors that are not trained, got 'trained'"):
+        trained("prior+encoder", 0.7)[1].fit_factors(model, torch.zeros(3, 3))
+    with pytest.raises(InputError, match=r"^informed: expected one of trained, fitted, got 'always'"):
+        ClassConditional(plain.classifier, plain.family, model.prior, informed="always")
     with pytest.raises(InputError, match=r"^posterior: expected one whose q\(c \| x\) does not see the model, for export"):
         export.sampler(informed("prior+encoder")[1], torch.zeros(3, 3))
