@@ -14,8 +14,8 @@ from ddvi_fast.denoisers import ResidualMLP
 from ddvi_fast.evidence import log_evidence_quadrature
 from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Diffusion
-from ddvi_fast.posteriors.class_factors import best_factors
 from ddvi_fast.posteriors.class_conditional import ClassConditional
+from ddvi_fast.posteriors.class_factors import best_factors
 from ddvi_fast.priors import Mixture
 from ddvi_fast.rng import Draws
 from tests.posteriors import coordinates as small
