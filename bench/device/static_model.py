@@ -51,6 +51,8 @@ _GROUPS = (
     ("BRA NOP BAR EXIT WARPGROUP DEPBAR LDGDEPBAR BSSY BSYNC WARPSYNC RET CALL YIELD NANOSLEEP", (None, 0, 0)),
 )
 _TIMINGS = {name: timing for names, timing in _GROUPS for name in names.split()}
+_SHARED, _OWN = ("lsu", "l2"), ("fma", "fp64", "xu", "alu", "uniform", "tensor")  # pipes of all schedulers together, and of each of them
+_L2 = _SHARED.index("l2")
 _HMMA = {"16816": 8, "1688": 4, "1684": 4}  # cycles of mma.sync by its shape; twice as many for 1688 of tf32
 
 
@@ -130,7 +132,8 @@ class _Step(NamedTuple):
     pending: int  # groups of asynchronous copies that may still be under way
     traffic: int  # bytes of a warp's global access
     name: str  # of the instruction
-    pipes: tuple[object, ...]  # the pipe of each scheduler, all of them None without one
+    pipes: tuple[int | None, ...]  # the place of each scheduler's pipe, all of them None without one
+    stall: int  # cycles until the warp's next instruction
     ahead: int  # cycles before the pipe is free at which the instruction can be issued
 
 
@@ -141,10 +144,18 @@ def _steps(program: Program, turns: Sequence[int]) -> list[_Step]:
         waits = tuple(board for board in range(6) if each.wait >> board & 1)
         traffic = 32 * each.width if each.name in ("LDG", "LDGSTS", "STG") else 0
         taken = timing(each)
-        pipes = tuple(taken.pipe if taken.pipe in (None, "lsu") else (taken.pipe, scheduler) for scheduler in range(SCHEDULERS))
+        pipes = tuple(_place(taken.pipe, scheduler) for scheduler in range(SCHEDULERS))
         ahead = QUEUE if each.name == "HGMMA" else 0
-        found.append(_Step(each, taken, _jump(program, place), ends.get(place, 0), waits, _pending(each), traffic, each.name, pipes, ahead))
+        turned, stall = ends.get(place, 0), max(1, each.stall)
+        found.append(_Step(each, taken, _jump(program, place), turned, waits, _pending(each), traffic, each.name, pipes, stall, ahead))
     return found
+
+
+def _place(pipe: str | None, scheduler: int) -> int | None:
+    """The place of a scheduler's pipe among all of them; those that the schedulers share come first."""
+    if pipe is None or pipe in _SHARED:
+        return None if pipe is None else _SHARED.index(pipe)
+    return len(_SHARED) + SCHEDULERS * _OWN.index(pipe) + scheduler
 
 
 def _pending(instruction: Instruction) -> int:
@@ -170,7 +181,7 @@ def _jump(program: Program, place: int) -> int | None:
     return goal if before.name == "BRA" and not before.predicate and not past else None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Warp:
     number: int
     scheduler: int
@@ -197,7 +208,7 @@ class Multiprocessor:
 
     def __init__(self, kernel: Kernel, programs: int, turns: Sequence[int], memory: str, share: float) -> None:
         self.steps, self.warps, self.latency, self.share = _steps(kernel.program, turns), kernel.warps, MEMORY[memory], share
-        self.free: dict[object, float] = defaultdict(float)  # when each pipe is free
+        self.free = [0.0] * (len(_SHARED) + SCHEDULERS * len(_OWN))  # when each pipe is free
         self.next_issue = [0.0] * SCHEDULERS
         self.busy: dict[str, float] = defaultdict(float)  # cycles of each pipe
         self.issued, self.cycles = 0, 0.0
@@ -211,28 +222,32 @@ class Multiprocessor:
         """Issue instructions until every warp has ended."""
         queue = self.queue
         while queue:
-            _, number, warp = heapq.heappop(queue)
+            known, number, warp = queue[0]
             time = self._earliest(warp)
-            if queue and (time, number) > queue[0][:2]:
-                heapq.heappush(queue, (time, number, warp))
+            if time > known:  # others may come before it
+                heapq.heapreplace(queue, (time, number, warp))
                 continue
+            heapq.heappop(queue)
             self.cycles = time
             self._issue(warp, time)
         return self
 
     def _earliest(self, warp: _Warp) -> float:
-        """The first time at which the warp's next instruction can be issued, as far as is known now."""
-        step = self.steps[warp.place]
-        pipe, times = step.pipes[warp.scheduler], [warp.ready, self.next_issue[warp.scheduler]]
+        """The first time at which the warp's next instruction can be issued, as far as is known now; it never becomes earlier."""
+        # Comparisons in place of calls of `max`: this runs millions of times.
+        step, scheduler, time = self.steps[warp.place], warp.scheduler, warp.ready
+        if self.next_issue[scheduler] > time:
+            time = self.next_issue[scheduler]
         for board in step.waits:
-            times.append(warp.boards[board])
+            if warp.boards[board] > time:
+                time = warp.boards[board]
+        pipe = step.pipes[scheduler]
         if pipe is not None:
-            times.append(self.free[pipe] - step.ahead)
-        elif step.name == "WARPGROUP" and "DEPBAR" in step.instruction.opcode:
-            times.append(warp.products)
-        elif step.name == "DEPBAR":
-            times += warp.groups[: len(warp.groups) - step.pending]
-        return max(times)
+            free = self.free[pipe] - step.ahead
+            return free if free > time else time
+        if step.name == "WARPGROUP" and "DEPBAR" in step.instruction.opcode:
+            return max(time, warp.products)
+        return max((time, *warp.groups[: len(warp.groups) - step.pending])) if step.name == "DEPBAR" else time
 
     def _issue(self, warp: _Warp, time: float) -> None:
         step = self.steps[warp.place]
@@ -241,7 +256,7 @@ class Multiprocessor:
             self.trace.append((time, warp.place))
         self.issued += 1
         self.next_issue[warp.scheduler] = time + 1
-        warp.ready = time + max(1, each.stall)
+        warp.ready = time + step.stall
         if step.timing.pipe is not None:
             self._occupy(step, warp, time)
         elif each.write != NO_SCOREBOARD:
@@ -261,24 +276,24 @@ class Multiprocessor:
     def _occupy(self, step: _Step, warp: _Warp, time: float) -> None:
         """Take the pipe, and set the scoreboards."""
         each, (pipe, cycles, latency), key = step.instruction, step.timing, step.pipes[warp.scheduler]
-        assert pipe is not None
-        start = max(time, self.free[key])
-        self.free[key] = start + cycles
+        assert pipe is not None and key is not None
+        start = self.free[key] if self.free[key] > time else time
+        self.free[key] = end = start + cycles
         self.busy[pipe] += cycles
         if step.name == "HGMMA":
-            warp.products = max(warp.products, self.free[key] + (latency or 0))
+            warp.products = max(warp.products, end + (latency or 0))
             return
         if step.traffic:
-            self.free["l2"] = max(time, self.free["l2"]) + step.traffic / self.share
+            self.free[_L2] = max(time, self.free[_L2]) + step.traffic / self.share
             self.busy["l2"] += step.traffic / self.share
         if latency is None:
-            latency = self.latency + self.free["l2"] - time
+            latency = self.latency + self.free[_L2] - time
             if step.name == "LDGSTS":
                 warp.copies = max(warp.copies, time + latency)
         if each.write != NO_SCOREBOARD:
-            warp.boards[each.write] = max(warp.boards[each.write], start + cycles + latency)
+            warp.boards[each.write] = max(warp.boards[each.write], end + latency)
         if each.read != NO_SCOREBOARD:
-            warp.boards[each.read] = max(warp.boards[each.read], start + cycles + OPERAND_READ)
+            warp.boards[each.read] = max(warp.boards[each.read], end + OPERAND_READ)
 
     def _release(self, program: int, time: float) -> None:
         """Let the warps of a barrier go if all of the program's warps are there."""
