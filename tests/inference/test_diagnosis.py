@@ -53,7 +53,6 @@ def test_the_table_is_readable(found: Diagnosis) -> None:
     assert repr(found) == text and max(map(len, text.splitlines())) < 150
 
 
-@pytest.mark.usefixtures("short_start")
 def test_a_posterior_of_one_data_set_has_its_weights_and_its_boundary() -> None:
     # The data say that z is at the end of its interval.
     model = Model(log_joint=lambda x, z: Uniform(0, 1, validate_args=False).log_prob(z["share"]) - 200 * (1 - z["share"]))

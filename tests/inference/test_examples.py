@@ -91,7 +91,7 @@ def test_the_regression_comes_near_its_chain() -> None:
 
 def test_the_mixture_lies_around_its_data(shared_data) -> None:
     data = shared_data("posteriors/observations.json").parents[1]
-    posterior = gaussian_mixture.fit(training=Training(steps=700, batch_size=256), architecture=SMALL)
+    posterior = gaussian_mixture.fit(training=Training(steps=400, batch_size=256), architecture=SMALL)
     x = references.observation(data, "gaussian_mixture", 3)
     draws, reference = posterior.sample(4000, x), references.simulator_draws(data, "gaussian_mixture", 3)
 
@@ -102,7 +102,7 @@ def test_the_mixture_lies_around_its_data(shared_data) -> None:
 
 def test_the_moons_are_two_and_thin(shared_data) -> None:
     data = shared_data("posteriors/observations.json").parents[1]
-    posterior = two_moons.fit(training=Training(steps=700, batch_size=256), architecture=SMALL)
+    posterior = two_moons.fit(training=Training(steps=400, batch_size=256), architecture=SMALL)
     x = references.observation(data, "two_moons", 3)
     draws = posterior.sample(4000, x)
     assert 0.3 < float((draws.sum(1) > 0).float().mean()) < 0.7

@@ -61,7 +61,7 @@ def test_a_density_alone_gives_the_posterior_of_one_data_set() -> None:
 @pytest.mark.parametrize("objective", ["simulations", "both"])
 def test_simulations_give_the_posterior_of_any_data(objective: str) -> None:
     model = Regression()
-    posterior = fit_posterior(model, objective=objective, architecture=SMALL, training=Training(steps=600, batch_size=128))
+    posterior = fit_posterior(model, objective=objective, architecture=SMALL, training=Training(steps=300, batch_size=128))
     for x in (X, torch.tensor([-0.5, 0.8, -1.0])):
         draws, exact = posterior.sample(20_000, x), model.exact(x)
         torch.testing.assert_close(draws.mean(0), exact.mean, rtol=0, atol=0.15)
@@ -70,7 +70,6 @@ def test_simulations_give_the_posterior_of_any_data(objective: str) -> None:
     assert abs(posterior.importance_sample(5000, X).log_evidence - model.log_evidence(X)) < 0.1
 
 
-@pytest.mark.usefixtures("short_start")
 def test_a_constrained_parameter_follows_its_conjugate_posterior() -> None:
     counts = torch.tensor([3.0, 5.0, 1.0])
     model = Model(log_joint=lambda x, z: Gamma(2, 1).log_prob(z["rate"]) + Poisson(z["rate"].unsqueeze(-1)).log_prob(x).sum(-1))
@@ -271,15 +270,14 @@ def test_a_budget_of_simulations_is_kept() -> None:
     assert asked == [500]
 
 
-@pytest.mark.usefixtures("short_start")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_families_to_compare_with_are_trained_alike(family: str) -> None:
     model, width, context = Regression(), {} if family == "gaussian" else {"width": 16}, {} if family == "gaussian" else {"context_dim": 8}
     architecture = Architecture(family=family, hidden=(32,), **width, **context)
-    amortised = fit_posterior(model, X, objective="simulations", architecture=architecture, training=Training(steps=250, batch_size=128))
+    amortised = fit_posterior(model, X, objective="simulations", architecture=architecture, training=Training(steps=120, batch_size=128))
     torch.testing.assert_close(amortised.sample(5000).mean(0), model.exact(X).mean, rtol=0, atol=0.2)
     architecture = Architecture(family=family, **width)
-    single = fit_posterior(Model(log_joint=model.log_joint), X, dim=2, architecture=architecture, training=Training(steps=100, batch_size=64))
+    single = fit_posterior(Model(log_joint=model.log_joint), X, dim=2, architecture=architecture, training=Training(steps=60, batch_size=64))
     # Mean-field: the deviations of the conditionals, which are the inverse roots of the precision's diagonal.
     precision = model.exact(X).precision_matrix
     wanted = precision.diagonal().rsqrt() if family == "gaussian" else model.exact(X).stddev

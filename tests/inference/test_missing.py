@@ -83,7 +83,7 @@ def test_a_simulator_may_say_what_is_missing() -> None:
 
     posterior = fit_posterior(
         Model(simulate=simulate), missing="simulated", architecture=Architecture(num_steps=8, hidden=(32,)),
-        training=Training(steps=700, batch_size=512),
+        training=Training(steps=350, batch_size=512),
     )  # fmt: skip
     assert any("x[1] without spread, left out" in notice for notice in posterior.notices)
     grid = torch.linspace(-4, 6, 2001, dtype=torch.float64)

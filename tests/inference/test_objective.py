@@ -84,7 +84,7 @@ def test_the_covering_term_widens_the_posterior():
     """Mean field of a correlated density: the bound alone gives 0.64 of the variance, a forward KL all of it."""
     target = MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
     model = Model(log_joint=lambda x, z: target.log_prob(z))
-    fitted = fit_posterior(model, dim=2, architecture=Architecture(family="gaussian"), training=Training(steps=600, batch_size=256, lr=0.02))
+    fitted = fit_posterior(model, dim=2, architecture=Architecture(family="gaussian"), training=Training(steps=250, batch_size=128, lr=0.02))
     assert 0.68 < float(fitted.sample(5000).var(0).mean()) < 1.0
 
 

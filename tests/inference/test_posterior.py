@@ -349,7 +349,6 @@ def test_bad_requests_are_named() -> None:
         single.log_prob(torch.zeros(2))
 
 
-@pytest.mark.usefixtures("short_start")
 def test_the_mode_of_a_density_is_found_in_the_parameters_own_units():
     """Modes of the constrained parameters, by hand: a beta, a gamma and a normal; the modes of their unconstrained coordinates lie elsewhere."""
     parts = {"share": Beta(3.0, 2.0), "size": Gamma(2.0, 4.0), "place": Normal(3.0, 0.1)}
@@ -360,7 +359,6 @@ def test_the_mode_of_a_density_is_found_in_the_parameters_own_units():
         assert abs(float(found[name]) - expected) < 2e-3
 
 
-@pytest.mark.usefixtures("short_start")
 def test_a_density_that_rises_to_the_boundary_is_told():
     model = Model(log_joint=lambda x, z: Gamma(0.5, 1.0).log_prob(z[..., 0]))
     posterior = fit_posterior(model, support=constraints.positive, dim=1, training=Training(steps=20, batch_size=64))

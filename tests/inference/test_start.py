@@ -18,6 +18,11 @@ from ddvi_fast.rng import Draws
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def short_start() -> None:
+    """All steps in these tests, in place of the shared fixture's."""
+
+
 def model(unit: float) -> Model:
     """z ~ N(0, unit^2), x = z + 0.3 noise in that unit: at x = 1 unit the posterior is N(0.917, 0.287^2)."""
     return Model(log_joint=lambda x, z: Normal(0, unit).log_prob(z[..., 0]) + Normal(z[..., 0], 0.3 * unit).log_prob(x * unit))
