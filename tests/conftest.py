@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,17 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 PROJECT = Path(__file__).resolve().parent.parent
 # A relative DDVI_FAST_DATA starts from the project root, wherever pytest is called from.
 DATA = (PROJECT / os.environ.get("DDVI_FAST_DATA", "../shared/data")).resolve()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The collector of cyclic garbage does not search what lasts as long as the process: all tests and their modules, half a million objects."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _existing(path: Path) -> Path:
