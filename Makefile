@@ -26,6 +26,9 @@ plan:
 
 # One process of tests per processor, each with one thread. `make test ARGS="-n 0"` runs all tests in one process.
 test: OMP_NUM_THREADS := 1
+# glibc would give the memory of each tensor over 128 KiB back to the system, which clears every page of the next one.
+test: export MALLOC_MMAP_THRESHOLD_ ?= 33554432
+test: export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
