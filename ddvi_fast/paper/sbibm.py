@@ -115,7 +115,7 @@ def reproduce(
     command: str = "",
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Fit and judge what is missing, then write the table of all that is there.
+    """Fit and judge what is missing, then write the table of all that is there, and of cells that an earlier table in the same place has.
 
     Args:
         overrides: ``observations=N``, the number of observations of each task, the first ones (default 10).
@@ -169,12 +169,13 @@ def _observations(overrides: Sequence[str]) -> int:
 
 
 def _write(cells: Sequence[Cell], output: Path, command: str) -> list[Path]:
-    """Write the table of all cells that are judged."""
-    made, found = environment(), [cell.figures() for cell in cells]
+    """Write the table of all cells that are judged, and of those that it has and whose posteriors are not among them."""
+    made, path = environment(), output / "table.json"
+    found = [*(_files.read_json(path)["cells"] if path.is_file() else []), *(cell.figures() for cell in cells)]
     record = {
         "kind": sbibm_table.__name__,
         "command": command,
         **{name: value for name, value in made.items() if name != "command"},
-        "cells": [one for one in found if one is not None],
+        "cells": list({(one["task"], one["budget"], one["seed"]): one for one in found if one is not None}.values()),
     }
-    return record_files.write(output / "table.json", record, md=sbibm_table.markdown(record))
+    return record_files.write(path, record, md=sbibm_table.markdown(record))

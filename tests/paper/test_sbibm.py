@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import functools
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,9 @@ def test_a_table_goes_on_from_what_is_there(package, tmp_path, monkeypatch, caps
     second = _files.read_json(tmp_path / "out" / "table.json")
     assert all(len(cell["c2st"]) == 2 for cell in second["cells"]) and second["cells"][0]["c2st"]["1"] == first["cells"][0]["c2st"]["1"]
     assert "| two_moons | 40 |" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "runs" / "sbibm" / "two_moons-40-0")  # the table keeps a cell whose posterior is gone
+    main([*call[:4], "50", *call[5:], "observations=2"])
+    assert _files.read_json(tmp_path / "out" / "table.json")["cells"] == second["cells"]
 
 
 def test_the_table_has_published_figures_beside_the_mean() -> None:
