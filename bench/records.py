@@ -33,6 +33,14 @@ def write(path: Path, record: dict[str, Any]) -> str:
     return text
 
 
+def add_cells(study: str, folder: Path, keys: tuple[str, ...], results: Path = RESULTS) -> None:
+    """Add the cells of a folder, one a file, to the results of a module of bench.studies, in place of earlier ones with equal keys."""
+    path = results / f"{study}.json"
+    known = [*(read(path)["cells"] if path.is_file() else []), *(read(cell) for cell in sorted(folder.glob("*.json")))]
+    merged = {tuple(cell[key] for key in keys): cell for cell in known}
+    write(path, {"kind": f"bench.studies.{study}", "cells": [merged[key] for key in sorted(merged)]})
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read a record."""
     return json.loads(path.read_text(encoding="utf-8"))

@@ -211,15 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
         with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
             pool.map(_run, jobs, chunksize=1)
         return 0
-    write([records.read(path) for path in sorted(options.cells.glob("*.json"))])
+    records.add_cells("posteriordb", options.cells, ("name", "method", "seed"))
     return 0
-
-
-def write(cells: list[dict[str, Any]], path: Path = records.RESULTS / "posteriordb.json") -> None:
-    """Add cells to those of the results file, in place of earlier ones of the same posterior, method and seed."""
-    known = [*(records.read(path)["cells"] if path.is_file() else []), *cells]
-    merged = {(found["name"], found["method"], found["seed"]): found for found in known}
-    records.write(path, {"kind": "bench.studies.posteriordb", "cells": [merged[key] for key in sorted(merged)]})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from bench import records
@@ -50,9 +52,15 @@ def test_the_table_counts_what_is_within_the_limits() -> None:
 
 
 def test_a_table_keeps_the_cells_that_are_not_made_anew(tmp_path) -> None:
-    path = tmp_path / "posteriordb.json"
-    posteriordb.write([made_up("full"), made_up("diffusion")], path)
-    posteriordb.write([made_up("diffusion", mean=0.25), {**made_up("full"), "seed": 1}], path)
-    found = {(cell["method"], cell["seed"]): cell["mean"] for cell in records.read(path)["cells"]}
+    def add(*cells: dict) -> None:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for place, cell in enumerate(cells):
+            (folder / f"{place}.json").write_text(json.dumps(cell))
+        records.add_cells("posteriordb", folder, ("name", "method", "seed"), tmp_path / "results")
+
+    add(made_up("full"), made_up("diffusion"))
+    add(made_up("diffusion", mean=0.25), {**made_up("full"), "seed": 1})
+    found = {(cell["method"], cell["seed"]): cell["mean"] for cell in records.read(tmp_path / "results" / "posteriordb.json")["cells"]}
     assert found == {("full", 0): 0.05, ("diffusion", 0): 0.25, ("full", 1): 0.05}
-    assert path.with_suffix(".md").read_text(encoding="utf-8").count("| model |") == 3
+    assert (tmp_path / "results" / "posteriordb.md").read_text(encoding="utf-8").count("| model |") == 3
