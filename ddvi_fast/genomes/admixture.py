@@ -14,7 +14,7 @@ from ddvi_fast import _checks, _files
 from ddvi_fast.data.packing import MISSING, PER_BYTE
 from ddvi_fast.genomes import admixture_posterior as posteriors
 from ddvi_fast.genomes.pca import GenotypePCA
-from ddvi_fast.genomes.sources import Calls, Estimate, allele_counts, fitted, fractions, log_likelihood, shrunk
+from ddvi_fast.genomes.sources import Calls, Estimate, allele_counts, fitted, fractions, log_likelihood, log_likelihood_of_samples, shrunk
 from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.inference import FittedPosterior, ImportanceSample
 from ddvi_fast.precision import without_callers_autocast
@@ -179,9 +179,7 @@ class Admixture:
         frequencies = torch.from_numpy(self.frequencies_)
         found = torch.empty(samples.shape[:2], dtype=torch.float64, device="cpu")
         for rows, codes in _rows(store):
-            calls = Calls.of(codes)
-            step = max(1, _VALUES // codes.numel())
-            found[:, rows] = torch.cat([log_likelihood(calls, part, frequencies) for part in samples[:, rows].split(step)])
+            found[:, rows] = log_likelihood_of_samples(codes, samples[:, rows], frequencies)
         return found
 
 

@@ -19,6 +19,9 @@ EDGE = 1e-4  # least distance of a frequency from 0 and 1
 _LEAST = 1e-6  # least proportion, from which expectation-maximization can still rise
 _LONGEST = 32.0  # largest step of the extrapolation, in steps of expectation-maximization
 _SETTLING = 3  # steps without extrapolation at the end
+_FACTORS = 8  # probabilities whose product is a number of float32 above 0; none is below `EDGE`
+_WIDTH = 1 << 10  # alleles at a time
+_COLUMNS = 64  # variants at a time
 
 
 Estimate = Callable[[Tensor, Tensor], Tensor]  # frequencies from counts of the counted and of the other allele
@@ -56,6 +59,30 @@ def log_likelihood(calls: Calls, proportions: Tensor, frequencies: Tensor) -> Te
     return (calls.counted * f.log() + calls.other * torch.log1p(-f)).sum(-1, dtype=torch.float64)
 
 
+def log_likelihood_of_samples(codes: Tensor, samples: Tensor, frequencies: Tensor) -> Tensor:
+    """Log-likelihood of each of several proportions of each person, nats, float64 [S, N], as `log_likelihood`.
+
+    The probability of an allele is linear in the proportions, and one logarithm is taken of the product of eight of them.
+
+    Args:
+        codes: Codes of N people at M variants, [N, M].
+        samples: Proportions of the sources, float32 [S, N, K]; each sums to 1.
+        frequencies: Frequencies of the counted allele in the sources, float32 [K, M], as `fitted` returns them.
+
+    Example:
+        >>> import math
+        >>> found = log_likelihood_of_samples(torch.tensor([[0, 1, 2, 3]]), torch.ones(1, 1, 1), torch.full((1, 4), 0.5))
+        >>> round(float(found) / math.log(2), 3)
+        -6.0
+    """
+    found = []
+    for row, proportions in zip(codes, samples.unbind(1), strict=True):
+        counted, both, other = frequencies[:, row == 2], frequencies[:, row == 1], 1 - frequencies[:, row == 0]
+        twice = _sum_of_logs(proportions, torch.cat((counted, other), 1))
+        found.append(2 * twice + _sum_of_logs(proportions, torch.cat((both, 1 - both), 1)))
+    return torch.stack(found, 1)
+
+
 def fitted(calls: Calls, proportions: Tensor, frequencies: Tensor, steps: int, estimate: Estimate) -> tuple[Tensor, Tensor]:
     """Proportions [N, K] and frequencies [K, M] of both, by accelerated expectation-maximization from given ones.
 
@@ -74,7 +101,7 @@ def fitted_proportions(calls: Calls, proportions: Tensor, frequencies: Tensor, s
     """Proportions [N, K] of highest likelihood at fixed frequencies, each person's on its own."""
 
     def update(one: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_shares(_expected(calls, one[0], frequencies)[0]),)
+        return (_shares(_expected(calls, one[0], frequencies, variants=False)[0]),)
 
     return _accelerated(update, (_shares(proportions),), steps, (-1,))[0]
 
@@ -87,12 +114,11 @@ def allele_counts(calls: Calls, proportions: Tensor, steps: int, estimate: Estim
     mean = (calls.counted.sum(0) + 0.5) / (calls.counted.sum(0) + calls.other.sum(0) + 1)
 
     def update(one: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (estimate(*_expected(calls, proportions, one[0])[1:]),)
+        return (estimate(*_expected(calls, proportions, one[0], people=False)[1:]),)
 
     start = _inside(mean.expand(proportions.shape[1], -1))
     (frequencies,) = _accelerated(update, (start,), steps, (0,))
-    _, counted, other = _expected(calls, proportions, frequencies)
-    return counted, other
+    return _expected(calls, proportions, frequencies, people=False)[1:]
 
 
 def fractions(counted: Tensor, other: Tensor) -> Tensor:
@@ -134,12 +160,38 @@ def curvature(calls: Calls, proportions: Tensor, frequencies: Tensor) -> tuple[T
     return (slope @ contrast.T).double(), full
 
 
-def _expected(calls: Calls, proportions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Expected numbers of alleles from each source: of each person [N, K], and of the counted and the other allele at each variant [K, M]."""
-    f = _inside(proportions @ frequencies)
-    counted, other = calls.counted / f, calls.other / (1 - f)
-    of_people = proportions * (counted @ frequencies.T + other @ (1 - frequencies).T)
-    return of_people, frequencies * (proportions.T @ counted), (1 - frequencies) * (proportions.T @ other)
+def _sum_of_logs(proportions: Tensor, alleles: Tensor) -> Tensor:
+    """Sums over the alleles of log-probabilities, float64 [S], for their probabilities in the sources [K, m]."""
+    # Rounded proportions do not sum to 1 exactly, which counts for each allele.
+    total = -alleles.shape[1] * proportions.double().sum(1).log()
+    for part in alleles.split(_WIDTH, 1):
+        filled = torch.nn.functional.pad(part, (0, -part.shape[1] % _FACTORS), value=1.0)
+        factors = (proportions @ filled).unflatten(1, (_FACTORS, -1))
+        while factors.shape[1] > 1:
+            half = factors.shape[1] // 2
+            factors = factors[:, :half] * factors[:, half:]
+        total += factors.log().sum((1, 2), dtype=torch.float64)
+    return total
+
+
+def _expected(
+    calls: Calls, proportions: Tensor, frequencies: Tensor, people: bool = True, variants: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Expected numbers of alleles from each source: of each person [N, K], and of the counted and the other allele at each variant [K, M].
+
+    They are summed over `people`, `variants` or both; the others are 0.
+    """
+    of_people, counted, other = torch.zeros_like(proportions), torch.zeros_like(frequencies), torch.zeros_like(frequencies)
+    for first in range(0, frequencies.shape[1], _COLUMNS):  # so many that intermediate results stay in the processor's cache
+        part = slice(first, first + _COLUMNS)
+        p = frequencies[:, part]
+        f = _inside(proportions @ p)
+        ours, theirs = calls.counted[:, part] / f, calls.other[:, part] / (1 - f)
+        if people:
+            of_people += ours @ p.T + theirs @ (1 - p).T
+        if variants:
+            counted[:, part], other[:, part] = p * (proportions.T @ ours), (1 - p) * (proportions.T @ theirs)
+    return proportions * of_people, counted, other
 
 
 def _accelerated(

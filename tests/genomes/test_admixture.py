@@ -61,6 +61,22 @@ def test_log_likelihood_is_that_of_the_binomial_distribution():
     torch.testing.assert_close(sources.log_likelihood(Calls.of(codes), shares.float(), frequencies.float()), expected, rtol=1e-4, atol=1e-3)
 
 
+def test_log_likelihood_of_samples_is_that_of_each_of_them():
+    """Also of 1,500 alleles, which are no multiple of those that are multiplied, and of proportions whose rounded sum is not 1."""
+    generator = np.random.default_rng(0)
+    codes, _, frequencies = (torch.from_numpy(part) for part in simulated(3, 7, 1500, missing=0.2))
+    frequencies = frequencies.float().clamp(sources.EDGE, 1 - sources.EDGE)
+    codes[0] = 3  # nothing is called
+    samples = torch.from_numpy(generator.dirichlet(np.ones(3), (11, 7)) * generator.uniform(1, 1 + 1e-5, (11, 7, 1))).float()
+    exact = samples.double() / samples.double().sum(-1, keepdim=True)
+    calls = Calls(*(part.double() for part in Calls.of(codes)))
+    expected = torch.stack([sources.log_likelihood(calls, sample, frequencies.double()) for sample in exact])
+    torch.testing.assert_close(sources.log_likelihood_of_samples(codes, samples, frequencies), expected, rtol=0, atol=1e-3)
+    rare = torch.full((3, 64), sources.EDGE)
+    found = sources.log_likelihood_of_samples(torch.full((1, 64), 2), torch.full((1, 1, 3), 1 / 3), rare)
+    assert float(found) == pytest.approx(128 * np.log(sources.EDGE), rel=1e-5)  # whose probabilities multiply to 0 in single precision
+
+
 def test_curvature_is_that_of_finite_differences():
     codes, shares, frequencies = (torch.from_numpy(part) for part in simulated(3, 12, 200, missing=0.1))
     shares = 0.8 * shares + 0.2 / 3
