@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import StickBreakingTransform, Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
+from torch.nn import functional
 
 from ddvi_fast import _checks
 
@@ -28,9 +29,19 @@ def called(argument: str, name: str) -> str:
     return f"{argument}, {name}" if name else argument
 
 
+class _StickBreaking(StickBreakingTransform):
+    """Torch's map to a simplex, with a log-determinant that is finite, and has a finite gradient, where shares are too small for their type."""
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        left = torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device)
+        broken = x - left.log()
+        kept = functional.logsigmoid(-broken)  # of what is left of the stick
+        return (functional.logsigmoid(broken) + kept.cumsum(-1)).sum(-1)
+
+
 def transform_of(argument: str, kind: Any) -> Transform:
     try:
-        transform = biject_to(kind)
+        transform = _StickBreaking() if type(kind) is type(constraints.simplex) else biject_to(kind)
     except (NotImplementedError, TypeError):
         _checks.fail(argument, "a constraint of torch.distributions.constraints that biject_to knows", kind)
     for part in _parts(kind):

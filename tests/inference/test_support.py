@@ -40,6 +40,17 @@ def test_volume_of_a_simplex_is_the_determinant_of_its_jacobian() -> None:
         torch.testing.assert_close(support.constrain(row)[1], torch.linalg.slogdet(jacobian)[1])
 
 
+def test_volume_of_a_simplex_has_a_gradient_where_shares_are_too_small_for_their_type() -> None:
+    u = torch.tensor([[9.3, -69.7, -219.1, -215.3], [-60.0, 90.0, -3.0, 0.5]])
+    found, gradients = [], []
+    for dtype in (torch.float32, torch.float64):
+        leaf = u.to(dtype).requires_grad_()
+        found.append(Support(constraints.simplex, 5).constrain(leaf)[1])
+        gradients.append(torch.autograd.grad(found[-1].sum(), leaf)[0].double())
+    torch.testing.assert_close(found[0].double(), found[1], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-4)
+
+
 def test_a_density_keeps_its_mass_in_unconstrained_coordinates() -> None:
     u = torch.linspace(-25, 6, 20_001, dtype=torch.float64).unsqueeze(1)
     z, log_det = Support(constraints.positive, 1).constrain(u)
