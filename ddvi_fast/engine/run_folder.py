@@ -86,15 +86,10 @@ class RunFolder:
         path = Path(path)
         plain = _plain(config)
         _checks.require(not (overwrite and resume), "run folder", "overwrite or resume", "both")
-        if not _vacant(path):
-            _require_run(path)
-            require_places(path)
-            if resume and (path / CONFIG).exists():
-                return cls._resume(path, plain)
-            overwrite = overwrite or _unwritten(path)
-            hint = "overwrite=true replaces it, another run_dir keeps it"
-            _checks.require(overwrite or resume, f"run folder {path}", "a new or empty folder", "one that holds another run or a finished one", hint)
-            _remove_owned(path)
+        require_room(path, overwrite or resume)
+        if resume and (path / CONFIG).exists():
+            return cls._resume(path, plain)
+        _remove_owned(path)
         for name in _FOLDERS:
             (path / name).mkdir(parents=True, exist_ok=True)
         _files.write_json(path / ENVIRONMENT, {"kind": KIND, **_environment_of(plain), "resumed": []}, sync=True)
@@ -255,6 +250,21 @@ def read_evaluation(path: Path) -> dict[str, float]:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _checks.require(number, f"{path / EVALUATION}, {name}", "a number", value, hint)
     return found
+
+
+def require_room(path: Path, overwrite: bool) -> None:
+    """Check that a run can be written into the folder `path`, so that this is told before the work: nothing in it is changed.
+
+    Raises:
+        InputError: It holds other files, or a run and `overwrite` is false.
+    """
+    if _vacant(path):
+        return
+    _require_run(path)
+    require_places(path)
+    hint = "overwrite=true replaces it, another run_dir keeps it"
+    free = overwrite or _unwritten(path)
+    _checks.require(free, f"run folder {path}", "a new or empty folder", "one that holds another run or a finished one", hint)
 
 
 def _unwritten(path: Path) -> bool:

@@ -24,7 +24,7 @@ from ddvi_fast.models import LatentVariableModel
 from ddvi_fast.posteriors import Posterior
 from ddvi_fast.precision import emulation
 from ddvi_fast.recipes.build import build
-from ddvi_fast.recipes.length import fitted_to_size
+from ddvi_fast.recipes.length import fitted_to_size, tell_smaller_batches
 from ddvi_fast.recipes.mapping import plain, updated
 from ddvi_fast.recipes.settings import check_settings
 from ddvi_fast.standardization import tell
@@ -114,7 +114,9 @@ def configure(parameters: Mapping[str, Any], seed: int, dataset: Dataset) -> Con
     _checks.require(method.posterior == "diffusion", "settings", "method.posterior=diffusion", method.posterior)
     _checks.require(method.task == task, "settings", f"method.task={task}, by n_clusters", method.task)
     _checks.require(not method.clustering.latent, "settings", "method.clustering.latent=false", "true")
-    config = fitted_to_size(config, dataset.size())
+    asked, config = config.recipe.batch_size, fitted_to_size(config, dataset.size())
+    if parameters["batch_size"] is not None or "recipe.batch_size" in stated:
+        tell_smaller_batches(asked, config.recipe.batch_size, dataset.size())
     config.recipe.batch_size = min(config.recipe.batch_size, dataset.size())  # all rows of a small matrix are one batch
     return config
 

@@ -15,12 +15,12 @@ import torch
 from ddvi_fast import _checks, _files, metrics, plots
 from ddvi_fast.config.schema import Config
 from ddvi_fast.data import folder_of
-from ddvi_fast.engine.run_folder import EVALUATION, RunFolder
+from ddvi_fast.engine.run_folder import EVALUATION, RunFolder, require_room
 from ddvi_fast.genomes.admixture import Admixture, Proportions, held_out_log_likelihood, write_proportions
-from ddvi_fast.genomes.convert import import_genotypes
+from ddvi_fast.genomes.convert import store_or_import
 from ddvi_fast.genomes.dataset import DATASETS, Genotypes, store_of
 from ddvi_fast.genomes.labels import attach, read_labels
-from ddvi_fast.genomes.store import GenotypeStore, is_store
+from ddvi_fast.genomes.store import GenotypeStore
 from ddvi_fast.recipes.options import AdmixtureOptions
 from ddvi_fast.standardization import tell
 from ddvi_fast.training.run import TASKS, Result, run_dir
@@ -65,8 +65,7 @@ def admixture(
     _checks.require(not out.exists(), "out", "a new folder", str(out))
     options = AdmixtureOptions(list(_checks.integers(sources, "sources", 1)), concentration, None if supervised is None else str(supervised), label)
     with tempfile.TemporaryDirectory() as folder:
-        path = _checks.path(file, "file").expanduser()
-        store = GenotypeStore(path) if path.is_dir() and is_store(path) else import_genotypes(path, Path(folder) / "store")
+        store = store_or_import(file, Path(folder) / "store")
         estimated = _estimated(store, options, seed, None if groups is None else _column(store, groups, None, first=True))
     out.mkdir(parents=True)
     return _written(estimated, out, out, "")
@@ -84,9 +83,11 @@ def run_admixture(config: Config) -> Result:
     options = Genotypes(config.data, config.labels, **vars(config.dataset.genotypes))
     store = store_of(config.dataset.name, options, data_dir=folder_of(config.data_dir), seed=config.split_seed)
     groups = None if options.label is None else store.samples.labels.get(options.label)
+    require_room(run_dir(config), config.overwrite)
     started = time.perf_counter(), time.process_time()
     estimated = _estimated(store, config.method.admixture, config.seed, groups)
     took = {"seconds": round(time.perf_counter() - started[0], 1), "cpu_seconds": round(time.process_time() - started[1], 1)}
+    # An earlier run is replaced only now, when there are new results.
     folder = RunFolder.create(run_dir(config), dataclasses.asdict(config), overwrite=config.overwrite)
     figures = _written(estimated, folder.path, folder.figures if config.figures else None, f"{config.dataset.name}, {config.method.name}")[3:]
     result = {"sources": len(estimated.found.sources), **_agreement(estimated), **took}
@@ -99,7 +100,8 @@ def _estimated(store: GenotypeStore, options: AdmixtureOptions, seed: int, group
     numbers = _checks.integers(options.sources, "sources", 1)
     labels = None if options.supervised is None else _column(store, options.supervised, options.label)
     _checks.require(labels is None or len(numbers) == 1, "sources", "one number, for a supervised fit", list(numbers))
-    model = Admixture(_chosen(store, numbers, seed), concentration=options.concentration, seed=seed).fit(store, labels)
+    models = [Admixture(number, concentration=options.concentration, seed=seed) for number in numbers]
+    model = _chosen(store, models).fit(store, labels)
     names = labels if groups is None else groups
     return Estimated(model, model.proportions(store), None if names is None else np.where(names == "", "unlabelled", names).tolist())
 
@@ -126,12 +128,14 @@ def _agreement(estimated: Estimated) -> dict[str, float]:
     return metrics.cluster_scores(torch.from_numpy(labels), torch.from_numpy(estimated.found.mean.argmax(1)))
 
 
-def _chosen(store: GenotypeStore, numbers: Sequence[int], seed: int) -> int:
-    if len(numbers) == 1:
-        return numbers[0]
-    scores = {number: held_out_log_likelihood(store, number, seed) for number in numbers}
-    tell("sources: " + ", ".join(f"{number}: {score:.5f}" for number, score in scores.items()) + " nats per held-out genotype")
-    return max(scores, key=scores.__getitem__)
+def _chosen(store: GenotypeStore, models: Sequence[Admixture]) -> Admixture:
+    """The model with the number of sources with which held-out genotypes are most probable."""
+    if len(models) == 1:
+        return models[0]
+    scores = [held_out_log_likelihood(store, model.num_sources, model.seed) for model in models]
+    shown = ", ".join(f"{model.num_sources}: {score:.5f}" for model, score in zip(models, scores, strict=True))
+    tell(f"sources: {shown} nats per held-out genotype")
+    return models[int(np.argmax(scores))]
 
 
 def _column(store: GenotypeStore, table: str | Path, label: str | None, first: bool = False) -> np.ndarray:

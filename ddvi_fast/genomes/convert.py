@@ -65,6 +65,14 @@ def import_genotypes(
     return GenotypeStore(out)
 
 
+def store_or_import(file: str | Path, out: Path, *, multiallelic: str = "drop", num_autosomes: int = HUMAN) -> GenotypeStore:
+    """The store `file`, or the store `out` with the genotypes of a file of another format; options are those of `import_genotypes`."""
+    path = _checks.path(file, "file").expanduser()
+    if path.is_dir() and is_store(path):
+        return GenotypeStore(path)
+    return import_genotypes(path, out, multiallelic=multiallelic, num_autosomes=num_autosomes)
+
+
 def store_from_codes(
     codes: np.ndarray, out: str | Path, *, labels: dict[str, Sequence[str]] | None = None, filters: Filters = Filters(), overwrite: bool = False
 ) -> GenotypeStore:

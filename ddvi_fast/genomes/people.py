@@ -21,13 +21,12 @@ from ddvi_fast.engine import checkpoint
 from ddvi_fast.engine.run_folder import RunFolder
 from ddvi_fast.estimator import features as features_of
 from ddvi_fast.estimator.inference import responsibilities
-from ddvi_fast.genomes.convert import import_genotypes
+from ddvi_fast.genomes.convert import store_or_import
 from ddvi_fast.genomes.dataset import ComponentsDataset, Genotypes, sample_tables, store_of
 from ddvi_fast.genomes.features import ComponentFeatures, CountFeatures, features_of_dataset
 from ddvi_fast.genomes.formats.sources import MULTIALLELIC
 from ddvi_fast.genomes.labels import attach, read_labels
 from ddvi_fast.genomes.pca import GenotypePCA
-from ddvi_fast.genomes.store import GenotypeStore, is_store
 from ddvi_fast.genomes.tables import HUMAN, SampleTable
 from ddvi_fast.posteriors.class_conditional import ClassConditional
 from ddvi_fast.recipes.build import build
@@ -159,7 +158,7 @@ def project(
     _checks.choice(multiallelic, MULTIALLELIC, "multiallelic")
     config, experiment, features, num_autosomes = _loaded(RunFolder.open(run), device)
     with tempfile.TemporaryDirectory() as folder:
-        store = _store(file, Path(folder) / "store", multiallelic, num_autosomes)
+        store = store_or_import(file, Path(folder) / "store", multiallelic=multiallelic, num_autosomes=num_autosomes)
         samples = store.samples if labels is None else attach(store.samples, read_labels(labels), leave_out=True)[0]
         rows = [np.arange(start, min(start + _ROWS, len(store))) for start in range(0, len(store), _ROWS)]
         x = torch.cat([features.of_rows(store, part) for part in rows]).to(device)
@@ -188,13 +187,6 @@ def _loaded(folder: RunFolder, device: str) -> tuple[Config, Experiment, Compone
     experiment.eval()
     # Runs of earlier versions do not name it.
     return config, experiment, features, _checks.integer(state.get("num_autosomes", HUMAN), f"{path}, num_autosomes", 1, 90)
-
-
-def _store(file: str | Path, folder: Path, multiallelic: str, num_autosomes: int) -> GenotypeStore:
-    path = _checks.path(file, "file").expanduser()
-    if path.is_dir() and is_store(path):
-        return GenotypeStore(path)
-    return import_genotypes(path, folder, multiallelic=multiallelic, num_autosomes=num_autosomes)
 
 
 def _labels(samples: SampleTable) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.recipes.options import Options
+from ddvi_fast.standardization import tell
 
 Stated = TypeVar("Stated", bound=Options)
 
@@ -33,3 +34,9 @@ def fitted_to_size(options: Stated, size: int) -> Stated:
     rows = min(recipe.batch_size, max(1, size // _BATCHES))
     enough = -(-recipe.min_steps // num_batches(size, rows))
     return replace(options, recipe=replace(recipe, batch_size=rows, epochs=max(recipe.epochs, enough)))
+
+
+def tell_smaller_batches(stated: int, fitted: int, size: int) -> None:
+    """Tell that batches of `size` training examples have `fitted` of them, not the `stated` number, if that is so."""
+    if fitted < stated:
+        tell(f"batch_size: batches of {fitted} of the {size} training examples, not of {stated}, for recipe.min_steps")

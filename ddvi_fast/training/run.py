@@ -20,7 +20,7 @@ from ddvi_fast.engine.run_folder import EVALUATION, FINAL, RunFolder, require_pl
 from ddvi_fast.engine.trackers import open_tracker
 from ddvi_fast.precision import without_callers_autocast
 from ddvi_fast.recipes.build import build
-from ddvi_fast.recipes.length import fitted_to_size
+from ddvi_fast.recipes.length import fitted_to_size, tell_smaller_batches
 from ddvi_fast.recipes.phases import Experiment
 from ddvi_fast.training.cluster_choice import with_chosen_clusters
 from ddvi_fast.training.decoder_passes import decoder_rows, within_passes
@@ -139,7 +139,8 @@ def train_run(config: Config, draw: Draw | None = None) -> Result:
     with processes(config), without_callers_autocast():
         check_values(config)
         dataset = load_dataset(config)
-        config = fitted_to_size(config, dataset.size())
+        stated, config = config, fitted_to_size(config, dataset.size())
+        tell_smaller_batches(stated.recipe.batch_size, config.recipe.batch_size, dataset.size())
         check_batches(config, dataset)
         asked, experiment = config, build(config, dataset)  # also to refuse it before there is a folder
         with prepared_folder(config, run_dir(config), lambda fresh: _within_budget(fresh, dataset)) as (folder, config):

@@ -11,6 +11,7 @@ from ddvi_fast import cli, plots
 from ddvi_fast._checks import InputError
 from ddvi_fast.engine.run_folder import _remove_owned as remove_owned
 from ddvi_fast.genomes import admixture_posterior
+from ddvi_fast.genomes.admixture import Admixture
 from ddvi_fast.genomes.convert import store_from_codes
 from ddvi_fast.genomes.tables import SampleTable
 from ddvi_fast.metrics import purity
@@ -107,6 +108,23 @@ def test_a_run_of_the_method_has_the_files_of_the_command_and_is_reported(cohort
     assert 'alt="admixture, run"' in text and "data:image/png" in text
     remove_owned(tmp_path / "run")
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]  # `overwrite=true` takes all of its files away
+
+
+def test_a_run_that_fails_leaves_the_earlier_run_and_an_occupied_folder_is_told_before_the_fit(cohort, tmp_path, capsys, monkeypatch):
+    folder, _ = cohort
+    monkeypatch.setattr(admixture_posterior, "_TRAINING", dataclasses.replace(admixture_posterior._TRAINING, steps=5))
+    arguments = ["train", "dataset=1kg", "method=ddvi_admixture", f"data={folder / 'store'}", "method.admixture.sources=[2]"]
+    arguments += [f"run_dir={tmp_path / 'run'}", "figures=false"]
+    assert cli.main(arguments) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    def broken(*_):
+        raise InputError("the fit was begun")
+
+    monkeypatch.setattr(Admixture, "fit", broken)
+    assert cli.main(arguments) == 2 and "expected a new or empty folder" in capsys.readouterr().err
+    assert cli.main([*arguments, "overwrite=true"]) == 2 and "the fit was begun" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

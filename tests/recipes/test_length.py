@@ -1,9 +1,12 @@
 """Tests of the length of training on small data sets."""
 
 import json
+import warnings
 
+import numpy as np
 import pytest
 
+from ddvi_fast import DDVI
 from ddvi_fast.config.compose import compose
 from ddvi_fast.data.batches import num_batches
 from ddvi_fast.recipes.length import fitted_to_size
@@ -24,6 +27,16 @@ def test_stated_epochs_and_other_methods_stay():
     assert fitted_to_size(other, 40) is other
 
 
+def test_an_estimator_tells_when_the_stated_batches_are_too_large():
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    settings = {"recipe.min_steps": 2, "recipe.epochs": 1}
+    with pytest.warns(UserWarning, match="batch_size: batches of 10 of the 40 training examples, not of 16"):
+        DDVI(n_clusters=2, batch_size=16, hidden=(4,), settings=settings).fit(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DDVI(n_clusters=2, batch_size=10, hidden=(4,), settings=settings).fit(x)
+
+
 def test_a_run_of_a_small_data_set_has_that_length_and_repeats(tmp_path):
     from ddvi_fast.training.run import train_run
 
@@ -33,7 +46,8 @@ def test_a_run_of_a_small_data_set_has_that_length_and_repeats(tmp_path):
         "evaluation.elbo_samples=2", "evaluation.limit=20", "evaluation.prior_samples=50",
         "recipe.min_steps=30", "recipe.epochs=2", "limit=40",
     ]  # fmt: skip
-    first, second = (train_run(compose([*small, f"run_dir={tmp_path / name}"])) for name in "ab")
+    with pytest.warns(UserWarning, match="batch_size: batches of 10 of the 40 training examples, not of 256"):
+        first, second = (train_run(compose([*small, f"run_dir={tmp_path / name}"])) for name in "ab")
     saved = json.loads((first.folder.path / "config.json").read_text())
     assert (saved["recipe"]["epochs"], saved["recipe"]["batch_size"]) == (8, 10)
     steps = [json.loads(line)["step"] for line in first.folder.metrics.read_text().splitlines()]
