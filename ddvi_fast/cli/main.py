@@ -27,6 +27,7 @@ COMMANDS = {
     "data": "Import genotype files into packed stores: ddvi-fast data import FILE --out STORE",
     "project": "Project people of another genotype file: ddvi-fast project RUN FILE --out people.tsv",
     "admixture": "Estimate proportions of ancestry: ddvi-fast admixture FILE --sources 5 --out FOLDER",
+    "place": "Place people with few called genotypes: ddvi-fast place PANEL FILE --out places.tsv",
     "report": "Compare runs in one HTML file: ddvi-fast report RUN RUN --output report.html",
     "export": "Export the posterior of a run as a program that needs only torch: ddvi-fast export RUN --output FILE",
     "doctor": "Check the installation and suggest fixes: ddvi-fast doctor --quick",

@@ -27,7 +27,7 @@ _COMPONENTS, _REFERENCE = "components.npz", "reference"
 _KIND = "ddvi_fast posterior of places 1"
 _ROWS = 512  # people at a time
 _LEAST = 20  # people, and variants in common
-_FEW = 1000  # people below which a warning is given
+_FEW = 1000  # people below which some are held out to choose the numbers of steps, and a warning is given
 
 
 class PlacePosterior:
@@ -42,7 +42,8 @@ class PlacePosterior:
         num_components: Number of components that are read (int, default 10, at least 2). The place has the first two.
         num_clusters: Number of clusters (int, default 32).
         repeats: Number of random sets of calls of each fitted person (int, default 10).
-        steps: Steps of the training of the Gaussian from which the chain starts, and of the chain (int, default 1500).
+        steps: Steps of the training of the Gaussian from which the chain starts, and of the chain (int, default 1500). Below 1,000 people they are
+            this number, a quarter or a sixteenth of it, with which the places of a sixth of the people, held out, are most probable.
         resolution: Standard deviation of a normal error that is added to the place (float, default 0.01), without which a person with all variants
             would have no density.
         seed: Seed of all random numbers (int, default 0).
@@ -78,14 +79,16 @@ class PlacePosterior:
         """
         chosen = np.arange(len(store)) if rows is None else np.arange(len(store))[_checks.rows(rows, len(store))]
         _checks.require(len(chosen) >= _LEAST, "rows", f"at least {_LEAST} samples", len(chosen))
-        if len(chosen) < _FEW:
-            tell(f"rows: {len(chosen)} people are few to train a posterior of places; below {_FEW} its regions are too small")
         self.pca_ = GenotypePCA(self.num_components, drop_constant=True, seed=self.seed).fit(store, chosen)
         panel = Panel(store, chosen, self.pca_, self.num_clusters, self.seed)
         with torch.no_grad():
             self.reference_ = panel.reference(torch.ones(len(chosen), dtype=torch.bool, device="cpu"))
             given = place_training.examples(panel, self.repeats, self.seed)
-        self.fitted_ = place_training.fit(given, self.steps, self.seed)
+        steps = place_training.Steps(self.steps, self.steps)
+        if len(chosen) < _FEW:
+            tell(f"rows: {len(chosen)} people are few to train a posterior of places; below {_FEW} its regions may be too small")
+            steps = place_training.chosen_steps(given, self.steps, self.resolution, self.seed)
+        self.fitted_ = place_training.fit(given, steps, self.seed)
         self._matched = None
         return self
 
@@ -143,6 +146,11 @@ class PlacePosterior:
             _checks.require(int(found.matched.sum()) >= _LEAST, "store", f"at least {_LEAST} of the fitted variants", found.report())
             self._matched = (store, found)
         return self._matched[1]
+
+    @staticmethod
+    def is_saved(path: str | Path) -> bool:
+        """Whether `path` is a folder that `save` wrote."""
+        return (Path(path) / _COMPONENTS).is_file() and (Path(path) / _REFERENCE).is_dir()
 
     def save(self, path: str | Path) -> Path:
         """Write the posterior to a folder; `InputError` if it exists."""

@@ -14,7 +14,7 @@ from ddvi_fast import rng
 from ddvi_fast.genomes.place_calls import thinned
 from ddvi_fast.genomes.place_features import GRAIN, Features, features
 from ddvi_fast.genomes.place_reference import Panel, Tiles, tiles_of
-from ddvi_fast.genomes.places import undo
+from ddvi_fast.genomes.places import Places, undo
 from ddvi_fast.inference import Architecture, FittedPosterior, Model, Training, fit_posterior
 from ddvi_fast.posteriors import Diffusion
 from ddvi_fast.posteriors.base import draw_start
@@ -26,15 +26,32 @@ _WHOLE, _HAPLOID = 0.12, 0.4  # share of the examples with all calls, and with o
 _ROWS = 4096  # examples at a time
 _CHAIN = Architecture(num_steps=6, start=0.6, end=4.0)  # with a last step that is wide enough for a smooth density
 _TRAINING = {"batch_size": 512, "lr": 2e-3}
+_TRIED = (1 / 16, 1 / 4, 1.0)  # shares of the steps of which held-out people choose
+_PATHS = 100  # of the chain, when they do
 _WIDER = 2.0  # width of the Gaussian beside the chain, in widths of the trained one
 _BLOCK = 1 << 18  # states of chains at a time
 
 
 class Examples(NamedTuple):
-    """Random calls of the fitted people: features with their frames, and the places in these frames, float64 [R, 2]."""
+    """Random calls of the fitted people.
+
+    Attributes:
+        read: Features, with their frames.
+        inside: Places in these frames, float64 [R, 2].
+        part: Part of the people to which the person belongs, int64 [R].
+    """
 
     read: Features
     inside: Tensor
+    part: Tensor
+
+    def of(self, chosen: Tensor) -> Examples:
+        """The examples with `chosen`, bool [R]."""
+        return Examples(Features(*(value[chosen] for value in self.read)), self.inside[chosen], self.part[chosen])
+
+    def places(self) -> Tensor:
+        """Places, float64 [R, 2]."""
+        return self.read.mean + _placed(self.read.factor, self.inside)
 
     def draw(self, number: int) -> tuple[Tensor, Tensor]:
         """Places in the frames [n, 2], with the grain of places, and features [n, F] of random examples."""
@@ -53,7 +70,8 @@ def examples(panel: Panel, repeats: int, seed: int) -> Examples:
     part = part[torch.randperm(len(part), generator=torch.Generator().manual_seed(seed), device="cpu")]
     found = [_of_part(panel, part == number, repeats, Draws(seed, number << 32)) for number in range(_PARTS) if (part == number).any()]
     read, inside = zip(*found, strict=True)
-    return Examples(Features(*(torch.cat(values) for values in zip(*read, strict=True))), torch.cat(inside))
+    parts = torch.repeat_interleave(torch.tensor([len(each) for each in inside], device="cpu"))
+    return Examples(Features(*(torch.cat(values) for values in zip(*read, strict=True))), torch.cat(inside), parts)
 
 
 def _of_part(panel: Panel, chosen: Tensor, repeats: int, draws: Draws) -> tuple[Features, Tensor]:
@@ -87,18 +105,53 @@ class Fitted(NamedTuple):
     chain: FittedPosterior
 
 
-def fit(given: Examples, steps: int, seed: int) -> Fitted:
+class Steps(NamedTuple):
+    """Numbers of steps of the training of the Gaussian, and of the chain."""
+
+    gaussian: int
+    chain: int
+
+
+def fit(given: Examples, steps: Steps, seed: int) -> Fitted:
     """Train the Gaussian, and then the chain in the Gaussian as a frame, by maximum likelihood of the places of the examples."""
-    training = Training(steps=steps, **_TRAINING)
+    gaussian = _trained(given, Architecture(family="gaussian"), steps.gaussian, seed)
+    return Fitted(gaussian, _trained(_inside(given, gaussian), _CHAIN, steps.chain, seed))
+
+
+def chosen_steps(given: Examples, steps: int, resolution: float, seed: int) -> Steps:
+    """The numbers of steps, up to `steps`, after which the places of a part of the people, who are held out of the training, are most probable.
+
+    Networks that see the same few people again and again learn their places by heart, and state less and less uncertainty.
+    """
+    held = given.part == given.part.max()
+    kept, others = given.of(~held), given.of(held)
+    numbers = sorted({max(1, round(share * steps)) for share in _TRIED})
+    draws = Draws(seed).lane("held_out")
+
+    def score(fitted: Fitted, paths: int) -> float:
+        found = conditional(fitted, others.read, paths, resolution, draws)
+        called = torch.zeros(len(others.inside), dtype=torch.float64, device="cpu")
+        return float(Places(np.arange(len(called)), found.centres, found.factor, called, found.wide).log_prob(others.places()).mean())
+
+    gaussians = [_trained(kept, Architecture(family="gaussian"), number, seed) for number in numbers]
+    best = int(np.argmax([score(Fitted(each, each), 0) for each in gaussians]))
+    inner = _inside(kept, gaussians[best])
+    chains = [Fitted(gaussians[best], _trained(inner, _CHAIN, number, seed)) for number in numbers]
+    return Steps(numbers[best], numbers[int(np.argmax([score(each, _PATHS) for each in chains]))])
+
+
+def _trained(given: Examples, architecture: Architecture, steps: int, seed: int) -> FittedPosterior:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of columns that are standardized by quantiles
-        gaussian = fit_posterior(Model(simulate=given.draw), architecture=Architecture(family="gaussian"), training=training, seed=seed)
-        mean, factor = gaussian_of(gaussian, given.read.x)
-        inner = Examples(
-            Features(given.read.x, given.read.mean, given.read.factor @ factor), undo(factor, given.inside - mean)
-        )  # fmt: skip
-        chain = fit_posterior(Model(simulate=inner.draw), architecture=_CHAIN, training=training, seed=seed)
-    return Fitted(gaussian, chain)
+        training = Training(steps=steps, **_TRAINING)
+        return fit_posterior(Model(simulate=given.draw), architecture=architecture, training=training, seed=seed)
+
+
+def _inside(given: Examples, gaussian: FittedPosterior) -> Examples:
+    """The examples in the frames of the trained Gaussian."""
+    (mean, factor), read = gaussian_of(gaussian, given.read.x), given.read
+    frame = read._replace(mean=read.mean + _placed(read.factor, mean), factor=read.factor @ factor)
+    return given._replace(read=frame, inside=undo(factor, given.inside - mean))
 
 
 @torch.no_grad()

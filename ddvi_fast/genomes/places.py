@@ -107,10 +107,30 @@ class Places:
         for part in self._parts(num_samples):
             log_densities = self._log_density(part, self._drawn(part, num_samples, draws.advance(part.start)))
             found.append((log_densities > self._log_density(part, points[None, part])).double().mean(0).numpy())
-            least = torch.quantile(log_densities, 1 - torch.tensor(levels, dtype=torch.float64, device="cpu"), dim=0)
-            inside = log_densities >= least.unsqueeze(1)
-            areas.append((inside * torch.exp(-log_densities)).mean(1).numpy())
+            areas.append((_densest(log_densities, levels) * torch.exp(-log_densities)).mean(1).numpy())
         return np.concatenate(found), np.concatenate(areas, 1)
+
+    def extents(self, level: float = 0.9, num_samples: int = 500, seed: int = 0) -> np.ndarray:
+        """Least and largest coordinates in the region of highest density of probability `level` of each person, float64 [N, 2, 2].
+
+        The last axis has both ends, which are those of samples in the region, and the one before it the coordinates.
+
+        Args:
+            level: Probability of the region (float, default 0.9).
+            num_samples: Number of samples of each person (int, default 500).
+            seed: Seed of the samples (int, default 0).
+
+        Raises:
+            InputError: `level` is not between 0 and 1.
+        """
+        level, num_samples = _checks.number(level, "level", above=0, below=1), _checks.integer(num_samples, "num_samples", 2)
+        found, draws = [], Draws(_checks.integer(seed, "seed", 0))
+        for part in self._parts(num_samples):
+            drawn = self._drawn(part, num_samples, draws.advance(part.start))
+            outside = ~_densest(self._log_density(part, drawn), (level,))[0].unsqueeze(2)
+            ends = drawn.masked_fill(outside, math.inf).amin(0), drawn.masked_fill(outside, -math.inf).amax(0)
+            found.append(torch.stack(ends, 2).numpy())
+        return np.concatenate(found)
 
     def _points(self, places: Tensor | np.ndarray) -> Tensor:
         points = torch.as_tensor(places, dtype=torch.float64, device="cpu")
@@ -144,6 +164,12 @@ class Places:
         centre, factor = (value[part] for value in self.wide)
         far = -0.5 * undo(factor, points - centre).square().sum(-1) + _peak(factor)
         return torch.logaddexp(log_q + math.log1p(-_WIDE), far + math.log(_WIDE))
+
+
+def _densest(log_densities: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """Whether samples with log-densities [S, n] are in the regions of highest density of the probabilities `levels`, bool [L, S, n]."""
+    least = torch.quantile(log_densities, 1 - torch.tensor(levels, dtype=torch.float64, device="cpu"), dim=0)
+    return log_densities >= least.unsqueeze(1)
 
 
 def undo(factor: Tensor, difference: Tensor) -> Tensor:

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch.distributions import Binomial, Categorical, MixtureSameFamily, MultivariateNormal
 
+from ddvi_fast import cli
 from ddvi_fast._checks import InputError
-from ddvi_fast.genomes import place_training
+from ddvi_fast.genomes import place_table, place_training
 from ddvi_fast.genomes.convert import store_from_codes
 from ddvi_fast.genomes.place import PlacePosterior
 from ddvi_fast.genomes.place_calls import thinned
 from ddvi_fast.genomes.place_features import Features, features, least_squares, predicted
 from ddvi_fast.genomes.place_reference import Clusters, Reference, Summary
-from ddvi_fast.genomes.place_training import Examples, conditional
+from ddvi_fast.genomes.place_training import Examples, Steps, chosen_steps, conditional
 from ddvi_fast.genomes.places import Places
 from ddvi_fast.rng import Draws
 
@@ -189,6 +190,8 @@ def test_a_gaussian_has_the_area_of_its_ellipse():
     assert places.area(0.9, num_samples=20_000)[0] == pytest.approx(-2 * math.pi * math.log(0.1) * 0.2, rel=0.05)
     point = torch.tensor([[0.5, 0.2]], dtype=torch.float64)  # at a distance of 1 along the first axis of the frame
     assert places.credibility(point, num_samples=20_000)[0] == pytest.approx(1 - math.exp(-0.5), abs=0.02)
+    ends = places.extents(0.5, num_samples=20_000)[0]
+    np.testing.assert_allclose(ends, math.sqrt(-2 * math.log(0.5)) * np.sqrt([0.25, 0.2])[:, None] * [-1, 1], rtol=0.03)
 
 
 def test_training_recovers_an_exact_posterior():
@@ -203,7 +206,7 @@ def test_training_recovers_an_exact_posterior():
         return Features(x, torch.zeros(count, 2).double(), EYE.expand(count, 2, 2)), place, seen / (1 + size**2), size / (1 + size**2).sqrt()
 
     read, place, _, _ = observed(20_000)
-    fitted = place_training.fit(Examples(read, place), 400, 0)
+    fitted = place_training.fit(Examples(read, place, torch.zeros(20_000)), Steps(400, 400), 0)
     read, place, mean, size = observed(1000)
     exact = MultivariateNormal(mean, scale_tril=size[..., None] * EYE).log_prob(place).mean()
     for paths in (0, 300):
@@ -233,6 +236,17 @@ def sparse(fitted, tmp_path_factory):
 def truth_of(model, store, others):
     reference = model.reference_
     return reference.places(reference.summarize(lambda first, count: torch.from_numpy(store.genotypes(others, first, count)), len(others)))
+
+
+@pytest.mark.parametrize("people, repeats, first", [(12, 40, True), (2000, 1, False)])
+def test_few_people_who_are_learnt_by_heart_stop_the_training(people, repeats, first):
+    """Features have a number by which each person is known, which says nothing of the places of others."""
+    generator = torch.Generator().manual_seed(6)
+    place, known = (torch.randn(people, size, generator=generator, dtype=torch.float64).repeat(repeats, 1) for size in (2, 8))
+    x = torch.cat((place + 0.5 * torch.randn(len(place), 2, generator=generator, dtype=torch.float64), known), 1).float()
+    read = Features(x, torch.zeros(len(x), 2).double(), EYE.expand(len(x), 2, 2))
+    steps = chosen_steps(Examples(read, place, (torch.arange(people) % 6).repeat(repeats)), 240, 0.01, 0)
+    assert (steps.gaussian < 240) == first
 
 
 def test_the_place_is_the_projection_of_all_genotypes(fitted):
@@ -283,6 +297,43 @@ def test_a_saved_posterior_is_the_same(fitted, sparse, tmp_path):
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(InputError, match="expected a new folder"):
         model.save(tmp_path / "saved")
+
+
+def test_the_command_writes_places_and_regions(fitted, sparse, tmp_path, capsys):
+    _, model, _ = fitted
+    model.save(tmp_path / "saved")
+    arguments = ["place", str(tmp_path / "saved"), str(sparse[1].path), "--out", str(tmp_path / "places.tsv")]
+    assert cli.main(arguments) == 0 and capsys.readouterr().out == f"{tmp_path / 'places.tsv'}\n"
+    heads, *rows = [line.split("\t") for line in (tmp_path / "places.tsv").read_text().splitlines()]
+    table = dict(zip(heads, np.array(rows).T, strict=True))
+    assert table.pop("name").tolist() == sparse[1].samples.name.tolist()
+    table = {name: values.astype(float) for name, values in table.items()}
+    places = model.posterior(sparse[1])
+    np.testing.assert_allclose(table["called"], (sparse[0] != 3).mean(1), atol=1e-4)
+    for axis in "12":
+        np.testing.assert_allclose(table[f"place{axis}"], places.mean[:, int(axis) - 1], rtol=1e-3, atol=1e-4)
+        assert (table[f"low{axis}_90"] < table[f"low{axis}_50"]).all() and (table[f"high{axis}_50"] < table[f"high{axis}_90"]).all()
+    assert (table["area_50"] < table["area_80"]).all() and (table["area_80"] < table["area_90"]).all()
+    np.testing.assert_allclose(table["area_90"], places.area(0.9), rtol=1e-3)
+    for further, message in (([], "out: expected a new file"), (["--overwrite", "--seed", "1"], "seed: expected none for"),
+                             (["--overwrite", "--save", str(tmp_path / "new")], "save: expected none for")):  # fmt: skip
+        assert cli.main([*arguments, *further]) == 2 and message in capsys.readouterr().err
+
+
+def test_the_command_fits_a_panel_and_saves_it(tmp_path, monkeypatch):
+    class Quick(PlacePosterior):
+        def __init__(self, **options):
+            super().__init__(**{"repeats": 1, "steps": 2, "num_clusters": 2, "num_components": 2, **options})
+
+    monkeypatch.setattr(place_table, "PlacePosterior", Quick)
+    store = store_from_codes(people(40, 100), tmp_path / "store")
+    written = place_table.place(store.path, store.path, tmp_path / "a.tsv", save=tmp_path / "saved", seed=3)
+    assert written == [tmp_path / "a.tsv", tmp_path / "saved"]
+    place_table.place(tmp_path / "saved", store.path, tmp_path / "b.tsv")
+    assert (tmp_path / "a.tsv").read_text() == (tmp_path / "b.tsv").read_text()
+    assert PlacePosterior.load(tmp_path / "saved").seed == 3
+    with pytest.raises(InputError, match="save: expected a new folder"):
+        place_table.place(store.path, store.path, tmp_path / "c.tsv", save=tmp_path / "saved")
 
 
 def test_bad_arguments_are_named(fitted, tmp_path):
