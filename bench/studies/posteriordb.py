@@ -2,9 +2,9 @@
 
     python -m bench.studies.posteriordb run --data data --jobs 2         # every cell that is not there: an hour of two cores
     python -m bench.studies.posteriordb run --names kidiq --methods diffusion
-    python -m bench.studies.posteriordb table                            # writes bench/results/posteriordb.json and .md
+    python -m bench.studies.posteriordb table                            # adds them to bench/results/posteriordb.json and .md
 
-A cell is a file in `--cells`. All variational methods have the same number of training steps, samples per step and rate.
+A cell is a file in `--cells`. Diffusion, flow and mean field have the same number of training steps, samples per step and rate.
 `flow` needs zuko, `nuts` Pyro.
 """
 
@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from bench import records
+from bench.studies import pathfinder
 from ddvi_fast import _markdown, rng
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.inference import Architecture, ImportanceSample, Support, Training, fit_posterior
 from ddvi_fast.inference.compare import c2st, moment_errors, standardized
 from ddvi_fast.inference.model import FlatModel
 from ddvi_fast.inference.start import gaussian_start
+from ddvi_fast.inference.whitening import Whitening
 from ddvi_fast.rng import Draws
 from examples import posteriordb
 
@@ -36,6 +38,7 @@ METHODS = {
     "flow": "flow (splines)",
     "full": "full-rank Gaussian",
     "mean_field": "mean-field Gaussian",
+    "pathfinder": "Gaussians of many starts (Pathfinder)",
     "nuts": "NUTS (Pyro)",
 }
 TRAINING = Training(steps=4000, batch_size=256, lr=2e-3)
@@ -108,6 +111,17 @@ def _full_rank(method: str, model: Counted, problem: posteriordb.Problem, seed: 
     return z, lambda: ImportanceSample.of(z, flat.log_joint(problem.x, noise) - log_q)
 
 
+def _pathfinder(method: str, model: Counted, problem: posteriordb.Problem, seed: int) -> tuple[Any, Any]:
+    """Draws of Gaussians of many starts, resampled by their weights, and the weighted ones."""
+    support = Support(problem.model.support)
+    zeros = torch.zeros(support.dim, dtype=torch.float64)
+    flat = FlatModel(model, support, Whitening(zeros, torch.diag(zeros + 1)))
+    u, log_weights = pathfinder.draw(lambda u: flat.log_joint(problem.x, u), support.dim, DRAWS, seed + 1)
+    sample = ImportanceSample.of(u, log_weights)
+    order = rng.permutation(Draws(seed), DRAWS)  # a part of the draws is compared, and resampling keeps copies together
+    return support.constrain(sample.resample(DRAWS, seed)[order])[0], lambda: sample
+
+
 def _nuts(method: str, model: Counted, problem: posteriordb.Problem, seed: int) -> tuple[Any, Any]:
     """Draws of one chain of the No-U-Turn sampler in unconstrained coordinates."""
     import pyro
@@ -128,7 +142,7 @@ def _nuts(method: str, model: Counted, problem: posteriordb.Problem, seed: int) 
     return z, None
 
 
-_FITS = {"full": _full_rank, "nuts": _nuts}
+_FITS = {"full": _full_rank, "nuts": _nuts, "pathfinder": _pathfinder}
 HEADINGS = (
     "posterior", "D", "method", "mean", "deviation", "C2ST", "Wasserstein", "ESS", "Pareto k", "density calls", "CPU seconds", "within limits",
 )  # fmt: skip
@@ -153,13 +167,16 @@ def markdown(record: dict[str, Any]) -> str:
     ]  # fmt: skip
     counts = {method: [within(found) for found in cells if found["method"] == method] for method in METHODS}
     told = [f"{METHODS[method]}: {sum(found)} of {len(found)} within all limits." for method, found in counts.items() if found]
-    made = sorted({(found["commit"] or "none", found["processor"]) for found in cells})
+    made = sorted({((found["commit"] or "none")[:10], found["processor"]) for found in cells})
     about = [
         "Largest error of a mean and Wasserstein distance of a marginal, in standard deviations of the reference, and relative error of a deviation.",
         f"Limits: {', '.join(f'{name.replace(chr(95), chr(32))} {limit}' for name, limit in LIMITS.items())}. Training: {TRAINING.steps} steps of "
-        f"{TRAINING.batch_size} samples at rate {TRAINING.lr}, chosen on eight schools, after the start that all but NUTS have.",
+        f"{TRAINING.batch_size} samples at rate {TRAINING.lr}, chosen on eight schools, after a Gaussian start: the full-rank "
+        "Gaussian, and one without correlations for the mean field.",
+        f"Pathfinder: the best Gaussians of {pathfinder.PATHS} paths of L-BFGS, {DRAWS:,} samples, resampled by their weights. NUTS: one chain of "
+        f"{NUTS_WARMUP} and {NUTS_DRAWS:,} steps, from near 0.",
         *told,
-        *(f"Commit {commit[:10]}, {processor}, one thread." for commit, processor in made),
+        *(f"Commit {commit}, {processor}, one thread." for commit, processor in made),
     ]
     return "\n".join(["# Posteriors of posteriordb", "", *about, "", _markdown.table(HEADINGS, rows), ""])
 
@@ -194,9 +211,15 @@ def main(arguments: list[str] | None = None) -> int:
         with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
             pool.map(_run, jobs, chunksize=1)
         return 0
-    cells = [records.read(path) for path in sorted(options.cells.glob("*.json"))]
-    records.write(records.RESULTS / "posteriordb.json", {"kind": "bench.studies.posteriordb", "cells": cells})
+    write([records.read(path) for path in sorted(options.cells.glob("*.json"))])
     return 0
+
+
+def write(cells: list[dict[str, Any]], path: Path = records.RESULTS / "posteriordb.json") -> None:
+    """Add cells to those of the results file, in place of earlier ones of the same posterior, method and seed."""
+    known = [*(records.read(path)["cells"] if path.is_file() else []), *cells]
+    merged = {(found["name"], found["method"], found["seed"]): found for found in known}
+    records.write(path, {"kind": "bench.studies.posteriordb", "cells": [merged[key] for key in sorted(merged)]})
 
 
 if __name__ == "__main__":

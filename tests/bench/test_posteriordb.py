@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from bench import records
 from bench.studies import posteriordb
 from ddvi_fast.inference import Model
 
@@ -46,3 +47,12 @@ def test_the_table_counts_what_is_within_the_limits() -> None:
     text = posteriordb.markdown({"cells": [made_up("full"), made_up("diffusion", pareto_k=0.8), {**made_up("nuts"), "name": "other-one"}]})
     assert "full-rank Gaussian: 1 of 1 within all limits." in text and "diffusion: 0 of 1 within all limits." in text
     assert "| model | 3 | diffusion | 0.050 | 0.020 | 0.510 | 0.040 | 90% | 0.80 | 12,345 | 60 | no |" in text
+
+
+def test_a_table_keeps_the_cells_that_are_not_made_anew(tmp_path) -> None:
+    path = tmp_path / "posteriordb.json"
+    posteriordb.write([made_up("full"), made_up("diffusion")], path)
+    posteriordb.write([made_up("diffusion", mean=0.25), {**made_up("full"), "seed": 1}], path)
+    found = {(cell["method"], cell["seed"]): cell["mean"] for cell in records.read(path)["cells"]}
+    assert found == {("full", 0): 0.05, ("diffusion", 0): 0.25, ("full", 1): 0.05}
+    assert path.with_suffix(".md").read_text(encoding="utf-8").count("| model |") == 3
