@@ -26,7 +26,7 @@ def best_factors(logits: Tensor, scores: Tensor, bounds: Tensor) -> Tensor:
 
     Example:
         >>> scores = torch.tensor([[0.0, -1.0], [-3.0, 0.0]])
-        >>> best_factors(torch.zeros(2, 2), scores, 0.5 * scores)[1].item()
+        >>> round(best_factors(torch.zeros(2, 2), scores, 0.5 * scores)[1].item(), 3)
         0.5
     """
     logits, scores, bounds = (part.detach().double() for part in (logits, scores, bounds))
