@@ -6,7 +6,7 @@ Any family can be `q(z | x, c)`: its encoders return one row for each class and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -296,7 +296,7 @@ class ClassConditional(Posterior):
         self.eval()
         draws = check_sample_arguments(x, num_samples, draws, self)
         with evaluation(model):
-            parts = [self._class_bounds(model, rows, num_samples, draws.advance(first)) for first, rows in _in_parts(x)]
+            parts = [self._class_bounds(model, rows, num_samples, draws.advance(index * _ROWS)) for index, rows in enumerate(x.split(_ROWS))]
         self.class_factors.copy_(best_factors(*(torch.cat(part) for part in zip(*parts, strict=True))))
         return self
 
@@ -384,11 +384,6 @@ class ClassConditional(Posterior):
         if log_ratio is None or self.pushes:
             return sample
         return sample._replace(log_prior_ratio=self.prior.log_prob(sample.z, labels) + sample.log_ratio)
-
-
-def _in_parts(x: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Pairs of the first row and the rows of the parts of data `x` [N, ...]."""
-    return ((first, x[first : first + _ROWS]) for first in range(0, len(x), _ROWS))
 
 
 def draw_classes(log_probs: Tensor, num_samples: int, draws: Draws) -> Tensor:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_OF_CLASSIFIER = (0.0, 0.1, 0.3, 1.0)  # first factors, of which the best pair is refined
+# First factors, of which the best pair is refined. The pair (1, 0) is the first: it stays where a loss is not a number.
+_OF_CLASSIFIER = (1.0, 0.3, 0.1, 0.0)
 _OF_MODEL = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _ITERATIONS = 50  # of L-BFGS
 
@@ -22,7 +23,7 @@ def best_factors(logits: Tensor, scores: Tensor, bounds: Tensor) -> Tensor:
         bounds: Bounds on `log p(x, c)` in nats [N, C].
 
     Returns:
-        The factors, float64 [2], at least 0; their bound is at least that of (1, 0).
+        The factors, float64 [2], at least 0; their bound is at least that of (1, 0), which they are where that bound is not a number.
 
     Example:
         >>> scores = torch.tensor([[0.0, -1.0], [-3.0, 0.0]])

@@ -198,6 +198,11 @@ def test_best_factors_against_scipy(scale: float) -> None:
     assert loss(best.tolist()) < loss([1.0, 0.0])
 
 
+def test_the_classifier_stays_alone_where_a_bound_is_not_a_number() -> None:
+    bounds = torch.tensor([[0.0, float("nan")], [-3.0, 0.0]])
+    assert best_factors(torch.zeros(2, 2), torch.ones(2, 2), bounds).tolist() == [1, 0]
+
+
 @pytest.mark.slow
 def test_a_compiled_call_gives_the_same(validation) -> None:
     model, posterior = informed("prior+encoder")
