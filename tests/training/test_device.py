@@ -20,7 +20,7 @@ from tests.pretend_device import DEVICE, PretendDevice
 
 # Recorded steps need a GPU that is one.
 SMALL = [
-    "dataset=digits", "dataset.labels=50", "limit=100", "recipe.batch_size=50", "epochs=2", "device=cuda", "capture=false", "progress=off",
+    "dataset=digits", "dataset.labels=50", "limit=100", "recipe.batch_size=50", "epochs=1", "device=cuda", "capture=false", "progress=off",
     "tensorboard=false", "prior.resolution=20", "evaluation.limit=20", "evaluation.iwae_samples=2", "evaluation.elbo_samples=2",
     "evaluation.prior_samples=100",
 ]  # fmt: skip
