@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import cases, run
+from bench import cases, problem, run
 from bench.baselines import eager
 from bench.baselines.training import Sizes
 from bench.operations import OPERATIONS, Chain, Kde
@@ -153,3 +154,12 @@ def test_a_wrong_baseline_is_noticed(monkeypatch):
     for provider in ("eager", "ours"):
         with pytest.raises(AssertionError, match="baseline"):
             Kde(CPU, False, N=5, M=20, D=2).check(provider)
+
+
+@pytest.mark.parametrize(("changed", "by", "passes"), [(0, 0.0, True), (5, 0.01, True), (20, 0.01, False), (5, 5.0, False), (1, float("nan"), False)])
+def test_few_elements_may_lie_on_the_other_side_of_a_kink(changed, by, passes):
+    exact = torch.linspace(1, 2, 1000, dtype=torch.float64)
+    got = exact + 1e-6
+    got[:changed] += by
+    with contextlib.nullcontext() if passes else pytest.raises(AssertionError, match="elements differ"):
+        problem.compare(got, exact + 1e-6, exact, bf16=False, name="gradient")
