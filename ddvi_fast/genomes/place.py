@@ -30,6 +30,11 @@ _LEAST = 20  # people, and variants in common
 _FEW = 1000  # people below which some are held out to choose the numbers of steps, and a warning is given
 
 
+def require_common(found: Alignment) -> None:
+    """Raise `InputError` unless a store has at least 20 of the variants of a panel."""
+    _checks.require(int(found.matched.sum()) >= _LEAST, "store", f"at least {_LEAST} of the variants of the panel", found.report())
+
+
 class PlacePosterior:
     """Posterior of the place that a person has with all variants, given those that were called.
 
@@ -143,7 +148,7 @@ class PlacePosterior:
             found = self.pca_.alignment(store)
             if store.variants is not self.pca_.variants_:
                 require_whole(store)
-            _checks.require(int(found.matched.sum()) >= _LEAST, "store", f"at least {_LEAST} of the fitted variants", found.report())
+            require_common(found)
             self._matched = (store, found)
         return self._matched[1]
 

@@ -6,10 +6,12 @@ import tempfile
 from pathlib import Path
 
 from ddvi_fast import _checks
+from ddvi_fast.genomes.align import align
 from ddvi_fast.genomes.convert import store_or_import
 from ddvi_fast.genomes.people import write_table
-from ddvi_fast.genomes.place import PlacePosterior
+from ddvi_fast.genomes.place import PlacePosterior, require_common
 from ddvi_fast.genomes.places import Places
+from ddvi_fast.genomes.store import GenotypeStore
 
 LEVELS = (0.5, 0.8, 0.9)  # probabilities of the regions
 
@@ -36,7 +38,7 @@ def place(
     _checks.require(save is None or not save.exists(), "save", "a new folder", str(save))
     with tempfile.TemporaryDirectory() as folder:
         others = store_or_import(file, Path(folder) / "others")
-        model = _fitted_or_loaded(_checks.path(panel, "panel").expanduser(), Path(folder) / "panel", save, seed)
+        model = _fitted_or_loaded(_checks.path(panel, "panel").expanduser(), Path(folder) / "panel", others, save, seed)
         write_table(out, columns(model.posterior(others), len(model.reference_.mean)))
     return [out] if save is None else [out, save]
 
@@ -56,12 +58,14 @@ def columns(places: Places, num_variants: int) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def _fitted_or_loaded(panel: Path, folder: Path, save: Path | None, seed: int | None) -> PlacePosterior:
+def _fitted_or_loaded(panel: Path, folder: Path, others: GenotypeStore, save: Path | None, seed: int | None) -> PlacePosterior:
     if PlacePosterior.is_saved(panel):
         for name, value in (("save", save), ("seed", seed)):
             _checks.require(value is None, name, f"none for {panel}, a posterior that was fitted", value)
         return PlacePosterior.load(panel)
-    model = PlacePosterior(seed=0 if seed is None else seed).fit(store_or_import(panel, folder))
+    store = store_or_import(panel, folder)
+    require_common(align(others.variants, store.variants))  # known before the fit, which takes minutes
+    model = PlacePosterior(seed=0 if seed is None else seed).fit(store)
     if save is not None:
         model.save(save)
     return model

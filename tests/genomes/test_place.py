@@ -334,6 +334,10 @@ def test_the_command_fits_a_panel_and_saves_it(tmp_path, monkeypatch):
     assert PlacePosterior.load(tmp_path / "saved").seed == 3
     with pytest.raises(InputError, match="save: expected a new folder"):
         place_table.place(store.path, store.path, tmp_path / "c.tsv", save=tmp_path / "saved")
+    monkeypatch.setattr(Quick, "fit", lambda *arguments: pytest.fail("a fit of minutes before the variants are compared"))
+    few = store_from_codes(people(5, 10), tmp_path / "few")
+    with pytest.raises(InputError, match="store: expected at least 20 of the variants of the panel"):
+        place_table.place(store.path, few.path, tmp_path / "c.tsv")
 
 
 def test_bad_arguments_are_named(fitted, tmp_path):
@@ -349,7 +353,7 @@ def test_bad_arguments_are_named(fitted, tmp_path):
     with pytest.raises(InputError, match="places: expected shape"):
         model.posterior(store, [0], num_paths=2).log_prob(np.zeros((2, 2)))
     few = store_from_codes(store.genotypes(slice(0, 30))[:, :10], tmp_path / "few")
-    with pytest.raises(InputError, match="at least 20 of the fitted variants"):
+    with pytest.raises(InputError, match="at least 20 of the variants of the panel"):
         model.posterior(few)
     with pytest.warns(UserWarning, match="few to train"):
         PlacePosterior(repeats=1, steps=2, num_clusters=2, num_components=2).fit(store, np.arange(40))
