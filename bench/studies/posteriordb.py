@@ -206,6 +206,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("table", help="write the results and the table")
     options = parser.parse_args(arguments)
     if options.command == "run":
+        for name in options.names:
+            if not any(known.startswith(name) for known in posteriordb.NAMES):
+                parser.error(f"--names: expected the start of one of {', '.join(posteriordb.NAMES)}, got {name!r}")
         names = [name for name in posteriordb.NAMES if name.startswith(tuple(options.names))]
         jobs = [(name, method, options.data, options.cells, options.seed) for method in options.methods for name in names]
         with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:

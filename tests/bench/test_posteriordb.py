@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from bench import records
@@ -64,3 +65,9 @@ def test_a_table_keeps_the_cells_that_are_not_made_anew(tmp_path) -> None:
     found = {(cell["method"], cell["seed"]): cell["mean"] for cell in records.read(tmp_path / "results" / "posteriordb.json")["cells"]}
     assert found == {("full", 0): 0.05, ("diffusion", 0): 0.25, ("full", 1): 0.05}
     assert (tmp_path / "results" / "posteriordb.md").read_text(encoding="utf-8").count("| model |") == 3
+
+
+def test_a_name_that_is_none_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        posteriordb.main(["--cells", str(tmp_path), "run", "--names", "garch", "garch11"])
+    assert "--names: expected the start of one of" in capsys.readouterr().err
