@@ -46,6 +46,7 @@ def test_maximum_likelihood_finds_the_share():
 
 def test_a_table_has_the_means_of_the_seeds():
     made_up = {"variants": 3000, "people": 600, "correlation": 0.9, "correlation_ml": 0.91, "rmse_ml": 0.02, "coverage": 0.9, "seconds": 60.0}
-    cells = [{"kind": "supervised", "seed": seed, "rmse": 0.02 + 0.002 * seed, "commit": "0123456789ab", "processor": "one", **made_up} for seed in (0, 1)]
+    made = {"kind": "supervised", "commit": "0123456789ab", "processor": "one"}
+    cells = [{**made, **made_up, "seed": seed, "rmse": 0.02 + 0.002 * seed} for seed in (0, 1)]
     (line,) = [line for line in pulse.markdown({"cells": cells}).splitlines() if line.startswith("| two")]
     assert "| 2 | 3,000 | 0.900 | 0.910 | 0.0210 | 0.0200 | 1.05 | 90.0% | 60 |" in line
