@@ -151,8 +151,8 @@ def markdown(record: dict[str, Any]) -> str:
     made = sorted({(each["commit"] or "none", each["processor"]) for each in record["cells"]})
     about = [
         "People mixed of two sources, 70 to 30, eight generations ago, with 200 people of each source: means over seeds, over the mixed people "
-        "alone. Maximum likelihood has the frequencies of 2,000 people of each source at the time of the pulse. Variants with a squared correlation of "
-        "at most 0.2.",
+        "alone. Maximum likelihood has the frequencies of 2,000 people of each source at the time of the pulse. Of variants with a squared "
+        "correlation above 0.2 one is left out.",
         *(f"Commit {commit[:10]}, {processor}, one thread." for commit, processor in made),
     ]
     headings = ["fit", "seeds", "variants", "correlation", "of maximum likelihood", "error (RMSE)", "of maximum likelihood", "ratio",
