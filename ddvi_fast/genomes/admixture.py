@@ -276,7 +276,7 @@ def _evenly_spaced(store: GenotypeStore) -> Tensor:
     spacing = -(-len(store) * store.num_variants // _KEPT)
     first, parts = 0, []
     for codes in _columns(store, np.arange(len(store))):
-        parts.append(codes[:, -first % spacing :: spacing])
+        parts.append(codes[:, -first % spacing :: spacing].clone())  # a view would keep the codes of every tile
         first += codes.shape[1]
     return torch.cat(parts, 1)
 
