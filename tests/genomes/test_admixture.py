@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Binomial
 
 from ddvi_fast._checks import InputError
-from ddvi_fast.genomes import admixture_posterior, sources
+from ddvi_fast.genomes import admixture, admixture_posterior, sources
 from ddvi_fast.genomes.admixture import Admixture, _fitted, held_out_log_likelihood, matched, write_proportions
 from ddvi_fast.genomes.convert import store_from_codes
 from ddvi_fast.genomes.sources import Calls
@@ -256,3 +256,15 @@ def test_summaries_of_simulations_have_their_curvature():
     noise = (torch.linalg.cholesky(whole).mT @ (centre - z[:, :2].double()).unsqueeze(-1)).squeeze(-1)
     assert (noise.mean(0).abs() < 4 / 20_000**0.5).all()
     torch.testing.assert_close(noise.T @ noise / 20_000, torch.eye(2, dtype=torch.float64), rtol=0, atol=4 * (2 / 20_000) ** 0.5)
+
+
+def test_spaced_genotypes_keep_no_tile(tmp_path, monkeypatch):
+    """Views would keep the codes of all variants, of which there may be a million."""
+    store = store_from_codes(simulated(people=20, variants=400)[0], tmp_path / "store")
+    monkeypatch.setattr(admixture, "_KEPT", 1000)
+    monkeypatch.setattr(admixture, "_VALUES", 2000)
+    kept, joined = [], torch.cat
+    monkeypatch.setattr(torch, "cat", lambda parts, axis: kept.extend(parts) or joined(parts, axis))
+    codes = admixture._evenly_spaced(store)
+    assert len(kept) == 4 and all(part.untyped_storage().nbytes() == part.numel() for part in kept)
+    assert torch.equal(codes, torch.from_numpy(store.genotypes(np.arange(20)))[:, ::8])
