@@ -1,7 +1,7 @@
 """Clusters and proportions of people of simulated demographies: islands, stepping stones, an admixture pulse, out of Africa.
 
     python -m bench.studies.demographies run      # every cell that is not there: about a minute of one core each
-    python -m bench.studies.demographies table    # writes bench/results/demographies.json and .md
+    python -m bench.studies.demographies table    # adds them to bench/results/demographies.json and .md
 
 A cell is a file in `--cells`. UMAP needs `pip install 'ddvi-fast[maps]'`.
 """
@@ -142,8 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
         for seed, people, name in ((s, p, n) for s in options.seeds for p in options.people for n in options.demographies):
             _keep(options.cells / f"{name.replace(' ', '_')}-{people}-{seed}.json", name, people, seed, options.settings)
         return 0
-    cells = [records.read(path) for path in sorted(options.cells.glob("*.json"))]
-    records.write(records.RESULTS / "demographies.json", {"kind": "bench.studies.demographies", "cells": cells})
+    records.add_cells("demographies", options.cells, ("demography", "people", "seed"))
     return 0
 
 
