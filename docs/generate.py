@@ -328,6 +328,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "two-cohorts": study("two-cohorts.md"),
     "two-cohorts-unseen": study("two-cohorts-unseen.md"),
     "demographies": study("demographies.md"),
+    "pulse": study("pulse.md"),
     "own-models": study("own_models.md", "model", "posterior", "C2ST", "coverage 50 / 80 / 90 %", "worst, s.e.", "ESS", "CPU seconds"),
     "posteriordb": study("posteriordb.md", "posterior", "D", "method", "mean", "deviation", "C2ST", "ESS", "Pareto k", "within limits"),
     "sbibm-about": header("sbibm/table.md"),

@@ -155,7 +155,7 @@ def markdown(record: dict[str, Any]) -> str:
         "correlation above 0.2 one is left out.",
         *(f"Commit {commit[:10]}, {processor}, one thread." for commit, processor in made),
     ]
-    headings = ["fit", "seeds", "variants", "correlation", "of maximum likelihood", "error (RMSE)", "of maximum likelihood", "ratio",
+    headings = ["fit", "seeds", "variants", "correlation", "correlation, maximum likelihood", "RMSE", "RMSE, maximum likelihood", "ratio of RMSE",
                 "coverage of 90% intervals", "CPU seconds"]  # fmt: skip
     return "\n".join(["# Proportions after an admixture pulse", "", *about, "", _markdown.table(headings, rows), ""])
 
