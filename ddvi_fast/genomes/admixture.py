@@ -274,11 +274,12 @@ def _clusters(store: GenotypeStore, num_sources: int, seed: int) -> Tensor:
 def _evenly_spaced(store: GenotypeStore) -> Tensor:
     """Codes of all people at as many variants as fit into the memory that the first fit may take, uint8 [N, m]."""
     spacing = -(-len(store) * store.num_variants // _KEPT)
-    first, parts = 0, []
+    kept, first = torch.empty(len(store), -(-store.num_variants // spacing), dtype=torch.uint8, device="cpu"), 0
     for codes in _columns(store, np.arange(len(store))):
-        parts.append(codes[:, -first % spacing :: spacing].clone())  # a view would keep the codes of every tile
+        part, start = codes[:, -first % spacing :: spacing], -(-first // spacing)
+        kept[:, start : start + part.shape[1]] = part
         first += codes.shape[1]
-    return torch.cat(parts, 1)
+    return kept
 
 
 def _columns(store: GenotypeStore, rows: np.ndarray) -> Iterator[Tensor]:

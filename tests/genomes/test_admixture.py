@@ -258,13 +258,10 @@ def test_summaries_of_simulations_have_their_curvature():
     torch.testing.assert_close(noise.T @ noise / 20_000, torch.eye(2, dtype=torch.float64), rtol=0, atol=4 * (2 / 20_000) ** 0.5)
 
 
-def test_spaced_genotypes_keep_no_tile(tmp_path, monkeypatch):
-    """Views would keep the codes of all variants, of which there may be a million."""
-    store = store_from_codes(simulated(people=20, variants=400)[0], tmp_path / "store")
-    monkeypatch.setattr(admixture, "_KEPT", 1000)
-    monkeypatch.setattr(admixture, "_VALUES", 2000)
-    kept, joined = [], torch.cat
-    monkeypatch.setattr(torch, "cat", lambda parts, axis: kept.extend(parts) or joined(parts, axis))
-    codes = admixture._evenly_spaced(store)
-    assert len(kept) == 4 and all(part.untyped_storage().nbytes() == part.numel() for part in kept)
-    assert torch.equal(codes, torch.from_numpy(store.genotypes(np.arange(20)))[:, ::8])
+@pytest.mark.parametrize(("kept", "tile"), [(1000, 2000), (1000, 340), (3000, 8000), (10_000, 100)])
+def test_spaced_genotypes_have_equal_distances(tmp_path, monkeypatch, kept, tile):
+    store = store_from_codes(simulated(people=20, variants=401)[0], tmp_path / "store")
+    monkeypatch.setattr(admixture, "_KEPT", kept)
+    monkeypatch.setattr(admixture, "_VALUES", tile)
+    spacing = -(-20 * 401 // kept)
+    assert torch.equal(admixture._evenly_spaced(store), torch.from_numpy(store.genotypes(np.arange(20)))[:, ::spacing])
