@@ -306,6 +306,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "cifar10": study("cifar10-60epochs/table.md", *_CIFAR),
     "cifar10-semi": study("cifar10-semi-12epochs/table.md", *_SEMI),
     "mnist-semi": study("mnist-semi-5epochs/table.md", *_SEMI),
+    "mnist-semi-informed": study("mnist-semi-informed/table.md", *_SEMI),
     "m2": study("m2/table.md"),
     "ablation-sleep": study("ablation-sleep-digits/table.md"),
     "timesteps": study("timesteps-digits/table.md", "prior", "method", "evidence", "ELBO", "gap", "KNN accuracy", "seconds", "CPU seconds"),
