@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bench import records
-from ddvi_fast import _markdown, genomes, metrics, paper  # noqa: F401 - genomes and paper register data sets and maps
+from ddvi_fast import _checks, _markdown, genomes, metrics, paper  # noqa: F401 - genomes and paper register data sets and maps
 from ddvi_fast.config.compose import compose
 from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.genomes.simulate import POPULATIONS, Simulation, demography, write_simulation
@@ -139,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("table", help="write the results and the table")
     options = parser.parse_args(arguments)
     if options.command == "run":
+        _checks.library("umap", "maps")  # else missed only after the clusters of the first cell
         for seed, people, name in ((s, p, n) for s in options.seeds for p in options.people for n in options.demographies):
             _keep(options.cells / f"{name.replace(' ', '_')}-{people}-{seed}.json", name, people, seed, options.settings)
         return 0
