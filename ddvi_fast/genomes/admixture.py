@@ -21,7 +21,7 @@ from ddvi_fast.precision import without_callers_autocast
 from ddvi_fast.rng import OBSERVATION, Draws, uniform
 from ddvi_fast.standardization import tell
 
-_VALUES = 1 << 21  # genotypes of one tile, each of which takes ten floats or so
+_VALUES = 1 << 21  # genotypes of one tile, each of which takes three floats or so; larger ones left gaps in the heap
 _KEPT = 1 << 25  # genotypes from which the sources are fitted at first, evenly spaced among the variants
 _STEPS, _FREQUENCY_STEPS = 90, 20  # of expectation-maximization: of both, and of the frequencies of all variants
 _START = 0.8  # share of the source of its cluster with which a person starts

@@ -7,7 +7,7 @@ Research 19).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,8 @@ _LONGEST = 32.0  # largest step of the extrapolation, in steps of expectation-ma
 _SETTLING = 3  # steps without extrapolation at the end
 _FACTORS = 8  # probabilities whose product is a number of float32 above 0; none is below `EDGE`
 _WIDTH = 1 << 10  # alleles at a time
-_COLUMNS = 64  # variants at a time
+_CACHED = 1 << 17  # genotypes at a time: so many that intermediate results stay in the processor's cache
+_COLUMNS = 64  # variants at a time, at least
 
 
 Estimate = Callable[[Tensor, Tensor], Tensor]  # frequencies from counts of the counted and of the other allele
@@ -149,15 +150,25 @@ def shrunk(counted: Tensor, other: Tensor) -> Tensor:
 
 def curvature(calls: Calls, proportions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient [N, K - 1] and negative second derivatives [N, K - 1, K - 1] of the log-likelihood in the first K - 1 proportions, float64."""
-    f = _inside(proportions @ frequencies)
     contrast = frequencies[:-1] - frequencies[-1]
-    upper, lower = torch.triu_indices(len(contrast), len(contrast), device=f.device)
-    slope = calls.counted / f - calls.other / (1 - f)
-    bend = calls.counted / f.square() + calls.other / (1 - f).square()
-    products = (bend @ (contrast[upper] * contrast[lower]).T).double()
-    full = products.new_zeros(len(f), len(contrast), len(contrast))
+    upper, lower = torch.triu_indices(len(contrast), len(contrast), device=frequencies.device)
+    gradient = torch.zeros(len(proportions), len(contrast), dtype=torch.float64, device=frequencies.device)
+    products = gradient.new_zeros(len(proportions), len(upper))
+    for part in _parts(calls):
+        f, each = _inside(proportions @ frequencies[:, part]), contrast[:, part]
+        ours, theirs = calls.counted[:, part] / f, calls.other[:, part] / (1 - f)
+        gradient += ((ours - theirs) @ each.T).double()
+        products += ((ours / f + theirs / (1 - f)) @ (each[upper] * each[lower]).T).double()
+    full = products.new_zeros(len(proportions), len(contrast), len(contrast))
     full[:, upper, lower] = full[:, lower, upper] = products
-    return (slope @ contrast.T).double(), full
+    return gradient, full
+
+
+def _parts(calls: Calls) -> Iterator[slice]:
+    """Variants of which each part has about `_CACHED` genotypes."""
+    people, variants = calls.counted.shape
+    width = max(_COLUMNS, _CACHED // max(1, people))
+    return (slice(first, first + width) for first in range(0, variants, width))
 
 
 def _sum_of_logs(proportions: Tensor, alleles: Tensor) -> Tensor:
@@ -182,8 +193,7 @@ def _expected(
     They are summed over `people`, `variants` or both; the others are 0.
     """
     of_people, counted, other = torch.zeros_like(proportions), torch.zeros_like(frequencies), torch.zeros_like(frequencies)
-    for first in range(0, frequencies.shape[1], _COLUMNS):  # so many that intermediate results stay in the processor's cache
-        part = slice(first, first + _COLUMNS)
+    for part in _parts(calls):
         p = frequencies[:, part]
         f = _inside(proportions @ p)
         ours, theirs = calls.counted[:, part] / f, calls.other[:, part] / (1 - f)
