@@ -17,7 +17,7 @@ CHECKED_ROWS = 256
 # Tolerances: relative to the largest value for float32 sums in another order, relative to the norm for two bf16 operands that are rounded.
 FLOOR, FLOOR_BF16 = 1e-5, 4e-3
 SOUND = 1e-3  # largest distance of float32 from float64, relative to the norm
-KINKED = 0.01  # share of the elements that a kink may change
+KINKED = 0.01  # share of the elements of a gradient that kinks may change
 FLOAT = 4  # bytes
 DRAWS = Draws(7)  # of what the operations draw themselves
 
@@ -216,13 +216,14 @@ class Operation(Problem):
 def compare(got: Tensor, plain: Tensor, exact: Tensor, bf16: bool, name: str, floor: float = FLOOR, bf16_floor: float = FLOOR_BF16) -> None:
     """Raise unless `got` is at most about twice as far from `exact` as `plain` is.
 
-    A state that is rounded to the other side of a kink changes the gradients of its row. In float32 every element is compared, but for one in
-    a hundred, and the norm of the difference is at most `SOUND` of that of `exact`; in bf16 the norm alone is compared.
+    In float32 every element is compared. A state that is rounded to the other side of a kink changes the gradients of its row, so that of a
+    gradient one element in a hundred may differ if the norm of the difference is at most `SOUND` of that of `exact`. In bf16 the norm alone is
+    compared.
     """
     if not bf16:
         errors, allowed = (got - exact).abs(), 2 * (plain - exact).abs().max() + floor * exact.abs().max()
         few = (errors <= allowed).double().mean() >= 1 - KINKED and errors.norm() <= SOUND * exact.norm()
-        if not few:
+        if "gradient" not in name or not few:
             assert_within_budget(got, plain, exact, floor=floor, name=name)
         return
     error, allowed = (got - exact).norm(), 2 * (plain - exact).norm() + bf16_floor * exact.norm()

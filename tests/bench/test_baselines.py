@@ -163,3 +163,6 @@ def test_few_elements_may_lie_on_the_other_side_of_a_kink(changed, by, passes):
     got[:changed] += by
     with contextlib.nullcontext() if passes else pytest.raises(AssertionError, match="elements differ"):
         problem.compare(got, exact + 1e-6, exact, bf16=False, name="gradient")
+    if changed:
+        with pytest.raises(AssertionError, match="elements differ"):
+            problem.compare(got, exact + 1e-6, exact, bf16=False, name="z")
