@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,18 @@ def write(path: Path, record: dict[str, Any]) -> str:
         fresh.write_text(contents, encoding="utf-8")
         fresh.replace(target)
     return text
+
+
+def keep_cell(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """Compute a cell of a module of bench.studies and write it, with commit and processor; None where the file exists already."""
+    from ddvi_fast.engine.run_folder import environment
+
+    if path.exists():
+        return None
+    made, found = environment(), compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**found, "commit": made["commit"], "processor": made["machine"]["processor"]}))
+    return found
 
 
 def add_cells(study: str, folder: Path, keys: tuple[str, ...], results: Path = RESULTS) -> None:

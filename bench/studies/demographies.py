@@ -9,7 +9,6 @@ A cell is a file in `--cells`. UMAP needs `pip install 'ddvi-fast[maps]'`.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,6 @@ import torch
 from bench import records
 from ddvi_fast import _checks, _markdown, genomes, metrics, paper  # noqa: F401 - genomes and paper register data sets and maps
 from ddvi_fast.config.compose import compose
-from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.genomes.simulate import POPULATIONS, Simulation, demography, write_simulation
 from ddvi_fast.training.run import load_dataset, run
 
@@ -148,12 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _keep(path: Path, name: str, people: int, seed: int, overrides: list[str]) -> None:
-    if path.exists():
-        return
-    made, found = environment(), cell(name, people, seed, overrides)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**found, "commit": made["commit"], "processor": made["machine"]["processor"]}))
-    print(path.stem, found["nmi"], found["seconds"], flush=True)
+    if found := records.keep_cell(path, lambda: cell(name, people, seed, overrides)):
+        print(path.stem, found["nmi"], found["seconds"], flush=True)
 
 
 if __name__ == "__main__":

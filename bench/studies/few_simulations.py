@@ -9,7 +9,6 @@ The defaults of `fit_posterior(num_simulations=...)` were chosen on these proble
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,7 +21,6 @@ from torch import Tensor
 from bench import records
 from bench.studies.few_simulations_tasks import TASKS
 from ddvi_fast import _markdown
-from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.inference import Architecture, Model, fit_posterior
 from ddvi_fast.inference.compare import c2st
 from ddvi_fast.inference.model import seeded
@@ -96,12 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(path: Path, name: str, number: int, variant: str, seed: int) -> None:
-    if path.exists():
-        return
-    made, found = environment(), cell(name, number, variant, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**found, "commit": made["commit"], "processor": made["machine"]["processor"]}))
-    print(path.stem, *(f"{value:.3f}" for value in found["c2st"]), f"{found['seconds']:.0f} s", flush=True)
+    if found := records.keep_cell(path, lambda: cell(name, number, variant, seed)):
+        print(path.stem, *(f"{value:.3f}" for value in found["c2st"]), f"{found['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

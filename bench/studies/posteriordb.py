@@ -11,7 +11,6 @@ A cell is a file in `--cells`. Diffusion, flow and mean field have the same numb
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import time
@@ -24,7 +23,6 @@ from torch import Tensor
 from bench import records
 from bench.studies import pathfinder
 from ddvi_fast import _markdown, rng
-from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.inference import Architecture, ImportanceSample, Support, Training, fit_posterior
 from ddvi_fast.inference.compare import c2st, moment_errors, standardized
 from ddvi_fast.inference.model import FlatModel
@@ -184,13 +182,12 @@ def markdown(record: dict[str, Any]) -> str:
 def _run(job: tuple[str, str, Path, Path, int]) -> None:
     name, method, data, cells, seed = job
     path = cells / f"{name}-{method}-{seed}.json"
-    if path.exists():
-        return
-    made, found = environment(), cell(name, method, data, seed)
-    head = {"dim": len(posteriordb.reference(name, data / "posteriordb")[0]), "commit": made["commit"], "processor": made["machine"]["processor"]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**found, **head}))
-    print(name, method, *(f"{key} {value:.3g}" for key, value in found.items() if isinstance(value, float)), flush=True)
+
+    def compute() -> dict[str, Any]:
+        return {**cell(name, method, data, seed), "dim": len(posteriordb.reference(name, data / "posteriordb")[0])}
+
+    if found := records.keep_cell(path, compute):
+        print(name, method, *(f"{key} {value:.3g}" for key, value in found.items() if isinstance(value, float)), flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

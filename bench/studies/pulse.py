@@ -9,7 +9,7 @@ The true proportions are those of the segments that a person has from each sourc
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import statistics
 import sys
 import tempfile
@@ -23,7 +23,6 @@ import torch
 from bench import records
 from bench.studies.demographies import pulse
 from ddvi_fast import _markdown
-from ddvi_fast.engine.run_folder import environment
 from ddvi_fast.genomes.admixture import Admixture, matched
 from ddvi_fast.genomes.convert import write_store
 from ddvi_fast.genomes.filters import Filters
@@ -48,6 +47,7 @@ class Simulated(NamedTuple):
     variants: list[tuple[str, int, str, str, str]]
 
 
+@functools.lru_cache(maxsize=1)  # both kinds of a seed have the same people
 def simulate(seed: int, segments: int = _SEGMENTS, group: int = _GROUP, panel: int = _PANEL) -> Simulated:
     """People of an admixture pulse, 70 to 30, eight generations ago."""
     import msprime
@@ -178,12 +178,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _keep(path: Path, kind: str, seed: int) -> None:
-    if path.exists():
-        return
-    made, found = environment(), cell(kind, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**found, "commit": made["commit"], "processor": made["machine"]["processor"]}))
-    print(path.stem, *(f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, float)), flush=True)
+    if found := records.keep_cell(path, lambda: cell(kind, seed)):
+        print(path.stem, *(f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, float)), flush=True)
 
 
 if __name__ == "__main__":

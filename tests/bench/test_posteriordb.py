@@ -71,3 +71,10 @@ def test_a_name_that_is_none_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         posteriordb.main(["--cells", str(tmp_path), "run", "--names", "garch", "garch11"])
     assert "--names: expected the start of one of" in capsys.readouterr().err
+
+
+def test_a_cell_is_computed_once(tmp_path):
+    path, computed = tmp_path / "new" / "cell.json", []
+    for expected in ({"mean": 0.5}, None):
+        assert records.keep_cell(path, lambda: computed.append(1) or {"mean": 0.5}) == expected
+    assert len(computed) == 1 and {"mean", "commit", "processor"} == records.read(path).keys() and records.read(path)["mean"] == 0.5
